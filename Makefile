@@ -1,0 +1,51 @@
+# Needs Python 3.11 or newer, a C++ compiler (pydensecrf) and, for the first `make setup`, a way to the package index.
+VENV ?= .venv
+CORES ?= 2
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+export OMP_NUM_THREADS ?= 2
+export UV_HTTP_TIMEOUT ?= 300
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Snakemake's own lock outlives a killed run; flock's does not.
+ONE_AT_A_TIME := $(if $(shell command -v flock),flock $(READY),)
+
+.PHONY: help setup demo test lint refresh bench lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(READY)  ## create .venv (or VENV=folder) with exactly the packages of requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	@touch $@
+
+demo: setup  ## run the whole pipeline on generated data, then print the results
+	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --config preset=smoke
+	@$(BIN)/python -m wsss_lib.results runs/toy
+
+test: setup  ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: setup  ## check the code
+	@$(BIN)/ruff check .
+
+refresh: setup  ## run the notebooks again and store their outputs
+	$(BIN)/python tests/refresh_notebooks.py
+
+bench: setup  ## compare the plain formulations with ours
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+lock: setup  ## solve the dependencies of pyproject.toml anew into requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \
+		--generate-hashes --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+
+clean:  ## remove the results of make demo, generated data and caches; not the environment, not other runs
+	rm -rf runs/toy data/toy .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

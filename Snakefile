@@ -1,0 +1,124 @@
+"""The pipeline: which notebook makes which stages out of which others. `make demo` runs it at smoke size; by hand:
+
+    snakemake --cores 2 --config preset=voc12-small methods='[cam]' seeds='[0,1,2]'
+
+Every rule runs one notebook with papermill. A stage's own record, `run.json`, belongs to the notebook, which finishes an
+interrupted stage and leaves a finished one alone. So Snakemake, which deletes the outputs of a rule before it runs and when
+it fails, must not own that record: a rule's outputs are copies of the executed notebook, one in each stage's folder.
+"""
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from wsss_lib.config import Config, read_preset
+
+root = workflow.basedir
+workdir: root
+
+preset = Path("configs", f"{config.get('preset', 'smoke')}.yaml")
+methods, seeds = config.get("methods", ["cam"]), config.get("seeds", [0])
+if not preset.is_file():
+    known = ", ".join(sorted(path.stem for path in preset.parent.glob("*.yaml")))
+    raise WorkflowError(f"preset {preset.stem!r} does not exist in configs/; take one of: {known}")
+if not (isinstance(methods, list) and isinstance(seeds, list)):
+    raise WorkflowError("methods and seeds are lists: --config methods='[cam]' seeds='[0,1,2]'")
+settings = Config.from_values(read_preset(preset))
+runs_root = config.get("runs_root", settings.runs_root)
+base = f"{runs_root}/{settings.dataset}"
+parameters = settings.model_dump(mode="json")  # a rule runs again when one of them has changed
+cores = workflow.cores or 1  # on a cluster there is no such number: --set-threads gives it
+
+
+def executed(*stages, method="{method}", seed="{seed}"):
+    """Return the path of the executed notebook in the folder of each stage."""
+    return [f"{base}/{method}/seed{seed}/{stage}/notebook.ipynb" for stage in stages]
+
+
+# The running notebook lies above the stage folders, because a stage may move its folder aside (to `<stage>.stale`).
+run_notebook = """
+running="$(dirname "$(dirname {output[0]:q})")/$(basename {input.notebook:q} .ipynb).running.ipynb"
+{sys.executable:q} -m papermill {input.notebook:q} "$running" -f {preset:q} -r runs_root {runs_root:q} \
+    -r method {wildcards.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
+    --no-progress-bar --log-level ERROR || {{ echo "$running shows in which cell it stopped" >&2; exit 1; }}
+for copy in {output:q}; do
+    test -f "$(dirname "$copy")/run.json" || {{ echo "{input.notebook} left $(dirname "$copy") unfinished" >&2; exit 1; }}
+    cp "$running" "$copy"
+done
+rm "$running"
+"""
+
+
+wildcard_constraints:
+    seed=r"\d+",
+
+
+rule all:
+    input: f"{base}/report/index.html"
+
+
+rule check:
+    input: notebook="notebooks/02_datasets_and_labels.ipynb"
+    output: executed("check")
+    wildcard_constraints: method="data"
+    params: parameters
+    shell: run_notebook
+
+
+rule cam:
+    input: executed("check", method="data", seed=0), notebook="notebooks/10_cam.ipynb"
+    output: executed("classifier", "maps")
+    wildcard_constraints: method="cam"
+    params: parameters
+    threads: cores
+    shell: run_notebook
+
+
+rule seeds:
+    input: executed("maps"), notebook="notebooks/70_seeds.ipynb"
+    output: executed("seeds")
+    params: parameters
+    threads: cores
+    shell: run_notebook
+
+
+rule irn:
+    input: executed("seeds"), notebook="notebooks/80_irn.ipynb"
+    output: executed("irn", "pseudo_masks")
+    params: parameters
+    threads: cores
+    shell: run_notebook
+
+
+rule deeplab:
+    input: executed("pseudo_masks"), notebook="notebooks/90_deeplab.ipynb"
+    output: executed("deeplab", "predictions")
+    params: parameters
+    threads: cores
+    shell: run_notebook
+
+
+# DeepLab trained on the true masks: the upper reference.
+use rule deeplab as deeplab_truth with:
+    input: executed("check", method="data", seed=0), notebook="notebooks/90_deeplab.ipynb"
+    wildcard_constraints: method="truth"
+
+
+ruleorder: deeplab_truth > deeplab
+
+
+rule overview:
+    input:
+        [executed("predictions", method=method, seed=seed) for method in [*methods, "truth"] for seed in seeds],
+        notebook="notebooks/00_start_here.ipynb",
+    output: executed("overview")
+    wildcard_constraints: method="report"
+    params: parameters
+    shell: run_notebook
+
+
+rule report:
+    input: executed("overview", method="report", seed=0)
+    output: f"{base}/report/index.html"
+    shell: "{sys.executable:q} -m wsss_lib.report {base:q}"

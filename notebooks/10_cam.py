@@ -1,0 +1,376 @@
+# %% [markdown]
+# # 10 · Class activation maps
+#
+# *In: photographs and their image-level labels. Out: one score map for each class of each image.*
+#
+# | | |
+# |---|---|
+# | **Needs** | notebook 02 (the data set) |
+# | **Writes** | `classifier/weights.safetensors`, `maps/ID.npz` |
+# | **Time and memory** | smoke: about 1 minute on two CPU cores, 1 GB. `voc12-small`: see docs/results.md. VOC and COCO: GPU, estimated in the README |
+# | **Paper** | Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016 (figure 2); recipe of Ahn, Cho, Kwak, *IRN*, CVPR 2019, section 3 |
+#
+# **Goals.** After this notebook you can
+#
+# 1. say why a classifier that never saw a mask knows where an object is,
+# 2. compute a class activation map (CAM) in ten lines,
+# 3. name the flaw of CAMs that every method of this repository attacks, and measure it.
+
+# %% tags=["parameters"]
+dataset = "toy"  # name of the run's folder below runs_root
+data_root = "data/toy"  # VOC devkit folder
+labels = ""  # table of image-level labels; empty: data_root/labels.csv
+mask_folder = "SegmentationClass"  # true masks, read for scoring only
+runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
+method = "cam"  # this notebook's method
+seed = 0  # of everything that is random
+train_split = "train"  # images with image-level labels
+score_split = "train"  # part of train_split on which maps are scored
+val_split = "val"  # for the classifier's precision
+limit = 0  # use only the first images; 0: all
+num_workers = 0  # loader processes
+device = "auto"  # auto, cpu or cuda
+mixed_precision = False  # float16 autocast on a GPU
+device_batch_size = 16  # images at once on the device
+checkpoint_every = 100  # steps between two saved states
+backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lite0
+backbone_weights = "none"  # imagenet, none, or a safetensors file
+output_stride = 8  # 16 in the paper; the toy images are small
+frozen_batch_norm = False  # True in the paper, where the backbone is pre-trained
+frozen_stages = 0  # 3 in the paper: stem, layer1 and layer2 are not trained
+cam_weights = ""  # a finished classifier instead of training
+cam_epochs = 8  # 5 in the paper
+cam_batch_size = 16
+cam_learning_rate = 0.05  # 0.1 in the paper, with the momentum slip
+cam_head_learning_rate = 0.5  # ten times the backbone's
+cam_momentum = 0.9
+cam_weight_decay = 1.0e-4
+cam_momentum_slip = False  # True in the official runs: momentum = weight decay, see section 2
+cam_long_side_min = 80  # 320 in the paper
+cam_long_side_max = 112  # 640 in the paper
+cam_crop = 96  # 512 in the paper
+cam_scales = [1.0, 0.5, 1.5, 2.0]
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from wsss_lib import artifacts, stages, training, viz, widgets
+from wsss_lib.config import Config
+from wsss_lib.data import transforms
+from wsss_lib.methods import cam
+from wsss_lib.metrics import Evaluation, average_precision
+from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.refine.seeds import argmax_with_background
+
+config = Config.from_notebook(globals())
+run_device = training.seed_everything(config)
+viz.use_style()
+
+# %% [markdown]
+# The first check: are the images, the lists and the label table there? If not, the next cell stops and says which
+# notebook to run.
+
+# %%
+train_data = stages.open_data(config, config.train_split)
+score_data = stages.open_data(config, config.score_split)
+val_data = stages.open_data(config, config.val_split)
+mean, std = normalization_of(config.backbone)
+print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes:")
+print(", ".join(train_data.classes))
+
+# %% [markdown]
+# ## 1 The network
+#
+# A classifier of this kind has three parts: a backbone that turns an image $x$ into a map of features
+# $f(x) \in \mathbb{R}^{D \times h \times w}$, an average over all positions, and a linear layer $W$ that gives one logit for
+# each class. Averaging and multiplying by $W$ are both linear, so their order does not matter:
+#
+# $$ W\,\frac{1}{hw}\sum_{ij} f_{ij}(x) \;=\; \frac{1}{hw}\sum_{ij} \underbrace{W f_{ij}(x)}_{\text{evidence at } (i,j)} $$
+#
+# The right side says that a logit is an average of local evidence. That evidence, cut off below zero, is the CAM:
+# $M_c = \mathrm{ReLU}(W_c f)$. The next cell shows the sizes and that both sides agree.
+
+# %%
+torch.manual_seed(config.seed)
+net = stages.build_classifier(config, train_data.num_classes)
+images = torch.randn(2, 3, config.cam_crop, config.cam_crop)
+net.eval()
+with torch.no_grad():
+    features = net.backbone(images)  # f: (N, D, h, w)
+    evidence = net.classifier(features)  # W f: (N, C, h, w)
+    logits = net(images)  # (N, C)
+print("images", tuple(images.shape), "-> features", tuple(features.shape), "-> evidence", tuple(evidence.shape))
+assert torch.allclose(evidence.mean((2, 3)), logits, atol=1e-4)
+print("mean of the evidence = logits:", True)
+
+# %% [markdown]
+# The feature map is coarse: one position stands for a block of `output_stride` pixels on each side. ImageNet networks
+# end at stride 32; here the last strides are taken out, which costs time and buys resolution.
+#
+# ## 2 Training on image-level labels
+#
+# Each class is its own yes-or-no question, so the loss is the multi-label soft-margin loss, a mean of binary
+# cross-entropies. Images are scaled to a random long side, mirrored and cropped; nothing else.
+#
+# **A slip to know about.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD in
+# the place of the *momentum*: the published learning rates (0.1 and 1.0) belong to SGD without momentum.
+# `cam_momentum_slip = True` repeats that, by name; with a real momentum of 0.9 a step is ten times as long.
+
+# %%
+classifier_stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": stages.data_hash(train_data)})
+weights_file = classifier_stage.folder / "weights.safetensors"
+images_seen = 0
+if not classifier_stage.is_complete():
+    torch.manual_seed(config.seed)
+    net = stages.build_classifier(config, train_data.num_classes, config.cam_weights).to(run_device)
+    if not config.cam_weights:
+        images_seen = stages.train_classifier(net, train_data, config, classifier_stage.folder)
+    training.save_weights(net, weights_file)
+net = stages.build_classifier(config, train_data.num_classes, weights_file).to(run_device).eval()
+
+# %% [markdown]
+# The curve should fall and flatten. What to look for: a loss that stays at $\ln 2 \approx 0.69$ means that nothing is learned.
+
+# %% tags=["nbval-ignore-output"]
+if not config.cam_weights:
+    log = training.read_log(classifier_stage.folder)
+    figure, axes = plt.subplots(figsize=(5, 2.6))
+    axes.plot([row["step"] for row in log], [row["loss"] for row in log])
+    axes.axhline(np.log(2), color="grey", linestyle=":")
+    axes.set(xlabel="step", ylabel="loss", title="Classifier: training loss", ylim=(0, None))
+    viz.show(figure, f"Training loss falls from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
+
+# %% [markdown]
+# ## 3 Score of the classifier
+#
+# Average precision asks for each class: if the validation images are ranked by the class's probability, do those that
+# have the class come first? Classes that no validation image has are left out of the mean. This looks at image-level
+# labels only.
+
+# %% tags=["nbval-ignore-output"]
+if not classifier_stage.is_complete():
+    probabilities = stages.score_classifier(net, val_data, config)
+    precisions = average_precision(probabilities, val_data.labels)
+    row = {"what": "classifier mAP", "split": val_data.split, "images": len(val_data),
+           "map": round(100 * float(np.nanmean(precisions)), 2),
+           "class_ap": [None if np.isnan(value) else round(100 * float(value), 1) for value in precisions]}
+    classifier_stage.finish([row], images_seen, str(run_device))
+row = classifier_stage.metrics()[0]
+print(f"mAP on {row['images']} images of {row['split']}: {row['map']:.1f} %")
+for name, value in zip(train_data.classes, row["class_ap"], strict=True):
+    print(f"  {name:12s} {'not in this split' if value is None else f'{value:.1f} %'}")
+
+# %% [markdown]
+# A classifier that gets this right must have found *something* that tells the classes apart. The question of the whole field is
+# whether that something is the object.
+#
+# ## 4 One map in ten lines
+#
+# Take one image and one of its classes. The map is the evidence $W_c f$, cut at zero and divided by its maximum.
+
+# %%
+image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
+photograph = score_data.image(image_id)
+present = int(np.flatnonzero(score_data.label(image_id))[0])
+
+array = transforms.normalize(photograph, mean, std)  # (H, W, 3)
+x = transforms.to_tensor(array)[None].to(run_device)  # (1, 3, H, W)
+with torch.no_grad():
+    f = net.backbone(x)[0]  # (D, h, w)
+    W = net.classifier.weight[present, :, 0, 0]  # (D,)
+    M = torch.einsum("d,dhw->hw", W, f).clamp(min=0)  # M_c = ReLU(W_c f)
+M = M / (M.max() + 1e-5)
+print(f"image {image_id}, class {train_data.classes[present]}: map of {tuple(M.shape)} positions")
+
+# %% [markdown]
+# The library does the same for a whole batch, all classes at once. Both must agree:
+
+# %%
+with torch.inference_mode():
+    from_library = net.activation_maps(x)[0, present]
+from_library = from_library / (from_library.max() + 1e-5)
+assert torch.allclose(M, from_library, atol=1e-4)
+print("ten lines = library:", True)
+
+# %% [markdown]
+# ## 5 Several scales and a mirror
+#
+# One pass is coarse and shaky. The usual recipe runs the image at several scales, each also mirrored, *adds* the maps
+# (not averages: the division by the maximum comes last) and brings them to a grid of stride 4:
+#
+# $$ M_c \leftarrow \frac{\sum_s \left[M_c^{(s)}(x) + \mathrm{mirror}(M_c^{(s)}(\mathrm{mirror}\,x))\right]}{\max(\cdot) + 10^{-5}} $$
+
+# %% tags=["nbval-ignore-output"]
+def maps_at(scales):
+    """Return the score map of the chosen class at full resolution."""
+    label = score_data.label(image_id)[None]
+    (_, scores), = cam.localization_maps(net, [photograph], label, scales, mean, std)
+    size = photograph.size[::-1]
+    return F.interpolate(torch.from_numpy(scores)[None], size=size, mode="bilinear")[0, 0].numpy()
+
+
+choices = [[1.0], [0.5], [2.0], list(config.cam_scales)]
+figure, panels = plt.subplots(1, 5, figsize=(11, 2.6))
+viz.draw_image(panels[0], np.array(photograph), "input")
+for panel, scales in zip(panels[1:], choices, strict=True):
+    mappable = viz.draw_scores(panel, np.array(photograph), maps_at(scales), "scales " + ", ".join(map(str, scales)))
+figure.colorbar(mappable, ax=panels, shrink=0.8, label="score")
+viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the scale; the sum of all is the smoothest")
+
+# %% [markdown]
+# Small scales spread over the object, large scales pick out details. The sum keeps some of both.
+#
+# ## 6 All images
+#
+# Now the whole training set. Each image's file holds the classes that its label names, the maps at stride 4 as
+# float16, and the image's size: a few kilobytes. **Image-level labels are used here**, which is fair, because these are training
+# images; the segmentation network at the end sees none.
+
+# %%
+maps_stage = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
+if not maps_stage.is_complete():
+    images_made = stages.make_maps(net, train_data, config, maps_stage.folder)
+classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
+assert scores.min() >= 0 and scores.max() <= 1
+
+# %% [markdown]
+# ## 7 Numbers
+#
+# To score a map it must become a mask: a pixel is background where no class exceeds a threshold. All thresholds are
+# tried in one pass (notebook 70 explains how). **The best threshold is chosen by looking at pixel labels**, so it is an upper
+# bound, marked as such; the published fixed threshold is beside it.
+
+# %% tags=["nbval-ignore-output"]
+if not maps_stage.is_complete():
+    sweep = stages.sweep_maps(score_data, maps_stage.folder, np.linspace(0.01, 0.9, 90))
+    threshold, miou = sweep.best()
+    row = {"what": "CAM at its best threshold", "split": score_data.split, "images": len(score_data), "crf": False,
+           "miou": round(100 * miou, 2), "pixel_labels_chose": f"threshold {threshold:.2f}", "threshold": round(threshold, 4),
+           "thresholds": np.round(sweep.thresholds, 4).tolist(), "curve": np.round(100 * sweep.curve(), 2).tolist()}
+    maps_stage.finish([row], images_made, str(run_device))
+row = maps_stage.metrics()[0]
+print(f"{row['images']} images of {row['split']}: mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f} (its best)")
+print("published, VOC 2012 train (1,464 images), ResNet-50, threshold 0.15: 48.3 % (IRN paper, quoted in jiwoon-ahn/irn#4)")
+
+# %% tags=["nbval-ignore-output"]
+figure, axes = plt.subplots(figsize=(5, 2.8))
+axes.plot(row["thresholds"], row["curve"])
+axes.plot(row["threshold"], row["miou"], "o", color="black")
+axes.set(xlabel="background threshold", ylabel="mIoU %", title=f"Maps of {row['images']} images against true masks")
+viz.show(figure, f"The mean IoU has one peak of {row['miou']:.1f} percent at threshold {row['threshold']:.2f} and falls on both sides")
+
+# %% [markdown]
+# ### The flaw, measured
+#
+# Generated images come with a map of *parts*: each creature has a small striking **head**, which tells its class, and a
+# large dull **body**. Recall by part says which pixels of an object the maps find. (Real data sets have no such map; this cell
+# then says so.)
+
+# %% tags=["nbval-ignore-output"]
+from data_prep.toy import part_recall
+
+part_folder = score_data.root / "PartMasks"
+if part_folder.is_dir():
+    found, total = {"head": 0.0, "body": 0.0}, {"head": 0, "body": 0}
+    for name in score_data.ids[:300]:
+        classes, scores = stages.full_size_maps(maps_stage.folder, name)
+        mask = argmax_with_background(scores, classes, row["threshold"])
+        recall = part_recall(mask, np.array(Image.open(part_folder / f"{name}.png")), score_data.mask(name))
+        for part, value in recall.items():
+            if not np.isnan(value):
+                found[part], total[part] = found[part] + value, total[part] + 1
+    print({part: f"recall {found[part] / total[part]:.2f}" for part in found})
+else:
+    print("no part masks in this data set")
+
+# %% [markdown]
+# The head is nearly always found, most of the body is not. Nothing in the classification loss asks for the body: one telling part
+# answers the question. RIB, DRS, AMN, VWE and SC-CAM are five ways to ask for more; notebooks 70 and 80 spread what was found to
+# the object's edges.
+#
+# ## 8 Look
+#
+# Best, worst and random images by their own IoU, in the project's order: input, truth, CAM. The worst rows are the instructive ones.
+
+# %% tags=["nbval-ignore-output"]
+def image_iou(name):
+    """Return the mean IoU of one image at the best threshold (for ranking only, never averaged)."""
+    classes, scores = stages.full_size_maps(maps_stage.folder, name)
+    evaluation = Evaluation(score_data.num_classes + 1)
+    evaluation.add(score_data.mask(name), argmax_with_background(scores, classes, row["threshold"]))
+    return evaluation.scores().miou
+
+
+ranking = {name: image_iou(name) for name in score_data.ids[:200]}
+chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
+figure, panels = plt.subplots(len(chosen), 3, figsize=(7, 2.3 * len(chosen)), squeeze=False)
+for name, line in zip(chosen, panels, strict=True):
+    picture = np.array(score_data.image(name))
+    classes, scores = stages.full_size_maps(maps_stage.folder, name)
+    viz.draw_image(line[0], picture, f"input {name}")
+    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
+    viz.draw_scores(line[2], picture, scores.max(0), f"CAM, IoU {100 * ranking[name]:.0f} %")
+viz.show(figure, "Best, random and worst image: the maps sit on the telling part and leave out much of the object")
+
+# %% [markdown]
+# ## 9 Try it
+#
+# Move the threshold and watch the mask grow and shrink. No single value is right for both small telling parts and whole
+# objects. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
+
+# %% tags=["nbval-ignore-output"]
+def draw(threshold=0.15):
+    """Show the mask of the chosen image at one threshold."""
+    classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+    figure, axes = plt.subplots(figsize=(3, 3))
+    mask = argmax_with_background(scores, classes, threshold)
+    viz.draw_labels(axes, mask, score_data.classes, f"threshold {threshold:.2f}", np.array(photograph))
+    viz.show(figure, f"Mask of {image_id} where the score exceeds {threshold:.2f}")
+
+
+widgets.explore(draw, threshold=(0.0, 0.9, 0.05))
+
+# %% tags=["nbval-ignore-output"]
+classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+figure, panels = plt.subplots(1, 5, figsize=(11, 2.5))
+viz.draw_labels(panels[0], score_data.mask(image_id), score_data.classes, "truth", np.array(photograph))
+for panel, threshold in zip(panels[1:], (0.05, 0.15, 0.3, 0.5), strict=True):
+    mask = argmax_with_background(scores, classes, threshold)
+    viz.draw_labels(panel, mask, score_data.classes, f"threshold {threshold:.2f}", np.array(photograph))
+viz.show(figure, "A low threshold floods the background, a high one keeps only the most telling part")
+
+# %% [markdown]
+# ## 10 Summary and exercises
+#
+# * A logit is an average of local evidence; the evidence itself is the map.
+# * The maps find what tells classes apart, not the object: high recall on heads, low on bodies.
+# * Written: `classifier/` and `maps/`. Next: notebook 70 turns maps into seeds.
+#
+# **Exercise 1.** The maps are divided by their maximum, so every class of the label gets a score of 1 somewhere, even if
+# the classifier does not believe in it. Write a function that returns how many of an image's present classes have a probability below
+# one half.
+
+# %%
+def unbelieved_classes(probabilities, label):
+    """probabilities: float (C,), label: 0/1 (C,). Return an int."""
+    return None  # your code
+
+
+widgets.check(unbelieved_classes(np.array([0.9, 0.2, 0.4]), np.array([1, 1, 0])), 1, "exercise 1")
+
+# %% [markdown]
+# **Exercise 2.** With stride 16 and an image of 375 x 500 pixels, how many positions has the feature map at scale 2.0? (Sides are
+# rounded up.)
+
+# %%
+positions = None  # your answer
+widgets.check(positions, 47 * 63, "exercise 2")
+
+# %% [markdown]
+# **References.** Zhou, Khosla, Lapedriza, Oliva, Torralba: Learning Deep Features for Discriminative Localization, CVPR 2016.
+# Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019.

@@ -1,0 +1,187 @@
+"""The Snakefile: every preset plans the same graph, and a run that was killed goes on where it stopped."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from wsss_lib.config import Config, read_preset
+
+ROOT = Path(__file__).parent.parent
+PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
+
+# What each notebook makes, and what the production run must have before it.
+GRAPH = {
+    ("02_datasets_and_labels", "data"): (["check"], []),
+    ("10_cam", "cam"): (["classifier", "maps"], ["data/seed0/check"]),
+    ("70_seeds", "cam"): (["seeds"], ["cam/seed0/maps"]),
+    ("80_irn", "cam"): (["irn", "pseudo_masks"], ["cam/seed0/seeds"]),
+    ("90_deeplab", "cam"): (["deeplab", "predictions"], ["cam/seed0/pseudo_masks"]),
+    ("90_deeplab", "truth"): (["deeplab", "predictions"], ["data/seed0/check"]),
+    ("00_start_here", "report"): (["overview"], ["cam/seed0/predictions", "truth/seed0/predictions"]),
+}
+
+
+def snakemake(*arguments: str, folder: Path = ROOT, config: tuple[str, ...] = ()) -> list[str]:
+    """Return the command line that runs Snakemake as `make demo` does."""
+    return [sys.executable, "-m", "snakemake", "--directory", str(folder), "--snakefile", str(folder / "Snakefile"),
+            "--cores", "2", "--nolock", "--rerun-incomplete", *arguments, "--config", *config]
+
+
+def output_of(command: list[str]) -> str:
+    """Run a command that must succeed; return what it printed."""
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_four_sizes_are_there():
+    assert {path.stem for path in PRESETS} >= {"smoke", "voc12-small", "voc12", "coco14"}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_graph(preset, tmp_path):
+    """Nothing exists below a new runs_root: every notebook is planned, with parameters that the configuration knows."""
+    dataset = read_preset(preset).get("dataset", "toy")
+    base = tmp_path / dataset
+    plan = output_of(snakemake("--dry-run", "--printshellcmds",
+                               config=(f"preset={preset.stem}", f"runs_root={tmp_path}")))
+    planned = {}
+    for block in plan.split("\nrule ")[1:]:
+        lines = dict(re.findall(r"^    (input|output): (.*)$", block, flags=re.MULTILINE))
+        if "-m papermill" in block:
+            words = shlex.split(re.search(r"^\S+ -m papermill .*?(?= \|\|)", block, flags=re.MULTILINE)[0])
+            values = dict(zip(words[words.index("-r")::3], words[words.index("-r") + 1::3], strict=False))
+            del values
+            options = [(words[i], words[i + 1], words[i + 2]) for i, word in enumerate(words) if word in ("-r", "-p")]
+            given = {name: int(value) if flag == "-p" else value for flag, name, value in options}
+            assert words[words.index("-f") + 1] == f"configs/{preset.stem}.yaml"
+            config = Config.from_values(read_preset(preset) | given)
+            assert config.runs_root == str(tmp_path) and config.seed == 0
+            notebook = Path(words[words.index("papermill") + 1])
+            assert (ROOT / notebook).is_file()
+            planned[notebook.stem, config.method] = (lines["output"].split(", "), lines["input"].split(", "))
+    assert planned == {
+        (notebook, method): ([f"{base}/{method}/seed0/{stage}/notebook.ipynb" for stage in stages],
+                             [*(f"{base}/{stage}/notebook.ipynb" for stage in inputs), f"notebooks/{notebook}.ipynb"])
+        for (notebook, method), (stages, inputs) in GRAPH.items()}
+    assert f"output: {base}/report/index.html" in plan
+
+
+def test_seeds_and_methods_multiply(tmp_path):
+    plan = output_of(snakemake("--dry-run", "--printshellcmds", config=(f"runs_root={tmp_path}", "seeds=[0,1,2]")))
+    rules = Counter(re.findall(r"^rule (\w+):", plan, flags=re.MULTILINE))
+    once = dict.fromkeys(("check", "overview", "report", "all"), 1)
+    assert rules == once | dict.fromkeys(("cam", "seeds", "irn", "deeplab", "deeplab_truth"), 3)
+
+
+@pytest.mark.parametrize("config, message", [
+    ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco14, "),
+    ("methods=cam", "methods and seeds are lists"),
+])
+def test_wrong_settings_give_one_sentence(config, message):
+    done = subprocess.run(snakemake("--dry-run", config=(config,)), text=True, capture_output=True, timeout=120)
+    assert done.returncode != 0 and message in done.stdout + done.stderr
+
+
+# A stand-in for every notebook: a stage of eight slow steps that goes on where it stopped, as the library's stages do.
+STAND_IN = """
+import json, pathlib, time
+for stage in {stages}:
+    folder = pathlib.Path(runs_root, "toy", method, f"seed{{seed}}", stage)
+    if (folder / "run.json").exists():
+        continue
+    for step in range(8):
+        if not (folder / f"{{step}}.txt").exists():
+            with open(pathlib.Path(runs_root, "work.log"), "a") as log:
+                print(stage, step, file=log)
+            time.sleep(0.25)
+            (folder / f"{{step}}.txt").write_text("result")
+    (folder / "run.json").write_text(json.dumps({{"cam_epochs": cam_epochs}}))
+"""
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A copy of the pipeline with stand-ins for the notebooks."""
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "smoke.yaml").write_text("dataset: toy\ncam_epochs: 1\n")
+    (tmp_path / "notebooks").mkdir()
+    for (name, _), (stages, _) in GRAPH.items():
+        parameters = new_code_cell("runs_root, method, seed, cam_epochs = '', '', 0, 0",
+                                   metadata={"tags": ["parameters"]})
+        cells = [parameters, new_code_cell(STAND_IN.format(stages=stages))]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks" / f"{name}.ipynb")
+    return tmp_path
+
+
+def test_killed_run_goes_on(small):
+    """Kill everything in the middle of a stage, start again: no finished step is done twice, no record is lost."""
+    maps, log = small / "runs/toy/cam/seed0/maps", small / "runs/work.log"
+    command = snakemake("runs/toy/cam/seed0/maps/notebook.ipynb", folder=small)
+    steps = [f"{stage} {step}" for stage in ("check", "classifier", "maps") for step in range(8)]
+
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (maps / "2.txt").exists():
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (maps / "run.json").exists() and not (maps / "notebook.ipynb").exists()
+    record = small / "runs/toy/cam/seed0/classifier/run.json"
+    before = record.stat().st_mtime_ns
+    time.sleep(2)  # a kernel sees within a second that its parent is gone
+
+    output_of(command)
+    done = log.read_text().splitlines()
+    assert sorted(set(done)) == sorted(steps) and len(done) <= len(steps) + 1  # at most the step that was cut off
+    assert record.stat().st_mtime_ns == before
+    executed = nbformat.read(maps / "notebook.ipynb", as_version=4)
+    assert [cell.execution_count for cell in executed.cells] == [1, 2, 3]  # with the injected cell
+    assert not list(small.rglob("*.running.ipynb"))
+
+    # A finished pipeline does nothing; a new parameter runs every notebook again, and each decides for itself.
+    assert "Nothing to be done" in output_of(command)
+    (small / "configs" / "smoke.yaml").write_text("dataset: toy\ncam_epochs: 2\n")
+    assert "2 of 2 steps (100%) done" in output_of(command)
+    assert log.read_text().splitlines() == done
+
+    # A stage that was deleted is made again, from what is left.
+    shutil.rmtree(maps)
+    assert "1 of 1 steps (100%) done" in output_of(command)
+    assert log.read_text().splitlines() == done + [step for step in steps if step.startswith("maps")]
+
+
+def test_notebook_that_fails_is_kept_and_leaves_no_output(small):
+    path = small / "notebooks" / "02_datasets_and_labels.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(new_code_cell("raise ValueError('labels.csv is missing')"))
+    nbformat.write(notebook, path)
+    folder = small / "runs/toy/data/seed0"
+    command = snakemake("runs/toy/data/seed0/check/notebook.ipynb", folder=small)
+    failed = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    assert failed.returncode != 0
+    assert "labels.csv is missing" in failed.stderr and "shows in which cell it stopped" in failed.stderr
+    assert "labels.csv is missing" in (folder / "02_datasets_and_labels.running.ipynb").read_text()
+    assert not (folder / "check/notebook.ipynb").exists() and (folder / "check/run.json").exists()
+
+
+def test_notebook_that_does_not_finish_its_stage_fails(small):
+    path = small / "notebooks" / "02_datasets_and_labels.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("seed = 0", metadata={"tags": ["parameters"]})]), path)
+    failed = subprocess.run(snakemake("runs/toy/data/seed0/check/notebook.ipynb", folder=small), text=True,
+                            capture_output=True, timeout=120)
+    assert failed.returncode != 0 and "left runs/toy/data/seed0/check unfinished" in failed.stderr

@@ -1,0 +1,227 @@
+"""What a stage reads and writes: its folder and record, and one reader and one writer for each kind of file.
+
+Every write goes to a temporary name in the same folder and is then moved into place, so that a file is whole or absent.
+Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wsss_lib.config import Config, project_path
+from wsss_lib.data.dataset import DataError, voc_palette
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written ({error.strerror or error}); free some space or set runs_root to another "
+                      "disk, then run again: finished results are kept") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a file that is no JSON gives one sentence."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError):
+        raise DataError(f"{path}: not valid JSON; delete the folder {path.parent} and run its stage again") from None
+
+
+def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> None:
+    """Write localization maps.
+
+    Args:
+        path: `ID.npz`.
+        classes: (K,) 0-based foreground classes.
+        scores: (K, h, w) in [0, 1] at stride 4; stored as float16.
+        size: (H, W) of the image.
+    """
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, classes=np.asarray(classes, np.int16), scores=np.asarray(scores, np.float16),
+                                size=np.asarray(size, np.int32))
+
+    write_atomically(path, write)
+
+
+def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Read localization maps: classes int64 (K,), scores float32 (K, h, w), size (H, W)."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            classes, scores, size = file["classes"], file["scores"], file["size"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: the localization maps are missing; run notebook 10_cam on this split first") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a file of localization maps ({error}); delete it and run its stage again") from None
+    if scores.ndim != 3 or classes.shape != scores.shape[:1] or size.shape != (2,):
+        raise DataError(f"{path}: the shapes of classes {classes.shape} and scores {scores.shape} do not belong together; "
+                        "delete it and run its stage again")
+    return classes.astype(np.int64), scores.astype(np.float32), (int(size[0]), int(size[1]))
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a uint8 (H, W) map of class indices as palette PNG in VOC's colours."""
+    image = Image.fromarray(np.asarray(mask, np.uint8), mode="P")
+    image.putpalette(voc_palette().tobytes())
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def sha256(paths: Iterable[Path], root: Path) -> str:
+    """Return one hash over the names (below `root`) and contents of files."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0")
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+class Stage:
+    """The folder of one step of the pipeline, with the record that completes it.
+
+    Made by `begin_stage` (to fill it) or `open_stage` (to read what another notebook has made).
+    Explained in notebook 00, section "A stage's folder".
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, folder.name
+        self.started = time.time()
+
+    def is_complete(self) -> bool:
+        """Return whether the stage has finished."""
+        return (self.folder / "run.json").is_file()
+
+    def results(self) -> str:
+        """Return the hash of the stage's results.
+
+        Raises:
+            DataError: the stage has not finished.
+        """
+        return self.record()["results_sha256"]
+
+    def record(self) -> dict[str, Any]:
+        """Return the content of `run.json`."""
+        if not self.is_complete():
+            raise DataError(f"{self.folder}: stage {self.name!r} has not finished; run its notebook first")
+        return read_json(self.folder / "run.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of `metrics.json`."""
+        return read_json(self.folder / "metrics.json")
+
+    def finish(self, metrics: list[dict[str, Any]], num_images: int = 0, device: str = "cpu") -> None:
+        """Write `metrics.json` and, last, `run.json`.
+
+        Args:
+            metrics: rows with what, split, images, value, and how it was made (crf, thresholds chosen by pixel labels, …).
+            num_images: images (or training samples) handled since the stage was begun or resumed, for the speed.
+            device: name of the device.
+        """
+        write_json(self.folder / "metrics.json", metrics)
+        seconds = time.time() - self.started
+        skip = {"begun.json", "run.json", "notebook.ipynb"}
+        files = [path for path in self.folder.rglob("*") if path.is_file() and path.name not in skip]
+        write_json(self.folder / "run.json", {
+            "stage": self.name, **read_json(self.folder / "begun.json"), "results_sha256": sha256(files, self.folder),
+            "files": len(files), "versions": versions(), "device": device, "seconds": round(seconds, 1),
+            "images_per_second": round(num_images / seconds, 2) if num_images else None,
+            "peak_memory_mib": peak_memory_mib(device)})
+
+
+def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[str, Stage | str], method: str = "") -> Stage:
+    """Open a stage to fill it; a folder that was begun with other parameters or inputs is moved aside first.
+
+    Args:
+        config: the run's configuration.
+        name: the folder's name, e.g. "maps".
+        uses: prefixes of the parameters that can change the result (`Config.parameters_of`).
+        inputs: name to finished stage, or to a text that identifies other input (the data set's hash).
+        method: the folder's method; empty: the configuration's.
+
+    Returns:
+        the stage; `is_complete()` says whether there is anything left to do.
+    """
+    stage = Stage(stage_folder(config, name, method))
+    parameters = config.parameters_of(*uses)
+    hashes = {key: value if isinstance(value, str) else value.results() for key, value in inputs.items()}
+    key = hashlib.sha256(json.dumps([parameters, hashes], sort_keys=True).encode()).hexdigest()[:16]
+    begun = stage.folder / "begun.json"
+    if begun.is_file() and read_json(begun)["key"] != key:
+        aside = stage.folder.with_name(name + ".stale")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(stage.folder, aside)
+        print(f"{name}: parameters or inputs have changed; the old results are now in {aside.name}")
+    for leftover in stage.folder.rglob(".writing-*"):  # of a process that was killed while it wrote
+        leftover.unlink()
+    if not begun.is_file():
+        write_json(begun, {"key": key, "parameters": parameters, "inputs": hashes})
+    return stage
+
+
+def stage_folder(config: Config, name: str, method: str = "") -> Path:
+    """Return `runs_root/dataset/method/seedK/name`."""
+    return project_path(config.runs_root) / config.dataset / (method or config.method) / f"seed{config.seed}" / name
+
+
+def open_stage(config: Config, name: str, notebook: str, method: str = "") -> Stage:
+    """Open a stage that another notebook has made.
+
+    Raises:
+        DataError: it has not finished; the message names the notebook to run first.
+    """
+    stage = Stage(stage_folder(config, name, method))
+    if not stage.is_complete():
+        raise DataError(f"{stage.folder} is not finished: run notebook {notebook} with the same dataset, method and seed first")
+    return stage
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "numpy", "pillow", "scipy", "pydensecrf2", "timm")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_mib(device: str) -> int:
+    """Return the highest memory use of this process so far, on the GPU when there is one, in MiB."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() // 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

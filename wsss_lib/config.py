@@ -1,0 +1,220 @@
+"""The one configuration: a frozen, validated model whose fields are the notebooks' parameters.
+
+A notebook's `parameters` cell holds flat scalars; papermill overwrites them (`-f configs/voc12.yaml -p seed 1`). The set-up
+cell turns them into a `Config`, which refuses unknown names and repairs what papermill and YAML lose ("1e-4", tuples).
+"""
+
+import ast
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _refuse_number(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("must be text; write it in quotes in YAML, and with -r on papermill's command line "
+                         "(2007_000032 without quotes becomes a number)")
+    return value
+
+
+def _tuple_from_text(value: Any) -> Any:
+    """papermill hands a tuple over as the text "(1.0, 0.5)"."""
+    if isinstance(value, str):
+        try:
+            return tuple(ast.literal_eval(value))
+        except (ValueError, SyntaxError, TypeError):
+            raise ValueError(f"must be a list of numbers such as [1.0, 0.5], not the text {value!r}") from None
+    return value
+
+
+def _refuse_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not True or False")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_refuse_number)]
+Count = Annotated[int, BeforeValidator(_refuse_truth_value), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_refuse_truth_value), Field(ge=1)]
+Rate = Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, le=1)]
+Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_tuple_from_text),
+                    Field(min_length=1)]
+Integers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_tuple_from_text), Field(min_length=1)]
+Weights = Annotated[str, BeforeValidator(_refuse_number)]
+
+
+class Config(BaseModel):
+    """Every parameter of every stage; the defaults are the published methods' values at smoke sizes.
+
+    Prefixes say which stage reads a field: `cam_`, `seed_`, `irn_`, `deeplab_`; fields without one are common.
+    Explained in notebook 00, section "Parameters".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    # Where things are and which run this is.
+    dataset: Text = "toy"  # name of the folder below runs_root
+    data_root: Text = "data/toy"  # VOC devkit folder
+    labels: Text = ""  # table of image-level labels; empty: data_root/labels.csv
+    mask_folder: Text = "SegmentationClass"  # true masks below data_root
+    runs_root: Text = "runs"
+    method: Text = "cam"  # whose localization maps are used; "truth": train DeepLab on the true masks
+    seed: Count = 0
+    train_split: Text = "train"  # images with labels, for every training
+    score_split: Text = "train"  # the part of train_split on which maps and masks are scored
+    val_split: Text = "val"
+    limit: Count = 0  # use only the first images of every split; 0: all
+    num_workers: Count = 0  # loader processes, and processes of per-image stages on the CPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    mixed_precision: bool = False  # float16 autocast; on a GPU only
+    device_batch_size: Positive = 16  # images at once on the device; a larger global batch is accumulated
+    checkpoint_every: Positive = 100  # optimiser steps between two saved states
+    # Backbone of the classifier and of IRN.
+    backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
+    backbone_weights: Weights = "none"  # "imagenet", "none", or a safetensors file
+    output_stride: Literal[8, 16] = 8
+    frozen_batch_norm: bool = False  # inference form during training (published: true)
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0  # of five; published: 3, the stem, layer1 and layer2
+    # 10: classifier and class activation maps.
+    cam_weights: Weights = ""  # a classifier to use instead of training one
+    cam_epochs: Positive = 8
+    cam_batch_size: Positive = 16
+    cam_learning_rate: Rate = 0.1
+    cam_head_learning_rate: Rate = 1.0
+    cam_momentum: Share = 0.9
+    cam_weight_decay: Rate = 1e-4
+    cam_momentum_slip: bool = False  # published runs: True, the momentum is in truth the weight decay
+    cam_long_side_min: Positive = 80
+    cam_long_side_max: Positive = 112
+    cam_crop: Positive = 96
+    cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
+    # 70: seeds.
+    seed_threshold: Share = 0.15
+    seed_foreground_threshold: Share = 0.30  # t_f
+    seed_background_threshold: Share = 0.05  # t_b
+    seed_crf_iterations: Positive = 10
+    seed_num_thresholds: Positive = 60
+    # 80: IRN.
+    irn_weights: Weights = ""  # an IRN to use instead of training one
+    irn_init: Literal["backbone", "classifier"] = "backbone"  # published: the ImageNet backbone, not the classifier
+    irn_epochs: Positive = 3
+    irn_batch_size: Positive = 32
+    irn_learning_rate: Rate = 0.1
+    irn_displacement_learning_rate: Rate = 1.0
+    irn_momentum: Share = 0.9
+    irn_weight_decay: Rate = 1e-4
+    irn_momentum_slip: bool = False
+    irn_scale_min: Rate = 0.5
+    irn_scale_max: Rate = 1.5
+    irn_crop: Positive = 96
+    irn_pad_to: Count = 0  # pad photographs to this side before the network; 0: only to a multiple of 16
+    irn_train_radius: Annotated[int, Field(ge=2)] = 10
+    irn_radius: Annotated[int, Field(ge=2)] = 5
+    irn_beta: Rate = 10.0  # exponent of the affinities
+    irn_log2_steps: Count = 8  # 2^8 = 256 steps of the random walk
+    irn_threshold: Share = 0.25  # background score of the pseudo-masks
+    # 90: DeepLab-v2.
+    deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
+    deeplab_weights: Weights = ""  # a segmentation network to use instead of training one
+    deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
+    deeplab_output_stride: Literal[8, 16] = 8
+    deeplab_atrous_rates: Integers = (6, 12, 18, 24)
+    deeplab_iterations: Positive = 600
+    deeplab_batch_size: Positive = 10
+    deeplab_learning_rate: Rate = 2.5e-4
+    deeplab_momentum: Share = 0.9
+    deeplab_weight_decay: Rate = 5e-4
+    deeplab_loss: Literal["cross_entropy", "balanced"] = "cross_entropy"
+    deeplab_crop: Positive = 96
+    deeplab_scales: Numbers = (0.5, 0.75, 1.0, 1.25, 1.5)
+    deeplab_test_scales: Numbers = (0.5, 0.75)  # beside 1.0, in training and in testing
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        ordered = (("cam_long_side_min", "cam_long_side_max"), ("irn_scale_min", "irn_scale_max"),
+                   ("seed_background_threshold", "seed_foreground_threshold"))
+        for low, high in ordered:
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} ({getattr(self, low)}) must not exceed {high} ({getattr(self, high)})")
+        if self.irn_crop % 4:
+            raise ValueError(f"irn_crop ({self.irn_crop}) must be a multiple of 4, the stride of the affinity grid")
+        return self
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> "Config":
+        """Build a configuration from names and values.
+
+        Raises:
+            ValueError: an unknown name (the nearest known one is suggested) or a value that does not fit; one sentence each.
+        """
+        unknown = [name for name in values if name not in cls.model_fields]
+        if unknown:
+            nearest = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else "; wsss_lib/config.py lists them all"
+            raise ValueError(f"unknown parameter {unknown[0]!r}{hint}")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"][:1])
+            message = first["msg"].removeprefix("Value error, ")
+            sentence = f"parameter {name} = {values.get(name)!r}: {message}" if name else message
+            raise ValueError(sentence) from None
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> "Config":
+        """Build the configuration from a notebook's `parameters` cell and the cell that papermill injects after it.
+
+        Args:
+            namespace: the notebook's `globals()`. Names count when a cell before the one that calls this function assigned
+                them, so that values computed later never reach a configuration when the set-up cell is run again.
+
+        Raises:
+            ValueError: as `from_values`.
+        """
+        names = []
+        for source in namespace.get("In", [""])[1:]:
+            if "from_notebook" in source:
+                break
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.Assign):
+                    names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        return cls.from_values({name: namespace[name] for name in names})
+
+    def parameters_of(self, *prefixes: str) -> dict[str, Any]:
+        """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes."""
+        result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size", "method"}
+        stage_prefixes = ("cam_", "seed_", "irn_", "deeplab_")
+        return {name: value for name, value in self.model_dump(mode="json").items()
+                if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
+
+
+def read_preset(path: Path | str) -> dict[str, Any]:
+    """Read a preset file (one key, one parameter) and check it.
+
+    Raises:
+        ValueError: not a YAML mapping, or a value that does not fit.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{path}: a preset is a list of lines 'name: value'")
+    try:
+        Config.from_values(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return values
+
+
+def project_path(path: str) -> Path:
+    """Return an absolute path; a relative one starts at the project's root, whatever the working directory is."""
+    return Path(os.path.normpath(PROJECT_ROOT / Path(path).expanduser()))

@@ -1,0 +1,222 @@
+"""Data sets in VOC devkit layout with a table of image-level labels.
+
+A folder holds `JPEGImages/ID.jpg`, `SegmentationClass/ID.png`, `ImageSets/Segmentation/SPLIT.txt`, `labels.csv` and, unless
+it is PASCAL VOC, `dataset.json`. Ids are strings everywhere.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+               "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+IGNORE = 255
+
+
+class DataError(ValueError):
+    """Input that cannot be used; the message names the file, what is wrong with it and the remedy."""
+
+
+def voc_palette() -> np.ndarray:
+    """Return VOC's colours: uint8 (256, 3), RGB; bit 3j + c of the index becomes bit 7 - j of channel c.
+
+    Example:
+        >>> voc_palette()[1].tolist(), voc_palette()[255].tolist()
+        ([128, 0, 0], [224, 224, 192])
+    """
+    index = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for j in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((index >> (3 * j + channel)) & 1) << (7 - j)).astype(np.uint8)
+    return palette
+
+
+@dataclass(frozen=True)
+class SegmentationDataset:
+    """One split of a data set: ids, image-level labels, and readers for images and masks.
+
+    Attributes:
+        root: the devkit folder.
+        split: the list that was read, e.g. "train".
+        ids: image ids, in the list's order.
+        classes: names of the C foreground classes; class i has the value i + 1 in masks.
+        labels: uint8 (N, C), 1 where the class is in the image; rows in the order of `ids`.
+        mask_folder: folder of the masks below `root`.
+
+    Explained in notebook 02, section "Image-level labels".
+    """
+
+    root: Path
+    split: str
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    mask_folder: str = "SegmentationClass"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of foreground classes C."""
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image_path(self, image_id: str) -> Path:
+        """Return the path of the photograph."""
+        return self.root / "JPEGImages" / f"{image_id}.jpg"
+
+    def mask_path(self, image_id: str) -> Path:
+        """Return the path of the true mask (which may be absent: no stage before scoring reads it)."""
+        return self.root / self.mask_folder / f"{image_id}.png"
+
+    def image(self, image_id: str) -> Image.Image:
+        """Read a photograph as RGB; greyscale files are converted.
+
+        Raises:
+            DataError: the file is missing or cannot be decoded.
+        """
+        return read_image(self.image_path(image_id))
+
+    def mask(self, image_id: str) -> np.ndarray:
+        """Read a true mask: uint8 (H, W), values 0..C and 255.
+
+        Raises:
+            DataError: missing, unreadable, another size than the image, or a value that is no class.
+        """
+        path = self.mask_path(image_id)
+        mask = read_mask(path, self.num_classes)
+        with Image.open(self.image_path(image_id)) as image:
+            if image.size != mask.shape[::-1]:
+                raise DataError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is "
+                                f"{image.size[0]}x{image.size[1]}; make the mask again from the original annotation")
+        return mask
+
+    def label(self, image_id: str) -> np.ndarray:
+        """Return the image-level label: uint8 (C,)."""
+        return self.labels[self.ids.index(image_id)]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read any image file as RGB, whole, or fail with one sentence."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: the image is missing; put it there or take its id out of the list") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: the image cannot be read ({error}); fetch it again or take its id out of the list") from None
+
+
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
+    """Read the index values of a palette or grey PNG: uint8 (H, W), values 0..num_classes and 255."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise DataError(f"{path}: the mask has mode {image.mode}; masks are 8-bit palette or grey PNGs of class indices")
+            mask = np.array(image, dtype=np.uint8)
+    except FileNotFoundError:
+        raise DataError(f"{path}: the mask is missing; scoring needs one for every image of the split") from None
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise DataError(f"{path}: the mask cannot be read ({error}); make it again") from None
+    foreign = mask[(mask > num_classes) & (mask != IGNORE)]
+    if foreign.size:
+        raise DataError(f"{path}: the mask holds the value {foreign[0]}, but there are only {num_classes} classes; "
+                        "check dataset.json or the mask")
+    return mask
+
+
+def load_dataset(root: Path | str, split: str, labels: Path | str = "", limit: int = 0,
+                 mask_folder: str = "SegmentationClass") -> SegmentationDataset:
+    """Open one split of a data set and check that every image and every label row is there.
+
+    Args:
+        root: devkit folder.
+        split: name of a list in `ImageSets/Segmentation`.
+        labels: the label table; empty: `root/labels.csv`.
+        limit: keep only the first `limit` ids (0: all).
+        mask_folder: folder of the masks below `root`, e.g. "SegmentationClassAug".
+
+    Raises:
+        DataError: something is missing or contradicts itself; the message names the first such file and how many there are.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: the data set folder does not exist; run notebook 02_datasets_and_labels first or set data_root")
+    classes = read_classes(root)
+    ids = read_split(root, split)
+    table = read_labels(Path(labels) if labels else root / "labels.csv", classes)
+    ids = ids[:limit] if limit else ids
+    without_row = [image_id for image_id in ids if image_id not in table]
+    if without_row:
+        raise DataError(f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} others "
+                        f"of split {split!r}; make the table again with python -m data_prep.voc_labels")
+    dataset = SegmentationDataset(root, split, ids, classes, np.stack([table[image_id] for image_id in ids]), mask_folder)
+    missing = [image_id for image_id in ids if not dataset.image_path(image_id).is_file()]
+    if missing:
+        raise DataError(f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
+                        f"{split!r}; put them there or take their ids out of the list")
+    return dataset
+
+
+def read_classes(root: Path) -> tuple[str, ...]:
+    """Return the foreground class names of `root/dataset.json`, or VOC's when there is no such file."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        return VOC_CLASSES
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        classes = content["classes"]
+        valid = isinstance(classes, list) and 0 < len(classes) < IGNORE and all(isinstance(name, str) for name in classes)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a data set description ({type(error).__name__}: {error}); it needs a list 'classes'") from None
+    if not valid or len(set(classes)) != len(classes):
+        raise DataError(f"{path}: 'classes' must be a list of 1 to 254 different names")
+    return tuple(classes)
+
+
+def read_split(root: Path, split: str) -> tuple[str, ...]:
+    """Return the ids of one list; an id is the first word of a line, as a string."""
+    folder = root / "ImageSets" / "Segmentation"
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
+        raise DataError(f"{path}: there is no list for split {split!r}; lists at hand: {known}")
+    try:
+        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the list is not UTF-8 text; it needs one image id a line") from None
+    if not ids:
+        raise DataError(f"{path}: the split is empty; it needs one image id a line")
+    outside = [image_id for image_id in ids if "/" in image_id or "\\" in image_id or image_id.startswith(".")]
+    if outside or len(set(ids)) != len(ids):
+        raise DataError(f"{path}: {outside[0]!r} is not an image id" if outside else f"{path}: an image id stands there twice")
+    return ids
+
+
+def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return the table of image-level labels: image id to uint8 (C,)."""
+    if not path.is_file():
+        raise DataError(f"{path}: the label table is missing; make it with python -m data_prep.voc_labels, or set labels")
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: the label table is not a UTF-8 CSV file ({error})") from None
+    header = rows[0] if rows else []
+    if header[:1] != ["image_id"]:
+        raise DataError(f"{path}: the first column of the label table must be named image_id")
+    unknown = [name for name in header[1:] if name not in classes]
+    if unknown or tuple(header[1:]) != classes:
+        raise DataError(f"{path}: unknown class {unknown[0]!r}; the data set has {', '.join(classes)}" if unknown else
+                        f"{path}: the class columns must be, in this order: {', '.join(classes)}")
+    table = {}
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header) or any(value not in ("0", "1") for value in row[1:]):
+            raise DataError(f"{path}, line {number}: a row is an image id and then {len(classes)} values 0 or 1")
+        table[row[0]] = np.array(row[1:], dtype=np.uint8)
+    return table

@@ -1,0 +1,151 @@
+"""Training samples as a function of (seed, epoch, index), so that a run resumed at any step sees the same data.
+
+A torch data set gets a pair (epoch, index) and seeds its own `random.Random` from it; nothing depends on which worker
+process loads it or on what was loaded before.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from wsss_lib.data import transforms
+from wsss_lib.data.dataset import IGNORE, SegmentationDataset, read_mask
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
+    """Return the random generator of one sample: the same for the same three numbers, on every machine."""
+    return random.Random(f"{seed}/{epoch}/{index}")
+
+
+class ClassificationSamples(Dataset):
+    """Images and image-level labels for the classifier: random long side, mirror, random crop (IRN's recipe).
+
+    Yields image float32 (3, crop, crop), normalised, 0 outside the image; label float32 (C,).
+    """
+
+    def __init__(self, data: SegmentationDataset, seed: int, long_side: tuple[int, int], crop: int, mean: tuple, std: tuple):
+        self.data, self.seed, self.long_side, self.crop, self.mean, self.std = data, seed, long_side, crop, mean, std
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        rng = sample_rng(self.seed, epoch, index)
+        image = transforms.random_long_side(self.data.image(self.data.ids[index]), *self.long_side, rng)
+        array = transforms.normalize(image, self.mean, self.std)
+        if rng.random() < 0.5:
+            array = array[:, ::-1]
+        array = transforms.crop(array, transforms.crop_box(array.shape[:2], self.crop, rng), self.crop, fill=0)
+        return transforms.to_tensor(array), torch.from_numpy(self.data.labels[index].astype(np.float32))
+
+
+class AffinitySamples(Dataset):
+    """Images and reduced label maps for IRN: joint random scale, mirror and crop.
+
+    Yields image float32 (3, crop, crop) and label int64 (crop/4, crop/4) with 255 outside the image.
+    """
+
+    def __init__(self, data: SegmentationDataset, label_folder: Path, seed: int, scale: tuple[float, float], crop: int,
+                 mean: tuple, std: tuple):
+        self.data, self.label_folder, self.seed = data, Path(label_folder), seed
+        self.scale, self.crop, self.mean, self.std = scale, crop, mean, std
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        rng = sample_rng(self.seed, epoch, index)
+        image_id = self.data.ids[index]
+        scale = rng.uniform(*self.scale)
+        image = transforms.resize_image(self.data.image(image_id), scale)
+        label = transforms.resize_label(read_mask(self.label_folder / f"{image_id}.png", self.data.num_classes), scale)
+        array = transforms.normalize(image, self.mean, self.std)
+        if rng.random() < 0.5:
+            array, label = array[:, ::-1], label[:, ::-1]
+        box = transforms.crop_box(label.shape, self.crop, rng)
+        array, label = transforms.crop(array, box, self.crop, 0), transforms.crop(label, box, self.crop, IGNORE)
+        return transforms.to_tensor(array), transforms.to_tensor(transforms.quarter_label(label))
+
+
+class SegmentationSamples(Dataset):
+    """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean colour and 255, crop, mirror.
+
+    Yields image float32 (3, crop, crop) and label int64 (crop, crop).
+    """
+
+    def __init__(self, data: SegmentationDataset, mask_folder: Path, seed: int, scales: tuple[float, ...], crop: int,
+                 mean: tuple, std: tuple):
+        self.data, self.mask_folder, self.seed = data, Path(mask_folder), seed
+        self.scales, self.crop, self.mean, self.std = scales, crop, mean, std
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        rng = sample_rng(self.seed, epoch, index)
+        image_id = self.data.ids[index]
+        label = read_mask(self.mask_folder / f"{image_id}.png", self.data.num_classes)
+        image = np.asarray(self.data.image(image_id), np.float32)
+        draws = transforms.draw_scale_crop_flip(label.shape, self.scales, self.crop, rng)
+        mean_colour = tuple(255 * value for value in self.mean)
+        image, label = transforms.scale_crop_flip(image, label, *draws, self.crop, mean_colour)
+        return transforms.to_tensor(transforms.normalize(image, self.mean, self.std)), transforms.to_tensor(label)
+
+
+class StepSampler(Sampler):
+    """Batches of (epoch, index) pairs for the steps [first_step, last_step), each in equal parts.
+
+    Every epoch is a new permutation; its last short batch is dropped. A data set smaller than a batch is repeated in it.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: images of one step (the global batch).
+        parts: a step's batch is yielded in this many equal parts (gradient accumulation); changes no sample's place.
+        first_step, last_step: half-open range.
+        seed: of the permutations.
+
+    Example:
+        >>> steps = list(StepSampler(5, 2, 1, 0, 4, seed=0))
+        >>> steps[2:] == list(StepSampler(5, 2, 1, 2, 4, seed=0))
+        True
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, parts: int, first_step: int, last_step: int, seed: int):
+        self.num_samples, self.batch_size, self.parts = num_samples, batch_size, parts
+        self.first_step, self.last_step, self.seed = first_step, last_step, seed
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch_now, order = -1, []
+        part_size = self.batch_size // self.parts
+        for step in range(self.first_step, self.last_step):
+            epoch, position = divmod(step, steps_per_epoch(self.num_samples, self.batch_size))
+            if epoch != epoch_now:
+                order = random.Random(f"{self.seed}/order/{epoch}").sample(range(self.num_samples), self.num_samples)
+                epoch_now = epoch
+            start = position * self.batch_size
+            batch = [(epoch, order[(start + offset) % self.num_samples]) for offset in range(self.batch_size)]
+            for part in range(self.parts):
+                yield batch[part * part_size:(part + 1) * part_size]
+
+
+def steps_per_epoch(num_samples: int, batch_size: int) -> int:
+    """Return the number of whole batches in an epoch, at least 1."""
+    return max(1, num_samples // batch_size)
+
+
+def batches(samples: Dataset, batch_size: int, parts: int, first_step: int, last_step: int, seed: int,
+            num_workers: int) -> DataLoader:
+    """Return a loader over the steps [first_step, last_step) of a training run; see `StepSampler`."""
+    sampler = StepSampler(len(samples), batch_size, parts, first_step, last_step, seed)
+    return DataLoader(samples, batch_sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available())

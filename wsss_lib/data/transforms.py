@@ -1,0 +1,129 @@
+"""Scaling, flipping and cropping as the papers do it: pure functions, randomness only from an explicit `random.Random`.
+
+Images are PIL or float32 arrays (H, W, 3); labels are uint8 arrays (H, W) in which 255 means unknown.
+"""
+
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from wsss_lib.data.dataset import IGNORE
+
+
+def resize_image(image: Image.Image, scale: float) -> Image.Image:
+    """Resize by a factor, bicubic; the new sides are rounded half to even.
+
+    Example:
+        >>> resize_image(Image.new("RGB", (5, 3)), 0.5).size
+        (2, 2)
+    """
+    return image.resize(_scaled_size(image.size, scale), Image.Resampling.BICUBIC)
+
+
+def resize_label(label: np.ndarray, scale: float) -> np.ndarray:
+    """Resize a label map by a factor, nearest neighbour, so that no new values arise."""
+    width, height = _scaled_size(label.shape[::-1], scale)
+    return np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+
+
+def _scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return tuple(max(1, int(np.round(side * scale))) for side in size)
+
+
+def random_long_side(image: Image.Image, shortest: int, longest: int, rng: random.Random) -> Image.Image:
+    """Resize so that the long side is a random integer in [shortest, longest] (IRN's classifier recipe)."""
+    return resize_image(image, rng.randint(shortest, longest) / max(image.size))
+
+
+def normalize(image: Image.Image | np.ndarray, mean: tuple, std: tuple) -> np.ndarray:
+    """Map an RGB image in 0..255 to float32 (H, W, 3): (image / 255 - mean) / std for each channel."""
+    return ((np.asarray(image, np.float32) / 255 - np.float32(mean)) / np.float32(std)).astype(np.float32)
+
+
+def crop_box(size: tuple[int, int], crop: int, rng: random.Random) -> tuple[int, int, int, int, int, int, int, int]:
+    """Draw where a square crop is taken from the image, and where a small image lies on the crop's canvas.
+
+    Args:
+        size: (H, W) of the image.
+        crop: side of the crop in pixels.
+        rng: one number is drawn for the columns, then one for the rows (the official order).
+
+    Returns:
+        canvas top, bottom, left, right, image top, bottom, left, right.
+    """
+    spans = []
+    for side in (size[1], size[0]):  # horizontal before vertical
+        offset = rng.randrange(abs(side - crop) + 1)
+        length = min(side, crop)
+        canvas_start, image_start = (0, offset) if side > crop else (offset, 0)
+        spans.append((canvas_start, canvas_start + length, image_start, image_start + length))
+    (left, right, image_left, image_right), (top, bottom, image_top, image_bottom) = spans
+    return top, bottom, left, right, image_top, image_bottom, image_left, image_right
+
+
+def crop(array: np.ndarray, box: tuple[int, ...], side: int, fill: float) -> np.ndarray:
+    """Cut a (side, side, ...) crop given by `crop_box`; what lies outside the image gets `fill`."""
+    canvas = np.full((side, side, *array.shape[2:]), fill, dtype=array.dtype)
+    top, bottom, left, right, image_top, image_bottom, image_left, image_right = box
+    canvas[top:bottom, left:right] = array[image_top:image_bottom, image_left:image_right]
+    return canvas
+
+
+def top_left_crop(array: np.ndarray, side: int, fill: float) -> np.ndarray:
+    """Cut the top-left (side, side, ...) part; a smaller image is filled on the right and bottom."""
+    height, width = min(array.shape[0], side), min(array.shape[1], side)
+    return crop(array, (0, height, 0, width, 0, height, 0, width), side, fill)
+
+
+def quarter_label(label: np.ndarray) -> np.ndarray:
+    """Reduce a label map to stride 4 by nearest neighbour: rows and columns 2, 6, 10, ... (IRN's label grid)."""
+    return label[2::4, 2::4]
+
+
+def scale_crop_flip(image: np.ndarray, label: np.ndarray, scale: float, top: int, left: int, flip: bool, side: int,
+                    fill: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """DeepLab-v2's augmentation with the random draws given.
+
+    The image is resized bilinearly (no anti-aliasing) and the label by nearest neighbour to int(H scale) x int(W scale),
+    filled on the bottom and right up to the crop with `fill` and 255, cropped at (top, left), mirrored last.
+
+    Args:
+        image: float32 (H, W, 3).
+        label: (H, W).
+        scale, top, left, flip: the draws, for instance from `draw_scale_crop_flip`.
+        side: side of the crop in pixels.
+        fill: colour of the padding, in the units of `image`: the mean colour, which normalises to 0.
+
+    Returns:
+        image float32 (side, side, 3) and label (side, side).
+    """
+    height, width = max(1, int(image.shape[0] * scale)), max(1, int(image.shape[1] * scale))
+    chw = torch.from_numpy(np.ascontiguousarray(image, np.float32)).permute(2, 0, 1)[None]
+    chw = F.interpolate(chw, size=(height, width), mode="bilinear", align_corners=False)
+    image = chw[0].permute(1, 2, 0).numpy()
+    label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+    rows, columns = max(side - height, 0), max(side - width, 0)
+    padded = np.empty((height + rows, width + columns, 3), np.float32)
+    padded[:] = np.float32(fill)
+    padded[:height, :width] = image
+    label = np.pad(label, ((0, rows), (0, columns)), constant_values=IGNORE)
+    image, label = padded[top:top + side, left:left + side], label[top:top + side, left:left + side]
+    return (image[:, ::-1], label[:, ::-1]) if flip else (image, label)
+
+
+def draw_scale_crop_flip(size: tuple[int, int], scales: tuple[float, ...], side: int,
+                         rng: random.Random) -> tuple[float, int, int, bool]:
+    """Draw scale, top, left and flip for `scale_crop_flip` on an image of size (H, W)."""
+    scale = rng.choice(scales)
+    height, width = (max(side, int(length * scale)) for length in size)
+    return scale, rng.randrange(height - side + 1), rng.randrange(width - side + 1), rng.random() < 0.5
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """Copy an (H, W, 3) array to a (3, H, W) float32 tensor, or an (H, W) label map to an int64 tensor."""
+    if array.ndim == 2:
+        return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))

@@ -1,0 +1,60 @@
+"""The one per-image loop: skip what exists, shard by index, several processes on a CPU."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+
+from wsss_lib.viz import progress
+
+
+def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Callable[[str], None], name: str,
+                   num_workers: int = 0) -> int:
+    """Call `work(image_id)` for every image whose output is not there yet.
+
+    Args:
+        ids: image ids.
+        output: image id to the file that `work` writes (atomically).
+        work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
+        name: for the progress bar.
+        num_workers: processes; 0 works in this one.
+
+    Returns:
+        the number of images that were worked on.
+
+    Raises:
+        RuntimeError: `work` failed; the message names the image.
+    """
+    missing = [image_id for image_id in ids if not output(image_id).is_file()]
+    if num_workers == 0 or len(missing) < 2:
+        for image_id in progress(missing, name):
+            work(image_id)
+        return len(missing)
+    # spawn, not fork: torch's threads do not survive a fork. One thread a process, or they crowd each other out.
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        results = pool.map(work, missing, chunksize=4)
+        for _ in progress(results, name, total=len(missing)):
+            pass
+    return len(missing)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int, int]], batch_size: int) -> list[list[str]]:
+    """Group image ids into batches of images of equal size.
+
+    Example:
+        >>> batches_of_like_size(["a", "b", "c"], {"a": (1, 2), "b": (2, 1), "c": (1, 2)}.get, 2)
+        [['a', 'c'], ['b']]
+    """
+    groups = []
+    for _, group in groupby(sorted(ids, key=lambda image_id: (size_of(image_id), image_id)), key=size_of):
+        members = list(group)
+        groups += [members[start:start + batch_size] for start in range(0, len(members), batch_size)]
+    return groups
+

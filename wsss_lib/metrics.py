@@ -1,0 +1,341 @@
+"""How good is a label map: confusion matrix, intersection over union, all thresholds in one pass.
+
+Every score of a data set comes from ONE confusion matrix over all its pixels, never from a mean over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+UNKNOWN = 255  # in a label map: "no label here"
+
+Average = Literal["union", "present"]
+
+
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count the pixels of every (true class, predicted class) pair.
+
+    Pixels whose truth lies outside 0..K-1 (the void border 255, or -1) are dropped. A prediction of 255
+    ("unknown") counts as background, as in the evaluation of IRN, RIB and AMN; `Evaluation.unknown_share` says
+    how many pixels that were.
+
+    Args:
+        truth: integer labels, any shape.
+        prediction: integer labels of the same shape, 0..K-1 or 255.
+        num_classes: K, background included.
+
+    Returns:
+        (K, K) int64; rows are the truth, columns the prediction.
+
+    Raises:
+        ValueError: the shapes differ, or a counted pixel is predicted as a class that does not exist.
+
+    Source: confusion matrix n_cd of every mIoU definition in use.
+    Explained in notebook 70, section "Scores".
+
+    >>> confusion_matrix(np.array([0, 1, 1, 255]), np.array([0, 1, 255, 1]), 2)
+    array([[1, 0],
+           [1, 1]])
+    """
+    truth, prediction = _checked_labels(truth, prediction)
+    valid = (truth >= 0) & (truth < num_classes)
+    truth = truth[valid].astype(np.int64)
+    prediction = prediction[valid].astype(np.int64)
+    prediction[prediction == UNKNOWN] = 0
+    if prediction.size and (prediction.min() < 0 or prediction.max() >= num_classes):
+        wrong = int(prediction.max() if prediction.max() >= num_classes else prediction.min())
+        raise ValueError(f"The prediction holds the label {wrong}, allowed are 0..{num_classes - 1} and 255 "
+                         "(unknown): make it again for this list of classes.")
+    pairs = np.bincount(truth * num_classes + prediction, minlength=num_classes * num_classes)
+    return pairs.reshape(num_classes, num_classes).astype(np.int64, copy=False)
+
+
+def _checked_labels(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    if truth.shape != prediction.shape:
+        raise ValueError(f"Truth {truth.shape} and prediction {prediction.shape} differ in shape: bring the "
+                         "prediction to the size of the truth first.")
+    for name, array in (("truth", truth), ("prediction", prediction)):
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"The {name} has the type {array.dtype}, labels must be integers: read the mask as "
+                             "indices, not as colours or scores.")
+    return truth, prediction
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one confusion matrix; all are fractions in [0, 1], NaN where undefined.
+
+    Attributes:
+        iou: (K,) n_cc / (row_c + column_c - n_cc); NaN for a class in neither truth nor prediction.
+        precision: (K,) n_cc / column_c; NaN for a class that is never predicted.
+        recall: (K,) n_cc / row_c, the "accuracy" of a class; NaN for a class that is not in the truth.
+        miou: mean of `iou` over the classes that the averaging rule selects.
+        pixel_accuracy: share of the counted pixels that are right.
+        mean_accuracy: mean of `recall` over the classes in the truth.
+        frequency_weighted_iou: mean of `iou` weighted by each class's share of the truth.
+        average: the averaging rule behind `miou`.
+    """
+
+    iou: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    average: Average
+
+
+def scores(confusion: np.ndarray, average: Average = "union") -> Scores:
+    """Turn a confusion matrix into the scores of semantic segmentation.
+
+    Args:
+        confusion: (K, K) counts, rows are the truth.
+        average: "union": the mean IoU runs over the classes found in truth OR prediction, so that a class that is
+            only predicted counts as 0 (DeepLab-v3+, DRS, IRN family). "present": over the classes in the truth
+            (DeepLab-v2, VWE). Both agree when every class occurs in the truth, as on the whole VOC splits.
+
+    Returns:
+        A `Scores`.
+
+    Raises:
+        ValueError: the matrix is not square, or the rule is unknown.
+
+    Source: mIoU as in the PASCAL VOC segmentation task; the two averaging rules are those of the DeepLab codes.
+    Explained in notebook 70, section "Scores".
+
+    >>> result = scores(np.array([[2, 0, 1], [1, 3, 0], [0, 0, 0]]))
+    >>> result.iou.round(2)
+    array([0.5 , 0.75, 0.  ])
+    >>> round(result.miou, 4), round(scores(np.array([[2, 0, 1], [1, 3, 0], [0, 0, 0]]), "present").miou, 4)
+    (0.4167, 0.625)
+    """
+    confusion = np.asarray(confusion)
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise ValueError(f"A confusion matrix is square, this one has the shape {confusion.shape}.")
+    if average not in ("union", "present"):
+        raise ValueError(f"average={average!r} is unknown: choose 'union' or 'present'.")
+    hits = np.diag(confusion).astype(np.float64)
+    row = confusion.sum(1).astype(np.float64)  # pixels of each true class
+    column = confusion.sum(0).astype(np.float64)  # pixels of each predicted class
+    total = row.sum()
+    iou = _ratio(hits, row + column - hits)
+    recall = _ratio(hits, row)
+    return Scores(
+        iou=iou,
+        precision=_ratio(hits, column),
+        recall=recall,
+        miou=_mean(iou if average == "union" else iou[row > 0]),
+        pixel_accuracy=float(hits.sum() / total) if total else float("nan"),
+        mean_accuracy=_mean(recall),
+        frequency_weighted_iou=float((row * np.nan_to_num(iou)).sum() / total) if total else float("nan"),
+        average=average,
+    )
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")
+
+
+class Evaluation:
+    """Confusion matrix of a whole data set, built image by image, and the share of unknown pixels.
+
+    Args:
+        num_classes: K, background included.
+
+    Attributes:
+        confusion: (K, K) int64, rows are the truth.
+        images: number of images added.
+
+    Explained in notebook 70, section "Scores".
+
+    >>> evaluation = Evaluation(2)
+    >>> evaluation.add(np.array([[0, 1], [1, 255]]), np.array([[0, 1], [255, 1]]))
+    >>> evaluation.images, round(evaluation.unknown_share, 3), evaluation.scores().pixel_accuracy.__round__(3)
+    (1, 0.333, 0.667)
+    """
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+        self.images = 0
+        self._unknown = 0
+
+    def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
+        """Count one image; arguments and errors as in `confusion_matrix`."""
+        self.confusion += confusion_matrix(truth, prediction, self.num_classes)
+        truth, prediction = np.asarray(truth), np.asarray(prediction)
+        counted = (truth >= 0) & (truth < self.num_classes)
+        self._unknown += int(np.count_nonzero(counted & (prediction == UNKNOWN)))
+        self.images += 1
+
+    @property
+    def unknown_share(self) -> float:
+        """Share in [0, 1] of the counted pixels that the prediction left unknown (255), taken as background."""
+        total = int(self.confusion.sum())
+        return self._unknown / total if total else 0.0
+
+    def scores(self, average: Average = "union") -> Scores:
+        """Scores of everything added so far; see `scores`."""
+        return scores(self.confusion, average)
+
+
+class ThresholdSweep:
+    """Confusion matrices for MANY background thresholds from one pass over each image.
+
+    A threshold t only decides between the background (score <= t) and the pixel's best class. So each pixel is
+    counted once, under (true class, best class, number of thresholds below its score); cumulative sums give the
+    matrix of every threshold. The counts are identical to arg-max([t, scores]) run once for each t, in which a tie
+    goes to the background, and they are compared in float32, the type of the maps.
+
+    Args:
+        num_classes: K, background included.
+        thresholds: (T,) strictly increasing.
+
+    Raises:
+        ValueError: no threshold, or not strictly increasing in float32.
+
+    Source: the search for the best CAM threshold in IRN-style evaluation, reorganized.
+    Explained in notebook 70, section "Thresholds".
+
+    >>> sweep = ThresholdSweep(3, [0.2, 0.5])
+    >>> truth, scores_ = np.array([[0, 2]]), np.array([[[0.3, 0.9]]], np.float32)
+    >>> sweep.add(truth, scores_, classes=np.array([1]))
+    >>> sweep.best()
+    (0.5, 1.0)
+    """
+
+    def __init__(self, num_classes: int, thresholds: Sequence[float] | np.ndarray):
+        self.num_classes = num_classes
+        self.thresholds = np.asarray(thresholds, np.float32)
+        if self.thresholds.ndim != 1 or not self.thresholds.size or not (np.diff(self.thresholds) > 0).all():
+            raise ValueError("The thresholds must be a non-empty, strictly increasing list, for example "
+                             "numpy.arange(0.05, 0.6, 0.01).")
+        bins = self.thresholds.size + 1
+        self._histogram = np.zeros((num_classes, num_classes, bins), np.int64)  # (truth, best class, bin)
+        self.images = 0
+
+    def add(self, truth: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
+        """Count one image.
+
+        Args:
+            truth: (H, W) integer labels; outside 0..K-1 is dropped.
+            scores: (C, H, W) float score of each class in `classes`; C may be 0.
+            classes: (C,) foreground classes, 0-based; class c is the label c + 1.
+
+        Raises:
+            ValueError: the shapes do not fit together, a class does not exist, or a score is NaN.
+        """
+        truth, scores, classes = np.asarray(truth), np.asarray(scores), np.asarray(classes)
+        if scores.ndim != 3 or scores.shape[1:] != truth.shape or classes.shape != scores.shape[:1]:
+            raise ValueError(f"truth {truth.shape}, scores {scores.shape} and classes {classes.shape} do not fit: "
+                             "(H, W), (C, H, W) and (C,) are needed.")
+        if classes.size and (classes.min() < 0 or classes.max() > self.num_classes - 2):
+            raise ValueError(f"classes {classes.tolist()} must lie in 0..{self.num_classes - 2} (foreground only).")
+        bins = self.thresholds.size + 1
+        if classes.size:
+            label = np.full(truth.shape, classes[0] + 1, np.int64)
+            best = scores[0].astype(np.float32)
+            for score, cls in zip(scores[1:], classes[1:], strict=True):
+                score = score.astype(np.float32, copy=False)
+                label[score > best] = cls + 1  # the first class keeps a tie, as arg-max does
+                best = np.maximum(best, score)
+            if np.isnan(best).any():
+                raise ValueError("A score is NaN: the localization map is broken, make it again.")
+            bin_ = np.searchsorted(self.thresholds, best.ravel()).reshape(best.shape)  # thresholds t < score
+        else:
+            label, bin_ = np.zeros(truth.shape, np.int64), 0
+        index = (truth.astype(np.int64) * self.num_classes + label) * bins + bin_
+        index = index[(truth >= 0) & (truth < self.num_classes)]
+        self._histogram += np.bincount(index, minlength=self._histogram.size).reshape(self._histogram.shape)
+        self.images += 1
+
+    def confusions(self) -> np.ndarray:
+        """Return the confusion matrix of every threshold: (T, K, K) int64, rows are the truth."""
+        # a pixel in bin b scores above thresholds 0..b-1: it is foreground there and background from b on
+        above = self._histogram[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]  # (K, K, T): pixels in bins > i
+        confusions = np.moveaxis(above, -1, 0).copy()  # (T, K, K)
+        confusions[:, :, 0] = self._histogram.sum((1, 2)) - confusions[:, :, 1:].sum(2)
+        return confusions
+
+    def curve(self, average: Average = "union") -> np.ndarray:
+        """Return the mean IoU at every threshold: (T,) float64 in [0, 1]."""
+        return np.array([scores(confusion, average).miou for confusion in self.confusions()])
+
+    def best(self, average: Average = "union") -> tuple[float, float]:
+        """Return the threshold of the highest mean IoU (the lowest such threshold) and that mean IoU.
+
+        The choice uses pixel labels: a report must say so.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        curve = self.curve(average)
+        if np.isnan(curve).all():
+            raise ValueError("No labelled pixel was added to the sweep: add at least one image with a true mask.")
+        index = int(np.nanargmax(curve))
+        return float(self.thresholds[index]), float(curve[index])
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Average precision of each class of a multi-label classifier.
+
+    AP = sum over the distinct scores s, from high to low, of (recall(s) - recall(before s)) * precision(s), where
+    everything with a score >= s counts as found; equal scores enter together, so their order does not matter.
+
+    Args:
+        scores: (N, C) float, any scale; only the order counts.
+        labels: (N, C) 0 or 1.
+
+    Returns:
+        (C,) float64 in [0, 1]; NaN for a class without a positive image.
+
+    Raises:
+        ValueError: the shapes differ, a label is neither 0 nor 1, or a score is NaN.
+
+    Source: area under the uninterpolated precision-recall curve.
+    Explained in notebook 10, section "Score of the classifier".
+
+    >>> average_precision(np.array([[0.9], [0.8], [0.7], [0.1]]), np.array([[1], [0], [1], [0]])).round(4)
+    array([0.8333])
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both be (images, classes).")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("Image-level labels must be 0 or 1.")
+    if np.isnan(scores).any():
+        raise ValueError("A classification score is NaN: the training has diverged.")
+    return np.array([_average_precision(scores[:, c], labels[:, c] == 1) for c in range(scores.shape[1])])
+
+
+def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    if not positive.any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(positive[order])  # true positives among the first n images
+    last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    precision = found[last_of_tie] / (last_of_tie + 1)
+    recall = found[last_of_tie] / positive.sum()
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of `average_precision` over the classes that have a positive image (NaN if none has one).
+
+    Explained in notebook 10, section "Score of the classifier".
+
+    >>> mean_average_precision(np.array([[0.9, 0.2], [0.8, 0.1]]), np.array([[1, 0], [0, 0]]))
+    1.0
+    """
+    return _mean(average_precision(scores, labels))

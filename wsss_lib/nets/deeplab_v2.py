@@ -1,0 +1,231 @@
+"""DeepLab-v2: dilated backbone, atrous spatial pyramid pooling, three scales with their maximum, losses, schedule.
+
+Source: Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully
+Connected CRFs", and the conventions of the weakly-supervised papers that train it on pseudo-masks.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_lib.nets.backbone import freeze_batch_norm
+
+IGNORE = 255
+
+
+class ASPPV2(nn.Module):
+    """Sum of 3x3 convolutions with different dilations: z = sum over r of Conv3x3_r(f), each with a bias.
+
+    Every branch is a classifier of its own; there is no batch norm, no ReLU and no pooled branch.
+
+    Args:
+        in_channels: channels of the features f.
+        num_classes: K, background included.
+        rates: the dilations r; branch i is the parameter `c<i>`.
+
+    Explained in notebook 90, section "Atrous spatial pyramid pooling".
+
+    >>> ASPPV2(8, 3)(torch.zeros(1, 8, 5, 7)).shape
+    torch.Size([1, 3, 5, 7])
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
+        super().__init__()
+        for number, rate in enumerate(rates):
+            branch = nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate)
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+            self.add_module(f"c{number}", branch)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return sum(branch(features) for branch in self.children())  # (N, K, h, w)
+
+
+class DeepLabV2(nn.Module):
+    """DeepLab-v2 at one scale: backbone and ASPP, logits at the backbone's stride.
+
+    Batch normalisation is frozen, statistics and affine parameters both, now and after every `train()`.
+
+    Args:
+        backbone: a network of `wsss_lib.nets.backbone`, normally with output stride 8.
+        num_classes: K, background included.
+        rates: dilations of the ASPP branches.
+
+    Explained in notebook 90, section "The network".
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
+        super().__init__()
+        self.backbone = freeze_batch_norm(backbone, affine=True)
+        self.aspp = ASPPV2(backbone.channels[-1], num_classes, rates)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W), normalised, to logits (N, K, about H / stride, about W / stride)."""
+        return self.aspp(self.backbone(images))
+
+
+def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] = (0.5, 0.75)) -> list[Tensor]:
+    """Run a network at several scales and fuse by the maximum (MSC).
+
+    z_p = net(images resized by p); z_max = max(z_1, z_p resized to the size of z_1, ...). All resizing is bilinear with
+    align_corners=False. Training puts a loss on every entry, evaluation uses the last.
+
+    Args:
+        net: images to logits.
+        images: (N, 3, H, W).
+        scales: the factors p beside 1.
+
+    Returns:
+        [z_1, z_p for each p at ITS OWN size, z_max at the size of z_1].
+
+    Source: DeepLab, multi-scale inputs.
+    Explained in notebook 90, section "Three scales".
+    """
+    full = net(images)
+    logits, fused = [full], full
+    for scale in scales:
+        # scale_factor, not size: coordinates are then mapped with p itself, which differs where p * H is no integer
+        small = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        logits.append(net(small))
+        fused = torch.maximum(fused, F.interpolate(logits[-1], size=full.shape[-2:], mode="bilinear",
+                                                   align_corners=False))
+    return [*logits, fused]
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize label maps by nearest neighbour with pixel centres: source = floor((i + 0.5) * H / h).
+
+    Args:
+        labels: (N, H, W) integers.
+        size: (h, w) wanted.
+
+    Returns:
+        (N, h, w) of the same type; no new value arises.
+
+    Source: DeepLab-v2, labels at the size of each logit map.
+    Explained in notebook 90, section "The loss".
+
+    >>> resize_labels(torch.arange(6).reshape(1, 1, 6), (1, 3))
+    tensor([[[1, 3, 5]]])
+    """
+    # float32 holds every label exactly
+    resized = F.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest-exact")  # (N, 1, h, w)
+    return resized[:, 0].to(labels.dtype)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the pixels that are not 255 (0 if there are none).
+
+    Args:
+        logits: (N, K, h, w).
+        labels: (N, h, w) integers, 0..K-1 or 255.
+
+    Returns:
+        Scalar.
+
+    Source: DeepLab.
+    Explained in notebook 90, section "The loss".
+    """
+    pixel_loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")  # (N, h, w), 0 at 255
+    return pixel_loss.sum() / (labels != IGNORE).sum().clamp(min=1)
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Half the mean cross-entropy over background pixels plus half the mean over object pixels.
+
+    Both means run over the whole batch; 255 is in neither. A kind of pixel that is absent contributes 0.
+
+    Args:
+        logits: (N, K, h, w).
+        labels: (N, h, w) integers, 0..K-1 or 255.
+
+    Returns:
+        Scalar.
+
+    Source: the balanced loss of DSRG, as AdvCAM, RIB and AMN use it.
+    Explained in notebook 90, section "The loss".
+    """
+    pixel_loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")  # (N, h, w), 0 at 255
+    background = labels == 0
+    foreground = (labels != 0) & (labels != IGNORE)
+    means = [(pixel_loss * kind).sum() / kind.sum().clamp(min=1) for kind in (background, foreground)]
+    return 0.5 * (means[0] + means[1])
+
+
+def multi_scale_loss(logits: Sequence[Tensor], labels: Tensor,
+                     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> Tensor:
+    """SUM of the loss over all logit maps, the labels resized to each.
+
+    With gradient accumulation divide by the number of accumulated batches.
+
+    Args:
+        logits: result of `multi_scale_logits`.
+        labels: (N, H, W) integers, 0..K-1 or 255.
+        loss: `cross_entropy` or `balanced_cross_entropy`.
+
+    Returns:
+        Scalar.
+
+    Source: DeepLab-v2, a loss on each scale and on their maximum.
+    Explained in notebook 90, section "The loss".
+    """
+    return sum(loss(z, resize_labels(labels, z.shape[-2:])) for z in logits)
+
+
+def parameter_groups(net: DeepLabV2, base_lr: float = 2.5e-4, weight_decay: float = 5e-4) -> list[dict]:
+    """Split the parameters into the three groups of the DeepLab-v2 solver.
+
+    Backbone convolutions: 1x the rate; ASPP weights: 10x; ASPP biases: 20x without weight decay. The frozen affine
+    parameters of batch normalisation are in no group.
+
+    Args:
+        net: the network.
+        base_lr: learning rate of the backbone.
+        weight_decay: of the first two groups.
+
+    Returns:
+        Three dicts `params`, `lr`, `weight_decay`, for `torch.optim.SGD(groups, momentum=0.9)`.
+
+    Source: DeepLab-v2's solver.
+    Explained in notebook 90, section "The schedule".
+    """
+    backbone = [parameter for parameter in net.backbone.parameters() if parameter.requires_grad]
+    weights = [branch.weight for branch in net.aspp.children()]
+    biases = [branch.bias for branch in net.aspp.children()]
+    return [
+        {"params": backbone, "lr": base_lr, "weight_decay": weight_decay},
+        {"params": weights, "lr": 10 * base_lr, "weight_decay": weight_decay},
+        {"params": biases, "lr": 20 * base_lr, "weight_decay": 0.0},
+    ]
+
+
+def poly_factor(step: int, total: int, power: float = 0.9, every: int = 10) -> float:
+    """Factor on every learning rate after `step` iterations: (1 - step / total) ** power, in stairs.
+
+    The rate changes only at multiples of `every`, and no more after `total`: iterations 1..10 run at factor 1,
+    11..20 at (1 - 10 / total) ** power.
+
+    Args:
+        step: finished iterations, 0, 1, ...
+        total: planned iterations T.
+        power: the exponent.
+        every: stair width; 1 gives the smooth curve of DeepLab-v3+.
+
+    Returns:
+        A factor in [0, 1].
+
+    Raises:
+        ValueError: step is negative, or total or every below 1.
+
+    Source: DeepLab, "poly" policy.
+    Explained in notebook 90, section "The schedule".
+
+    >>> [round(poly_factor(step, 100), 3) for step in (0, 9, 10, 19, 50)]
+    [1.0, 1.0, 0.91, 0.91, 0.536]
+    """
+    if step < 0 or total < 1 or every < 1:
+        raise ValueError(f"step={step} must be at least 0, total={total} and every={every} at least 1.")
+    last_change = min(step, total) // every * every
+    return (1 - last_change / total) ** power

@@ -1,0 +1,1 @@
+"""From localization maps to pseudo-masks: thresholds, CRF, affinity, random walk."""

@@ -1,0 +1,126 @@
+"""Dense CRF: snap a label map or a probability map to the edges of its photograph.
+
+A fully connected conditional random field over all pixels with two Potts terms: `gaussian` (near pixels agree) and
+`bilateral` (near pixels of like colour agree); ten steps of mean field (Kraehenbuehl and Koltun, NeurIPS 2011).
+The filtering is pydensecrf's, an approximation on the permutohedral lattice: compare labels, not probabilities.
+"""
+
+import numpy as np
+
+
+def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, certainty: float = 0.7,
+                    iterations: int = 10, gaussian_sxy: float = 3, gaussian_compat: float = 3,
+                    bilateral_sxy: float = 50, bilateral_srgb: float = 5, bilateral_compat: float = 10) -> np.ndarray:
+    """Refine a hard label map (the defaults are those of IRN, RIB and AMN).
+
+    The unary energy of a pixel is -log p for its label and -log((1 - p) / (L - 1)) for the others, p = `certainty`.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        labels: (H, W) integers in 0..L-1; 0 is the background, a label like any other.
+        num_labels: L, the labels that may come out: 1 + the number of classes IN THIS IMAGE, not in the data set.
+        certainty: p in (0, 1), the trust in the given labels (gt_prob).
+        iterations: steps of mean field.
+        gaussian_sxy: standard deviation of the gaussian term, in pixels.
+        gaussian_compat: its weight.
+        bilateral_sxy: standard deviation of the bilateral term in space, in pixels.
+        bilateral_srgb: standard deviation in colour, in grey levels of 0..255.
+        bilateral_compat: its weight.
+
+    Returns:
+        (H, W) int64 in 0..L-1.
+
+    Raises:
+        ValueError: image, labels or certainty are not as described.
+        ImportError: pydensecrf is not installed.
+
+    Source: IRN, Ahn et al., CVPR 2019, confident areas.
+    Explained in notebook 70, section "Dense CRF".
+    """
+    labels = np.asarray(labels)
+    _check_image(image, labels.shape)
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_labels:
+        raise ValueError(f"The label map must hold integers in 0..{num_labels - 1}, it holds {labels.dtype} "
+                         f"{labels.min()}..{labels.max()}: number the classes of this image from 1.")
+    if not 0 < certainty < 1:
+        raise ValueError(f"certainty={certainty} must lie between 0 and 1, both excluded.")
+    if num_labels == 1:  # nothing to decide, and (1 - p) / (L - 1) has no value
+        return np.zeros(labels.shape, np.int64)
+    unary = np.full((num_labels, *labels.shape), -np.log((1 - certainty) / (num_labels - 1)), np.float32)
+    np.put_along_axis(unary, labels[None].astype(np.int64), np.float32(-np.log(certainty)), axis=0)  # (L, H, W)
+    q = _mean_field(image, unary, iterations, (gaussian_sxy, gaussian_compat),
+                    (bilateral_sxy, bilateral_srgb, bilateral_compat))
+    return q.argmax(0)
+
+
+def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, iterations: int = 10,
+                           gaussian_sxy: float = 1, gaussian_compat: float = 3, bilateral_sxy: float = 67,
+                           bilateral_srgb: float = 3, bilateral_compat: float = 4) -> np.ndarray:
+    """Refine a probability map (the defaults are DeepLab's): unary energy -log P.
+
+    Args:
+        image: (H, W, 3) uint8, RGB, the photograph itself (not with its mean subtracted).
+        probabilities: (K, H, W) float in [0, 1], summing to 1 over K at every pixel; clipped below at 1e-5.
+        iterations, gaussian_*, bilateral_*: as in `crf_from_labels`.
+
+    Returns:
+        (K, H, W) float32, the probabilities Q after the last step.
+
+    Raises:
+        ValueError: image and probabilities are not as described.
+        ImportError: pydensecrf is not installed.
+
+    Source: DeepLab, Chen et al., section "Structured prediction with CRF".
+    Explained in notebook 90, section "Dense CRF".
+    """
+    probabilities = np.asarray(probabilities, np.float32)
+    if probabilities.ndim != 3:
+        raise ValueError(f"The probabilities have the shape {probabilities.shape}, (K, H, W) is needed.")
+    _check_image(image, probabilities.shape[1:])
+    if not (probabilities.min() >= 0 and probabilities.max() <= 1.001):
+        raise ValueError(f"The probabilities range over {probabilities.min():.3g}..{probabilities.max():.3g} instead "
+                         "of 0..1: apply soft-max to the logits first.")
+    unary = -np.log(np.maximum(probabilities, 1e-5))
+    return _mean_field(image, unary, iterations, (gaussian_sxy, gaussian_compat),
+                       (bilateral_sxy, bilateral_srgb, bilateral_compat))
+
+
+def crf_segmentation(image: np.ndarray, probabilities: np.ndarray, min_probability: float = 0.0,
+                     **parameters: float) -> np.ndarray:
+    """Refine a segmentation network's probabilities over the classes that matter, and return labels.
+
+    A class that reaches `min_probability` nowhere in the image is left out of the CRF, which costs time per class.
+    """
+    _check_image(image, probabilities.shape[1:])
+    kept = np.flatnonzero(probabilities.max((1, 2)) >= min_probability)
+    if kept.size == 0:
+        raise ValueError(f"No class reaches min_probability={min_probability} anywhere: lower it.")
+    if kept.size == 1:
+        return np.full(image.shape[:2], kept[0], np.int64)
+    return kept[crf_from_probabilities(image, probabilities[kept], **parameters).argmax(0)]
+
+
+def _check_image(image: np.ndarray, size: tuple[int, ...]) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"The CRF needs an RGB photograph as uint8 (H, W, 3), not {found}: give it the raw image.")
+    if image.shape[:2] != tuple(size):
+        raise ValueError(f"The image has {image.shape[:2]} pixels (H, W) and the map {tuple(size)}: bring the map to "
+                         "the size of the image first.")
+
+
+def _mean_field(image: np.ndarray, unary: np.ndarray, iterations: int, gaussian: tuple[float, float],
+                bilateral: tuple[float, float, float]) -> np.ndarray:
+    """Return Q (K, H, W) after `iterations` steps; gaussian is (sxy, compat), bilateral (sxy, srgb, compat)."""
+    try:
+        import pydensecrf.densecrf as dense_crf
+    except ImportError as error:  # not needed by anything else, so imported only here
+        raise ImportError("The dense CRF needs pydensecrf: install it with `pip install pydensecrf2` (or conda-forge's "
+                          "`pydensecrf`), or run the stage with crf=False.") from error
+    num_labels, height, width = unary.shape
+    crf = dense_crf.DenseCRF2D(width, height, num_labels)  # width first
+    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(num_labels, -1), np.float32))
+    crf.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
+    crf.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=np.ascontiguousarray(image),
+                             compat=bilateral[2])
+    return np.asarray(crf.inference(iterations), np.float32).reshape(num_labels, height, width)

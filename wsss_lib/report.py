@@ -1,0 +1,81 @@
+"""The HTML report of a run: one results page with table and pictures, and every executed notebook.
+
+`python -m wsss_lib.report runs/toy` writes `runs/toy/report/index.html`.
+"""
+
+import base64
+import html
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+
+from wsss_lib.artifacts import write_atomically
+from wsss_lib.results import collect, summarize, table
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>body{{font-family:sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;line-height:1.5}}
+pre{{overflow-x:auto;background:#f5f5f5;padding:1rem}} img{{max-width:100%}} figcaption{{font-style:italic}}</style></head>
+<body><h1>{title}</h1><pre>{table}</pre><h2>Pictures</h2>{figures}<h2>Executed notebooks</h2><ul>{links}</ul></body></html>
+"""
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write the report of all finished stages of a run.
+
+    Args:
+        run_folder: `runs/<dataset>`.
+
+    Returns:
+        the path of `report/index.html`.
+
+    Raises:
+        ValueError: no stage has finished yet.
+    """
+    rows = collect(run_folder)
+    if not rows:
+        raise ValueError(f"{run_folder}: no finished stage with scores; run the pipeline first")
+    report = run_folder / "report"
+    links, figures = [], []
+    for executed in sorted(run_folder.glob("*/seed*/*/notebook.ipynb")):
+        if executed.parent.name.endswith(".stale"):
+            continue
+        notebook = nbformat.read(executed, as_version=4)
+        name = "-".join(executed.parent.parts[-3:])
+        page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(notebook)
+        write_atomically(report / f"{name}.html", lambda temporary, page=page: temporary.write_text(page, encoding="utf-8"))
+        links.append(f'<li><a href="{name}.html">{html.escape(name)}</a></li>')
+        if executed.parent.parent.parent.name == "report":
+            figures += list(_figures(notebook))
+    page = PAGE.format(title=f"Results: {html.escape(run_folder.name)}", table=html.escape(table(summarize(rows))),
+                       figures="".join(figures), links="".join(links))
+    write_atomically(report / "index.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return report / "index.html"
+
+
+def _figures(notebook):
+    """Yield the figures of an executed notebook as HTML, with their text alternative (the caption that follows them)."""
+    for cell in notebook.cells:
+        outputs = cell.get("outputs", [])
+        for output, caption in zip(outputs, outputs[1:], strict=False):
+            picture = output.get("data", {}).get("image/png")
+            if picture:
+                text = html.escape(caption.get("data", {}).get("text/markdown", "").strip("*"))
+                base64.b64decode(picture)  # refuse anything that is not base64 before it goes into a page
+                yield f'<figure><img alt="{text}" src="data:image/png;base64,{picture.strip()}"><figcaption>{text}</figcaption></figure>'
+
+
+def main(arguments: list[str]) -> None:
+    """Write the report of a run folder."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        sys.exit("usage: python -m wsss_lib.report runs/<dataset>")
+    try:
+        print(write_report(Path(arguments[0])))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

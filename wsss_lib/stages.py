@@ -1,0 +1,313 @@
+"""What each stage of the chain does to an image: read, call the method, write. The notebooks call these functions.
+
+Networks are rebuilt from the configuration; every per-image function skips what is there, so a stage that was interrupted
+goes on where it stopped.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wsss_lib import training
+from wsss_lib.artifacts import read_maps, write_maps, write_mask
+from wsss_lib.config import Config, project_path
+from wsss_lib.data import transforms
+from wsss_lib.data.dataset import SegmentationDataset, load_dataset, read_mask
+from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples, steps_per_epoch
+from wsss_lib.inference import batches_of_like_size, for_each_image
+from wsss_lib.methods import cam
+from wsss_lib.metrics import Evaluation, ThresholdSweep
+from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
+from wsss_lib.nets.deeplab_v2 import (DeepLabV2, balanced_cross_entropy, cross_entropy, multi_scale_logits,
+                                      multi_scale_loss, parameter_groups)
+from wsss_lib.nets.irn import IRN
+from wsss_lib.refine.affinity import affinity_loss
+from wsss_lib.refine.crf import crf_segmentation
+from wsss_lib.refine.random_walk import propagate, pseudo_mask
+from wsss_lib.refine.seeds import irn_labels, seed_mask, upsample_scores
+from wsss_lib.viz import progress
+
+
+def open_data(config: Config, split: str) -> SegmentationDataset:
+    """Open one split of the configured data set; errors as `load_dataset`."""
+    labels = project_path(config.labels) if config.labels else ""
+    return load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)
+
+
+def data_hash(data: SegmentationDataset) -> str:
+    """Return a hash of what a stage sees of a data set: ids, image sizes in bytes, classes and image-level labels."""
+    identity = hashlib.sha256(json.dumps([data.split, data.classes, data.ids]).encode())
+    identity.update(np.ascontiguousarray(data.labels).tobytes())
+    identity.update(json.dumps([data.image_path(image_id).stat().st_size for image_id in data.ids]).encode())
+    return identity.hexdigest()
+
+
+# ---- 10: classifier and maps
+
+def build_classifier(config: Config, num_classes: int, weights: Path | str = "") -> cam.ClassActivationNet:
+    """Build the classifier, from its own weights (a safetensors file) or from the backbone's."""
+    backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
+    net = cam.ClassActivationNet(backbone, num_classes, config.frozen_batch_norm, config.frozen_stages)
+    if weights:
+        load_weights(net, load_safetensors(weights), str(weights))
+    return net
+
+
+def load_safetensors(path: Path | str) -> dict[str, Tensor]:
+    """Read a safetensors file, or say in one sentence that it is none."""
+    path = project_path(str(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such weights file")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own undocumented type
+        raise ValueError(f"{path}: not a safetensors file ({error}); convert official checkpoints with "
+                         "python -m data_prep.checkpoints") from None
+
+
+def train_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config, folder: Path) -> int:
+    """Train the classifier on image-level labels; returns the number of images seen."""
+    mean, std = normalization_of(config.backbone)
+    samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
+                                    config.cam_crop, mean, std)
+    steps = config.cam_epochs * steps_per_epoch(len(data), config.cam_batch_size)
+    momentum = training.momentum_of(config.cam_momentum, config.cam_weight_decay, config.cam_momentum_slip)
+    groups = net.parameter_groups(config.cam_learning_rate, config.cam_head_learning_rate, config.cam_weight_decay)
+    training.train(net, cam.classification_loss, samples, groups, momentum, steps, config.cam_batch_size, config, folder,
+                   name="classifier")
+    return steps * config.cam_batch_size
+
+
+def score_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config) -> np.ndarray:
+    """Return class probabilities of all images of a split: float32 (N, C)."""
+    mean, std = normalization_of(config.backbone)
+    return np.concatenate([cam.classification_scores(net, [data.image(image_id)], mean, std)
+                           for image_id in progress(data.ids, "classifier on " + data.split)])
+
+
+def make_maps(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config, folder: Path) -> int:
+    """Write `ID.npz` with the localization maps of every image; returns the number of images made now."""
+    mean, std = normalization_of(config.backbone)
+    net.to(memory_format=torch.channels_last)
+    row = {image_id: index for index, image_id in enumerate(data.ids)}
+    missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.npz").is_file()]
+    groups = batches_of_like_size(missing, lambda image_id: _image_size(data, image_id), config.device_batch_size)
+    for group in progress(groups, "localization maps"):
+        images = [data.image(image_id) for image_id in group]
+        labels = data.labels[[row[image_id] for image_id in group]]
+        maps = cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
+        for image_id, image, (classes, scores) in zip(group, images, maps, strict=True):
+            write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
+    return len(missing)
+
+
+def _image_size(data: SegmentationDataset, image_id: str) -> tuple[int, int]:
+    with Image.open(data.image_path(image_id)) as image:
+        return image.size
+
+
+# ---- 70: seeds
+
+def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read an image's maps: classes (K,), scores float32 (K, H, W) at full resolution."""
+    classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
+    return classes, upsample_scores(scores, size)
+
+
+def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float]) -> ThresholdSweep:
+    """Compare the maps of a split with the true masks at all thresholds in one pass."""
+    sweep = ThresholdSweep(data.num_classes + 1, thresholds)
+    for image_id in progress(data.ids, "threshold sweep"):
+        classes, scores = full_size_maps(maps_folder, image_id)
+        sweep.add(data.mask(image_id), scores, classes)
+    return sweep
+
+
+def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> int:
+    """Write seed masks after the CRF (`seed_masks/ID.png`) and IRN's labels (`irn_labels/ID.png`); returns how many now."""
+    work = partial(_make_seeds_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)
+    return for_each_image(data.ids, lambda image_id: folder / "irn_labels" / f"{image_id}.png", work, "seeds",
+                          config.num_workers)
+
+
+def _make_seeds_of_image(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> None:
+    image = np.array(data.image(image_id))
+    classes, scores = full_size_maps(maps_folder, image_id)
+    write_mask(folder / "seed_masks" / f"{image_id}.png",
+               seed_mask(image, scores, classes, config.seed_threshold, iterations=config.seed_crf_iterations))
+    write_mask(folder / "irn_labels" / f"{image_id}.png",  # last: its presence says that the image is done
+               irn_labels(image, scores, classes, config.seed_foreground_threshold, config.seed_background_threshold,
+                          config.seed_crf_iterations))
+
+
+# ---- 80: IRN
+
+def build_irn(config: Config, classifier_weights: Path, weights: Path | str = "") -> IRN:
+    """Build IRN on the ImageNet backbone (published) or on the classifier's, or from its own weights."""
+    backbone = build_backbone(config.backbone, config.output_stride,
+                              "none" if weights or config.irn_init == "classifier" else config.backbone_weights)
+    if config.irn_init == "classifier" and not weights:
+        load_backbone_of_classifier(backbone, classifier_weights)
+    net = IRN(backbone)
+    if weights:
+        load_weights(net, load_safetensors(weights), str(weights))
+    return net
+
+
+def load_backbone_of_classifier(backbone: nn.Module, weights: Path) -> None:
+    """Copy the backbone out of a classifier's weights."""
+    state = {key.removeprefix("backbone."): value for key, value in load_safetensors(weights).items()
+             if key.startswith("backbone.")}
+    load_weights(backbone, state, str(weights))
+
+
+def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: Config, folder: Path) -> int:
+    """Train IRN's two heads on the confident labels; returns the number of images seen."""
+    mean, std = normalization_of(config.backbone)
+    samples = AffinitySamples(data, label_folder, config.seed, (config.irn_scale_min, config.irn_scale_max),
+                              config.irn_crop, mean, std)
+    steps = config.irn_epochs * steps_per_epoch(len(data), config.irn_batch_size)
+    momentum = training.momentum_of(config.irn_momentum, config.irn_weight_decay, config.irn_momentum_slip)
+    groups = [{"params": net.edge_parameters(), "lr": config.irn_learning_rate, "weight_decay": config.irn_weight_decay},
+              {"params": net.displacement_parameters(), "lr": config.irn_displacement_learning_rate,
+               "weight_decay": config.irn_weight_decay}]
+
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        images, labels = batch
+        losses = affinity_loss(*model(images), labels, config.irn_train_radius, data.num_classes + 1)
+        return {"loss": losses.total, **losses._asdict()}
+
+    training.train(net, loss_of, samples, groups, momentum, steps, config.irn_batch_size, config, folder, name="IRN")
+    return steps * config.irn_batch_size
+
+
+@torch.inference_mode()
+def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Config) -> None:
+    """Set IRN's mean shift to the average displacement over a split (top-left crops, as published)."""
+    mean, std = normalization_of(config.backbone)
+    device = net.fc_edge6.weight.device
+    net.eval()
+    net.mean_shift.running_mean.zero_()
+    total = torch.zeros(2, device=device)
+    for image_id in progress(data.ids, "mean displacement"):
+        array = transforms.normalize(data.image(image_id), mean, std)
+        image = transforms.to_tensor(transforms.top_left_crop(array, config.irn_crop, 0))
+        total += net(image[None].to(device))[1].mean((0, 2, 3))
+    net.mean_shift.running_mean.copy_(total / len(data))
+
+
+@torch.inference_mode()
+def boundary_map(net: IRN, image: Image.Image, config: Config) -> tuple[Tensor, Tensor]:
+    """Return IRN's boundary map (h, w) and displacement field (2, h, w) of one photograph at stride 4."""
+    tensor = transforms.to_tensor(transforms.normalize(image, *normalization_of(config.backbone)))
+    return net.predict(tensor.to(net.fc_edge6.weight.device), pad_to=config.irn_pad_to or None)
+
+
+def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> int:
+    """Write `ID.png`: the maps after the random walk, thresholded; returns the number of images made now."""
+    device = net.fc_edge6.weight.device
+
+    def work(image_id: str) -> None:
+        classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
+        edge, _ = boundary_map(net, data.image(image_id), config)
+        walk = propagate(torch.from_numpy(scores).to(device), edge, config.irn_radius, config.irn_beta, config.irn_log2_steps)
+        write_mask(folder / f"{image_id}.png", pseudo_mask(walk, classes, size, config.irn_threshold).cpu().numpy())
+
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "random walk")
+
+
+# ---- 90: DeepLab-v2
+
+def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, weights: Path | str = "") -> DeepLabV2:
+    """Build DeepLab-v2 for `num_classes` foreground classes and background."""
+    imagenet = config.deeplab_init == "imagenet" and not weights
+    backbone = build_backbone(config.deeplab_backbone, config.deeplab_output_stride, "imagenet" if imagenet else "none")
+    if config.deeplab_init == "classifier" and not weights:
+        load_backbone_of_classifier(backbone, classifier_weights)
+    net = DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates)
+    if weights:
+        load_weights(net, load_safetensors(weights), str(weights))
+    return net
+
+
+def train_deeplab(net: DeepLabV2, data: SegmentationDataset, mask_folder: Path, config: Config, folder: Path) -> int:
+    """Train DeepLab-v2 on (pseudo-)masks; returns the number of images seen."""
+    mean, std = normalization_of(config.deeplab_backbone)
+    samples = SegmentationSamples(data, mask_folder, config.seed, config.deeplab_scales, config.deeplab_crop, mean, std)
+    pixel_loss = {"cross_entropy": cross_entropy, "balanced": balanced_cross_entropy}[config.deeplab_loss]
+
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        images, labels = batch
+        return {"loss": multi_scale_loss(multi_scale_logits(model, images, config.deeplab_test_scales), labels, pixel_loss)}
+
+    groups = parameter_groups(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
+    training.train(net, loss_of, samples, groups, config.deeplab_momentum, config.deeplab_iterations,
+                   config.deeplab_batch_size, config, folder, schedule=partial(training.poly_factor, every=10),
+                   name="DeepLab-v2")
+    return config.deeplab_iterations * config.deeplab_batch_size
+
+
+@torch.inference_mode()
+def class_probabilities(net: DeepLabV2, image: Image.Image, config: Config) -> np.ndarray:
+    """Return DeepLab's class probabilities of one photograph, no image-level label used: float32 (K, H, W)."""
+    mean, std = normalization_of(config.deeplab_backbone)
+    tensor = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(net.aspp.c0.weight.device)
+    logits = multi_scale_logits(net, tensor, config.deeplab_test_scales)[-1].float()
+    logits = F.interpolate(logits, size=image.size[::-1], mode="bilinear", align_corners=False)
+    return logits.softmax(1)[0].cpu().numpy()
+
+
+def make_predictions(net: DeepLabV2, data: SegmentationDataset, config: Config, folder: Path) -> int:
+    """Write `plain/ID.png` and, after the CRF, `crf/ID.png`; returns the number of images made now."""
+    net.eval()
+
+    def work(image_id: str) -> None:
+        image = data.image(image_id)
+        probabilities = class_probabilities(net, image, config)
+        write_mask(folder / "plain" / f"{image_id}.png", probabilities.argmax(0))
+        write_mask(folder / "crf" / f"{image_id}.png", crf_segmentation(np.array(image), probabilities))
+
+    return for_each_image(data.ids, lambda image_id: folder / "crf" / f"{image_id}.png", work, "prediction")
+
+
+# ---- scores
+
+def score_masks(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray] | Path) -> Evaluation:
+    """Compare masks with the true ones over a split.
+
+    Args:
+        data: with true masks.
+        mask_of: a folder of `ID.png`, or a function from image id to a uint8 (H, W) map.
+    """
+    evaluation = Evaluation(data.num_classes + 1)
+    for image_id in progress(data.ids, "scoring"):
+        mask = (mask_of(image_id) if callable(mask_of) else read_mask(Path(mask_of) / f"{image_id}.png", data.num_classes))
+        evaluation.add(data.mask(image_id), mask)
+    return evaluation
+
+
+def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf: bool, pixel_labels_chose: str = "") -> dict:
+    """Return one row of `metrics.json`.
+
+    Args:
+        what: the stage in words, e.g. "CAM seed".
+        data: the split that was scored.
+        evaluation: its confusion matrix.
+        crf: whether a dense CRF was applied.
+        pixel_labels_chose: what was chosen by looking at pixel labels ("" if nothing), e.g. "threshold 0.25".
+    """
+    result = evaluation.scores()
+    return {"what": what, "split": data.split, "images": len(data), "crf": crf, "miou": round(100 * result.miou, 2),
+            "precision": round(100 * float(np.nanmean(result.precision)), 2),
+            "recall": round(100 * float(np.nanmean(result.recall)), 2),
+            "class_iou": [None if np.isnan(value) else round(100 * float(value), 2) for value in result.iou],
+            "unknown_share": round(evaluation.unknown_share, 4), "pixel_labels_chose": pixel_labels_chose}

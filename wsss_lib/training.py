@@ -1,0 +1,198 @@
+"""The one training loop: mixed precision, gradient accumulation, resume from any step, a JSON-lines log.
+
+A run resumed at step t sees the same batches, random numbers, learning rates and momenta as one that was never stopped; on
+a CPU its weights are bit-identical.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from wsss_lib.artifacts import write_atomically
+from wsss_lib.config import Config
+from wsss_lib.data.samples import batches
+from wsss_lib.viz import progress
+
+LOG_EVERY = 10
+
+
+def seed_everything(config: Config) -> torch.device:
+    """Seed Python, NumPy and torch, choose deterministic algorithms on a CPU, and return the device.
+
+    Raises:
+        ValueError: `device` is "cuda" and there is no GPU.
+    """
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda' but torch sees no GPU; set device to 'auto' or 'cpu'")
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    return device
+
+
+def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> float:
+    """Return the factor of the polynomial learning-rate schedule after `step` finished steps: (1 - step / total)^power.
+
+    Args:
+        step: finished optimiser steps, 0, 1, ...
+        total: planned steps T.
+        power: the exponent.
+        every: the factor changes only at multiples of `every` and no more after T (DeepLab-v2: 10; all others: 1).
+
+    Raises:
+        ValueError: step is negative, or total or every below 1.
+
+    Source: the "poly" policy of DeepLab, also used by IRN. Explained in notebook 90, section "The schedule".
+
+    Example:
+        >>> [round(poly_factor(step, 100, every=10), 3) for step in (0, 9, 10, 19, 50)]
+        [1.0, 1.0, 0.91, 0.91, 0.536]
+    """
+    if step < 0 or total < 1 or every < 1:
+        raise ValueError(f"step={step} must be at least 0, total={total} and every={every} at least 1")
+    return (1 - min(step, total) // every * every / total) ** power
+
+
+def momentum_of(momentum: float, weight_decay: float, slip: bool) -> float:
+    """Return SGD's momentum; with `slip`, the weight decay in its place.
+
+    The official IRN, RIB, AMN and VWE programs hand the weight decay to SGD where it expects the momentum: the published
+    learning rates belong to SGD with a momentum of 0.0001, i.e. none. With a true momentum of 0.9 the effective step is ten
+    times as long, so divide the rates by ten.
+    """
+    return weight_decay if slip else momentum
+
+
+def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]], samples: Dataset,
+          parameter_groups: list[dict], momentum: float, steps: int, batch_size: int, config: Config, folder: Path,
+          schedule: Callable[[int, int], float] = poly_factor, name: str = "training") -> None:
+    """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
+
+    Args:
+        model: the network, in training mode after `model.train()`.
+        loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimised, and must be a mean
+            over the images of the batch if batches are accumulated.
+        samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
+        parameter_groups: for SGD: params, lr and weight_decay of each group.
+        momentum: of SGD.
+        steps: optimiser steps T of the whole run.
+        batch_size: images in one optimiser step, whatever the device can hold.
+        config: seed, device, device_batch_size, checkpoint_every, mixed_precision, num_workers.
+        folder: gets `log.jsonl` and, while training goes on, `state.safetensors`.
+        schedule: (steps already made, T) to the factor on every group's lr.
+        name: for the progress bar.
+
+    Raises:
+        ValueError: the batch cannot be split evenly, or the loss is not finite (says at which step).
+    """
+    device = next(model.parameters()).device
+    part = min(batch_size, config.device_batch_size)
+    if batch_size % part:
+        raise ValueError(f"the global batch of {batch_size} images cannot be split into parts of device_batch_size = {part}; "
+                         "choose a divisor")
+    parts = batch_size // part
+    model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
+    optimizer = torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum)
+    base_rates = [group["lr"] for group in parameter_groups]
+    half = config.mixed_precision and device.type == "cuda"
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    state_file = folder / "state.safetensors"
+    done = _load_state(state_file, model, optimizer, scaler) if state_file.is_file() else 0
+    log = _trim_log(folder / "log.jsonl", done)
+    loader = iter(batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers))
+    model.train()
+    for step in progress(range(done, steps), name, total=steps, initial=done):
+        factor = schedule(step, steps)
+        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor
+        optimizer.zero_grad(set_to_none=True)
+        means: dict[str, float] = {}
+        for _ in range(parts):
+            batch = tuple(_to_device(tensor, device) for tensor in next(loader))
+            with torch.autocast(device.type, torch.float16, enabled=half):
+                losses = loss_of(model, batch)
+            scaler.scale(losses["loss"] / parts).backward()
+            for key, value in losses.items():
+                means[key] = means.get(key, 0.0) + value.item() / parts
+        if not np.isfinite(means["loss"]):
+            raise ValueError(f"{name}: the loss is {means['loss']} at step {step + 1}; lower the learning rate")
+        scaler.step(optimizer)
+        scaler.update()
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+            _save_state(state_file, model, optimizer, scaler, step + 1)
+    log.close()
+    model.eval()
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.dim() == 4:
+        return tensor.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return tensor.to(device, non_blocking=True)
+
+
+def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, done: int) -> None:
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        if state.get("momentum_buffer") is not None:
+            tensors[f"momentum.{index}"] = state["momentum_buffer"]
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    numbers = {"done": done, "scaler": scaler.state_dict()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers)}))
+
+
+def _load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        numbers = json.loads(file.metadata()["numbers"])
+    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+    state = optimizer.state_dict()
+    state["state"] = {int(key[9:]): {"momentum_buffer": value} for key, value in tensors.items() if key.startswith("momentum.")}
+    optimizer.load_state_dict(state)
+    scaler.load_state_dict(numbers["scaler"])
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return numbers["done"]
+
+
+def _trim_log(path: Path, done: int):
+    """Open the log to append, without the lines after the last saved state, which will be written again."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= done:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            break  # the line that a killed process left half-written
+    write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+    return open(path, "a", encoding="utf-8")
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Return the rows of `log.jsonl`: step, factor and every named loss."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a network's weights as safetensors and remove the training state beside them."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    (path.parent / "state.safetensors").unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""Figures in one style, and the one progress bar.
+
+Maps are drawn in cividis over a grey photograph; label maps carry the class names; unknown pixels are hatched. Every figure
+is shown with a text that says what is seen.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+import matplotlib
+import numpy as np
+from tqdm import tqdm
+
+from wsss_lib.data.dataset import IGNORE, voc_palette
+
+ROW_ORDER = ("input", "truth", "CAM", "method", "refined", "segmentation")
+
+
+def use_style() -> None:
+    """Set fonts, sizes and colours for all figures of the project."""
+    matplotlib.rcParams.update({
+        "figure.dpi": 80, "savefig.dpi": 80, "font.size": 10, "axes.titlesize": 10, "axes.grid": False, "image.cmap": "cividis",
+        "image.interpolation": "nearest", "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True,
+        # Okabe and Ito's colours, told apart by nearly everybody; line styles repeat the distinction for print in grey.
+        "axes.prop_cycle": matplotlib.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
+        + matplotlib.cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."])})
+
+
+def progress(items: Iterable, name: str, total: int | None = None, initial: int = 0) -> Iterable:
+    """Iterate with a bar in a terminal or a live notebook; silent when headless (papermill, nbval, tests).
+
+    Args:
+        items: what to iterate over.
+        name: short text before the bar.
+        total: number of steps of the whole task.
+        initial: steps made in an earlier run.
+    """
+    live = sys.stderr.isatty() or os.environ.get("JUPYTERHUB_USER") is not None or bool(os.environ.get("JPY_SESSION_NAME"))
+    quiet = os.environ.get("WSSS_PROGRESS", "bar" if live else "none") == "none"
+    return tqdm(items, desc=name, total=total, initial=initial, disable=quiet, dynamic_ncols=True, mininterval=0.5)
+
+
+def show(figure, alt: str) -> None:
+    """Show a figure with a text alternative, print the text as its caption, and close the figure.
+
+    Args:
+        figure: a matplotlib figure.
+        alt: what is seen, for readers who cannot see it.
+
+    Raises:
+        ValueError: the text is missing or has fewer than four words.
+    """
+    if len(alt.split()) < 4:
+        raise ValueError("a figure needs a text of at least four words that says what is seen")
+    import io
+
+    import matplotlib.pyplot as plt
+    from IPython.display import Image, Markdown, display
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Description": alt})
+    plt.close(figure)
+    display(Image(data=buffer.getvalue(), format="png", alt=alt))
+    display(Markdown(f"*{alt}*"))
+
+
+def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np.ndarray:
+    """Paint a score map over a grey photograph.
+
+    Args:
+        image: uint8 (H, W, 3).
+        scores: (H, W) in [0, 1].
+        strength: share of the map's colour.
+
+    Returns:
+        float (H, W, 3) in [0, 1].
+    """
+    grey = np.asarray(image, np.float32).mean(2, keepdims=True) / 255
+    colour = matplotlib.colormaps["cividis"](np.clip(scores, 0, 1))[..., :3]
+    return (1 - strength) * grey + strength * colour
+
+
+def draw_image(axes, image: np.ndarray, title: str = "") -> None:
+    """Draw a photograph without axes."""
+    axes.imshow(image)
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = ""):
+    """Draw a score map in [0, 1] over a photograph; returns the mappable for a colour bar."""
+    axes.imshow(overlay(image, scores))
+    axes.set_title(title)
+    axes.set_axis_off()
+    return matplotlib.cm.ScalarMappable(norm=matplotlib.colors.Normalize(0, 1), cmap="cividis")
+
+
+def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "", image: np.ndarray | None = None) -> None:
+    """Draw a label map: VOC's colours, the class name written on its largest part, unknown pixels hatched.
+
+    Args:
+        axes: matplotlib axes.
+        labels: uint8 (H, W), 0 background, i + 1 for `classes[i]`, 255 unknown.
+        classes: foreground class names.
+        title: above the picture.
+        image: uint8 (H, W, 3), shines through when given.
+    """
+    colours = voc_palette()[labels].astype(np.float32) / 255
+    colours[labels == IGNORE] = 1.0
+    if image is not None:
+        colours = 0.65 * colours + 0.35 * np.asarray(image, np.float32).mean(2, keepdims=True) / 255
+    axes.imshow(colours)
+    unknown = labels == IGNORE
+    if unknown.any():
+        axes.contourf(unknown.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
+    for value in np.unique(labels):
+        if 0 < value <= len(classes):
+            row, column = _inside(labels == value)
+            axes.text(column, row, classes[value - 1], ha="center", va="center", fontsize=8, color="black",
+                      bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def _inside(region: np.ndarray) -> tuple[int, int]:
+    """Return the pixel of a region that lies deepest inside it."""
+    from scipy.ndimage import distance_transform_cdt
+
+    depth = distance_transform_cdt(np.pad(region, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(row), int(column)
+
+
+def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -> list[str]:
+    """Choose image ids to look at: the best, the worst and random ones by a value, never the best only."""
+    ranked = sorted(values, key=lambda image_id: (-values[image_id], image_id))
+    rest = ranked[count:-count]
+    drawn = np.random.default_rng(seed).choice(len(rest), size=min(count, len(rest)), replace=False) if rest else []
+    return ranked[:count] + [rest[int(index)] for index in drawn] + ranked[len(ranked) - count:]
