@@ -27,7 +27,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup  ## run the whole pipeline on generated data, then print the results
-	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --config preset=smoke
+	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke
 	@$(BIN)/python -m wsss_lib.results runs/toy
 
 test: setup  ## run all tests

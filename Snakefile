@@ -40,7 +40,7 @@ def executed(*stages, method="{method}", seed="{seed}"):
 run_notebook = """
 running="$(dirname "$(dirname {output[0]:q})")/$(basename {input.notebook:q} .ipynb).running.ipynb"
 {sys.executable:q} -m papermill {input.notebook:q} "$running" -f {preset:q} -r runs_root {runs_root:q} \
-    -r method {wildcards.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
+    -r method {params.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
     --no-progress-bar --log-level ERROR || {{ echo "$running shows in which cell it stopped" >&2; exit 1; }}
 for copy in {output:q}; do
     test -f "$(dirname "$copy")/run.json" || {{ echo "{input.notebook} left $(dirname "$copy") unfinished" >&2; exit 1; }}
@@ -62,7 +62,7 @@ rule check:
     input: notebook="notebooks/02_datasets_and_labels.ipynb"
     output: executed("check")
     wildcard_constraints: method="data"
-    params: parameters
+    params: settings=parameters, method=lambda wildcards: wildcards.method
     shell: run_notebook
 
 
@@ -70,7 +70,7 @@ rule cam:
     input: executed("check", method="data", seed=0), notebook="notebooks/10_cam.ipynb"
     output: executed("classifier", "maps")
     wildcard_constraints: method="cam"
-    params: parameters
+    params: settings=parameters, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
@@ -78,7 +78,7 @@ rule cam:
 rule seeds:
     input: executed("maps"), notebook="notebooks/70_seeds.ipynb"
     output: executed("seeds")
-    params: parameters
+    params: settings=parameters, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
@@ -86,7 +86,7 @@ rule seeds:
 rule irn:
     input: executed("seeds"), notebook="notebooks/80_irn.ipynb"
     output: executed("irn", "pseudo_masks")
-    params: parameters
+    params: settings=parameters, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
@@ -94,14 +94,14 @@ rule irn:
 rule deeplab:
     input: executed("pseudo_masks"), notebook="notebooks/90_deeplab.ipynb"
     output: executed("deeplab", "predictions")
-    params: parameters
+    params: settings=parameters, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
 
-# DeepLab trained on the true masks: the upper reference.
+# DeepLab trained on the true masks: the upper reference. The classifier is there because it may be its start.
 use rule deeplab as deeplab_truth with:
-    input: executed("check", method="data", seed=0), notebook="notebooks/90_deeplab.ipynb"
+    input: executed("classifier", method="cam"), notebook="notebooks/90_deeplab.ipynb"
     wildcard_constraints: method="truth"
 
 
@@ -114,7 +114,7 @@ rule overview:
         notebook="notebooks/00_start_here.ipynb",
     output: executed("overview")
     wildcard_constraints: method="report"
-    params: parameters
+    params: settings=parameters, method=methods[0]
     shell: run_notebook
 
 

@@ -5,7 +5,7 @@ so only the pattern on the head tells the class: a classifier may look at the he
 That is the problem that weakly-supervised segmentation is about, in a form that can be measured (see `part_recall`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -41,11 +41,15 @@ class Creature:
         name: class name.
         subcategory: "round" or "long" for the class that has two kinds, else "".
         has_head: false for the tenth of the creatures that are drawn without a head.
+        box: xmin, ymin, xmax, ymax of its visible pixels, counted from 1, both ends included (VOC's way).
+        head_box: the same of its head; None without one.
     """
 
     name: str
     subcategory: str
     has_head: bool
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    head_box: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,14 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
 
     Example:
         >>> scene = draw_scene(seed=0, index=0)
-        >>> scene.image.shape, sorted(set(np.unique(scene.part_mask)) - {1, 2})
-        ((96, 96, 3), [0, 255])
+        >>> scene.image.shape, np.unique(scene.part_mask).tolist()
+        ((96, 96, 3), [0, 1, 2, 255])
     """
     generator = np.random.default_rng([seed, index])
     creatures = [_new_creature(generator) for _ in range(generator.integers(1, 3))]
     if len(creatures) == 2 and creatures[0].name == creatures[1].name:  # one kind an image: its label has one truth
         creatures[1] = Creature(creatures[0].name, creatures[0].subcategory, creatures[1].has_head)
-    on_water = bool(generator.random() < (0.85 if any(c.name == WATER_CLASS for c in creatures) else 0.12))
+    on_water = bool(generator.random() < (0.6 if any(c.name == WATER_CLASS for c in creatures) else 0.25))
     shapes = _place(generator, creatures, side)
     creatures = creatures[:len(shapes)]
 
@@ -122,6 +126,9 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
         saliency = np.where(shape.coverage > 0.5, strength, saliency)
     picture += generator.normal(0, 2.5, picture.shape)  # noise of the sensor
 
+    visible = [object_mask == number for number in range(1, len(creatures) + 1)]
+    creatures = [replace(creature, box=_box(area), head_box=_box(area & (part_mask == HEAD)))
+                 for creature, area in zip(creatures, visible, strict=True)]
     class_values = np.array([0] + [CLASSES.index(creature.name) + 1 for creature in creatures], np.uint8)
     class_mask = class_values[object_mask]
     border = ndimage.maximum_filter(object_mask, 3) != ndimage.minimum_filter(object_mask, 3)
@@ -129,6 +136,14 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
         mask[border] = IGNORE
     return Scene(np.clip(picture, 0, 255).astype(np.uint8), class_mask, object_mask, part_mask,
                  _imperfect(generator, saliency), tuple(creatures), on_water)
+
+
+def _box(area: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Return VOC's box of a truth map: xmin, ymin, xmax, ymax, counted from 1; None when it is empty."""
+    if not area.any():
+        return None
+    rows, columns = np.flatnonzero(area.any(axis=1)) + 1, np.flatnonzero(area.any(axis=0)) + 1
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
 def _new_creature(generator: np.random.Generator) -> Creature:
@@ -155,13 +170,13 @@ def _place(generator: np.random.Generator, creatures: list[Creature], side: int)
 
 def _random_shape(generator: np.random.Generator, creature: Creature, side: int) -> _Shape | None:
     """Return a wobbly ellipse with a disc at one end, or None when too much of it lies outside the picture."""
-    half_length = generator.uniform(0.20, 0.30) * side
+    half_length = generator.uniform(0.22, 0.30) * side
     slimness = {"": (0.55, 0.75), "round": (0.75, 0.85), "long": (0.42, 0.52)}[creature.subcategory]
     half_width = half_length * generator.uniform(*slimness)
     angle = generator.uniform(0, 2 * np.pi)
     centre = generator.uniform(0.22, 0.78, 2) * side
     head_radius = generator.uniform(0.09, 0.11) * side
-    head_at = 0.9 * half_length
+    head_at = half_length
     wobble = generator.normal(0, 0.035, 4)
     phase = generator.uniform(0, 2 * np.pi, 4)
 
@@ -187,7 +202,7 @@ def _paint(generator: np.random.Generator, picture: np.ndarray, creature: Creatu
     """Lay body and head of one creature over the picture: float32 (S, S, 3)."""
     side = picture.shape[0]
     colour = BODY_COLOURS[CLASSES.index(creature.name) // 2] + generator.normal(0, 5, 3)
-    grain = ndimage.gaussian_filter(generator.normal(0, 1, (side, side)), 0.6) * 22
+    grain = ndimage.gaussian_filter(generator.normal(0, 1, (side, side)), 0.6) * 8
     rim = 1 - 0.35 * np.exp(-(shape.depth / 1.6) ** 2)
     body = (colour + grain[..., None]) * rim[..., None]
     picture = picture + shape.body[..., None] * (body - picture)
@@ -255,7 +270,8 @@ def _stretched(grid: np.ndarray, side: int) -> np.ndarray:
 def _imperfect(generator: np.random.Generator, saliency: np.ndarray) -> np.ndarray:
     """Blur a true foreground map and add uneven light and, at times, a false blob: uint8 (S, S)."""
     side = saliency.shape[0]
-    blurred = ndimage.gaussian_filter(saliency, 0.025 * side) + 0.06 * _stretched(generator.normal(0, 1, (6, 6, 1)), side)[..., 0]
+    blurred = ndimage.gaussian_filter(saliency, 0.025 * side)
+    blurred += 0.06 * _stretched(generator.normal(0, 1, (6, 6, 1)), side)[..., 0]
     if generator.random() < 0.15:
         y, x = np.mgrid[:side, :side]
         centre = generator.uniform(0, side, 2)

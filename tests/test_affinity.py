@@ -27,8 +27,7 @@ def map_sizes(draw):
 
 
 def test_number_of_directions_and_path_lengths():
-    assert Counter(len(path.points) for path in search_paths(5)) == {
-        2: 2, 3: 2, 4: 4, 5: 2, 6: 4, 7: 2, 8: 8, 10: 6, 11: 4}
+    assert Counter(len(path.points) for path in search_paths(5)) == {2: 2, 3: 2, 4: 4, 5: 2, 6: 4, 7: 2, 8: 8, 10: 6, 11: 4}
     assert len(search_paths(5)) == 34 and len(search_paths(10)) == 152
     lengths = [len(path.points) for path in search_paths(10)]
     assert lengths == sorted(lengths) and lengths.count(16) == 22
@@ -129,7 +128,7 @@ def test_terms_are_means_over_the_pairs_of_the_whole_batch():
     label = torch.randint(0, 3, (2, 6, 9), generator=generator)
     label[1, 2:] = 255  # the second image has far fewer pairs
     both = affinity_loss(edge_logit, displacement, label, 3, 21)
-    images = [affinity_loss(edge_logit[i:i + 1], displacement[i:i + 1], label[i:i + 1], 3, 21) for i in (0, 1)]
+    images = [affinity_loss(edge_logit[i : i + 1], displacement[i : i + 1], label[i : i + 1], 3, 21) for i in (0, 1)]
     counts = [affinity_labels(label[i], 3, 21) for i in (0, 1)]
     for term, kind in (("neg", "neg"), ("dp_fg", "fg_pos"), ("dp_bg", "bg_pos")):
         n = [int(getattr(count, kind).sum()) for count in counts]

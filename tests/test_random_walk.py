@@ -40,8 +40,15 @@ def example(height, width, seed, sharpness=1.0):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 6), st.integers(0, 10), st.sampled_from([0, 1, 2.5, 10]),
-       st.sampled_from([0.5, 1, 8]), st.integers(0, 10_000))
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(2, 6),
+    st.integers(0, 10),
+    st.sampled_from([0.5, 1, 2.5, 10]),
+    st.sampled_from([0.5, 1, 8]),
+    st.integers(0, 10_000),
+)
 def test_walk_agrees_with_the_dense_one(height, width, radius, log2_steps, beta, sharpness, seed):
     scores, edge = example(height, width, seed, sharpness)
     walk = propagate(scores, edge, radius, beta, log2_steps)
@@ -157,18 +164,21 @@ def test_ties_go_to_the_background_then_to_the_first_class():
     assert pseudo_mask(torch.ones(2, 1, 1), [7, 3], (1, 1)).item() == 8
 
 
-@pytest.mark.parametrize(("scores", "edge", "options", "message"), [
-    (torch.ones(1, 3, 3), torch.zeros(3, 4), {}, "must be of one size"),
-    (torch.ones(3, 3), torch.zeros(3, 3), {}, "must be of one size"),
-    (torch.full((1, 3, 3), math.nan), torch.zeros(3, 3), {}, "not finite"),
-    (torch.ones(1, 3, 3), torch.full((3, 3), math.nan), {}, r"in \[0, 1\]"),
-    (torch.ones(1, 3, 3), torch.full((3, 3), 1.5), {}, r"in \[0, 1\]"),
-    (torch.ones(1, 0, 3), torch.zeros(0, 3), {}, "dimensions"),
-    (torch.ones(1, 3, 3), torch.zeros(3, 3), {"radius": 1}, "at least 2"),
-    (torch.ones(1, 3, 3), torch.zeros(3, 3), {"log2_steps": -1}, "at least 0"),
-    (torch.ones(1, 3, 3), torch.zeros(3, 3), {"log2_steps": 0.5}, "at least 0"),
-    (torch.ones(1, 3, 3), torch.zeros(3, 3), {"beta": -1}, "at least 0"),
-])
+@pytest.mark.parametrize(
+    ("scores", "edge", "options", "message"),
+    [
+        (torch.ones(1, 3, 3), torch.zeros(3, 4), {}, "must be of one size"),
+        (torch.ones(3, 3), torch.zeros(3, 3), {}, "must be of one size"),
+        (torch.full((1, 3, 3), math.nan), torch.zeros(3, 3), {}, "not finite"),
+        (torch.ones(1, 3, 3), torch.full((3, 3), math.nan), {}, r"in \[0, 1\]"),
+        (torch.ones(1, 3, 3), torch.full((3, 3), 1.5), {}, r"in \[0, 1\]"),
+        (torch.ones(1, 0, 3), torch.zeros(0, 3), {}, "dimensions"),
+        (torch.ones(1, 3, 3), torch.zeros(3, 3), {"radius": 1}, "at least 2"),
+        (torch.ones(1, 3, 3), torch.zeros(3, 3), {"log2_steps": -1}, "at least 0"),
+        (torch.ones(1, 3, 3), torch.zeros(3, 3), {"log2_steps": 0.5}, "at least 0"),
+        (torch.ones(1, 3, 3), torch.zeros(3, 3), {"beta": -1}, "at least 0"),
+    ],
+)
 def test_bad_walks_are_refused(scores, edge, options, message):
     with pytest.raises(ValueError, match=message):
         propagate(scores, edge, **options)

@@ -11,7 +11,6 @@ import platform
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,21 @@ from wsss_lib.data.dataset import DataError, voc_palette
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(f"{path}: cannot be written ({error.strerror or error}); free some space or set runs_root to another "
                       "disk, then run again: finished results are kept") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -51,7 +50,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; a file that is no JSON gives one sentence."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: not valid JSON; delete the folder {path.parent} and run its stage again") from None
 
 
@@ -79,11 +78,14 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
             classes, scores, size = file["classes"], file["scores"], file["size"]
     except FileNotFoundError:
         raise DataError(f"{path}: the localization maps are missing; run notebook 10_cam on this split first") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a broken zip file or array header makes NumPy raise one of a dozen types
         raise DataError(f"{path}: not a file of localization maps ({error}); delete it and run its stage again") from None
-    if scores.ndim != 3 or classes.shape != scores.shape[:1] or size.shape != (2,):
-        raise DataError(f"{path}: the shapes of classes {classes.shape} and scores {scores.shape} do not belong together; "
-                        "delete it and run its stage again")
+    if (classes.dtype.kind, scores.dtype.kind, size.dtype.kind) != ("i", "f", "i") or size.shape != (2,) or (size < 1).any():
+        raise DataError(f"{path}: classes, scores and size must be integers, floats and two positive integers; delete it and "
+                        "run its stage again")
+    if classes.ndim != 1 or scores.shape != (len(classes), *((size - 1) // 4 + 1)):
+        raise DataError(f"{path}: classes {classes.shape} and scores {scores.shape} do not belong to an image of "
+                        f"{size[0]}x{size[1]}; delete it and run its stage again")
     return classes.astype(np.int64), scores.astype(np.float32), (int(size[0]), int(size[1]))
 
 
@@ -92,6 +94,27 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     image = Image.fromarray(np.asarray(mask, np.uint8), mode="P")
     image.putpalette(voc_palette().tobytes())
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write torch tensors as safetensors."""
+    from safetensors.torch import save  # its own save_file reports a full disk as no OSError
+
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read the torch tensors of a safetensors file, or say in one sentence why that cannot be done."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such weights file")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own undocumented type
+        raise DataError(f"{path}: not a safetensors file ({error}); convert official checkpoints with "
+                        "python -m data_prep.checkpoints") from None
 
 
 def sha256(paths: Iterable[Path], root: Path) -> str:

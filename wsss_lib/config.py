@@ -28,8 +28,8 @@ def _tuple_from_text(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return tuple(ast.literal_eval(value))
-        except (ValueError, SyntaxError, TypeError):
-            raise ValueError(f"must be a list of numbers such as [1.0, 0.5], not the text {value!r}") from None
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            raise ValueError(f"must be a list of numbers such as [1.0, 0.5], not the text {value!r:.60}") from None
     return value
 
 
@@ -40,13 +40,14 @@ def _refuse_truth_value(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_refuse_number)]
+Name = Annotated[str, BeforeValidator(_refuse_number), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # of a folder
 Count = Annotated[int, BeforeValidator(_refuse_truth_value), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_refuse_truth_value), Field(ge=1)]
 Rate = Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, le=1)]
-Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_tuple_from_text),
-                    Field(min_length=1)]
-Integers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_tuple_from_text), Field(min_length=1)]
+Factor = Annotated[float, BeforeValidator(_refuse_truth_value), Field(gt=0, allow_inf_nan=False)]
+Numbers = Annotated[tuple[Factor, ...], BeforeValidator(_tuple_from_text), Field(min_length=1)]
+Integers = Annotated[tuple[Positive, ...], BeforeValidator(_tuple_from_text), Field(min_length=1)]
 Weights = Annotated[str, BeforeValidator(_refuse_number)]
 
 
@@ -60,18 +61,18 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     # Where things are and which run this is.
-    dataset: Text = "toy"  # name of the folder below runs_root
+    dataset: Name = "toy"  # name of the folder below runs_root
     data_root: Text = "data/toy"  # VOC devkit folder
     labels: Text = ""  # table of image-level labels; empty: data_root/labels.csv
     mask_folder: Text = "SegmentationClass"  # true masks below data_root
     runs_root: Text = "runs"
-    method: Text = "cam"  # whose localization maps are used; "truth": train DeepLab on the true masks
+    method: Name = "cam"  # whose localization maps are used; "truth": train DeepLab on the true masks
     seed: Count = 0
     train_split: Text = "train"  # images with labels, for every training
     score_split: Text = "train"  # the part of train_split on which maps and masks are scored
     val_split: Text = "val"
     limit: Count = 0  # use only the first images of every split; 0: all
-    num_workers: Count = 0  # loader processes, and processes of per-image stages on the CPU
+    num_workers: Count = 2  # loader processes, and processes of per-image stages on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: bool = False  # float16 autocast; on a GPU only
     device_batch_size: Positive = 16  # images at once on the device; a larger global batch is accumulated
@@ -97,28 +98,29 @@ class Config(BaseModel):
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
     # 70: seeds.
     seed_threshold: Share = 0.15
-    seed_foreground_threshold: Share = 0.30  # t_f
-    seed_background_threshold: Share = 0.05  # t_b
+    seed_foreground_threshold: Share = 0.12  # t_f; published: 0.30
+    seed_background_threshold: Share = 0.04  # t_b; published: 0.05
     seed_crf_iterations: Positive = 10
     seed_num_thresholds: Positive = 60
     # 80: IRN.
     irn_weights: Weights = ""  # an IRN to use instead of training one
-    irn_init: Literal["backbone", "classifier"] = "backbone"  # published: the ImageNet backbone, not the classifier
-    irn_epochs: Positive = 3
-    irn_batch_size: Positive = 32
+    irn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
+    irn_epochs: Positive = 8
+    irn_batch_size: Positive = 16
     irn_learning_rate: Rate = 0.1
-    irn_displacement_learning_rate: Rate = 1.0
+    irn_displacement_learning_rate: Rate = 0.1
     irn_momentum: Share = 0.9
     irn_weight_decay: Rate = 1e-4
     irn_momentum_slip: bool = False
     irn_scale_min: Rate = 0.5
     irn_scale_max: Rate = 1.5
     irn_crop: Positive = 96
+    irn_displacement_width: Annotated[int, Field(ge=32, multiple_of=32)] = 32  # channels of the displacement head; published: 256
     irn_pad_to: Count = 0  # pad photographs to this side before the network; 0: only to a multiple of 16
-    irn_train_radius: Annotated[int, Field(ge=2)] = 10
-    irn_radius: Annotated[int, Field(ge=2)] = 5
+    irn_train_radius: Annotated[int, Field(ge=2)] = 5
+    irn_radius: Annotated[int, Field(ge=2)] = 3
     irn_beta: Rate = 10.0  # exponent of the affinities
-    irn_log2_steps: Count = 8  # 2^8 = 256 steps of the random walk
+    irn_log2_steps: Count = 6  # 2^6 = 64 steps of the random walk; published: 8
     irn_threshold: Share = 0.25  # background score of the pseudo-masks
     # 90: DeepLab-v2.
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
@@ -165,7 +167,7 @@ class Config(BaseModel):
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"][:1])
             message = first["msg"].removeprefix("Value error, ")
-            sentence = f"parameter {name} = {values.get(name)!r}: {message}" if name else message
+            sentence = f"parameter {name} = {values.get(name)!r:.80}: {message}" if name else message
             raise ValueError(sentence) from None
 
     @classmethod
@@ -183,7 +185,11 @@ class Config(BaseModel):
         for source in namespace.get("In", [""])[1:]:
             if "from_notebook" in source:
                 break
-            for node in ast.parse(source).body:
+            try:
+                statements = ast.parse(source).body
+            except SyntaxError:  # a cell that failed to run
+                continue
+            for node in statements:
                 if isinstance(node, ast.Assign):
                     names += [target.id for target in node.targets if isinstance(target, ast.Name)]
         return cls.from_values({name: namespace[name] for name in names})

@@ -24,7 +24,7 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Call
         the number of images that were worked on.
 
     Raises:
-        RuntimeError: `work` failed; the message names the image.
+        whatever `work` raises; results that were written before are kept.
     """
     missing = [image_id for image_id in ids if not output(image_id).is_file()]
     if num_workers == 0 or len(missing) < 2:

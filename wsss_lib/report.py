@@ -63,8 +63,9 @@ def _figures(notebook):
             picture = output.get("data", {}).get("image/png")
             if picture:
                 text = html.escape(caption.get("data", {}).get("text/markdown", "").strip("*"))
-                base64.b64decode(picture)  # refuse anything that is not base64 before it goes into a page
-                yield f'<figure><img alt="{text}" src="data:image/png;base64,{picture.strip()}"><figcaption>{text}</figcaption></figure>'
+                picture = "".join(picture.split())
+                base64.b64decode(picture, validate=True)  # refuse anything that is not base64 before it goes into a page
+                yield f'<figure><img alt="{text}" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>'
 
 
 def main(arguments: list[str]) -> None:

@@ -3,6 +3,8 @@
 `python -m wsss_lib.results runs/toy` prints the table of a finished run.
 """
 
+import hashlib
+import json
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -50,6 +52,11 @@ def collect(run_folder: Path) -> list[dict]:
             if "miou" in row:
                 rows.append({"method": method, "seed": int(seed.removeprefix("seed")), "stage": stage} | row)
     return rows
+
+
+def fingerprint(rows: list[dict]) -> str:
+    """Return a hash of collected rows, for the stage that reports on them."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def summarize(rows: list[dict]) -> list[dict]:

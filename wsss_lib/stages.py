@@ -14,14 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_maps, write_maps, write_mask
+from wsss_lib.artifacts import read_maps, read_tensors, write_maps, write_mask
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import SegmentationDataset, load_dataset, read_mask
+from wsss_lib.data.dataset import SegmentationDataset, image_size, load_dataset, read_mask
 from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples, steps_per_epoch
 from wsss_lib.inference import batches_of_like_size, for_each_image
 from wsss_lib.methods import cam
@@ -64,14 +63,7 @@ def build_classifier(config: Config, num_classes: int, weights: Path | str = "")
 
 def load_safetensors(path: Path | str) -> dict[str, Tensor]:
     """Read a safetensors file, or say in one sentence that it is none."""
-    path = project_path(str(path))
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such weights file")
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises its own undocumented type
-        raise ValueError(f"{path}: not a safetensors file ({error}); convert official checkpoints with "
-                         "python -m data_prep.checkpoints") from None
+    return read_tensors(project_path(str(path)))
 
 
 def train_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config, folder: Path) -> int:
@@ -90,6 +82,7 @@ def train_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, con
 def score_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config) -> np.ndarray:
     """Return class probabilities of all images of a split: float32 (N, C)."""
     mean, std = normalization_of(config.backbone)
+    net.eval()
     return np.concatenate([cam.classification_scores(net, [data.image(image_id)], mean, std)
                            for image_id in progress(data.ids, "classifier on " + data.split)])
 
@@ -97,10 +90,10 @@ def score_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, con
 def make_maps(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config, folder: Path) -> int:
     """Write `ID.npz` with the localization maps of every image; returns the number of images made now."""
     mean, std = normalization_of(config.backbone)
-    net.to(memory_format=torch.channels_last)
+    net.eval().to(memory_format=torch.channels_last)
     row = {image_id: index for index, image_id in enumerate(data.ids)}
     missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.npz").is_file()]
-    groups = batches_of_like_size(missing, lambda image_id: _image_size(data, image_id), config.device_batch_size)
+    groups = batches_of_like_size(missing, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
     for group in progress(groups, "localization maps"):
         images = [data.image(image_id) for image_id in group]
         labels = data.labels[[row[image_id] for image_id in group]]
@@ -108,11 +101,6 @@ def make_maps(net: cam.ClassActivationNet, data: SegmentationDataset, config: Co
         for image_id, image, (classes, scores) in zip(group, images, maps, strict=True):
             write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
     return len(missing)
-
-
-def _image_size(data: SegmentationDataset, image_id: str) -> tuple[int, int]:
-    with Image.open(data.image_path(image_id)) as image:
-        return image.size
 
 
 # ---- 70: seeds
@@ -157,7 +145,7 @@ def build_irn(config: Config, classifier_weights: Path, weights: Path | str = ""
                               "none" if weights or config.irn_init == "classifier" else config.backbone_weights)
     if config.irn_init == "classifier" and not weights:
         load_backbone_of_classifier(backbone, classifier_weights)
-    net = IRN(backbone)
+    net = IRN(backbone, config.irn_displacement_width)
     if weights:
         load_weights(net, load_safetensors(weights), str(weights))
     return net

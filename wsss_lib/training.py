@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from wsss_lib.artifacts import write_atomically
+from wsss_lib.artifacts import read_tensors, write_atomically, write_tensors
 from wsss_lib.config import Config
 from wsss_lib.data.samples import batches
+from wsss_lib.nets.backbone import load_weights
 from wsss_lib.viz import progress
 
 LOG_EVERY = 10
@@ -93,7 +93,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
         name: for the progress bar.
 
     Raises:
-        ValueError: the batch cannot be split evenly, or the loss is not finite (says at which step).
+        ValueError: the batch cannot be split evenly, the loss is not finite (says at which step), or `folder` holds the
+            state of another network.
     """
     device = next(model.parameters()).device
     part = min(batch_size, config.device_batch_size)
@@ -108,33 +109,32 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     state_file = folder / "state.safetensors"
     done = _load_state(state_file, model, optimizer, scaler) if state_file.is_file() else 0
-    log = _trim_log(folder / "log.jsonl", done)
     loader = iter(batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers))
     model.train()
-    for step in progress(range(done, steps), name, total=steps, initial=done):
-        factor = schedule(step, steps)
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor
-        optimizer.zero_grad(set_to_none=True)
-        means: dict[str, float] = {}
-        for _ in range(parts):
-            batch = tuple(_to_device(tensor, device) for tensor in next(loader))
-            with torch.autocast(device.type, torch.float16, enabled=half):
-                losses = loss_of(model, batch)
-            scaler.scale(losses["loss"] / parts).backward()
-            for key, value in losses.items():
-                means[key] = means.get(key, 0.0) + value.item() / parts
-        if not np.isfinite(means["loss"]):
-            raise ValueError(f"{name}: the loss is {means['loss']} at step {step + 1}; lower the learning rate")
-        scaler.step(optimizer)
-        scaler.update()
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-            row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
-            _save_state(state_file, model, optimizer, scaler, step + 1)
-    log.close()
+    with _trim_log(folder / "log.jsonl", done) as log:
+        for step in progress(range(done, steps), name, total=steps, initial=done):
+            factor = schedule(step, steps)
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.zero_grad(set_to_none=True)
+            means: dict[str, float] = {}
+            for _ in range(parts):
+                batch = tuple(_to_device(tensor, device) for tensor in next(loader))
+                with torch.autocast(device.type, torch.float16, enabled=half):
+                    losses = loss_of(model, batch)
+                scaler.scale(losses["loss"] / parts).backward()
+                for key, value in losses.items():
+                    means[key] = means.get(key, 0.0) + value.item() / parts
+            if not np.isfinite(means["loss"]):
+                raise ValueError(f"{name}: the loss is {means['loss']} at step {step + 1}; lower the learning rate")
+            scaler.step(optimizer)
+            scaler.update()
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+                row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+                _save_state(state_file, model, optimizer, scaler, step + 1)
     model.eval()
 
 
@@ -144,7 +144,8 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, done: int) -> None:
+def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+                done: int) -> None:
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         if state.get("momentum_buffer") is not None:
@@ -153,15 +154,14 @@ def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     numbers = {"done": done, "scaler": scaler.state_dict()}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers)}))
+    write_tensors(path, tensors, metadata={"numbers": json.dumps(numbers)})
 
 
 def _load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
-    tensors = load_file(path)
+    tensors = read_tensors(path)
+    load_weights(model, {key[6:]: value for key, value in tensors.items() if key.startswith("model.")}, str(path))
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["numbers"])
-    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
     state = optimizer.state_dict()
     state["state"] = {int(key[9:]): {"momentum_buffer": value} for key, value in tensors.items() if key.startswith("momentum.")}
     optimizer.load_state_dict(state)
@@ -193,6 +193,5 @@ def read_log(folder: Path) -> list[dict]:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a network's weights as safetensors and remove the training state beside them."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_tensors(path, model.state_dict())
     (path.parent / "state.safetensors").unlink(missing_ok=True)

@@ -96,6 +96,14 @@ def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = ""):
     return matplotlib.cm.ScalarMappable(norm=matplotlib.colors.Normalize(0, 1), cmap="cividis")
 
 
+def draw_map(axes, values, title: str = ""):
+    """Draw a map in [0, 1] without a photograph, e.g. boundaries; returns the mappable for a colour bar."""
+    mappable = axes.imshow(values, vmin=0, vmax=1)
+    axes.set_title(title)
+    axes.set_axis_off()
+    return mappable
+
+
 def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "", image: np.ndarray | None = None) -> None:
     """Draw a label map: VOC's colours, the class name written on its largest part, unknown pixels hatched.
 

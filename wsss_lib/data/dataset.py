@@ -6,8 +6,11 @@ it is PASCAL VOC, `dataset.json`. Ids are strings everywhere.
 
 import csv
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -88,13 +91,7 @@ class SegmentationDataset:
         Raises:
             DataError: missing, unreadable, another size than the image, or a value that is no class.
         """
-        path = self.mask_path(image_id)
-        mask = read_mask(path, self.num_classes)
-        with Image.open(self.image_path(image_id)) as image:
-            if image.size != mask.shape[::-1]:
-                raise DataError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is "
-                                f"{image.size[0]}x{image.size[1]}; make the mask again from the original annotation")
-        return mask
+        return read_mask(self.mask_path(image_id), self.num_classes, image_size(self.image_path(image_id)))
 
     def label(self, image_id: str) -> np.ndarray:
         """Return the image-level label: uint8 (C,)."""
@@ -103,26 +100,52 @@ class SegmentationDataset:
 
 def read_image(path: Path) -> Image.Image:
     """Read any image file as RGB, whole, or fail with one sentence."""
+    return _read(path, lambda image: image.convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image file without decoding it; errors as `read_image`."""
+    return _read(path, lambda image: image.size)
+
+
+def _read(path: Path, read: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return read(image)
     except FileNotFoundError:
         raise DataError(f"{path}: the image is missing; put it there or take its id out of the list") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: the image cannot be read ({error}); fetch it again or take its id out of the list") from None
+    except Exception as error:  # Pillow raises one of a dozen types
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{path}: the image cannot be read ({reason}); fetch it again or take its id out of the list") from None
 
 
-def read_mask(path: Path, num_classes: int) -> np.ndarray:
-    """Read the index values of a palette or grey PNG: uint8 (H, W), values 0..num_classes and 255."""
+def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read the index values of a palette or grey PNG.
+
+    Args:
+        path: `ID.png`.
+        num_classes: foreground classes C.
+        size: (width, height) of the image that the mask belongs to; None: not checked.
+
+    Returns:
+        uint8 (H, W), values 0..C and 255.
+
+    Raises:
+        DataError: missing, unreadable, another size than the image, or a value that is no class.
+    """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise DataError(f"{path}: the mask has mode {image.mode}; masks are 8-bit palette or grey PNGs of class indices")
-            mask = np.array(image, dtype=np.uint8)
+            mode, mask = image.mode, np.array(image)
     except FileNotFoundError:
-        raise DataError(f"{path}: the mask is missing; scoring needs one for every image of the split") from None
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise DataError(f"{path}: the mask cannot be read ({error}); make it again") from None
+        raise DataError(f"{path}: the mask is missing; scoring and training need one for every image of the split") from None
+    except Exception as error:  # Pillow raises one of a dozen types
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{path}: the mask cannot be read ({reason}); make it again") from None
+    if mode not in ("P", "L"):
+        raise DataError(f"{path}: the mask has mode {mode}; masks are 8-bit palette or grey PNGs of class indices")
+    if size and mask.shape[::-1] != size:
+        raise DataError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {size[0]}x{size[1]}; "
+                        "make the mask again from the original annotation")
     foreign = mask[(mask > num_classes) & (mask != IGNORE)]
     if foreign.size:
         raise DataError(f"{path}: the mask holds the value {foreign[0]}, but there are only {num_classes} classes; "
@@ -146,17 +169,18 @@ def load_dataset(root: Path | str, split: str, labels: Path | str = "", limit: i
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: the data set folder does not exist; run notebook 02_datasets_and_labels first or set data_root")
+        raise DataError(f"{root}: the data set folder does not exist; run notebook 02_datasets_and_labels first or set "
+                        "data_root")
     classes = read_classes(root)
     ids = read_split(root, split)
     table = read_labels(Path(labels) if labels else root / "labels.csv", classes)
     ids = ids[:limit] if limit else ids
     without_row = [image_id for image_id in ids if image_id not in table]
     if without_row:
-        raise DataError(f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} others "
-                        f"of split {split!r}; make the table again with python -m data_prep.voc_labels")
+        raise DataError(f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} "
+                        f"others of split {split!r}; make the table again with python -m data_prep.voc_labels")
     dataset = SegmentationDataset(root, split, ids, classes, np.stack([table[image_id] for image_id in ids]), mask_folder)
-    missing = [image_id for image_id in ids if not dataset.image_path(image_id).is_file()]
+    missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
         raise DataError(f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
                         f"{split!r}; put them there or take their ids out of the list")
@@ -172,8 +196,9 @@ def read_classes(root: Path) -> tuple[str, ...]:
         content = json.loads(path.read_text(encoding="utf-8"))
         classes = content["classes"]
         valid = isinstance(classes, list) and 0 < len(classes) < IGNORE and all(isinstance(name, str) for name in classes)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a data set description ({type(error).__name__}: {error}); it needs a list 'classes'") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: not a data set description ({problem}); it needs a list 'classes'") from None
     if not valid or len(set(classes)) != len(classes):
         raise DataError(f"{path}: 'classes' must be a list of 1 to 254 different names")
     return tuple(classes)
@@ -218,5 +243,7 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header) or any(value not in ("0", "1") for value in row[1:]):
             raise DataError(f"{path}, line {number}: a row is an image id and then {len(classes)} values 0 or 1")
+        if row[0] in table:
+            raise DataError(f"{path}, line {number}: image {row[0]!r} has a second row; take one of them out")
         table[row[0]] = np.array(row[1:], dtype=np.uint8)
     return table

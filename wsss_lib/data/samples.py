@@ -64,8 +64,9 @@ class AffinitySamples(Dataset):
         rng = sample_rng(self.seed, epoch, index)
         image_id = self.data.ids[index]
         scale = rng.uniform(*self.scale)
-        image = transforms.resize_image(self.data.image(image_id), scale)
-        label = transforms.resize_label(read_mask(self.label_folder / f"{image_id}.png", self.data.num_classes), scale)
+        image = self.data.image(image_id)
+        label = read_mask(self.label_folder / f"{image_id}.png", self.data.num_classes, image.size)
+        image, label = transforms.resize_image(image, scale), transforms.resize_label(label, scale)
         array = transforms.normalize(image, self.mean, self.std)
         if rng.random() < 0.5:
             array, label = array[:, ::-1], label[:, ::-1]
@@ -92,11 +93,11 @@ class SegmentationSamples(Dataset):
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image_id = self.data.ids[index]
-        label = read_mask(self.mask_folder / f"{image_id}.png", self.data.num_classes)
-        image = np.asarray(self.data.image(image_id), np.float32)
+        image = self.data.image(image_id)
+        label = read_mask(self.mask_folder / f"{image_id}.png", self.data.num_classes, image.size)
         draws = transforms.draw_scale_crop_flip(label.shape, self.scales, self.crop, rng)
         mean_colour = tuple(255 * value for value in self.mean)
-        image, label = transforms.scale_crop_flip(image, label, *draws, self.crop, mean_colour)
+        image, label = transforms.scale_crop_flip(np.asarray(image, np.float32), label, *draws, self.crop, mean_colour)
         return transforms.to_tensor(transforms.normalize(image, self.mean, self.std)), transforms.to_tensor(label)
 
 
@@ -148,4 +149,6 @@ def batches(samples: Dataset, batch_size: int, parts: int, first_step: int, last
             num_workers: int) -> DataLoader:
     """Return a loader over the steps [first_step, last_step) of a training run; see `StepSampler`."""
     sampler = StepSampler(len(samples), batch_size, parts, first_step, last_step, seed)
-    return DataLoader(samples, batch_sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    # A generator of its own: the loader draws a number when it starts, which would shift torch's after a resume.
+    return DataLoader(samples, batch_sampler=sampler, num_workers=num_workers, generator=torch.Generator(),
+                      pin_memory=torch.cuda.is_available())

@@ -86,7 +86,7 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor,
     """
     covered = tuple((side - 1) // grid_stride * grid_stride + grid_stride for side in size)
     total = torch.zeros(len(classes), *size, dtype=maps[0].dtype, device=maps[0].device)
-    for scale_maps in maps:
+    for scale_maps in maps if len(classes) else ():  # an image without a class has no map; torch resizes no empty tensor
         chosen = scale_maps[:, classes.to(scale_maps.device)]
         both = chosen[0] + chosen[1].flip(-1)  # (K, h_s, w_s)
         total += F.interpolate(both[None], size=covered, mode="bilinear", align_corners=False)[0, :, :size[0], :size[1]]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from wsss_lib.artifacts import read_tensors
 
 BACKBONES = ("resnet_small", "resnet50", "resnet101", "efficientnet_lite0")
 
@@ -149,7 +150,7 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     elif weights != "none":
         if not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: no such file; backbone weights are 'imagenet', 'none' or a safetensors file")
-        load_weights(backbone, load_file(weights), weights)
+        load_weights(backbone, read_tensors(Path(weights)), weights)
     return backbone
 
 

@@ -1,4 +1,4 @@
-"""DeepLab-v2: dilated backbone, atrous spatial pyramid pooling, three scales with their maximum, losses, schedule.
+"""DeepLab-v2: dilated backbone, atrous spatial pyramid pooling, three scales with their maximum, losses, solver groups.
 
 Source: Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully
 Connected CRFs", and the conventions of the weakly-supervised papers that train it on pseudo-masks.
@@ -102,7 +102,8 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         size: (h, w) wanted.
 
     Returns:
-        (N, h, w) of the same type; no new value arises.
+        (N, h, w) of the same type; no new value arises. Where H is even a centre can fall exactly between two pixels;
+        libraries then differ. With the odd crops of DeepLab (321, 481) that cannot happen.
 
     Source: DeepLab-v2, labels at the size of each logit map.
     Explained in notebook 90, section "The loss".
@@ -199,33 +200,3 @@ def parameter_groups(net: DeepLabV2, base_lr: float = 2.5e-4, weight_decay: floa
         {"params": weights, "lr": 10 * base_lr, "weight_decay": weight_decay},
         {"params": biases, "lr": 20 * base_lr, "weight_decay": 0.0},
     ]
-
-
-def poly_factor(step: int, total: int, power: float = 0.9, every: int = 10) -> float:
-    """Factor on every learning rate after `step` iterations: (1 - step / total) ** power, in stairs.
-
-    The rate changes only at multiples of `every`, and no more after `total`: iterations 1..10 run at factor 1,
-    11..20 at (1 - 10 / total) ** power.
-
-    Args:
-        step: finished iterations, 0, 1, ...
-        total: planned iterations T.
-        power: the exponent.
-        every: stair width; 1 gives the smooth curve of DeepLab-v3+.
-
-    Returns:
-        A factor in [0, 1].
-
-    Raises:
-        ValueError: step is negative, or total or every below 1.
-
-    Source: DeepLab, "poly" policy.
-    Explained in notebook 90, section "The schedule".
-
-    >>> [round(poly_factor(step, 100), 3) for step in (0, 9, 10, 19, 50)]
-    [1.0, 1.0, 0.91, 0.91, 0.536]
-    """
-    if step < 0 or total < 1 or every < 1:
-        raise ValueError(f"step={step} must be at least 0, total={total} and every={every} at least 1.")
-    last_change = min(step, total) // every * every
-    return (1 - last_change / total) ** power

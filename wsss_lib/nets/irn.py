@@ -57,8 +57,9 @@ class IRN(nn.Module):
         self.fc_dp4 = _block(c4, width, groups=16, upsample=s4 // s3)
         self.fc_dp5 = _block(c5, width, groups=16, upsample=s5 // s3)
         self.fc_dp6 = _block(3 * width, width, groups=16, upsample=s3 // s2)
-        self.fc_dp7 = nn.Sequential(*_block(width // 4 + width // 2 + width, width, groups=16),
-                                    nn.Conv2d(width, 2, 1, bias=False))
+        self.fc_dp7 = nn.Sequential(
+            *_block(width // 4 + width // 2 + width, width, groups=16), nn.Conv2d(width, 2, 1, bias=False)
+        )
         self.mean_shift = MeanShift()
 
     def train(self, mode: bool = True) -> "IRN":
@@ -147,4 +148,4 @@ def _block(in_channels: int, out_channels: int, groups: int, upsample: int = 1) 
 
 
 def _cut(maps: Tensor, like: Tensor) -> Tensor:
-    return maps[..., :like.shape[2], :like.shape[3]]
+    return maps[..., : like.shape[2], : like.shape[3]]

@@ -78,7 +78,7 @@ def search_paths(radius: int) -> tuple[Path, ...]:
     >>> search_paths(5)[6]
     Path(destination=(1, 1), points=((1, 1), (0, 1), (1, 0), (0, 0)))
     """
-    if radius != int(radius) or radius < 2:
+    if not isinstance(radius, int) or radius < 2:
         raise ValueError(f"The radius of the search paths must be an integer of at least 2, not {radius!r}.")
     directions = [(0, x) for x in range(1, radius)]
     directions += [(y, x) for y in range(1, radius) for x in range(1 - radius, radius) if y * y + x * x < radius * radius]
@@ -110,8 +110,10 @@ def _source_grid(height: int, width: int, radius: int) -> tuple[int, int]:
     """Rows and columns of sources in a map: the neighbourhood reaches r-1 cells to the left, right and below."""
     rows, columns = height - radius + 1, width - 2 * (radius - 1)
     if rows < 1 or columns < 1:
-        raise ValueError(f"A map of {height} x {width} cells has no pixel whose neighbourhood of radius {radius} lies "
-                         f"inside; it must be at least {radius} x {2 * radius - 1}: enlarge the map or reduce the radius.")
+        raise ValueError(
+            f"A map of {height} x {width} cells has no pixel whose neighbourhood of radius {radius} lies "
+            f"inside; it must be at least {radius} x {2 * radius - 1}: enlarge the map or reduce the radius."
+        )
     return rows, columns
 
 
@@ -119,7 +121,7 @@ def _windows(maps: Tensor, radius: int, offsets: list[Point]) -> Tensor:
     """Values of `maps` (..., H, W) at source + offset for every offset: (..., len(offsets), S)."""
     rows, columns = _source_grid(*maps.shape[-2:], radius)
     left = radius - 1
-    return torch.stack([maps[..., y:y + rows, left + x:left + x + columns] for y, x in offsets], dim=-3).flatten(-2)
+    return torch.stack([maps[..., y : y + rows, left + x : left + x + columns] for y, x in offsets], dim=-3).flatten(-2)
 
 
 def _sources(maps: Tensor, radius: int) -> Tensor:
@@ -186,12 +188,13 @@ def edge_to_affinity(edge: Tensor, radius: int) -> Tensor:
         maxima[axis, 1] = edge
         for length in range(2, radius + 1):
             valid = side - length + 1
-            maxima[axis, length] = torch.maximum(maxima[axis, length - 1].narrow(1 + axis, 0, valid),
-                                                 edge.narrow(1 + axis, length - 1, valid))
+            maxima[axis, length] = torch.maximum(
+                maxima[axis, length - 1].narrow(1 + axis, 0, valid), edge.narrow(1 + axis, length - 1, valid)
+            )
     left = radius - 1
     strongest = []
     for runs in _straight_runs(radius):
-        shifted = [maxima[axis, length][:, y:y + rows, left + x:left + x + columns] for axis, y, x, length in runs]
+        shifted = [maxima[axis, length][:, y : y + rows, left + x : left + x + columns] for axis, y, x, length in runs]
         strongest.append(reduce(torch.maximum, shifted))
     return 1 - torch.stack(strongest, dim=1).flatten(2)  # (B, n, S)
 

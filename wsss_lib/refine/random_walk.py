@@ -24,7 +24,7 @@ class Graph(NamedTuple):
 
     def degree(self) -> Tensor:
         """Return the row sums (h*w,); by symmetry also the column sums."""
-        return torch.segment_reduce(self.values, "sum", offsets=self.indptr.long())
+        return (self.matrix() @ self.values.new_ones(len(self.indptr) - 1, 1))[:, 0]
 
     def matrix(self) -> Tensor:
         """Return the graph as a torch CSR tensor, which can be multiplied by dense columns."""
@@ -34,6 +34,7 @@ class Graph(NamedTuple):
             return torch.sparse_csr_tensor(self.indptr, self.indices, self.values, size, check_invariants=False)
 
 
+@torch.no_grad()
 def affinity_graph(edge: Tensor, radius: int = 5, beta: float = 1) -> Graph:
     """Connect every pixel with its neighbours inside the map, weighted by affinity; the diagonal is 1.
 
@@ -62,7 +63,7 @@ def affinity_graph(edge: Tensor, radius: int = 5, beta: float = 1) -> Graph:
     """
     if edge.dim() != 2 or edge.numel() == 0:
         raise ValueError(f"The boundary map must have the dimensions (h, w), but its shape is {tuple(edge.shape)}.")
-    edge = edge.detach().double()  # single precision would lose 1e-4 over 256 steps and save a tenth of the time
+    edge = edge.double()  # single precision would lose 1e-4 over 256 steps and save a tenth of the time
     if not (edge.amin() >= 0 and edge.amax() <= 1):  # false for NaN
         raise ValueError("The boundary map must lie in [0, 1]: apply the sigmoid to the network's output first.")
     if not beta >= 0:
@@ -96,6 +97,7 @@ def _overlap(shift: int, side: int) -> slice:
     return slice(max(0, -shift), max(0, min(side, side - shift)))
 
 
+@torch.no_grad()
 def propagate(scores: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, log2_steps: int = 8) -> Tensor:
     """Let class scores walk 2^log2_steps random steps over the affinity graph: v = (M * (1 - e)) T^(2^k).
 
@@ -113,6 +115,7 @@ def propagate(scores: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, l
 
     Returns:
         v, (C, h, w) float32. Every value is a weighted mean of the values of M * (1 - e) of its class.
+        No gradient is recorded.
 
     Raises:
         ValueError: shapes that do not belong together, scores that are not finite, `edge` outside [0, 1],
@@ -125,8 +128,10 @@ def propagate(scores: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, l
     tensor([[[1., 0., 0.]]])
     """
     if scores.dim() != 3 or scores.shape[1:] != edge.shape:
-        raise ValueError(f"Scores (C, h, w) and boundary map (h, w) must be of one size, but their shapes are "
-                         f"{tuple(scores.shape)} and {tuple(edge.shape)}.")
+        raise ValueError(
+            f"Scores (C, h, w) and boundary map (h, w) must be of one size, but their shapes are "
+            f"{tuple(scores.shape)} and {tuple(edge.shape)}."
+        )
     if not torch.isfinite(scores).all():
         raise ValueError("The scores hold values that are not finite; the walk would spread them over the image.")
     if log2_steps != int(log2_steps) or log2_steps < 0:
@@ -136,8 +141,8 @@ def propagate(scores: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, l
     source = torch.repeat_interleave(root, graph.indptr.diff())
     matrix = graph._replace(values=graph.values / (source * root[graph.indices])).matrix()  # S
 
-    start = (scores.detach() * (1 - edge.detach().double())).flatten(1).T.contiguous()  # (h*w, C)
-    walked = _symmetric_power(matrix, start * root[:, None], 2**int(log2_steps)) / root[:, None]
+    start = (scores * (1 - edge.double())).flatten(1).T.contiguous()  # (h*w, C)
+    walked = _symmetric_power(matrix, start * root[:, None], 2 ** int(log2_steps)) / root[:, None]
     # A weighted mean stays between minimum and maximum; rounding and the cut of the series must not break that.
     walked = walked.clamp(start.amin(0), start.amax(0))
     return walked.T.reshape(scores.shape).float()
@@ -190,8 +195,10 @@ def walk_scores(walk: Tensor, size: tuple[int, int]) -> Tensor:
     """
     height, width = (int(side) for side in size)
     if walk.dim() != 3 or walk.shape[1:] != ((height - 1) // 4 + 1, (width - 1) // 4 + 1):
-        raise ValueError(f"Walked scores of shape {tuple(walk.shape)} do not belong to an image of {height} x {width}: "
-                         f"expected (K, {(height - 1) // 4 + 1}, {(width - 1) // 4 + 1}).")
+        raise ValueError(
+            f"Walked scores of shape {tuple(walk.shape)} do not belong to an image of {height} x {width}: "
+            f"expected (K, {(height - 1) // 4 + 1}, {(width - 1) // 4 + 1})."
+        )
     if len(walk) == 0:
         return walk.new_zeros(0, height, width, dtype=torch.float32)
     full = F.interpolate(walk.float()[None], scale_factor=4, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,83 @@
+"""Make `labels.csv`, the table of image-level labels, from VOC's XML annotations.
+
+    python -m data_prep.voc_labels data/voc12/VOC2012 data/voc12/VOC2012/labels.csv
+
+Every image of every list in `ImageSets/Segmentation` gets a row, except those of `test.txt`: VOC publishes no annotations of
+its test images.
+"""
+
+import argparse
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.voc_xml import read_voc_classes
+from wsss_lib.artifacts import write_atomically
+from wsss_lib.data.dataset import VOC_CLASSES, DataError, read_classes, read_split
+
+
+def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> dict[str, list[str]]:
+    """Return the classes of every listed image: image id to class names, ids sorted.
+
+    Args:
+        root: devkit folder with `Annotations` and `ImageSets/Segmentation`.
+        classes: names of the foreground classes.
+
+    Raises:
+        FileNotFoundError: an annotation is missing.
+        DataError: there is no list, an annotation cannot be read, or it names none of the classes.
+
+    Explained in notebook 02, section "Image-level labels".
+    """
+    root = Path(root)
+    lists = root / "ImageSets" / "Segmentation"
+    splits = sorted(path.stem for path in lists.glob("*.txt") if path.stem != "test")
+    if not splits:
+        raise DataError(f"{lists}: there is no list of images (train.txt, val.txt, …); give the folder that holds ImageSets, "
+                        "for VOC it is named VOC2012")
+    ids = sorted({image_id for split in splits for image_id in read_split(root, split)})
+    table = {}
+    for image_id in ids:
+        path = root / "Annotations" / f"{image_id}.xml"
+        table[image_id] = read_voc_classes(path, classes)
+        if not table[image_id]:
+            raise DataError(f"{path}: names none of the classes {', '.join(classes)}; take the image out of the lists or give "
+                            "the data set's own classes with --classes-from")
+    return table
+
+
+def write_labels(path: Path | str, table: dict[str, Sequence[str]], classes: Sequence[str]) -> None:
+    """Write a label table atomically: a row for each image, first `image_id`, then 0 or 1 for each class in order."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_id", *classes])
+    writer.writerows([image_id, *(int(name in present) for name in classes)] for image_id, present in table.items())
+    write_atomically(Path(path), lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.voc_labels", description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path, help="devkit folder, with Annotations and ImageSets")
+    parser.add_argument("output", type=Path, help="the table to write, usually ROOT/labels.csv")
+    parser.add_argument("--classes-from", type=Path, metavar="dataset.json", help="class names; default: the 20 of VOC")
+    options = parser.parse_args(arguments)
+    try:
+        classes = read_classes_file(options.classes_from) if options.classes_from else VOC_CLASSES
+        table = labels_from_xml(options.root, classes)
+        write_labels(options.output, table, classes)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{options.output}: {len(table)} images, {sum(map(len, table.values()))} labels")
+
+
+def read_classes_file(path: Path) -> tuple[str, ...]:
+    """Return the classes of a `dataset.json`."""
+    if path.name != "dataset.json" or not path.is_file():
+        raise DataError(f"{path}: --classes-from needs an existing file named dataset.json")
+    return read_classes(path.parent)
+
+
+if __name__ == "__main__":
+    main()

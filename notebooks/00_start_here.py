@@ -1,0 +1,205 @@
+# %% [markdown]
+# # 00 · Start here
+#
+# *In: a finished run (`make demo` makes one on generated data in a few minutes). Out: the map of the whole project, and the
+# results table.*
+#
+# | | |
+# |---|---|
+# | **Needs** | a finished run: `make demo`, or notebooks 02, 10, 70, 80 and 90 in this order. To *read*, nothing |
+# | **Writes** | `report/seed0/overview/` |
+# | **Time and memory** | seconds, below 1 GB |
+#
+# **Goals.** After this notebook you can
+#
+# 1. say what weakly-supervised semantic segmentation (WSSS) is and why it is hard,
+# 2. name the five steps from image-level labels to a segmentation network, and what each adds,
+# 3. find every result of a run, and start one of your own.
+#
+# ## The task
+#
+# Semantic segmentation gives every pixel a class. To learn it one needs masks, and a mask takes a person minutes to draw. An
+# *image-level label* ("there is a dog and a person") takes seconds. WSSS learns masks from such labels alone: the
+# network is told *what* is in the picture, never *where*.
+
+# %% tags=["parameters"]
+dataset = "toy"  # name of the run's folder below runs_root
+data_root = "data/toy"  # VOC devkit folder
+labels = ""  # table of image-level labels; empty: data_root/labels.csv
+mask_folder = "SegmentationClass"  # true masks below data_root
+runs_root = "runs"  # where the finished run is
+method = "cam"  # the run to walk through
+seed = 0  # of the run to walk through
+train_split = "train"
+score_split = "train"
+val_split = "val"
+limit = 0  # as in the run
+seed_threshold = 0.15  # background threshold of the seeds, as in the run
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Markdown, display
+
+from wsss_lib import artifacts, results, stages, viz, widgets
+from wsss_lib.config import Config, project_path
+from wsss_lib.data.dataset import read_mask
+
+config = Config.from_notebook(globals())
+viz.use_style()
+data = stages.open_data(config, config.score_split)
+val_data = stages.open_data(config, config.val_split)
+print(f"{len(data)} training images and {len(val_data)} validation images are scored")
+
+# %% [markdown]
+# ## The chain
+#
+# | step | notebook | what goes in | what comes out | why |
+# |---|---|---|---|---|
+# | labels | 02 | photographs | a table of image-level labels | the only supervision |
+# | classifier and CAM | 10 | images, labels | score maps | a classifier's evidence has a place |
+# | *a method* | 20 RIB, 30 DRS, 40 AMN, 50 VWE, 60 SC-CAM | images, labels | better score maps | CAMs cover only the most telling part |
+# | seeds | 70 | score maps | label maps, some pixels unknown | thresholds and the dense CRF make masks |
+# | refinement | 80 IRN, 75 AffinityNet | seeds | pseudo-masks | learned boundaries stop the spreading |
+# | segmentation | 90 | pseudo-masks | a network that needs no labels | smooths the errors of single masks |
+#
+# A method changes one row of this table, the maps; everything else stays the same, so that methods can be compared.
+# The next cell opens the finished stages of one run; if one is missing it names the notebook to run.
+
+# %%
+maps = artifacts.open_stage(config, "maps", "10_cam")
+seeds = artifacts.open_stage(config, "seeds", "70_seeds")
+pseudo_masks = artifacts.open_stage(config, "pseudo_masks", "80_irn")
+predictions = artifacts.open_stage(config, "predictions", "90_deeplab")
+for stage in (maps, seeds, pseudo_masks, predictions):
+    print(stage.name, "finished")
+
+# %% [markdown]
+# ## One image through every stage
+#
+# What to look for: in the third picture the score is high on a part of the object only; seeds, refinement and segmentation
+# each bring the mask closer to the second picture, the truth, which no step has seen.
+
+# %% tags=["nbval-ignore-output"]
+two_classes = [name for name in data.ids if data.label(name).sum() >= 2]
+image_id = (two_classes or data.ids)[1]
+picture = np.array(data.image(image_id))
+classes, scores = stages.full_size_maps(maps.folder, image_id)
+figure, panels = plt.subplots(1, 5, figsize=(12, 2.8))
+viz.draw_image(panels[0], picture, "input")
+viz.draw_labels(panels[1], data.mask(image_id), data.classes, "truth")
+viz.draw_scores(panels[2], picture, scores.max(0), "CAM")
+viz.draw_labels(panels[3], read_mask(seeds.folder / "seed_masks" / f"{image_id}.png", data.num_classes), data.classes, "seed")
+viz.draw_labels(panels[4], read_mask(pseudo_masks.folder / f"{image_id}.png", data.num_classes), data.classes, "refined (IRN)")
+viz.show(figure, f"Training image {image_id}: input, truth, class activation map, seed after CRF, pseudo-mask after IRN")
+
+# %% [markdown]
+# The last step is shown on *validation* images, of which the network knows nothing, not even the classes.
+
+# %% tags=["nbval-ignore-output"]
+figure, panels = plt.subplots(3, 4, figsize=(10, 7.5))
+for name, line in zip(val_data.ids[:3], panels, strict=True):
+    viz.draw_image(line[0], np.array(val_data.image(name)), f"input {name}")
+    viz.draw_labels(line[1], val_data.mask(name), val_data.classes, "truth")
+    for axes, folder, title in zip(line[2:], ("plain", "crf"), ("segmentation", "segmentation + CRF"), strict=True):
+        mask = read_mask(predictions.folder / folder / f"{name}.png", val_data.num_classes)
+        viz.draw_labels(axes, mask, val_data.classes, title)
+viz.show(figure, "Three validation images: input, truth, DeepLab-v2 without and with the dense CRF")
+
+# %% [markdown]
+# ## Results of this run
+#
+# Every row says which images were scored, whether a CRF was applied, and whether anything was chosen by looking at pixel labels.
+# Rows with method `truth` are trained on true masks: the upper reference, not a weakly-supervised result. The last column
+# quotes publications on the full VOC 2012; compare it with runs on that data set only.
+
+# %% tags=["nbval-ignore-output"]
+rows = results.collect(project_path(config.runs_root) / config.dataset)
+print(results.table(results.summarize(rows)))
+
+# %% tags=["nbval-ignore-output"]
+mine = [row for row in results.summarize(rows) if row["method"] in (config.method, "truth")]
+figure, axes = plt.subplots(figsize=(7, 0.42 * len(mine) + 1))
+names = [f"{row['what']} ({row['method']}, {row['split']})" for row in mine]
+bars = axes.barh(names, [row["miou"] for row in mine], hatch=["//" if row["method"] == "truth" else "" for row in mine])
+axes.bar_label(bars, fmt="%.1f", padding=3)
+axes.invert_yaxis()
+axes.set(xlabel="mIoU %", xlim=(0, 100), title="From maps to a segmentation network")
+viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on true masks")
+
+# %% [markdown]
+# ## Parameters
+#
+# Every notebook has one cell of parameters, each with a comment. papermill runs the very same notebook headless with other
+# values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`. The presets in `configs/` are `smoke`
+# (these generated images), `voc12-small` (real photographs on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names
+# and values that do not fit are refused:
+
+# %%
+for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):
+    try:
+        Config.from_values(wrong)
+    except ValueError as error:
+        print(error)
+
+# %% [markdown]
+# ## A stage's folder
+#
+# Results lie in `runs/<dataset>/<method>/seed<k>/<stage>/`. `run.json` is written last and says how everything was made; a
+# stage without it is unfinished and goes on where it stopped. If a parameter or an upstream result changes, the
+# old folder is moved aside to `<stage>.stale` and the stage is made anew.
+
+# %%
+record = pseudo_masks.record()
+print("parameters:", ", ".join(sorted(record["parameters"])[:6]), "and more")
+print("inputs:", ", ".join(sorted(record["inputs"])))
+print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inputs"})))
+
+# %% [markdown]
+# ## Sliders
+#
+# In JupyterLab some figures have sliders. No result depends on one: the same figure stands beneath for readers of the page.
+
+# %% tags=["nbval-ignore-output"]
+def draw(threshold=config.seed_threshold):
+    """Show the mask that one threshold makes of the map above."""
+    from wsss_lib.refine.seeds import argmax_with_background
+
+    figure, panels = plt.subplots(1, 2, figsize=(6, 3))
+    viz.draw_scores(panels[0], picture, scores.max(0), "CAM")
+    mask = argmax_with_background(scores, classes, threshold)
+    viz.draw_labels(panels[1], mask, data.classes, f"threshold {threshold:.2f}")
+    viz.show(figure, f"The map of {image_id} and its mask at threshold {threshold:.2f}")
+
+
+widgets.explore(draw, threshold=(0.0, 0.9, 0.05))
+draw()
+
+# %% [markdown]
+# ## Glossary
+#
+# | word | meaning |
+# |---|---|
+# | image-level label | which classes are in an image; 0 or 1 for each |
+# | CAM | class activation map: a classifier's evidence for a class at each position |
+# | localization map | any score map of a class, in [0, 1]; CAMs are the plainest kind |
+# | seed | label map made from maps by a threshold (and a CRF) |
+# | pseudo-mask, pseudo-label | refined label map on which the segmentation network is trained |
+# | boundary map | probability that a class boundary runs through a position (IRN) |
+# | displacement | vector towards the centre of the object (IRN) |
+# | affinity | how likely two positions belong to the same class |
+# | unknown, 255 | pixels without a label; ignored in every loss and every score |
+# | train / train_aug / val | VOC 2012: 1,464 images / 10,582 with SBD's / 1,449 |
+# | mIoU | mean over classes of intersection over union, from one confusion matrix of the whole split |
+# | dense CRF | a model of all pixel pairs that moves label edges to colour edges |
+#
+# ## Which notebook next?
+#
+# To learn, read them in order of their numbers: 02, 10, 70, 80, 90 are the chain. To reproduce a paper, see the README: one command
+# runs the chain for a preset. To add a method, write maps in the format of notebook 10; all later steps take them by
+# `-p method yours`.
+
+# %%
+if not (stage := artifacts.begin_stage(config, "overview", (), {"results": results.fingerprint(rows)}, method="report")).is_complete():
+    stage.finish([{"what": "overview", "split": data.split, "images": len(data)}])
+display(Markdown("**The overview is complete.**"))

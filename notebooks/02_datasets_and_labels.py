@@ -1,0 +1,560 @@
+# %% [markdown]
+# # 02 · Data sets and labels
+#
+# *In: a folder of photographs in the layout of PASCAL VOC (the generated one is made here). Out: a record that lists,
+# labels, images and masks belong together.*
+#
+# | | |
+# |---|---|
+# | **Needs** | nothing for the generated data; else a VOC devkit folder and `python -m data_prep.voc_labels` |
+# | **Writes** | `data/toy/` (generated data only), `check/` |
+# | **Time and memory** | smoke: half a minute on two CPU cores, below 1 GB. VOC: minutes; COCO: about half an hour |
+# | **Papers** | Everingham et al., *The PASCAL Visual Object Classes Challenge*, IJCV 2015; Hariharan et al., ICCV 2011 (SBD) |
+#
+# **Goals.** After this notebook you can
+#
+# 1. put a data set of your own into the one layout that all notebooks read,
+# 2. read a mask, and say what 0, 7 and 255 mean in it,
+# 3. say where an image-level label comes from, and why two papers on "the same" data may use different ones,
+# 4. name the split on which a number was measured, and what other splits would have given,
+# 5. recognize supervision that is more than an image-level label.
+
+# %% tags=["parameters"]
+dataset = "toy"  # name of the run's folder below runs_root; "toy" is made if it is absent
+data_root = "data/toy"  # VOC devkit folder
+labels = ""  # table of image-level labels; empty: data_root/labels.csv
+mask_folder = "SegmentationClass"  # true masks below data_root
+runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
+method = "data"  # the check is no method's: its folder has this name
+seed = 0  # of the images that are drawn to be looked at
+train_split = "train"  # images with image-level labels, for every training
+score_split = "train"  # part of train_split with true masks, on which maps and masks are scored
+val_split = "val"  # images that no training sees
+limit = 0  # use only the first images of every split; 0: all
+
+# %%
+import hashlib
+
+import matplotlib.pyplot as plt
+import numpy as np
+from defusedxml.ElementTree import parse
+from PIL import Image
+
+from data_prep.toy import make_toy_dataset
+from data_prep.voc_xml import read_voc_classes
+from wsss_lib import artifacts, stages, viz, widgets
+from wsss_lib.config import Config, project_path
+from wsss_lib.data.dataset import IGNORE, DataError, read_split, voc_palette
+
+config = Config.from_notebook(globals())
+viz.use_style()
+
+# %% [markdown]
+# ## 1 The generated data set
+#
+# Real photographs need a download, and training on them needs a GPU. So the project brings a generated data set in
+# exactly the same layout. Each picture shows one or two invented creatures: a large dull *body*, whose colour two
+# classes share, and a small striking *head*, whose pattern alone tells the class. That is on purpose: a classifier
+# that finds the heads has solved its task, and has found a small part of each object. This is the problem that every
+# method of this repository attacks.
+#
+# A folder that is there is not made again. Then all splits are opened; a missing file stops the notebook here.
+
+# %%
+root = project_path(config.data_root)
+if config.dataset == "toy" and not (root / "dataset.json").is_file():
+    make_toy_dataset(root, seed=0)
+train_data = stages.open_data(config, config.train_split)
+score_data = stages.open_data(config, config.score_split)
+val_data = stages.open_data(config, config.val_split)
+num_classes = train_data.num_classes
+print(f"{len(train_data)} training images, {len(score_data)} of split {score_data.split!r} are scored, "
+      f"{len(val_data)} validation images")
+print(f"{num_classes} classes:", ", ".join(train_data.classes))
+
+# %% [markdown]
+# The first six training images with their image-level labels. This is all that the methods are given: a picture and a
+# list of names.
+
+# %%
+def label_names(data, image_id):
+    """Return the names of the classes in an image."""
+    return [data.classes[c] for c in np.flatnonzero(data.label(image_id))]
+
+
+figure, panels = plt.subplots(1, 6, figsize=(12, 2.4))
+for panel, name in zip(panels, train_data.ids[:6], strict=False):
+    viz.draw_image(panel, np.array(train_data.image(name)), "\n".join(label_names(train_data, name)[:3]))
+viz.show(figure, f"Six training images of {config.dataset}, each with the names of its classes (at most three) above it")
+
+# %% [markdown]
+# ## 2 The folder
+#
+# All notebooks read one layout, that of the PASCAL VOC devkit. It is as plain as can be: one folder for each kind of
+# file, the file's name is the image's *id*, and a *split* is a text file with an id a line. Two files are added:
+# `labels.csv`, the table of image-level labels, and (unless the data set is VOC) `dataset.json` with the names of the
+# classes.
+
+# %%
+for path in sorted(root.iterdir()):
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        print(f"{path.name + '/':22s}{len(files):7d} files, the first: {files[0].relative_to(path) if files else 'none'}")
+for path in sorted(path for path in root.iterdir() if path.is_file()):
+    print(path.name)
+
+# %% [markdown]
+# Ids are text, always. `2007_000032` looks like a number to Python and YAML (underscores may separate digits), and
+# published programs that read it as one fail with a current NumPy.
+#
+# **Is it the official list?** Two people who say "train_aug" may have different files. A checksum over the sorted ids
+# settles it: the next cell prints its first eight digits for every list, and compares them with VOC's (counted from
+# the official lists).
+
+# %%
+official = {"aa623bd2": "VOC 2012 train, 1,464 images", "cdc1326d": "VOC 2012 val, 1,449 images",
+            "d1326bd5": "VOC 2012 + SBD train_aug, 10,582 images", "5e8fe0c1": "VOC 2012 test, 1,456 images"}
+for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
+    ids = sorted(read_split(root, path.stem))
+    digits = hashlib.sha256("".join(f"{name}\n" for name in ids).encode()).hexdigest()[:8]
+    print(f"{path.stem:12s}{len(ids):7d} ids  {digits}  {official.get(digits, 'no official list of VOC 2012')}")
+
+# %% [markdown]
+# ### Who may see what
+#
+# | split | VOC 2012 | image-level labels | masks are used for |
+# |---|---|---|---|
+# | `train` | 1,464 images | yes | scoring maps, seeds and pseudo-masks: the usual "seed mIoU" |
+# | `train_aug` | 10,582 images: `train` and 9,118 more of SBD | yes, for all training | nothing in this project |
+# | `val` | 1,449 images | never, when masks are predicted | the final score |
+# | `test` | 1,456 images | none published | scored by the VOC server only |
+#
+# `train_aug` is a rule, not a file to trust: (SBD train and SBD val and VOC train) without VOC val. Its masks for the
+# added images are SBD's, which are coarser: a map scored on all of `train_aug` loses several points against the same
+# map on `train`, without being any worse. In the parameters above, `train_split` is what is trained on, `score_split`
+# the part of it whose masks are compared. The first cell of the check makes sure of that:
+
+# %%
+outside = sorted(set(score_data.ids) - set(train_data.ids))
+if outside:
+    raise DataError(f"score_split {score_data.split!r} holds {outside[0]} and {len(outside) - 1} others that are not in "
+                    f"train_split {train_data.split!r}: maps are made for training images only, take a part of that list")
+print("scored images are training images:", not outside)
+print("training images that are also validation images:", len(set(train_data.ids) & set(val_data.ids)))
+
+# %% [markdown]
+# COCO 2014 has two traditions: RIB and AMN use all 82,783 training and 40,504 validation images, others leave out the
+# 702 and 367 that have no annotation. A number without its image count cannot be compared; each table of this project
+# gives it.
+#
+# ## 3 Masks
+#
+# A mask is an 8-bit PNG of the image's size. Its values are *indices*: 0 background, $i + 1$ for class $i$, 255 for
+# "not labelled". The colours that a viewer shows come from a palette inside the file. What to look for in the
+# picture: the raw indices are nearly black, which is why people report "all black" pseudo-labels; the pale line
+# around each object is 255.
+
+# %%
+has_masks = (root / config.mask_folder).is_dir()
+image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 2), score_data.ids[0])
+picture = np.array(score_data.image(image_id))
+mask = score_data.mask(image_id) if has_masks else np.zeros(picture.shape[:2], np.uint8)
+print(f"mask of {image_id}: {mask.dtype} {mask.shape}, values {np.unique(mask).tolist()}")
+meaning = {0: "background", IGNORE: "unknown", **{i + 1: name for i, name in enumerate(train_data.classes)}}
+print(", ".join(f"{value} {meaning[value]}" for value in np.unique(mask).tolist()))
+
+# %%
+figure, panels = plt.subplots(1, 4, figsize=(10, 2.8))
+viz.draw_image(panels[0], picture, f"input {image_id}")
+panels[1].imshow(mask, cmap="gray", vmin=0, vmax=255)
+panels[1].set(title="raw indices")
+panels[1].set_axis_off()
+viz.draw_image(panels[2], voc_palette()[mask], "palette")
+viz.draw_labels(panels[3], mask, train_data.classes, "this project", picture)
+unknown = 100 * (mask == IGNORE).mean()
+viz.show(figure, f"One mask in three ways; {unknown:.1f} percent of its pixels are unknown, pale in the palette, then hatched")
+
+# %% [markdown]
+# In this project unknown pixels are hatched and class names are written on the regions, because colours alone fail
+# many readers.
+#
+# **What 255 means** depends on where it stands. In a true mask: the border of an object, where the annotators did not
+# decide; it is left out of every loss and every score. In a label made by a program (notebook 70): "I do not know".
+# In a crop that is larger than its image: padding. VOC has these borders, SBD's own masks and COCO's have none.
+#
+# **Two traps.** An image library that decodes the palette gives colours, not indices: read masks with Pillow, as
+# `read_mask` does. And indices must never be interpolated:
+
+# %%
+line = Image.fromarray(np.array([[0, 0, 15, 15]], np.uint8))
+for how in (Image.Resampling.NEAREST, Image.Resampling.BILINEAR):
+    print(f"{how.name:10s}", np.array(line.resize((8, 1), how))[0].tolist())
+
+# %% [markdown]
+# Between background and class 15, VOC's *person*, the bilinear filter has invented class 4, a boat, and class 11, a dining
+# table. Every resizing of labels in this project takes the nearest pixel.
+#
+# ## 4 Image-level labels
+#
+# Where does a label such as "a dog and a person" come from? VOC's annotators drew *boxes* around objects; the XML
+# file of an image holds them. An image-level label keeps only the names. This is one such file:
+
+# %%
+annotation = root / "Annotations" / f"{image_id}.xml"
+has_annotations = annotation.is_file()
+print("\n".join(annotation.read_text().splitlines()[:26]) if has_annotations else "this data set has no XML annotations")
+
+# %% [markdown]
+# The published rule is short: **every element `<name>`, anywhere in the file, whose text is one of the classes
+# counts.** Objects marked as difficult or cut off count too; the names of body parts (head, hand, foot) are not
+# classes and fall away.
+
+# %%
+if has_annotations:
+    label = np.zeros(num_classes, np.uint8)
+    for element in parse(annotation).iter("name"):
+        if element.text in train_data.classes:
+            label[train_data.classes.index(element.text)] = 1
+    print(image_id, label.tolist(), [train_data.classes[c] for c in np.flatnonzero(label)])
+    assert [train_data.classes[c] for c in np.flatnonzero(label)] == read_voc_classes(annotation, train_data.classes)
+
+# %% [markdown]
+# `python -m data_prep.voc_labels` does this for all images and writes the table `labels.csv`: first column the id,
+# then a 0 or 1 for each class. It replaces the pickled files of the official programs: it can be read by a person,
+# made for any data set with a spreadsheet, and run no code when opened. Does the table at hand say the same as the
+# XML files?
+
+# %%
+def agrees_with_xml(data, image_id):
+    """Return whether an image's row of the table holds the classes that its annotation names."""
+    return label_names(data, image_id) == read_voc_classes(root / "Annotations" / f"{image_id}.xml", data.classes)
+
+
+if has_annotations:
+    for data in (train_data, val_data):
+        agree = sum(agrees_with_xml(data, name) for name in viz.progress(data.ids, "annotations"))
+        print(f"{data.split}: table and XML agree for {agree} of {len(data)} images")
+
+# %% [markdown]
+# ### Counts
+#
+# How many images has each class? What to look for: rare classes, whose scores will be unsteady, and one class that
+# outnumbers all others (in VOC it is *person*, in 4,155 of the 10,582 images of `train_aug`).
+
+# %%
+place, per_class = np.arange(num_classes), train_data.labels.sum(0)
+figure, axes = plt.subplots(figsize=(max(6, 0.22 * num_classes), 3))
+axes.bar(place - 0.2, per_class, 0.4, label=f"{train_data.split}, {len(train_data)} images")
+axes.bar(place + 0.2, val_data.labels.sum(0), 0.4, label=f"{val_data.split}, {len(val_data)} images", hatch="//",
+         edgecolor="white")
+axes.set_xticks(place, train_data.classes, rotation=90)
+axes.set(ylabel="images", title="Images with each class", xlim=(-0.6, num_classes - 0.4))
+axes.set_yscale("log" if per_class.max() > 20 * max(per_class.min(), 1) else "linear")
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+rare, common = train_data.classes[per_class.argmin()], train_data.classes[per_class.argmax()]
+viz.show(figure, f"The commonest class in training is {common} with {per_class.max()} images, "
+                 f"the rarest is {rare} with {per_class.min()}")
+
+# %% [markdown]
+# How many classes has one image? If every image had one class only, a classifier could not tell the object from its
+# surroundings at all; images with several classes teach it the difference.
+
+# %%
+classes_per_image = np.bincount(train_data.labels.sum(1))
+figure, axes = plt.subplots(figsize=(4.5, 2.5))
+axes.bar(np.arange(len(classes_per_image)), classes_per_image)
+axes.set_xticks(np.arange(len(classes_per_image)))
+axes.set(xlabel="classes in the image", ylabel="images", title=f"{train_data.split}")
+viz.show(figure, f"{classes_per_image[1]} of {len(train_data)} training images show one class; "
+                 f"the mean is {train_data.labels.sum(1).mean():.3f} classes an image")
+
+# %% [markdown]
+# For comparison, counted from the official lists: VOC's `train_aug` has 1.555 classes an image, and 6,249 of its
+# 10,582 images show one class.
+#
+# Which classes come together? If a table is nearly always seen with chairs and people, then "table" may be learned
+# from a chair's leg. The matrix shows, for the images with the class of the row, the share that also shows the class
+# of the column. The diagonal is the share in which the class is *alone*.
+
+# %%
+present = train_data.labels.astype(np.int64)  # (N, C)
+together = present.T @ present  # (C, C): images with both classes
+share = together / np.maximum(np.diag(together), 1)[:, None]
+alone = (present * (present.sum(1, keepdims=True) == 1)).sum(0)
+np.fill_diagonal(share, alone / np.maximum(np.diag(together), 1))
+
+side = max(4, 0.9 + 0.19 * num_classes)
+figure, axes = plt.subplots(figsize=(side + 1, side))
+figure.colorbar(axes.imshow(share, vmin=0, vmax=1), ax=axes, shrink=0.7, label="share of the row's images")
+axes.set_xticks(place, train_data.classes, rotation=90)
+axes.set_yticks(place, train_data.classes)
+axes.set(title="Also in the image (diagonal: alone)", xlabel="also shows", ylabel="images with")
+least = int(np.where(per_class > 0, np.diag(share), 1).argmin())
+viz.show(figure, f"The class that is least often alone is {train_data.classes[least]}: "
+                 f"in {alone[least]} of its {per_class[least]} images")
+
+# %% [markdown]
+# In VOC's `train_aug`, of 613 images with a dining table only 21 show it alone, and of 649 with a sofa 77 (counted
+# from the official lists). Weak maps of these classes have their cause here, before any network is trained.
+#
+# ## 5 Labels by XML and labels by masks
+#
+# There is a second way to get an image-level label: list the classes that occur in the true *mask*. It sounds like
+# the same and is not. A class may have a box but no pixel in the mask, because its object is tiny or was skipped by
+# SBD's annotators. DRS trains on such labels; IRN, RIB, AMN, VWE and SC-CAM on those of the XML files. Counted from
+# the official lists of `train_aug`:
+#
+# | | images that differ | entries missing in the masks | entries added |
+# |---|---|---|---|
+# | `train_aug` | 817 of 10,582 | 903 of 16,458 | 0 |
+# | `train` | 1 of 1,464 | 1 | 0 |
+# | `val` | 1 of 1,449 | 0 | 1 |
+#
+# The 903 entries: person 257, sofa 158, chair 147, dining table 85, car 64, bottle 60, potted plant 35, tv monitor
+# 19, others 78. What is missing are the hard cases, so labels by masks are *cleaned by pixel annotation*: a
+# classifier trained on them is not spared the work, but the noise. This project takes the labels of `labels.csv`;
+# which way they were made is for the user to say.
+#
+# What does the data at hand say? For that, every mask of the scored and of the validation split is read once. This
+# pass is a part of the production step, too: a mask of a wrong size or with a value that is no class stops it, with
+# the file's name.
+
+# %%
+splits = {data.split: data for data in (train_data, score_data, val_data)}
+hashes = {split: stages.data_hash(data) for split, data in splits.items()}
+check_stage = artifacts.begin_stage(config, "check", (), hashes, method="data")
+
+
+def pixels_of_each_value(data):
+    """Return the pixels of background, each class and 255 for every mask of a split: int64 (N, C + 2)."""
+    path = check_stage.folder / f"pixels_{data.split}.npy"
+    if not path.is_file():
+        values = [*range(data.num_classes + 1), IGNORE]
+        counts = np.array([np.bincount(data.mask(name).ravel(), minlength=256)[values]
+                           for name in viz.progress(data.ids, f"masks of {data.split}")])
+        artifacts.write_atomically(path, lambda temporary: np.save(temporary, counts))
+    return np.load(path, allow_pickle=False)
+
+
+masked = {data.split: data for data in (score_data, val_data)} if has_masks else {}
+pixels = {split: pixels_of_each_value(data) for split, data in masked.items()}
+print("masks read:", {split: len(counts) for split, counts in pixels.items()} or "none, there is no folder of masks")
+
+# %% [markdown]
+# Now compare: a class *is missing* if the table names it and the mask has no pixel of it, and *is added* in the
+# opposite case.
+
+# %%
+differences = {}
+for split, counts in pixels.items():
+    by_mask, by_table = counts[:, 1:-1] > 0, masked[split].labels > 0  # (N, C)
+    missing, added = by_table & ~by_mask, by_mask & ~by_table
+    differing = np.flatnonzero((missing | added).any(1))
+    differences[split] = len(differing)
+    print(f"{split}: {len(differing)} of {len(counts)} images differ, "
+          f"{missing.sum()} of {by_table.sum()} entries missing, {added.sum()} added")
+    for row in differing[:5]:
+        names = [("-" if missing[row, c] else "+") + train_data.classes[c] for c in np.flatnonzero((missing | added)[row])]
+        print("   ", masked[split].ids[row], " ".join(names))
+
+# %% [markdown]
+# The same counts say how much of the pictures is object at all. What to look for: the background is by far the
+# commonest label. A mask that is all background already scores well there, and the mean over classes is what keeps
+# that from paying.
+
+# %%
+for split, counts in pixels.items():
+    labelled = counts[:, :-1].sum(0)
+    print(f"{split}: background {100 * labelled[0] / labelled.sum():.1f} % of the labelled pixels, "
+          f"unknown {100 * counts[:, -1].sum() / counts.sum():.1f} % of all pixels")
+    size = (counts[:, 1:-1].sum(1) / counts.sum(1))[counts[:, 1:-1].sum(1) > 0]
+    print(f"{'':{len(split)}s}  objects cover {100 * np.median(size):.0f} % of an image (median), "
+          f"in the smallest tenth less than {100 * np.quantile(size, 0.1):.0f} %")
+
+# %% [markdown]
+# ## 6 More than a label
+#
+# Three things besides the label can help a method, or mislead it. They are worth knowing before any result is
+# compared.
+#
+# **Parts.** Only generated data have a map of parts: 1 is body, 2 is head. No method may read it. It serves to
+# measure which part of an object the maps find (notebook 10).
+#
+# **Saliency.** DRS uses, beside labels, a *saliency map* for each image: an 8-bit picture of "something stands out
+# here", foreground where it exceeds 50. It comes from a detector that was trained with pixel labels of other images.
+# So a method that uses it has **extra supervision**, and its results say so in every table.
+
+# %%
+def optional(folder, image_id):
+    """Return a grey or palette PNG of an optional folder, or None."""
+    path = root / folder / f"{image_id}.png"
+    return np.array(Image.open(path)) if path.is_file() else None
+
+
+extra = {"parts": optional("PartMasks", image_id), "saliency": optional("saliency_map", image_id)}
+figure, panels = plt.subplots(1, 4, figsize=(10, 2.8))
+viz.draw_image(panels[0], picture, f"input {image_id}")
+viz.draw_labels(panels[1], mask, train_data.classes, "truth", picture)
+for panel, (name, values) in zip(panels[2:], extra.items(), strict=True):
+    if values is None:
+        viz.draw_image(panel, np.full_like(picture, 235), f"no {name} here")
+    elif name == "parts":
+        viz.draw_labels(panel, values, ["body", "head"], name, picture)
+    else:
+        viz.draw_scores(panel, picture, values / 255, name)
+there = " and ".join(name for name, values in extra.items() if values is not None) or "neither parts nor saliency"
+viz.show(figure, f"Beside the true mask this image has {there}; a saliency map knows no classes and has soft edges")
+
+# %% [markdown]
+# How good are these saliency maps, and how small are the heads? Measured on the first 300 scored images:
+
+# %%
+sample = score_data.ids[:300] if has_masks else []
+part_pixels, hits, union = np.zeros(2, int), 0, 0
+for name in sample:
+    parts, saliency = optional("PartMasks", name), optional("saliency_map", name)
+    known = score_data.mask(name) != IGNORE
+    if parts is not None:
+        part_pixels += [(parts == 1).sum(), (parts == 2).sum()]
+    if saliency is not None:
+        salient, foreground = (saliency > 50) & known, (score_data.mask(name) > 0) & known
+        hits, union = hits + (salient & foreground).sum(), union + (salient | foreground).sum()
+if part_pixels.any():
+    print(f"heads are {100 * part_pixels[1] / part_pixels.sum():.0f} % of the creatures' pixels")
+print(f"saliency above 50 against all objects together: IoU {100 * hits / union:.0f} %" if union else "no saliency maps here")
+
+# %% [markdown]
+# **Backgrounds.** Some classes live in one place: boats on water, aeroplanes in the sky, trains on rails. For a
+# classifier the water is as good a sign as the boat. The generated set repeats that with one class, *discus*, which
+# is mostly seen on blue water, and the water is also seen without it. The next cell measures the mean colour of the
+# background of each class.
+
+# %%
+colour_sum, seen = np.zeros((num_classes, 3)), np.zeros(num_classes, int)
+for name in sample:
+    background = score_data.mask(name) == 0
+    if background.any():
+        colour = np.array(score_data.image(name))[background].mean(0)  # (3,)
+        colour_sum[score_data.label(name) > 0] += colour
+        seen += score_data.label(name)
+colour = colour_sum / np.maximum(seen, 1)[:, None]  # (C, 3), 0..255
+blue = np.where(seen > 0, colour[:, 2] - colour[:, 0], 0)
+
+figure, axes = plt.subplots(figsize=(max(6, 0.22 * num_classes), 2.8))
+axes.bar(place, blue, color=colour / 255)
+axes.axhline(0, color="black", linewidth=0.8)
+axes.set_xticks(place, train_data.classes, rotation=90)
+axes.set(ylabel="blue minus red", title=f"Mean colour of the background, {len(sample)} images")
+viz.show(figure, f"The bluest background belongs to {train_data.classes[int(blue.argmax())]}: blue exceeds red by "
+                 f"{blue.max():.0f} grey levels, while the median of the classes is {np.median(blue):.0f}")
+
+# %% [markdown]
+# A map of that class will light up on its background too, and image-level labels cannot tell the two apart: *always
+# seen together* is all they say. Sub-categories are the other half of the story: one generated class, *starling*, has
+# two kinds that look different, as have the classes of real data sets. SC-CAM (notebook 60) looks for them.
+#
+# ## 7 The check
+#
+# The last part of the production step opens every image once. Better that a broken file stops this notebook than the
+# training, hours later. The record is a row for each split in `metrics.json`; later notebooks and the report can rely
+# on it.
+
+# %%
+def open_every_image(data):
+    """Return the sizes of all images of a split, (N, 2) as (H, W); a file that cannot be decoded stops here."""
+    return np.array([data.image(name).size[::-1] for name in viz.progress(data.ids, f"images of {data.split}")])
+
+
+def row_of(data):
+    """Return the record of one split."""
+    sizes, counts = open_every_image(data), pixels.get(data.split)
+    return {"what": "data check", "split": data.split, "images": len(data), "classes": data.num_classes,
+            "images_per_class": data.labels.sum(0).tolist(), "images_with_n_classes": np.bincount(data.labels.sum(1)).tolist(),
+            "smallest_image": sizes.min(0).tolist(), "largest_image": sizes.max(0).tolist(),
+            "masks_checked": 0 if counts is None else len(counts),
+            "masks_that_differ_from_labels": differences.get(data.split)}
+
+# %%
+if not check_stage.is_complete():
+    check_stage.finish([row_of(data) for data in splits.values()], sum(map(len, splits.values())))
+for row in check_stage.metrics():
+    print(f"{row['split']}: {row['images']} images, {sum(row['images_per_class'])} labels, {row['masks_checked']} sound masks, "
+          f"height and width from {row['smallest_image']} to {row['largest_image']}")
+
+# %% [markdown]
+# A split whose masks were not read shows 0 masks: nothing before scoring needs them.
+#
+# ## 8 Try it
+#
+# Browse the training set. (The slider appears in JupyterLab; the strip shows five images, drawn at random, for
+# readers of the page.) Which of them could be recognized from the background alone?
+
+# %%
+def browse(number=0):
+    """Show one scored image and its truth."""
+    name = score_data.ids[number]
+    figure, panels = plt.subplots(1, 2, figsize=(6, 3))
+    photograph = np.array(score_data.image(name))
+    viz.draw_image(panels[0], photograph, f"input {name}")
+    viz.draw_labels(panels[1], score_data.mask(name), score_data.classes, "truth", photograph)
+    viz.show(figure, f"Image {name} with {' and '.join(label_names(score_data, name)) or 'no class'}")
+
+
+if has_masks:
+    widgets.explore(browse, number=(0, len(score_data) - 1, 1))
+
+# %%
+drawn = np.random.default_rng(config.seed).choice(len(score_data), size=min(5, len(score_data)), replace=False)
+figure, panels = plt.subplots(2, 5, figsize=(11, 4.6))
+for (above, below), index in zip(panels.T, drawn, strict=False):
+    name = score_data.ids[index]
+    photograph = np.array(score_data.image(name))
+    viz.draw_image(above, photograph, name)
+    if has_masks:
+        viz.draw_labels(below, score_data.mask(name), score_data.classes, "truth", photograph)
+viz.show(figure, f"Five images of {score_data.split}, drawn at random, and beneath them their true masks where there are any")
+
+# %% [markdown]
+# ## 9 Summary and exercises
+#
+# * One layout for everything: images, index masks, lists of ids, `labels.csv`. 255 is "not labelled" and is never
+#   scored.
+# * Labels by XML and labels by masks differ; saliency is extra supervision; a number belongs to a split and an image
+#   count.
+# * Written: `check/`. Next: notebook 10 trains a classifier on the labels and asks where it looked.
+#
+# **Exercise 1.** VOC's classes are in alphabetical order, except that *dining table* stands before *dog* and *tv
+# monitor* is last; *dog* is class 11, counted from 0. Which value has a dog's pixel in a mask?
+
+# %%
+value = None  # your answer
+widgets.check(value, 12, "exercise 1")
+
+# %% [markdown]
+# **Exercise 2.** Write the label by mask: the 0-based classes that a mask shows, as a sorted list of ints.
+
+# %%
+def classes_in_mask(mask):
+    """mask: uint8 (H, W), 0 background, i + 1 for class i, 255 unknown. Return a list of ints."""
+    return None  # your code
+
+
+widgets.check(classes_in_mask(np.array([[0, 3, 3], [255, 1, 0]], np.uint8)), [0, 2], "exercise 2")
+
+# %% [markdown]
+# **Exercise 3.** From a label matrix (images in rows, classes in columns), in how many images are the classes `a` and
+# `b` both present? Use no loop.
+
+# %%
+def images_with_both(label_matrix, a, b):
+    """label_matrix: 0/1 (N, C). Return an int."""
+    return None  # your code
+
+
+widgets.check(images_with_both(np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]]), 0, 1), 2, "exercise 3")
+
+# %% [markdown]
+# **References.** Everingham, Eslami, Van Gool, Williams, Winn, Zisserman: The PASCAL Visual Object Classes Challenge:
+# A Retrospective, IJCV 2015. Hariharan, Arbeláez, Bourdev, Maji, Malik: Semantic Contours from Inverse Detectors,
+# ICCV 2011. Lin et al.: Microsoft COCO: Common Objects in Context, ECCV 2014. Kim, Han, Kim: Discriminative Region
+# Suppression for Weakly-Supervised Semantic Segmentation, AAAI 2021 (DRS).

@@ -1,0 +1,1 @@
+"""Tests; `tests.refresh_notebooks` is used by them and by make refresh."""

@@ -1,0 +1,353 @@
+"""Files are whole or absent, stages are resumed or moved aside, and every broken file gives one sentence."""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from wsss_lib import artifacts
+from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.data.dataset import DataError, read_mask, voc_palette
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# ---- atomic writes
+
+def test_a_file_is_written_into_a_new_folder_readable_by_all(tmp_path):
+    artifacts.write_atomically(tmp_path / "a" / "b" / "c.txt", lambda temporary: temporary.write_text("whole"))
+    assert files_below(tmp_path) == ["a/b/c.txt"] and (tmp_path / "a/b/c.txt").read_text() == "whole"
+    assert (tmp_path / "a/b/c.txt").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("a bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_an_exception_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path, problem):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+
+    def write_half(temporary: Path) -> None:
+        temporary.write_text("ha")
+        raise problem
+
+    with pytest.raises(type(problem)):
+        artifacts.write_atomically(path, write_half)
+    assert files_below(tmp_path) == ["result.txt"] and path.read_text() == "old"
+
+
+def test_a_full_disk_gives_one_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError) as error:
+        artifacts.write_json(tmp_path / "metrics.json", [])
+    assert str(error.value) == (f"{tmp_path}/metrics.json: cannot be written (No space left on device); free some space or set "
+                                "runs_root to another disk, then run again: finished results are kept")
+    assert files_below(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=r"runs/maps/a.json: cannot be written \((Not a directory|File exists)\); free some"):
+        artifacts.write_json(tmp_path / "runs" / "maps" / "a.json", [])
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from wsss_lib import artifacts
+folder = Path(sys.argv[1])
+random = np.random.default_rng(0)
+work = {
+    "maps": lambda: artifacts.write_maps(folder / "a.npz", [0, 1], random.random((2, 100, 100)), (400, 400)),
+    "mask": lambda: artifacts.write_mask(folder / "a.png", random.integers(0, 20, (300, 300))),
+    "json": lambda: artifacts.write_json(folder / "a.json", list(range(20000))),
+    "tensors": lambda: artifacts.write_tensors(folder / "a.safetensors", {"a": torch.rand(200, 200)}),
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # no file may grow beyond 20 kB
+for name, write in work.items():
+    try:
+        write()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_every_writer_survives_a_disk_that_fills_up_while_it_writes(tmp_path):
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [
+        f"{tmp_path}/a.{suffix}: cannot be written (File too large); free some space or set runs_root to another disk, then "
+        "run again: finished results are kept" for suffix in ("npz", "png", "json", "safetensors")]
+    assert files_below(tmp_path) == []
+
+
+# ---- localization maps
+
+@given(height=st.integers(1, 40), width=st.integers(1, 40), num_classes=st.integers(0, 4), seed=st.integers(0, 99))
+@example(height=375, width=500, num_classes=2, seed=0)
+def test_maps_round_trip(tmp_path_factory, height, width, num_classes, seed):
+    path = tmp_path_factory.mktemp("maps") / "2007_000032.npz"
+    rng = np.random.default_rng(seed)
+    classes = np.sort(rng.choice(80, num_classes, replace=False))
+    scores = rng.random((num_classes, (height - 1) // 4 + 1, (width - 1) // 4 + 1))
+    artifacts.write_maps(path, classes, scores, (height, width))
+    read_classes, read_scores, size = artifacts.read_maps(path)
+    assert read_classes.dtype == np.int64 and read_classes.tolist() == classes.tolist()
+    assert read_scores.dtype == np.float32 and np.abs(read_scores - scores).max(initial=0) <= 2**-12  # half precision below 1
+    assert size == (height, width) and all(type(side) is int for side in size)
+    with np.load(path, allow_pickle=False) as file:
+        assert {name: file[name].dtype.name for name in file} == {"classes": "int16", "scores": "float16", "size": "int32"}
+
+
+def npz(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def npy(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def encrypted() -> bytes:
+    content = bytearray(npz(**GOOD))
+    content[6] |= 1  # the flag of the first file, here and in the directory
+    place = content.rindex(b"PK\x01\x02", 0, content.index(b"PK\x01\x02") + 4)
+    content[place + 8] |= 1
+    return bytes(content)
+
+
+GOOD = {"classes": np.int16([0, 2]), "scores": np.zeros((2, 3, 4), np.float16), "size": np.int32([12, 16])}
+BROKEN_MAPS = {
+    "empty": b"",
+    "text": b"these are no maps",
+    "one array": npy(np.zeros(3)),
+    "half": npz(**GOOD)[:200],
+    "without an end": npz(**GOOD)[:-30],
+    "encrypted": encrypted(),
+    "no scores": npz(classes=GOOD["classes"], size=GOOD["size"]),
+    "pickled": npz(**GOOD | {"scores": np.array([[[{"a": 1}]]], object)}),
+    "one class too few": npz(**GOOD | {"classes": np.int16([0])}),
+    "classes as table": npz(**GOOD | {"classes": np.int16([[0, 2]])}),
+    "flat scores": npz(**GOOD | {"scores": np.zeros((2, 12), np.float16)}),
+    "scores of text": npz(**GOOD | {"scores": np.full((2, 3, 4), "high")}),
+    "classes as floats": npz(**GOOD | {"classes": np.float32([0, 2])}),
+    "three sides": npz(**GOOD | {"size": np.int32([12, 16, 3])}),
+    "no side": npz(**GOOD | {"size": np.int32([0, 16])}),
+    "another image's size": npz(**GOOD | {"size": np.int32([375, 500])}),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_MAPS)
+def test_broken_maps_give_one_sentence(tmp_path, kind):
+    path = tmp_path / "a.npz"
+    path.write_bytes(BROKEN_MAPS[kind])
+    with pytest.raises(DataError, match="delete it and run its stage again") as error:
+        artifacts.read_maps(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_missing_maps_name_the_notebook(tmp_path):
+    with pytest.raises(DataError, match="a.npz: the localization maps are missing; run notebook 10_cam"):
+        artifacts.read_maps(tmp_path / "a.npz")
+
+
+@given(place=st.integers(0, 1000), value=st.integers(0, 255), cut=st.integers(0, 600))
+def test_damaged_maps_are_read_rightly_or_refused(tmp_path_factory, place, value, cut):
+    path = tmp_path_factory.getbasetemp() / "damaged.npz"
+    content = bytearray(npz(**GOOD))
+    content[place % len(content)] = value
+    path.write_bytes(content[:len(content) - cut] if cut % 3 == 0 else content)
+    try:
+        classes, scores, size = artifacts.read_maps(path)
+    except DataError:
+        return
+    assert classes.tolist() == [0, 2] and size == (12, 16) and not scores.any()
+
+
+# ---- masks, JSON, tensors
+
+def test_mask_is_a_palette_png_in_voc_colours(tmp_path):
+    mask = np.array([[0, 1, 20], [255, 3, 7]], np.uint8)
+    artifacts.write_mask(tmp_path / "a.png", mask)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "P" and np.array(image).tolist() == mask.tolist()
+        assert np.array(image.convert("RGB")).tolist() == voc_palette()[mask].tolist()
+    assert read_mask(tmp_path / "a.png", 20).tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1,"])
+def test_broken_json_names_the_remedy(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(DataError, match="run.json: not valid JSON; delete the folder"):
+        artifacts.read_json(tmp_path / "run.json")
+
+
+def test_tensors_round_trip_and_broken_files(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(7), "c": torch.zeros(2, 3, 4, 5).contiguous(
+        memory_format=torch.channels_last)}
+    artifacts.write_tensors(tmp_path / "w.safetensors", tensors)
+    read = artifacts.read_tensors(tmp_path / "w.safetensors")
+    assert set(read) == set(tensors) and all(torch.equal(read[name], tensors[name]) for name in tensors)
+    with pytest.raises(FileNotFoundError, match="none.safetensors: there is no such weights file"):
+        artifacts.read_tensors(tmp_path / "none.safetensors")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "official.pth")
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-5])
+    for name in ("official.pth", "half.safetensors"):
+        with pytest.raises(DataError, match=r"not a safetensors file \(.*convert official checkpoints with python -m"):
+            artifacts.read_tensors(tmp_path / name)
+
+
+# ---- stages
+
+def config_of(tmp_path: Path, **values) -> Config:
+    return Config(runs_root=str(tmp_path / "runs"), **values)
+
+
+def filled(config: Config, name: str = "maps", uses: tuple[str, ...] = ("cam_",), inputs: dict | None = None,
+           content: str = "a") -> artifacts.Stage:
+    """Begin a stage and, unless it is complete, fill it."""
+    stage = artifacts.begin_stage(config, name, uses, {"data": "hash"} if inputs is None else inputs)
+    if not stage.is_complete():
+        (stage.folder / "result.txt").write_text(content)
+        stage.finish([{"what": "test", "miou": 1.0}], num_images=3)
+    return stage
+
+
+def test_a_finished_stage_holds_its_record(tmp_path):
+    stage = filled(config_of(tmp_path, seed=3))
+    assert stage.folder == tmp_path / "runs" / "toy" / "cam" / "seed3" / "maps"
+    assert files_below(stage.folder) == ["begun.json", "metrics.json", "result.txt", "run.json"]
+    record = stage.record()
+    assert record["stage"] == "maps" and record["parameters"]["cam_epochs"] == 8 and record["parameters"]["seed"] == 3
+    assert record["inputs"] == {"data": "hash"} and record["files"] == 2 and record["device"] == "cpu"
+    assert record["versions"]["torch"] and record["versions"]["python"].startswith("3.")
+    assert record["peak_memory_mib"] > 50 and record["seconds"] >= 0
+    assert stage.metrics() == [{"what": "test", "miou": 1.0}] and stage.results() == record["results_sha256"]
+
+
+def test_run_json_is_written_last(tmp_path, monkeypatch):
+    stage = artifacts.begin_stage(config_of(tmp_path), "maps", ("cam_",), {})
+    written = []
+    write = artifacts.write_json
+    monkeypatch.setattr(artifacts, "write_json", lambda path, content: (written.append(path.name), write(path, content)))
+    stage.finish([])
+    assert written == ["metrics.json", "run.json"]
+
+
+def test_an_unfinished_stage_is_resumed_and_cannot_be_read(tmp_path):
+    config = config_of(tmp_path)
+    stage = artifacts.begin_stage(config, "maps", ("cam_",), {"data": "hash"})
+    (stage.folder / "half.txt").write_text("half")
+    (stage.folder / "deep").mkdir()
+    for leftover in (stage.folder / ".writing-1.npz", stage.folder / "deep" / ".writing-2.png"):
+        leftover.write_text("cut off")
+    with pytest.raises(DataError, match="maps is not finished: run notebook 10_cam with the same dataset, method and seed"):
+        artifacts.open_stage(config, "maps", "10_cam")
+    with pytest.raises(DataError, match="stage 'maps' has not finished; run its notebook first"):
+        stage.results()
+    again = artifacts.begin_stage(config, "maps", ("cam_",), {"data": "hash"})
+    assert not again.is_complete() and files_below(again.folder) == ["begun.json", "half.txt"]
+
+
+def test_same_parameters_do_nothing(tmp_path, capsys):
+    config = config_of(tmp_path)
+    first = filled(config)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    time.sleep(0.01)
+    elsewhere = config_of(tmp_path, seed_threshold=0.4, num_workers=2, device_batch_size=1)
+    for again in (filled(config, content="b"), filled(elsewhere, content="b")):
+        assert again.is_complete() and {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == before
+    assert artifacts.open_stage(config, "maps", "10_cam").results() == first.results()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_changed_parameter_moves_the_old_results_aside(tmp_path, capsys):
+    old = filled(config_of(tmp_path), content="old")
+    new = filled(config_of(tmp_path, cam_epochs=9), content="new")
+    assert capsys.readouterr().out == "maps: parameters or inputs have changed; the old results are now in maps.stale\n"
+    assert new.folder == old.folder and (new.folder / "result.txt").read_text() == "new"
+    assert (new.folder.with_name("maps.stale") / "result.txt").read_text() == "old"
+    assert new.record()["parameters"]["cam_epochs"] == 9
+    filled(config_of(tmp_path, cam_epochs=10), content="newer")  # the older stale folder makes room
+    assert (new.folder.with_name("maps.stale") / "result.txt").read_text() == "new"
+
+
+def test_a_changed_input_makes_everything_after_it_stale(tmp_path):
+    def chain(config):
+        classifier = filled(config, "classifier", ("cam_",), content=f"weights after {config.cam_epochs} epochs")
+        return filled(config, "seeds", ("seed_",), {"classifier": classifier})
+
+    chain(config_of(tmp_path))
+    same = chain(config_of(tmp_path, irn_epochs=9))
+    assert not same.folder.with_name("seeds.stale").exists()
+    changed = chain(config_of(tmp_path, cam_epochs=9))
+    assert changed.folder.with_name("seeds.stale").is_dir() and changed.is_complete()
+
+
+def test_equal_results_give_equal_hashes_whatever_happened_beside_them(tmp_path):
+    first, second = filled(config_of(tmp_path / "a")), filled(config_of(tmp_path / "b"))
+    assert first.results() == second.results()
+    third = artifacts.begin_stage(config_of(tmp_path / "c"), "maps", ("cam_",), {"data": "hash"})
+    (third.folder / "notebook.ipynb").write_text("written by papermill, at any time")
+    (third.folder / "result.txt").write_text("a")
+    third.finish([{"what": "test", "miou": 1.0}])
+    assert third.results() == first.results()
+
+
+@given(st.dictionaries(st.text("ab/", min_size=1, max_size=3).map(lambda name: name.strip("/").replace("//", "/") or "a"),
+                       st.binary(max_size=3), min_size=1, max_size=3))
+def test_hash_sees_names_and_contents(files):
+    import tempfile
+
+    def total(contents) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in contents.items():
+                path = Path(folder) / name.replace("/", "_")
+                path.write_bytes(content)
+            return artifacts.sha256(Path(folder).iterdir(), Path(folder))
+
+    assert total(files) == total(dict(reversed(files.items())))
+    name = next(iter(files))
+    assert total(files) != total(files | {name: files[name] + b"x"})
+    assert total({"a": b"x", "b": b""}) != total({"a": b"", "b": b"x"})
+
+
+def test_broken_record_names_the_folder_to_delete(tmp_path):
+    stage = filled(config_of(tmp_path))
+    (stage.folder / "run.json").write_text('{"results_sha')
+    with pytest.raises(DataError, match="not valid JSON; delete the folder .*maps and run its stage again"):
+        stage.record()
+    (stage.folder / "begun.json").write_text(json.dumps([])[:1])
+    with pytest.raises(DataError, match="not valid JSON; delete the folder"):
+        filled(config_of(tmp_path))
+
+
+def test_zip_with_a_huge_claim_is_refused(tmp_path):
+    """An array header that claims more than there is must not make NumPy allocate it and then give up with a traceback."""
+    claim = b"{'descr': '<f2', 'fortran_order': False, 'shape': (2, 2000000, 4000000), }"
+    header = b"\x93NUMPY\x01\x00v\x00" + claim.ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        for name in ("classes", "size"):
+            file.writestr(f"{name}.npy", npy(GOOD[name]))
+        file.writestr("scores.npy", header)
+    with pytest.raises(DataError, match="not a file of localization maps"):
+        artifacts.read_maps(tmp_path / "a.npz")

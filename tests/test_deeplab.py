@@ -1,0 +1,221 @@
+"""DeepLab-v2: head, scales, label sizes, losses, groups and schedule against hand counts and plain formulations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.nets.deeplab_v2 import (
+    ASPPV2,
+    DeepLabV2,
+    balanced_cross_entropy,
+    cross_entropy,
+    multi_scale_logits,
+    multi_scale_loss,
+    parameter_groups,
+    resize_labels,
+)
+from wsss_lib.training import poly_factor
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return DeepLabV2(build_backbone("resnet_small", output_stride=8), num_classes=4)
+
+
+def test_aspp_sees_exactly_the_dilated_positions():
+    head = ASPPV2(1, 1, rates=(2, 5))
+    for branch in head.children():
+        nn.init.ones_(branch.weight)
+    impulse = torch.zeros(1, 1, 15, 15)
+    impulse[0, 0, 7, 7] = 1
+    expected = torch.zeros(15, 15)
+    for rate in (2, 5):
+        for dy in (-rate, 0, rate):
+            for dx in (-rate, 0, rate):
+                expected[7 + dy, 7 + dx] += 1
+    assert torch.equal(head(impulse)[0, 0].detach(), expected)
+
+
+def test_aspp_names_and_initial_values():
+    torch.manual_seed(0)
+    head = ASPPV2(64, 21)
+    assert list(head.state_dict()) == [f"c{i}.{field}" for i in range(4) for field in ("weight", "bias")]
+    assert [branch.dilation for branch in head.children()] == [(r, r) for r in (6, 12, 18, 24)]
+    weights = torch.cat([branch.weight.flatten() for branch in head.children()])
+    assert weights.std().item() == pytest.approx(0.01, rel=0.02) and abs(weights.mean().item()) < 2e-4
+    assert all(not branch.bias.any() for branch in head.children())
+
+
+def test_logits_have_the_stride_of_the_backbone(net):
+    assert net(torch.zeros(2, 3, 64, 48)).shape == (2, 4, 8, 6)
+
+
+def test_batch_norm_stays_frozen_through_train_and_a_step(net):
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    before = {name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in norms.items()}
+    net.train()
+    assert norms and net.training and not any(module.training for module in norms.values())
+    optimizer = torch.optim.SGD(parameter_groups(net, base_lr=0.1), momentum=0.9)
+    loss = multi_scale_loss(multi_scale_logits(net, torch.randn(2, 3, 65, 65)), torch.randint(0, 4, (2, 65, 65)))
+    loss.backward()
+    first = net.backbone.conv1.weight.clone()
+    optimizer.step()
+    assert not torch.equal(first, net.backbone.conv1.weight)  # the convolutions learn
+    for name, module in norms.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, before[name][key]), f"{name}.{key} moved"
+
+
+def test_three_groups_hold_every_trained_parameter_once(net):
+    backbone, weights, biases = parameter_groups(net, base_lr=2.5e-4, weight_decay=5e-4)
+    assert [(group["lr"], group["weight_decay"]) for group in (backbone, weights, biases)] == [
+        (2.5e-4, 5e-4), (2.5e-3, 5e-4), (5e-3, 0.0)]
+    assert [len(group["params"]) for group in (weights, biases)] == [4, 4]
+    grouped = [id(parameter) for group in (backbone, weights, biases) for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in net.parameters() if parameter.requires_grad)
+    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    assert frozen and all("bn" in name or "downsample.1" in name for name in frozen)
+
+
+def test_resnet101_has_the_published_numbers_of_tensors():
+    with torch.device("meta"):
+        net = DeepLabV2(build_backbone("resnet101", output_stride=8), 21)
+    groups = parameter_groups(net)
+    assert [len(group["params"]) for group in groups] == [104, 4, 4]
+    assert sum(parameter.numel() for parameter in net.parameters()) == 44_048_532
+    assert sum(not parameter.requires_grad for parameter in net.parameters()) == 208
+
+
+def test_scales_by_hand_with_the_identity_as_network():
+    image = torch.zeros(1, 1, 5, 8)
+    image[0, 0, :, 4] = 8.0
+    full, half, fused = multi_scale_logits(nn.Identity(), image, scales=(0.5,))
+    assert torch.equal(full, image)
+    assert half.shape == (1, 1, 2, 4)  # floor(5 / 2), 8 / 2
+    # at factor 0.5 pixel i lies at 2 i + 0.5: the mean of two columns
+    assert half[0, 0, 0].tolist() == [0, 0, 4, 0]
+    up = F.interpolate(half, size=(5, 8), mode="bilinear", align_corners=False)
+    assert torch.equal(fused, torch.maximum(full, up)) and fused[0, 0, 0, 4] == 8 and fused[0, 0, 0, 5] > 0
+
+
+def test_coordinates_are_mapped_with_the_factor_not_with_the_ratio_of_sizes():
+    image = torch.arange(9.0).expand(1, 1, 9, 9).contiguous()
+    half = multi_scale_logits(nn.Identity(), image, scales=(0.5,))[1]
+    # 4 columns at 2 i + 0.5; with the ratio 9 / 4 the last would lie at 7.375
+    assert half[0, 0, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
+
+
+def test_the_maximum_is_taken_for_each_class():
+    def net(images):
+        mean = images.mean((2, 3), keepdim=True)
+        return torch.cat([mean, -mean * images.shape[-1]], 1).expand(-1, -1, 2, 2)
+
+    logits = multi_scale_logits(net, torch.ones(1, 3, 8, 8).mean(1, keepdim=True))
+    assert [z[0, :, 0, 0].tolist() for z in logits] == [[1, -8], [1, -4], [1, -6], [1, -4]]
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**31))
+def test_label_resizing_equals_pillow_and_the_formula(half_height, half_width, h, w, seed):
+    height, width = 2 * half_height + 1, 2 * half_width + 1  # odd, as all crops: no centre falls between two pixels
+    labels = torch.randint(0, 256, (1, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    result = resize_labels(labels, (h, w))
+    rows = [(2 * i + 1) * height // (2 * h) for i in range(h)]
+    columns = [(2 * i + 1) * width // (2 * w) for i in range(w)]
+    assert result.dtype == torch.uint8
+    assert torch.equal(result[0], labels[0][rows][:, columns])
+    pillow = Image.fromarray(labels[0].numpy()).resize((w, h), Image.Resampling.NEAREST)
+    assert result[0].flatten().tolist() == list(pillow.tobytes())
+
+
+def test_cross_entropy_by_hand():
+    logits = torch.zeros(1, 2, 1, 3)
+    logits[0, 1, 0, 0] = math.log(3)  # probabilities 1/4, 3/4; the others 1/2, 1/2
+    labels = torch.tensor([[[1, 0, 255]]])
+    assert cross_entropy(logits, labels).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    assert cross_entropy(logits, labels).item() == pytest.approx(F.cross_entropy(logits, labels, ignore_index=255).item())
+
+
+def test_balanced_cross_entropy_by_hand():
+    logits = torch.zeros(2, 2, 1, 2)
+    logits[0, 1, 0, 0] = math.log(3)
+    labels = torch.tensor([[[1, 0]], [[0, 0]]])  # one object pixel against three of background
+    object_mean, background_mean = math.log(4 / 3), math.log(2)
+    assert balanced_cross_entropy(logits, labels).item() == pytest.approx((object_mean + background_mean) / 2)
+    assert cross_entropy(logits, labels).item() == pytest.approx((object_mean + 3 * background_mean) / 4)
+
+
+@pytest.mark.parametrize(("labels", "expected"), [([0, 0, 255], 0.5), ([1, 2, 255], 0.5), ([255, 255, 255], 0.0)])
+def test_an_absent_kind_of_pixel_gives_no_nan(labels, expected):
+    logits = torch.zeros(1, 3, 1, 3, requires_grad=True)
+    loss = balanced_cross_entropy(logits, torch.tensor([[labels]]))
+    assert loss.item() == pytest.approx(expected * math.log(3))
+    loss.backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[..., 2].abs().sum() == 0  # the ignored pixel
+
+
+def test_labels_that_are_all_ignored_give_zero_and_finite_gradients():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((1, 4, 4), 255))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, balanced_cross_entropy])
+def test_multi_scale_loss_is_the_sum_with_labels_at_each_size(loss):
+    torch.manual_seed(1)
+    labels = torch.randint(0, 3, (2, 17, 17)).to(torch.uint8)
+    labels[:, :2] = 255
+    logits = [torch.randn(2, 3, side, side) for side in (9, 5, 7, 9)]
+    expected = sum(loss(z, labels[:, [math.floor((i + 0.5) * 17 / z.shape[-1]) for i in range(z.shape[-1])]]
+                        [:, :, [math.floor((i + 0.5) * 17 / z.shape[-1]) for i in range(z.shape[-1])]]) for z in logits)
+    assert multi_scale_loss(logits, labels, loss).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_label_that_is_no_class_fails_loudly():
+    with pytest.raises((IndexError, RuntimeError)):
+        cross_entropy(torch.zeros(1, 3, 1, 1), torch.tensor([[[7]]]))
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 500), st.integers(1, 20))
+def test_poly_schedule_equals_the_official_loop(total, every):
+    factor = 1.0
+    for step in range(1, total + 30):
+        if step % every == 0 and step <= total:
+            factor = (1 - step / total) ** 0.9
+        assert poly_factor(step, total, 0.9, every) == factor
+    assert poly_factor(0, total, 0.9, every) == 1.0
+
+
+@pytest.mark.parametrize("arguments", [(-1, 10), (0, 0), (0, 10, 0.9, 0)])
+def test_a_senseless_schedule_is_refused(arguments):
+    with pytest.raises(ValueError, match="step="):
+        poly_factor(*arguments)
+
+
+def test_a_tiny_network_learns_a_toy_scene(net):
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 64, 64) * 0.2
+    labels = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    for number in range(4):
+        top = 8 * number
+        images[number, number % 3, top:top + 32, 16:48] += 1
+        labels[number, top:top + 32, 16:48] = 1 + number % 3
+    optimizer = torch.optim.SGD(parameter_groups(net.train(), base_lr=1e-3), momentum=0.9)
+    losses = []
+    for _ in range(30):
+        loss = multi_scale_loss(multi_scale_logits(net, images), labels, balanced_cross_entropy)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]

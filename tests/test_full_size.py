@@ -1,0 +1,109 @@
+"""The chain of the preset voc12 at full size: ResNet-50 and ResNet-101 for two steps, then every later stage on one image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wsss_lib import stages, training
+from wsss_lib.artifacts import read_maps, write_mask
+from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.data.dataset import VOC_CLASSES, read_mask
+
+pytestmark = pytest.mark.slow
+
+# Without weights of ImageNet and without a GPU; the networks, crops, scales and losses are those of the preset.
+REDUCED = {"train_split": "train", "num_workers": 0, "device": "cpu", "device_batch_size": 1, "backbone_weights": "none",
+           "cam_epochs": 2, "cam_batch_size": 2, "irn_epochs": 2, "irn_batch_size": 1,
+           "deeplab_init": "none", "deeplab_iterations": 2, "deeplab_batch_size": 1}
+
+
+def write_voc(root: Path) -> None:
+    """Three photographs of VOC's usual sizes with one or two coloured objects on noise."""
+    rng = np.random.default_rng(0)
+    objects = {"2007_000001": ((375, 500), {"person": (40, 60, 300, 220), "dog": (180, 260, 360, 470)}),
+               "2007_000002": ((500, 375), {"cat": (100, 50, 420, 330)}),
+               "2007_000003": ((375, 500), {"dog": (30, 30, 340, 400)})}
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    rows = [",".join(("image_id", *VOC_CLASSES))]
+    for image_id, (size, boxes) in objects.items():
+        image, mask = rng.integers(60, 190, (*size, 3)), np.zeros(size, np.uint8)
+        for name, (top, left, bottom, right) in boxes.items():
+            image[top:bottom, left:right, len(name) % 3] += 60
+            mask[top:bottom, left:right] = VOC_CLASSES.index(name) + 1
+        Image.fromarray(image.astype(np.uint8)).save(root / "JPEGImages" / f"{image_id}.jpg")
+        write_mask(root / "SegmentationClass" / f"{image_id}.png", mask)
+        rows.append(",".join((image_id, *(str(int(name in boxes)) for name in VOC_CLASSES))))
+    (root / "labels.csv").write_text("\n".join(rows))
+    (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(objects))
+    (root / "ImageSets/Segmentation/val.txt").write_text("2007_000003")
+
+
+def test_every_stage_of_voc12_runs_at_full_size(tmp_path):
+    root, runs = tmp_path / "VOC2012", tmp_path / "runs"
+    write_voc(root)
+    preset = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")
+    config = Config.from_values(preset | REDUCED | {"data_root": str(root), "runs_root": str(runs)})
+    assert (config.cam_crop, config.irn_crop, config.deeplab_crop) == (512, 512, 321)
+    training.seed_everything(config)
+    data = stages.open_data(config, "train")
+    one = stages.open_data(config.model_copy(update={"limit": 1}), "train")
+
+    classifier = stages.build_classifier(config, data.num_classes)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    assert stages.train_classifier(classifier, data, config, runs / "classifier") == 4
+    changed = {name.split(".")[1] for name, value in classifier.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"layer3", "layer4", "weight"}  # the last is the classifier's
+    check_log(runs / "classifier")
+    training.save_weights(classifier, runs / "classifier" / "weights.safetensors")
+    classifier = stages.build_classifier(config, data.num_classes, runs / "classifier" / "weights.safetensors")
+    probabilities = stages.score_classifier(classifier, one, config)
+    assert probabilities.shape == (1, 20) and np.isfinite(probabilities).all()
+
+    assert stages.make_maps(classifier, one, config, runs / "maps") == 1
+    classes, scores, size = read_maps(runs / "maps" / "2007_000001.npz")
+    assert [VOC_CLASSES[number] for number in classes] == ["dog", "person"] and size == (375, 500)
+    assert scores.shape == (2, 94, 125) and scores.min() >= 0 and scores.max() <= 1
+    assert len(stages.sweep_maps(one, runs / "maps", (0.1, 0.3)).curve()) == 2
+
+    assert stages.make_seeds(one, runs / "maps", config, runs) == 1
+    check_mask(runs / "seed_masks", {0, 12, 15})
+    check_mask(runs / "irn_labels", {0, 12, 15, 255})
+
+    irn = stages.build_irn(config, "")
+    before = {name: value.clone() for name, value in irn.state_dict().items()}
+    assert stages.train_irn(irn, one, runs / "irn_labels", config, runs / "irn") == 2
+    changed = {name.split(".")[0] for name, value in irn.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"fc_edge{number}" for number in range(1, 7)} | {f"fc_dp{number}" for number in range(1, 8)}
+    check_log(runs / "irn")
+    stages.set_mean_displacement(irn, one, config)
+    assert irn.mean_shift.running_mean.abs().max() > 0
+    assert stages.make_pseudo_masks(irn, one, runs / "maps", config, runs / "pseudo") == 1
+    check_mask(runs / "pseudo", {0, 12, 15})
+
+    deeplab = stages.build_deeplab(config, data.num_classes, "")
+    before = {name: value.clone() for name, value in deeplab.state_dict().items()}
+    assert stages.train_deeplab(deeplab, one, runs / "pseudo", config, runs / "deeplab") == 2
+    changed = {name for name, value in deeplab.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"backbone.conv1.weight", "backbone.layer4.2.conv3.weight", "aspp.c0.weight", "aspp.c3.bias"} <= changed
+    assert not any("bn" in name or "downsample.1" in name for name in changed)
+    check_log(runs / "deeplab")
+    assert stages.make_predictions(deeplab, one, config, runs / "predictions") == 1
+    for kind in ("plain", "crf"):
+        check_mask(runs / "predictions" / kind, set(range(21)))
+    row = stages.metric_row("DeepLab-v2", one, stages.score_masks(one, runs / "predictions" / "plain"), crf=False)
+    assert 0 <= row["miou"] <= 100 and row["images"] == 1 and len(row["class_iou"]) == 21
+
+
+def check_log(folder: Path) -> None:
+    """Two steps were made, the second at a lower rate, with finite losses."""
+    (row,) = training.read_log(folder)
+    assert row["step"] == 2 and 0 < row["factor"] <= 1 and all(np.isfinite(value) for value in row.values())
+
+
+def check_mask(folder: Path, allowed: set[int]) -> None:
+    mask = read_mask(folder / "2007_000001.png", 20)
+    assert mask.shape == (375, 500) and set(np.unique(mask).tolist()) <= allowed

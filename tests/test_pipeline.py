@@ -1,0 +1,129 @@
+"""The smoke pipeline from an empty folder to the report, by the same command as `make demo`; nbval uses its results later."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.toy import part_recall
+from wsss_lib import results, stages
+from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.refine.seeds import argmax_with_background
+
+RUN = PROJECT_ROOT / "runs" / "toy"
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--rerun-incomplete", "--config", "preset=smoke"]
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def finished_run() -> Path:
+    """Run the pipeline to its end; what is finished already is not made again."""
+    run = subprocess.run(SNAKEMAKE, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    return RUN
+
+
+def miou(method: str, what: str) -> float:
+    """Return a score of the run in percent."""
+    rows = [row for row in results.collect(RUN) if (row["method"], row["what"], row["seed"]) == (method, what, 0)]
+    assert len(rows) == 1, f"{what} of {method} was scored {len(rows)} times"
+    return rows[0]["miou"]
+
+
+def test_second_run_does_nothing(finished_run):
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()}
+    run = subprocess.run(SNAKEMAKE, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout + run.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()}
+
+
+def test_no_half_written_file_remains(finished_run):
+    assert not list(finished_run.rglob(".writing-*"))
+
+
+def test_refinement_gains_at_least_eight_points(finished_run):
+    assert miou("cam", "IRN pseudo-mask") >= miou("cam", "CAM seed") + 8
+
+
+def test_segmentation_stays_near_its_pseudo_masks(finished_run):
+    assert miou("cam", "DeepLab-v2") >= miou("cam", "IRN pseudo-mask") - 3
+
+
+def test_data_can_be_learned_with_full_supervision(finished_run):
+    assert miou("truth", "DeepLab-v2") >= 75
+
+
+def test_plain_maps_find_heads_but_not_bodies(finished_run):
+    data = stages.open_data(Config(), "train")
+    maps = finished_run / "cam/seed0/maps"
+    threshold = json.loads((maps / "metrics.json").read_text())[0]["threshold"]
+    recalls = []
+    for image_id in data.ids[:400]:
+        classes, scores = stages.full_size_maps(maps, image_id)
+        parts = np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
+        recalls.append(part_recall(argmax_with_background(scores, classes, threshold), parts, data.mask(image_id)))
+    head, body = (np.nanmean([recall[part] for recall in recalls]) for part in ("head", "body"))
+    assert head > 0.85 and head - body > 0.3, (head, body)
+
+
+def test_every_stage_has_its_record(finished_run):
+    records = [json.loads(path.read_text()) for path in finished_run.glob("cam/seed0/*/run.json")]
+    assert {record["stage"] for record in records} >= {"classifier", "maps", "seeds", "irn", "pseudo_masks", "deeplab", "predictions"}
+    assert all(record["results_sha256"] and record["versions"]["torch"] for record in records)
+
+
+def test_report_shows_table_and_pictures(finished_run):
+    page = (finished_run / "report/index.html").read_text()
+    assert "IRN pseudo-mask" in page and "data:image/png;base64" in page and page.count('alt=""') == 0
+
+
+def test_wrong_parameter_stops_the_notebook(finished_run, tmp_path):
+    run = papermill("10_cam", tmp_path, "-p", "cam_epoch", "3")
+    assert run.returncode != 0 and "did you mean 'cam_epochs'" in run.stderr
+    run = papermill("10_cam", tmp_path, "-p", "cam_epochs", "many")
+    assert run.returncode != 0 and "parameter cam_epochs = 'many'" in run.stderr
+
+
+def test_missing_input_names_the_notebook_to_run(tmp_path):
+    run = papermill("70_seeds", tmp_path, "-r", "runs_root", str(tmp_path / "elsewhere"))
+    assert run.returncode != 0 and "run notebook 10_cam" in run.stderr
+
+
+def test_killed_notebook_goes_on_to_the_same_result(finished_run, tmp_path):
+    """SIGKILL the whole process group of 10_cam three times at random moments; its results must equal an undisturbed run's."""
+    small = ["-p", "limit", "48", "-p", "cam_epochs", "4", "-p", "checkpoint_every", "2"]
+    undisturbed = papermill("10_cam", tmp_path, *small, "-r", "runs_root", str(tmp_path / "a"))
+    assert undisturbed.returncode == 0, undisturbed.stderr[-2000:]
+    rng = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(papermill_command("10_cam", tmp_path, *small, "-r", "runs_root", str(tmp_path / "b")),
+                                   cwd=PROJECT_ROOT, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(rng.uniform(4, 12))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    again = papermill("10_cam", tmp_path, *small, "-r", "runs_root", str(tmp_path / "b"))
+    assert again.returncode == 0, again.stderr[-2000:]
+    for stage in ("classifier", "maps"):
+        records = [json.loads((tmp_path / side / "toy/cam/seed0" / stage / "run.json").read_text()) for side in "ab"]
+        assert records[0]["results_sha256"] == records[1]["results_sha256"]
+    assert not list((tmp_path / "b").rglob(".writing-*"))
+
+
+def papermill_command(notebook: str, folder: Path, *options: str) -> list[str]:
+    """Return the command that runs one notebook at smoke size."""
+    return [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", str(folder / "out.ipynb"), "-k", "python3",
+            "--no-progress-bar", "--log-level", "ERROR", "--cwd", str(PROJECT_ROOT), *options]
+
+
+def papermill(notebook: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
+    """Run one notebook at smoke size."""
+    return subprocess.run(papermill_command(notebook, folder, *options), cwd=PROJECT_ROOT, capture_output=True, text=True)

@@ -1,0 +1,351 @@
+"""The training loop: what a killed run resumes to, accumulation, momentum, schedule, and what it refuses."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wsss_lib import artifacts, stages, training
+from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.data.dataset import load_dataset
+from wsss_lib.data.samples import ClassificationSamples
+from wsss_lib.methods import cam
+from wsss_lib.nets.backbone import build_backbone, normalization_of
+
+STEPS = 23
+
+
+def train_small(root: Path, folder: Path, checkpoint_every: int, die_at: int = 0, steps: int = STEPS, batch_size: int = 4,
+                **options) -> cam.ClassActivationNet:
+    """Train a small classifier, with dropout on its input so that torch's random numbers matter.
+
+    Args:
+        die_at: kill this process in the middle of that step (1, 2, ...); 0: never.
+    """
+    config = Config(device="cpu", checkpoint_every=checkpoint_every, device_batch_size=2, **options)
+    training.seed_everything(config)
+    torch.set_num_threads(1)
+    data = load_dataset(root, "train")
+    samples = ClassificationSamples(data, config.seed, (36, 48), 32, *normalization_of("resnet_small"))
+    net = cam.ClassActivationNet(build_backbone("resnet_small", 16), data.num_classes, frozen_batch_norm=False, frozen_stages=1)
+    parts_seen = 0
+
+    def loss_of(model, batch):
+        nonlocal parts_seen
+        parts_seen += 1
+        if parts_seen == 2 * die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cam.classification_loss(model, (F.dropout(batch[0], 0.2), batch[1]))
+
+    training.train(net, loss_of, samples, net.parameter_groups(0.05, 0.5, 1e-4), 0.9, steps, batch_size, config, folder)
+    return net
+
+
+def die_while_writing_the_state(number: int) -> None:
+    """Kill this process when the training state is about to be moved into place for the given time."""
+    replace, states = os.replace, 0
+
+    def replace_or_die(source, target):
+        nonlocal states
+        states += Path(target).name == "state.safetensors"
+        if states == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    artifacts.os.replace = replace_or_die
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    first, second = first.state_dict(), second.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+# ---- kill and resume
+
+# folder: (checkpoint_every, step in which the process dies, or the state during whose writing it dies)
+KILLED = {"every1": (1, random.Random(1).randrange(2, STEPS)), "every2": (2, random.Random(2).randrange(2, STEPS)),
+          "every3": (3, 12),  # dies after the log line of step 10, which no state has seen
+          "early": (3, 2),  # before the first state
+          "writing": (2, "state 4")}
+
+KILL = """
+import os, sys
+from pathlib import Path
+from tests.test_training import KILLED, die_while_writing_the_state, train_small
+for name, (checkpoint_every, place) in KILLED.items():
+    child = os.fork()
+    if child == 0:
+        if isinstance(place, str):
+            die_while_writing_the_state(int(place.split()[1]))
+            place = 0
+        train_small(Path(sys.argv[1]), Path(sys.argv[2]) / name, checkpoint_every, die_at=place)
+        os._exit(0)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(miniature, tmp_path_factory) -> Path:
+    """Folders of training runs that were ended by SIGKILL."""
+    folder = tmp_path_factory.mktemp("killed")
+    run = subprocess.run([sys.executable, "-c", KILL, str(miniature), str(folder)], cwd=PROJECT_ROOT, text=True,
+                         capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert run.stdout.splitlines() == [f"{name} -{signal.SIGKILL:d}" for name in KILLED], run.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(miniature, tmp_path_factory) -> tuple[cam.ClassActivationNet, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    threads = torch.get_num_threads()
+    net = train_small(miniature, folder, 1000)
+    torch.set_num_threads(threads)
+    assert not (folder / "state.safetensors").exists()
+    return net, (folder / "log.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_ends_in_the_same_bits(miniature, killed, undisturbed, name):
+    checkpoint_every, place = KILLED[name]
+    folder = killed / name
+    assert (folder / "state.safetensors").is_file() == (name != "early")
+    assert any(folder.glob(".writing-*")) == (name == "writing")
+    if name == "every3":
+        assert [row["step"] for row in training.read_log(folder)] == [10]
+    if isinstance(place, int) and name != "early":
+        numbers = saved_numbers(folder)
+        assert numbers["done"] == (place - 1) // checkpoint_every * checkpoint_every
+    net = train_small(miniature, folder, checkpoint_every)
+    assert same_weights(net, undisturbed[0])
+    assert (folder / "log.jsonl").read_bytes() == undisturbed[1]
+
+
+def saved_numbers(folder: Path) -> dict:
+    from safetensors import safe_open
+
+    with safe_open(folder / "state.safetensors", framework="pt") as file:
+        return json.loads(file.metadata()["numbers"])
+
+
+def test_other_random_numbers_would_have_been_noticed(miniature, undisturbed, tmp_path):
+    assert not same_weights(train_small(miniature, tmp_path, 1000, seed=1), undisturbed[0])
+    assert (tmp_path / "log.jsonl").read_bytes() != undisturbed[1]
+
+
+def test_loader_processes_change_nothing(miniature, undisturbed, tmp_path):
+    net = train_small(miniature, tmp_path, 1000, num_workers=1)
+    assert same_weights(net, undisturbed[0]) and (tmp_path / "log.jsonl").read_bytes() == undisturbed[1]
+
+
+def test_a_second_call_goes_on_from_the_last_state_and_ends_in_the_same(miniature, undisturbed, tmp_path):
+    for _ in range(2):
+        net = train_small(miniature, tmp_path, 5)
+        assert saved_numbers(tmp_path)["done"] == 20 and not net.training
+        assert same_weights(net, undisturbed[0]) and (tmp_path / "log.jsonl").read_bytes() == undisturbed[1]
+    training.save_weights(net, tmp_path / "weights.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "weights.safetensors"]
+    again = cam.ClassActivationNet(build_backbone("resnet_small", 16), 3)
+    again.load_state_dict(artifacts.read_tensors(tmp_path / "weights.safetensors"))
+    assert same_weights(again, net)
+
+
+def test_mixed_precision_is_for_gpus_only(miniature, undisturbed, tmp_path):
+    assert same_weights(train_small(miniature, tmp_path, 1000, mixed_precision=True), undisturbed[0])
+
+
+# ---- log
+
+def test_log_holds_every_tenth_step_and_the_last(undisturbed):
+    rows = [json.loads(line) for line in undisturbed[1].splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, STEPS] and list(rows[0]) == ["step", "factor", "loss"]
+    assert [row["factor"] for row in rows] == [round(training.poly_factor(step - 1, STEPS), 6) for step in (10, 20, STEPS)]
+    assert all(0 < row["loss"] < 2 for row in rows)
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 4, "loss": 1.0}\n', '{"step": 4, "lo', "garbage\n", '{"loss": 1}\n'])
+def test_log_lines_after_the_last_state_are_written_again(tmp_path, tail):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 3, "loss": 1.0}\n' + tail)
+    with training._trim_log(path, 3) as log:
+        log.write('{"step": 4, "loss": 2.0}\n')
+    assert [row["step"] for row in training.read_log(tmp_path)] == [1, 3, 4]
+    with training._trim_log(path, 0):
+        pass
+    assert training.read_log(tmp_path) == []
+
+
+# ---- accumulation
+
+@pytest.mark.parametrize("device_batch_size", [1, 2, 4])
+def test_accumulation_equals_the_big_batch(miniature, tmp_path, device_batch_size):
+    """With frozen batch normalisation; a live one sees other statistics in a smaller batch."""
+    data = load_dataset(miniature, "train")
+
+    def trained(size: int) -> nn.Module:
+        config = Config(device="cpu", device_batch_size=size, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
+                        cam_batch_size=8, cam_epochs=3, frozen_batch_norm=True)
+        training.seed_everything(config)
+        net = stages.build_classifier(config, 3)
+        assert stages.train_classifier(net, data, config, tmp_path / str(size)) == 3 * 8
+        return net
+
+    torch.manual_seed(0)
+    whole, parts = trained(16), trained(device_batch_size)
+    for first, second in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert (first - second).abs().max() < 1e-5
+    logs = [training.read_log(tmp_path / str(size))[-1]["loss"] for size in (16, device_batch_size)]
+    assert abs(logs[0] - logs[1]) < 1e-5
+
+
+def test_a_batch_that_cannot_be_split_is_refused(miniature, tmp_path):
+    with pytest.raises(ValueError, match="the global batch of 5 images cannot be split into parts of device_batch_size = 2"):
+        train_small(miniature, tmp_path, 1, batch_size=5)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- optimizer and schedule
+
+class One(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, key):
+        return (torch.ones(1),)
+
+
+def scalar_run(folder: Path, momentum: float, steps: int = 3, weight_decay: float = 0.1, loss=None) -> list[float]:
+    """Minimise 2w from w = 1 at rate 0.5 without a schedule; returns w after every step."""
+    net, values = nn.Linear(1, 1, bias=False), []
+    nn.init.ones_(net.weight)
+
+    def loss_of(model, batch):
+        values.append(model.weight.item())
+        return {"loss": 2 * model(batch[0]).sum() if loss is None else loss(model(batch[0]).sum())}
+
+    groups = [{"params": [net.weight], "lr": 0.5, "weight_decay": weight_decay}]
+    training.train(net, loss_of, One(), groups, momentum, steps, 1, Config(), folder, schedule=lambda step, total: 1.0)
+    return [*values[1:], net.weight.item()]
+
+
+def test_sgd_by_hand(tmp_path):
+    weight, velocity, expected = 1.0, 0.0, []
+    for _ in range(3):
+        velocity = 0.9 * velocity + 2 + 0.1 * weight
+        weight -= 0.5 * velocity
+        expected.append(weight)
+    assert scalar_run(tmp_path, momentum=0.9) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_momentum_slip_means_almost_no_momentum(tmp_path):
+    assert training.momentum_of(0.9, 1e-4, slip=False) == 0.9
+    assert training.momentum_of(0.9, 1e-4, slip=True) == 1e-4
+    plain = scalar_run(tmp_path / "plain", momentum=0.0, weight_decay=0)
+    slip = scalar_run(tmp_path / "slip", momentum=training.momentum_of(0.9, 1e-4, slip=True), weight_decay=0)
+    assert plain == pytest.approx([0.0, -1.0, -2.0]) and slip == pytest.approx(plain, abs=1e-3) and slip != plain
+
+
+def test_schedule_by_hand():
+    assert [training.poly_factor(step, 4, power=1) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
+    assert training.poly_factor(1, 4) == 0.75**0.9
+    assert [training.poly_factor(step, 40, power=1, every=10) for step in (0, 9, 10, 19, 20, 39, 40, 99)] == [
+        1, 1, 0.75, 0.75, 0.5, 0.25, 0, 0]
+
+
+@pytest.mark.parametrize("momentum_slip", [False, True])
+def test_classifier_is_trained_with_the_configured_optimizer(miniature, tmp_path, monkeypatch, momentum_slip):
+    seen = {}
+    monkeypatch.setattr(training, "train", lambda net, loss, samples, groups, momentum, steps, batch_size, *rest, **names:
+                        seen.update(groups=groups, momentum=momentum, steps=steps, batch_size=batch_size))
+    config = Config(cam_momentum_slip=momentum_slip, cam_batch_size=3, cam_epochs=5, cam_weight_decay=0.02,
+                    cam_learning_rate=0.3, cam_head_learning_rate=0.7)
+    net = stages.build_classifier(config, 3)
+    stages.train_classifier(net, load_dataset(miniature, "train"), config, tmp_path)
+    assert seen["momentum"] == (0.02 if momentum_slip else 0.9) and seen["steps"] == 10 and seen["batch_size"] == 3
+    assert [(group["lr"], group["weight_decay"]) for group in seen["groups"]] == [(0.3, 0.02), (0.7, 0.02)]
+    assert seen["groups"][1]["params"] == [net.classifier.weight]
+
+
+# ---- what is refused
+
+@pytest.mark.parametrize("loss", [lambda value: value * float("nan"), lambda value: value / 0])
+def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path, loss):
+    def late(value):
+        late.calls += 1
+        return loss(value) if late.calls == 3 else value
+
+    late.calls = 0
+    with pytest.raises(ValueError, match="training: the loss is (nan|-inf) at step 3; lower the learning rate"):
+        scalar_run(tmp_path, 0.0, loss=late)
+
+
+def test_the_state_of_another_network_is_refused(miniature, tmp_path):
+    train_small(miniature, tmp_path, 5, steps=6)
+    data = load_dataset(miniature, "train")
+    samples = ClassificationSamples(data, 0, (36, 48), 32, *normalization_of("resnet_small"))
+    nets = {"classifier.weight has shape": cam.ClassActivationNet(build_backbone("resnet_small", 16), 4),
+            "parameters are missing": cam.ClassActivationNet(build_backbone("resnet50", 16), 3)}
+    for words, net in nets.items():
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        groups = net.parameter_groups(0.1, 1.0, 0)
+        with pytest.raises(ValueError) as error:
+            training.train(net, cam.classification_loss, samples, groups, 0.9, 6, 4, Config(), tmp_path)
+        message = str(error.value)
+        assert message.startswith(f"{tmp_path}/state.safetensors does not fit ClassActivationNet: ") and words in message
+        assert "\n" not in message and all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_state_that_is_no_state_is_refused(miniature, tmp_path):
+    (tmp_path / "state.safetensors").write_bytes(b"half of it")
+    with pytest.raises(ValueError, match="state.safetensors: not a safetensors file"):
+        train_small(miniature, tmp_path, 5)
+    net = cam.ClassActivationNet(build_backbone("resnet_small", 16), 3)
+    artifacts.write_tensors(tmp_path / "state.safetensors", net.state_dict())
+    with pytest.raises(ValueError, match="does not fit ClassActivationNet: .* parameters are missing"):
+        train_small(miniature, tmp_path, 5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(ValueError, match="device is 'cuda' but torch sees no GPU; set device to 'auto' or 'cpu'"):
+        training.seed_everything(Config(device="cuda"))
+
+
+def test_seeds():
+    def numbers(seed):
+        import numpy as np
+
+        assert training.seed_everything(Config(seed=seed, device="cpu")) == torch.device("cpu")
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    assert numbers(3) == numbers(3) != numbers(4)
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+# ---- on a GPU
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_mixed_precision_on_a_gpu_trains_and_resumes(miniature, tmp_path):
+    data = load_dataset(miniature, "train")
+
+    def trained(folder: Path, epochs: int = 20) -> nn.Module:
+        config = Config(device="cuda", mixed_precision=True, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
+                        cam_batch_size=8, device_batch_size=4, cam_epochs=epochs, checkpoint_every=7, frozen_batch_norm=True)
+        device = training.seed_everything(config)
+        net = stages.build_classifier(config, 3).to(device)
+        stages.train_classifier(net, data, config, folder)
+        return net
+
+    first = trained(tmp_path / "a")
+    losses = [row["loss"] for row in training.read_log(tmp_path / "a")]
+    assert losses[-1] < losses[0]
+    second = trained(tmp_path / "a")  # from the state of step 14
+    for left, right in zip(first.parameters(), second.parameters(), strict=True):
+        assert (left - right).abs().max() < 1e-2
