@@ -31,7 +31,7 @@ demo: setup  ## run the whole pipeline on generated data, then print the results
 	@$(BIN)/python -m wsss_lib.results runs/toy
 
 test: setup  ## run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=600
 
 lint: setup  ## check the code
 	@$(BIN)/ruff check .

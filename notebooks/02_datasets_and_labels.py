@@ -52,11 +52,11 @@ viz.use_style()
 # %% [markdown]
 # ## 1 The generated data set
 #
-# Real photographs need a download, and training on them needs a GPU. So the project brings a generated data set in
-# exactly the same layout. Each picture shows one or two invented creatures: a large dull *body*, whose colour two
-# classes share, and a small striking *head*, whose pattern alone tells the class. That is on purpose: a classifier
-# that finds the heads has solved its task, and has found a small part of each object. This is the problem that every
-# method of this repository attacks.
+# Real photographs need a download, and training on thousands of them a GPU. So the project brings a generated data
+# set in exactly the same layout. Each picture shows one or two invented creatures: a large dull *body*, whose colour
+# two classes share, and a small striking *head*, whose pattern alone tells the class. That is on purpose: a
+# classifier that finds the heads has solved its task, and has found a small part of each object. This is the problem
+# that every method of this repository attacks.
 #
 # A folder that is there is not made again. Then all splits are opened; a missing file stops the notebook here.
 
@@ -126,13 +126,13 @@ for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
 # |---|---|---|---|
 # | `train` | 1,464 images | yes | scoring maps, seeds and pseudo-masks: the usual "seed mIoU" |
 # | `train_aug` | 10,582 images: `train` and 9,118 more of SBD | yes, for all training | nothing in this project |
-# | `val` | 1,449 images | never, when masks are predicted | the final score |
+# | `val` | 1,449 images | only to score the classifier, never to predict a mask | the final score |
 # | `test` | 1,456 images | none published | scored by the VOC server only |
 #
-# `train_aug` is a rule, not a file to trust: (SBD train and SBD val and VOC train) without VOC val. Its masks for the
-# added images are SBD's, which are coarser: a map scored on all of `train_aug` loses several points against the same
-# map on `train`, without being any worse. In the parameters above, `train_split` is what is trained on, `score_split`
-# the part of it whose masks are compared. The first cell of the check makes sure of that:
+# `train_aug` is a rule, not a file to trust: all of SBD's train and val and VOC's train, without VOC's val. Its masks
+# for the added images are SBD's, which are coarser: a map scored on all of `train_aug` loses several points against
+# the same map on `train`, without being any worse. In the parameters above, `train_split` is what is trained on,
+# `score_split` the part of it whose masks are compared. The first cell of the check makes sure of that:
 
 # %%
 outside = sorted(set(score_data.ids) - set(train_data.ids))
@@ -191,8 +191,8 @@ for how in (Image.Resampling.NEAREST, Image.Resampling.BILINEAR):
     print(f"{how.name:10s}", np.array(line.resize((8, 1), how))[0].tolist())
 
 # %% [markdown]
-# Between background and class 15, VOC's *person*, the bilinear filter has invented class 4, a boat, and class 11, a dining
-# table. Every resizing of labels in this project takes the nearest pixel.
+# Between background and class 15, VOC's *person*, the bilinear filter has invented class 4, a boat, and class 11, a
+# dining table. Every resizing of labels in this project takes the nearest pixel.
 #
 # ## 4 Image-level labels
 #
@@ -221,7 +221,7 @@ if has_annotations:
 # %% [markdown]
 # `python -m data_prep.voc_labels` does this for all images and writes the table `labels.csv`: first column the id,
 # then a 0 or 1 for each class. It replaces the pickled files of the official programs: it can be read by a person,
-# made for any data set with a spreadsheet, and run no code when opened. Does the table at hand say the same as the
+# made for any data set with a spreadsheet, and runs no code when opened. Does the table at hand say the same as the
 # XML files?
 
 # %%
@@ -256,8 +256,8 @@ viz.show(figure, f"The commonest class in training is {common} with {per_class.m
                  f"the rarest is {rare} with {per_class.min()}")
 
 # %% [markdown]
-# How many classes has one image? If every image had one class only, a classifier could not tell the object from its
-# surroundings at all; images with several classes teach it the difference.
+# How many classes has one image? Images with several are the harder ones, and the more telling: only there does a map
+# have to say which part of the picture belongs to which class.
 
 # %%
 classes_per_image = np.bincount(train_data.labels.sum(1))
@@ -311,8 +311,8 @@ viz.show(figure, f"The class that is least often alone is {train_data.classes[le
 # | `val` | 1 of 1,449 | 0 | 1 |
 #
 # The 903 entries: person 257, sofa 158, chair 147, dining table 85, car 64, bottle 60, potted plant 35, tv monitor
-# 19, others 78. What is missing are the hard cases, so labels by masks are *cleaned by pixel annotation*: a
-# classifier trained on them is not spared the work, but the noise. This project takes the labels of `labels.csv`;
+# 19, others 78. What is missing are hard cases, small or half hidden, so labels by masks are *cleaned by pixel
+# annotation*, and a classifier trained on them has an easier task. This project takes the labels of `labels.csv`;
 # which way they were made is for the user to say.
 #
 # What does the data at hand say? For that, every mask of the scored and of the validation split is read once. This
@@ -449,15 +449,15 @@ viz.show(figure, f"The bluest background belongs to {train_data.classes[int(blue
                  f"{blue.max():.0f} grey levels, while the median of the classes is {np.median(blue):.0f}")
 
 # %% [markdown]
-# A map of that class will light up on its background too, and image-level labels cannot tell the two apart: *always
-# seen together* is all they say. Sub-categories are the other half of the story: one generated class, *starling*, has
-# two kinds that look different, as have the classes of real data sets. SC-CAM (notebook 60) looks for them.
+# A map of such a class may well light up on its background too, and image-level labels cannot tell the two apart:
+# *seen together* is all they say. Sub-categories are the other half of the story: one generated class, *starling*,
+# has two kinds that look different, as have the classes of real data sets. SC-CAM (notebook 60) looks for them.
 #
 # ## 7 The check
 #
 # The last part of the production step opens every image once. Better that a broken file stops this notebook than the
-# training, hours later. The record is a row for each split in `metrics.json`; later notebooks and the report can rely
-# on it.
+# training, hours later. The record is a row for each split in `metrics.json`; the pipeline starts notebook 10 only
+# after it.
 
 # %%
 def open_every_image(data):
@@ -505,7 +505,7 @@ if has_masks:
 
 # %%
 drawn = np.random.default_rng(config.seed).choice(len(score_data), size=min(5, len(score_data)), replace=False)
-figure, panels = plt.subplots(2, 5, figsize=(11, 4.6))
+figure, panels = plt.subplots(2, 5, figsize=(9.5, 4))
 for (above, below), index in zip(panels.T, drawn, strict=False):
     name = score_data.ids[index]
     photograph = np.array(score_data.image(name))
@@ -523,8 +523,8 @@ viz.show(figure, f"Five images of {score_data.split}, drawn at random, and benea
 #   count.
 # * Written: `check/`. Next: notebook 10 trains a classifier on the labels and asks where it looked.
 #
-# **Exercise 1.** VOC's classes are in alphabetical order, except that *dining table* stands before *dog* and *tv
-# monitor* is last; *dog* is class 11, counted from 0. Which value has a dog's pixel in a mask?
+# **Exercise 1.** VOC's classes are in alphabetical order; *dog* is class 11, counted from 0. Which value has a dog's
+# pixel in a mask?
 
 # %%
 value = None  # your answer

@@ -28,7 +28,7 @@ seed = 0  # of everything that is random
 train_split = "train"  # images with pseudo-masks
 val_split = "val"  # images that are segmented
 limit = 0  # use only the first images; 0: all
-num_workers = 0  # loader processes
+num_workers = 2  # loader processes
 device = "auto"  # auto, cpu or cuda
 mixed_precision = False  # float16 autocast on a GPU
 device_batch_size = 16  # images at once on the device
@@ -37,15 +37,15 @@ deeplab_backbone = "resnet_small"  # resnet101 in the paper
 deeplab_weights = ""  # a finished segmentation network instead of training
 deeplab_init = "classifier"  # imagenet, classifier (of notebook 10) or none; see section 6
 deeplab_output_stride = 8
-deeplab_atrous_rates = [2, 4, 6, 8]  # 6, 12, 18, 24 in the paper, on maps of 41 x 41; the toy's maps have 12 x 12
+deeplab_atrous_rates = [1, 2, 4, 6]  # 6, 12, 18, 24 in the paper, on maps of 41 x 41; the toy's maps have 12 x 12
 deeplab_iterations = 600  # 20000 in the paper
-deeplab_batch_size = 10
-deeplab_learning_rate = 2.5e-3  # 2.5e-4 in the paper, for pre-trained weights
+deeplab_batch_size = 16
+deeplab_learning_rate = 0.006  # 2.5e-4 in the paper, for pre-trained weights
 deeplab_momentum = 0.9
 deeplab_weight_decay = 5.0e-4
 deeplab_loss = "cross_entropy"  # or "balanced", as AdvCAM, RIB and AMN report it
 deeplab_crop = 96  # 321 in the paper
-deeplab_scales = [0.5, 0.75, 1.0, 1.25, 1.5]  # one is drawn for each training image
+deeplab_scales = [1.0, 1.25, 1.5]  # one is drawn for each training image
 deeplab_test_scales = [0.5, 0.75]  # beside 1.0, in training and in testing
 
 # %%
@@ -80,8 +80,7 @@ viz.use_style()
 train_data = stages.open_data(config, config.train_split)
 val_data = stages.open_data(config, config.val_split)
 if config.method == "truth":
-    training_masks = train_data.root / train_data.mask_folder
-    masks_input = artifacts.sha256([train_data.mask_path(name) for name in train_data.ids], train_data.root)
+    training_masks, masks_input = train_data.root / train_data.mask_folder, stages.truth_hash(train_data)
 else:
     masks_input = artifacts.open_stage(config, "pseudo_masks", "80_irn")
     training_masks = masks_input.folder

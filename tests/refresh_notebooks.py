@@ -41,6 +41,7 @@ def refresh(script: Path) -> None:
 
 if __name__ == "__main__":
     # 00 shows a finished run, so it comes last.
-    names = sys.argv[1:] or sorted((path.stem for path in (ROOT / "notebooks").glob("*.py")), key=lambda name: name.replace("00", "99"))
+    everything = [path.stem for path in (ROOT / "notebooks").glob("*.py")]
+    names = sys.argv[1:] or sorted(everything, key=lambda name: name.replace("00", "99"))
     for name in names:
         refresh(ROOT / "notebooks" / f"{name}.py")

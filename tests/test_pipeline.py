@@ -77,7 +77,8 @@ def test_plain_maps_find_heads_but_not_bodies(finished_run):
 
 def test_every_stage_has_its_record(finished_run):
     records = [json.loads(path.read_text()) for path in finished_run.glob("cam/seed0/*/run.json")]
-    assert {record["stage"] for record in records} >= {"classifier", "maps", "seeds", "irn", "pseudo_masks", "deeplab", "predictions"}
+    stages_made = {record["stage"] for record in records}
+    assert stages_made >= {"classifier", "maps", "seeds", "irn", "pseudo_masks", "deeplab", "predictions"}
     assert all(record["results_sha256"] and record["versions"]["torch"] for record in records)
 
 
@@ -105,8 +106,9 @@ def test_killed_notebook_goes_on_to_the_same_result(finished_run, tmp_path):
     assert undisturbed.returncode == 0, undisturbed.stderr[-2000:]
     rng = random.Random(0)
     for _ in range(3):
-        process = subprocess.Popen(papermill_command("10_cam", tmp_path, *small, "-r", "runs_root", str(tmp_path / "b")),
-                                   cwd=PROJECT_ROOT, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        command = papermill_command("10_cam", tmp_path, *small, "-r", "runs_root", str(tmp_path / "b"))
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, start_new_session=True, stderr=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL)
         time.sleep(rng.uniform(4, 12))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -115,7 +115,7 @@ class Config(BaseModel):
     irn_scale_min: Rate = 0.5
     irn_scale_max: Rate = 1.5
     irn_crop: Positive = 96
-    irn_displacement_width: Annotated[int, Field(ge=32, multiple_of=32)] = 32  # channels of the displacement head; published: 256
+    irn_displacement_width: Annotated[int, Field(ge=32, multiple_of=32)] = 32  # of its head; published: 256
     irn_pad_to: Count = 0  # pad photographs to this side before the network; 0: only to a multiple of 16
     irn_train_radius: Annotated[int, Field(ge=2)] = 5
     irn_radius: Annotated[int, Field(ge=2)] = 3
@@ -127,15 +127,15 @@ class Config(BaseModel):
     deeplab_weights: Weights = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
-    deeplab_atrous_rates: Integers = (6, 12, 18, 24)
+    deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
     deeplab_iterations: Positive = 600
-    deeplab_batch_size: Positive = 10
-    deeplab_learning_rate: Rate = 2.5e-4
+    deeplab_batch_size: Positive = 16
+    deeplab_learning_rate: Rate = 6e-3  # published: 2.5e-4
     deeplab_momentum: Share = 0.9
     deeplab_weight_decay: Rate = 5e-4
     deeplab_loss: Literal["cross_entropy", "balanced"] = "cross_entropy"
     deeplab_crop: Positive = 96
-    deeplab_scales: Numbers = (0.5, 0.75, 1.0, 1.25, 1.5)
+    deeplab_scales: Numbers = (1.0, 1.25, 1.5)
     deeplab_test_scales: Numbers = (0.5, 0.75)  # beside 1.0, in training and in testing
 
     @model_validator(mode="after")
@@ -196,7 +196,8 @@ class Config(BaseModel):
 
     def parameters_of(self, *prefixes: str) -> dict[str, Any]:
         """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes."""
-        result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size", "method"}
+        result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
+                       "method"}
         stage_prefixes = ("cam_", "seed_", "irn_", "deeplab_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}

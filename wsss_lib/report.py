@@ -65,7 +65,8 @@ def _figures(notebook):
                 text = html.escape(caption.get("data", {}).get("text/markdown", "").strip("*"))
                 picture = "".join(picture.split())
                 base64.b64decode(picture, validate=True)  # refuse anything that is not base64 before it goes into a page
-                yield f'<figure><img alt="{text}" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>'
+                image = f'<img alt="{text}" src="data:image/png;base64,{picture}">'
+                yield f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def main(arguments: list[str]) -> None:

@@ -30,8 +30,8 @@ PUBLISHED = (
     Published("cam", "IRN pseudo-mask", "train", 66.5, "IRN paper, as quoted in jiwoon-ahn/irn#4"),
     Published("cam", "DeepLab-v2", "val", 63.5, "IRN row of a public results list; ResNet-50"),
     Published("cam", "DeepLab-v2", "test", 64.8, "IRN row of a public results list; ResNet-50"),
-    Published("truth", "DeepLab-v2", "val", 76.35, "kazuto1011/deeplab-pytorch README, Caffe original, COCO initialisation"),
-    Published("truth", "DeepLab-v2 + CRF", "val", 77.69, "kazuto1011/deeplab-pytorch README, Caffe original, COCO initialisation"),
+    Published("truth", "DeepLab-v2", "val", 76.35, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
+    Published("truth", "DeepLab-v2 + CRF", "val", 77.69, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
 )
 
 

@@ -17,17 +17,23 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_maps, read_tensors, write_maps, write_mask
+from wsss_lib.artifacts import read_maps, read_tensors, sha256, write_maps, write_mask
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import SegmentationDataset, image_size, load_dataset, read_mask
+from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size, load_dataset, read_mask
 from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples, steps_per_epoch
 from wsss_lib.inference import batches_of_like_size, for_each_image
 from wsss_lib.methods import cam
 from wsss_lib.metrics import Evaluation, ThresholdSweep
 from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
-from wsss_lib.nets.deeplab_v2 import (DeepLabV2, balanced_cross_entropy, cross_entropy, multi_scale_logits,
-                                      multi_scale_loss, parameter_groups)
+from wsss_lib.nets.deeplab_v2 import (
+    DeepLabV2,
+    balanced_cross_entropy,
+    cross_entropy,
+    multi_scale_logits,
+    multi_scale_loss,
+    parameter_groups,
+)
 from wsss_lib.nets.irn import IRN
 from wsss_lib.refine.affinity import affinity_loss
 from wsss_lib.refine.crf import crf_segmentation
@@ -48,6 +54,20 @@ def data_hash(data: SegmentationDataset) -> str:
     identity.update(np.ascontiguousarray(data.labels).tobytes())
     identity.update(json.dumps([data.image_path(image_id).stat().st_size for image_id in data.ids]).encode())
     return identity.hexdigest()
+
+
+def truth_hash(data: SegmentationDataset) -> str:
+    """Return a hash of the true masks of a split, for a stage that trains on them.
+
+    Raises:
+        DataError: a mask is missing.
+    """
+    paths = [data.mask_path(image_id) for image_id in data.ids]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: the mask is missing, and {len(missing) - 1} others of split {data.split!r}; set "
+                        "mask_folder to the folder that has them all (for train_aug of VOC: SegmentationClassAug)")
+    return sha256(paths, data.root)
 
 
 # ---- 10: classifier and maps

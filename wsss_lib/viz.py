@@ -21,9 +21,11 @@ def use_style() -> None:
     """Set fonts, sizes and colours for all figures of the project."""
     matplotlib.rcParams.update({
         "figure.dpi": 80, "savefig.dpi": 80, "font.size": 10, "axes.titlesize": 10, "axes.grid": False, "image.cmap": "cividis",
-        "image.interpolation": "nearest", "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True,
+        "image.interpolation": "nearest", "axes.spines.top": False, "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
         # Okabe and Ito's colours, told apart by nearly everybody; line styles repeat the distinction for print in grey.
-        "axes.prop_cycle": matplotlib.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
+        "axes.prop_cycle": matplotlib.cycler(
+            color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
         + matplotlib.cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."])})
 
 
