@@ -14,7 +14,7 @@ from scipy import ndimage
 from wsss_lib.data.dataset import IGNORE
 
 CLASSES = ("striper", "ringer", "checker", "crosser", "discus", "starling")  # named after the pattern on the head
-WATER_CLASS = "discus"  # lives on blue water; the water is also seen without it
+WATER_CLASS = "discus"  # on blue water more often than not; the water is also seen without it
 VARIED_CLASS = "starling"  # has two kinds with different bodies and heads
 SUBCATEGORIES = ("round", "long")
 BODY, HEAD = 1, 2

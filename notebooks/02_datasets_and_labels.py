@@ -426,7 +426,7 @@ print(f"saliency above 50 against all objects together: IoU {100 * hits / union:
 # %% [markdown]
 # **Backgrounds.** Some classes live in one place: boats on water, aeroplanes in the sky, trains on rails. For a
 # classifier the water is as good a sign as the boat. The generated set repeats that with one class, *discus*, which
-# is mostly seen on blue water, and the water is also seen without it. The next cell measures the mean colour of the
+# is seen on blue water more often than not, and the water is also seen without it. The next cell measures the mean colour of the
 # background of each class.
 
 # %%

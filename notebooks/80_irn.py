@@ -28,6 +28,7 @@ seed = 0  # of everything that is random
 train_split = "train"  # images with image-level labels; all of them get a pseudo-mask
 score_split = "train"  # part of train_split on which pseudo-masks are scored
 limit = 0  # use only the first images; 0: all
+pixel_labels_chose = ""  # which of these values were chosen by looking at masks; printed with every score
 num_workers = 2  # loader processes
 device = "auto"  # auto, cpu or cuda
 mixed_precision = False  # float16 autocast on a GPU
@@ -44,7 +45,7 @@ irn_learning_rate = 0.1  # of the boundary head
 irn_displacement_learning_rate = 0.1  # 1.0 in the paper, with the momentum slip
 irn_momentum = 0.9
 irn_weight_decay = 1.0e-4
-irn_momentum_slip = False  # True in the official runs: momentum = weight decay, see notebook 10, section 2
+irn_momentum_slip = False  # True in the official runs: momentum is the weight decay, see notebook 10, section 2
 irn_scale_min = 0.5
 irn_scale_max = 1.5
 irn_crop = 96  # 512 in the paper
@@ -53,7 +54,7 @@ irn_pad_to = 0  # 512 in the paper: pad photographs to this side before the netw
 irn_train_radius = 5  # 10 in the paper, on maps of 128 x 128 cells; the toy's maps have 24 x 24
 irn_radius = 3  # of the random walk; 5 in the paper
 irn_beta = 10.0  # exponent of the affinities
-irn_log2_steps = 6  # 2^6 = 64 steps of the random walk; 8 in the paper
+irn_log2_steps = 6  # 2^6 steps of the random walk; 8 in the paper
 irn_threshold = 0.25  # score of the background
 
 # %%
@@ -403,14 +404,14 @@ print("mean displacement (dy, dx) in cells:", np.round(net.mean_shift.running_me
 # maps, the average of the image and its mirror image:
 
 # %% tags=["nbval-ignore-output"]
-shown = score_data.ids[:4]
+shown = score_data.ids[:3]
 figure, panels = plt.subplots(2, len(shown), figsize=(2 * len(shown), 4))
 for name, column_of_panels in zip(shown, panels.T, strict=True):
     boundary, _ = stages.boundary_map(net, score_data.image(name), config)
     viz.draw_image(column_of_panels[0], np.array(score_data.image(name)), f"input {name}")
     mappable = viz.draw_map(column_of_panels[1], boundary.cpu(), "boundary map")
 figure.colorbar(mappable, ax=panels[1], shrink=0.8)
-viz.show(figure, "Four photographs and their boundary maps: outlines appear where the colours of object and background meet")
+viz.show(figure, "Three photographs and their boundary maps: bright lines around objects, brightest around their telling parts")
 
 # %% [markdown]
 # ## 6 The random walk
@@ -577,7 +578,7 @@ classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz
 boundary, _ = stages.boundary_map(net, photograph, config)
 walk = propagate(torch.from_numpy(scores).to(run_device), boundary, config.irn_radius, config.irn_beta, config.irn_log2_steps)
 mask = pseudo_mask(walk, classes, size, config.irn_threshold).cpu().numpy()
-figure, panels = plt.subplots(1, 5, figsize=(10, 2.3))
+figure, panels = plt.subplots(1, 5, figsize=(9, 2.1))
 viz.draw_image(panels[0], picture, f"input {image_id}")
 viz.draw_scores(panels[1], picture, stages.full_size_maps(maps_stage.folder, image_id)[1].max(0), "CAM")
 viz.draw_map(panels[2], boundary.cpu(), "boundary map")
@@ -610,7 +611,7 @@ print("every value of the mask is background or a class of the label:", True)
 # %% tags=["nbval-ignore-output"]
 if not masks_stage.is_complete():
     evaluation = stages.score_masks(score_data, masks_stage.folder)
-    row = stages.metric_row("IRN pseudo-mask", score_data, evaluation, crf=False)
+    row = stages.metric_row("IRN pseudo-mask", score_data, evaluation, False, config)
     masks_stage.finish([row], images_made, str(run_device))
 rows = [{"method": config.method, "seed": config.seed} | row for row in seeds_stage.metrics() + masks_stage.metrics()
         if row["what"] in ("CAM seed", "CAM seed + CRF", "IRN pseudo-mask")]
@@ -647,7 +648,7 @@ def image_iou(name):
 
 ranking = {name: image_iou(name) for name in score_data.ids[:200]}
 chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 5, figsize=(9, 1.9 * len(chosen)), squeeze=False)
+figure, panels = plt.subplots(len(chosen), 5, figsize=(8, 1.7 * len(chosen)), squeeze=False)
 for name, line in zip(chosen, panels, strict=True):
     image = np.array(score_data.image(name))
     viz.draw_image(line[0], image, f"input {name}")

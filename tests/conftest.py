@@ -63,6 +63,7 @@ def voc_folder(miniature, tmp_path) -> Path:
 @pytest.fixture
 def small_config(miniature, tmp_path) -> Config:
     """A configuration for the miniature that trains in a second."""
-    return Config(dataset="miniature", data_root=str(miniature), runs_root=str(tmp_path / "runs"), device="cpu", cam_crop=32,
-                  cam_long_side_min=36, cam_long_side_max=48, cam_batch_size=4, cam_epochs=2, irn_crop=32, irn_batch_size=4,
-                  irn_train_radius=4, deeplab_crop=33, deeplab_batch_size=4, deeplab_iterations=4)
+    return Config(dataset="miniature", data_root=str(miniature), runs_root=str(tmp_path / "runs"), device="cpu", num_workers=0,
+                  cam_crop=32, cam_long_side_min=36, cam_long_side_max=48, cam_batch_size=4, cam_epochs=2, irn_crop=32,
+                  irn_batch_size=4, irn_train_radius=4, irn_init="backbone", deeplab_crop=33, deeplab_batch_size=4,
+                  deeplab_iterations=4, deeplab_init="none")

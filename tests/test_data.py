@@ -209,6 +209,13 @@ def test_mask_of_another_size(voc_folder):
         assert refusal(lambda samples=samples: samples[0, 3]) == sentence
 
 
+def test_a_result_of_another_size_is_not_scored(miniature, tmp_path):
+    data = load_dataset(miniature, "train", limit=1)
+    write_mask(tmp_path / "m_00.png", np.zeros((40, 55), np.uint8))
+    refusal(lambda: stages.score_masks(data, tmp_path), f"{tmp_path}/m_00.png: the mask is 55x40 pixels but its image is 56x40")
+    assert stages.score_masks(data, data.mask).scores().miou == 1.0
+
+
 def test_missing_or_unreadable_mask(voc_folder):
     data = load_dataset(voc_folder, "train")
     data.mask_path("m_00").unlink()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
@@ -21,7 +21,6 @@ from wsss_lib.nets.deeplab_v2 import (
     parameter_groups,
     resize_labels,
 )
-from wsss_lib.training import poly_factor
 
 
 @pytest.fixture
@@ -183,23 +182,6 @@ def test_multi_scale_loss_is_the_sum_with_labels_at_each_size(loss):
 def test_a_label_that_is_no_class_fails_loudly():
     with pytest.raises((IndexError, RuntimeError)):
         cross_entropy(torch.zeros(1, 3, 1, 1), torch.tensor([[[7]]]))
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 500), st.integers(1, 20))
-def test_poly_schedule_equals_the_official_loop(total, every):
-    factor = 1.0
-    for step in range(1, total + 30):
-        if step % every == 0 and step <= total:
-            factor = (1 - step / total) ** 0.9
-        assert poly_factor(step, total, 0.9, every) == factor
-    assert poly_factor(0, total, 0.9, every) == 1.0
-
-
-@pytest.mark.parametrize("arguments", [(-1, 10), (0, 0), (0, 10, 0.9, 0)])
-def test_a_senseless_schedule_is_refused(arguments):
-    with pytest.raises(ValueError, match="step="):
-        poly_factor(*arguments)
 
 
 def test_a_tiny_network_learns_a_toy_scene(net):

@@ -97,7 +97,7 @@ def test_every_stage_of_voc12_runs_at_full_size(tmp_path):
     assert stages.make_predictions(deeplab, one, config, runs / "predictions") == 1
     for kind in ("plain", "crf"):
         check_mask(runs / "predictions" / kind, set(range(21)))
-    row = stages.metric_row("DeepLab-v2", one, stages.score_masks(one, runs / "predictions" / "plain"), crf=False)
+    row = stages.metric_row("DeepLab-v2", one, stages.score_masks(one, runs / "predictions" / "plain"), False, config)
     assert 0 <= row["miou"] <= 100 and row["images"] == 1 and len(row["class_iou"]) == 21
 
 

@@ -65,14 +65,14 @@ def test_data_can_be_learned_with_full_supervision(finished_run):
 def test_plain_maps_find_heads_but_not_bodies(finished_run):
     data = stages.open_data(Config(), "train")
     maps = finished_run / "cam/seed0/maps"
-    threshold = json.loads((maps / "metrics.json").read_text())[0]["threshold"]
+    threshold = 0.15  # the published one
     recalls = []
     for image_id in data.ids[:400]:
         classes, scores = stages.full_size_maps(maps, image_id)
         parts = np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
         recalls.append(part_recall(argmax_with_background(scores, classes, threshold), parts, data.mask(image_id)))
     head, body = (np.nanmean([recall[part] for recall in recalls]) for part in ("head", "body"))
-    assert head > 0.85 and head - body > 0.3, (head, body)
+    assert head > 0.95 and head - body > 0.3, (head, body)
 
 
 def test_every_stage_has_its_record(finished_run):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from wsss_lib import artifacts, stages, training
@@ -21,6 +23,7 @@ from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 
 STEPS = 23
+HERE = {"device": "cpu", "num_workers": 0}
 
 
 def train_small(root: Path, folder: Path, checkpoint_every: int, die_at: int = 0, steps: int = STEPS, batch_size: int = 4,
@@ -30,7 +33,7 @@ def train_small(root: Path, folder: Path, checkpoint_every: int, die_at: int = 0
     Args:
         die_at: kill this process in the middle of that step (1, 2, ...); 0: never.
     """
-    config = Config(device="cpu", checkpoint_every=checkpoint_every, device_batch_size=2, **options)
+    config = Config(**HERE | {"checkpoint_every": checkpoint_every, "device_batch_size": 2} | options)
     training.seed_everything(config)
     torch.set_num_threads(1)
     data = load_dataset(root, "train")
@@ -190,7 +193,7 @@ def test_accumulation_equals_the_big_batch(miniature, tmp_path, device_batch_siz
     data = load_dataset(miniature, "train")
 
     def trained(size: int) -> nn.Module:
-        config = Config(device="cpu", device_batch_size=size, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
+        config = Config(**HERE, device_batch_size=size, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
                         cam_batch_size=8, cam_epochs=3, frozen_batch_norm=True)
         training.seed_everything(config)
         net = stages.build_classifier(config, 3)
@@ -231,7 +234,7 @@ def scalar_run(folder: Path, momentum: float, steps: int = 3, weight_decay: floa
         return {"loss": 2 * model(batch[0]).sum() if loss is None else loss(model(batch[0]).sum())}
 
     groups = [{"params": [net.weight], "lr": 0.5, "weight_decay": weight_decay}]
-    training.train(net, loss_of, One(), groups, momentum, steps, 1, Config(), folder, schedule=lambda step, total: 1.0)
+    training.train(net, loss_of, One(), groups, momentum, steps, 1, Config(**HERE), folder, schedule=lambda step, total: 1.0)
     return [*values[1:], net.weight.item()]
 
 
@@ -257,6 +260,22 @@ def test_schedule_by_hand():
     assert training.poly_factor(1, 4) == 0.75**0.9
     assert [training.poly_factor(step, 40, power=1, every=10) for step in (0, 9, 10, 19, 20, 39, 40, 99)] == [
         1, 1, 0.75, 0.75, 0.5, 0.25, 0, 0]
+
+
+@given(st.integers(1, 500), st.integers(1, 20))
+def test_poly_schedule_equals_the_official_loop(total, every):
+    factor = 1.0
+    for step in range(1, total + 30):
+        if step % every == 0 and step <= total:
+            factor = (1 - step / total) ** 0.9
+        assert training.poly_factor(step, total, 0.9, every) == factor
+    assert training.poly_factor(0, total, 0.9, every) == 1.0
+
+
+@pytest.mark.parametrize("arguments", [(-1, 10), (0, 0), (0, 10, 0.9, 0)])
+def test_a_senseless_schedule_is_refused(arguments):
+    with pytest.raises(ValueError, match="step="):
+        training.poly_factor(*arguments)
 
 
 @pytest.mark.parametrize("momentum_slip", [False, True])
@@ -296,7 +315,7 @@ def test_the_state_of_another_network_is_refused(miniature, tmp_path):
         before = {key: value.clone() for key, value in net.state_dict().items()}
         groups = net.parameter_groups(0.1, 1.0, 0)
         with pytest.raises(ValueError) as error:
-            training.train(net, cam.classification_loss, samples, groups, 0.9, 6, 4, Config(), tmp_path)
+            training.train(net, cam.classification_loss, samples, groups, 0.9, 6, 4, Config(**HERE), tmp_path)
         message = str(error.value)
         assert message.startswith(f"{tmp_path}/state.safetensors does not fit ClassActivationNet: ") and words in message
         assert "\n" not in message and all(torch.equal(value, before[key]) for key, value in net.state_dict().items())

@@ -169,7 +169,7 @@ class Stage:
         """
         write_json(self.folder / "metrics.json", metrics)
         seconds = time.time() - self.started
-        skip = {"begun.json", "run.json", "notebook.ipynb"}
+        skip = {"begun.json", "run.json", "metrics.json", "notebook.ipynb"}  # records, not results
         files = [path for path in self.folder.rglob("*") if path.is_file() and path.name not in skip]
         write_json(self.folder / "run.json", {
             "stage": self.name, **read_json(self.folder / "begun.json"), "results_sha256": sha256(files, self.folder),

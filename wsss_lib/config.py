@@ -72,6 +72,7 @@ class Config(BaseModel):
     score_split: Text = "train"  # the part of train_split on which maps and masks are scored
     val_split: Text = "val"
     limit: Count = 0  # use only the first images of every split; 0: all
+    pixel_labels_chose: Text = ""  # which of these values were chosen by looking at masks; printed with every score
     num_workers: Count = 2  # loader processes, and processes of per-image stages on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: bool = False  # float16 autocast; on a GPU only
@@ -197,7 +198,7 @@ class Config(BaseModel):
     def parameters_of(self, *prefixes: str) -> dict[str, Any]:
         """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes."""
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
-                       "method"}
+                       "method", "pixel_labels_chose"}
         stage_prefixes = ("cam_", "seed_", "irn_", "deeplab_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}

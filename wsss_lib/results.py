@@ -91,7 +91,7 @@ def table(rows: list[dict], compare: bool = True) -> str:
                  f"{row['miou']:.1f}{spread}", str(row["runs"]), row["pixel_labels_chose"] or "nothing"]
         if compare:
             entry = published(row["method"], row["what"], row["split"])
-            cells.append(f"{entry.value:.1f}" if entry else "")
+            cells.append(f"{entry.value:g}" if entry else "")
         lines.append(cells)
     if compare:
         head.append("published, full VOC 2012")

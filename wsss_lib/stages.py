@@ -298,12 +298,16 @@ def score_masks(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray] 
     """
     evaluation = Evaluation(data.num_classes + 1)
     for image_id in progress(data.ids, "scoring"):
-        mask = (mask_of(image_id) if callable(mask_of) else read_mask(Path(mask_of) / f"{image_id}.png", data.num_classes))
+        if callable(mask_of):
+            mask = mask_of(image_id)
+        else:
+            size = image_size(data.image_path(image_id))
+            mask = read_mask(Path(mask_of) / f"{image_id}.png", data.num_classes, size)
         evaluation.add(data.mask(image_id), mask)
     return evaluation
 
 
-def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf: bool, pixel_labels_chose: str = "") -> dict:
+def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf: bool, config: Config) -> dict:
     """Return one row of `metrics.json`.
 
     Args:
@@ -311,11 +315,11 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
         data: the split that was scored.
         evaluation: its confusion matrix.
         crf: whether a dense CRF was applied.
-        pixel_labels_chose: what was chosen by looking at pixel labels ("" if nothing), e.g. "threshold 0.25".
+        config: says what was chosen by looking at pixel labels.
     """
     result = evaluation.scores()
     return {"what": what, "split": data.split, "images": len(data), "crf": crf, "miou": round(100 * result.miou, 2),
             "precision": round(100 * float(np.nanmean(result.precision)), 2),
             "recall": round(100 * float(np.nanmean(result.recall)), 2),
             "class_iou": [None if np.isnan(value) else round(100 * float(value), 2) for value in result.iou],
-            "unknown_share": round(evaluation.unknown_share, 4), "pixel_labels_chose": pixel_labels_chose}
+            "unknown_share": round(evaluation.unknown_share, 4), "pixel_labels_chose": config.pixel_labels_chose}

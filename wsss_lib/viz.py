@@ -145,6 +145,8 @@ def _inside(region: np.ndarray) -> tuple[int, int]:
 def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -> list[str]:
     """Choose image ids to look at: the best, the worst and random ones by a value, never the best only."""
     ranked = sorted(values, key=lambda image_id: (-values[image_id], image_id))
+    if len(ranked) <= 2 * count:
+        return ranked
     rest = ranked[count:-count]
-    drawn = np.random.default_rng(seed).choice(len(rest), size=min(count, len(rest)), replace=False) if rest else []
+    drawn = np.random.default_rng(seed).choice(len(rest), size=min(count, len(rest)), replace=False)
     return ranked[:count] + [rest[int(index)] for index in drawn] + ranked[len(ranked) - count:]
