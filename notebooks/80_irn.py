@@ -28,7 +28,7 @@ seed = 0  # of everything that is random
 train_split = "train"  # images with image-level labels; all of them get a pseudo-mask
 score_split = "train"  # part of train_split on which pseudo-masks are scored
 limit = 0  # use only the first images; 0: all
-pixel_labels_chose = ""  # which of these values were chosen by looking at masks; printed with every score
+pixel_labels_chose = "thresholds and walk, on generated images"  # which of these values were chosen by looking at masks; printed with every score
 num_workers = 2  # loader processes
 device = "auto"  # auto, cpu or cuda
 mixed_precision = False  # float16 autocast on a GPU
@@ -615,7 +615,7 @@ if not masks_stage.is_complete():
     masks_stage.finish([row], images_made, str(run_device))
 rows = [{"method": config.method, "seed": config.seed} | row for row in seeds_stage.metrics() + masks_stage.metrics()
         if row["what"] in ("CAM seed", "CAM seed + CRF", "IRN pseudo-mask")]
-print(results.table(results.summarize(rows)))
+print(results.table(results.summarize(rows), compare=config.dataset == "voc12"))
 for what in ("CAM seed", "IRN pseudo-mask"):
     entry = results.published("cam", what, "train")
     print(f"published, VOC 2012 train, {what}: {entry.value} % ({entry.source})")

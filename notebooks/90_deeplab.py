@@ -28,7 +28,7 @@ seed = 0  # of everything that is random
 train_split = "train"  # images with pseudo-masks
 val_split = "val"  # images that are segmented
 limit = 0  # use only the first images; 0: all
-pixel_labels_chose = ""  # which of these values were chosen by looking at masks; printed with every score
+pixel_labels_chose = "thresholds and walk, on generated images"  # which of these values were chosen by looking at masks; printed with every score
 num_workers = 2  # loader processes
 device = "auto"  # auto, cpu or cuda
 mixed_precision = False  # float16 autocast on a GPU
@@ -494,7 +494,7 @@ if not predictions_stage.is_complete():
 rows = predictions_stage.metrics()
 chain = [] if config.method == "truth" else masks_input.metrics()
 chain = [{"method": config.method, "seed": config.seed} | row for row in chain + rows]
-print(results.table(results.summarize(chain)))
+print(results.table(results.summarize(chain), compare=config.dataset == "voc12"))
 print("initial weights of this run:", config.deeplab_init)
 for row in chain:
     entry = results.published(config.method, row["what"], row["split"])

@@ -83,7 +83,7 @@ def test_rows_of_several_seeds_are_joined(tmp_path):
     best, mean, truth = results.summarize(rows)
     assert (best["what"], best["runs"], best["spread"]) == ("CAM at its best threshold", 1, None)
     assert (mean["miou"], mean["spread"], mean["runs"]) == (62.0, 2.0, 3) and truth["method"] == "truth"
-    lines = results.table([best, mean, truth]).splitlines()
+    lines = results.table([best, mean, truth], compare=True).splitlines()
     assert len(lines) == 5 and lines[0].endswith("published, full VOC 2012")
     assert "threshold 0.20" in lines[2] and "62.0 ± 2.0" in lines[3]
     assert lines[3].endswith("63.5") and lines[4].endswith("76.35")

@@ -72,7 +72,8 @@ class Config(BaseModel):
     score_split: Text = "train"  # the part of train_split on which maps and masks are scored
     val_split: Text = "val"
     limit: Count = 0  # use only the first images of every split; 0: all
-    pixel_labels_chose: Text = ""  # which of these values were chosen by looking at masks; printed with every score
+    # Which of these values were chosen by looking at masks; printed with every score.
+    pixel_labels_chose: Text = "thresholds and walk, on generated images"
     num_workers: Count = 2  # loader processes, and processes of per-image stages on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: bool = False  # float16 autocast; on a GPU only

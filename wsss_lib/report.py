@@ -49,7 +49,8 @@ def write_report(run_folder: Path) -> Path:
         links.append(f'<li><a href="{name}.html">{html.escape(name)}</a></li>')
         if executed.parent.parent.parent.name == "report":
             figures += list(_figures(notebook))
-    page = PAGE.format(title=f"Results: {html.escape(run_folder.name)}", table=html.escape(table(summarize(rows))),
+    rows_text = table(summarize(rows), compare=run_folder.name == "voc12")
+    page = PAGE.format(title=f"Results: {html.escape(run_folder.name)}", table=html.escape(rows_text),
                        figures="".join(figures), links="".join(links))
     write_atomically(report / "index.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return report / "index.html"

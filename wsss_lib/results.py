@@ -76,12 +76,12 @@ def summarize(rows: list[dict]) -> list[dict]:
     return sorted(summary, key=lambda row: (row["method"] == "truth", row["method"], order.get(row["what"], 9)))
 
 
-def table(rows: list[dict], compare: bool = True) -> str:
+def table(rows: list[dict], compare: bool) -> str:
     """Return a plain-text table of summarized rows.
 
     Args:
         rows: from `summarize`.
-        compare: add the published VOC 2012 value; only sensible for full VOC, so always shown with that heading.
+        compare: add the published values of the full VOC 2012; only rows of that data set may stand beside them.
     """
     head = ["method", "stage", "split", "images", "CRF", "mIoU %", "runs", "chosen by pixel labels"]
     lines = []
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
     rows = collect(Path(arguments[0]))
     if not rows:
         sys.exit(f"{arguments[0]}: no finished stage with scores")
-    print(table(summarize(rows)))
+    print(table(summarize(rows), compare=Path(arguments[0]).name == "voc12"))
 
 
 if __name__ == "__main__":

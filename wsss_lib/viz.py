@@ -4,17 +4,18 @@ Maps are drawn in cividis over a grey photograph; label maps carry the class nam
 is shown with a text that says what is seen.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
+import PIL.Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from wsss_lib.data.dataset import IGNORE, voc_palette
-
-ROW_ORDER = ("input", "truth", "CAM", "method", "refined", "segmentation")
 
 
 def use_style() -> None:
@@ -55,15 +56,17 @@ def show(figure, alt: str) -> None:
     """
     if len(alt.split()) < 4:
         raise ValueError("a figure needs a text of at least four words that says what is seen")
-    import io
-
     import matplotlib.pyplot as plt
     from IPython.display import Image, Markdown, display
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Description": alt})
+    figure.savefig(buffer, format="png")
     plt.close(figure)
-    display(Image(data=buffer.getvalue(), format="png", alt=alt))
+    text, small = PngInfo(), io.BytesIO()
+    text.add_text("Description", alt)
+    # 256 colours are enough for the eye and keep a stored notebook below 1 MB.
+    PIL.Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True, pnginfo=text)
+    display(Image(data=small.getvalue(), format="png", alt=alt))
     display(Markdown(f"*{alt}*"))
 
 

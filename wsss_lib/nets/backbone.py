@@ -31,6 +31,8 @@ class ResNet(nn.Module):
     Explained in notebook 10, section "The network".
     """
 
+    feature_scale = 1.0  # factor on the deepest map before a head with a fixed initialisation (DeepLab's ASPP)
+
     def __init__(self, block, layers, width=64, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 1), stride_in_1x1=False,
                  ceil_mode=False):
         super().__init__()
@@ -89,6 +91,7 @@ class EfficientNetLite0(nn.Module):
 
     channels = (16, 24, 40, 112, 320)
     strides = (4, 4, 8, 16, 16)
+    feature_scale = 0.1  # no ReLU cuts its deepest map, whose values are about ten times a ResNet's
 
     def __init__(self):
         super().__init__()

@@ -63,7 +63,7 @@ class DeepLabV2(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W), normalised, to logits (N, K, about H / stride, about W / stride)."""
-        return self.aspp(self.backbone(images))
+        return self.aspp(self.backbone.feature_scale * self.backbone(images))
 
 
 def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] = (0.5, 0.75)) -> list[Tensor]:
