@@ -4,6 +4,7 @@ CORES ?= 2
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 export OMP_NUM_THREADS ?= 2
+export OMP_WAIT_POLICY ?= passive
 export UV_HTTP_TIMEOUT ?= 300
 
 BIN := $(VENV)/bin

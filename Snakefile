@@ -38,6 +38,7 @@ def executed(*stages, method="{method}", seed="{seed}"):
 
 # The running notebook lies above the stage folders, because a stage may move its folder aside (to `<stage>.stale`).
 run_notebook = """
+export OMP_WAIT_POLICY=passive  # threads that wait must not take the core from loader processes or other programs
 running="$(dirname "$(dirname {output[0]:q})")/$(basename {input.notebook:q} .ipynb).running.ipynb"
 {sys.executable:q} -m papermill {input.notebook:q} "$running" -f {preset:q} -r runs_root {runs_root:q} \
     -r method {params.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \

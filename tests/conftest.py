@@ -11,6 +11,7 @@ from PIL import Image
 
 from wsss_lib.artifacts import write_mask
 from wsss_lib.config import Config
+from wsss_lib.data.dataset import SegmentationDataset
 
 # The same examples on every machine, and no time limit for a single one: a slow machine is no failure.
 settings.register_profile("project", deadline=None, derandomize=True)
@@ -44,6 +45,11 @@ def write_miniature(root: Path) -> None:
     (root / "dataset.json").write_text(json.dumps({"name": "miniature", "classes": CLASSES, "ignore_index": 255}))
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids[:8]) + "\n")
     (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(ids[8:]) + "\n")
+
+
+def copy_mask(image_id: str, data: SegmentationDataset, folder: Path) -> None:
+    """Work on one image, in a module that a worker process imports quickly."""
+    write_mask(folder / f"{image_id}.png", data.mask(image_id))
 
 
 @pytest.fixture(scope="session")

@@ -165,6 +165,25 @@ def test_broken_maps_give_one_sentence(tmp_path, kind):
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
+class Payload:
+    """What a pickle can do when it is read: run any function, here make a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_pickled_is_ever_loaded(tmp_path):
+    scores = np.empty((1, 1, 1), object)
+    scores[0, 0, 0] = Payload(tmp_path / "run by the file")
+    (tmp_path / "a.npz").write_bytes(npz(classes=np.int16([0]), size=np.int32([1, 1]), scores=scores))
+    with pytest.raises(DataError, match="not a file of localization maps"):
+        artifacts.read_maps(tmp_path / "a.npz")
+    assert files_below(tmp_path) == ["a.npz"] and not (tmp_path / "run by the file").exists()
+
+
 def test_missing_maps_name_the_notebook(tmp_path):
     with pytest.raises(DataError, match="a.npz: the localization maps are missing; run notebook 10_cam"):
         artifacts.read_maps(tmp_path / "a.npz")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tests.conftest import SIZES
+from tests.conftest import SIZES, copy_mask
 from wsss_lib import artifacts, report, results, viz
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import load_dataset
@@ -18,10 +18,6 @@ matplotlib.use("Agg")
 
 
 # ---- per image
-
-def copy_mask(image_id: str, data, folder) -> None:
-    artifacts.write_mask(folder / f"{image_id}.png", data.mask(image_id))
-
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_missing_image_is_made_once(miniature, tmp_path, num_workers):

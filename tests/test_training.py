@@ -224,17 +224,23 @@ class One(torch.utils.data.Dataset):
         return (torch.ones(1),)
 
 
-def scalar_run(folder: Path, momentum: float, steps: int = 3, weight_decay: float = 0.1, loss=None) -> list[float]:
-    """Minimise 2w from w = 1 at rate 0.5 without a schedule; returns w after every step."""
-    net, values = nn.Linear(1, 1, bias=False), []
+def scalar_net() -> nn.Module:
+    net = nn.Linear(1, 1, bias=False)
     nn.init.ones_(net.weight)
+    return net
+
+
+def scalar_run(folder: Path, momentum: float, weight_decay: float = 0.1, net: nn.Module | None = None,
+               loss=None) -> list[float]:
+    """Minimise 2w from w = 1 in three steps at rate 0.5 without a schedule; returns w after every step."""
+    net, values = net or scalar_net(), []
 
     def loss_of(model, batch):
         values.append(model.weight.item())
         return {"loss": 2 * model(batch[0]).sum() if loss is None else loss(model(batch[0]).sum())}
 
     groups = [{"params": [net.weight], "lr": 0.5, "weight_decay": weight_decay}]
-    training.train(net, loss_of, One(), groups, momentum, steps, 1, Config(**HERE), folder, schedule=lambda step, total: 1.0)
+    training.train(net, loss_of, One(), groups, momentum, 3, 1, Config(**HERE), folder, schedule=lambda step, total: 1.0)
     return [*values[1:], net.weight.item()]
 
 
@@ -300,9 +306,10 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path, 
         late.calls += 1
         return loss(value) if late.calls == 3 else value
 
-    late.calls = 0
+    late.calls, net = 0, scalar_net()
     with pytest.raises(ValueError, match="training: the loss is (nan|-inf) at step 3; lower the learning rate"):
-        scalar_run(tmp_path, 0.0, loss=late)
+        scalar_run(tmp_path, 0.0, 0.0, net, late)
+    assert net.weight.item() == 0.0  # after two steps
 
 
 def test_the_state_of_another_network_is_refused(miniature, tmp_path):
