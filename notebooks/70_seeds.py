@@ -33,8 +33,8 @@ limit = 0  # use only the first images; 0: all
 pixel_labels_chose = "thresholds and walk, on generated images"  # which of these values were chosen by looking at masks; printed with every score
 num_workers = 2  # processes for the CRF; 0: work in this one
 seed_threshold = 0.15  # background score of the seed mask
-seed_foreground_threshold = 0.12  # t_f: above it, surely an object; 0.30 in the paper, see section 4
-seed_background_threshold = 0.04  # t_b: below it, surely background; 0.05 in the paper
+seed_foreground_threshold = 0.2  # t_f: above it, surely an object; 0.30 in the paper, see section 4
+seed_background_threshold = 0.06  # t_b: below it, surely background; 0.05 in the paper
 seed_crf_iterations = 10  # steps of mean field
 seed_num_thresholds = 60  # thresholds in the sweep
 
@@ -450,7 +450,7 @@ viz.show(figure, f"Given up (hatched): {given_up[0]:.0f} percent of the pixels w
 # %% [markdown]
 # The published pairs differ by method, because their maps do: IRN 0.30 and 0.05, RIB 0.35 and 0.17, AMN 0.45 and
 # 0.15. Maps that spread wider over the object need a higher $t_b$ to leave any background at all. Whoever brings new
-# maps has to look for a new pair. The generated scenes take 0.12 and 0.04: their maps peak on the heads and score low
+# maps has to look for a new pair. The generated scenes take 0.20 and 0.06: their maps peak on the heads and score low
 # on the bodies, so that with 0.30 hardly more than heads would be called objects, and a network that learns from such
 # labels would see a boundary around each head.
 #

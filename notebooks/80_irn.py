@@ -54,8 +54,8 @@ irn_pad_to = 0  # 512 in the paper: pad photographs to this side before the netw
 irn_train_radius = 5  # 10 in the paper, on maps of 128 x 128 cells; the toy's maps have 24 x 24
 irn_radius = 3  # of the random walk; 5 in the paper
 irn_beta = 10.0  # exponent of the affinities
-irn_log2_steps = 6  # 2^6 steps of the random walk; 8 in the paper
-irn_threshold = 0.25  # score of the background
+irn_log2_steps = 4  # 2^4 steps of the random walk; 8 in the paper
+irn_threshold = 0.15  # score of the background; 0.25 in the paper
 
 # %%
 import matplotlib.pyplot as plt

@@ -100,8 +100,8 @@ class Config(BaseModel):
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
     # 70: seeds.
     seed_threshold: Share = 0.15
-    seed_foreground_threshold: Share = 0.12  # t_f; published: 0.30
-    seed_background_threshold: Share = 0.04  # t_b; published: 0.05
+    seed_foreground_threshold: Share = 0.20  # t_f; published: 0.30
+    seed_background_threshold: Share = 0.06  # t_b; published: 0.05
     seed_crf_iterations: Positive = 10
     seed_num_thresholds: Positive = 60
     # 80: IRN.
@@ -122,8 +122,8 @@ class Config(BaseModel):
     irn_train_radius: Annotated[int, Field(ge=2)] = 5
     irn_radius: Annotated[int, Field(ge=2)] = 3
     irn_beta: Rate = 10.0  # exponent of the affinities
-    irn_log2_steps: Count = 6  # 2^6 = 64 steps of the random walk; published: 8
-    irn_threshold: Share = 0.25  # background score of the pseudo-masks
+    irn_log2_steps: Count = 4  # 2^4 = 16 steps of the random walk; published: 8
+    irn_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
     # 90: DeepLab-v2.
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Weights = ""  # a segmentation network to use instead of training one
