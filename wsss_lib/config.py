@@ -89,8 +89,8 @@ class Config(BaseModel):
     cam_weights: Weights = ""  # a classifier to use instead of training one
     cam_epochs: Positive = 8
     cam_batch_size: Positive = 16
-    cam_learning_rate: Rate = 0.1
-    cam_head_learning_rate: Rate = 1.0
+    cam_learning_rate: Rate = 0.03  # published: 0.1, without momentum
+    cam_head_learning_rate: Rate = 0.3
     cam_momentum: Share = 0.9
     cam_weight_decay: Rate = 1e-4
     cam_momentum_slip: bool = False  # published runs: True, the momentum is in truth the weight decay
@@ -132,7 +132,7 @@ class Config(BaseModel):
     deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
     deeplab_iterations: Positive = 600
     deeplab_batch_size: Positive = 16
-    deeplab_learning_rate: Rate = 6e-3  # published: 2.5e-4
+    deeplab_learning_rate: Rate = 3e-3  # published: 2.5e-4
     deeplab_momentum: Share = 0.9
     deeplab_weight_decay: Rate = 5e-4
     deeplab_loss: Literal["cross_entropy", "balanced"] = "cross_entropy"
