@@ -48,7 +48,6 @@ Share = Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, le=1)
 Factor = Annotated[float, BeforeValidator(_refuse_truth_value), Field(gt=0, allow_inf_nan=False)]
 Numbers = Annotated[tuple[Factor, ...], BeforeValidator(_tuple_from_text), Field(min_length=1)]
 Integers = Annotated[tuple[Positive, ...], BeforeValidator(_tuple_from_text), Field(min_length=1)]
-Weights = Annotated[str, BeforeValidator(_refuse_number)]
 
 
 class Config(BaseModel):
@@ -81,12 +80,12 @@ class Config(BaseModel):
     checkpoint_every: Positive = 100  # optimiser steps between two saved states
     # Backbone of the classifier and of IRN.
     backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
-    backbone_weights: Weights = "none"  # "imagenet", "none", or a safetensors file
+    backbone_weights: Text = "none"  # "imagenet", "none", or a safetensors file
     output_stride: Literal[8, 16] = 8
     frozen_batch_norm: bool = False  # inference form during training (published: true)
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0  # of five; published: 3, the stem, layer1 and layer2
     # 10: classifier and class activation maps.
-    cam_weights: Weights = ""  # a classifier to use instead of training one
+    cam_weights: Text = ""  # a classifier to use instead of training one
     cam_epochs: Positive = 8
     cam_batch_size: Positive = 16
     cam_learning_rate: Rate = 0.03  # published: 0.1, without momentum
@@ -105,7 +104,7 @@ class Config(BaseModel):
     seed_crf_iterations: Positive = 10
     seed_num_thresholds: Positive = 60
     # 80: IRN.
-    irn_weights: Weights = ""  # an IRN to use instead of training one
+    irn_weights: Text = ""  # an IRN to use instead of training one
     irn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
     irn_epochs: Positive = 8
     irn_batch_size: Positive = 16
@@ -126,7 +125,7 @@ class Config(BaseModel):
     irn_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
     # 90: DeepLab-v2.
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
-    deeplab_weights: Weights = ""  # a segmentation network to use instead of training one
+    deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
     deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
