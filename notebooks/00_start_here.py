@@ -34,6 +34,11 @@ train_split = "train"
 score_split = "train"
 val_split = "val"
 limit = 0  # as in the run
+num_workers = 2  # loader processes, and processes for the CRF
+device = "auto"  # auto, cpu or cuda
+mixed_precision = False  # float16 autocast on a GPU
+device_batch_size = 16  # images at once on the device; a larger batch is accumulated
+checkpoint_every = 100  # steps between two saved states
 seed_threshold = 0.15  # background threshold of the seeds, as in the run
 
 # %%
@@ -130,7 +135,8 @@ viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to th
 # %% [markdown]
 # ## Parameters
 #
-# Every notebook has one cell of parameters, each with a comment. papermill runs the very same notebook headless with other
+# Every notebook has one cell of parameters, each with a comment; the cell of this one shows those that all notebooks take, the others
+# show their own and the ones that one changes most. All fields of `wsss_lib.config.Config` can be given to every notebook. papermill runs the very same notebook headless with other
 # values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`. The presets in `configs/` are `smoke`
 # (these generated images), `voc12-small` (real photographs on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names
 # and values that do not fit are refused:

@@ -45,6 +45,7 @@ from data_prep.voc_xml import read_voc_classes
 from wsss_lib import artifacts, stages, viz, widgets
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import IGNORE, DataError, read_split, voc_palette
+from wsss_lib.progress import progress
 
 config = Config.from_notebook(globals())
 viz.use_style()
@@ -232,7 +233,7 @@ def agrees_with_xml(data, image_id):
 
 if has_annotations:
     for data in (train_data, val_data):
-        agree = sum(agrees_with_xml(data, name) for name in viz.progress(data.ids, "annotations"))
+        agree = sum(agrees_with_xml(data, name) for name in progress(data.ids, "annotations"))
         print(f"{data.split}: table and XML agree for {agree} of {len(data)} images")
 
 # %% [markdown]
@@ -331,7 +332,7 @@ def pixels_of_each_value(data):
     if not path.is_file():
         values = [*range(data.num_classes + 1), IGNORE]
         counts = np.array([np.bincount(data.mask(name).ravel(), minlength=256)[values]
-                           for name in viz.progress(data.ids, f"masks of {data.split}")])
+                           for name in progress(data.ids, f"masks of {data.split}")])
         artifacts.write_atomically(path, lambda temporary: np.save(temporary, counts))
     return np.load(path, allow_pickle=False)
 
@@ -462,7 +463,7 @@ viz.show(figure, f"The bluest background belongs to {train_data.classes[int(blue
 # %%
 def open_every_image(data):
     """Return the sizes of all images of a split, (N, 2) as (H, W); a file that cannot be decoded stops here."""
-    return np.array([data.image(name).size[::-1] for name in viz.progress(data.ids, f"images of {data.split}")])
+    return np.array([data.image(name).size[::-1] for name in progress(data.ids, f"images of {data.split}")])
 
 
 def row_of(data):

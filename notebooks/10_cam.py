@@ -19,33 +19,20 @@
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
-labels = ""  # table of image-level labels; empty: data_root/labels.csv
-mask_folder = "SegmentationClass"  # true masks, read for scoring only
-runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
-method = "cam"  # this notebook's method
 seed = 0  # of everything that is random
-train_split = "train"  # images with image-level labels
-score_split = "train"  # part of train_split on which maps are scored
-val_split = "val"  # for the classifier's precision
-limit = 0  # use only the first images; 0: all
-num_workers = 2  # loader processes
-device = "auto"  # auto, cpu or cuda
-mixed_precision = False  # float16 autocast on a GPU
-device_batch_size = 16  # images at once on the device
-checkpoint_every = 100  # steps between two saved states
 backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lite0
 backbone_weights = "none"  # imagenet, none, or a safetensors file
 output_stride = 8  # 16 in the paper; the toy images are small
 frozen_batch_norm = False  # True in the paper, where the backbone is pre-trained
 frozen_stages = 0  # 3 in the paper: stem, layer1 and layer2 are not trained
+momentum = 0.9
+weight_decay = 1.0e-4
+momentum_slip = False  # True in the official runs: momentum is the weight decay, see section 2
 cam_weights = ""  # a finished classifier instead of training
 cam_epochs = 8  # 5 in the paper
 cam_batch_size = 16
 cam_learning_rate = 0.03  # 0.1 in the paper, with the momentum slip
 cam_head_learning_rate = 0.3  # ten times the backbone's
-cam_momentum = 0.9
-cam_weight_decay = 1.0e-4
-cam_momentum_slip = False  # True in the official runs: momentum is the weight decay, see section 2
 cam_long_side_min = 80  # 320 in the paper
 cam_long_side_max = 112  # 640 in the paper
 cam_crop = 96  # 512 in the paper
@@ -118,7 +105,7 @@ print("mean of the evidence = logits:", True)
 #
 # **A slip to know about.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD in
 # the place of the *momentum*: the published learning rates (0.1 and 1.0) belong to SGD without momentum.
-# `cam_momentum_slip = True` repeats that, by name; with a real momentum of 0.9 a step is ten times as long.
+# `momentum_slip = True` repeats that, by name; with a real momentum of 0.9 a step is ten times as long.
 
 # %%
 classifier_stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": stages.data_hash(train_data)})

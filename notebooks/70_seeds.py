@@ -49,6 +49,7 @@ from wsss_lib import artifacts, results, stages, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import IGNORE, read_mask
 from wsss_lib.metrics import Evaluation, ThresholdSweep, confusion_matrix, scores
+from wsss_lib.progress import progress
 from wsss_lib.refine.crf import crf_from_labels
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask
 
@@ -476,7 +477,7 @@ print(f"{sum(1 for _ in (seeds_stage.folder / 'seed_masks').glob('*.png'))} seed
 def score_confident(what, mask_of, crf):
     """Return a row about labels of which a part is unknown (no mIoU: it would punish the silence)."""
     everything, known = Evaluation(num_labels), Evaluation(num_labels)
-    for name in viz.progress(score_data.ids, what):
+    for name in progress(score_data.ids, what):
         truth, label = score_data.mask(name), mask_of(name)
         everything.add(truth, label)
         known.add(np.where(label == IGNORE, IGNORE, truth), label)

@@ -20,42 +20,24 @@
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
-labels = ""  # table of image-level labels; empty: data_root/labels.csv
-mask_folder = "SegmentationClass"  # true masks, read for scoring only
-runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
 method = "cam"  # whose score maps and seeds are refined
 seed = 0  # of everything that is random
-train_split = "train"  # images with image-level labels; all of them get a pseudo-mask
-score_split = "train"  # part of train_split on which pseudo-masks are scored
-limit = 0  # use only the first images; 0: all
-pixel_labels_chose = "thresholds and walk, on generated images"  # which of these values were chosen by looking at masks; printed with every score
-num_workers = 2  # loader processes
-device = "auto"  # auto, cpu or cuda
-mixed_precision = False  # float16 autocast on a GPU
-device_batch_size = 16  # images at once on the device
-checkpoint_every = 100  # steps between two saved states
-backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lite0
-backbone_weights = "none"  # imagenet, none, or a safetensors file
-output_stride = 8  # 16 in the paper; the toy images are small
 irn_weights = ""  # a finished IRN instead of training
 irn_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone has not
 irn_epochs = 8  # 3 in the paper
 irn_batch_size = 16  # 32 in the paper
 irn_learning_rate = 0.1  # of the boundary head
 irn_displacement_learning_rate = 0.1  # 1.0 in the paper, with the momentum slip
-irn_momentum = 0.9
-irn_weight_decay = 1.0e-4
-irn_momentum_slip = False  # True in the official runs: momentum is the weight decay, see notebook 10, section 2
 irn_scale_min = 0.5
 irn_scale_max = 1.5
 irn_crop = 96  # 512 in the paper
 irn_displacement_width = 32  # channels of the displacement head; 256 in the paper
-irn_pad_to = 0  # 512 in the paper: pad photographs to this side before the network; 0: to a multiple of 16
 irn_train_radius = 5  # 10 in the paper, on maps of 128 x 128 cells; the toy's maps have 24 x 24
-irn_radius = 3  # of the random walk; 5 in the paper
-irn_beta = 10.0  # exponent of the affinities
-irn_log2_steps = 4  # 2^4 steps of the random walk; 8 in the paper
-irn_threshold = 0.15  # score of the background; 0.25 in the paper
+walk_pad_to = 0  # 512 in the paper: pad photographs to this side before the network; 0: to a multiple of 16
+walk_radius = 3  # of the random walk; 5 in the paper
+walk_beta = 10.0  # exponent of the affinities
+walk_log2_steps = 4  # 2^4 steps of the random walk; 8 in the paper
+walk_threshold = 0.15  # score of the background; 0.25 in the paper
 
 # %%
 import matplotlib.pyplot as plt
@@ -165,7 +147,7 @@ assert (counts, dropped) == ({"bg_pos": 1, "fg_pos": 3, "neg": 2}, 2)
 
 # %% tags=["nbval-ignore-output"]
 grid_label = torch.from_numpy(transforms.quarter_label(confident).astype(np.int64))
-pairs = affinity.affinity_labels(grid_label, config.irn_radius, train_data.num_classes + 1)
+pairs = affinity.affinity_labels(grid_label, config.walk_radius, train_data.num_classes + 1)
 for name, mask in pairs._asdict().items():
     print(f"{name:7s} {100 * mask.float().mean():5.1f} % of {mask.numel()} pairs")
 
@@ -359,16 +341,14 @@ print("gradients reach the two heads only:", True)
 # has no ImageNet weights, and frozen random features would be of no use, so the smoke run starts from the classifier
 # instead (`irn_init = "classifier"`).
 #
-# Training depends on the `irn_` parameters except the five of the random walk, so that another exponent or threshold
+# Training depends on the `irn_` parameters, the random walk on the `walk_` ones, so that another exponent or threshold
 # trains nothing again. Its inputs are the confident labels and, if used, the classifier. **No pixel label is read.**
 
 # %%
-walk_parameters = ("irn_pad_to", "irn_radius", "irn_beta", "irn_log2_steps", "irn_threshold")
-training_parameters = tuple(name for name in Config.model_fields if name.startswith("irn_") and name not in walk_parameters)
 inputs = {"data": stages.data_hash(train_data), "seeds": seeds_stage}
 if config.irn_init == "classifier":
     inputs["classifier"] = classifier_stage
-irn_stage = artifacts.begin_stage(config, "irn", training_parameters, inputs)
+irn_stage = artifacts.begin_stage(config, "irn", ("irn_",), inputs)
 weights_file = irn_stage.folder / "weights.safetensors"
 if not irn_stage.is_complete():
     torch.manual_seed(config.seed)
@@ -547,7 +527,7 @@ viz.show(figure, "With exponent 1 the scores flood the picture, with 10 they fil
 # ## 7 From the walk to a mask
 #
 # The walked maps are enlarged four times, and **all are divided by one number**, the maximum over all classes and
-# pixels. Then a pixel gets its strongest class, or background where no class exceeds the threshold (`irn_threshold`).
+# pixels. Then a pixel gets its strongest class, or background where no class exceeds the threshold (`walk_threshold`).
 #
 # One number for all classes has a consequence. Take the walk over the true outlines, and let the second class be weak:
 # it keeps a fifth of its score.
@@ -576,8 +556,8 @@ viz.show(figure, "Left a mask of three objects; right the second object has vani
 # %% tags=["nbval-ignore-output"]
 classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
 boundary, _ = stages.boundary_map(net, photograph, config)
-walk = propagate(torch.from_numpy(scores).to(run_device), boundary, config.irn_radius, config.irn_beta, config.irn_log2_steps)
-mask = pseudo_mask(walk, classes, size, config.irn_threshold).cpu().numpy()
+walk = propagate(torch.from_numpy(scores).to(run_device), boundary, config.walk_radius, config.walk_beta, config.walk_log2_steps)
+mask = pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy()
 figure, panels = plt.subplots(1, 5, figsize=(9, 2.1))
 viz.draw_image(panels[0], picture, f"input {image_id}")
 viz.draw_scores(panels[1], picture, stages.full_size_maps(maps_stage.folder, image_id)[1].max(0), "CAM")
@@ -594,7 +574,7 @@ viz.show(figure, "The score map of one part, the boundary map, the walked scores
 
 # %%
 walk_inputs = {"data": stages.data_hash(train_data), "maps": maps_stage, "irn": irn_stage}
-masks_stage = artifacts.begin_stage(config, "pseudo_masks", walk_parameters, walk_inputs)
+masks_stage = artifacts.begin_stage(config, "pseudo_masks", ("walk_",), walk_inputs)
 if not masks_stage.is_complete():
     images_made = stages.make_pseudo_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
 mask = read_mask(masks_stage.folder / f"{image_id}.png", train_data.num_classes)
@@ -694,7 +674,7 @@ classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz
 
 def mask_with(beta, threshold):
     """Return the pseudo-mask of the chosen image for one exponent and one threshold."""
-    walk = propagate(torch.from_numpy(scores).to(run_device), boundary, config.irn_radius, beta, config.irn_log2_steps)
+    walk = propagate(torch.from_numpy(scores).to(run_device), boundary, config.walk_radius, beta, config.walk_log2_steps)
     return pseudo_mask(walk, classes, size, threshold).cpu().numpy()
 
 

@@ -231,7 +231,7 @@ def test_tensors_round_trip_and_broken_files(tmp_path):
     torch.save({"a": torch.zeros(3)}, tmp_path / "official.pth")
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-5])
     for name in ("official.pth", "half.safetensors"):
-        with pytest.raises(DataError, match=r"not a safetensors file \(.*convert official checkpoints with python -m"):
+        with pytest.raises(DataError, match=r"not a safetensors file \(.*give one that this project has written"):
             artifacts.read_tensors(tmp_path / name)
 
 
@@ -308,6 +308,17 @@ def test_a_changed_parameter_moves_the_old_results_aside(tmp_path, capsys):
     assert new.record()["parameters"]["cam_epochs"] == 9
     filled(config_of(tmp_path, cam_epochs=10), content="newer")  # the older stale folder makes room
     assert (new.folder.with_name("maps.stale") / "result.txt").read_text() == "new"
+
+
+def test_a_weights_file_counts_by_its_content(tmp_path):
+    weights = tmp_path / "own.safetensors"
+    weights.write_bytes(b"first")
+    config = config_of(tmp_path, cam_weights=str(weights))
+    assert set(filled(config, content="from first").record()["inputs"]) == {"data", "cam_weights"}
+    weights.write_bytes(b"second")
+    assert (filled(config, content="from second").folder / "result.txt").read_text() == "from second"
+    weights.write_bytes(b"first")
+    assert not artifacts.begin_stage(config, "maps", ("cam_",), {"data": "hash"}).is_complete()
 
 
 def test_a_changed_input_makes_everything_after_it_stale(tmp_path):

@@ -71,9 +71,9 @@ def test_an_id_that_became_a_number_is_refused(name):
 
 def test_what_yaml_and_papermill_lose_is_repaired():
     assert yaml.safe_load("1e-4") == "1e-4"  # YAML 1.1 wants a point
-    config = Config.from_values({"cam_weight_decay": "1e-4", "cam_scales": "(1.0, 0.5)", "deeplab_atrous_rates": "[3, 6]",
+    config = Config.from_values({"weight_decay": "1e-4", "cam_scales": "(1.0, 0.5)", "deeplab_atrous_rates": "[3, 6]",
                                  "cam_epochs": "7"})
-    assert config.cam_weight_decay == 1e-4 and config.cam_epochs == 7
+    assert config.weight_decay == 1e-4 and config.cam_epochs == 7
     assert config.cam_scales == (1.0, 0.5) and config.deeplab_atrous_rates == (3, 6)
     assert Config.from_values({"cam_scales": [1, 2]}).cam_scales == (1.0, 2.0)
 
@@ -124,7 +124,7 @@ def test_parameters_of_a_stage_are_the_common_ones_and_its_own():
     assert set(cam) & set(seeds) == {name for name in cam if not name.startswith("cam_")}
     moved = Config(runs_root="/elsewhere", data_root="/copy", num_workers=4, device="cpu", checkpoint_every=3)
     assert moved.parameters_of("cam_") == cam  # where and how it runs does not change a result
-    named = set().union(*(config.parameters_of(prefix) for prefix in ("cam_", "seed_", "irn_", "deeplab_")))
+    named = set().union(*(config.parameters_of(prefix) for prefix in ("cam_", "seed_", "irn_", "walk_", "deeplab_")))
     assert set(Config.model_fields) - named == {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every",
                                                 "device_batch_size", "method", "pixel_labels_chose"}
 
@@ -214,8 +214,8 @@ PUBLISHED = {
     "cam_batch_size": (16, "IRN program, run_sample"),
     "cam_learning_rate": (0.1, "IRN program, train_cam"),
     "cam_head_learning_rate": (1.0, "IRN program, train_cam: ten times"),
-    "cam_weight_decay": (1e-4, "IRN program, run_sample"),
-    "cam_momentum_slip": (True, "IRN program, PolyOptimizer: weight decay in the place of the momentum"),
+    "weight_decay": (1e-4, "IRN program, run_sample"),
+    "momentum_slip": (True, "IRN program, PolyOptimizer: weight decay in the place of the momentum"),
     "cam_long_side_min": (320, "IRN program, train_cam"),
     "cam_long_side_max": (640, "IRN program, train_cam"),
     "cam_crop": (512, "IRN program, run_sample"),
@@ -229,18 +229,16 @@ PUBLISHED = {
     "irn_batch_size": (32, "IRN program, run_sample"),
     "irn_learning_rate": (0.1, "IRN program, train_irn: edge blocks"),
     "irn_displacement_learning_rate": (1.0, "IRN program, train_irn: displacement blocks, ten times"),
-    "irn_weight_decay": (1e-4, "IRN program, run_sample"),
-    "irn_momentum_slip": (True, "IRN program, PolyOptimizer"),
     "irn_scale_min": (0.5, "IRN program, train_irn"),
     "irn_scale_max": (1.5, "IRN program, train_irn"),
     "irn_crop": (512, "IRN program, run_sample"),
     "irn_displacement_width": (256, "IRN program, resnet50_irn: fc_dp3 to fc_dp7"),
-    "irn_pad_to": (512, "IRN program, EdgeDisplacement"),
+    "walk_pad_to": (512, "IRN program, EdgeDisplacement"),
     "irn_train_radius": (10, "IRN: neighbourhood of training"),
-    "irn_radius": (5, "IRN: neighbourhood of the random walk"),
-    "irn_beta": (10.0, "IRN: beta"),
-    "irn_log2_steps": (8, "IRN: 2^8 = 256 steps"),
-    "irn_threshold": (0.25, "IRN program, run_sample: sem_seg_bg_thres"),
+    "walk_radius": (5, "IRN: neighbourhood of the random walk"),
+    "walk_beta": (10.0, "IRN: beta"),
+    "walk_log2_steps": (8, "IRN: 2^8 = 256 steps"),
+    "walk_threshold": (0.25, "IRN program, run_sample: sem_seg_bg_thres"),
     "deeplab_backbone": ("resnet101", "DeepLab-v2"),
     "deeplab_init": ("imagenet", "AdvCAM, RIB and AMN, for weak supervision"),
     "deeplab_output_stride": (8, "DeepLab-v2"),

@@ -289,7 +289,7 @@ def test_classifier_is_trained_with_the_configured_optimizer(miniature, tmp_path
     seen = {}
     monkeypatch.setattr(training, "train", lambda net, loss, samples, groups, momentum, steps, batch_size, *rest, **names:
                         seen.update(groups=groups, momentum=momentum, steps=steps, batch_size=batch_size))
-    config = Config(cam_momentum_slip=momentum_slip, cam_batch_size=3, cam_epochs=5, cam_weight_decay=0.02,
+    config = Config(momentum_slip=momentum_slip, cam_batch_size=3, cam_epochs=5, weight_decay=0.02,
                     cam_learning_rate=0.3, cam_head_learning_rate=0.7)
     net = stages.build_classifier(config, 3)
     stages.train_classifier(net, load_dataset(miniature, "train"), config, tmp_path)

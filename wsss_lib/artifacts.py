@@ -113,8 +113,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own undocumented type
-        raise DataError(f"{path}: not a safetensors file ({error}); convert official checkpoints with "
-                        "python -m data_prep.checkpoints") from None
+        raise DataError(f"{path}: not a safetensors file ({error}); give one that this project has "
+                        "written, or delete it and run its stage again") from None
 
 
 def sha256(paths: Iterable[Path], root: Path) -> str:
@@ -194,6 +194,9 @@ def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[s
     stage = Stage(stage_folder(config, name, method))
     parameters = config.parameters_of(*uses)
     hashes = {key: value if isinstance(value, str) else value.results() for key, value in inputs.items()}
+    for parameter, value in parameters.items():  # a weights file counts by its content, not only by its name
+        if parameter.endswith("_weights") and (file := project_path(value)).is_file():
+            hashes[parameter] = sha256([file], file.parent)
     key = hashlib.sha256(json.dumps([parameters, hashes], sort_keys=True).encode()).hexdigest()[:16]
     begun = stage.folder / "begun.json"
     if begun.is_file() and read_json(begun)["key"] != key:

@@ -53,7 +53,7 @@ Integers = Annotated[tuple[Positive, ...], BeforeValidator(_tuple_from_text), Fi
 class Config(BaseModel):
     """Every parameter of every stage; the defaults are the published methods' values at smoke sizes.
 
-    Prefixes say which stage reads a field: `cam_`, `seed_`, `irn_`, `deeplab_`; fields without one are common.
+    Prefixes say which stage reads a field: `cam_`, `seed_`, `irn_`, `walk_`, `deeplab_`; fields without one are common.
     Explained in notebook 00, section "Parameters".
     """
 
@@ -84,15 +84,16 @@ class Config(BaseModel):
     output_stride: Literal[8, 16] = 8
     frozen_batch_norm: bool = False  # inference form during training (published: true)
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0  # of five; published: 3, the stem, layer1 and layer2
+    # SGD of the classifier and of IRN.
+    momentum: Share = 0.9
+    weight_decay: Rate = 1e-4
+    momentum_slip: bool = False  # published runs: True, the momentum is in truth the weight decay
     # 10: classifier and class activation maps.
     cam_weights: Text = ""  # a classifier to use instead of training one
     cam_epochs: Positive = 8
     cam_batch_size: Positive = 16
     cam_learning_rate: Rate = 0.03  # published: 0.1, without momentum
     cam_head_learning_rate: Rate = 0.3
-    cam_momentum: Share = 0.9
-    cam_weight_decay: Rate = 1e-4
-    cam_momentum_slip: bool = False  # published runs: True, the momentum is in truth the weight decay
     cam_long_side_min: Positive = 80
     cam_long_side_max: Positive = 112
     cam_crop: Positive = 96
@@ -110,26 +111,24 @@ class Config(BaseModel):
     irn_batch_size: Positive = 16
     irn_learning_rate: Rate = 0.1
     irn_displacement_learning_rate: Rate = 0.1
-    irn_momentum: Share = 0.9
-    irn_weight_decay: Rate = 1e-4
-    irn_momentum_slip: bool = False
     irn_scale_min: Rate = 0.5
     irn_scale_max: Rate = 1.5
     irn_crop: Positive = 96
     irn_displacement_width: Annotated[int, Field(ge=32, multiple_of=32)] = 32  # of its head; published: 256
-    irn_pad_to: Count = 0  # pad photographs to this side before the network; 0: only to a multiple of 16
     irn_train_radius: Annotated[int, Field(ge=2)] = 5
-    irn_radius: Annotated[int, Field(ge=2)] = 3
-    irn_beta: Rate = 10.0  # exponent of the affinities
-    irn_log2_steps: Count = 4  # 2^4 = 16 steps of the random walk; published: 8
-    irn_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
+    # 80: the walk that spreads maps up to the boundaries, and the masks made of its result.
+    walk_pad_to: Count = 0  # pad photographs to this side before the network; 0: only to a multiple of 16
+    walk_radius: Annotated[int, Field(ge=2)] = 3
+    walk_beta: Rate = 10.0  # exponent of the affinities
+    walk_log2_steps: Count = 4  # 2^4 = 16 steps of the random walk; published: 8
+    walk_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
     # 90: DeepLab-v2.
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
     deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
-    deeplab_iterations: Positive = 600
+    deeplab_iterations: Positive = 900
     deeplab_batch_size: Positive = 16
     deeplab_learning_rate: Rate = 3e-3  # published: 2.5e-4
     deeplab_momentum: Share = 0.9
@@ -199,7 +198,7 @@ class Config(BaseModel):
         """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes."""
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
                        "method", "pixel_labels_chose"}
-        stage_prefixes = ("cam_", "seed_", "irn_", "deeplab_")
+        stage_prefixes = ("cam_", "seed_", "irn_", "walk_", "deeplab_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
 
@@ -223,6 +222,6 @@ def read_preset(path: Path | str) -> dict[str, Any]:
     return values
 
 
-def project_path(path: str) -> Path:
+def project_path(path: Path | str) -> Path:
     """Return an absolute path; a relative one starts at the project's root, whatever the working directory is."""
     return Path(os.path.normpath(PROJECT_ROOT / Path(path).expanduser()))

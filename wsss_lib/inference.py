@@ -6,7 +6,7 @@ from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
-from wsss_lib.viz import progress
+from wsss_lib.progress import progress
 
 
 def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Callable[[str], None], name: str,

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-UNKNOWN = 255  # in a label map: "no label here"
+from wsss_lib.data.dataset import IGNORE
 
 Average = Literal["union", "present"]
 
@@ -45,7 +45,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     valid = (truth >= 0) & (truth < num_classes)
     truth = truth[valid].astype(np.int64)
     prediction = prediction[valid].astype(np.int64)
-    prediction[prediction == UNKNOWN] = 0
+    prediction[prediction == IGNORE] = 0
     if prediction.size and (prediction.min() < 0 or prediction.max() >= num_classes):
         wrong = int(prediction.max() if prediction.max() >= num_classes else prediction.min())
         raise ValueError(f"The prediction holds the label {wrong}, allowed are 0..{num_classes - 1} and 255 "
@@ -176,7 +176,7 @@ class Evaluation:
         self.confusion += confusion_matrix(truth, prediction, self.num_classes)
         truth, prediction = np.asarray(truth), np.asarray(prediction)
         counted = (truth >= 0) & (truth < self.num_classes)
-        self._unknown += int(np.count_nonzero(counted & (prediction == UNKNOWN)))
+        self._unknown += int(np.count_nonzero(counted & (prediction == IGNORE)))
         self.images += 1
 
     @property

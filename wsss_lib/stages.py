@@ -35,11 +35,11 @@ from wsss_lib.nets.deeplab_v2 import (
     parameter_groups,
 )
 from wsss_lib.nets.irn import IRN
+from wsss_lib.progress import progress
 from wsss_lib.refine.affinity import affinity_loss
 from wsss_lib.refine.crf import crf_segmentation
 from wsss_lib.refine.random_walk import propagate, pseudo_mask
 from wsss_lib.refine.seeds import irn_labels, seed_mask, upsample_scores
-from wsss_lib.viz import progress
 
 
 def open_data(config: Config, split: str) -> SegmentationDataset:
@@ -77,13 +77,8 @@ def build_classifier(config: Config, num_classes: int, weights: Path | str = "")
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
     net = cam.ClassActivationNet(backbone, num_classes, config.frozen_batch_norm, config.frozen_stages)
     if weights:
-        load_weights(net, load_safetensors(weights), str(weights))
+        load_weights(net, read_tensors(project_path(weights)), str(weights))
     return net
-
-
-def load_safetensors(path: Path | str) -> dict[str, Tensor]:
-    """Read a safetensors file, or say in one sentence that it is none."""
-    return read_tensors(project_path(str(path)))
 
 
 def train_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config, folder: Path) -> int:
@@ -92,8 +87,8 @@ def train_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, con
     samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
                                     config.cam_crop, mean, std)
     steps = config.cam_epochs * steps_per_epoch(len(data), config.cam_batch_size)
-    momentum = training.momentum_of(config.cam_momentum, config.cam_weight_decay, config.cam_momentum_slip)
-    groups = net.parameter_groups(config.cam_learning_rate, config.cam_head_learning_rate, config.cam_weight_decay)
+    momentum = training.momentum_of(config.momentum, config.weight_decay, config.momentum_slip)
+    groups = net.parameter_groups(config.cam_learning_rate, config.cam_head_learning_rate, config.weight_decay)
     training.train(net, cam.classification_loss, samples, groups, momentum, steps, config.cam_batch_size, config, folder,
                    name="classifier")
     return steps * config.cam_batch_size
@@ -167,13 +162,13 @@ def build_irn(config: Config, classifier_weights: Path, weights: Path | str = ""
         load_backbone_of_classifier(backbone, classifier_weights)
     net = IRN(backbone, config.irn_displacement_width)
     if weights:
-        load_weights(net, load_safetensors(weights), str(weights))
+        load_weights(net, read_tensors(project_path(weights)), str(weights))
     return net
 
 
 def load_backbone_of_classifier(backbone: nn.Module, weights: Path) -> None:
     """Copy the backbone out of a classifier's weights."""
-    state = {key.removeprefix("backbone."): value for key, value in load_safetensors(weights).items()
+    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
              if key.startswith("backbone.")}
     load_weights(backbone, state, str(weights))
 
@@ -184,10 +179,10 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: C
     samples = AffinitySamples(data, label_folder, config.seed, (config.irn_scale_min, config.irn_scale_max),
                               config.irn_crop, mean, std)
     steps = config.irn_epochs * steps_per_epoch(len(data), config.irn_batch_size)
-    momentum = training.momentum_of(config.irn_momentum, config.irn_weight_decay, config.irn_momentum_slip)
-    groups = [{"params": net.edge_parameters(), "lr": config.irn_learning_rate, "weight_decay": config.irn_weight_decay},
+    momentum = training.momentum_of(config.momentum, config.weight_decay, config.momentum_slip)
+    groups = [{"params": net.edge_parameters(), "lr": config.irn_learning_rate, "weight_decay": config.weight_decay},
               {"params": net.displacement_parameters(), "lr": config.irn_displacement_learning_rate,
-               "weight_decay": config.irn_weight_decay}]
+               "weight_decay": config.weight_decay}]
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
@@ -217,7 +212,7 @@ def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Config) -
 def boundary_map(net: IRN, image: Image.Image, config: Config) -> tuple[Tensor, Tensor]:
     """Return IRN's boundary map (h, w) and displacement field (2, h, w) of one photograph at stride 4."""
     tensor = transforms.to_tensor(transforms.normalize(image, *normalization_of(config.backbone)))
-    return net.predict(tensor.to(net.fc_edge6.weight.device), pad_to=config.irn_pad_to or None)
+    return net.predict(tensor.to(net.fc_edge6.weight.device), pad_to=config.walk_pad_to or None)
 
 
 def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> int:
@@ -227,8 +222,9 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
     def work(image_id: str) -> None:
         classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
         edge, _ = boundary_map(net, data.image(image_id), config)
-        walk = propagate(torch.from_numpy(scores).to(device), edge, config.irn_radius, config.irn_beta, config.irn_log2_steps)
-        write_mask(folder / f"{image_id}.png", pseudo_mask(walk, classes, size, config.irn_threshold).cpu().numpy())
+        maps = torch.from_numpy(scores).to(device)
+        walk = propagate(maps, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
+        write_mask(folder / f"{image_id}.png", pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy())
 
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "random walk")
 
@@ -243,7 +239,7 @@ def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, we
         load_backbone_of_classifier(backbone, classifier_weights)
     net = DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates)
     if weights:
-        load_weights(net, load_safetensors(weights), str(weights))
+        load_weights(net, read_tensors(project_path(weights)), str(weights))
     return net
 
 

@@ -19,7 +19,7 @@ from wsss_lib.artifacts import read_tensors, write_atomically, write_tensors
 from wsss_lib.config import Config
 from wsss_lib.data.samples import batches
 from wsss_lib.nets.backbone import load_weights
-from wsss_lib.viz import progress
+from wsss_lib.progress import progress
 
 LOG_EVERY = 10
 

@@ -1,19 +1,16 @@
-"""Figures in one style, and the one progress bar.
+"""Figures in one style.
 
 Maps are drawn in cividis over a grey photograph; label maps carry the class names; unknown pixels are hatched. Every figure
 is shown with a text that says what is seen.
 """
 
 import io
-import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
 from wsss_lib.data.dataset import IGNORE, voc_palette
 
@@ -28,20 +25,6 @@ def use_style() -> None:
         "axes.prop_cycle": matplotlib.cycler(
             color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
         + matplotlib.cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."])})
-
-
-def progress(items: Iterable, name: str, total: int | None = None, initial: int = 0) -> Iterable:
-    """Iterate with a bar in a terminal or a live notebook; silent when headless (papermill, nbval, tests).
-
-    Args:
-        items: what to iterate over.
-        name: short text before the bar.
-        total: number of steps of the whole task.
-        initial: steps made in an earlier run.
-    """
-    live = sys.stderr.isatty() or os.environ.get("JUPYTERHUB_USER") is not None or bool(os.environ.get("JPY_SESSION_NAME"))
-    quiet = os.environ.get("WSSS_PROGRESS", "bar" if live else "none") == "none"
-    return tqdm(items, desc=name, total=total, initial=initial, disable=quiet, dynamic_ncols=True, mininterval=0.5)
 
 
 def show(figure, alt: str) -> None:

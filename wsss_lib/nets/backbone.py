@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsss_lib.artifacts import read_tensors
+from wsss_lib.config import project_path
 
 BACKBONES = ("resnet_small", "resnet50", "resnet101", "efficientnet_lite0")
 
@@ -129,6 +130,7 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
 
     Raises:
         ValueError: unknown name, stride, or weights that belong to another network (says which keys disagree).
+        FileNotFoundError: there is no such weights file.
 
     Example:
         >>> build_backbone("resnet_small", output_stride=8).strides
@@ -143,7 +145,7 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
             raise ValueError("efficientnet_lite0 is built at output_stride 16 only")
         backbone = EfficientNetLite0()
     elif name == "resnet_small":
-        backbone = ResNet(BasicBlock, (1, 1, 1, 1), width=16, strides=(1, 2, 16 // 8 if output_stride == 16 else 1, 1))
+        backbone = ResNet(BasicBlock, (1, 1, 1, 1), width=16, strides=(1, 2, output_stride // 8, 1))
     else:
         layers = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
         strides, dilations = {16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}[output_stride]
@@ -151,9 +153,7 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     if weights == "imagenet":
         load_weights(backbone, _imagenet_weights(name, backbone), "ImageNet weights")
     elif weights != "none":
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"{weights}: no such file; backbone weights are 'imagenet', 'none' or a safetensors file")
-        load_weights(backbone, read_tensors(Path(weights)), weights)
+        load_weights(backbone, read_tensors(project_path(weights)), weights)
     return backbone
 
 

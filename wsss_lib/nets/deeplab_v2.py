@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss_lib.data.dataset import IGNORE
 from wsss_lib.nets.backbone import freeze_batch_norm
-
-IGNORE = 255
 
 
 class ASPPV2(nn.Module):

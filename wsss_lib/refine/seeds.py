@@ -8,9 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from wsss_lib.data.dataset import IGNORE
 from wsss_lib.refine.crf import crf_from_labels
-
-UNKNOWN = 255
 
 
 def upsample_scores(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -135,7 +134,7 @@ def irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, foreg
                          f"{foreground_threshold}: what is surely background must score lower than what is surely not.")
     sure_object = seed_mask(image, scores, classes, foreground_threshold, iterations=iterations)  # F
     sure_background = seed_mask(image, scores, classes, background_threshold, iterations=iterations) == 0  # B = 0
-    labels = np.where(sure_background, np.uint8(0), np.uint8(UNKNOWN))
+    labels = np.where(sure_background, np.uint8(0), np.uint8(IGNORE))
     return np.where(sure_object > 0, sure_object, labels)
 
 
@@ -144,6 +143,6 @@ def _checked(scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.nd
     if scores.ndim != 3 or classes.shape != scores.shape[:1] or scores.dtype.kind != "f":
         raise ValueError(f"scores {scores.dtype} {scores.shape} and classes {classes.shape} do not fit: floats (K, H, W) "
                          "and integers (K,) are needed.")
-    if classes.size and (classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() > UNKNOWN - 2):
-        raise ValueError(f"classes {classes.tolist()} must be integers in 0..{UNKNOWN - 2}, to fit an 8-bit mask.")
+    if classes.size and (classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() > IGNORE - 2):
+        raise ValueError(f"classes {classes.tolist()} must be integers in 0..{IGNORE - 2}, to fit an 8-bit mask.")
     return scores, classes.astype(np.int64)
