@@ -24,11 +24,34 @@ if not preset.is_file():
     raise WorkflowError(f"preset {preset.stem!r} does not exist in configs/; take one of: {known}")
 if not (isinstance(methods, list) and isinstance(seeds, list)):
     raise WorkflowError("methods and seeds are lists: --config methods='[cam]' seeds='[0,1,2]'")
+# A method is a notebook `NN_method.ipynb` that turns CAM's classifier and maps into maps of its own.
+notebooks_of_methods = {path.stem.split("_", 1)[1]: path for path in sorted(Path("notebooks").glob("[2-6]*_*.ipynb"))}
+unknown = [method for method in methods if method not in ("cam", *notebooks_of_methods)]
+if unknown:
+    raise WorkflowError(f"method {unknown[0]!r} has no notebook; take some of: {', '.join(['cam', *notebooks_of_methods])}")
 settings = Config.from_values(read_preset(preset))
 runs_root = config.get("runs_root", settings.runs_root)
 base = f"{runs_root}/{settings.dataset}"
-parameters = settings.model_dump(mode="json")  # a rule runs again when one of them has changed
 cores = workflow.cores or 1  # on a cluster there is no such number: --set-threads gives it
+
+
+def preset_files(wildcards):
+    """Return the preset and, if there is one, the file of what a method sets otherwise."""
+    own = Path("configs", "methods", f"{preset.stem}.{wildcards.method}.yaml")
+    return [str(path) for path in (preset, own) if path.is_file()]
+
+
+def parameters(wildcards):
+    """Return all parameter values of a method's stages; a rule runs again when one of them has changed."""
+    values = {}
+    for path in preset_files(wildcards):
+        values |= read_preset(path)
+    return Config.from_values(values).model_dump(mode="json")
+
+
+def preset_options(wildcards):
+    """Return papermill's options that hand over the preset files."""
+    return [word for path in preset_files(wildcards) for word in ("-f", path)]
 
 
 def executed(*stages, method="{method}", seed="{seed}"):
@@ -40,7 +63,7 @@ def executed(*stages, method="{method}", seed="{seed}"):
 run_notebook = """
 export OMP_WAIT_POLICY=passive  # threads that wait must not take the core from loader processes or other programs
 running="$(dirname "$(dirname {output[0]:q})")/$(basename {input.notebook:q} .ipynb).running.ipynb"
-{sys.executable:q} -m papermill {input.notebook:q} "$running" -f {preset:q} -r runs_root {runs_root:q} \
+{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
     -r method {params.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
     --no-progress-bar --log-level ERROR || {{ echo "$running shows in which cell it stopped" >&2; exit 1; }}
 for copy in {output:q}; do
@@ -63,7 +86,7 @@ rule check:
     input: notebook="notebooks/02_datasets_and_labels.ipynb"
     output: executed("check")
     wildcard_constraints: method="data"
-    params: settings=parameters, method=lambda wildcards: wildcards.method
+    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     shell: run_notebook
 
 
@@ -71,7 +94,16 @@ rule cam:
     input: executed("check", method="data", seed=0), notebook="notebooks/10_cam.ipynb"
     output: executed("classifier", "maps")
     wildcard_constraints: method="cam"
-    params: settings=parameters, method=lambda wildcards: wildcards.method
+    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
+    threads: cores
+    shell: run_notebook
+
+
+rule maps:
+    input: executed("classifier", "maps", method="cam"), notebook=lambda wildcards: notebooks_of_methods[wildcards.method]
+    output: executed("maps")
+    wildcard_constraints: method="|".join(notebooks_of_methods)
+    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
@@ -79,7 +111,7 @@ rule cam:
 rule seeds:
     input: executed("maps"), notebook="notebooks/70_seeds.ipynb"
     output: executed("seeds")
-    params: settings=parameters, method=lambda wildcards: wildcards.method
+    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
@@ -87,7 +119,7 @@ rule seeds:
 rule irn:
     input: executed("seeds"), notebook="notebooks/80_irn.ipynb"
     output: executed("irn", "pseudo_masks")
-    params: settings=parameters, method=lambda wildcards: wildcards.method
+    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
@@ -95,7 +127,7 @@ rule irn:
 rule deeplab:
     input: executed("pseudo_masks"), notebook="notebooks/90_deeplab.ipynb"
     output: executed("deeplab", "predictions")
-    params: settings=parameters, method=lambda wildcards: wildcards.method
+    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
@@ -115,7 +147,7 @@ rule overview:
         notebook="notebooks/00_start_here.ipynb",
     output: executed("overview")
     wildcard_constraints: method="report"
-    params: settings=parameters, method=methods[0]
+    params: settings=parameters, presets=preset_options, method=methods[0]
     shell: run_notebook
 
 

@@ -17,11 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.toy_scenes import BODY, CLASSES, HEAD, VARIED_CLASS, Scene, draw_scene
+from data_prep.toy_scenes import CLASSES, VARIED_CLASS, Scene, draw_scene
 from data_prep.voc_labels import write_labels
 from data_prep.voc_xml import VocObject, write_voc_xml
 from wsss_lib.artifacts import read_json, sha256, write_atomically, write_json, write_mask
@@ -83,34 +82,6 @@ def make_toy_dataset(root: Path | str, seed: int = 0, num_train: int = 1500, num
                                        "lists_sha256": _hash_of_lists(root)})
     (root / "unfinished.json").unlink(missing_ok=True)
     return root
-
-
-def part_recall(prediction: np.ndarray, part_mask: np.ndarray, class_mask: np.ndarray) -> dict[str, float]:
-    """Return which share of the head's and of the body's pixels have the right class.
-
-    Args:
-        prediction: int (H, W), 0 background, `i + 1` for class `i`.
-        part_mask: int (H, W), 1 body, 2 head; other values are not counted.
-        class_mask: int (H, W), the true classes.
-
-    Returns:
-        {"head": share in 0..1, "body": share}; NaN for a part that the image does not show.
-
-    Raises:
-        ValueError: the three arrays differ in shape.
-
-    Explained in notebook 10, section "Numbers".
-
-    Example:
-        >>> part_recall(np.array([[0, 3, 3]]), np.array([[1, 1, 2]]), np.array([[3, 3, 3]]))
-        {'head': 1.0, 'body': 0.5}
-    """
-    if not prediction.shape == part_mask.shape == class_mask.shape:
-        raise ValueError(f"prediction {prediction.shape}, part mask {part_mask.shape} and class mask {class_mask.shape} "
-                         "must have one shape")
-    right = prediction == class_mask
-    return {name: float(right[part_mask == part].mean()) if (part_mask == part).any() else float("nan")
-            for name, part in (("head", HEAD), ("body", BODY))}
 
 
 def _is_finished(root: Path, parameters: dict[str, int], ids: list[str]) -> bool:

@@ -43,7 +43,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from wsss_lib import artifacts, stages, training, viz, widgets
 from wsss_lib.config import Config
@@ -220,7 +219,7 @@ viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the 
 # %%
 maps_stage = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
 if not maps_stage.is_complete():
-    images_made = stages.make_maps(net, train_data, config, maps_stage.folder)
+    images_made = stages.make_maps(stages.cam_localization(net, config), train_data, config, maps_stage.folder)
 classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
@@ -234,12 +233,7 @@ assert scores.min() >= 0 and scores.max() <= 1
 
 # %% tags=["nbval-ignore-output"]
 if not maps_stage.is_complete():
-    sweep = stages.sweep_maps(score_data, maps_stage.folder, np.linspace(0.01, 0.9, 90))
-    threshold, miou = sweep.best()
-    row = {"what": "CAM at its best threshold", "split": score_data.split, "images": len(score_data), "crf": False,
-           "miou": round(100 * miou, 2), "pixel_labels_chose": f"threshold {threshold:.2f}", "threshold": round(threshold, 4),
-           "thresholds": np.round(sweep.thresholds, 4).tolist(), "curve": np.round(100 * sweep.curve(), 2).tolist()}
-    maps_stage.finish([row], images_made, str(run_device))
+    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
 row = maps_stage.metrics()[0]
 print(f"{row['images']} images of {row['split']}: mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f} (its best)")
 print("published, VOC 2012 train (1,464 images), ResNet-50, threshold 0.15: 48.3 % (IRN paper, quoted in jiwoon-ahn/irn#4)")
@@ -259,19 +253,10 @@ viz.show(figure, f"The mean IoU has one peak of {row['miou']:.1f} percent at thr
 # that. (Real data sets have no such map; this cell then says so.)
 
 # %% tags=["nbval-ignore-output"]
-from data_prep.toy import part_recall
-
-part_folder = score_data.root / "PartMasks"
-for threshold in (0.15, 0.3) if part_folder.is_dir() else ():
-    recalls = []
-    for name in score_data.ids[:300]:
-        classes, scores = stages.full_size_maps(maps_stage.folder, name)
-        mask = argmax_with_background(scores, classes, threshold)
-        recalls.append(part_recall(mask, np.array(Image.open(part_folder / f"{name}.png")), score_data.mask(name)))
-    means = {part: np.nanmean([recall[part] for recall in recalls]) for part in ("head", "body")}
-    print(f"threshold {threshold:.2f}: recall of heads {means['head']:.2f}, of bodies {means['body']:.2f}")
-if not part_folder.is_dir():
-    print("no part masks in this data set")
+for threshold in (0.15, 0.3):
+    recall = stages.mean_part_recall(score_data, maps_stage.folder, threshold)
+    print(f"threshold {threshold:.2f}: recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}" if recall
+          else "no part masks in this data set")
 
 # %% [markdown]
 # The head is always found; of the body, which is four fifths of the object, a large part is missed, and more with every step of the

@@ -556,7 +556,8 @@ viz.show(figure, "Left a mask of three objects; right the second object has vani
 # %% tags=["nbval-ignore-output"]
 classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
 boundary, _ = stages.boundary_map(net, photograph, config)
-walk = propagate(torch.from_numpy(scores).to(run_device), boundary, config.walk_radius, config.walk_beta, config.walk_log2_steps)
+maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
+walk = propagate(maps, boundary, config.walk_radius, config.walk_beta, config.walk_log2_steps)
 mask = pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy()
 figure, panels = plt.subplots(1, 5, figsize=(9, 2.1))
 viz.draw_image(panels[0], picture, f"input {image_id}")
@@ -669,12 +670,9 @@ for index, label in enumerate(classes):
 # for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
-
-
 def mask_with(beta, threshold):
     """Return the pseudo-mask of the chosen image for one exponent and one threshold."""
-    walk = propagate(torch.from_numpy(scores).to(run_device), boundary, config.walk_radius, beta, config.walk_log2_steps)
+    walk = propagate(maps, boundary, config.walk_radius, beta, config.walk_log2_steps)
     return pseudo_mask(walk, classes, size, threshold).cpu().numpy()
 
 

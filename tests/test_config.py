@@ -117,6 +117,9 @@ def test_nothing_but_a_value_error_ever_comes_out(values):
 
 # ---- parameters of a stage
 
+STAGE_PREFIXES = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
+
+
 def test_parameters_of_a_stage_are_the_common_ones_and_its_own():
     config = Config()
     cam, seeds = config.parameters_of("cam_"), config.parameters_of("seed_")
@@ -124,7 +127,7 @@ def test_parameters_of_a_stage_are_the_common_ones_and_its_own():
     assert set(cam) & set(seeds) == {name for name in cam if not name.startswith("cam_")}
     moved = Config(runs_root="/elsewhere", data_root="/copy", num_workers=4, device="cpu", checkpoint_every=3)
     assert moved.parameters_of("cam_") == cam  # where and how it runs does not change a result
-    named = set().union(*(config.parameters_of(prefix) for prefix in ("cam_", "seed_", "irn_", "walk_", "deeplab_")))
+    named = set().union(*(config.parameters_of(prefix) for prefix in STAGE_PREFIXES))
     assert set(Config.model_fields) - named == {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every",
                                                 "device_batch_size", "method", "pixel_labels_chose"}
 

@@ -82,7 +82,7 @@ def test_an_image_without_a_class_becomes_background_all_the_way(voc_folder, sma
     config = small_config.model_copy(update={"data_root": str(voc_folder), "limit": 2, "cam_scales": (1.0, 0.5)})
     data = stages.open_data(config, "train")
     folder = Path(config.runs_root)
-    stages.make_maps(stages.build_classifier(config, 3), data, config, folder / "maps")
+    stages.make_maps(stages.cam_localization(stages.build_classifier(config, 3), config), data, config, folder / "maps")
     classes, scores, size = read_maps(folder / "maps" / "m_01.npz")
     assert classes.shape == (0,) and scores.shape == (0, 10, 14) and size == (40, 56)
     assert read_maps(folder / "maps" / "m_00.npz")[0].tolist() == [0, 1]
@@ -144,7 +144,8 @@ def test_unreadable_jpeg(voc_folder, small_config, damage):
     refusal(lambda: samples[0, 3], "m_03.jpg: the image cannot be read")
     folder = Path(small_config.runs_root) / "maps"
     net = stages.build_classifier(small_config, 3)
-    refusal(lambda: stages.make_maps(net, data, small_config, folder), "m_03.jpg: the image cannot be read")
+    localize = stages.cam_localization(net, small_config)
+    refusal(lambda: stages.make_maps(localize, data, small_config, folder), "m_03.jpg: the image cannot be read")
     written = list(folder.glob("*")) if folder.is_dir() else []
     assert all(read_maps(file) for file in written) and folder / "m_03.npz" not in written
 

@@ -64,7 +64,7 @@ def test_every_stage_of_voc12_runs_at_full_size(tmp_path):
     probabilities = stages.score_classifier(classifier, one, config)
     assert probabilities.shape == (1, 20) and np.isfinite(probabilities).all()
 
-    assert stages.make_maps(classifier, one, config, runs / "maps") == 1
+    assert stages.make_maps(stages.cam_localization(classifier, config), one, config, runs / "maps") == 1
     classes, scores, size = read_maps(runs / "maps" / "2007_000001.npz")
     assert [VOC_CLASSES[number] for number in classes] == ["dog", "person"] and size == (375, 500)
     assert scores.shape == (2, 94, 125) and scores.min() >= 0 and scores.max() <= 1

@@ -15,6 +15,7 @@ from wsss_lib.metrics import (
     average_precision,
     confusion_matrix,
     mean_average_precision,
+    part_recall,
     scores,
 )
 
@@ -214,3 +215,20 @@ def test_benchmark_counts_alike_and_is_twenty_times_faster(capsys):
     numbers = runpy.run_path(str(BENCHMARK))["main"](["--quick"])  # asserts that all counts are identical
     assert numbers["thresholds"] == 60 and numbers["ratio"] >= 20
     assert f"ratio {numbers['ratio']:.1f}" in capsys.readouterr().out
+
+
+# ---- recall by part
+
+def test_part_recall_by_hand():
+    class_mask = np.array([[3, 3, 3, 0], [3, 3, 255, 0], [5, 5, 5, 0]])
+    part_mask = np.array([[1, 1, 2, 0], [1, 2, 255, 0], [1, 1, 2, 0]])
+    prediction = np.array([[3, 0, 3, 3], [5, 3, 3, 0], [5, 0, 3, 0]])
+    # Body pixels: 3 right, 0 and 5 wrong, 5 right, 0 wrong. Head pixels: 3 and 3 right, 3 instead of 5 wrong.
+    assert part_recall(prediction, part_mask, class_mask) == {"head": pytest.approx(2 / 3), "body": pytest.approx(2 / 5)}
+
+
+def test_part_recall_of_an_image_without_heads():
+    recall = part_recall(np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2)))
+    assert recall["body"] == 1 and np.isnan(recall["head"])
+    with pytest.raises(ValueError, match="must have one shape"):
+        part_recall(np.ones((2, 2)), np.ones((2, 3)), np.ones((2, 2)))

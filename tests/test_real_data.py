@@ -75,7 +75,7 @@ def test_maps_of_an_imagenet_network_lie_on_the_objects(train, tmp_path):
     net.classifier.weight.data = weight.T[:, :, None, None].contiguous()
 
     shown = replace(chosen, ids=chosen.ids[:16], labels=chosen.labels[:16])
-    assert stages.make_maps(net, shown, config, tmp_path) == 16
+    assert stages.make_maps(stages.cam_localization(net, config), shown, config, tmp_path) == 16
     inside, outside = [], []
     for image_id in shown.ids:
         classes, scores = stages.full_size_maps(tmp_path, image_id)

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from data_prep import toy
-from data_prep.toy import make_toy_dataset, part_recall
+from data_prep.toy import make_toy_dataset
 from data_prep.toy_scenes import CLASSES, SUBCATEGORIES, VARIED_CLASS, WATER_CLASS, draw_scene, head_pattern
 from data_prep.voc_xml import read_voc_classes
 from wsss_lib.data.dataset import IGNORE, load_dataset, voc_palette
@@ -274,21 +274,6 @@ def test_speed(tmp_path):
     start = time.process_time()  # of this process alone: other programs on the machine do not count
     make_toy_dataset(tmp_path / "data", num_train=150, num_val=30, progress=False)
     assert time.process_time() - start < 2 * 15 * 180 / 1800  # 1,800 images take 15 s on two cores
-
-
-def test_part_recall_by_hand():
-    class_mask = np.array([[3, 3, 3, 0], [3, 3, 255, 0], [5, 5, 5, 0]])
-    part_mask = np.array([[1, 1, 2, 0], [1, 2, 255, 0], [1, 1, 2, 0]])
-    prediction = np.array([[3, 0, 3, 3], [5, 3, 3, 0], [5, 0, 3, 0]])
-    # Body pixels: 3 right, 0 and 5 wrong, 5 right, 0 wrong. Head pixels: 3 and 3 right, 3 instead of 5 wrong.
-    assert part_recall(prediction, part_mask, class_mask) == {"head": pytest.approx(2 / 3), "body": pytest.approx(2 / 5)}
-
-
-def test_part_recall_of_an_image_without_heads():
-    recall = part_recall(np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2)))
-    assert recall["body"] == 1 and np.isnan(recall["head"])
-    with pytest.raises(ValueError, match="must have one shape"):
-        part_recall(np.ones((2, 2)), np.ones((2, 3)), np.ones((2, 2)))
 
 
 @given(st.integers(0, 2**32), st.integers(0, 10**6))

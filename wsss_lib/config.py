@@ -53,7 +53,8 @@ Integers = Annotated[tuple[Positive, ...], BeforeValidator(_tuple_from_text), Fi
 class Config(BaseModel):
     """Every parameter of every stage; the defaults are the published methods' values at smoke sizes.
 
-    Prefixes say which stage reads a field: `cam_`, `seed_`, `irn_`, `walk_`, `deeplab_`; fields without one are common.
+    Prefixes say which stage reads a field (`cam_`, `rib_`, …, `seed_`, `irn_`, `walk_`, `deeplab_`); fields without one are
+    common.
     Explained in notebook 00, section "Parameters".
     """
 
@@ -119,6 +120,7 @@ class Config(BaseModel):
     # 80: the walk that spreads maps up to the boundaries, and the masks made of its result.
     walk_pad_to: Count = 0  # pad photographs to this side before the network; 0: only to a multiple of 16
     walk_radius: Annotated[int, Field(ge=2)] = 3
+    walk_power: Factor = 1.0  # exponent of the maps before the walk; published: 1 (CAM), 1.3 (RIB, AMN)
     walk_beta: Rate = 10.0  # exponent of the affinities
     walk_log2_steps: Count = 4  # 2^4 = 16 steps of the random walk; published: 8
     walk_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
@@ -198,7 +200,8 @@ class Config(BaseModel):
         """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes."""
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
                        "method", "pixel_labels_chose"}
-        stage_prefixes = ("cam_", "seed_", "irn_", "walk_", "deeplab_")
+        stage_prefixes = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
+                          "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
 

@@ -339,3 +339,31 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     1.0
     """
     return _mean(average_precision(scores, labels))
+
+
+def part_recall(prediction: np.ndarray, part_mask: np.ndarray, class_mask: np.ndarray) -> dict[str, float]:
+    """Return which share of the head's and of the body's pixels have the right class.
+
+    Args:
+        prediction: int (H, W), 0 background, `i + 1` for class `i`.
+        part_mask: int (H, W), 1 body, 2 head; other values are not counted.
+        class_mask: int (H, W), the true classes.
+
+    Returns:
+        {"head": share in 0..1, "body": share}; NaN for a part that the image does not show.
+
+    Raises:
+        ValueError: the three arrays differ in shape.
+
+    Explained in notebook 10, section "The flaw, measured".
+
+    Example:
+        >>> part_recall(np.array([[0, 3, 3]]), np.array([[1, 1, 2]]), np.array([[3, 3, 3]]))
+        {'head': 1.0, 'body': 0.5}
+    """
+    if not prediction.shape == part_mask.shape == class_mask.shape:
+        raise ValueError(f"prediction {prediction.shape}, part mask {part_mask.shape} and class mask {class_mask.shape} "
+                         "must have one shape")
+    right = prediction == class_mask
+    return {name: float(right[part_mask == part].mean()) if (part_mask == part).any() else float("nan")
+            for name, part in (("head", 2), ("body", 1))}

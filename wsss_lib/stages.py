@@ -24,7 +24,7 @@ from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size, lo
 from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples, steps_per_epoch
 from wsss_lib.inference import batches_of_like_size, for_each_image
 from wsss_lib.methods import cam
-from wsss_lib.metrics import Evaluation, ThresholdSweep
+from wsss_lib.metrics import Evaluation, ThresholdSweep, part_recall
 from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     DeepLabV2,
@@ -39,7 +39,9 @@ from wsss_lib.progress import progress
 from wsss_lib.refine.affinity import affinity_loss
 from wsss_lib.refine.crf import crf_segmentation
 from wsss_lib.refine.random_walk import propagate, pseudo_mask
-from wsss_lib.refine.seeds import irn_labels, seed_mask, upsample_scores
+from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
+
+Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 
 
 def open_data(config: Config, split: str) -> SegmentationDataset:
@@ -102,18 +104,33 @@ def score_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, con
                            for image_id in progress(data.ids, "classifier on " + data.split)])
 
 
-def make_maps(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config, folder: Path) -> int:
-    """Write `ID.npz` with the localization maps of every image; returns the number of images made now."""
+def cam_localization(net: cam.ClassActivationNet, config: Config) -> Localize:
+    """Return the function that makes a classifier's plain maps, for `make_maps`."""
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
+    return lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
+
+
+def make_maps(localize: Localize, data: SegmentationDataset, config: Config, folder: Path) -> int:
+    """Write `ID.npz` with the localization maps of every image that has none yet.
+
+    Args:
+        localize: a method; (ids, photographs of one size, labels uint8 (N, C)) to classes (K,) and scores (K, h, w) at stride
+            4 of each image. What it draws at random must depend on the id alone, so that a resumed run makes the same maps.
+        data: the images.
+        config: device_batch_size is the number of images handed over at once.
+        folder: of the stage.
+
+    Returns:
+        the number of images made now.
+    """
     row = {image_id: index for index, image_id in enumerate(data.ids)}
     missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.npz").is_file()]
     groups = batches_of_like_size(missing, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
     for group in progress(groups, "localization maps"):
         images = [data.image(image_id) for image_id in group]
         labels = data.labels[[row[image_id] for image_id in group]]
-        maps = cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
-        for image_id, image, (classes, scores) in zip(group, images, maps, strict=True):
+        for image_id, image, (classes, scores) in zip(group, images, localize(group, images, labels), strict=True):
             write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
     return len(missing)
 
@@ -133,6 +150,40 @@ def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequenc
         classes, scores = full_size_maps(maps_folder, image_id)
         sweep.add(data.mask(image_id), scores, classes)
     return sweep
+
+
+def score_maps(data: SegmentationDataset, maps_folder: Path) -> dict:
+    """Return the row of `metrics.json` for maps at their best threshold, which the true masks choose, with the whole curve."""
+    sweep = sweep_maps(data, maps_folder, np.linspace(0.01, 0.9, 90))
+    threshold, miou = sweep.best()
+    return {"what": "CAM at its best threshold", "split": data.split, "images": len(data), "crf": False,
+            "miou": round(100 * miou, 2), "pixel_labels_chose": f"threshold {threshold:.2f}", "threshold": round(threshold, 4),
+            "thresholds": np.round(sweep.thresholds, 4).tolist(), "curve": np.round(100 * sweep.curve(), 2).tolist()}
+
+
+def mean_part_recall(data: SegmentationDataset, maps_folder: Path, threshold: float,
+                     count: int = 300) -> dict[str, float] | None:
+    """Return which share of the heads and of the bodies of generated creatures the maps find.
+
+    Args:
+        data: with part masks in the folder `PartMasks`.
+        maps_folder: of `ID.npz`.
+        threshold: the score of the background.
+        count: only the first images.
+
+    Returns:
+        {"head": mean over images in 0..1, "body": mean}, or None where the data have no part masks.
+
+    Explained in notebook 10, section "The flaw, measured".
+    """
+    if not (data.root / "PartMasks").is_dir():
+        return None
+    recalls = []
+    for image_id in data.ids[:count]:
+        classes, scores = full_size_maps(maps_folder, image_id)
+        parts = np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
+        recalls.append(part_recall(argmax_with_background(scores, classes, threshold), parts, data.mask(image_id)))
+    return {part: float(np.nanmean([recall[part] for recall in recalls])) for part in ("head", "body")}
 
 
 def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> int:
@@ -223,7 +274,7 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
         classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
         edge, _ = boundary_map(net, data.image(image_id), config)
         maps = torch.from_numpy(scores).to(device)
-        walk = propagate(maps, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
+        walk = propagate(maps ** config.walk_power, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
         write_mask(folder / f"{image_id}.png", pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy())
 
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "random walk")
