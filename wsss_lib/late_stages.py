@@ -37,7 +37,22 @@ from wsss_lib.refine.random_walk import propagate, pseudo_mask
 # ---- 80: IRN
 
 def build_irn(config: Config, classifier_weights: Path, weights: Path | str = "") -> IRN:
-    """Build IRN on the ImageNet backbone (published) or on the classifier's, or from its own weights."""
+    """Build IRN on the ImageNet backbone (published) or on the classifier's, or from its own weights.
+
+    Args:
+        config: gives irn_init, irn_displacement_width, backbone, backbone_weights and output_stride.
+        classifier_weights: safetensors file of the classifier; read only with irn_init "classifier" and without `weights`.
+        weights: a safetensors file of a whole IRN; empty: only the backbone has weights.
+
+    Returns:
+        the network, on the CPU.
+
+    Raises:
+        ValueError: weights that belong to another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 80, section "The network".
+    """
     backbone = build_backbone(config.backbone, config.output_stride,
                               "none" if weights or config.irn_init == "classifier" else config.backbone_weights)
     if config.irn_init == "classifier" and not weights:
@@ -49,14 +64,40 @@ def build_irn(config: Config, classifier_weights: Path, weights: Path | str = ""
 
 
 def load_backbone_of_classifier(backbone: nn.Module, weights: Path) -> None:
-    """Copy the backbone out of a classifier's weights."""
+    """Copy the backbone out of a classifier's weights.
+
+    Args:
+        backbone: gets the weights, in place.
+        weights: safetensors file of the classifier.
+
+    Raises:
+        ValueError: the classifier has another backbone.
+        FileNotFoundError: there is no such file.
+    """
     state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
              if key.startswith("backbone.")}
     load_weights(backbone, state, str(weights))
 
 
 def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: Config, folder: Path) -> int:
-    """Train IRN's two heads on the confident labels; returns the number of images seen."""
+    """Train IRN's two heads on the confident labels, in place.
+
+    Args:
+        net: on the device.
+        data: the training split.
+        label_folder: of the confident labels `ID.png`.
+        config: gives irn_* and the fields of SGD.
+        folder: gets the log and the state of the training (`training.train`).
+
+    Returns:
+        the number of images of the whole training.
+
+    Raises:
+        ValueError: as `training.train`.
+        DataError: a label is missing or broken.
+
+    Explained in notebook 80, section "The network".
+    """
     mean, std = normalization_of(config.backbone)
     samples = AffinitySamples(data, label_folder, config.seed, (config.irn_scale_min, config.irn_scale_max),
                               config.irn_crop, mean, std)
@@ -77,7 +118,15 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: C
 
 @torch.inference_mode()
 def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Config) -> None:
-    """Set IRN's mean shift to the average displacement over a split (top-left crops, as published)."""
+    """Set IRN's mean shift to the average displacement over a split (top-left crops, as published).
+
+    Args:
+        net: trained, on the device; it is put in evaluation mode.
+        data: the training split.
+        config: gives irn_crop and the backbone's name.
+
+    Explained in notebook 80, section "The network".
+    """
     mean, std = normalization_of(config.backbone)
     device = net.fc_edge6.weight.device
     net.eval()
@@ -92,13 +141,43 @@ def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Config) -
 
 @torch.inference_mode()
 def boundary_map(net: IRN, image: Image.Image, config: Config) -> tuple[Tensor, Tensor]:
-    """Return IRN's boundary map (h, w) and displacement field (2, h, w) of one photograph at stride 4."""
+    """Return IRN's boundary map and displacement field of one photograph at stride 4.
+
+    Args:
+        net: on the device, in evaluation mode.
+        image: RGB photograph, (H, W).
+        config: gives walk_pad_to and the backbone's name.
+
+    Returns:
+        edge float32 (h, w) in [0, 1]; displacement float32 (2, h, w), (dy, dx) in cells; on the device.
+
+    Raises:
+        ValueError: the network is in training mode.
+
+    Explained in notebook 80, section "The network".
+    """
     tensor = transforms.to_tensor(transforms.normalize(image, *normalization_of(config.backbone)))
     return net.predict(tensor.to(net.fc_edge6.weight.device), pad_to=config.walk_pad_to or None)
 
 
 def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> int:
-    """Write `ID.png`: the maps after the random walk, thresholded; returns the number of images made now."""
+    """Write `ID.png`, the maps after the random walk and a threshold, of every image that has none yet.
+
+    Args:
+        net: trained, on the device, in evaluation mode.
+        data: the images.
+        maps_folder: of `ID.npz`.
+        config: gives walk_* and the backbone's name.
+        folder: of the stage.
+
+    Returns:
+        the number of images made now.
+
+    Raises:
+        DataError: a map is missing or broken.
+
+    Explained in notebook 80, section "All images".
+    """
     device = net.fc_edge6.weight.device
 
     def work(image_id: str) -> None:
@@ -114,7 +193,23 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
 # ---- 90: DeepLab-v2
 
 def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, weights: Path | str = "") -> DeepLabV2:
-    """Build DeepLab-v2 for `num_classes` foreground classes and background."""
+    """Build DeepLab-v2 for the foreground classes and background.
+
+    Args:
+        config: gives deeplab_backbone, deeplab_init, deeplab_output_stride and deeplab_atrous_rates.
+        num_classes: foreground classes C.
+        classifier_weights: safetensors file of the classifier; read only with deeplab_init "classifier" and without `weights`.
+        weights: a safetensors file of a whole DeepLab-v2; empty: the backbone starts as deeplab_init says.
+
+    Returns:
+        the network, on the CPU; logits of C + 1 classes.
+
+    Raises:
+        ValueError: weights that belong to another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 90, section "The network".
+    """
     imagenet = config.deeplab_init == "imagenet" and not weights
     backbone = build_backbone(config.deeplab_backbone, config.deeplab_output_stride, "imagenet" if imagenet else "none")
     if config.deeplab_init == "classifier" and not weights:
@@ -126,7 +221,24 @@ def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, we
 
 
 def train_deeplab(net: DeepLabV2, data: SegmentationDataset, mask_folder: Path, config: Config, folder: Path) -> int:
-    """Train DeepLab-v2 on (pseudo-)masks; returns the number of images seen."""
+    """Train DeepLab-v2 on (pseudo-)masks, in place.
+
+    Args:
+        net: on the device.
+        data: the training split.
+        mask_folder: of the masks `ID.png` to learn from.
+        config: gives deeplab_*.
+        folder: gets the log and the state of the training (`training.train`).
+
+    Returns:
+        the number of images of the whole training.
+
+    Raises:
+        ValueError: as `training.train`.
+        DataError: a mask is missing or broken.
+
+    Explained in notebook 90, section "Training".
+    """
     mean, std = normalization_of(config.deeplab_backbone)
     samples = SegmentationSamples(data, mask_folder, config.seed, config.deeplab_scales, config.deeplab_crop, mean, std)
     pixel_loss = {"cross_entropy": cross_entropy, "balanced": balanced_cross_entropy}[config.deeplab_loss]
@@ -144,7 +256,15 @@ def train_deeplab(net: DeepLabV2, data: SegmentationDataset, mask_folder: Path, 
 
 @torch.inference_mode()
 def class_probabilities(net: DeepLabV2, image: Image.Image, config: Config) -> np.ndarray:
-    """Return DeepLab's class probabilities of one photograph, no image-level label used: float32 (K, H, W)."""
+    """Return DeepLab's class probabilities of one photograph, no image-level label used: float32 (K, H, W) in [0, 1].
+
+    Args:
+        net: on the device, in evaluation mode.
+        image: RGB photograph, (H, W).
+        config: gives deeplab_test_scales and deeplab_backbone.
+
+    Explained in notebook 90, section "Training".
+    """
     mean, std = normalization_of(config.deeplab_backbone)
     tensor = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(net.aspp.c0.weight.device)
     logits = multi_scale_logits(net, tensor, config.deeplab_test_scales)[-1].float()
@@ -153,7 +273,19 @@ def class_probabilities(net: DeepLabV2, image: Image.Image, config: Config) -> n
 
 
 def make_predictions(net: DeepLabV2, data: SegmentationDataset, config: Config, folder: Path) -> int:
-    """Write `plain/ID.png` and, after the CRF, `crf/ID.png`; returns the number of images made now."""
+    """Write `plain/ID.png` and, after the CRF, `crf/ID.png` of every image that has none yet.
+
+    Args:
+        net: trained, on the device; it is put in evaluation mode.
+        data: the images; neither labels nor masks are read.
+        config: gives deeplab_test_scales and deeplab_backbone.
+        folder: of the stage.
+
+    Returns:
+        the number of images made now.
+
+    Explained in notebook 90, section "All validation images".
+    """
     net.eval()
 
     def work(image_id: str) -> None:

@@ -42,13 +42,31 @@ Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tup
 
 
 def open_data(config: Config, split: str) -> SegmentationDataset:
-    """Open one split of the configured data set; errors as `load_dataset`."""
+    """Open one split of the configured data set.
+
+    Args:
+        config: gives data_root, labels, limit and mask_folder.
+        split: name of a list in `ImageSets/Segmentation`.
+
+    Returns:
+        the split, checked.
+
+    Raises:
+        DataError: as `load_dataset`.
+    """
     labels = project_path(config.labels) if config.labels else ""
     return load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)
 
 
 def data_hash(data: SegmentationDataset) -> str:
-    """Return a hash of what a stage sees of a data set: ids, image sizes in bytes, classes and image-level labels."""
+    """Return a hash of what a stage sees of a data set: ids, image sizes in bytes, classes and image-level labels.
+
+    Args:
+        data: one split.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     identity = hashlib.sha256(json.dumps([data.split, data.classes, data.ids]).encode())
     identity.update(np.ascontiguousarray(data.labels).tobytes())
     identity.update(json.dumps([data.image_path(image_id).stat().st_size for image_id in data.ids]).encode())
@@ -57,6 +75,12 @@ def data_hash(data: SegmentationDataset) -> str:
 
 def truth_hash(data: SegmentationDataset) -> str:
     """Return a hash of the true masks of a split, for a stage that trains on them.
+
+    Args:
+        data: one split.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
         DataError: a mask is missing.
@@ -72,7 +96,22 @@ def truth_hash(data: SegmentationDataset) -> str:
 # ---- 10: classifier and maps
 
 def build_classifier(config: Config, num_classes: int, weights: Path | str = "") -> cam.ClassActivationNet:
-    """Build the classifier, from its own weights (a safetensors file) or from the backbone's."""
+    """Build the classifier, from its own weights or from the backbone's.
+
+    Args:
+        config: gives backbone, backbone_weights, output_stride, frozen_batch_norm and frozen_stages.
+        num_classes: foreground classes C.
+        weights: a safetensors file of a whole classifier; empty: config.backbone_weights and a random last layer.
+
+    Returns:
+        the network, on the CPU.
+
+    Raises:
+        ValueError: the weights belong to another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 10, section "The network".
+    """
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
     net = cam.ClassActivationNet(backbone, num_classes, config.frozen_batch_norm, config.frozen_stages)
     if weights:
@@ -81,7 +120,22 @@ def build_classifier(config: Config, num_classes: int, weights: Path | str = "")
 
 
 def train_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config, folder: Path) -> int:
-    """Train the classifier on image-level labels; returns the number of images seen."""
+    """Train the classifier on image-level labels, in place.
+
+    Args:
+        net: on the device.
+        data: the training split.
+        config: gives cam_* and the fields of SGD.
+        folder: gets the log and the state of the training (`training.train`).
+
+    Returns:
+        the number of images of the whole training.
+
+    Raises:
+        ValueError: as `training.train`.
+
+    Explained in notebook 10, section "Training on image-level labels".
+    """
     mean, std = normalization_of(config.backbone)
     samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
                                     config.cam_crop, mean, std)
@@ -94,7 +148,15 @@ def train_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, con
 
 
 def score_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config) -> np.ndarray:
-    """Return class probabilities of all images of a split: float32 (N, C)."""
+    """Return class probabilities of all images of a split: float32 (N, C) in [0, 1].
+
+    Args:
+        net: on the device; it is put in evaluation mode.
+        data: one split of N images.
+        config: gives the backbone's name, which says how to normalise.
+
+    Explained in notebook 10, section "Score of the classifier".
+    """
     mean, std = normalization_of(config.backbone)
     net.eval()
     return np.concatenate([cam.classification_scores(net, [data.image(image_id)], mean, std)
@@ -102,7 +164,14 @@ def score_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, con
 
 
 def cam_localization(net: cam.ClassActivationNet, config: Config) -> Localize:
-    """Return the function that makes a classifier's plain maps, for `make_maps`."""
+    """Return the function that makes a classifier's plain maps, for `make_maps`.
+
+    Args:
+        net: on the device; it is put in evaluation mode.
+        config: gives cam_scales and the backbone's name.
+
+    Explained in notebook 10, section "Several scales and a mirror".
+    """
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
     return lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
@@ -120,6 +189,8 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Config, fol
 
     Returns:
         the number of images made now.
+
+    Explained in notebook 10, section "All images".
     """
     row = {image_id: index for index, image_id in enumerate(data.ids)}
     missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.npz").is_file()]
@@ -135,13 +206,40 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Config, fol
 # ---- 70: seeds
 
 def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image's maps: classes (K,), scores float32 (K, H, W) at full resolution."""
+    """Read an image's maps at full resolution.
+
+    Args:
+        maps_folder: of `ID.npz`.
+        image_id: of the image.
+
+    Returns:
+        classes int64 (K,), 0-based; scores float32 (K, H, W) in [0, 1].
+
+    Raises:
+        DataError: the file is missing or broken.
+
+    Explained in notebook 70, section "Thresholds".
+    """
     classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
     return classes, upsample_scores(scores, size)
 
 
 def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float]) -> ThresholdSweep:
-    """Compare the maps of a split with the true masks at all thresholds in one pass."""
+    """Compare the maps of a split with the true masks at all thresholds in one pass.
+
+    Args:
+        data: with true masks.
+        maps_folder: of `ID.npz`.
+        thresholds: (T,) strictly increasing, in [0, 1].
+
+    Returns:
+        the filled sweep.
+
+    Raises:
+        DataError: a map or a true mask is missing or broken.
+
+    Explained in notebook 70, section "All thresholds in one pass".
+    """
     sweep = ThresholdSweep(data.num_classes + 1, thresholds)
     for image_id in progress(data.ids, "threshold sweep"):
         classes, scores = full_size_maps(maps_folder, image_id)
@@ -150,7 +248,18 @@ def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequenc
 
 
 def score_maps(data: SegmentationDataset, maps_folder: Path) -> dict:
-    """Return the row of `metrics.json` for maps at their best threshold, which the true masks choose, with the whole curve."""
+    """Return the row of `metrics.json` for maps at their best threshold, which the true masks choose, with the whole curve.
+
+    Args:
+        data: with true masks.
+        maps_folder: of `ID.npz`.
+
+    Returns:
+        what, split, images, crf, pixel_labels_chose; `miou` in percent; `threshold`; `thresholds` (0.01 to 0.90) and, in
+        percent, `curve`.
+
+    Explained in notebook 10, section "Numbers".
+    """
     sweep = sweep_maps(data, maps_folder, np.linspace(0.01, 0.9, 90))
     threshold, miou = sweep.best()
     return {"what": "CAM at its best threshold", "split": data.split, "images": len(data), "crf": False,
@@ -184,7 +293,19 @@ def mean_part_recall(data: SegmentationDataset, maps_folder: Path, threshold: fl
 
 
 def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> int:
-    """Write seed masks after the CRF (`seed_masks/ID.png`) and IRN's labels (`irn_labels/ID.png`); returns how many now."""
+    """Write seed masks after the CRF (`seed_masks/ID.png`) and IRN's labels (`irn_labels/ID.png`) of every image without them.
+
+    Args:
+        data: the images.
+        maps_folder: of `ID.npz`.
+        config: gives seed_* and num_workers.
+        folder: of the stage.
+
+    Returns:
+        the number of images made now.
+
+    Explained in notebook 70, section "All images".
+    """
     work = partial(_make_seeds_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)
     return for_each_image(data.ids, lambda image_id: folder / "irn_labels" / f"{image_id}.png", work, "seeds",
                           config.num_workers)
@@ -208,6 +329,14 @@ def score_masks(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray] 
     Args:
         data: with true masks.
         mask_of: a folder of `ID.png`, or a function from image id to a uint8 (H, W) map.
+
+    Returns:
+        the filled `Evaluation`.
+
+    Raises:
+        DataError: a mask is missing or broken.
+
+    Explained in notebook 70, section "Numbers".
     """
     evaluation = Evaluation(data.num_classes + 1)
     for image_id in progress(data.ids, "scoring"):
@@ -229,6 +358,12 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
         evaluation: its confusion matrix.
         crf: whether a dense CRF was applied.
         config: says what was chosen by looking at pixel labels.
+
+    Returns:
+        what, split, images, crf, pixel_labels_chose; `miou`, mean `precision` and mean `recall` in percent; `class_iou`, one
+        value in percent a class, the background first, None where undefined; `unknown_share` in [0, 1].
+
+    Explained in notebook 70, section "Numbers".
     """
     result = evaluation.scores()
     return {"what": what, "split": data.split, "images": len(data), "crf": crf, "miou": round(100 * result.miou, 2),
