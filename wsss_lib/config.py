@@ -89,6 +89,12 @@ class Config(BaseModel):
     momentum: Share = 0.9
     weight_decay: Rate = 1e-4
     momentum_slip: bool = False  # published runs: True, the momentum is in truth the weight decay
+    # 01: the simulation of the information bottleneck.
+    bottleneck_mnist_root: Text = ""  # folder above torchvision's MNIST/raw; empty: scikit-learn's digits
+    bottleneck_images: Positive = 8000  # for training
+    bottleneck_shape_share: Share = 0.1  # of them that have the companion shape
+    bottleneck_epochs: Positive = 1
+    bottleneck_seeds: Positive = 5  # networks of each kind
     # 10: classifier and class activation maps.
     cam_weights: Text = ""  # a classifier to use instead of training one
     cam_epochs: Positive = 8
@@ -223,7 +229,7 @@ class Config(BaseModel):
         """
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
                        "method", "pixel_labels_chose"}
-        stage_prefixes = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
+        stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
                           "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
