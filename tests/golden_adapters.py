@@ -527,6 +527,11 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "irn__sem_seg": (("out_walk", "absolute", 5e-5), ("out_score", "absolute", 1e-4), ("out_label", "equal", 0.995)),
 }
 
+from tests import golden_rib  # noqa: E402  it uses the functions above
+
+ADAPTERS |= golden_rib.ADAPTERS
+TOLERANCE |= golden_rib.TOLERANCE
+
 
 def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -> str:
     """Say how one array of a case differs by more than its tolerance; empty if it agrees."""

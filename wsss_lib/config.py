@@ -105,6 +105,17 @@ class Config(BaseModel):
     cam_long_side_max: Positive = 112
     cam_crop: Positive = 96
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
+    # 20: RIB, which tunes the classifier for every image anew; the small network in one long step instead of nine short ones.
+    rib_learning_rate: Rate = 1e-3  # published: 8e-6 (VOC), 5e-6 (COCO)
+    rib_head_learning_rate: Rate = 1e-2  # ten times the backbone's
+    rib_iterations: Positive = 2  # K maps are added up, after 0 to K - 1 updates; published: 10
+    rib_companions: Positive = 20  # other images in each update; published: 20 (VOC), 15 (COCO)
+    rib_region_threshold: Rate = 0.2  # tau; published: 0.4 (VOC), 0.5 (COCO); above 1 it is average pooling
+    rib_stop_threshold: Rate = 600.0  # of the image's summed logits; published: 600 (VOC), 1000 (COCO)
+    rib_explode_threshold: Share = 0.3  # what counts as covered, and ...
+    rib_explode_ratio: Rate = 0.7  # ... how much covered stops the steps; published: 0.7 (VOC), 0.8 (COCO)
+    rib_variant: Literal["code", "paper"] = "code"  # "paper": mean over the kept positions, the stop threshold is the margin m
+    rib_first_twenty_only: bool = False  # True in the published COCO run: classes from index 20 on are pooled plainly
     # 70: seeds.
     seed_threshold: Share = 0.15
     seed_foreground_threshold: Share = 0.20  # t_f; published: 0.30
