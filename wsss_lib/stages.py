@@ -24,7 +24,7 @@ from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size, lo
 from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples, steps_per_epoch
 from wsss_lib.inference import batches_of_like_size, for_each_image
 from wsss_lib.methods import cam
-from wsss_lib.metrics import Evaluation, ThresholdSweep, part_recall
+from wsss_lib.metrics import Evaluation, part_recall
 from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     DeepLabV2,
@@ -40,6 +40,7 @@ from wsss_lib.refine.affinity import affinity_loss
 from wsss_lib.refine.crf import crf_segmentation
 from wsss_lib.refine.random_walk import propagate, pseudo_mask
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
+from wsss_lib.thresholds import ThresholdSweep
 
 Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 
@@ -143,9 +144,11 @@ def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.nda
     return classes, upsample_scores(scores, size)
 
 
-def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float]) -> ThresholdSweep:
-    """Compare the maps of a split with the true masks at all thresholds in one pass."""
-    sweep = ThresholdSweep(data.num_classes + 1, thresholds)
+def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float],
+               kind: type[ThresholdSweep] = ThresholdSweep) -> ThresholdSweep:
+    """Compare the maps of a split with the true masks at all thresholds in one pass; kind `ImageThresholds` keeps each image's
+    own curve."""
+    sweep = kind(data.num_classes + 1, thresholds)
     for image_id in progress(data.ids, "threshold sweep"):
         classes, scores = full_size_maps(maps_folder, image_id)
         sweep.add(data.mask(image_id), scores, classes)

@@ -22,7 +22,7 @@ from wsss_lib import training
 from wsss_lib.artifacts import read_maps, read_tensors, write_mask
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE, SegmentationDataset, read_mask
+from wsss_lib.data.dataset import IGNORE, DataError, SegmentationDataset, read_mask
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
 from wsss_lib.inference import for_each_image
 from wsss_lib.methods.cam import stride4_size
@@ -46,6 +46,9 @@ def smoothed_target(labels: Tensor, num_labels: int, smoothing: float) -> Tensor
     Returns:
         float32 (N, C, h, w), sums to 1 over C.
 
+    Raises:
+        ValueError: a label is not in 0..C-1 and not 255.
+
     Source: AMN's program, train_amn, the label-smoothed target.
     Explained in notebook 40, section "Per-pixel classification".
 
@@ -53,6 +56,9 @@ def smoothed_target(labels: Tensor, num_labels: int, smoothing: float) -> Tensor
     [0.20000000298023224, 0.20000000298023224, 0.6000000238418579]
     """
     labels = labels.long().masked_fill(labels == IGNORE, 0)
+    if labels.numel() and (labels.min() < 0 or labels.max() >= num_labels):
+        wrong = int(labels.max() if labels.max() >= num_labels else labels.min())
+        raise ValueError(f"label {wrong} is not in 0..{num_labels - 1}: were the refined seeds made for other classes?")
     target = torch.full((len(labels), num_labels, *labels.shape[1:]), smoothing / (num_labels - 1), device=labels.device)
     return target.scatter_(1, labels[:, None], 1 - smoothing)  # (N, C, h, w)
 
@@ -94,9 +100,15 @@ def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> dic
     Returns:
         {"loss": their sum, "background": scalar, "object": scalar}.
 
+    Raises:
+        ValueError: labels and logits differ in size, or a label is not in 0..C-1 and not 255.
+
     Source: AMN's program, train_amn: per-pixel classification with a balanced cross-entropy.
     Explained in notebook 40, section "Per-pixel classification".
     """
+    if labels.shape != (len(logits), *logits.shape[2:]):
+        raise ValueError(f"labels {tuple(labels.shape)} do not fit the logits {tuple(logits.shape)}: resize them to the "
+                         "logits' grid first")
     losses = pixel_losses(logits, smoothed_target(labels, logits.shape[1], smoothing))  # l: (N, h, w)
     background, objects = pixel_means(losses, labels)
     return {"loss": 0.5 * (background + objects), "background": background, "object": objects}
@@ -305,6 +317,13 @@ def _refined_seed(image_id: str, data: SegmentationDataset, maps_folder: Path, c
                           config.amn_foreground_threshold, config.amn_background_threshold, config.seed_crf_iterations))
 
 
+def _check_seeds(data: SegmentationDataset, folder: Path) -> None:
+    missing = [path for image_id in data.ids if not (path := folder / f"{image_id}.png").is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: the refined seed is missing, and {len(missing) - 1} others of split {data.split!r}; "
+                        "run make_refined_seeds on this split first")
+
+
 def build_amn(config: Config, num_classes: int, classifier_weights: Path | str,
               weights: Path | str = "") -> ActivationManipulationNet:
     """Build AMN on the ImageNet backbone (published) or on the classifier's, or from its own weights."""
@@ -329,29 +348,38 @@ def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_fo
         net: from `build_amn`.
         data: the training images.
         seed_folder: of `ID.png`, the refined seeds.
-        config: amn_*, and weight_decay.
+        config: amn_*, weight_decay, and what AMN shares: cam_batch_size, irn_scale_min, irn_scale_max, irn_crop.
         folder: of the stage.
         loss: (logits, labels) to named losses; None: `balanced_loss` with `amn_smoothing`.
+
+    Raises:
+        DataError: a refined seed is missing.
     """
+    _check_seeds(data, seed_folder)
     loss = loss or partial(balanced_loss, smoothing=config.amn_smoothing)
     mean, std = normalization_of(config.backbone)
-    samples = ConditionedSamples(data, seed_folder, config.seed, (config.amn_scale_min, config.amn_scale_max), config.amn_crop,
+    samples = ConditionedSamples(data, seed_folder, config.seed, (config.irn_scale_min, config.irn_scale_max), config.irn_crop,
                                  mean, std, stride=net.backbone.strides[-1])
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, labels, image_labels = batch
         return loss(model(images, image_labels), labels)
 
-    steps = config.amn_epochs * steps_per_epoch(len(data), config.amn_batch_size)
+    steps = config.amn_epochs * steps_per_epoch(len(data), config.cam_batch_size)
     groups = net.parameter_groups(config.amn_learning_rate, config.amn_head_learning_rate, config.weight_decay)
-    training.train(net, loss_of, samples, groups, None, steps, config.amn_batch_size, config, folder,
+    training.train(net, loss_of, samples, groups, None, steps, config.cam_batch_size, config, folder,
                    schedule=lambda step, total: 1.0, name="AMN")
-    return steps * config.amn_batch_size
+    return steps * config.cam_batch_size
 
 
 def amn_localization(net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path,
                      config: Config) -> Callable[..., list[tuple[np.ndarray, np.ndarray]]]:
-    """Return the function that makes AMN's maps, for `stages.make_maps`."""
+    """Return the function that makes AMN's maps, for `stages.make_maps`.
+
+    Raises:
+        DataError: a refined seed is missing.
+    """
+    _check_seeds(data, seed_folder)
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
 
