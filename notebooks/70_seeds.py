@@ -48,10 +48,11 @@ from PIL import Image
 from wsss_lib import artifacts, results, stages, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import IGNORE, read_mask
-from wsss_lib.metrics import Evaluation, ThresholdSweep, confusion_matrix, scores
+from wsss_lib.metrics import Evaluation, confusion_matrix, scores
 from wsss_lib.progress import progress
 from wsss_lib.refine.crf import crf_from_labels
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask
+from wsss_lib.thresholds import ThresholdSweep
 
 config = Config.from_notebook(globals())
 viz.use_style()

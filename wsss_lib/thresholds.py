@@ -123,13 +123,13 @@ class ThresholdSweep:
         return confusions
 
     def curve(self, average: Average = "union") -> np.ndarray:
-        """Return the mean IoU at every threshold: (T,) float64 in [0, 1]."""
+        """Return the mean IoU at every threshold: (T,) float64 in [0, 1]; `average` as in the function `scores`."""
         return np.array([scores(confusion, average).miou for confusion in self.confusions()])
 
     def best(self, average: Average = "union") -> tuple[float, float]:
-        """Return the threshold of the highest mean IoU (the lowest such threshold) and that mean IoU.
+        """Return the threshold of the highest mean IoU (the lowest such threshold) and that mean IoU, in [0, 1].
 
-        The choice uses pixel labels: a report must say so.
+        The choice uses pixel labels: a report must say so. `average` is that of the function `scores`.
 
         Raises:
             ValueError: nothing was added yet.
