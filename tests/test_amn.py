@@ -1,6 +1,8 @@
 """AMN by hand: loss, conditioning, maps and their rule by the seed; bad input; the stages on the miniature."""
 
 import json
+import runpy
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib import stages, training
+from wsss_lib import artifacts, stages, training
 from wsss_lib.artifacts import read_maps, write_maps, write_mask
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
-from wsss_lib.methods import amn
+from wsss_lib.methods import amn, amn_ablations, amn_stages
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.refine.seeds import irn_labels, upsample_scores
 
@@ -271,12 +273,12 @@ def seed_folder(config, data, tmp_path) -> Path:
         mask, classes = data.mask(image_id), np.flatnonzero(data.label(image_id))
         full = np.stack([np.where(mask == number + 1, 0.9, 0.02) for number in classes])
         write_maps(tmp_path / "cam" / f"{image_id}.npz", classes, full[:, ::4, ::4], mask.shape)
-    assert amn.make_refined_seeds(data, tmp_path / "cam", config, tmp_path / "seeds") == len(data)
+    assert amn_stages.make_refined_seeds(data, tmp_path / "cam", config, tmp_path / "seeds") == len(data)
     return tmp_path / "seeds"
 
 
 def test_refined_seeds_are_irns_labels_at_amns_thresholds(config, data, seed_folder):
-    assert amn.make_refined_seeds(data, seed_folder.parent / "cam", config, seed_folder) == 0
+    assert amn_stages.make_refined_seeds(data, seed_folder.parent / "cam", config, seed_folder) == 0
     image_id = data.ids[0]
     classes, scores, size = read_maps(seed_folder.parent / "cam" / f"{image_id}.npz")
     expected = irn_labels(np.array(data.image(image_id)), upsample_scores(scores, size), classes, 0.20, 0.06)
@@ -285,7 +287,7 @@ def test_refined_seeds_are_irns_labels_at_amns_thresholds(config, data, seed_fol
 
 
 def test_samples_carry_the_whole_images_label(config, data, seed_folder):
-    samples = amn.ConditionedSamples(data, seed_folder, 0, (0.5, 1.5), 33, MEAN, STD, stride=8)
+    samples = amn_stages.ConditionedSamples(8, data, seed_folder, 0, (0.5, 1.5), 33, MEAN, STD)
     image, label, image_label = samples[3, 2]
     assert image.shape == (3, 33, 33) and label.shape == (5, 5) and image_label.tolist() == data.labels[2].tolist()
     assert label.dtype == torch.int64 and image_label.dtype == torch.float32
@@ -296,16 +298,16 @@ def test_samples_carry_the_whole_images_label(config, data, seed_folder):
 
 def test_grid_of_the_samples_is_that_of_the_logits(config, data, seed_folder):
     for crop in (32, 33, 40):
-        net = amn.build_amn(config, 3, "")
-        samples = amn.ConditionedSamples(data, seed_folder, 0, (0.5, 1.5), crop, MEAN, STD, stride=net.backbone.strides[-1])
+        net = amn_stages.build_amn(config, 3, "")
+        samples = amn_stages.ConditionedSamples(net.backbone.strides[-1], data, seed_folder, 0, (0.5, 1.5), crop, MEAN, STD)
         image, label, image_label = samples[0, 0]
         assert net(image[None], image_label[None]).shape[2:] == label.shape
 
 
 def trained(config: Config, data: SegmentationDataset, seed_folder: Path, folder: Path) -> amn.ActivationManipulationNet:
     training.seed_everything(config)
-    net = amn.build_amn(config, data.num_classes, "")
-    assert amn.train_amn(net, data, seed_folder, config, folder) == 2 * 2 * 4  # epochs, steps, images
+    net = amn_stages.build_amn(config, data.num_classes, "")
+    assert amn_stages.train_amn(net, data, seed_folder, config, folder) == 2 * 2 * 4  # epochs, steps, images
     return net
 
 
@@ -336,14 +338,15 @@ def test_training_resumes_to_the_same_weights_with_adam(config, data, seed_folde
 
 def test_maps_are_the_same_whatever_was_finished_before(config, data, seed_folder, tmp_path):
     config = config.model_copy(update={"amn_dropout_in_maps": True})
-    net = amn.build_amn(config, 3, "")
-    localize = amn.amn_localization(net, data, seed_folder, config)
+    net = amn_stages.build_amn(config, 3, "")
+    localize = amn_stages.amn_localization(net, data, seed_folder, config)
     assert stages.make_maps(localize, data, config, tmp_path / "a") == len(data)
     for image_id in data.ids[::2]:
         (tmp_path / "b").mkdir(exist_ok=True)
         (tmp_path / "b" / f"{image_id}.npz").write_bytes((tmp_path / "a" / f"{image_id}.npz").read_bytes())
     small = config.model_copy(update={"device_batch_size": 1})
-    assert stages.make_maps(amn.amn_localization(net, data, seed_folder, small), data, small, tmp_path / "b") == len(data) // 2
+    localize = amn_stages.amn_localization(net, data, seed_folder, small)
+    assert stages.make_maps(localize, data, small, tmp_path / "b") == len(data) // 2
     for image_id in data.ids:
         first, second = (read_maps(tmp_path / side / f"{image_id}.npz") for side in "ab")
         assert first[0].tolist() == second[0].tolist() == np.flatnonzero(data.label(image_id)).tolist()
@@ -353,13 +356,13 @@ def test_maps_are_the_same_whatever_was_finished_before(config, data, seed_folde
 def test_weights_of_a_classifier_or_of_its_own(config, data, tmp_path):
     classifier = stages.build_classifier(config, 3)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
-    net = amn.build_amn(config.model_copy(update={"amn_init": "classifier"}), 3, tmp_path / "classifier.safetensors")
+    net = amn_stages.build_amn(config.model_copy(update={"amn_init": "classifier"}), 3, tmp_path / "classifier.safetensors")
     assert torch.equal(net.backbone.layer4[0].conv1.weight, classifier.backbone.layer4[0].conv1.weight)
     training.save_weights(net, tmp_path / "amn.safetensors")
-    again = amn.build_amn(config, 3, "", tmp_path / "amn.safetensors")
+    again = amn_stages.build_amn(config, 3, "", tmp_path / "amn.safetensors")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
     with pytest.raises(ValueError, match="does not fit ActivationManipulationNet"):
-        amn.build_amn(config, 4, "", tmp_path / "amn.safetensors")
+        amn_stages.build_amn(config, 4, "", tmp_path / "amn.safetensors")
 
 
 # ---- bad input: one sentence each
@@ -367,15 +370,15 @@ def test_weights_of_a_classifier_or_of_its_own(config, data, tmp_path):
 def test_missing_refined_seeds_are_named(config, data, seed_folder, tmp_path):
     (seed_folder / f"{data.ids[0]}.png").unlink()
     with pytest.raises(DataError, match=f"{data.ids[0]}.png: the refined seed is missing"):
-        amn.amn_localization(amn.build_amn(config, 3, ""), data, seed_folder, config)
+        amn_stages.amn_localization(amn_stages.build_amn(config, 3, ""), data, seed_folder, config)
     with pytest.raises(DataError, match=f"{data.ids[0]}.png: the refined seed is missing, and 0 others"):
-        amn.train_amn(amn.build_amn(config, 3, ""), data, seed_folder, config, tmp_path / "net")
+        amn_stages.train_amn(amn_stages.build_amn(config, 3, ""), data, seed_folder, config, tmp_path / "net")
     assert not list(tmp_path.glob("net/*"))
 
 
 def test_a_seed_of_another_image_is_refused(config, data, seed_folder, tmp_path):
     write_mask(seed_folder / f"{data.ids[0]}.png", np.zeros((3, 3)))
-    localize = amn.amn_localization(amn.build_amn(config, 3, ""), data, seed_folder, config)
+    localize = amn_stages.amn_localization(amn_stages.build_amn(config, 3, ""), data, seed_folder, config)
     with pytest.raises(DataError, match="the mask is 3x3 pixels but its image is"):
         stages.make_maps(localize, data, config, tmp_path / "maps")
     assert not (tmp_path / "maps" / f"{data.ids[0]}.npz").exists() and not list(tmp_path.rglob(".writing-*"))
@@ -392,3 +395,61 @@ def test_labels_that_do_not_fit_the_logits_are_refused(labels, message):
 def test_thresholds_in_the_wrong_order_are_refused():
     with pytest.raises(ValueError, match="amn_background_threshold .* must not exceed amn_foreground_threshold"):
         Config.from_values({"amn_background_threshold": 0.5})
+
+
+# ---- one part changed at a time
+
+def test_without_conditioning_the_label_has_no_part():
+    net = amn_ablations.without_conditioning(small_net())
+    features = torch.randn(2, 128, 4, 5)
+    with torch.no_grad():
+        assert torch.equal(net.head(features, torch.zeros(2, 3)), net.head(features, torch.ones(2, 3)))
+        assert torch.allclose(net.head(features, torch.ones(2, 3)), net.head.aspp(features))
+    assert not any(parameter.requires_grad for parameter in net.head.label_encoder.parameters())
+
+
+def test_plain_loss_is_the_mean_over_known_pixels():
+    z = torch.zeros(1, 2, 1, 4)
+    z[0, 0] = torch.tensor([[2.0, 2.0, 2.0, 9.0]])
+    labels = torch.tensor([[[0, 0, 1, 255]]])
+    right, wrong = np.log(1 + np.exp(-2)), np.log(1 + np.exp(2))
+    assert amn_ablations.plain_loss(z, labels, 0.0)["loss"].item() == pytest.approx((2 * right + wrong) / 3, abs=1e-6)
+    assert amn_ablations.plain_loss(z, torch.full((1, 1, 4), 255), 0.4)["loss"].item() == 0
+
+
+def test_image_loss_looks_at_the_mean_logit_of_each_class_only():
+    z = torch.zeros(1, 3, 1, 2)
+    z[0, 0], z[0, 1] = 50.0, torch.tensor([[3.0, 1.0]])  # the background's channel; mean logits 2 and 0
+    loss = amn_ablations.image_loss(z, torch.tensor([[1.0, 0.0]]))["loss"].item()
+    assert loss == pytest.approx((np.log(1 + np.exp(-2)) + np.log(2)) / 2, abs=1e-6)
+
+
+def test_variants_of_the_maps_alone_share_a_network_and_stand_together():
+    keys = [variant.training_key() for variant in amn_ablations.VARIANTS.values()]
+    groups = [key for number, key in enumerate(keys) if number == 0 or key != keys[number - 1]]
+    assert len(groups) == len(set(keys)) == len(keys) - 2
+    for variant in amn_ablations.VARIANTS.values():
+        Config.from_values(variant.settings)
+
+
+def test_ablations_are_stored_one_by_one(config, data, seed_folder, tmp_path, monkeypatch, capsys):
+    program = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "amn_ablations.py"))
+    training.save_weights(stages.build_classifier(config, 3), tmp_path / "classifier.safetensors")
+    made = {"classifier": tmp_path / "classifier.safetensors", "maps": seed_folder.parent / "cam"}
+    for name, source in made.items():
+        stage = artifacts.begin_stage(config, name, ("cam_",), {"data": "x"}, method="cam")
+        shutil.copytree(source, stage.folder, dirs_exist_ok=True) if source.is_dir() \
+            else shutil.copy(source, stage.folder / "weights.safetensors")
+        stage.finish([])
+    config = config.model_copy(update={"method": "amn", "amn_init": "classifier", "amn_epochs": 1, "cam_scales": (1.0,)})
+    names = ["AMN as published", "dropout left on in the maps", "image-level loss, not per pixel"]
+    out, rows = tmp_path / "out.json", {}
+    program["run_seed"](config, names[:1], rows, out)
+    first = json.loads(out.read_text())["0"]
+    assert set(first) == {"CAM", names[0]} and 0 <= first[names[0]]["best"] <= first[names[0]]["upper_bound"] <= 100
+    program["run_seed"](config, names, rows, out)
+    both = json.loads(out.read_text())["0"]
+    assert set(both) == {"CAM", *names} and both[names[0]] == first[names[0]]
+    text = program["table"](rows)
+    assert all(name in text for name in names) and "no label smoothing" not in text
+    assert program["main"]([]) == {} and "name them" in capsys.readouterr().out

@@ -93,6 +93,20 @@ def test_an_image_of_nothing_but_void_has_no_threshold():
     assert sweep.upper_bound() == 1
 
 
+def test_summary_by_hand():
+    sweep = ImageThresholds(2, [0.1, 0.4, 0.7])
+    sweep.add(np.array([[0, 1, 255]]), np.array([[[0.05, 0.3, 0.9]]], np.float32), np.array([0]))  # curve 1, 1/4, 1/4
+    sweep.add(np.array([[0, 1, 1]]), np.array([[[0.2, 0.5, 0.9]]], np.float32), np.array([0]))  # curve 1/3, 1, 7/12
+    sweep.add(np.array([[0, 1, 1]]), np.array([[[0.2, 0.5, 0.9]]], np.float32), np.array([0]))
+    # all three images at 0.4: background 3 of 4, object 4 of 5
+    assert sweep.curve()[1] == pytest.approx((3 / 4 + 4 / 5) / 2)
+    own = [0.1, 0.4, 0.4]
+    expected = {"threshold": 0.4, "low": 0.4, "high": 0.4, "image_mean": np.mean(own), "image_spread": np.std(own),
+                "best": 77.5, "upper_bound": 100, "image_loss": 100 * (1 - 1 / 4) / 3}
+    assert sweep.summary() == pytest.approx(expected, abs=1e-3)
+    assert sweep.summary(within=0.9)["low"] == pytest.approx(0.1)
+
+
 def test_imbalance_and_gap_by_hand():
     truth = np.array([[0, 0, 1, 1, 2, 255]])
     maps = np.array([[0.1, 0.3, 0.4, 0.8, 0.0, 9.0], [0.0, 0.0, 0.0, 0.0, 0.5, 9.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])[:, None]

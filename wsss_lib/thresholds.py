@@ -62,16 +62,23 @@ class ThresholdSweep:
         self.images = 0
 
     def add(self, truth: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
-        """Count one image; arguments and errors as in `count`."""
+        """Count one image.
+
+        Args:
+            truth: (H, W) integer labels; outside 0..K-1 is dropped.
+            scores: (C, H, W) float score of each class in `classes`; C may be 0.
+            classes: (C,) foreground classes, 0-based; class c is the label c + 1.
+
+        Raises:
+            ValueError: as `count`.
+        """
         self.count(truth, scores, classes)
 
     def count(self, truth: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Count one image and return what was counted.
 
         Args:
-            truth: (H, W) integer labels; outside 0..K-1 is dropped.
-            scores: (C, H, W) float score of each class in `classes`; C may be 0.
-            classes: (C,) foreground classes, 0-based; class c is the label c + 1.
+            truth, scores, classes: as for `add`.
 
         Returns:
             (K, 1 + C, T + 1) int64, pixels by true class, best class (its position in `classes`, from 1; 0 only if there is
@@ -171,7 +178,14 @@ class ImageThresholds(ThresholdSweep):
         self.upper_bound_confusion = np.zeros((num_classes, num_classes), np.int64)
 
     def count(self, truth: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Count one image and keep its curve; arguments, result and errors as in `ThresholdSweep.count`."""
+        """Return the counts of one image and keep its curve.
+
+        Args:
+            truth, scores, classes: as for `add`.
+
+        Raises:
+            ValueError: as `ThresholdSweep.count`.
+        """
         counts = super().count(truth, scores, classes)  # (K, 1 + C, T + 1)
         labels = np.array([0, *(np.asarray(classes) + 1)], np.int64)
         predicted = _above(counts)  # (K, 1 + C, T)
@@ -204,8 +218,33 @@ class ImageThresholds(ThresholdSweep):
         return best
 
     def upper_bound(self, average: Average = "union") -> float:
-        """Return the mean IoU of the whole data set with every image at its own best threshold, in [0, 1]."""
+        """Return the mean IoU of the whole data set with every image at its own best threshold, in [0, 1].
+
+        `average` is that of the function `scores`.
+        """
         return scores(self.upper_bound_confusion, average).miou
+
+
+    def summary(self, within: float = 0.02) -> dict[str, float]:
+        """Return what a threshold decides about these maps, in percent of mean IoU where not said otherwise.
+
+        Args:
+            within: the loss of mean IoU that still counts as near the best, a fraction.
+
+        Returns:
+            "threshold" and "best": the best one for all images and its mean IoU; "low" and "high": the range of thresholds near
+            it; "image_mean" and "image_spread": mean and standard deviation of the images' own best thresholds; "upper_bound":
+            with each image at its own; "image_loss": how much an image's own mean IoU loses on average by the one for all.
+        """
+        threshold, best = self.best()
+        low, high = near_best_range(self.thresholds, self.curve(), within)
+        curves, own = self.curves(), self.best_thresholds()
+        known = ~np.isnan(own)
+        loss = np.nanmax(curves[known], 1) - curves[known, int(np.searchsorted(self.thresholds, np.float32(threshold)))]
+        values = {"threshold": threshold, "low": low, "high": high, "image_mean": own[known].mean(),
+                  "image_spread": own[known].std(), "best": 100 * best, "upper_bound": 100 * self.upper_bound(),
+                  "image_loss": 100 * np.nanmean(loss)}
+        return {name: round(float(value), 4) for name, value in values.items()}
 
 
 def imbalance_and_gap(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -310,6 +349,9 @@ def choice_sentence(way: Literal["fixed", "labelled", "best"], threshold: float,
             images that are scored.
         threshold: the value.
         images: whose masks were looked at, unless it was fixed.
+
+    Returns:
+        a sentence without its full stop.
 
     Raises:
         ValueError: another way.

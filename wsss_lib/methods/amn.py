@@ -8,9 +8,7 @@ What is said of the paper here rests on its abstract, its project page and its p
 """
 
 import zlib
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,17 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from wsss_lib import training
-from wsss_lib.artifacts import read_maps, read_tensors, write_mask
-from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE, DataError, SegmentationDataset, read_mask
-from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
-from wsss_lib.inference import for_each_image
+from wsss_lib.data.dataset import IGNORE
 from wsss_lib.methods.cam import stride4_size
-from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_weights, normalization_of
+from wsss_lib.nets.backbone import freeze_batch_norm
 from wsss_lib.nets.deeplab_v2 import ASPPV2
-from wsss_lib.refine.seeds import irn_labels, upsample_scores
 
 DROPOUT = 0.1
 
@@ -64,7 +56,18 @@ def smoothed_target(labels: Tensor, num_labels: int, smoothing: float) -> Tensor
 
 
 def pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the cross-entropy of every pixel, l = -sum_c q_c log softmax(z)_c: (N, h, w) from two (N, C, h, w)."""
+    """Return the cross-entropy of every pixel, l = -sum_c q_c log softmax(z)_c.
+
+    Args:
+        logits: z, float (N, C, h, w).
+        target: q, float (N, C, h, w), of `smoothed_target`.
+
+    Returns:
+        float (N, h, w), not below the entropy of the target.
+
+    Source: AMN's program, train_amn.
+    Explained in notebook 40, section "Per-pixel classification".
+    """
     return -(target * logits.log_softmax(1)).sum(1)
 
 
@@ -78,6 +81,10 @@ def pixel_means(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         losses: float (N, h, w).
         labels: (N, h, w) integers, 0..C-1 or 255.
 
+    Returns:
+        two scalars.
+
+    Source: AMN's program, train_amn.
     Explained in notebook 40, section "Per-pixel classification".
 
     >>> [mean.item() for mean in pixel_means(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([[[3, 255, 3]]]))]
@@ -138,7 +145,15 @@ class ConditionedHead(nn.Module):
         self.aspp = ASPPV2(channels, num_classes + 1, rates)
 
     def forward(self, features: Tensor, image_labels: Tensor) -> Tensor:
-        """Map features x (N, D, h, w) and image-level labels y float (N, K) to logits z (N, C, h, w)."""
+        """Return the logits of conditioned features.
+
+        Args:
+            features: x, float (N, D, h, w).
+            image_labels: y, float (N, K), 0 or 1.
+
+        Returns:
+            z, float (N, C, h, w).
+        """
         vector = self.label_encoder(image_labels)  # v: (N, D)
         return self.aspp(self.dropout(features * vector[:, :, None, None]))
 
@@ -169,11 +184,25 @@ class ActivationManipulationNet(nn.Module):
         return self.backbone.feature_scale * self.backbone(images)
 
     def forward(self, images: Tensor, image_labels: Tensor) -> Tensor:
-        """Return the logits z (N, C, h, w) of images (N, 3, H, W) with image-level labels float (N, K)."""
+        """Return the logits of images.
+
+        Args:
+            images: float (N, 3, H, W), normalised.
+            image_labels: y, float (N, K), 0 or 1.
+
+        Returns:
+            z, float (N, C, h, w) at the backbone's stride.
+        """
         return self.head(self.features(images), image_labels)
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return Adam's two groups: what is trained of the backbone; label encoder and ASPP."""
+        """Return Adam's two groups: what is trained of the backbone; label encoder and ASPP.
+
+        Args:
+            learning_rate: of the backbone (published: 5e-6).
+            head_learning_rate: of the head (published: 1e-4).
+            weight_decay: of both, added to the gradient as Adam does (published: 1e-4).
+        """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
                 {"params": list(self.head.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay}]
@@ -188,6 +217,10 @@ def seed_on_grid(seed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         seed: uint8 (H, W).
         size: (h, w) wanted.
 
+    Returns:
+        uint8 (h, w); no new value arises.
+
+    Source: AMN's program, train_amn and make_amn_cam.
     Explained in notebook 40, section "Refined seeds".
 
     >>> seed_on_grid(np.arange(8, dtype=np.uint8)[None], (1, 2))
@@ -246,6 +279,7 @@ def localization_maps(net: ActivationManipulationNet, images: Sequence[Image.Ima
     Returns:
         for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1].
 
+    Source: AMN's program, make_amn_cam.
     Explained in notebook 40, section "From logits to maps".
     """
     device = net.head.label_encoder.weight.device
@@ -279,114 +313,3 @@ def _with_dropout(head: ConditionedHead, features: Tensor, image_labels: Tensor,
         logits = head(features, image_labels).float()
         head.dropout.eval()
     return logits
-
-
-# ---- the stages of notebook 40
-
-class ConditionedSamples(AffinitySamples):
-    """Images, refined seeds and image-level labels: joint random scale, mirror and crop.
-
-    Yields image float32 (3, crop, crop), 0 outside it; label int64 (h, h) on the grid of the logits, 255 outside the image;
-    the WHOLE image's label float32 (K,), even where the crop has lost a class.
-    """
-
-    def __init__(self, *arguments, stride: int, **named):
-        super().__init__(*arguments, **named)
-        self.grid = -(-self.crop // stride)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        array, label = self.augmented(key)
-        label = seed_on_grid(np.ascontiguousarray(label), (self.grid, self.grid))
-        image_label = torch.from_numpy(self.data.labels[key[1]].astype(np.float32))
-        return transforms.to_tensor(array), transforms.to_tensor(label), image_label
-
-
-def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> int:
-    """Write `ID.png`, the refined seed of every image: CAM, two thresholds, dense CRF; returns how many were made now.
-
-    Explained in notebook 40, section "Refined seeds".
-    """
-    work = partial(_refined_seed, data=data, maps_folder=maps_folder, config=config, folder=folder)
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "refined seeds", config.num_workers)
-
-
-def _refined_seed(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> None:
-    classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-    write_mask(folder / f"{image_id}.png",
-               irn_labels(np.array(data.image(image_id)), upsample_scores(scores, size), classes,
-                          config.amn_foreground_threshold, config.amn_background_threshold, config.seed_crf_iterations))
-
-
-def _check_seeds(data: SegmentationDataset, folder: Path) -> None:
-    missing = [path for image_id in data.ids if not (path := folder / f"{image_id}.png").is_file()]
-    if missing:
-        raise DataError(f"{missing[0]}: the refined seed is missing, and {len(missing) - 1} others of split {data.split!r}; "
-                        "run make_refined_seeds on this split first")
-
-
-def build_amn(config: Config, num_classes: int, classifier_weights: Path | str,
-              weights: Path | str = "") -> ActivationManipulationNet:
-    """Build AMN on the ImageNet backbone (published) or on the classifier's, or from its own weights."""
-    from_classifier = config.amn_init == "classifier" and not weights
-    backbone = build_backbone(config.backbone, config.output_stride,
-                              "none" if weights or from_classifier else config.backbone_weights)
-    if from_classifier:
-        state = read_tensors(project_path(classifier_weights))
-        state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        load_weights(backbone, state, str(classifier_weights))
-    net = ActivationManipulationNet(backbone, num_classes, config.amn_atrous_rates)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
-
-
-def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path, config: Config, folder: Path,
-              loss: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None) -> int:
-    """Train AMN on refined seeds with Adam at constant rates; returns the number of images seen.
-
-    Args:
-        net: from `build_amn`.
-        data: the training images.
-        seed_folder: of `ID.png`, the refined seeds.
-        config: amn_*, weight_decay, and what AMN shares: cam_batch_size, irn_scale_min, irn_scale_max, irn_crop.
-        folder: of the stage.
-        loss: (logits, labels) to named losses; None: `balanced_loss` with `amn_smoothing`.
-
-    Raises:
-        DataError: a refined seed is missing.
-    """
-    _check_seeds(data, seed_folder)
-    loss = loss or partial(balanced_loss, smoothing=config.amn_smoothing)
-    mean, std = normalization_of(config.backbone)
-    samples = ConditionedSamples(data, seed_folder, config.seed, (config.irn_scale_min, config.irn_scale_max), config.irn_crop,
-                                 mean, std, stride=net.backbone.strides[-1])
-
-    def loss_of(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        images, labels, image_labels = batch
-        return loss(model(images, image_labels), labels)
-
-    steps = config.amn_epochs * steps_per_epoch(len(data), config.cam_batch_size)
-    groups = net.parameter_groups(config.amn_learning_rate, config.amn_head_learning_rate, config.weight_decay)
-    training.train(net, loss_of, samples, groups, None, steps, config.cam_batch_size, config, folder,
-                   schedule=lambda step, total: 1.0, name="AMN")
-    return steps * config.cam_batch_size
-
-
-def amn_localization(net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path,
-                     config: Config) -> Callable[..., list[tuple[np.ndarray, np.ndarray]]]:
-    """Return the function that makes AMN's maps, for `stages.make_maps`.
-
-    Raises:
-        DataError: a refined seed is missing.
-    """
-    _check_seeds(data, seed_folder)
-    mean, std = normalization_of(config.backbone)
-    net.eval().to(memory_format=torch.channels_last)
-
-    def localize(ids: Sequence[str], images: Sequence[Image.Image], labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        seeds = [read_mask(seed_folder / f"{image_id}.png", data.num_classes, image.size)
-                 for image_id, image in zip(ids, images, strict=True)]
-        keys = [f"{config.seed}/{image_id}" for image_id in ids] if config.amn_dropout_in_maps else ()
-        return localization_maps(net, images, labels, seeds, config.cam_scales, mean, std, keys)
-
-    return localize
