@@ -259,6 +259,43 @@ PUBLISHED = {
 }
 
 
+# The same for what a method sets otherwise.
+PUBLISHED_OF_AMN = {
+    "amn_init": ("backbone", "AMN program: ImageNet weights, not the classifier's"),
+    "amn_foreground_threshold": (0.30, "AMN program, generate_pseudo_mask: first stage"),
+    "amn_background_threshold": (0.05, "AMN program, generate_pseudo_mask: first stage"),
+    "amn_epochs": (5, "AMN program, run_sample"),
+    "amn_learning_rate": (5e-6, "AMN program, train_amn: Adam, backbone"),
+    "amn_head_learning_rate": (1e-4, "AMN program, train_amn: Adam, label encoder and ASPP"),
+    "amn_smoothing": (0.4, "AMN program, train_amn"),
+    "amn_atrous_rates": ((6, 12, 18, 24), "AMN program, resnet50_amn"),
+    "cam_batch_size": (16, "AMN program, run_sample"),
+    "irn_crop": (512, "AMN program, run_sample"),
+    "irn_scale_min": (0.5, "AMN program, train_amn"),
+    "irn_scale_max": (1.5, "AMN program, train_amn"),
+    "cam_scales": ((1.0, 0.5, 1.5, 2.0), "AMN program, make_amn_cam"),
+    "seed_threshold": (0.25, "AMN program, run_sample: cam_eval_thres"),
+    "seed_foreground_threshold": (0.45, "AMN program, generate_pseudo_mask: second stage"),
+    "seed_background_threshold": (0.15, "AMN program, generate_pseudo_mask: second stage"),
+    "walk_power": (1.3, "AMN program, make_sem_seg_labels"),
+    "walk_threshold": (0.25, "AMN program, run_sample: sem_seg_bg_thres"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_OF_AMN)
+def test_voc12_with_amn_holds_the_published_value(name):
+    value, source = PUBLISHED_OF_AMN[name]
+    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml") | read_preset(PROJECT_ROOT / "configs/methods/voc12.amn.yaml")
+    assert getattr(Config.from_values(values), name) == value, source
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT_ROOT / "configs" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_a_method_sets_is_valid_beside_its_preset(path):
+    preset, method = path.stem.split(".")
+    values = read_preset(PROJECT_ROOT / "configs" / f"{preset}.yaml") | read_preset(path)
+    assert Config.from_values(values | {"method": method}).method == method
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_voc12_holds_the_published_value(name):
     value, source = PUBLISHED[name]

@@ -116,6 +116,17 @@ class Config(BaseModel):
     rib_explode_ratio: Rate = 0.7  # ... how much covered stops the steps; published: 0.7 (VOC), 0.8 (COCO)
     rib_variant: Literal["code", "paper"] = "code"  # "paper": mean over the kept positions, the stop threshold is the margin m
     rib_first_twenty_only: bool = False  # True in the published COCO run: classes from index 20 on are pooled plainly
+    # 40: AMN. Batches are the classifier's and crops are IRN's, as in the official program.
+    amn_weights: Text = ""  # a network to use instead of training one
+    amn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
+    amn_foreground_threshold: Share = 0.20  # t_f of the refined seeds, on CAM's maps; published: 0.30
+    amn_background_threshold: Share = 0.06  # t_b; published: 0.05
+    amn_epochs: Positive = 3  # published: 5
+    amn_learning_rate: Rate = 3e-4  # Adam's, of the backbone; published: 5e-6
+    amn_head_learning_rate: Rate = 1e-3  # of label encoder and ASPP; published: 1e-4
+    amn_smoothing: Share = 0.4  # epsilon of the label smoothing
+    amn_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
+    amn_dropout_in_maps: bool = False  # the official program leaves dropout on
     # 70: seeds.
     seed_threshold: Share = 0.15
     seed_foreground_threshold: Share = 0.20  # t_f; published: 0.30
@@ -160,6 +171,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         ordered = (("cam_long_side_min", "cam_long_side_max"), ("irn_scale_min", "irn_scale_max"),
+                   ("amn_background_threshold", "amn_foreground_threshold"),
                    ("seed_background_threshold", "seed_foreground_threshold"))
         for low, high in ordered:
             if getattr(self, low) > getattr(self, high):

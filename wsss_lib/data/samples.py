@@ -87,7 +87,8 @@ class AffinitySamples(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def augmented(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return image float32 (crop, crop, 3), normalised, and label uint8 (crop, crop) of one sample."""
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image_id = self.data.ids[index]
@@ -99,7 +100,10 @@ class AffinitySamples(Dataset):
         if rng.random() < 0.5:
             array, label = array[:, ::-1], label[:, ::-1]
         box = transforms.crop_box(label.shape, self.crop, rng)
-        array, label = transforms.crop(array, box, self.crop, 0), transforms.crop(label, box, self.crop, IGNORE)
+        return transforms.crop(array, box, self.crop, 0), transforms.crop(label, box, self.crop, IGNORE)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        array, label = self.augmented(key)
         return transforms.to_tensor(array), transforms.to_tensor(transforms.quarter_label(label))
 
 
