@@ -125,7 +125,7 @@ class Config(BaseModel):
     walk_log2_steps: Count = 4  # 2^4 = 16 steps of the random walk; published: 8
     walk_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
     # 90: DeepLab-v2.
-    deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
+    deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
