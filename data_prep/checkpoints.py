@@ -157,7 +157,7 @@ def _compare(weights: dict[str, Any], layout: Layout) -> Comparison:
             if not official.endswith("num_batches_tracked"):  # torch before 1.0 did not count
                 result.missing.append(official)
         elif not _fits(tuple(result.found[official].shape), shape, result.letters):
-            expected = ", ".join(str(result.letters.get(str(side), side)) for side in shape)
+            expected = ", ".join(str(_side(side, result.letters) or side) for side in shape)
             result.wrong.append(f"{official} has shape {tuple(result.found[official].shape)} instead of ({expected})")
     return result
 
@@ -177,35 +177,44 @@ def _fits(shape: tuple[int, ...], expected: Shape, letters: dict[str, int]) -> b
     if len(shape) != len(expected):
         return False
     for side, wanted in zip(shape, expected, strict=True):
-        if wanted == "C+1":
-            wanted = 1 + letters.setdefault("C", side - 1)
-        elif wanted == "C*S":
-            wanted = letters.get("C", 1) * letters.setdefault("S", side // letters.get("C", 1))
-        elif isinstance(wanted, str):
-            wanted = letters.setdefault(wanted, side)
-        if side != wanted or side < 1:
+        if _side(wanted, letters) is None:
+            if wanted == "C*S":
+                letters["S"] = side // max(1, letters.setdefault("C", side))
+            else:
+                letters[wanted[0]] = side - 1 if wanted == "C+1" else side
+        if side != _side(wanted, letters) or side < 1:
             return False
     return True
 
 
+def _side(wanted: int | str, letters: dict[str, int]) -> int | None:
+    """Return the length that a side of the layout stands for; None while its letter has no value."""
+    if isinstance(wanted, int):
+        return wanted
+    if not set(wanted) & set("CSW") <= set(letters):
+        return None
+    return {"C+1": letters.get("C", 0) + 1, "C*S": letters.get("C", 0) * letters.get("S", 0)}.get(wanted, letters.get(wanted))
+
+
 def _ready(value: Tensor, key: str, source: str) -> Tensor:
     if key.endswith("num_batches_tracked"):
-        return value.to(torch.int64)
+        return value.to(torch.int64, copy=True)
     if not value.is_floating_point() or not torch.isfinite(value).all():
         raise DataError(f"{source}: {key} holds values that are no finite numbers; take the file of an earlier epoch")
-    return value.to(torch.float32)
+    return value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # a file's weights may share memory
 
 
 def _separate_codebook(layout: Layout, words: int, codebook: Tensor | None, source: str) -> dict[str, Tensor]:
     inside = any(new == "codebook" for _, new in layout.keys.values())
     if inside != (codebook is None):
-        raise DataError(f"{source}: the weights of {layout.network} " + ("hold their codebook: leave out --codebook" if inside else
-                        "lack the codebook: its authors keep it in a .npy file, give that with --codebook"))
+        raise DataError(f"{source}: the weights of {layout.network} " + (
+            "hold their codebook: leave out --codebook" if inside else
+            "lack the codebook: its authors keep it in a .npy file, give that with --codebook"))
     if inside:
         return {}
     if tuple(codebook.shape) != (words, 2048) or not codebook.is_floating_point():
-        raise DataError(f"{source}: the codebook has shape {tuple(codebook.shape)} instead of ({words}, 2048); give the one that "
-                        "was saved with these weights")
+        raise DataError(f"{source}: the codebook has shape {tuple(codebook.shape)} instead of ({words}, 2048); give the one "
+                        "that was saved with these weights")
     return {"codebook": codebook.float(), "bank_filled": torch.tensor(True)}
 
 
@@ -237,7 +246,8 @@ def convert_file(path: Path, name: str, output: Path, codebook: Path | None = No
         source = hashlib.file_digest(file, "sha256").hexdigest()
     write_tensors(output, tensors, {"format": name, "source_sha256": source})
     classes = f", {letters['C']} classes" if "C" in letters else ""
-    return (f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {sum(map(Tensor.numel, tensors.values())):,} numbers\n"
+    numbers = sum(map(Tensor.numel, tensors.values()))
+    return (f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {numbers:,} numbers\n"
             f"take it with {layout.usage.replace('FILE', str(output))}")
 
 
@@ -259,15 +269,16 @@ def export_file(path: Path, name: str, output: Path) -> str:
     record = path.parent / "begun.json"
     backbone = read_json(record)["parameters"].get("deeplab_backbone") if record.is_file() else None
     if name == "deeplab-v2" and backbone not in (None, "resnet101_caffe"):
-        raise DataError(f"{path}: was trained with deeplab_backbone {backbone}, but the official program computes in Caffe's form "
-                        "and would give other results; train with -p deeplab_backbone resnet101_caffe, or export as deeplab-v3plus "
-                        "what was trained as that")
+        raise DataError(f"{path}: was trained with deeplab_backbone {backbone}, but the official program computes in Caffe's "
+                        "form and would give other results; train with -p deeplab_backbone resnet101_caffe, or export as "
+                        "deeplab-v3plus what was trained as that")
     content = export(read_tensors(path), name, str(path))
     buffer = io.BytesIO()  # torch.save itself reports a full disk as no OSError
     torch.save(content, buffer)
     write_atomically(output, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
     names = content.get("model_state", content)
-    return f"{output}: {layouts()[name][0].network}, {len(names)} names of {len({id(value) for value in names.values()})} tensors"
+    different = len({id(value) for value in names.values()})
+    return f"{output}: {layouts()[name][0].network}, {len(names)} names of {different} tensors"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -46,7 +46,7 @@ def _trunk(name: str, official: str = "", ours: str = "backbone.") -> dict[str, 
 
 
 def _registered_twice(trunk: str, stages: tuple[tuple[str, ...], ...]) -> dict[str, str]:
-    """IRN's family lists its trunk again as `stageN` and as `backbone.N`; `stages` says what stands at which place of a stage."""
+    """IRN's family lists its trunk again as `stageN` and as `backbone.N`; `stages` says what stands at which place of them."""
     aliases = {}
     for number, parts in enumerate(stages):
         for part in parts:
@@ -165,14 +165,17 @@ def _deeplab_v2() -> Layout:
     for branch in range(4):
         keys |= {f"base.aspp.c{branch}.weight": (("C+1", 2048, 3, 3), f"aspp.c{branch}.weight"),
                  f"base.aspp.c{branch}.bias": (("C+1",), f"aspp.c{branch}.bias")}
-    return Layout("DeepLab-v2, ResNet-101 in Caffe's form", keys, "-p deeplab_backbone resnet101_caffe -p deeplab_weights FILE",
+    return Layout("DeepLab-v2, ResNet-101 in Caffe's form", keys,
+                  "-p deeplab_backbone resnet101_caffe -r deeplab_atrous_rates '[6, 12, 18, 24]' -p deeplab_weights FILE",
                   prefix="base.")
 
 
 def _deeplab_v3plus() -> Layout:
     keys = _trunk("resnet101", "backbone.") | _trunk("deeplab_v3plus_head", "", "")
     return Layout("DeepLab-v3+, ResNet-101", keys,
-                  "-p deeplab_version v3+ -p deeplab_backbone resnet101 -p deeplab_weights FILE")
+                  "-p deeplab_version v3plus -p deeplab_backbone resnet101 -p deeplab_decoder_width 256 "
+                  "-p deeplab_output_stride 16 -r deeplab_atrous_rates '[6, 12, 18]' -p deeplab_weights FILE "
+                  "(a network of stride 8 has '[12, 24, 36]')")
 
 
 @cache
@@ -187,8 +190,10 @@ def layouts() -> dict[str, tuple[Layout, ...]]:
         "irn-cam": (_irn_cam(),),
         "irn": (_irn(),),
         "rib": (_irn_cam(),),
-        "drs": (_drs("DRS's classifier with learnable suppression", True, "-p drs_backbone vgg16 -p drs_delta 0 -p drs_weights FILE"),
-                _drs("DRS's classifier with a fixed delta", False, "-p drs_backbone vgg16 -p drs_delta DELTA -p drs_weights FILE")),
+        "drs": (_drs("DRS's classifier with learnable suppression", True,
+                     "-p drs_backbone vgg16 -p drs_delta 0 -p drs_weights FILE"),
+                _drs("DRS's classifier with a fixed delta", False,
+                     "-p drs_backbone vgg16 -p drs_delta DELTA -p drs_weights FILE")),
         "drs-refine": (_drs("DRS's refinement network", False, "-p drs_backbone vgg16 -p drs_refine_weights FILE"),),
         "amn": (_amn(),),
         "vwe": (_vwe("resnet50", True, "VWE, ResNet-50", "vwe"), _vwe("resnet101", True, "VWL-L, ResNet-101", "vwl_l"),

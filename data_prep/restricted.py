@@ -148,8 +148,8 @@ def read_npy(path: Path | str, tensors: bool = False) -> Any:
                 raise _Refused("something follows the pickle")
             return content
     except Exception as error:  # damaged bytes can make the unpickler raise nearly every type
-        reason = str(error).splitlines()[0] if isinstance(error, (_Refused, ValueError)) and str(error) else type(error).__name__
-        raise DataError(f"{path}: not a .npy file that can be read safely ({reason}); fetch it again from its authors") from None
+        said = str(error).splitlines()[0] if isinstance(error, (_Refused, ValueError)) and str(error) else type(error).__name__
+        raise DataError(f"{path}: not a .npy file that can be read safely ({said}); fetch it again from its authors") from None
 
 
 def _plain(content: Any) -> Any:
@@ -197,9 +197,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # damaged bytes can make torch raise nearly every type
         wanted = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
-        reason = (f"it asks for {wanted[1]}, which weights do not need" if wanted else
-                  str(error) if isinstance(error, _Refused) else "it is damaged or of another kind")
-        raise DataError(f"{path}: not a .pth file that can be read safely ({reason}); fetch it again from its authors") from None
+        said = (f"it asks for {wanted[1]}, which weights do not need" if wanted else
+                str(error) if isinstance(error, _Refused) else "it is damaged or of another kind")
+        raise DataError(f"{path}: not a .pth file that can be read safely ({said}); fetch it again from its authors") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__} instead of named weights; give a file of a state_dict")
     return content
