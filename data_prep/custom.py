@@ -63,6 +63,19 @@ def image_id(path: Path) -> str:
     return re.sub(r"\s+", "_", path.stem.strip())
 
 
+def dataset_name(folder: Path) -> str:
+    """Return a name for the data set of a folder: the folder's, with everything but letters, digits, dots and dashes replaced.
+
+    Args:
+        folder: of the photographs.
+
+    Example:
+        >>> dataset_name(Path("/home/me/Fotos (Sommer)"))
+        'Fotos_Sommer'
+    """
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", folder.name).strip("_.-") or "mine"
+
+
 def from_folder(source: Path) -> dict[str, Photograph]:
     """Find the photographs that lie directly in a folder; other files are left alone.
 
@@ -204,7 +217,7 @@ def make_dataset(photographs: dict[str, Photograph], classes: Sequence[str], roo
             raise DataError(f"{root}: no photograph has the class {unused[0]!r}; take the class out or add photographs of it")
         write_labels(unfinished / "labels.csv", table, classes)
         (unfinished / "dataset.json").write_text(
-            json.dumps({"name": name or root.name, "classes": list(classes), "ignore_index": IGNORE}, indent=1) + "\n")
+            json.dumps({"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}, indent=1) + "\n")
         lists = _split(list(table), val_share)
         (unfinished / "ImageSets" / "Segmentation").mkdir(parents=True)
         for split, ids in lists.items():
@@ -306,11 +319,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         photographs, classes = _photographs_of(options)
-        counts = make_dataset(photographs, classes, options.root, options.name, options.masks, options.val_share, options.longest)
+        counts = make_dataset(photographs, classes, options.root, options.name, options.masks, options.val_share,
+                              options.longest)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{options.root}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
-    print(f"go on with -p dataset {options.root.name} -p data_root {options.root}")
+    print(f"go on with -p dataset {dataset_name(options.root)} -p data_root {options.root}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
 from PIL import Image
 
 from data_prep import custom
 from data_prep.sample_photographs import SAMPLES, installed_photographs
-from wsss_lib.data.dataset import DataError, load_dataset
+from data_prep.voc_xml import read_voc_classes
+from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.data.dataset import VOC_CLASSES, DataError, load_dataset, read_mask
+
+REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 
 CONTENT = {"beach": ("dog", "person"), "garden": ("cat",), "path": ("dog",), "wall": ("cat", "dog", "person"),
            "sea": ("person",)}
@@ -271,6 +276,31 @@ def test_without_any_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr("data_prep.sample_photographs.find_spec", lambda package: None)
     with pytest.raises(FileNotFoundError, match="set own_photographs"):
         installed_photographs()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")
+def test_notebook_99_makes_masks_of_twenty_photographs(tmp_path):
+    """A reader's folder: cats, dogs and trains of VOC in class folders, larger than the notebook wants them."""
+    pytest.importorskip("timm")
+    wanted = {"cat": 7, "dog": 7, "train": 6}
+    for xml in sorted((REAL_DATA / "Annotations").glob("*.xml")):
+        present = [word for word in read_voc_classes(xml, VOC_CLASSES) if word in wanted]
+        if len(present) == 1 and wanted[present[0]]:
+            wanted[present[0]] -= 1
+            folder = tmp_path / "photographs" / present[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REAL_DATA / "JPEGImages" / f"{xml.stem}.jpg", folder / f"{xml.stem}.jpg")
+    parameters = {"own_photographs": str(tmp_path / "photographs"), "own_longest": 128, "data_root": str(tmp_path / "data"),
+                  "runs_root": str(tmp_path / "runs"), "cam_epochs": 2, "cam_crop": 96, "cam_long_side_min": 96,
+                  "cam_long_side_max": 128}
+    papermill.execute_notebook(PROJECT_ROOT / "notebooks/99_bring_your_own_images.ipynb", tmp_path / "out.ipynb", parameters,
+                               cwd=PROJECT_ROOT, kernel_name="python3", progress_bar=False)
+    data = load_dataset(tmp_path / "data", "train")
+    assert len(data) == 20 and data.classes == ("cat", "dog", "train")
+    for image_id in data.ids:
+        mask = read_mask(tmp_path / f"runs/photographs/cam/seed0/seeds/seed_masks/{image_id}.png", 3, data.image(image_id).size)
+        assert set(np.unique(mask)) <= {0, *(1 + np.flatnonzero(data.label(image_id)))}
 
 
 def test_a_full_disk_leaves_nothing(photographs, tmp_path, monkeypatch):

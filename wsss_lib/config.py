@@ -139,6 +139,10 @@ class Config(BaseModel):
     deeplab_crop: Positive = 96
     deeplab_scales: Numbers = (1.0, 1.25, 1.5)
     deeplab_test_scales: Numbers = (0.5, 0.75)  # beside 1.0, in training and in testing
+    # 99: a reader's own photographs.
+    own_photographs: Text = ""  # folder of photographs, or of one folder for each class; empty: those of installed packages
+    own_labels: Text = ""  # table of their classes; empty: they lie in class folders
+    own_longest: Count = 320  # larger photographs are made smaller until their longer side has so many pixels; 0: none is
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -224,7 +228,7 @@ class Config(BaseModel):
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
                        "method", "pixel_labels_chose"}
         stage_prefixes = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
-                          "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
+                          "seed_", "affinitynet_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
 
