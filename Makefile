@@ -48,5 +48,5 @@ lock: setup  ## solve the dependencies of pyproject.toml anew into requirements.
 		--generate-hashes --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
 
 clean:  ## remove the results of make demo, generated data and caches; not the environment, not other runs
-	rm -rf runs/toy data/toy .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf runs/toy data/toy runs/samples data/samples .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -153,7 +153,7 @@ class Config(BaseModel):
     walk_log2_steps: Count = 4  # 2^4 = 16 steps of the random walk; published: 8
     walk_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
     # 90: DeepLab-v2.
-    deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
+    deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
@@ -167,6 +167,10 @@ class Config(BaseModel):
     deeplab_crop: Positive = 96
     deeplab_scales: Numbers = (1.0, 1.25, 1.5)
     deeplab_test_scales: Numbers = (0.5, 0.75)  # beside 1.0, in training and in testing
+    # 99: a reader's own photographs.
+    own_photographs: Text = ""  # folder of photographs, or of one folder for each class; empty: those of installed packages
+    own_labels: Text = ""  # table of their classes; empty: they lie in class folders
+    own_longest: Count = 320  # larger photographs are made smaller until their longer side has so many pixels; 0: none is
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -254,6 +258,8 @@ class Config(BaseModel):
                        "method", "pixel_labels_chose"}
         stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
                           "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
+        stage_prefixes = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
+                          "seed_", "affinitynet_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
 

