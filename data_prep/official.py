@@ -1,4 +1,4 @@
-"""What the official data sets consist of: archives with sizes and checksums, lists, label tables; and how to say what differs.
+"""What the official data sets consist of: archives with sizes and checksums, lists, label tables.
 
 Sizes and SHA-256 values of the archives are those that their publishers' files have been downloaded with for years (the data
 set classes of torchvision and TensorFlow state the same). Counts and hashes of lists and labels were counted from the lists
@@ -6,10 +6,8 @@ of the official programs (IRN, RIB, AMN, DRS, L2G).
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -46,24 +44,6 @@ class ListFacts:
     images: int
     sha256: str
     labels: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a data set needs.
-
-    Attributes:
-        state: whether it is there as it should be.
-        what: its name.
-        detail: numbers, or what to do about it.
-    """
-
-    state: Literal["have", "missing", "wrong"]
-    what: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.state:8s} {self.what:24s} {self.detail}"
 
 
 VOC_PAGE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
@@ -127,69 +107,3 @@ def matrix_sha256(labels: dict[str, np.ndarray], ids: Iterable[str]) -> str:
         ids: of the list.
     """
     return hashlib.sha256(b"".join(labels[image_id].tobytes() for image_id in sorted(ids))).hexdigest()
-
-
-def compare_list(split: str, ids: Sequence[str], official: dict[str, ListFacts], page: str) -> Finding:
-    """Say whether a list is the official one.
-
-    Args:
-        split: its name.
-        ids: its image ids.
-        official: list name to what is known; a list that is not named there is not compared.
-        page: where the official data are, for the remedy.
-
-    Returns:
-        "have", or "wrong" with both counts.
-    """
-    facts = official.get(split)
-    if facts is None:
-        return Finding("have", f"list {split}", f"{len(ids)} images, not compared with an official list")
-    if list_sha256(ids) == facts.sha256:
-        return Finding("have", f"list {split}", f"{len(ids)} images, the official list")
-    return Finding("wrong", f"list {split}", f"{len(ids)} images with other ids than the {facts.images} of the official list; "
-                                             f"for a part of the data use --partial, else see {page}")
-
-
-def compare_labels(split: str, labels: dict[str, np.ndarray], ids: Sequence[str], way: str,
-                   official: dict[str, ListFacts]) -> Finding:
-    """Say whether the labels of a list are the official ones.
-
-    Args:
-        split: name of the list.
-        labels: image id to uint8 (C,), 0 or 1.
-        ids: image ids of the list.
-        way: how the labels were made, "xml" or "masks".
-        official: list name to what is known.
-
-    Returns:
-        "have" or "wrong".
-    """
-    what, number = f"labels of {split}", sum(int(labels[image_id].sum()) for image_id in ids)
-    known = official[split].labels.get(way) if split in official and len(ids) == official[split].images else None
-    if known is None:
-        return Finding("have", what, f"{number} from {way}, not compared with an official table")
-    if matrix_sha256(labels, ids) == known:
-        return Finding("have", what, f"{number} from {way}, the official ones")
-    return Finding("wrong", what, f"{number} from {way}, which differ from the official ones although the list is the same; "
-                                  f"an annotation or mask was changed: unpack the archives anew")
-
-
-def check_folder(folder: Path, suffix: str, ids: Iterable[str], remedy: str) -> Finding:
-    """Say whether a folder holds a file for every image id.
-
-    Args:
-        folder: e.g. `JPEGImages`.
-        suffix: of the files, e.g. ".jpg".
-        ids: that are needed.
-        remedy: what to do when some are missing.
-
-    Returns:
-        "have" or "missing", with counts and the first missing file.
-    """
-    wanted = sorted(ids)
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    missing = [image_id for image_id in wanted if f"{image_id}{suffix}" not in present]
-    if missing or not wanted:
-        first = f", the first is {missing[0]}{suffix}" if missing else ""
-        return Finding("missing", folder.name, f"{len(missing)} of {len(wanted)} files{first}; {remedy}")
-    return Finding("have", folder.name, f"{len(wanted)} files")

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 def map_images(work: Callable[[Item], Result], items: Sequence[Item], name: str, progress: bool = True,
                workers: int | None = None) -> Iterator[Result]:
-    """Yield `work(item)` for every item, in order.
+    """Return an iterator over `work(item)` of every item, in order.
 
     Args:
         work: importable, as worker processes load it by its name; a `functools.partial` of such a function is.
@@ -23,9 +23,6 @@ def map_images(work: Callable[[Item], Result], items: Sequence[Item], name: str,
         name: for the progress bar.
         progress: show a progress bar where there is a terminal.
         workers: processes; None: up to four for a large set, this process alone for a small one.
-
-    Yields:
-        the results.
 
     Raises:
         OSError: a worker process was killed; errors of `work` pass through.
