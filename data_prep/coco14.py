@@ -24,7 +24,7 @@ from data_prep.coco_categories import COCO_CLASSES
 from data_prep.coco_json import Instances, image_id, read_annotations, read_instances
 from data_prep.coco_masks import mask_of_annotations
 from data_prep.download import obtain
-from data_prep.findings import Finding, report, survey
+from data_prep.findings import Finding, report, survey, survey_archives
 from data_prep.official import COCO14_LISTS, COCO14_SOURCES, COCO_PAGE, ListFacts, Source
 from data_prep.unpack import unpack
 from data_prep.voc_labels import write_labels
@@ -35,7 +35,10 @@ from wsss_lib.data.dataset import IGNORE, DataError, image_size
 MASK_FOLDERS = {"paint": "SegmentationClass", "ignore": "SegmentationClassCrowd255"}
 IMAGE_FOLDERS = ("JPEGImages", "train2014", "val2014", "images", "train2017", "val2017", "JPEGImages/train2014",
                  "JPEGImages/val2014", "images/train2014", "images/val2014")
-REMEDY = "run python -m data_prep.coco14 on this folder"
+ANNOTATIONS_REMEDY = f"is made from {COCO14_SOURCES['annotations'].name}, {COCO_PAGE}"
+REMEDIES = {"JPEGImages": f"comes from train2014.zip and val2014.zip, {COCO_PAGE}",
+            "": "run python -m data_prep.coco14 on this folder"}
+REMEDIES |= dict.fromkeys((*COCO14_LISTS, *MASK_FOLDERS.values()), ANNOTATIONS_REMEDY)
 
 
 class Task(NamedTuple):
@@ -136,7 +139,7 @@ def survey_coco14(root: Path, lists: dict[str, ListFacts] = COCO14_LISTS, crowd:
         splits: "train" and "val", or one of them.
     """
     names = [name for split in splits for name in (split, f"{split}_annotated")]
-    return survey(root, dict.fromkeys(names, MASK_FOLDERS[crowd]), COCO_CLASSES, lists, COCO_PAGE, "instances", REMEDY)
+    return survey(root, dict.fromkeys(names, MASK_FOLDERS[crowd]), COCO_CLASSES, lists, COCO_PAGE, "instances", REMEDIES)
 
 
 def _sha256(path: Path) -> str:
@@ -253,16 +256,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--status", action="store_true", help="only say what is there, missing or wrong")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: up to 4)")
     options = parser.parse_args(arguments)
+    splits = [split for split in ("train", "val") if getattr(options, split)] or ["train", "val"]
+    problem = ""
     try:
-        if options.status:
-            found = survey_coco14(options.root, {} if options.partial else COCO14_LISTS, options.crowd)
-        else:
-            found = prepare_coco14(options.root, options.train, options.val, options.images, options.archives, options.crowd,
-                                   not options.no_download, options.partial, workers=options.workers)
+        if not options.status:
+            counts = prepare_coco14(options.root, options.train, options.val, options.images, options.archives, options.crowd,
+                                    not options.no_download, options.partial, workers=options.workers)
+            report(found for found in counts if found.what.startswith("images"))
     except (OSError, ValueError, ModuleNotFoundError) as error:
-        parser.exit(1, f"{error}\n")
-    if not report(found):
-        parser.exit(1)
+        problem = f"{error}\n"
+    whole = report(survey_coco14(options.root, {} if options.partial else COCO14_LISTS, options.crowd, splits))
+    if not whole and not options.partial:
+        report(survey_archives(COCO14_SOURCES.values(), [options.archives or options.root / "archives", options.root]))
+    if problem or not whole:
+        parser.exit(1, problem)
 
 
 if __name__ == "__main__":

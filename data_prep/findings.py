@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.official import ListFacts, list_sha256, matrix_sha256
+from data_prep.official import ListFacts, Source, list_sha256, matrix_sha256
 from wsss_lib.data.dataset import DataError, read_labels, read_split
 
 
@@ -90,13 +90,13 @@ def check_folder(folder: Path, suffix: str, ids: Iterable[str], remedy: str) -> 
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = [image_id for image_id in wanted if f"{image_id}{suffix}" not in present]
     if missing or not wanted:
-        first = f", the first is {missing[0]}{suffix}" if missing else ""
-        return Finding("missing", folder.name, f"{len(missing)} of {len(wanted)} files{first}; {remedy}")
+        counts = f"{len(missing)} of {len(wanted)} files, the first is {missing[0]}{suffix}; " if missing else ""
+        return Finding("missing", folder.name, counts + remedy)
     return Finding("have", folder.name, f"{len(wanted)} files")
 
 
 def survey(root: Path, mask_folders: dict[str, str], classes: tuple[str, ...], official: dict[str, ListFacts], page: str,
-           way: str, remedy: str) -> list[Finding]:
+           way: str, remedies: dict[str, str]) -> list[Finding]:
     """Look through a prepared data set without decoding an image.
 
     Args:
@@ -106,7 +106,7 @@ def survey(root: Path, mask_folders: dict[str, str], classes: tuple[str, ...], o
         official: list name to what is known.
         page: where the official data are.
         way: how the labels were made, "xml" or "masks".
-        remedy: what to do when something is missing.
+        remedies: name of a list or folder to what to do when it is missing; "" for all others.
 
     Returns:
         a finding for each list, each folder and the labels of each list.
@@ -114,7 +114,7 @@ def survey(root: Path, mask_folders: dict[str, str], classes: tuple[str, ...], o
     found, ids = [], {}
     for split in mask_folders:
         if not (root / "ImageSets" / "Segmentation" / f"{split}.txt").is_file():
-            found.append(Finding("missing", f"list {split}", remedy))
+            found.append(Finding("missing", f"list {split}", remedies.get(split, remedies[""])))
             continue
         try:
             ids[split] = read_split(root, split)
@@ -123,18 +123,38 @@ def survey(root: Path, mask_folders: dict[str, str], classes: tuple[str, ...], o
             found.append(Finding("wrong", f"list {split}", str(error)))
     folders = {"JPEGImages": (".jpg", list(ids))}
     folders |= {folder: (".png", [split for split in ids if mask_folders[split] == folder]) for folder in mask_folders.values()}
-    found += [check_folder(root / folder, suffix, {image_id for split in splits for image_id in ids[split]}, remedy)
-              for folder, (suffix, splits) in folders.items()]
+    found += [check_folder(root / folder, suffix, {image_id for split in splits for image_id in ids[split]},
+                           remedies.get(folder, remedies[""])) for folder, (suffix, splits) in folders.items()]
     if not (root / "labels.csv").is_file():
-        return [*found, Finding("missing", "labels.csv", remedy)]
+        return [*found, Finding("missing", "labels.csv", remedies[""])]
     try:
         labels = read_labels(root / "labels.csv", classes)
     except DataError as error:
         return [*found, Finding("wrong", "labels.csv", str(error))]
     for split, members in ids.items():
         without = [image_id for image_id in members if image_id not in labels]
-        found.append(Finding("missing", f"labels of {split}", f"{len(without)} rows, the first is {without[0]}; {remedy}")
+        found.append(Finding("missing", f"labels of {split}", f"{len(without)} rows, the first is {without[0]}; {remedies['']}")
                      if without else compare_labels(split, labels, members, way, official))
+    return found
+
+
+def survey_archives(sources: Iterable[Source], folders: Sequence[Path]) -> list[Finding]:
+    """Return which official archives are there, by name and size only.
+
+    Args:
+        sources: the archives.
+        folders: where they may lie.
+    """
+    found = []
+    for source in sources:
+        path = next((folder / source.name for folder in folders if (folder / source.name).is_file()), None)
+        if path is None:
+            found.append(Finding("missing", source.name, f"{source.size / 1e9:.2f} GB from {source.page}, to {folders[0]}"))
+        elif path.stat().st_size != source.size:
+            found.append(Finding("wrong", source.name, f"{path.stat().st_size} bytes instead of {source.size}; delete {path}, "
+                                                       f"fetch it from {source.page}"))
+        else:
+            found.append(Finding("have", source.name, str(path)))
     return found
 
 
