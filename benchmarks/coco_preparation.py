@@ -20,6 +20,7 @@ import psutil
 from data_prep.toy_coco import make_toy_coco
 
 GOAL_SPEED, GOAL_MEMORY = 100, 2000  # images a second on two cores; MB, of all processes together
+NAME = "COCO_train2014_{:012d}.jpg"
 INDEX = "import sys; from pathlib import Path; from data_prep.coco_json import read_instances; " \
         "index = read_instances(Path(sys.argv[1])); index.places(), index.labels()"
 
@@ -30,23 +31,21 @@ def repeat(source: Path, target: Path, times: int, images: bool = True) -> Path:
     step = max(entry["id"] for entry in content["images"])
     target.mkdir(parents=True)
     path = target / "instances.json"
+    images_of = [(json.dumps(entry | {"id": "@", "file_name": "@"}).split('"@"'), entry["id"]) for entry in content["images"]]
+    parts = [(json.dumps(entry | {"image_id": "@"}).split('"@"'), entry["image_id"]) for entry in content["annotations"]]
     with open(path, "w") as file:  # piece by piece, as the whole would fill the memory
-        for name in ("images", "annotations"):
-            file.write(("{" if name == "images" else ", ") + f'"{name}": [')
-            for k in range(times):
-                key = "id" if name == "images" else "image_id"
-                file.write(", " * bool(k) + ", ".join(json.dumps(_renamed(entry, key, k * step)) for entry in content[name]))
-            file.write("]")
-        file.write(f', "categories": {json.dumps(content["categories"])}}}')
+        file.write('{"images": [')
+        for k in range(times):
+            file.write(", " * bool(k) + ", ".join(f'{a}{n + k * step}{b}"{NAME.format(n + k * step)}"{c}'
+                                                  for (a, b, c), n in images_of))
+        file.write('], "annotations": [')
+        for k in range(times):
+            file.write(", " * bool(k) + ", ".join(f"{a}{n + k * step}{b}" for (a, b), n in parts))
+        file.write(f'], "categories": {json.dumps(content["categories"])}}}')
     for k in range(times) if images else ():
         for entry in content["images"]:
-            os.link(source / "train2014" / entry["file_name"], target / _renamed(entry, "id", k * step)["file_name"])
+            os.link(source / "train2014" / entry["file_name"], target / NAME.format(entry["id"] + k * step))
     return path
-
-
-def _renamed(entry: dict, key: str, offset: int) -> dict:
-    number = entry[key] + offset
-    return entry | {key: number} | ({"file_name": f"COCO_train2014_{number:012d}.jpg"} if "file_name" in entry else {})
 
 
 def run(*command: str) -> dict[str, float]:
