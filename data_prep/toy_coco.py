@@ -4,8 +4,8 @@
     python -m data_prep.coco14 data/toy-coco --train data/toy-coco/annotations/instances_train2014.json \\
         --val data/toy-coco/annotations/instances_val2014.json --partial
 
-Each picture is a mosaic of six scenes of the generated data set. Its six creatures become 80 categories by their colours:
-creature k in the hue v is category 6 v + k, counted from 0.
+Each picture is a mosaic of one to nine scenes of the generated data set, with seven objects in the mean as in COCO. The six
+creatures become 80 categories by their colours: creature k in the hue v is category 6 v + k, counted from 0.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from wsss_lib.data.dataset import DataError
 
 TILE = 48  # side of a scene in pixels; the smallest that can be drawn
 HUES = 13  # 6 creatures of 13 hues are 78 categories; the first two creatures have a hue more
+LAYOUTS = ((1, 1), (3, 2), (2, 1), (2, 3), (3, 3))  # columns and rows of the mosaic, in turn
 GREY, UNLABELLED, TINY, CROWD = 0, 7, 13, 3  # which of every 20 images are special
 
 
@@ -118,12 +119,12 @@ def _turn_hue(picture: np.ndarray, turn: float) -> np.ndarray:
 def _make_image(root: Path, seed: int, width: int, pattern: str, number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write one image; return its entry and its annotations."""
     kind = number % 20
-    columns, rows = (3, 2) if number % 3 else (2, 3)
+    columns, rows = LAYOUTS[number % len(LAYOUTS)]
     image, objects = draw_mosaic(seed, number, columns, rows)
     if kind == UNLABELLED:
         noise = np.random.default_rng([seed, number]).integers(60, 180, (6, 6, 3), np.uint8)
         image, objects = np.asarray(Image.fromarray(noise).resize(image.shape[1::-1], Image.Resampling.BICUBIC)), []
-    scale = 40 / image.shape[1] if kind == TINY else width / (3 * TILE)
+    scale = (40 if kind == TINY else width) / max(image.shape[:2])
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))  # (W, H)
     picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
     picture = picture.convert("L") if kind == GREY else picture
