@@ -20,6 +20,7 @@ from PIL import Image
 from torchvision.models.resnet import Bottleneck
 
 from tests import golden_data
+from tests import golden_amn
 from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
@@ -529,6 +530,13 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
 }
 ADAPTERS |= golden_data.ADAPTERS
 TOLERANCE |= golden_data.TOLERANCE
+ADAPTERS |= golden_amn.ADAPTERS
+TOLERANCE |= golden_amn.TOLERANCE
+
+from tests import golden_rib  # noqa: E402  it uses the functions above
+
+ADAPTERS |= golden_rib.ADAPTERS
+TOLERANCE |= golden_rib.TOLERANCE
 
 
 def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -> str:
