@@ -25,7 +25,7 @@ from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, Segmen
 from wsss_lib.inference import batches_of_like_size, for_each_image
 from wsss_lib.methods import cam
 from wsss_lib.metrics import Evaluation, ThresholdSweep, part_recall
-from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
+from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     DeepLabV2,
     balanced_cross_entropy,
@@ -215,13 +215,6 @@ def build_irn(config: Config, classifier_weights: Path, weights: Path | str = ""
     if weights:
         load_weights(net, read_tensors(project_path(weights)), str(weights))
     return net
-
-
-def load_backbone_of_classifier(backbone: nn.Module, weights: Path) -> None:
-    """Copy the backbone out of a classifier's weights."""
-    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
-             if key.startswith("backbone.")}
-    load_weights(backbone, state, str(weights))
 
 
 def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: Config, folder: Path) -> int:

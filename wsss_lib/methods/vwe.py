@@ -21,7 +21,7 @@ from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.methods import cam
-from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
+from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 from wsss_lib.refine.crf import crf_from_probabilities
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
@@ -282,9 +282,12 @@ def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor
 
 # ---- what the notebook runs
 
-def build_vwe(config: Config, num_classes: int, weights: Path | str = "") -> VisualWordNet:
-    """Build the network, from its own weights (a safetensors file) or from the backbone's."""
-    backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
+def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> VisualWordNet:
+    """Build the network on the ImageNet backbone (published) or on the classifier's, or from its own weights (safetensors)."""
+    backbone = build_backbone(config.backbone, config.output_stride,
+                              "none" if weights or config.vwe_init == "classifier" else config.backbone_weights)
+    if config.vwe_init == "classifier" and not weights:
+        load_backbone_of_classifier(backbone, classifier_weights)
     net = VisualWordNet(backbone, num_classes, config.vwe_words, config.vwe_variant, config.vwe_temperature, config.vwe_gamma,
                         frozen_batch_norm=config.frozen_batch_norm, frozen_stages=config.frozen_stages)
     if weights:
