@@ -165,8 +165,19 @@ class Config(BaseModel):
     def from_values(cls, values: dict[str, Any]) -> "Config":
         """Build a configuration from names and values.
 
+        Args:
+            values: field name to value, as YAML or papermill give them ("1e-4" and "(1.0, 0.5)" are understood).
+
+        Returns:
+            the configuration; fields that are not named have their defaults.
+
         Raises:
             ValueError: an unknown name (the nearest known one is suggested) or a value that does not fit; one sentence each.
+
+        Explained in notebook 00, section "Parameters".
+
+        >>> Config.from_values({"seed": 3, "cam_scales": "(1.0, 0.5)"}).cam_scales
+        (1.0, 0.5)
         """
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
@@ -190,8 +201,13 @@ class Config(BaseModel):
             namespace: the notebook's `globals()`. Names count when a cell before the one that calls this function assigned
                 them, so that values computed later never reach a configuration when the set-up cell is run again.
 
+        Returns:
+            the configuration.
+
         Raises:
             ValueError: as `from_values`.
+
+        Explained in notebook 00, section "Parameters".
         """
         names = []
         for source in namespace.get("In", [""])[1:]:
@@ -207,7 +223,14 @@ class Config(BaseModel):
         return cls.from_values({name: namespace[name] for name in names})
 
     def parameters_of(self, *prefixes: str) -> dict[str, Any]:
-        """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes."""
+        """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes.
+
+        Args:
+            prefixes: of the stage's own fields, e.g. "cam_".
+
+        Returns:
+            name to value, as JSON has it. Fields that change no result (folders, device, loader processes) are left out.
+        """
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
                        "method", "pixel_labels_chose"}
         stage_prefixes = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
@@ -219,8 +242,17 @@ class Config(BaseModel):
 def read_preset(path: Path | str) -> dict[str, Any]:
     """Read a preset file (one key, one parameter) and check it.
 
+    Args:
+        path: the YAML file.
+
+    Returns:
+        parameter name to value, as the file has it.
+
     Raises:
         ValueError: not a YAML mapping, or a value that does not fit.
+        FileNotFoundError: there is no such file.
+
+    Explained in notebook 00, section "Parameters".
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Call
         the number of images that were worked on.
 
     Raises:
-        whatever `work` raises; results that were written before are kept.
+        Exception: whatever `work` raises; results that were written before are kept.
     """
     missing = [image_id for image_id in ids if not output(image_id).is_file()]
     if num_workers == 0 or len(missing) < 2:
@@ -47,6 +47,14 @@ def _one_thread() -> None:
 
 def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int, int]], batch_size: int) -> list[list[str]]:
     """Group image ids into batches of images of equal size.
+
+    Args:
+        ids: image ids.
+        size_of: image id to (width, height) in pixels.
+        batch_size: the most images in one batch, at least 1.
+
+    Returns:
+        batches of ids, ordered by size, then by id.
 
     Example:
         >>> batches_of_like_size(["a", "b", "c"], {"a": (1, 2), "b": (2, 1), "c": (1, 2)}.get, 2)

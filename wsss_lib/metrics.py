@@ -172,7 +172,15 @@ class Evaluation:
         self._unknown = 0
 
     def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """Count one image; arguments and errors as in `confusion_matrix`."""
+        """Count one image.
+
+        Args:
+            truth: (H, W) integer labels; outside 0..K-1 is dropped.
+            prediction: (H, W) integer labels, 0..K-1 or 255.
+
+        Raises:
+            ValueError: as `confusion_matrix`.
+        """
         self.confusion += confusion_matrix(truth, prediction, self.num_classes)
         truth, prediction = np.asarray(truth), np.asarray(prediction)
         counted = (truth >= 0) & (truth < self.num_classes)
@@ -181,12 +189,12 @@ class Evaluation:
 
     @property
     def unknown_share(self) -> float:
-        """Share in [0, 1] of the counted pixels that the prediction left unknown (255), taken as background."""
+        """Return the share in [0, 1] of the counted pixels that the prediction left unknown (255), taken as background."""
         total = int(self.confusion.sum())
         return self._unknown / total if total else 0.0
 
     def scores(self, average: Average = "union") -> Scores:
-        """Scores of everything added so far; see `scores`."""
+        """Return the `Scores` of everything added so far; `average` as in the function `scores`."""
         return scores(self.confusion, average)
 
 
@@ -269,13 +277,13 @@ class ThresholdSweep:
         return confusions
 
     def curve(self, average: Average = "union") -> np.ndarray:
-        """Return the mean IoU at every threshold: (T,) float64 in [0, 1]."""
+        """Return the mean IoU at every threshold: (T,) float64 in [0, 1]; `average` as in the function `scores`."""
         return np.array([scores(confusion, average).miou for confusion in self.confusions()])
 
     def best(self, average: Average = "union") -> tuple[float, float]:
-        """Return the threshold of the highest mean IoU (the lowest such threshold) and that mean IoU.
+        """Return the threshold of the highest mean IoU (the lowest such threshold) and that mean IoU, in [0, 1].
 
-        The choice uses pixel labels: a report must say so.
+        The choice uses pixel labels: a report must say so. `average` is that of the function `scores`.
 
         Raises:
             ValueError: nothing was added yet.
@@ -331,7 +339,14 @@ def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of `average_precision` over the classes that have a positive image (NaN if none has one).
+    """Return the mean of `average_precision` over the classes that have a positive image (NaN if none has one).
+
+    Args:
+        scores: (N, C) float, any scale; only the order counts.
+        labels: (N, C) 0 or 1.
+
+    Raises:
+        ValueError: as `average_precision`.
 
     Explained in notebook 10, section "Score of the classifier".
 

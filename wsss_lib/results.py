@@ -16,7 +16,15 @@ from wsss_lib.artifacts import read_json
 
 @dataclass(frozen=True)
 class Published:
-    """One number from the literature; `value` is mIoU in percent on PASCAL VOC 2012."""
+    """One number from the literature.
+
+    Attributes:
+        method: short name, as of the folder below `runs/<dataset>`.
+        what: the stage in words, as in `metrics.json`.
+        split: of VOC 2012: train, val or test.
+        value: mIoU in percent on PASCAL VOC 2012.
+        source: where it is published, and under which conditions.
+    """
 
     method: str
     what: str
@@ -36,13 +44,27 @@ PUBLISHED = (
 
 
 def published(method: str, what: str, split: str) -> Published | None:
-    """Return the published number for a stage, or None."""
+    """Return the published number for a stage, or None.
+
+    Args:
+        method: short name, e.g. "cam".
+        what: the stage in words, e.g. "CAM seed".
+        split: of VOC 2012: train, val or test.
+    """
     matches = (entry for entry in PUBLISHED if (entry.method, entry.what, entry.split) == (method, what, split))
     return next(matches, None)
 
 
 def collect(run_folder: Path) -> list[dict]:
-    """Return the mIoU rows of all finished stages below `runs/<dataset>`, with method, seed and stage added."""
+    """Return the mIoU rows of all finished stages of a run.
+
+    Args:
+        run_folder: `runs/<dataset>`.
+
+    Returns:
+        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added; without a stage that was
+        moved aside.
+    """
     rows = []
     for record in sorted(Path(run_folder).glob("*/seed*/*/run.json")):
         if record.parent.name.endswith(".stale"):
@@ -55,12 +77,33 @@ def collect(run_folder: Path) -> list[dict]:
 
 
 def fingerprint(rows: list[dict]) -> str:
-    """Return a hash of collected rows, for the stage that reports on them."""
+    """Return a hash of collected rows, for the stage that reports on them.
+
+    Args:
+        rows: from `collect`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def summarize(rows: list[dict]) -> list[dict]:
-    """Join the rows of several seeds: mean, spread (sample standard deviation) and number of runs."""
+    """Join the rows of several seeds.
+
+    Args:
+        rows: from `collect`.
+
+    Returns:
+        one row for each method, stage, split, number of images and use of a CRF: `miou`, the mean in percent; `spread`, the
+        sample standard deviation in points, None for one run; `runs`; and what pixel labels chose. Sorted by method, with
+        "truth" last, then in the order of the chain.
+
+    >>> row = {"method": "cam", "what": "CAM seed", "split": "train", "images": 9, "crf": False, "pixel_labels_chose": ""}
+    >>> [joined] = summarize([row | {"miou": 40.0}, row | {"miou": 44.0}])
+    >>> joined["miou"], round(joined["spread"], 2), joined["runs"]
+    (42.0, 2.83, 2)
+    """
     groups = defaultdict(list)
     for row in rows:
         groups[row["method"], row["what"], row["split"], row["images"], row["crf"]].append(row)
@@ -82,6 +125,8 @@ def table(rows: list[dict], compare: bool) -> str:
     Args:
         rows: from `summarize`.
         compare: add the published values of the full VOC 2012; only rows of that data set may stand beside them.
+
+    Explained in notebook 00, section "Results of this run".
     """
     head = ["method", "stage", "split", "images", "CRF", "mIoU %", "runs", "chosen by pixel labels"]
     lines = []
@@ -102,7 +147,11 @@ def table(rows: list[dict], compare: bool) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table of a run folder."""
+    """Print the table of a run folder; ends the program with a sentence when there is none.
+
+    Args:
+        arguments: the words after the program's name: one run folder.
+    """
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         sys.exit("usage: python -m wsss_lib.results runs/<dataset>")
     rows = collect(Path(arguments[0]))

@@ -25,7 +25,13 @@ LOG_EVERY = 10
 
 
 def seed_everything(config: Config) -> torch.device:
-    """Seed Python, NumPy and torch, choose deterministic algorithms on a CPU, and return the device.
+    """Seed Python, NumPy and torch, and choose deterministic algorithms on a CPU.
+
+    Args:
+        config: gives seed and device.
+
+    Returns:
+        the device to compute on; "auto" takes the GPU when there is one.
 
     Raises:
         ValueError: `device` is "cuda" and there is no GPU.
@@ -49,10 +55,14 @@ def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> fl
         power: the exponent.
         every: the factor changes only at multiples of `every` and no more after T (DeepLab-v2: 10; all others: 1).
 
+    Returns:
+        the factor, in [0, 1].
+
     Raises:
         ValueError: step is negative, or total or every below 1.
 
-    Source: the "poly" policy of DeepLab, also used by IRN. Explained in notebook 90, section "The schedule".
+    Source: the "poly" policy of DeepLab, also used by IRN.
+    Explained in notebook 90, section "The schedule".
 
     Example:
         >>> [round(poly_factor(step, 100, every=10), 3) for step in (0, 9, 10, 19, 50)]
@@ -69,6 +79,13 @@ def momentum_of(momentum: float, weight_decay: float, slip: bool) -> float:
     The official IRN, RIB, AMN and VWE programs hand the weight decay to SGD where it expects the momentum: the published
     learning rates belong to SGD with a momentum of 0.0001, i.e. none. With a true momentum of 0.9 the effective step is ten
     times as long, so divide the rates by ten.
+
+    Args:
+        momentum: the intended one, in [0, 1].
+        weight_decay: that of the same optimiser.
+        slip: repeat what the published runs did.
+
+    Explained in notebook 10, section "Training on image-level labels".
     """
     return weight_decay if slip else momentum
 
@@ -187,11 +204,23 @@ def _trim_log(path: Path, done: int):
 
 
 def read_log(folder: Path) -> list[dict]:
-    """Return the rows of `log.jsonl`: step, factor and every named loss."""
+    """Return the rows of `log.jsonl`: dicts with step, factor and every named loss.
+
+    Args:
+        folder: of the stage that trained.
+
+    Raises:
+        FileNotFoundError: nothing was trained there.
+    """
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors and remove the training state beside them."""
+    """Write a network's weights as safetensors and remove the training state beside them.
+
+    Args:
+        model: the trained network.
+        path: the file to make, in the folder that was given to `train`.
+    """
     write_tensors(path, model.state_dict())
     (path.parent / "state.safetensors").unlink(missing_ok=True)

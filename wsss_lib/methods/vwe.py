@@ -118,7 +118,7 @@ def decorrelation(codebook: Tensor) -> Tensor:
         codebook: c, float (K, D).
 
     Returns:
-        a scalar >= 0; 0 for words whose deviations from their own means are at right angles.
+        scalar >= 0; 0 for words whose deviations from their own means are at right angles.
 
     Source: VWL, learning-based strategy.
     Explained in notebook 50, section "Two other codebooks".
@@ -129,7 +129,11 @@ def decorrelation(codebook: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Return the mean entropy of softmax(logits) over a batch of logits (N, K): VWL-L logs it for the words."""
+    """Return the mean entropy of softmax(logits) over a batch: a scalar in nats, which VWL-L logs for its words.
+
+    Args:
+        logits: v, float (N, K).
+    """
     probabilities = logits.softmax(1) + 1e-8
     return -(probabilities * probabilities.log()).sum(1).mean()
 
@@ -162,12 +166,12 @@ class VisualWordNet(cam.ClassActivationNet):
     """The classifier of CAM with other pooling, a codebook, and two heads that connect words with classes.
 
     Args:
-        backbone, num_classes, frozen_batch_norm, frozen_stages: as in `cam.ClassActivationNet`. Published: three frozen
-            stages, for VWL-M one.
+        backbone, num_classes: as in `cam.ClassActivationNet`.
         num_words: K (published: 256).
         variant: "vwe"; "vwl_l": its words are pushed apart; "vwl_m": its codebook is a moving average of features.
         temperature: tau of the soft assignment.
         gamma, levels: of `hspp`.
+        frozen_batch_norm, frozen_stages: as in `cam.ClassActivationNet`. Published: three stages, for VWL-M one.
 
     Explained in notebook 50, section "Losses".
     """
@@ -188,7 +192,7 @@ class VisualWordNet(cam.ClassActivationNet):
             self.codebook = nn.Parameter(codebook)
 
     def pooled(self, features: Tensor) -> Tensor:
-        """Return P(x): (N, D, 1, 1)."""
+        """Return P(x), float (N, D, 1, 1), of a feature map (N, D, h, w); as `hspp`."""
         return hspp(features, self.gamma, self.levels)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -196,11 +200,17 @@ class VisualWordNet(cam.ClassActivationNet):
         return self.classifier(self.pooled(self.backbone(images))).flatten(1)
 
     def encode(self, features: Tensor) -> Words:
-        """Return the words of a feature map (N, D, h, w)."""
+        """Return the words of a feature map (N, D, h, w) under the network's codebook; as the function `encode`."""
         return encode(features, self.codebook, self.temperature)
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return SGD's two groups: what is trained of the backbone; all heads, and the codebook if it has a gradient."""
+        """Return SGD's two groups: what is trained of the backbone; all heads, and the codebook if it has a gradient.
+
+        Args:
+            learning_rate: of the backbone.
+            head_learning_rate: of heads and codebook (published: ten times the backbone's).
+            weight_decay: of both.
+        """
         backbone, head = super().parameter_groups(learning_rate, head_learning_rate, weight_decay)
         head["params"] += [self.histogram_head.weight, self.word_head.weight]
         if isinstance(self.codebook, nn.Parameter):
@@ -209,7 +219,12 @@ class VisualWordNet(cam.ClassActivationNet):
 
     @torch.no_grad()
     def fill_bank(self, features: Tensor, index: Tensor) -> None:
-        """Update VWL-M's codebook after a step; the first step replaces it by random feature vectors of its batch."""
+        """Update VWL-M's codebook after a step; the first step replaces it by random feature vectors of its batch.
+
+        Args:
+            features: x, float (N, D, h, w).
+            index: int64 (N, h, w), the nearest word of each position under the codebook as it was.
+        """
         if self.bank_filled:
             self.codebook.copy_(moving_average(self.codebook, features, index))
         else:
@@ -228,7 +243,12 @@ class Outputs(NamedTuple):
 
 
 def heads(net: VisualWordNet, features: Tensor) -> Outputs:
-    """Return class logits from P(x), class logits from the histogram, and word logits from the average of x (N, D, h, w)."""
+    """Return class logits from P(x), class logits from the histogram, word logits from the average of x, and the words.
+
+    Args:
+        net: the network.
+        features: x, float (N, D, h, w), of its backbone.
+    """
     words = net.encode(features)
     return Outputs(net.classifier(net.pooled(features)).flatten(1),
                    net.histogram_head(words.histogram[:, :, None, None]).flatten(1),
@@ -250,6 +270,9 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
         features: x, float (N, D, h, w), of its backbone.
         labels: y, float (N, C), 0 or 1.
 
+    Returns:
+        name of each loss to its value; outputs as of `heads`.
+
     Source: VWE, total loss; VWL.
     Explained in notebook 50, section "Losses".
     """
@@ -267,6 +290,12 @@ def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor
     """Return what `training.train` minimises ("loss", the sum of all terms), every term, and counts of words for the log.
 
     In training, VWL-M's codebook moves on here; where a batch is accumulated in parts, it moves with each part.
+
+    Args:
+        net: the network.
+        batch: images float32 (N, 3, H, W), normalised; labels float32 (N, C), 0 or 1.
+
+    Explained in notebook 50, section "Training".
     """
     images, labels = batch
     features = net.backbone(images)
@@ -283,7 +312,21 @@ def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor
 # ---- what the notebook runs
 
 def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> VisualWordNet:
-    """Build the network on the ImageNet backbone (published) or on the classifier's, or from its own weights (safetensors)."""
+    """Build the network on the ImageNet backbone (published) or on the classifier's, or from its own weights.
+
+    Args:
+        config: what `backbone` and the fields `vwe_` say.
+        num_classes: C, foreground only.
+        classifier_weights: CAM's (safetensors); read where vwe_init is "classifier".
+        weights: of a finished network (safetensors); empty: a new one.
+
+    Returns:
+        the network on the CPU, in training mode.
+
+    Raises:
+        ValueError: the weights belong to another network.
+        FileNotFoundError: there are no such weights.
+    """
     backbone = build_backbone(config.backbone, config.output_stride,
                               "none" if weights or config.vwe_init == "classifier" else config.backbone_weights)
     if config.vwe_init == "classifier" and not weights:
@@ -297,9 +340,22 @@ def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, 
 
 def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, folder: Path,
               loss_of: Callable[..., dict[str, Tensor]] = losses) -> int:
-    """Train on image-level labels, with the images, batches and crops of CAM's classifier; returns the number of images seen.
+    """Train on image-level labels, with the images, batches and crops of CAM's classifier.
 
-    `loss_of` may be `cam.classification_loss`: the pooling without the words.
+    Args:
+        net: trained in place.
+        data: the training images.
+        config: fields `vwe_` and, for images and batches, `cam_`.
+        folder: of the stage; gets the log and the state, as in `training.train`.
+        loss_of: as `training.train` takes it; `cam.classification_loss` trains the pooling without the words.
+
+    Returns:
+        int, the number of images seen.
+
+    Raises:
+        ValueError: the crop is too small for the pooling, or as `training.train`.
+
+    Explained in notebook 50, section "Training".
     """
     mean, std = normalization_of(config.backbone)
     samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
@@ -312,7 +368,15 @@ def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, fol
 
 
 def vwe_localization(net: VisualWordNet, config: Config) -> Callable:
-    """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror."""
+    """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror.
+
+    Args:
+        net: the trained network; set to evaluation mode.
+        config: cam_scales and backbone.
+
+    Source: VWE, its program; IRN adds the maps of image and mirror.
+    Explained in notebook 50, section "All images".
+    """
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
     localize = partial(cam.localization_maps, scales=config.cam_scales, mean=mean, std=std, join=torch.maximum)
@@ -320,7 +384,12 @@ def vwe_localization(net: VisualWordNet, config: Config) -> Callable:
 
 
 def crf_probabilities(scores: np.ndarray, background: float = 0.15) -> np.ndarray:
-    """Return the soft-max of [background, scores (K, H, W)]: (K + 1, H, W), rather flat, as scores lie in [0, 1]."""
+    """Return the soft-max of background and scores, rather flat as they lie in [0, 1]: float32 (K + 1, H, W).
+
+    Args:
+        scores: float32 (K, H, W) in [0, 1].
+        background: score of the background.
+    """
     padded = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background)
     return torch.from_numpy(padded).softmax(0).numpy()
 

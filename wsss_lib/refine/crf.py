@@ -61,7 +61,9 @@ def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, iterati
     Args:
         image: (H, W, 3) uint8, RGB, the photograph itself (not with its mean subtracted).
         probabilities: (K, H, W) float in [0, 1], summing to 1 over K at every pixel; clipped below at 1e-5.
-        iterations, gaussian_*, bilateral_*: as in `crf_from_labels`.
+        iterations: steps of mean field.
+        gaussian_sxy, gaussian_compat: width in pixels and weight of the gaussian term.
+        bilateral_sxy, bilateral_srgb, bilateral_compat: widths in pixels and grey levels, and weight of the bilateral term.
 
     Returns:
         (K, H, W) float32, the probabilities Q after the last step.
