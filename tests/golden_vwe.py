@@ -12,6 +12,7 @@ from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.methods import cam, vwe
 from wsss_lib.metrics import confusion_matrix, scores
+from wsss_lib.refine.crf import crf_from_maps, soft_scores
 
 Arrays = dict[str, np.ndarray]
 
@@ -157,8 +158,8 @@ def score_rules(case: Arrays) -> Arrays:
 
 def crf(case: Arrays) -> Arrays:
     maps, background = case["in_high_res"], case["in_bkgscore"].item()
-    return {"out_prob_before": vwe.crf_probabilities(maps, background),
-            "out_pred": vwe.crf_of_maps(case["in_image"], maps, case["in_keys"], background)}
+    return {"out_prob_before": soft_scores(maps, background),
+            "out_pred": crf_from_maps(case["in_image"], maps, case["in_keys"], background)}
 
 
 ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {

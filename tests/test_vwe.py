@@ -1,11 +1,14 @@
 """Visual words by hand: encoder, pooling, losses and what each trains, the memory bank, maps, training and resuming."""
 
+import runpy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.golden_vwe import Given
 from tests.test_full_size import REDUCED, check_log, tame, write_voc
@@ -15,6 +18,7 @@ from wsss_lib.config import PROJECT_ROOT, Config, read_preset
 from wsss_lib.methods import cam, vwe
 from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.refine.crf import crf_from_maps
 
 
 def features_of(size=(2, 6, 5, 7), seed=0) -> torch.Tensor:
@@ -42,6 +46,7 @@ def test_words_by_hand():
     assert words.index.tolist() == [[[1, 1]]] and words.present.tolist() == [[0.0, 1.0, 0.0]]
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.integers(1, 7), st.sampled_from([0.1, 1.0, 20.0]), st.integers(0, 99))
 def test_words_are_the_naive_distances(num_words, channels, temperature, seed):
     features, codebook = features_of((2, channels, 3, 4), seed), features_of((num_words, channels), seed + 1) - 0.5
@@ -257,8 +262,6 @@ def test_the_smallest_images_have_maps():
     """The maps need no pooling, so that no image is too small for its grids."""
     config = Config(vwe_init="backbone")
     localize = vwe.vwe_localization(vwe.build_vwe(config, 3, ""), config)
-    from PIL import Image
-
     ((classes, maps),) = localize(["a"], [Image.new("RGB", (9, 5))], np.uint8([[1, 0, 1]]))
     assert classes.tolist() == [0, 2] and maps.shape == (2, 2, 3) and np.isfinite(maps).all()
 
@@ -268,9 +271,9 @@ def test_crf_of_certain_maps_is_their_arg_max():
     image[:, 15:] = 220
     maps = np.zeros((2, 20, 30), np.float32)
     maps[0, :, :15], maps[1, :, 15:] = 1.0, 1.0
-    mask = vwe.crf_of_maps(image, maps, np.array([4, 2]))
+    mask = crf_from_maps(image, maps, np.array([4, 2]))
     assert set(mask[:, :14].flatten()) == {5} and set(mask[:, 16:].flatten()) == {3}
-    assert not vwe.crf_of_maps(image, np.zeros((1, 20, 30), np.float32), np.array([4])).any()
+    assert not crf_from_maps(image, np.zeros((1, 20, 30), np.float32), np.array([4])).any()
 
 
 # ---- training
@@ -371,3 +374,10 @@ def test_two_steps_at_full_size(tmp_path, values):
     assert stages.make_maps(vwe.vwe_localization(net, config), one, config, tmp_path / "maps") == 1
     classes, maps, _ = read_maps(tmp_path / "maps" / "2007_000001.npz")
     assert maps.shape == (2, 94, 125) and 0 <= maps.min() <= maps.max() <= 1
+
+
+@pytest.mark.timeout(300)
+def test_the_encoder_needs_a_fifth_of_the_naive_memory(capsys):
+    numbers = runpy.run_path(str(PROJECT_ROOT / "benchmarks" / "visual_words.py"))["main"](["--quick"])  # asserts equality
+    assert numbers["memory_ratio"] >= 5
+    assert f"of memory {numbers['memory_ratio']:.1f}" in capsys.readouterr().out

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
-from wsss_lib.refine.crf import crf_from_probabilities
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
 RHO = 1e-3  # share of the new average in VWL-M's codebook
@@ -381,34 +379,3 @@ def vwe_localization(net: VisualWordNet, config: Config) -> Callable:
     net.eval().to(memory_format=torch.channels_last)
     localize = partial(cam.localization_maps, scales=config.cam_scales, mean=mean, std=std, join=torch.maximum)
     return lambda ids, images, labels: localize(net, images, labels)
-
-
-def crf_probabilities(scores: np.ndarray, background: float = 0.15) -> np.ndarray:
-    """Return the soft-max of background and scores, rather flat as they lie in [0, 1]: float32 (K + 1, H, W).
-
-    Args:
-        scores: float32 (K, H, W) in [0, 1].
-        background: score of the background.
-    """
-    padded = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background)
-    return torch.from_numpy(padded).softmax(0).numpy()
-
-
-def crf_of_maps(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, background: float = 0.15) -> np.ndarray:
-    """Refine maps by VWL's own CRF, which takes the soft-max of the scores themselves for probabilities.
-
-    Args:
-        image: uint8 (H, W, 3), RGB.
-        scores: float32 (K, H, W) in [0, 1].
-        classes: int (K,), 0-based foreground classes.
-        background: score of the background.
-
-    Returns:
-        int64 (H, W), 0 background, i + 1 for class i.
-
-    Source: VWL, the CRF script of its program.
-    Explained in notebook 50, section "Numbers".
-    """
-    refined = crf_from_probabilities(image, crf_probabilities(scores, background), gaussian_sxy=1, gaussian_compat=3,
-                                     bilateral_sxy=64, bilateral_srgb=3, bilateral_compat=4)
-    return np.pad(np.asarray(classes) + 1, (1, 0))[refined.argmax(0)]
