@@ -20,6 +20,7 @@ from PIL import Image
 from torchvision.models.resnet import Bottleneck
 
 from tests import golden_amn, golden_data
+from tests import golden_vwe
 from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
@@ -536,6 +537,9 @@ from tests import golden_rib  # noqa: E402  it uses the functions above
 
 ADAPTERS |= golden_rib.ADAPTERS
 TOLERANCE |= golden_rib.TOLERANCE
+
+ADAPTERS |= golden_vwe.ADAPTERS
+TOLERANCE |= golden_vwe.TOLERANCE
 
 
 def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -> str:

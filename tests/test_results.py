@@ -106,6 +106,12 @@ def test_published_numbers_have_sources():
     assert all(len(entry.source) > 20 and 0 < entry.value < 100 for entry in results.PUBLISHED)
 
 
+def test_published_classes_belong_to_published_means():
+    for key, values in results.PUBLISHED_CLASSES.items():
+        assert len(values) == 21
+        assert np.mean(values) == pytest.approx(results.published(*key).value, abs=0.06)
+
+
 def test_commands_say_what_is_missing(tmp_path):
     for command in (results.main, report.main):
         for arguments in ([], [str(tmp_path / "none")], [str(tmp_path)]):

@@ -127,6 +127,16 @@ class Config(BaseModel):
     amn_smoothing: Share = 0.4  # epsilon of the label smoothing
     amn_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
     amn_dropout_in_maps: bool = False  # the official program leaves dropout on
+    # 50: visual words; images, crops, batches and scales are those of the classifier above.
+    vwe_weights: Text = ""  # a network to use instead of training one
+    vwe_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet
+    vwe_variant: Literal["vwe", "vwl_l", "vwl_m"] = "vwe"  # the journal's: words pushed apart; a memory bank
+    vwe_words: Annotated[int, BeforeValidator(_refuse_truth_value), Field(ge=2)] = 32  # K; published: 256
+    vwe_temperature: Factor = 1.0  # tau of the soft assignment
+    vwe_gamma: Rate = 2.0  # weight of the average in the pooling
+    vwe_epochs: Positive = 4  # published: 6
+    vwe_learning_rate: Rate = 0.01  # published: 0.01 without momentum, a tenth of the classifier's
+    vwe_head_learning_rate: Rate = 0.1
     # 70: seeds.
     seed_threshold: Share = 0.15
     seed_foreground_threshold: Share = 0.20  # t_f; published: 0.30

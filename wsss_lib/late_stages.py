@@ -19,7 +19,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import AffinitySamples, SegmentationSamples, steps_per_epoch
 from wsss_lib.inference import for_each_image
-from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
+from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     DeepLabV2,
     balanced_cross_entropy,
@@ -61,22 +61,6 @@ def build_irn(config: Config, classifier_weights: Path, weights: Path | str = ""
     if weights:
         load_weights(net, read_tensors(project_path(weights)), str(weights))
     return net
-
-
-def load_backbone_of_classifier(backbone: nn.Module, weights: Path) -> None:
-    """Copy the backbone out of a classifier's weights.
-
-    Args:
-        backbone: gets the weights, in place.
-        weights: safetensors file of the classifier.
-
-    Raises:
-        ValueError: the classifier has another backbone.
-        FileNotFoundError: there is no such file.
-    """
-    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
-             if key.startswith("backbone.")}
-    load_weights(backbone, state, str(weights))
 
 
 def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: Config, folder: Path) -> int:

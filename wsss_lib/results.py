@@ -44,9 +44,29 @@ PUBLISHED = (
     Published("amn", "DeepLab-v2", "test", 69.6, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
     Published("amn", "DeepLab-v2 from COCO", "val", 70.7, "from memory (unverified); pixel labels of COCO"),
     Published("amn", "DeepLab-v2 from COCO", "test", 70.6, "from memory (unverified); pixel labels of COCO"),
+    Published("vwe", "DeepLab-v2", "val", 66.3, "VWE README and its figure res.png; ResNet-50 maps, ResNet-101"),
+    Published("vwe", "DeepLab-v2", "test", 66.3, "VWE README and its figure res.png; ResNet-50 maps, ResNet-101"),
+    Published("vwe", "DeepLab-v2 + CRF", "val", 67.2, "VWE README, with a table of all classes"),
+    Published("vwe", "DeepLab-v2 + CRF", "test", 67.3, "VWE README, with a table of all classes"),
+    Published("vwl_m", "CAM seed", "train", 56.9, "VWL README, ResNet-101; background score 0.13 by its program's default"),
+    Published("vwl_m", "DeepLab-v2 + CRF", "val", 68.7, "VWL README, ImageNet initialisation; with CRF (unverified)"),
+    Published("vwl_m", "DeepLab-v2 + CRF", "test", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
+    Published("vwl_l", "CAM seed", "train", 57.3, "VWL README, ResNet-101; background score 0.13 by its program's default"),
+    Published("vwl_l", "DeepLab-v2 + CRF", "val", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
+    Published("vwl_l", "DeepLab-v2 + CRF", "test", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
     Published("truth", "DeepLab-v2", "val", 76.35, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
     Published("truth", "DeepLab-v2 + CRF", "val", 77.69, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
 )
+
+# IoU in percent of the background and VOC's 20 classes, for (method, what, split); from the same sources.
+PUBLISHED_CLASSES = {
+    ("vwe", "DeepLab-v2 + CRF", "val"): (
+        89.2, 75.7, 31.1, 82.4, 66.1, 61.7, 87.5, 77.8, 82.8, 32.2, 81.4, 34.1, 77.4, 77.6, 76.7, 75.0, 51.2, 78.1, 42.4, 71.4,
+        59.6),
+    ("vwe", "DeepLab-v2 + CRF", "test"): (
+        90.3, 76.9, 31.6, 89.1, 54.8, 57.8, 86.4, 77.8, 81.8, 32.2, 76.0, 39.3, 80.3, 80.3, 81.8, 74.3, 44.5, 80.1, 54.5, 63.0,
+        60.4),
+}
 
 
 def published(method: str, what: str, split: str) -> Published | None:

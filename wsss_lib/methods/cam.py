@@ -4,7 +4,7 @@ The classifier is a backbone, a 1x1 convolution without bias and a global averag
 be exchanged, and the convolution's output before averaging shows where the evidence for a class lies: the CAM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -95,7 +95,8 @@ def stride4_size(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
 
 
-def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor, grid_stride: int = 1) -> Tensor:
+def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor, grid_stride: int = 1,
+                 join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Tensor:
     """Add mirrored and unmirrored maps of all scales and divide every class by its maximum (IRN, section 5).
 
     Args:
@@ -104,6 +105,7 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor,
         classes: int64 (K,) the image's foreground classes, 0-based.
         grid_stride: the maps are resized to the area that a grid of this stride covers and cut to `size`. 1 (stored
             maps) resizes straight to `size`; the official full-resolution maps use 16.
+        join: how the maps of image and mirror become one, before the scales are added (VWE: `torch.maximum`).
 
     Returns:
         float (K, H, W) in [0, 1].
@@ -114,14 +116,15 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor,
     total = torch.zeros(len(classes), *size, dtype=maps[0].dtype, device=maps[0].device)
     for scale_maps in maps if len(classes) else ():  # an image without a class has no map; torch resizes no empty tensor
         chosen = scale_maps[:, classes.to(scale_maps.device)]
-        both = chosen[0] + chosen[1].flip(-1)  # (K, h_s, w_s)
+        both = join(chosen[0], chosen[1].flip(-1))  # (K, h_s, w_s)
         total += F.interpolate(both[None], size=covered, mode="bilinear", align_corners=False)[0, :, :size[0], :size[1]]
     return total / (total.amax((1, 2), keepdim=True) + 1e-5)
 
 
 @torch.inference_mode()
 def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], labels: np.ndarray, scales: Sequence[float],
-                      mean: tuple, std: tuple) -> list[tuple[np.ndarray, np.ndarray]]:
+                      mean: tuple, std: tuple,
+                      join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 maps of a batch of photographs of equal size.
 
     Args:
@@ -130,6 +133,7 @@ def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], la
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         scales: factors on the image's size.
         mean, std: of the normalisation, in 0..1.
+        join: how image and mirror become one map, as in `merge_scales`.
 
     Returns:
         for each image: classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1].
@@ -147,7 +151,7 @@ def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], la
     for index in range(len(images)):
         classes = torch.from_numpy(np.flatnonzero(labels[index]))
         pairs = [scale_maps[[index, index + len(images)]] for scale_maps in maps]  # (2, C, h_s, w_s)
-        result.append((classes.numpy(), merge_scales(pairs, size, classes).cpu().numpy()))
+        result.append((classes.numpy(), merge_scales(pairs, size, classes, join=join).cpu().numpy()))
     return result
 
 

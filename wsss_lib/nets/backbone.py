@@ -257,6 +257,22 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
     module.load_state_dict(state, strict=False)
 
 
+def load_backbone_of_classifier(backbone: nn.Module, weights: Path | str) -> None:
+    """Copy the backbone out of a classifier's weights.
+
+    Args:
+        backbone: gets the weights, in place.
+        weights: safetensors file of the classifier.
+
+    Raises:
+        ValueError: the classifier has another backbone.
+        FileNotFoundError: there is no such file.
+    """
+    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
+             if key.startswith("backbone.")}
+    load_weights(backbone, state, str(weights))
+
+
 def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return mean and standard deviation (RGB, in 0..1) that the backbone's ImageNet weights were trained with.
 
