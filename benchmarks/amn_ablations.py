@@ -18,7 +18,7 @@ import numpy as np
 from wsss_lib import artifacts, stages, training
 from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
 from wsss_lib.methods import amn_stages
-from wsss_lib.methods.amn_ablations import VARIANTS, train_variant
+from wsss_lib.methods.amn_ablations import VARIANTS, train_variant, variant_localization
 from wsss_lib.thresholds import ImageThresholds
 
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
@@ -61,8 +61,7 @@ def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
         if key not in trained:  # variants of the maps alone share one network
             training.seed_everything(config)
             trained = {key: train_variant(variant, data, seed_folder, classifier, config, folder, str(device))}
-        localize = amn_stages.amn_localization(trained[key], score_data, seed_folder if variant.seed_rule else None,
-                                               config.model_copy(update=variant.settings))
+        localize = variant_localization(variant, trained[key], score_data, seed_folder, config)
         stages.make_maps(localize, score_data, config, folder / "maps")
         finished[name] = scored(score_data, folder / "maps") | {"seconds": round(time.time() - start, 1)}
         artifacts.write_json(out, rows)

@@ -19,7 +19,7 @@ from wsss_lib.artifacts import read_maps, write_maps, write_mask
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
 from wsss_lib.methods import amn, amn_ablations, amn_stages
-from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.refine.seeds import irn_labels, upsample_scores
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -453,3 +453,18 @@ def test_ablations_are_stored_one_by_one(config, data, seed_folder, tmp_path, mo
     text = program["table"](rows)
     assert all(name in text for name in names) and "no label smoothing" not in text
     assert program["main"]([]) == {} and "name them" in capsys.readouterr().out
+
+
+def test_maps_of_the_image_level_variant_are_made_as_cams():
+    net, image = amn_ablations.without_conditioning(small_net()), photograph(33, 40)
+    variant = amn_ablations.VARIANTS["image-level loss, not per pixel"]
+    config = Config(cam_scales=(1.0,))
+    localize = amn_ablations.variant_localization(variant, net, None, Path("nowhere"), config)
+    (classes, scores), = localize(["a"], [image], np.uint8([[0, 1, 1]]))
+    array = (np.array(image) / 255 - normalization_of("resnet_small")[0]) / normalization_of("resnet_small")[1]
+    x = torch.from_numpy(array).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        pair = net(torch.cat([x, x.flip(-1)]), torch.zeros(2, 3))[:, 2:].clamp(min=0)  # channels of classes 1 and 2
+    total = F.interpolate((pair[0] + pair[1].flip(-1))[None], size=(9, 10), mode="bilinear", align_corners=False)[0]
+    assert classes.tolist() == [1, 2]
+    np.testing.assert_allclose(scores, total / (total.amax((1, 2), keepdim=True) + 1e-5), atol=1e-5)

@@ -3,17 +3,21 @@
 Notebook 40 runs some of these on few images, `benchmarks/amn_ablations.py` all of them on the whole set with three seeds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import IGNORE, SegmentationDataset
 from wsss_lib.methods.amn import ActivationManipulationNet, balanced_loss, pixel_losses, smoothed_target
-from wsss_lib.methods.amn_stages import build_amn, train_amn
+from wsss_lib.methods.amn_stages import amn_localization, build_amn, train_amn
+from wsss_lib.methods.cam import localization_maps
+from wsss_lib.nets.backbone import normalization_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Variant:
 
     Attributes:
         loss: "balanced": AMN's; "plain": one mean over all known pixels; "image": no pixel labels, but the image-level label
-            against the average of the logits.
+            against the average of the logits; its maps are then made as CAM's, too.
         conditioned: whether the image-level label enters the network.
         seed_rule: whether the maps keep their probabilities where the refined seed says background.
         settings: parameters set otherwise.
@@ -45,7 +49,7 @@ VARIANTS = {  # those that share a trained network follow each other
     "dropout left on in the maps": Variant(settings={"amn_dropout_in_maps": True}),
     "plain mean, not balanced": Variant(loss="plain"),
     "no label conditioning": Variant(conditioned=False),
-    "image-level loss, not per pixel": Variant(loss="image", conditioned=False, seed_rule=False),
+    "image-level loss, not per pixel": Variant(loss="image", conditioned=False),
     "no label smoothing": Variant(settings={"amn_smoothing": 0.0}),
     "label smoothing 0.2": Variant(settings={"amn_smoothing": 0.2}),
 }
@@ -124,3 +128,37 @@ def train_variant(variant: Variant, data: SegmentationDataset, seed_folder: Path
 
     train_amn(net, data, seed_folder, config, folder, loss_of)
     return net.eval()
+
+
+def variant_localization(variant: Variant, net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path,
+                         config: Config) -> Callable[..., list[tuple[np.ndarray, np.ndarray]]]:
+    """Return the function that makes a variant's maps, for `stages.make_maps`.
+
+    Args:
+        variant: of `VARIANTS`, or your own.
+        net: of `train_variant`, or of a variant with the same `training_key`.
+        data: the images whose maps will be made.
+        seed_folder: of `ID.png`, their refined seeds.
+        config: cam_scales; `variant.settings` are put into a copy of it.
+
+    Raises:
+        DataError: a refined seed is missing.
+
+    Explained in notebook 40, section "What helps and what does not".
+    """
+    if variant.loss != "image":
+        config = config.model_copy(update=variant.settings)
+        return amn_localization(net, data, seed_folder if variant.seed_rule else None, config)
+    view, (mean, std) = _AsClassifier(net.eval()), normalization_of(config.backbone)
+    return lambda ids, images, labels: localization_maps(view, images, labels, config.cam_scales, mean, std)
+
+
+class _AsClassifier:
+    """An unconditioned AMN as CAM's extraction wants its network: evidence is the positive part of the foreground logits."""
+
+    def __init__(self, net: ActivationManipulationNet):
+        self.net, self.classifier = net, net.head.aspp.c0
+
+    def activation_maps(self, images: Tensor) -> Tensor:
+        no_labels = images.new_zeros(len(images), self.net.head.label_encoder.in_features)
+        return F.relu(self.net(images, no_labels)[:, 1:])

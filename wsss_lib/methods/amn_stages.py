@@ -115,6 +115,8 @@ def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_fo
               loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]] | None = None) -> int:
     """Train AMN on refined seeds with Adam at constant rates.
 
+    Where a batch does not fit the device (`device_batch_size`), the loss's two means run over each of its parts.
+
     Args:
         net: from `build_amn`.
         data: the training images.
