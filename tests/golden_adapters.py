@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models.resnet import Bottleneck
 
-from tests import golden_amn, golden_data
-from tests import golden_vwe
+from tests import golden_amn, golden_data, golden_vwe
 from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data import transforms

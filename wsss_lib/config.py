@@ -266,10 +266,8 @@ class Config(BaseModel):
         """
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
                        "method", "pixel_labels_chose"}
-        stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
-                          "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
-        stage_prefixes = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
-                          "seed_", "affinitynet_", "irn_", "walk_", "deeplab_", "own_")
+        stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_",
+                          "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
 

@@ -129,8 +129,8 @@ def make_images(digits: np.ndarray, labels: np.ndarray, count: int, shape_share:
     Explained in notebook 01, section "The images".
     """
     if not len(digits) or count < 1 or not 0 <= shape_share <= 1:
-        raise ValueError(f"{len(digits)} digits, count = {count}, shape_share = {shape_share}: at least one digit and one image "
-                         "are needed, and a share between 0 and 1")
+        raise ValueError(f"{len(digits)} digits, count = {count}, shape_share = {shape_share}: at least one digit and one "
+                         "image are needed, and a share between 0 and 1")
     random = np.random.default_rng(seed)
     chosen = random.integers(len(digits), size=count)
     has_shape = random.permutation(count) < round(count * shape_share)
