@@ -122,6 +122,9 @@ def make_images(digits: np.ndarray, labels: np.ndarray, count: int, shape_share:
         shape_share: share of the images that have a shape; exactly round(count * share) have one.
         seed: of digits, places and choice.
 
+    Returns:
+        the images with their labels and regions.
+
     Raises:
         ValueError: no digits, no images, or a share outside [0, 1].
 

@@ -171,6 +171,9 @@ def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rn
         first_rng: draws the first batch.
         rng: draws all others.
 
+    Returns:
+        an iterator without an end; each batch is a list of `size` indices.
+
     Example:
         >>> batches = batches_of_pool(range(4), 2, random.Random(0), random.Random(1))
         >>> sorted(next(batches) + next(batches))

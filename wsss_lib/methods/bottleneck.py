@@ -68,7 +68,12 @@ class FiveConvolutions(nn.Module):
 
 
 def own_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the logit of each image's own class, (N,): (2y - 1) z where there is one logit, z_y where there are two."""
+    """Return the logit of each image's own class, (N,): (2y - 1) z where there is one logit, z_y where there are two.
+
+    Args:
+        logits: float (N, 1) or (N, 2).
+        labels: int64 (N,), 0 or 1.
+    """
     return logits[:, 0] * (2 * labels - 1) if logits.shape[1] == 1 else logits.gather(1, labels[:, None])[:, 0]
 
 
@@ -108,6 +113,9 @@ def train_network(loss: str, data: DigitImages, epochs: int, seed: int, batch_si
         seed: of weights and order; torch's own random state stays as it is.
         batch_size, learning_rate: ours.
 
+    Returns:
+        the network, in inference form.
+
     Raises:
         ValueError: there is no such loss.
 
@@ -128,7 +136,12 @@ def train_network(loss: str, data: DigitImages, epochs: int, seed: int, batch_si
 
 @torch.inference_mode()
 def accuracy(net: FiveConvolutions, data: DigitImages) -> float:
-    """Return the share of images whose own class has the larger logit (one logit: the right sign)."""
+    """Return the share of images whose own class has the larger logit (one logit: the right sign), in [0, 1].
+
+    Args:
+        net: trained.
+        data: at least one image.
+    """
     logits = net(data.images)
     own = own_logit(logits, data.labels)
     other = -own if logits.shape[1] == 1 else own_logit(logits, 1 - data.labels)
@@ -190,7 +203,16 @@ def high_gradient_ratio(maps: Tensor, region: Tensor, threshold: float = THRESHO
 
 
 def hgr_curves(net: FiveConvolutions, data: DigitImages, threshold: float = THRESHOLD) -> Tensor:
-    """Return the HGR of digit, shape and background after each layer: float (3, 6)."""
+    """Return the HGR of digit, shape and background after each layer: float (3, 6) in [0, 1].
+
+    Args:
+        net: trained.
+        data: images of which at least one has a shape.
+        threshold: a gradient above it is high.
+
+    Raises:
+        ValueError: no image has one of the regions.
+    """
     maps = gradient_maps(net, data.images, data.labels)
     return torch.stack([high_gradient_ratio(maps, region, threshold) for region in data.regions])
 
@@ -244,7 +266,17 @@ def raise_logit(net: FiveConvolutions, image: Tensor, label: Tensor, others: Dig
 # ---- all runs of notebook 01
 
 def run_name(loss: str, shape_share: float, seed: int) -> str:
-    """Return the name of a run's files."""
+    """Return the name of a run's files, without their endings.
+
+    Args:
+        loss: a name in `LOSSES`.
+        shape_share: share of the training images that have a shape, in [0, 1].
+        seed: of the run.
+
+    Example:
+        >>> run_name("sigmoid", 0.5, 0)
+        'sigmoid_0.5_0'
+    """
     return f"{loss}_{shape_share:g}_{seed}"
 
 
@@ -269,7 +301,18 @@ def train_all(config: Config, folder: Path) -> int:
 
 
 def images_of(config: Config, shape_share: float, seed: int) -> tuple[DigitImages, DigitImages]:
-    """Return the training images of a run and the test images, which are the same for all runs and all have a shape."""
+    """Return the training images of a run and the test images, which are the same for all runs and all have a shape.
+
+    Args:
+        config: its bottleneck_mnist_root, bottleneck_images and seed (of the test images).
+        shape_share: share of the training images that have a shape, in [0, 1].
+        seed: of the run.
+
+    Raises:
+        FileNotFoundError: a file of MNIST is missing.
+        DataError: it is broken.
+        ValueError: no training images, or a share outside [0, 1].
+    """
     for_training, for_testing = read_digits(config.bottleneck_mnist_root)
     return (make_images(*for_training, config.bottleneck_images, shape_share, seed + 1),
             make_images(*for_testing, TEST_IMAGES, 1.0, config.seed))
@@ -290,7 +333,21 @@ def _run(name: str, config: Config, folder: Path) -> None:
 
 
 def raised_hgr(net: FiveConvolutions, train: DigitImages, test: DigitImages, learning_rate: float) -> dict[str, list]:
-    """Return the mean HGR of the three regions (3, steps + 1) and the median own logit (steps + 1) while logits are raised."""
+    """Return the mean HGR of the three regions and the median own logit while the logits of some test images are raised.
+
+    Args:
+        net: trained; it is not changed.
+        train: images to draw the companions from.
+        test: its first `RAISED_IMAGES` images are raised, each alone.
+        learning_rate: of the updates.
+
+    Returns:
+        "hgr": three lists of steps + 1 numbers in [0, 1]; "logit": steps + 1 numbers in [-1e9, 1e9], where an image whose
+        logit has overflowed counts as 1e9.
+
+    Raises:
+        ValueError: an image has no companion of the other class, or none of the images has one of the regions.
+    """
     images = range(min(RAISED_IMAGES, len(test)))
     pairs = [raise_logit(net, test.images[index], test.labels[index], train, learning_rate, seed=index) for index in images]
     maps = torch.stack([maps for maps, _ in pairs], 1)  # (steps + 1, N, H, W)
@@ -300,7 +357,19 @@ def raised_hgr(net: FiveConvolutions, train: DigitImages, test: DigitImages, lea
 
 
 def read_network(folder: Path, loss: str, shape_share: float, seed: int) -> FiveConvolutions:
-    """Return a trained network of `train_all`."""
+    """Return a trained network of `train_all`, in inference form.
+
+    Args:
+        folder: the one given to `train_all`.
+        loss: a name in `LOSSES`.
+        shape_share: share of the training images that had a shape, in [0, 1].
+        seed: of the run.
+
+    Raises:
+        ValueError: there is no such loss.
+        FileNotFoundError: there is no such run.
+        DataError: its weights file is broken.
+    """
     net = build_network(loss)
     net.load_state_dict(read_tensors(folder / f"{run_name(loss, shape_share, seed)}.safetensors"))
     return net.eval()

@@ -72,12 +72,28 @@ class ResNet(nn.Module):
         return self.stages(images)[-1]
 
     def shallow(self, images: Tensor, num_stages: int) -> Tensor:
-        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it."""
+        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+            num_stages: 1 to 5.
+
+        Returns:
+            float32 (N, channels[i], H/strides[i], W/strides[i]) with i = num_stages - 1, sides rounded up.
+        """
         features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return _in_turn(self.shallow_modules(num_stages)[2:], features)
 
     def deep(self, features: Tensor, num_stages: int) -> Tensor:
-        """Return the deepest map from the output of `shallow`: together they are `forward`."""
+        """Return the deepest map from the output of `shallow`: together they are `forward`.
+
+        Args:
+            features: float32, the output of `shallow` with the same `num_stages`.
+            num_stages: 1 to 5; after 5 nothing is left to do.
+
+        Returns:
+            float32 (N, channels[4], H/strides[4], W/strides[4]), sides rounded up.
+        """
         return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)):], features)
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
@@ -146,11 +162,28 @@ class EfficientNetLite0(nn.Module):
         return self.net(images)[-1]
 
     def shallow(self, images: Tensor, num_stages: int) -> Tensor:
-        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it."""
+        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+            num_stages: 1 to 5.
+
+        Returns:
+            float32 (N, channels[i], ceil(H/s), ceil(W/s)) with i = num_stages - 1 and s = 2, 4, 8, 16, 16: the first map is
+            not pooled as in `stages`.
+        """
         return _in_turn(self.shallow_modules(num_stages), images)
 
     def deep(self, features: Tensor, num_stages: int) -> Tensor:
-        """Return the deepest map from the output of `shallow`: together they are `forward`."""
+        """Return the deepest map from the output of `shallow`: together they are `forward`.
+
+        Args:
+            features: float32, the output of `shallow` with the same `num_stages`.
+            num_stages: 1 to 5; after 5 nothing is left to do.
+
+        Returns:
+            float32 (N, 320, ceil(H/16), ceil(W/16)).
+        """
         return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)):], features)
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
