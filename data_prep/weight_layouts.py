@@ -21,8 +21,8 @@ class Layout(NamedTuple):
     Attributes:
         network: in words.
         keys: official name to shape and our name.
-        usage: the parameters with which a notebook takes the converted file, beside those of a published preset; FILE stands for
-            its path, letters in braces for their values.
+        usage: the parameters with which a notebook takes the converted file, beside those of a published preset; FILE stands
+            for its path, letters in braces for their values.
         aliases: beginning of a second name of the same weights to the beginning of the first; a file may leave them out.
         dropped: beginnings of names that training needed and nobody else does.
         prefix: the beginning of all names, which a file may leave out.

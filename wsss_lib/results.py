@@ -38,6 +38,12 @@ PUBLISHED = (
     Published("cam", "IRN pseudo-mask", "train", 66.5, "IRN paper, as quoted in jiwoon-ahn/irn#4"),
     Published("cam", "DeepLab-v2", "val", 63.5, "IRN row of a public results list; ResNet-50"),
     Published("cam", "DeepLab-v2", "test", 64.8, "IRN row of a public results list; ResNet-50"),
+    Published("amn", "CAM seed", "train", 62.1, "LPCAM paper (CVPR 2023), table 2; the best threshold"),
+    Published("amn", "IRN pseudo-mask", "train", 72.2, "LPCAM paper, table 2; called the reported one in gaviotas/AMN#2"),
+    Published("amn", "DeepLab-v2", "val", 69.5, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
+    Published("amn", "DeepLab-v2", "test", 69.6, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
+    Published("amn", "DeepLab-v2 from COCO", "val", 70.7, "from memory (unverified); pixel labels of COCO"),
+    Published("amn", "DeepLab-v2 from COCO", "test", 70.6, "from memory (unverified); pixel labels of COCO"),
     Published("truth", "DeepLab-v2", "val", 76.35, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
     Published("truth", "DeepLab-v2 + CRF", "val", 77.69, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
 )

@@ -33,10 +33,11 @@ from wsss_lib.late_stages import (  # noqa: F401 - the notebooks call the functi
     train_irn,
 )
 from wsss_lib.methods import cam
-from wsss_lib.metrics import Evaluation, ThresholdSweep, part_recall
+from wsss_lib.metrics import Evaluation, part_recall
 from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
 from wsss_lib.progress import progress
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
+from wsss_lib.thresholds import ThresholdSweep
 
 Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 
@@ -224,13 +225,15 @@ def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.nda
     return classes, upsample_scores(scores, size)
 
 
-def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float]) -> ThresholdSweep:
+def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float],
+               kind: type[ThresholdSweep] = ThresholdSweep) -> ThresholdSweep:
     """Compare the maps of a split with the true masks at all thresholds in one pass.
 
     Args:
         data: with true masks.
         maps_folder: of `ID.npz`.
         thresholds: (T,) strictly increasing, in [0, 1].
+        kind: `ImageThresholds` also keeps each image's own curve.
 
     Returns:
         the filled sweep.
@@ -240,7 +243,7 @@ def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequenc
 
     Explained in notebook 70, section "All thresholds in one pass".
     """
-    sweep = ThresholdSweep(data.num_classes + 1, thresholds)
+    sweep = kind(data.num_classes + 1, thresholds)
     for image_id in progress(data.ids, "threshold sweep"):
         classes, scores = full_size_maps(maps_folder, image_id)
         sweep.add(data.mask(image_id), scores, classes)

@@ -91,7 +91,7 @@ def momentum_of(momentum: float, weight_decay: float, slip: bool) -> float:
 
 
 def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]], samples: Dataset,
-          parameter_groups: list[dict], momentum: float, steps: int, batch_size: int, config: Config, folder: Path,
+          parameter_groups: list[dict], momentum: float | None, steps: int, batch_size: int, config: Config, folder: Path,
           schedule: Callable[[int, int], float] = poly_factor, name: str = "training") -> None:
     """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
 
@@ -100,8 +100,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
         loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimised, and must be a mean
             over the images of the batch if batches are accumulated.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
-        parameter_groups: for SGD: params, lr and weight_decay of each group.
-        momentum: of SGD.
+        parameter_groups: params, lr and weight_decay of each group.
+        momentum: of SGD; None: Adam with its usual two moments (AMN).
         steps: optimiser steps T of the whole run.
         batch_size: images in one optimiser step, whatever the device can hold.
         config: seed, device, device_batch_size, checkpoint_every, mixed_precision, num_workers.
@@ -120,7 +120,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
                          "choose a divisor")
     parts = batch_size // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
-    optimizer = torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum)
+    optimizer = (torch.optim.Adam(parameter_groups, lr=0.0) if momentum is None
+                 else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum))
     base_rates = [group["lr"] for group in parameter_groups]
     half = config.mixed_precision and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -164,9 +165,8 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
                 done: int) -> None:
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        if state.get("momentum_buffer") is not None:
-            tensors[f"momentum.{index}"] = state["momentum_buffer"]
+    for index, state in optimizer.state_dict()["state"].items():  # SGD: the momentum; Adam: two moments and its own step
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items() if value is not None}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -180,7 +180,10 @@ def _load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["numbers"])
     state = optimizer.state_dict()
-    state["state"] = {int(key[9:]): {"momentum_buffer": value} for key, value in tensors.items() if key.startswith("momentum.")}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(state)
     scaler.load_state_dict(numbers["scaler"])
     torch.set_rng_state(tensors["random.cpu"])
