@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data_prep.layouts import Layout, Shape, layouts
 from data_prep.restricted import read_checkpoint, read_npy
+from data_prep.weight_layouts import Layout, Shape, layouts
 from wsss_lib.artifacts import read_json, read_tensors, write_atomically, write_tensors
 from wsss_lib.data.dataset import DataError
 
@@ -248,7 +248,7 @@ def convert_file(path: Path, name: str, output: Path, codebook: Path | None = No
     classes = f", {letters['C']} classes" if "C" in letters else ""
     numbers = sum(map(Tensor.numel, tensors.values()))
     return (f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {numbers:,} numbers\n"
-            f"take it with {layout.usage.replace('FILE', str(output))}")
+            f"take it with a preset of published sizes and {layout.usage.format_map(letters).replace('FILE', str(output))}")
 
 
 def export_file(path: Path, name: str, output: Path) -> str:

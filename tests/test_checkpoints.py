@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import checkpoints
-from data_prep.layouts import caffe_name, layouts
 from data_prep.restricted import read_checkpoint
+from data_prep.weight_layouts import caffe_name, layouts
 from tests.golden_adapters import NAME_MAP, load
 from wsss_lib import stages
 from wsss_lib.artifacts import read_tensors, write_json, write_tensors

@@ -21,7 +21,8 @@ class Layout(NamedTuple):
     Attributes:
         network: in words.
         keys: official name to shape and our name.
-        usage: the parameters with which a notebook takes the converted file; FILE stands for its path.
+        usage: the parameters with which a notebook takes the converted file, beside those of a published preset; FILE stands
+            for its path, letters in braces for their values.
         aliases: beginning of a second name of the same weights to the beginning of the first; a file may leave them out.
         dropped: beginnings of names that training needed and nobody else does.
         prefix: the beginning of all names, which a file may leave out.
@@ -94,7 +95,7 @@ def _vwe(trunk: str, codebook: bool, network: str, variant: str) -> Layout:
     heads = ("classifier", "VWE", "fc_a", "fc_b") if codebook else ("classifier", "fc_a", "fc_b")
     if codebook:
         keys["VWE.centroid"] = (("W", 2048, 1, 1), "codebook")
-    return Layout(network, keys, f"-p backbone {trunk} -p vwe_variant {variant} -p vwe_weights FILE",
+    return Layout(network, keys, f"-p backbone {trunk} -p vwe_variant {variant} -p vwe_words {{W}} -p vwe_weights FILE",
                   _registered_twice("resnet.", _FOUR) | {f"newly_added.{i}.": f"{head}." for i, head in enumerate(heads)})
 
 
@@ -127,7 +128,8 @@ def _sccam() -> Layout:
     keys = _trunk("resnet38")
     keys |= {"fc8_20.weight": (("C", 4096, 1, 1), "classifier.weight"),
              "fc8_200.weight": (("C*S", 4096, 1, 1), "subclassifier.weight")}
-    return Layout("SC-CAM after a round, ResNet-38", keys, "-p backbone resnet38 -p output_stride 8 -p sccam_weights FILE")
+    return Layout("SC-CAM after a round, ResNet-38", keys, "-p backbone resnet38 -p output_stride 8 -p sccam_clusters {S} and "
+                  "wsss_lib.methods.sccam.build_sccam(config, {C}, 'FILE')")
 
 
 def _affinitynet(trunk: str, inputs: tuple[int, int, int], norm: bool, network: str) -> Layout:
