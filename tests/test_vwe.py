@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.golden_vwe import Given
 from tests.test_full_size import REDUCED, check_log, tame, write_voc
-from wsss_lib import stages, training
+from wsss_lib import artifacts, stages, training
 from wsss_lib.artifacts import read_maps
 from wsss_lib.config import PROJECT_ROOT, Config, read_preset
 from wsss_lib.methods import cam, vwe
@@ -347,6 +347,24 @@ def test_absent_classes_and_the_two_rules():
     confusion = confusion_matrix(np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1]), 21)
     assert scores(confusion).miou == pytest.approx((0.5 + 1 + 0) / 3) and scores(confusion).average == "union"
     assert scores(confusion, "present").miou == pytest.approx((0.5 + 1) / 2)
+
+
+def test_ablations_start_at_one_classifier_and_are_kept(small_config, tmp_path, capsys):
+    script = runpy.run_path(str(PROJECT_ROOT / "benchmarks" / "vwe_ablations.py"))
+    config = small_config.model_copy(update={"vwe_words": 6, "vwe_epochs": 1})
+    with pytest.raises(ValueError, match="run notebook 10_cam"):
+        script["run"]("average", config, 4)
+    stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": "miniature"}, method="cam")
+    training.save_weights(stages.build_classifier(config, 3), stage.folder / "weights.safetensors")
+    stage.finish([])
+    rows = {name: script["run"](name, config, 4) for name in ("average", "hspp+words, fixed random codebook")}
+    assert all(row["images"] == 4 and 0 <= row["miou"] <= 100 for row in rows.values())
+    assert rows["average"]["words_used"] is None and 1 <= rows["hspp+words, fixed random codebook"]["words_used"] <= 6
+    line = script["describe"]("average", [rows["average"]] * 2)
+    assert f"{rows['average']['miou']:.1f} ± 0.0" in line
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    assert script["run"]("average", config, 4) == rows["average"]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
 
 
 @pytest.mark.slow
