@@ -670,6 +670,10 @@ for index, label in enumerate(classes):
 # for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
+classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
+
+
 def mask_with(beta, threshold):
     """Return the pseudo-mask of the chosen image for one exponent and one threshold."""
     walk = propagate(maps, boundary, config.walk_radius, beta, config.walk_log2_steps)

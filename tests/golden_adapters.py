@@ -530,6 +530,11 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
 ADAPTERS |= golden_amn.ADAPTERS
 TOLERANCE |= golden_amn.TOLERANCE
 
+from tests import golden_rib  # noqa: E402  it uses the functions above
+
+ADAPTERS |= golden_rib.ADAPTERS
+TOLERANCE |= golden_rib.TOLERANCE
+
 
 def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -> str:
     """Say how one array of a case differs by more than its tolerance; empty if it agrees."""

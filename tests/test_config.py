@@ -117,7 +117,8 @@ def test_nothing_but_a_value_error_ever_comes_out(values):
 
 # ---- parameters of a stage
 
-STAGE_PREFIXES = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
+STAGE_PREFIXES = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_", "irn_", "walk_",
+                  "deeplab_")
 
 
 def test_parameters_of_a_stage_are_the_common_ones_and_its_own():

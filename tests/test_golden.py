@@ -9,7 +9,7 @@ from tests.golden_adapters import ADAPTERS, TOLERANCE, disagreement
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz"))
-FULL_NETWORKS = {"deeplab__v2_forward", "irn__cam_net", "irn__irn_net"}
+FULL_NETWORKS = {"deeplab__v2_forward", "irn__cam_net", "irn__irn_net", "rib__resnet_step"}
 
 
 def arrays_of(case: str) -> dict[str, np.ndarray]:

@@ -89,6 +89,12 @@ class Config(BaseModel):
     momentum: Share = 0.9
     weight_decay: Rate = 1e-4
     momentum_slip: bool = False  # published runs: True, the momentum is in truth the weight decay
+    # 01: the simulation of the information bottleneck.
+    bottleneck_mnist_root: Text = ""  # folder above torchvision's MNIST/raw; empty: scikit-learn's digits
+    bottleneck_images: Positive = 8000  # for training
+    bottleneck_shape_share: Share = 0.1  # of them that have the companion shape
+    bottleneck_epochs: Positive = 1
+    bottleneck_seeds: Positive = 5  # networks of each kind
     # 10: classifier and class activation maps.
     cam_weights: Text = ""  # a classifier to use instead of training one
     cam_epochs: Positive = 8
@@ -99,6 +105,17 @@ class Config(BaseModel):
     cam_long_side_max: Positive = 112
     cam_crop: Positive = 96
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
+    # 20: RIB, which tunes the classifier for every image anew; the small network in one long step instead of nine short ones.
+    rib_learning_rate: Rate = 1e-3  # published: 8e-6 (VOC), 5e-6 (COCO)
+    rib_head_learning_rate: Rate = 1e-2  # ten times the backbone's
+    rib_iterations: Positive = 2  # K maps are added up, after 0 to K - 1 updates; published: 10
+    rib_companions: Positive = 20  # other images in each update; published: 20 (VOC), 15 (COCO)
+    rib_region_threshold: Rate = 0.2  # tau; published: 0.4 (VOC), 0.5 (COCO); above 1 it is average pooling
+    rib_stop_threshold: Rate = 600.0  # of the image's summed logits; published: 600 (VOC), 1000 (COCO)
+    rib_explode_threshold: Share = 0.3  # what counts as covered, and ...
+    rib_explode_ratio: Rate = 0.7  # ... how much covered stops the steps; published: 0.7 (VOC), 0.8 (COCO)
+    rib_variant: Literal["code", "paper"] = "code"  # "paper": mean over the kept positions, the stop threshold is the margin m
+    rib_first_twenty_only: bool = False  # True in the published COCO run: classes from index 20 on are pooled plainly
     # 40: AMN. Batches are the classifier's and crops are IRN's, as in the official program.
     amn_weights: Text = ""  # a network to use instead of training one
     amn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
@@ -235,7 +252,7 @@ class Config(BaseModel):
         """
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
                        "method", "pixel_labels_chose"}
-        stage_prefixes = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
+        stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
                           "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}

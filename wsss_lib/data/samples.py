@@ -5,7 +5,7 @@ process loads it or on what was loaded before.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +141,49 @@ class SegmentationSamples(Dataset):
         mean_colour = tuple(255 * value for value in self.mean)
         image, label = transforms.scale_crop_flip(np.asarray(image, np.float32), label, *draws, self.crop, mean_colour)
         return transforms.to_tensor(transforms.normalize(image, self.mean, self.std)), transforms.to_tensor(label)
+
+
+def disjoint_pool(labels: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return the indices of the images that share no class with an image.
+
+    Args:
+        labels: (N, C), 0 or 1; an image without a class is disjoint from all.
+        label: (C,).
+
+    Returns:
+        int64, increasing.
+
+    Source: RIB, official code, voc12/dataloader.py. Explained in notebook 20, section "Companions".
+
+    Example:
+        >>> disjoint_pool(np.array([[1, 0], [0, 1], [0, 0]]), np.array([1, 0])).tolist()
+        [1, 2]
+    """
+    return np.flatnonzero(labels.astype(np.int64) @ label.astype(np.int64) == 0)
+
+
+def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rng: random.Random) -> Iterator[list[int]]:
+    """Yield endless batches of a pool, in which every index has its turn before one comes again.
+
+    Args:
+        pool: at least one index.
+        size: of a batch; a smaller pool is repeated in it.
+        first_rng: draws the first batch.
+        rng: draws all others.
+
+    Example:
+        >>> batches = batches_of_pool(range(4), 2, random.Random(0), random.Random(1))
+        >>> sorted(next(batches) + next(batches))
+        [0, 1, 2, 3]
+    """
+    order = first_rng.sample(list(pool), min(size, len(pool)))
+    rest = sorted(set(pool) - set(order))
+    order += rng.sample(rest, len(rest))
+    while True:
+        while len(order) < size:
+            order += rng.sample(list(pool), len(pool))
+        yield order[:size]
+        del order[:size]
 
 
 class StepSampler(Sampler):

@@ -71,10 +71,25 @@ class ResNet(nn.Module):
         """Return the last map of `stages(images)`: float32 (N, channels[4], H/strides[4], W/strides[4]), sides rounded up."""
         return self.stages(images)[-1]
 
+    def shallow(self, images: Tensor, num_stages: int) -> Tensor:
+        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it."""
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return _in_turn(self.shallow_modules(num_stages)[2:], features)
+
+    def deep(self, features: Tensor, num_stages: int) -> Tensor:
+        """Return the deepest map from the output of `shallow`: together they are `forward`."""
+        return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)):], features)
+
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
         """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
         groups = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
         return [module for group in groups[:num_stages] for module in group]
+
+
+def _in_turn(modules: list[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
 
 
 def _make_layer(block, in_channels, planes, blocks, stride, dilation, stride_in_1x1):
@@ -129,6 +144,14 @@ class EfficientNetLite0(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the deepest map of `stages(images)`: float32 (N, 320, ceil(H/16), ceil(W/16))."""
         return self.net(images)[-1]
+
+    def shallow(self, images: Tensor, num_stages: int) -> Tensor:
+        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it."""
+        return _in_turn(self.shallow_modules(num_stages), images)
+
+    def deep(self, features: Tensor, num_stages: int) -> Tensor:
+        """Return the deepest map from the output of `shallow`: together they are `forward`."""
+        return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)):], features)
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
         """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
