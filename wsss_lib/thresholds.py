@@ -366,7 +366,7 @@ def choice_sentence(way: Literal["fixed", "labelled", "best"], threshold: float,
             "best": f"is the best on the {images} scored images: their pixel labels chose it, and the score is an upper bound"}
     if way not in ends:
         raise ValueError(f"way={way!r} is unknown: choose 'fixed', 'labelled' or 'best'.")
-    return f"threshold {threshold:.2f} {ends[way]}"
+    return f"threshold {threshold:.3g} {ends[way]}"
 
 
 def _above(counts: np.ndarray) -> np.ndarray:
