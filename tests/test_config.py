@@ -165,8 +165,9 @@ def test_preset_is_valid(path):
     assert isinstance(Config.from_values(read_preset(path)), Config)
 
 
-def test_all_four_presets_are_there():
-    assert {path.stem for path in PRESETS} == {"smoke", "voc12-small", "voc12", "coco14"}
+def test_all_presets_are_there():
+    """The four sizes, and the rehearsal of coco14 on generated images."""
+    assert {path.stem for path in PRESETS} == {"smoke", "voc12-small", "voc12", "coco14", "coco-toy"}
 
 
 @pytest.mark.parametrize("text, words", [
