@@ -15,7 +15,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from wsss_lib import artifacts, stages, training
+from wsss_lib import artifacts, stages
 from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
 from wsss_lib.methods import amn_stages
 from wsss_lib.methods.amn_ablations import VARIANTS, train_variant, variant_localization
@@ -41,7 +41,6 @@ def scored(data, folder: Path) -> dict[str, float]:
 
 def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
     """Train and score the variants of one seed that `rows` does not hold yet."""
-    device = training.seed_everything(config)
     data, score_data = (stages.open_data(config, split) for split in (config.train_split, config.score_split))
     classifier = artifacts.open_stage(config, "classifier", "10_cam", method="cam").folder / "weights.safetensors"
     cam_maps = artifacts.open_stage(config, "maps", "10_cam", method="cam").folder
@@ -59,8 +58,7 @@ def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
         start, variant, folder = time.time(), VARIANTS[name], work / name.replace(" ", "_")
         key = variant.training_key()
         if key not in trained:  # variants of the maps alone share one network
-            training.seed_everything(config)
-            trained = {key: train_variant(variant, data, seed_folder, classifier, config, folder, str(device))}
+            trained = {key: train_variant(variant, data, seed_folder, classifier, config, folder)}
         localize = variant_localization(variant, trained[key], score_data, seed_folder, config)
         stages.make_maps(localize, score_data, config, folder / "maps")
         finished[name] = scored(score_data, folder / "maps") | {"seconds": round(time.time() - start, 1)}

@@ -491,8 +491,7 @@ def score_variants(names):
         variant, folder = amn_ablations.VARIANTS[name], Path(tempfile.mkdtemp())
         key = variant.training_key()
         if key not in trained:  # variants of the maps alone share one network
-            trained[key] = amn_ablations.train_variant(variant, few_train, seeds_stage.folder, classifier_weights, small, folder,
-                                                       str(run_device))
+            trained[key] = amn_ablations.train_variant(variant, few_train, seeds_stage.folder, classifier_weights, small, folder)
         localize = amn_ablations.variant_localization(variant, trained[key], few_score, seeds_stage.folder, small)
         stages.make_maps(localize, few_score, small, folder / "maps")
         summaries[name] = stages.sweep_maps(few_score, folder / "maps", thresholds, ImageThresholds).summary()

@@ -12,6 +12,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import IGNORE, SegmentationDataset
 from wsss_lib.methods.amn import ActivationManipulationNet, balanced_loss, pixel_losses, smoothed_target
@@ -97,8 +98,8 @@ def without_conditioning(net: ActivationManipulationNet) -> ActivationManipulati
 
 
 def train_variant(variant: Variant, data: SegmentationDataset, seed_folder: Path, classifier_weights: Path, config: Config,
-                  folder: Path, device: str = "cpu") -> ActivationManipulationNet:
-    """Build and train one variant.
+                  folder: Path) -> ActivationManipulationNet:
+    """Build and train one variant, from the same random start whatever was trained before.
 
     Args:
         variant: of `VARIANTS`, or your own.
@@ -107,7 +108,6 @@ def train_variant(variant: Variant, data: SegmentationDataset, seed_folder: Path
         classifier_weights: CAM's classifier, for `amn_init` "classifier".
         config: `variant.settings` are put into a copy of it.
         folder: gets the log.
-        device: on which to train.
 
     Returns:
         the network in evaluation mode.
@@ -115,6 +115,7 @@ def train_variant(variant: Variant, data: SegmentationDataset, seed_folder: Path
     Explained in notebook 40, section "What helps and what does not".
     """
     config = config.model_copy(update=variant.settings)
+    device = training.seed_everything(config)
     net = build_amn(config, data.num_classes, classifier_weights).to(device)
     if not variant.conditioned:
         without_conditioning(net)
