@@ -83,7 +83,7 @@ def gaps(docstring: str | None, function: Function | None, is_method: bool) -> l
     if len(wanted) >= 2:
         problems += [f"Args: lacks {name}" for name in wanted if name not in explained]
     problems += [f"Args: explains {name}, which is no parameter" for name in explained if name not in wanted]
-    if gives_something_back(function) and not found.get("Returns") and not re.match(r"Return \S+ \S+", summary):
+    if gives_something_back(function) and not (found.get("Returns") or found.get("Yields")) and not re.match(r"Return \S+ \S+", summary):
         problems.append("neither Returns: nor a summary 'Return …'")
     reasons = found.get("Raises", [])
     problems += [f"Raises: lacks {name}".rstrip() for name in sorted(raised(function))

@@ -128,7 +128,7 @@ def tuned_parameters(net: ClassActivationNet) -> list[nn.Parameter]:
 
 @contextmanager
 def original_weights(net: ClassActivationNet) -> Iterator[None]:
-    """Give the network its tuned parameters back, bit by bit, whatever happens inside the block."""
+    """Return a context in which the network may be tuned; afterwards its parameters are what they were, bit by bit."""
     parameters = tuned_parameters(net)
     saved = [parameter.detach().clone() for parameter in parameters]
     try:
@@ -170,14 +170,27 @@ def scales_in_order(scales: Sequence[float]) -> list[float]:
 
 
 def evidence(net: ClassActivationNet, features: Tensor) -> Tensor:
-    """Return the raw maps Z, float (N, C, h, w), from the output of the frozen stages."""
+    """Return the raw maps Z, float (N, C, h, w), before any cut or activation.
+
+    Args:
+        net: the classifier.
+        features: float (N, D, h, w), the output of its frozen stages.
+    """
     return net.classifier(net.backbone.deep(features, FROZEN_STAGES))
 
 
 def push(raw: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """Add the gradient of these rows' loss to the parameters' and return their pooled logits z, float (N, C).
+    """Add the gradient of these rows' loss to the parameters'.
 
     The loss is a plain sum over rows, so that each part's gradient can be taken at once and its activations freed.
+
+    Args:
+        raw: Z, float (N, C, h, w).
+        labels: y, (N, C) or (1, C), 0 or 1.
+        config: rib_region_threshold, rib_variant, rib_first_twenty_only, rib_stop_threshold.
+
+    Returns:
+        the pooled logits z, float (N, C), detached.
     """
     z = pooled_logits(raw, labels, config.rib_region_threshold, config.rib_variant, config.rib_first_twenty_only)
     rib_loss(z, labels, _margin(config)).backward()
@@ -254,7 +267,7 @@ def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[boo
 
 
 def add_up(steps: Iterable[Step]) -> list[Tensor]:
-    """Add the maps of all steps, for each scale float (2, C, h_s, w_s)."""
+    """Return the sum of the maps of all steps: for each scale float (2, C, h_s, w_s)."""
     total: list[Tensor] = []
     for step in steps:
         for number, maps in enumerate(step.maps):
@@ -292,20 +305,29 @@ class Companions:
         """Return endless batches of rows of the data set for one image; None if no image of the bank is disjoint.
 
         They depend on the seed, the image's id and labels, and the data set.
+
+        Args:
+            image_id: of the image that is tuned.
+            label: its classes, (C,), 0 or 1.
         """
         pool = self.bank[disjoint_pool(self.data.labels[self.bank], label)].tolist()
         return batches_of_pool(pool, self.config.rib_companions, self._random(f"labels {label.tolist()}"),
                                self._random(f"image {image_id}")) if pool else None
 
     def of_image(self, image_id: str, label: np.ndarray) -> Iterator[tuple[Tensor, Tensor] | Push] | None:
-        """Return the same batches read, the first as a `Push`. Call it while the network is untouched."""
+        """Return the same batches read, the first as a `Push`; None as `indices`. Call it while the network is untouched.
+
+        Args:
+            image_id: of the image that is tuned.
+            label: its classes, (C,), 0 or 1.
+        """
         indices = self.indices(image_id, label)
-        return indices and chain([self._first_push(label, next(indices))], map(self._read, indices))
+        return indices and chain([self._first_push(label, next(indices))], map(self.read, indices))
 
     def _first_push(self, label: np.ndarray, batch: list[int]) -> Push:
         key = label.tobytes()
         if key not in self.pushes:
-            features, labels = self._read(batch)
+            features, labels = self.read(batch)
             logits, parameters = push(evidence(self.net, features), labels, self.config), tuned_parameters(self.net)
             if len(self.pushes) == KEPT_PUSHES:
                 del self.pushes[next(iter(self.pushes))]  # the oldest
@@ -315,7 +337,8 @@ class Companions:
         return self.pushes[key]
 
     @torch.no_grad()
-    def _read(self, batch: list[int]) -> tuple[Tensor, Tensor]:
+    def read(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return features (B, D, h, w) behind the frozen stages and labels (B, C) of rows of the data set."""
         device = self.net.classifier.weight.device
         for index in batch:
             if index not in self.features:
