@@ -18,7 +18,7 @@ def sections(docstring: str) -> dict[str, list[str]]:
     """Return the lines below Args:, Returns: and Raises:, without those of the next paragraph; indented as they are."""
     found, current = {}, None
     for line in docstring.splitlines():
-        title = re.fullmatch(r"(Args|Returns|Raises):", line)
+        title = re.fullmatch(r"(Args|Returns|Yields|Raises):", line)
         if title:
             current = found.setdefault(title[1], [])
         elif current is not None and line.startswith("    "):
@@ -83,7 +83,8 @@ def gaps(docstring: str | None, function: Function | None, is_method: bool) -> l
     if len(wanted) >= 2:
         problems += [f"Args: lacks {name}" for name in wanted if name not in explained]
     problems += [f"Args: explains {name}, which is no parameter" for name in explained if name not in wanted]
-    if gives_something_back(function) and not (found.get("Returns") or found.get("Yields")) and not re.match(r"Return \S+ \S+", summary):
+    named = found.get("Returns") or found.get("Yields") or re.match(r"Return \S+ \S+", summary)
+    if gives_something_back(function) and not named:
         problems.append("neither Returns: nor a summary 'Return …'")
     reasons = found.get("Raises", [])
     problems += [f"Raises: lacks {name}".rstrip() for name in sorted(raised(function))

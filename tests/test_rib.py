@@ -201,7 +201,8 @@ def test_a_resumed_stage_ends_in_the_same_files(classifier, rib_config, tmp_path
             (tmp_path / "b" / f"{name}.npz").unlink()
         assert stages.make_maps(rib.rib_localization(classifier, data, rib_config), data, rib_config, tmp_path / "b") == 4
     for name in data.ids:
-        for one, other in zip(read_maps(tmp_path / "a" / f"{name}.npz"), read_maps(tmp_path / "b" / f"{name}.npz"), strict=True):
+        files = (tmp_path / side / f"{name}.npz" for side in "ab")
+        for one, other in zip(*map(read_maps, files), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
