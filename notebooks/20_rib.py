@@ -49,9 +49,10 @@ from PIL import Image
 from wsss_lib import artifacts, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.methods import cam, rib
-from wsss_lib.metrics import Evaluation, ThresholdSweep, part_recall
+from wsss_lib.metrics import Evaluation, part_recall
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
+from wsss_lib.thresholds import ThresholdSweep
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)

@@ -23,15 +23,9 @@ runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
 method = "amn"  # the folder of this notebook's results
 seed = 0  # of everything that is random; CAM's run of the same seed is read
 backbone = "resnet_small"  # resnet50 in the paper
-backbone_weights = "none"  # imagenet in the paper
 output_stride = 8  # 16 in the paper; the toy images are small
-weight_decay = 1.0e-4
-cam_batch_size = 16  # AMN's, too
 cam_scales = [1.0, 0.5, 1.5, 2.0]  # of the maps
-irn_scale_min = 0.5  # AMN scales and crops its training images as IRN does
-irn_scale_max = 1.5
-irn_crop = 96  # 512 in the paper
-seed_crf_iterations = 10  # steps of mean field
+irn_crop = 96  # 512 in the paper; training images are scaled and cropped as IRN's
 amn_weights = ""  # a finished network instead of training
 amn_init = "classifier"  # backbone in the paper, which starts from ImageNet
 amn_foreground_threshold = 0.2  # t_f of the refined seeds; 0.30 in the paper
@@ -44,11 +38,6 @@ amn_atrous_rates = [1, 2, 4, 6]  # 6, 12, 18, 24 in the paper
 amn_dropout_in_maps = False  # True in the official program, see section 6
 
 # %%
-import shutil
-import tempfile
-from dataclasses import replace
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -477,25 +466,30 @@ for name, folder, threshold in (("CAM", cam_stage.folder, cam_row["threshold"]),
 # the same on all images with three seeds. Differences of a point or two are noise here.
 
 # %%
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
 chosen = ("AMN as published", "plain mean, not balanced", "no label conditioning", "image-level loss, not per pixel",
           "maps stretched everywhere", "dropout left on in the maps")
 small = config.model_copy(update={"amn_epochs": 3, "num_workers": 0})
 few_train = replace(train_data, ids=train_data.ids[:480], labels=train_data.labels[:480])
 few_score = replace(few_train, ids=few_train.ids[:100], labels=few_train.labels[:100])
 
-
+# %%
 def score_variants(names):
     """Train what is needed and score the maps of each variant on the hundred images: name to summary."""
     summaries, trained = {}, {}
     for name in names:
-        variant, folder = amn_ablations.VARIANTS[name], Path(tempfile.mkdtemp())
+        variant = amn_ablations.VARIANTS[name]
         key = variant.training_key()
-        if key not in trained:  # variants of the maps alone share one network
-            trained[key] = amn_ablations.train_variant(variant, few_train, seeds_stage.folder, classifier_weights, small, folder)
-        localize = amn_ablations.variant_localization(variant, trained[key], few_score, seeds_stage.folder, small)
-        stages.make_maps(localize, few_score, small, folder / "maps")
-        summaries[name] = stages.sweep_maps(few_score, folder / "maps", thresholds, ImageThresholds).summary()
-        shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            if key not in trained:  # variants of the maps alone share one network
+                trained[key] = amn_ablations.train_variant(variant, few_train, seeds_stage.folder, classifier_weights, small,
+                                                           Path(folder))
+            localize = amn_ablations.variant_localization(variant, trained[key], few_score, seeds_stage.folder, small)
+            stages.make_maps(localize, few_score, small, Path(folder) / "maps")
+            summaries[name] = stages.sweep_maps(few_score, Path(folder) / "maps", thresholds, ImageThresholds).summary()
     return summaries
 
 # %% tags=["nbval-ignore-output"]

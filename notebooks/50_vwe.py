@@ -17,24 +17,18 @@
 # 2. say which loss trains which part of the network, and prove it from the graph,
 # 3. tell a living codebook from a dead one, and pooling by average from pooling by maximum, in a picture.
 
+# Parameters that are not listed here, such as those of batches, are the ones of notebook 10.
+
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "vwe"  # name of the folder that gets the network and the maps
 seed = 0  # of everything that is random
 backbone = "resnet_small"  # resnet50 in VWE, resnet101 in VWL
-backbone_weights = "none"  # imagenet, none, or a safetensors file
 output_stride = 8  # 16 in the paper; the toy images are small
-frozen_batch_norm = False  # True in the paper, where the backbone is pre-trained
 frozen_stages = 0  # 3 in the paper: stem, layer1 and layer2; 1 in VWL-M
-momentum = 0.9
-weight_decay = 1.0e-4
 momentum_slip = False  # True in the official runs: momentum is the weight decay, see notebook 10
-cam_batch_size = 16  # images, crops, batches and scales are those of CAM's classifier
-cam_long_side_min = 80  # 320 in the paper
-cam_long_side_max = 112  # 640 in the paper
-cam_crop = 96  # 512 in the paper
-cam_scales = [1.0, 0.5, 1.5, 2.0]
+cam_crop = 96  # 512 in the paper; crops, batches and scales are those of CAM's classifier, see notebook 10
 vwe_weights = ""  # a finished network instead of training
 vwe_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone has not
 vwe_variant = "vwe"  # vwl_l: words pushed apart; vwl_m: a memory bank
@@ -61,7 +55,6 @@ from wsss_lib.data.samples import ClassificationSamples
 from wsss_lib.methods import cam, vwe
 from wsss_lib.metrics import Evaluation, confusion_matrix, scores
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.refine.crf import crf_from_maps
 from wsss_lib.refine.seeds import argmax_with_background
 
 config = Config.from_notebook(globals())
@@ -297,9 +290,9 @@ if config.vwe_variant == "vwe":
     assert {part for part in parts if flows["word", part]} == {"backbone", "word head W_b"}
 
 # %% [markdown]
-# The same as a drawing: a line where a gradient arrives, none where it is stopped. The codebook learns from $L_2$ alone,
-# the backbone from $L_1$ and $L_3$. So the words cannot make themselves easy to predict, and the backbone cannot make
-# them meaningless.
+# The same as a drawing: a line where a gradient arrives, none where it is stopped. The codebook learns from $L_2$ alone, so no
+# gradient lets it choose words that are merely easy to predict. The backbone learns from $L_1$ and $L_3$ and takes the words as
+# they are.
 
 # %% tags=["nbval-ignore-output"]
 figure, axes = plt.subplots(figsize=(6.5, 2.8))
@@ -344,6 +337,23 @@ features = torch.tensor([[[[4.0, 4.0]], [[0.0, 1.0]]]])  # two positions, both n
 index = vwe.encode(features, bank).index
 print("won by word", index.flatten().tolist(), "-> bank after a step with rho = 0.5:")
 print(vwe.moving_average(bank, features, index, rho=0.5).round(decimals=2).tolist())
+
+# %% [markdown]
+# So a word of the bank that dies stays dead, unless the features turn towards it. It matters how a codebook starts. Here is
+# how many words are the nearest of some position in eight images, for random directions (the start of VWE and VWL-L) and for
+# random feature vectors (the start of VWL-M):
+
+# %% tags=["nbval-ignore-output"]
+def in_use(codebook):
+    """Return how many words are nearest to some of the positions that section 2 has collected."""
+    return len(vwe.encode(others.T[None, :, :, None], codebook).index.unique())
+
+
+generator = torch.Generator().manual_seed(config.seed)
+directions = torch.randn(config.vwe_words, others.shape[1], generator=generator)
+drawn_vectors = others[torch.randperm(len(others), generator=generator)[:config.vwe_words]]
+print(f"random directions:      {in_use(directions)} of {len(directions)} words are in use")
+print(f"random feature vectors: {in_use(drawn_vectors)} of {len(drawn_vectors)} words are in use")
 
 # %% [markdown]
 # **A trap.** The published VWL-M training cannot run: it counts words by `one_hot` of the *soft* assignment, where the
@@ -461,7 +471,7 @@ viz.show(figure, f"Six nearest patches for each of the {len(frequent)} most freq
 # %% [markdown]
 # **Words and classes.** For images of one class each: which share of an image's positions does a word own, on average? A
 # column that is bright in one row only is a word of that class; a column that is equally bright in all rows is
-# background. Black columns are dead words.
+# background. The darkest columns are dead words.
 
 # %% tags=["nbval-ignore-output"]
 labels = np.stack([score_data.label(name) for name in looked_at])
@@ -559,6 +569,8 @@ for (variant, what, split), values in results.PUBLISHED_CLASSES.items():
 # images, with the published background score:
 
 # %% tags=["nbval-ignore-output"]
+from wsss_lib.refine.crf import crf_from_maps
+
 plain, refined = (Evaluation(score_data.num_classes + 1) for _ in range(2))
 for name in score_data.ids[:60]:
     classes, maps = stages.full_size_maps(maps_stage.folder, name)
