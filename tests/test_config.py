@@ -158,6 +158,13 @@ def test_from_notebook_takes_the_cells_before_the_set_up_cell():
         Config.from_notebook(namespace("cam_epoch = 2", "config = Config.from_notebook(globals())"))
 
 
+def test_from_notebook_without_a_history_takes_the_fields_that_are_there():
+    """nbval runs cells without keeping them in `In`; a method's notebook must still write to its own folder."""
+    names = {"In": [""], "method": "rib", "cam_epochs": 2, "np": ast, "run_device": "cpu"}
+    config = Config.from_notebook(names)
+    assert (config.method, config.cam_epochs, config.seed) == ("rib", 2, 0)
+
+
 # ---- presets
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

@@ -245,7 +245,7 @@ class Config(BaseModel):
         names = []
         for source in namespace.get("In", [""])[1:]:
             if "from_notebook" in source:
-                break
+                return cls.from_values({name: namespace[name] for name in names})
             try:
                 statements = ast.parse(source).body
             except SyntaxError:  # a cell that failed to run
@@ -253,7 +253,8 @@ class Config(BaseModel):
             for node in statements:
                 if isinstance(node, ast.Assign):
                     names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-        return cls.from_values({name: namespace[name] for name in names})
+        # No history is kept when nbval runs the cells, each once and in order: then all names so far count.
+        return cls.from_values({name: namespace[name] for name in cls.model_fields if name in namespace})
 
     def parameters_of(self, *prefixes: str) -> dict[str, Any]:
         """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes.
