@@ -32,7 +32,8 @@ demo: setup  ## run the whole pipeline on generated data, then print the results
 	@$(BIN)/python -m wsss_lib.results runs/toy
 
 test: setup  ## run all tests
-	@$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=600
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=600 \
+		--numprocesses=$(CORES) --dist=loadfile
 
 lint: setup  ## check the code
 	@$(BIN)/ruff check .

@@ -32,7 +32,9 @@ if unknown:
 settings = Config.from_values(read_preset(preset))
 runs_root = config.get("runs_root", settings.runs_root)
 base = f"{runs_root}/{settings.dataset}"
-cores = workflow.cores or 1  # on a cluster there is no such number: --set-threads gives it
+# Networks of full size take turns on the GPU. Small ones on a CPU gain more from running side by side than from a second core.
+# (On a cluster Snakemake knows no number of cores: --set-threads gives it.)
+cores = (workflow.cores or 1) if preset.stem in ("voc12", "coco14") else 1
 
 
 def preset_files(wildcards):

@@ -219,7 +219,7 @@ viz.show(figure, f"The classification loss pushes with {1 / (1 + np.exp(middle))
 # as every ratio is then at least one. In the published code the loop over classes ends at the twentieth, so that 60 of COCO's 80 classes were
 # pooled plainly; we do that only on request (`rib_first_twenty_only`).
 
-# %%
+# %% tags=["nbval-ignore-output"]
 present = int(np.flatnonzero(label)[0])
 with torch.no_grad():
     raw = rib.evidence(net, views[0])[:1]  # (1, C, h, w)

@@ -78,7 +78,7 @@ print(f"{len(train_data)} training images, {num_labels} labels with the backgrou
 # is what holds CAMs back. That can be measured: one pass over the stored maps keeps a curve of mIoU over the threshold
 # *for every image* (the mean over the background and the image's own classes).
 
-# %%
+# %% tags=["nbval-ignore-output"]
 thresholds = np.linspace(0.01, 0.99, 99)
 cam_sweep = stages.sweep_maps(score_data, cam_stage.folder, thresholds, ImageThresholds)
 cam_summary = cam_sweep.summary()
