@@ -11,26 +11,18 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 
 from wsss_lib import artifacts, stages
-from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
+from wsss_lib.config import Config, project_path
 from wsss_lib.methods import amn_stages
 from wsss_lib.methods.amn_ablations import VARIANTS, train_variant, variant_localization
+from wsss_lib.results import with_spread
 from wsss_lib.thresholds import ImageThresholds
 
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
 PUBLISHED_THRESHOLD = 0.25  # AMN's, chosen without a pixel label of ours
-
-
-def settings_of(preset: str, changes: dict) -> Config:
-    """Return the configuration of a preset with what AMN sets otherwise."""
-    values = {}
-    for path in (PROJECT_ROOT / "configs" / f"{preset}.yaml", PROJECT_ROOT / "configs" / "methods" / f"{preset}.amn.yaml"):
-        values |= read_preset(path) if path.is_file() else {}
-    return Config.from_values(values | {"method": "amn"} | changes)
 
 
 def scored(data, folder: Path) -> dict[str, float]:
@@ -80,7 +72,7 @@ def table(rows: dict) -> str:
             for key in columns:
                 values = [row[key] for row in found]
                 digits = 1 if max(values) > 1 else 2
-                cells.append(f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""))
+                cells.append(with_spread(values, digits))
             lines.append(f"{name:34s}" + "".join(f"{cell:>15s}" for cell in cells) + f"{len(found):7d}")
     return "\n".join(lines)
 
@@ -100,7 +92,7 @@ def main(arguments: list[str] | None = None) -> dict:
     out = project_path(options.out)
     rows = artifacts.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
-        config = settings_of(options.preset, {"seed": seed, "runs_root": options.runs_root, "limit": options.limit})
+        config = Config.from_preset(options.preset, "amn", seed=seed, runs_root=options.runs_root, limit=options.limit)
         run_seed(config, options.variants, rows, out)
     artifacts.write_json(out, rows)
     print(table(rows))

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.toy import make_toy_dataset
 from wsss_lib import artifacts, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
+from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam, rib
 from wsss_lib.nets.backbone import normalization_of
@@ -149,8 +149,7 @@ def time_both(folder: Path, count: int) -> tuple[float, float, float]:
 
 def count_flops() -> tuple[float, float]:
     """Return the operations of one VOC image with one class at the published settings, plain and ours."""
-    values = read_preset(PROJECT_ROOT / "configs/voc12.yaml") | read_preset(PROJECT_ROOT / "configs/methods/voc12.rib.yaml")
-    config = Config.from_values(values | {"backbone_weights": "none"})
+    config = Config.from_preset("voc12", "rib", backbone_weights="none")
     with torch.device("meta"):
         net = stages.build_classifier(config, 20).eval()
 

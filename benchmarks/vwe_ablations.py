@@ -7,18 +7,17 @@ variant and seed are kept in `runs/<dataset>/vwe_ablations/` and not made again.
 """
 
 import argparse
-from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 from torch import nn
 
 from wsss_lib import artifacts, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import cam, vwe
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.results import with_spread
 
 # name: (gamma, levels, with words, what the configuration sets otherwise, whether the codebook stays as it was drawn)
 VARIANTS = {
@@ -82,15 +81,12 @@ def words_used(net: vwe.VisualWordNet, data: SegmentationDataset, config: Config
 
 def describe(name: str, rows: list[dict]) -> str:
     """Return one line of the table."""
-    def spread(values: list[float], digits: int = 1) -> str:
-        return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-    cells = [name.ljust(34), spread([row["miou"] for row in rows]).rjust(12),
-             spread([row["threshold"] for row in rows], 2).rjust(12)]
+    cells = [name.ljust(34), with_spread([row["miou"] for row in rows]).rjust(12),
+             with_spread([row["threshold"] for row in rows], 2).rjust(12)]
     recalls = [row["recall"]["body"] for row in rows if row["recall"]]
-    cells.append((spread(recalls, 2) if recalls else "-").rjust(12))
+    cells.append((with_spread(recalls, 2) if recalls else "-").rjust(12))
     used = [row["words_used"] for row in rows]
-    cells.append(("-" if None in used else f"{spread(used, 0)} of {rows[0]['settings']['vwe_words']}").rjust(14))
+    cells.append(("-" if None in used else f"{with_spread(used, 0)} of {rows[0]['settings']['vwe_words']}").rjust(14))
     return " ".join(cells) + "   " + " / ".join(f"{row['miou']:.1f}" for row in rows)
 
 
@@ -101,14 +97,12 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict]]:
     parser.add_argument("--images", type=int, default=600, help="scored images, the first ones of the split")
     parser.add_argument("--preset", default="smoke", help="a file of configs/, with what the method sets otherwise")
     options = parser.parse_args(arguments)
-    values = {}
-    for path in (Path(f"{options.preset}.yaml"), Path("methods", f"{options.preset}.vwe.yaml")):
-        values |= read_preset(PROJECT_ROOT / "configs" / path) if (PROJECT_ROOT / "configs" / path).is_file() else {}
     names = list(VARIANTS) if "all" in options.variants else options.variants
     print(f"{'variant':34} {'best mIoU %':>12} {'threshold':>12} {'body recall':>12} {'words used':>14}   mIoU of each seed")
     table = {}
     for name in names:
-        table[name] = [run(name, Config.from_values(values | {"seed": seed}), options.images) for seed in options.seeds]
+        table[name] = [run(name, Config.from_preset(options.preset, "vwe", seed=seed), options.images)
+                       for seed in options.seeds]
         print(describe(name, table[name]), flush=True)
     return table
 

@@ -227,6 +227,33 @@ class Config(BaseModel):
             raise ValueError(sentence) from None
 
     @classmethod
+    def from_preset(cls, preset: str, method: str = "cam", **values: Any) -> "Config":
+        """Build the configuration with which the pipeline runs the stages of a method.
+
+        Args:
+            preset: name of a file in `configs/`, without ".yaml".
+            method: what `configs/methods/<preset>.<method>.yaml`, if there is one, sets otherwise is set so.
+            values: fields that differ from both.
+
+        Returns:
+            the configuration.
+
+        Raises:
+            ValueError: as `read_preset` and `from_values`.
+            FileNotFoundError: there is no such preset.
+
+        Explained in notebook 00, section "Parameters".
+
+        >>> Config.from_preset("voc12", "rib", seed=1).walk_power
+        1.3
+        """
+        merged = read_preset(PROJECT_ROOT / "configs" / f"{preset}.yaml")
+        own = PROJECT_ROOT / "configs" / "methods" / f"{preset}.{method}.yaml"
+        if own.is_file():
+            merged |= read_preset(own)
+        return cls.from_values(merged | {"method": method} | values)
+
+    @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> "Config":
         """Build the configuration from a notebook's `parameters` cell and the cell that papermill injects after it.
 

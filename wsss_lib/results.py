@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -156,6 +157,21 @@ def summarize(rows: list[dict]) -> list[dict]:
     order = {"CAM at its best threshold": 0, "CAM seed": 1, "CAM seed + CRF": 2, "IRN pseudo-mask": 3, "DeepLab-v2": 4,
              "DeepLab-v2 + CRF": 5}
     return sorted(summary, key=lambda row: (row["method"] == "truth", row["method"], order.get(row["what"], 9)))
+
+
+def with_spread(values: Sequence[float], digits: int = 1) -> str:
+    """Return mean and, for several values, sample standard deviation in words.
+
+    Args:
+        values: of several runs, at least one.
+        digits: after the point.
+
+    Explained in notebook 00, section "Results of this run".
+
+    >>> with_spread([40.0, 44.0]), with_spread([40.0])
+    ('42.0 ± 2.8', '40.0')
+    """
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def table(rows: list[dict], compare: bool) -> str:
