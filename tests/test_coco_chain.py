@@ -1,4 +1,4 @@
-"""The baseline's chain on data in COCO's layout, 80 classes: generated images from labels to scores, true ones to maps."""
+"""CAM, RIB and AMN with COCO's layout and 80 classes: generated images from labels to scores, true ones to maps."""
 
 import os
 from dataclasses import replace
@@ -18,6 +18,7 @@ from wsss_lib import stages  # noqa: E402
 from wsss_lib.artifacts import read_maps, write_tensors  # noqa: E402
 from wsss_lib.config import PROJECT_ROOT, Config, read_preset  # noqa: E402
 from wsss_lib.data.dataset import load_dataset, read_mask  # noqa: E402
+from wsss_lib.methods import amn_stages, rib  # noqa: E402
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "coco128"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
@@ -31,36 +32,65 @@ def test_the_preset_fits_the_prepared_folder():
         assert (config.train_split, config.score_split, config.val_split, config.limit) == ("train", "train", "val", 0)
 
 
-def test_every_stage_of_the_baseline_runs_with_80_classes(tmp_path):
-    """Twenty images of 144 pixels; among them a grey, a tiny and an unlabelled one, and crowd regions."""
-    source = make_toy_coco(tmp_path / "source", num_train=20, num_val=3, progress=False)
+@pytest.fixture(scope="module")
+def coco_run(tmp_path_factory) -> tuple[Config, Path, Path]:
+    """Twenty images of 144 pixels, some grey, tiny, unlabelled or with crowd regions; CAM's classifier and maps."""
+    folder = tmp_path_factory.mktemp("coco")
+    source = make_toy_coco(folder / "source", num_train=20, num_val=3, progress=False)
     made = {split: source / f"annotations/instances_{split}2014.json" for split in ("train", "val")}
-    prepare_coco14(tmp_path / "coco14", **made, images=[source / "train2014", source / "val2014"], partial_data=True,
+    prepare_coco14(folder / "coco14", **made, images=[source / "train2014", source / "val2014"], partial_data=True,
                    progress=False)
-    config = Config(dataset="coco-toy", data_root=str(tmp_path / "coco14"), device="cpu", num_workers=0, cam_crop=32,
+    config = Config(dataset="coco-toy", data_root=str(folder / "coco14"), device="cpu", num_workers=0, cam_crop=32,
                     cam_long_side_min=40, cam_long_side_max=48, cam_epochs=1, cam_batch_size=4, cam_scales=(0.5,), irn_crop=32,
                     irn_epochs=1, irn_batch_size=4, irn_train_radius=4, deeplab_crop=33, deeplab_iterations=2,
-                    deeplab_batch_size=4, deeplab_scales=(0.5,), deeplab_test_scales=(0.5,), seed_crf_iterations=2)
+                    deeplab_batch_size=4, deeplab_scales=(0.5,), deeplab_test_scales=(0.5,), seed_crf_iterations=2,
+                    rib_companions=2, amn_epochs=1)
+    train = stages.open_data(config, "train")
+    (folder / "classifier").mkdir()
+    classifier = stages.build_classifier(config, 80)
+    assert stages.train_classifier(classifier, train, config, folder / "classifier") == 20
+    weights = folder / "classifier/weights.safetensors"
+    write_tensors(weights, classifier.state_dict())
+    assert stages.make_maps(stages.cam_localization(classifier, config), train, config, folder / "cam") == 20
+    return config, weights, folder / "cam"
+
+
+def maps_of_method(method: str, config: Config, weights: Path, cam_maps: Path, folder: Path) -> Path:
+    """Make a method's maps of the training images as its notebook does."""
+    train = stages.open_data(config, "train")
+    if method == "cam":
+        return cam_maps
+    if method == "rib":
+        localize = rib.rib_localization(stages.build_classifier(config, 80, weights).eval(), train, config)
+    else:
+        amn_stages.make_refined_seeds(train, cam_maps, config, folder / "refined_seeds")
+        net = amn_stages.build_amn(config, 80, weights)
+        (folder / "network").mkdir()
+        amn_stages.train_amn(net, train, folder / "refined_seeds", config, folder / "network")
+        localize = amn_stages.amn_localization(net.eval(), train, folder / "refined_seeds", config)
+    assert stages.make_maps(localize, train, config, folder / "maps") == 20
+    return folder / "maps"
+
+
+@pytest.mark.parametrize("method", ["cam", "rib", "amn"])
+def test_every_stage_runs_with_80_classes(method, coco_run, tmp_path):
+    config, weights, cam_maps = coco_run
+    maps = maps_of_method(method, config, weights, cam_maps, tmp_path)
     train, val = stages.open_data(config, "train"), stages.open_data(config, "val")
     unlabelled, grey, tiny = (image_id(number) for number in (7, 20, 13))
-    folders = {name: tmp_path / name for name in ("classifier", "maps", "seeds", "irn", "masks", "deeplab", "predictions")}
+    for name in train.ids:
+        classes, scores, size = read_maps(maps / f"{name}.npz")
+        assert classes.tolist() == np.flatnonzero(train.label(name)).tolist() and size == train.image(name).size[::-1]
+    assert not len(read_maps(maps / f"{unlabelled}.npz")[0])
+
+    folders = {name: tmp_path / name for name in ("seeds", "irn", "masks", "deeplab", "predictions")}
     for folder in folders.values():
         folder.mkdir()
-    classifier = stages.build_classifier(config, 80)
-    assert stages.train_classifier(classifier, train, config, folders["classifier"]) == 20
-    weights = folders["classifier"] / "weights.safetensors"
-    write_tensors(weights, classifier.state_dict())
-    assert stages.make_maps(stages.cam_localization(classifier, config), train, config, folders["maps"]) == 20
-    for name in train.ids:
-        classes, scores, size = read_maps(folders["maps"] / f"{name}.npz")
-        assert classes.tolist() == np.flatnonzero(train.label(name)).tolist() and size == train.image(name).size[::-1]
-    assert not len(read_maps(folders["maps"] / f"{unlabelled}.npz")[0])
-
-    assert stages.make_seeds(train, folders["maps"], config, folders["seeds"]) == 20
+    assert stages.make_seeds(train, maps, config, folders["seeds"]) == 20
     irn = stages.build_irn(config, weights)
     stages.train_irn(irn, train, folders["seeds"] / "irn_labels", config, folders["irn"])
     stages.set_mean_displacement(irn, train, config)
-    assert stages.make_pseudo_masks(irn, train, folders["maps"], config, folders["masks"]) == 20
+    assert stages.make_pseudo_masks(irn, train, maps, config, folders["masks"]) == 20
     for folder in (folders["seeds"] / "seed_masks", folders["masks"]):
         assert not read_mask(folder / f"{unlabelled}.png", 80).any()
         assert all(read_mask(folder / f"{name}.png", 80).shape[::-1] == train.image(name).size for name in (grey, tiny))
@@ -69,7 +99,7 @@ def test_every_stage_of_the_baseline_runs_with_80_classes(tmp_path):
     assert stages.make_predictions(net, val, config, folders["predictions"]) == 3
     evaluation = stages.score_masks(val, folders["predictions"] / "plain")
     assert evaluation.confusion.shape == (81, 81) and evaluation.images == 3
-    rows = [stages.score_maps(train, folders["maps"]), stages.metric_row("seed", train, stages.score_masks(
+    rows = [stages.score_maps(train, maps), stages.metric_row("seed", train, stages.score_masks(
         train, folders["seeds"] / "seed_masks"), True, config)]
     assert all(0 <= row["miou"] <= 100 and row["images"] == 20 for row in rows) and len(rows[1]["class_iou"]) == 81
 
