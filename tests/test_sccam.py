@@ -232,6 +232,35 @@ def test_a_round_stops_early_on_the_long_schedule(small, tmp_path):
         assert row["loss"] == pytest.approx(row["parent"] + 5 * row["sub"], abs=1e-4)
 
 
+def test_an_interrupted_round_goes_on_to_the_same_result(small, tmp_path, monkeypatch):
+    data = stages.open_data(small, "train")
+    config = small.model_copy(update={"checkpoint_every": 1})
+    torch.manual_seed(0)
+    classifier = stages.build_classifier(config, 3).eval()
+    arguments = classifier.backbone, ((0.5,) * 3, (0.25,) * 3), data, config
+    assert sccam.make_round(*arguments, tmp_path / "once", 2) == 16
+
+    steps = iter(range(3))
+    loss = sccam.joint_loss
+
+    def loss_that_stops(*values):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return loss(*values)
+
+    monkeypatch.setattr(sccam, "joint_loss", loss_that_stops)
+    with pytest.raises(KeyboardInterrupt):
+        sccam.make_round(*arguments, tmp_path / "twice", 2)
+    monkeypatch.setattr(sccam, "joint_loss", loss)
+    features = (tmp_path / "twice" / "features.safetensors").stat().st_mtime_ns
+    assert not (tmp_path / "twice" / "weights.safetensors").exists()
+    torch.manual_seed(99)
+    sccam.make_round(*arguments, tmp_path / "twice", 2)
+    assert (tmp_path / "twice" / "features.safetensors").stat().st_mtime_ns == features
+    for name in ("subcategories.csv", "weights.safetensors", "log.jsonl"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes(), name
+
+
 def test_every_round_starts_from_the_pretrained_weights(small, tmp_path):
     file = tmp_path / "backbone.safetensors"
     training.save_weights(build_backbone("resnet_small", 8), file)

@@ -17,13 +17,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_tensors
+from wsss_lib.artifacts import read_tensors, write_tensors
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
 from wsss_lib.methods import cam
-from wsss_lib.methods.subcategories import subcategory_labels
+from wsss_lib.methods.subcategories import (
+    assignment_of,
+    cluster_images,
+    image_features,
+    subcategory_labels,
+    write_subcategories,
+)
 from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_weights, normalization_of
 
 
@@ -173,6 +179,36 @@ def build_sccam(config: Config, num_classes: int, weights: Path | str = "") -> S
     if weights:
         load_weights(net, read_tensors(project_path(weights)), str(weights))
     return net
+
+
+def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: SegmentationDataset, config: Config,
+               folder: Path, number: int) -> int:
+    """Make round `number` (1, 2, …) in its folder: features, sub-categories, weights; returns the number of images seen.
+
+    What is there already is used again, so that an interrupted round goes on where it stopped.
+
+    Args:
+        previous: the trunk of the round before, in evaluation mode; in round 1 that of a plain classifier.
+        normalization: mean and standard deviation for `previous`.
+        data: the training images.
+        config: `sccam_*`, and the crops and batches of the classifier.
+        folder: gets `features.safetensors`, `subcategories.csv` and `weights.safetensors`.
+        number: of the round.
+
+    Source: SC-CAM, section 3.4. Explained in notebook 60, section "Training".
+    """
+    features_file, table = folder / "features.safetensors", folder / "subcategories.csv"
+    if not features_file.is_file():
+        features = image_features(previous, data, *normalization, config.device_batch_size)
+        write_tensors(features_file, {"features": torch.from_numpy(features)})
+    if not table.is_file():
+        features = read_tensors(features_file)["features"].numpy()
+        write_subcategories(table, data, cluster_images(features, data.labels, config.sccam_clusters, config.seed))
+    torch.manual_seed(config.seed)
+    net = build_sccam(config, data.num_classes).to(next(previous.parameters()).device)
+    seen = train_sccam(net, data, assignment_of(table, data, config.sccam_clusters), config, folder, number)
+    training.save_weights(net, folder / "weights.safetensors")
+    return seen
 
 
 def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.ndarray, config: Config, folder: Path,

@@ -40,12 +40,19 @@ def scores_with_background(scores: np.ndarray, alpha: float) -> np.ndarray:
     Returns:
         (1 + K, H, W) float32.
 
+    Raises:
+        ValueError: scores outside [0, 1]. SC-CAM's released program overwrites its maps by a picture of 0 and 255 before it
+            saves them; a background of (1 - 255)^alpha would then win everywhere.
+
     Source: AffinityNet, equation 2. Explained in notebook 75, section "Two strengths of the background".
 
     >>> scores_with_background(np.array([[[0.5, 0.0]]]), alpha=4)[0]
     array([[0.0625, 1.    ]], dtype=float32)
     """
     scores = np.asarray(scores, np.float32)
+    if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # false for NaN
+        raise ValueError(f"scores must lie in 0..1, not in {scores.min():g}..{scores.max():g}: were the maps divided by their "
+                         "maximum, or overwritten by a picture?")
     return np.concatenate([(1 - scores.max(0, keepdims=True, initial=0)) ** np.float32(alpha), scores])
 
 
@@ -245,12 +252,20 @@ def feature_graph(features: Tensor, radius: int, beta: float) -> Graph:
     Source: AffinityNet, equation 8. Explained in notebook 75, section "The random walk".
     """
     height, width = features.shape[1:]
-    rows, columns, left = height - radius + 1, width - 2 * (radius - 1), radius - 1
-    affinity = features.new_zeros(len(search_paths(radius)), height, width, dtype=torch.float64)
-    if rows > 0 and columns > 0:
-        pairs = feature_affinity(features[None], radius)[0].double() ** beta  # (n, S)
-        affinity[:, :rows, left:left + columns] = pairs.unflatten(1, (rows, columns))
-    return pair_graph(affinity, radius)
+    if height < radius or width < 2 * radius - 1:  # no cell begins a pair
+        pairs = features.new_zeros(len(search_paths(radius)), 0)
+    else:
+        pairs = feature_affinity(features[None], radius)[0]  # W, (n, S)
+    return graph_of_pairs(pairs.double() ** beta, (height, width), radius)
+
+
+def graph_of_pairs(affinity: Tensor, size: tuple[int, int], radius: int) -> Graph:
+    """Return the symmetric graph of affinities (n, S) as `feature_affinity` gives them; see `feature_graph`."""
+    on_grid = affinity.new_zeros(len(affinity), *size)
+    if affinity.shape[1]:
+        rows, columns, left = size[0] - radius + 1, size[1] - 2 * (radius - 1), radius - 1
+        on_grid[:, :rows, left:left + columns] = affinity.unflatten(1, (rows, columns))
+    return pair_graph(on_grid, radius)
 
 
 def pooled_scores(scores: Tensor, alpha: float, stride: int) -> Tensor:
