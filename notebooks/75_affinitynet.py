@@ -87,13 +87,8 @@ picture = np.array(photograph)
 classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
 low = affinitynet.crf_with_alpha(picture, scores, config.affinitynet_alpha_low)  # (1 + K, H, W)
 high = affinitynet.crf_with_alpha(picture, scores, config.affinitynet_alpha_high)
-ids = np.array([0, *(classes + 1)], np.uint8)  # of the channels
-
-
-def named(label):
-    """Return class numbers for the channel numbers of a label map; 255 stays."""
-    return np.where(label == IGNORE, IGNORE, ids[np.where(label == IGNORE, 0, label)]).astype(np.uint8)
-
+named = np.full(256, IGNORE, np.uint8)  # class number of each channel; 255 stays
+named[:len(low)] = [0, *(classes + 1)]
 
 merged = affinitynet.confident_labels(torch.from_numpy(low), torch.from_numpy(high)).numpy()
 panels_of = ((low.argmax(0), f"alpha {config.affinitynet_alpha_low:g}"), (high.argmax(0), f"alpha {config.affinitynet_alpha_high:g}"),
@@ -103,7 +98,7 @@ viz.draw_image(panels[0], picture, f"input {image_id}")
 viz.draw_labels(panels[1], score_data.mask(image_id), score_data.classes, "truth", picture)
 viz.draw_scores(panels[2], picture, scores.max(0), "map")
 for panel, (label, title) in zip(panels[3:], panels_of, strict=True):
-    viz.draw_labels(panel, named(label), score_data.classes, title, picture)
+    viz.draw_labels(panel, named[label], score_data.classes, title, picture)
 viz.show(figure, "With a strong background the object is small, with a weak one large; merged, a hatched zone lies between")
 
 # %% [markdown]
@@ -183,7 +178,8 @@ def affinities_of(f, cell, radius=5, beta=1.0):
 
 
 outline = (score_data.mask(image_id) == classes[0] + 1)[::config.affinitynet_stride, ::config.affinitynet_stride]
-cell = tuple(np.argwhere(outline[3:-6, 6:-6])[outline[3:-6, 6:-6].sum() // 2] + [3, 6])  # some cell of the object
+points = np.argwhere(outline)
+cell = tuple(points[np.abs(points - points.mean(0)).sum(1).argmin()])  # of the object, near its centre
 figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.5))
 viz.draw_image(panels[0], picture, f"input {image_id}")
 panels[0].plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
@@ -431,6 +427,7 @@ def score_of(**setting):
     return 100 * stages.score_masks(tried, lambda name: walked_mask(name, **setting)).scores().miou
 
 
+# %% tags=["nbval-ignore-output"]
 usual = score_of()
 for words, settings in (("alpha", (4, 8, 32)), ("beta", (1, 4, 16)), ("power", (0, 2, 4, 6))):
     print(f"{words:6s}", ", ".join(f"{value}: {score_of(**{words: value}):.1f} %" for value in settings), f" (usual: {usual:.1f} %)")

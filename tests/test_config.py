@@ -117,7 +117,8 @@ def test_nothing_but_a_value_error_ever_comes_out(values):
 
 # ---- parameters of a stage
 
-STAGE_PREFIXES = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
+STAGE_PREFIXES = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_", "affinity_walk_",
+                  "irn_", "walk_", "deeplab_")
 
 
 def test_parameters_of_a_stage_are_the_common_ones_and_its_own():
@@ -129,7 +130,7 @@ def test_parameters_of_a_stage_are_the_common_ones_and_its_own():
     assert moved.parameters_of("cam_") == cam  # where and how it runs does not change a result
     named = set().union(*(config.parameters_of(prefix) for prefix in STAGE_PREFIXES))
     assert set(Config.model_fields) - named == {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every",
-                                                "device_batch_size", "method", "pixel_labels_chose"}
+                                                "device_batch_size", "method", "pixel_labels_chose", "refinement"}
 
 
 def test_relative_paths_start_at_the_project():
@@ -306,7 +307,8 @@ PUBLISHED_SCCAM = {
 @pytest.mark.parametrize("name", PUBLISHED_SCCAM)
 def test_sccam_holds_the_published_value(name):
     value, source = PUBLISHED_SCCAM[name]
-    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml") | read_preset(PROJECT_ROOT / "configs/methods/voc12.sccam.yaml")
+    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")
+    values |= read_preset(PROJECT_ROOT / "configs" / "methods" / "voc12.sccam.yaml")
     assert getattr(Config.from_values(values), name) == value, source
 
 
