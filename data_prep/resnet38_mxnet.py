@@ -52,6 +52,12 @@ class _Reader:
 def read_mxnet(path: Path | str) -> dict[str, np.ndarray]:
     """Read all named arrays of an MXNet parameter file.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        name, e.g. "arg:conv1a_weight", to array.
+
     Raises:
         FileNotFoundError: there is no such file.
         DataError: it is no such file, is cut off, or holds sparse arrays.

@@ -51,7 +51,7 @@ from wsss_lib import artifacts, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import IGNORE, read_mask
 from wsss_lib.metrics import Evaluation
-from wsss_lib.refine import affinity, affinitynet
+from wsss_lib.refine import affinity, affinitynet, affinitynet_stages
 from wsss_lib.refine.crf import crf_from_labels
 from wsss_lib.refine.random_walk import propagate, pseudo_mask, random_walk
 
@@ -119,9 +119,9 @@ print("plain lines = library:", True)
 scores_stage = artifacts.begin_stage(config, "affinity_scores", ("affinitynet_alpha_",),
                                      {"data": stages.data_hash(train_data), "maps": maps_stage})
 if not scores_stage.is_complete():
-    made = affinitynet.make_affinity_scores(train_data, maps_stage.folder, config, scores_stage.folder)
+    made = affinitynet_stages.make_affinity_scores(train_data, maps_stage.folder, config, scores_stage.folder)
     scores_stage.finish([{"what": "CRF scores", "split": train_data.split, "images": len(train_data)}], made, "cpu")
-low_stored, high_stored = affinitynet.read_scores(scores_stage.folder / f"{image_id}.npz", picture.shape[:2])
+low_stored, high_stored = affinitynet_stages.read_scores(scores_stage.folder / f"{image_id}.npz", picture.shape[:2])
 assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 
 # %% [markdown]
@@ -130,7 +130,7 @@ assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 # %% tags=["nbval-ignore-output"]
 known = right = total = 0
 for name in score_data.ids[:100]:
-    label = affinitynet.confident_labels(*map(torch.from_numpy, affinitynet.read_scores(
+    label = affinitynet.confident_labels(*map(torch.from_numpy, affinitynet_stages.read_scores(
         scores_stage.folder / f"{name}.npz", score_data.mask(name).shape))).numpy()
     present = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
     truth, sure = score_data.mask(name), label != IGNORE
@@ -221,7 +221,7 @@ if config.affinitynet_init == "classifier":
     classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
     classifier_file = classifier_stage.folder / "weights.safetensors"
 torch.manual_seed(config.seed)
-net = affinitynet.build_affinitynet(config, classifier_file)
+net = affinitynet_stages.build_affinitynet(config, classifier_file)
 images = torch.randn(2, 3, config.affinitynet_crop, config.affinitynet_crop)
 maps = net.backbone.stages(images)
 print("maps", [tuple(maps[level].shape) for level in net.levels], "-> features", tuple(net(images).shape))
@@ -247,13 +247,13 @@ net_stage = artifacts.begin_stage(config, "affinitynet", ("affinitynet_",), inpu
 weights_file = net_stage.folder / "weights.safetensors"
 if not net_stage.is_complete():
     torch.manual_seed(config.seed)
-    net = affinitynet.build_affinitynet(config, classifier_file, config.affinitynet_weights).to(run_device)
+    net = affinitynet_stages.build_affinitynet(config, classifier_file, config.affinitynet_weights).to(run_device)
     images_seen = 0
     if not config.affinitynet_weights:
-        images_seen = affinitynet.train_affinitynet(net, train_data, scores_stage.folder, config, net_stage.folder)
+        images_seen = affinitynet_stages.train_affinitynet(net, train_data, scores_stage.folder, config, net_stage.folder)
     training.save_weights(net, weights_file)
     net_stage.finish([{"what": "AffinityNet", "split": train_data.split, "images": len(train_data)}], images_seen, str(run_device))
-net = affinitynet.build_affinitynet(config, classifier_file, weights_file).to(run_device).eval()
+net = affinitynet_stages.build_affinitynet(config, classifier_file, weights_file).to(run_device).eval()
 
 # %% [markdown]
 # What to look for: the three terms pull against each other. Affinities that are all 1 would make the first two vanish and the
@@ -274,7 +274,7 @@ if not config.affinitynet_weights:
 # The affinities of the same cell as in section 2, now by the trained features:
 
 # %% tags=["nbval-ignore-output"]
-f = affinitynet.grid_features(net, photograph, config).cpu()
+f = affinitynet_stages.grid_features(net, photograph, config).cpu()
 figure, panels = plt.subplots(1, 3, figsize=(8, 2.5))
 viz.draw_image(panels[0], picture, f"input {image_id}")
 panels[0].plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
@@ -354,7 +354,7 @@ except ValueError as error:
 walk_inputs = {"data": stages.data_hash(train_data), "maps": maps_stage, "affinitynet": net_stage}
 masks_stage = artifacts.begin_stage(config, "pseudo_masks", ("affinity_walk_",), walk_inputs)
 if not masks_stage.is_complete():
-    images_made = affinitynet.make_affinitynet_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
+    images_made = affinitynet_stages.make_affinitynet_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
 mask = read_mask(masks_stage.folder / f"{image_id}.png", train_data.num_classes)
 assert set(np.unique(mask)) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
 print("every value of the mask is background or a class of the label:", True)
@@ -410,7 +410,7 @@ else:
 
 # %% tags=["nbval-ignore-output"]
 tried = replace(score_data, ids=score_data.ids[:60], labels=score_data.labels[:60])
-features_of = {name: affinitynet.grid_features(net, score_data.image(name), config) for name in tried.ids}
+features_of = {name: affinitynet_stages.grid_features(net, score_data.image(name), config) for name in tried.ids}
 
 
 def walked_mask(name, alpha=config.affinity_walk_alpha, beta=config.affinity_walk_beta, power=config.affinity_walk_log2_steps):

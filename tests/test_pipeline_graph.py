@@ -114,7 +114,7 @@ def test_the_refinement_is_chosen_by_preset_method_or_command(tmp_path, preset, 
 
 @pytest.mark.parametrize("config, message", [
     ("refinement=crf", "refinement 'crf' is unknown; take one of: irn, affinitynet"),
-    ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco14, "),
+    ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco-toy, coco14, "),
     ("methods=cam", "methods and seeds are lists"),
     ("methods=[nonsense]", "method 'nonsense' has no notebook; take some of: cam"),
 ])

@@ -76,7 +76,13 @@ class SubcategoryNet(nn.Module):
         return F.relu(self.subclassifier(self.backbone(images)))
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return SGD's two groups: what is trained of the backbone, and the heads."""
+        """Return SGD's two groups: what is trained of the backbone, and the heads.
+
+        Args:
+            learning_rate: of the backbone.
+            head_learning_rate: of both heads (published: ten times the backbone's).
+            weight_decay: of both groups.
+        """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         heads = [self.classifier.weight, self.subclassifier.weight]
         return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
@@ -116,6 +122,9 @@ def normalize_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
         maps: A_cj, (n * K, h, w), >= 0, of n classes.
         clusters: K.
 
+    Returns:
+        (n * K, h, w) in [0, 1).
+
     Source: SC-CAM's program. Explained in notebook 60, section "Response maps".
     """
     by_class = maps.unflatten(0, (-1, clusters))  # (n, K, h, w)
@@ -123,7 +132,12 @@ def normalize_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
 
 
 def merge_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
-    """Return the strongest of the K maps of each class at every pixel: (n * K, h, w) to (n, h, w)."""
+    """Return the strongest of the K maps of each class at every pixel: (n, h, w).
+
+    Args:
+        maps: (n * K, h, w), of n classes.
+        clusters: K.
+    """
     return maps.unflatten(0, (-1, clusters)).amax(1)
 
 
@@ -150,6 +164,17 @@ class SubcategorySamples(ClassificationSamples):
     """SC-CAM's recipe: random long side, mirror, colour jitter, random crop; with the labels of the sub-categories.
 
     Yields image float32 (3, crop, crop), normalised, 0 outside the image; labels float32 (C,) and (C * K,).
+
+    Args:
+        data: the split.
+        subcategories: Y_s, 0 or 1, (N, C * K).
+        seed: of the run.
+        long_side: the shortest and the longest random long side, both included, in pixels.
+        crop: side of the crop in pixels.
+        mean, std: (R, G, B) of the normalisation, in 0..1.
+        jitter: strength of the colour jitter (published: 1).
+
+    Source: SC-CAM's program. Explained in notebook 60, section "Training".
     """
 
     def __init__(self, data: SegmentationDataset, subcategories: np.ndarray, seed: int, long_side: tuple[int, int], crop: int,
@@ -172,7 +197,20 @@ class SubcategorySamples(ClassificationSamples):
 
 
 def build_sccam(config: Config, num_classes: int, weights: Path | str = "") -> SubcategoryNet:
-    """Build the network from the backbone's pre-trained weights (as every round begins) or from its own."""
+    """Build the network from the backbone's pre-trained weights (as every round begins) or from its own.
+
+    Args:
+        config: backbone and `sccam_*`.
+        num_classes: foreground classes C.
+        weights: safetensors file of a trained network; empty: none.
+
+    Returns:
+        the network, on the CPU.
+
+    Raises:
+        ValueError: weights of another network or of another number of clusters.
+        FileNotFoundError: there is no such file.
+    """
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
     net = SubcategoryNet(backbone, num_classes, config.sccam_clusters, config.frozen_batch_norm, config.frozen_stages,
                          config.sccam_dropout)
@@ -183,7 +221,7 @@ def build_sccam(config: Config, num_classes: int, weights: Path | str = "") -> S
 
 def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: SegmentationDataset, config: Config,
                folder: Path, number: int) -> int:
-    """Make round `number` (1, 2, …) in its folder: features, sub-categories, weights; returns the number of images seen.
+    """Make round `number` (1, 2, …) in its folder: features, sub-categories, weights.
 
     What is there already is used again, so that an interrupted round goes on where it stopped.
 
@@ -194,6 +232,9 @@ def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: Se
         config: `sccam_*`, and the crops and batches of the classifier.
         folder: gets `features.safetensors`, `subcategories.csv` and `weights.safetensors`.
         number: of the round.
+
+    Returns:
+        the number of images seen in training.
 
     Source: SC-CAM, section 3.4. Explained in notebook 60, section "Training".
     """
@@ -213,9 +254,22 @@ def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: Se
 
 def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.ndarray, config: Config, folder: Path,
                 number: int) -> int:
-    """Train round `number` (1, 2, …) on classes and sub-categories; returns the number of images seen.
+    """Train round `number` (1, 2, …) on classes and sub-categories.
 
     The learning rate is laid out for `sccam_schedule_epochs`, of which the round uses the first `sccam_round_epochs`.
+
+    Args:
+        net: in place.
+        data: the training images.
+        assignment: their sub-categories, (N, C), from `cluster_images`.
+        config: `sccam_*`, and the crops and batches of the classifier.
+        folder: for log and training state.
+        number: of the round.
+
+    Returns:
+        the number of images seen.
+
+    Source: SC-CAM, section 4.1, and its program. Explained in notebook 60, section "Training".
     """
     mean, std = normalization_of(config.backbone)
     samples = SubcategorySamples(data, subcategory_labels(assignment, net.clusters), config.seed,
@@ -236,7 +290,12 @@ def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.n
 
 
 def sccam_localization(net: SubcategoryNet, config: Config) -> Callable[..., list[tuple[np.ndarray, np.ndarray]]]:
-    """Return the function that makes the parent head's maps, for `stages.make_maps`."""
+    """Return the function that makes the parent head's maps, for `stages.make_maps`.
+
+    Args:
+        net: of the last round.
+        config: scales and backbone.
+    """
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
     return lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std)

@@ -102,7 +102,7 @@ def subcategory_labels(assignment: np.ndarray, clusters: int) -> np.ndarray:
 
 
 def class_major_order(labels: np.ndarray) -> np.ndarray:
-    """Return the order of the official training list: all images of class 0, then those of class 1 not yet named, …
+    """Return the order of the official training list: all images of class 0, then those of class 1 not yet named, and so on.
 
     Example:
         >>> class_major_order(np.array([[0, 1], [1, 1], [1, 0]])).tolist()
@@ -123,6 +123,13 @@ def purity(assignment: Sequence, truth: Sequence) -> float:
     It cannot fall below the share of the commonest kind of all, and grows with the number of sub-categories: compare it
     with the value for the same sub-categories dealt at random.
 
+    Args:
+        assignment: sub-category of each image.
+        truth: its true kind.
+
+    Raises:
+        ValueError: no images, or not as many of the one as of the other.
+
     Source: the usual measure of a clustering. Explained in notebook 60, section "Sub-categories".
 
     Example:
@@ -137,7 +144,13 @@ def purity(assignment: Sequence, truth: Sequence) -> float:
 
 
 def write_subcategories(path: Path, data: SegmentationDataset, assignment: np.ndarray) -> None:
-    """Write `image_id,class,subcategory`, one line for each class of each image, class after class."""
+    """Write `image_id,class,subcategory`, one line for each class of each image, class after class.
+
+    Args:
+        path: the table.
+        data: the images.
+        assignment: from `cluster_images`, (N, C).
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", "class", "subcategory"])
@@ -147,7 +160,13 @@ def write_subcategories(path: Path, data: SegmentationDataset, assignment: np.nd
 
 
 def read_subcategories(path: Path) -> dict[tuple[str, str], str]:
-    """Read such a table: (image id, class name) to the sub-category's name.
+    """Read such a table.
+
+    Args:
+        path: the table; the generated data set has one of the true kinds.
+
+    Returns:
+        (image id, class name) to the sub-category's name.
 
     Raises:
         DataError: the file is missing or has another form.
@@ -165,7 +184,15 @@ def read_subcategories(path: Path) -> dict[tuple[str, str], str]:
 
 
 def assignment_of(path: Path, data: SegmentationDataset, clusters: int) -> np.ndarray:
-    """Read what `write_subcategories` wrote: int64 (N, C), -1 where an image does not carry the class.
+    """Read what `write_subcategories` wrote.
+
+    Args:
+        path: the table.
+        data: the images.
+        clusters: K.
+
+    Returns:
+        int64 (N, C), -1 where an image does not carry the class.
 
     Raises:
         DataError: as `read_subcategories`, or the table does not belong to these images, labels and K.

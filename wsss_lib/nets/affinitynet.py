@@ -42,7 +42,14 @@ class AffinityHead(nn.Module):
         self.group_norm = groups is not None
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Map three tensors (N, channels[i], h, w) to features f (N, sum(widths), h, w)."""
+        """Return the features f of three maps.
+
+        Args:
+            maps: three tensors (N, channels[i], h, w).
+
+        Returns:
+            (N, sum(widths), h, w).
+        """
         reduced = []
         for level, x in enumerate(maps, start=3):
             x = getattr(self, f"f8_{level}")(x)
@@ -81,13 +88,25 @@ class AffinityNet(nn.Module):
         self.head = AffinityHead([backbone.channels[level] for level in self.levels], groups=GROUPS if group_norm else None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (N, 3, H, W) to features (N, 448, ceil(H/stride), ceil(W/stride))."""
+        """Return the features f of normalised images.
+
+        Args:
+            images: (N, 3, H, W).
+
+        Returns:
+            (N, 448, ceil(H/stride), ceil(W/stride)).
+        """
         maps = self.backbone.stages(images)
         size = [-(-side // self.stride) for side in images.shape[-2:]]
         return self.head([_enlarged(maps[level], size) for level in self.levels])
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return SGD's groups as published: new convolutions ten times the rate, biases twice and without decay."""
+        """Return SGD's groups as published: new convolutions ten times the rate, biases twice and without decay.
+
+        Args:
+            learning_rate: of the backbone's weights.
+            weight_decay: of all weights.
+        """
         groups = {(1, True): [], (2, False): [], (10, True): []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:

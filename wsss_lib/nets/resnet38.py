@@ -33,6 +33,12 @@ class ResBlock(nn.Module):
             self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor, preactivated: Tensor | None = None) -> Tensor:
+        """Return y of x.
+
+        Args:
+            x: (N, in_channels, H, W).
+            preactivated: p, where it is known already.
+        """
         p = self.preactivate(x) if preactivated is None else preactivated
         y = self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(p))))
         return (self.conv_branch1(p) if hasattr(self, "conv_branch1") else x) + y
@@ -66,6 +72,12 @@ class BottleneckBlock(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor, preactivated: Tensor | None = None) -> Tensor:
+        """Return y of x.
+
+        Args:
+            x: (N, in_channels, H, W).
+            preactivated: p, where it is known already.
+        """
         p = self.preactivate(x) if preactivated is None else preactivated
         y = self.conv_branch2b1(self.dropout(F.relu(self.bn_branch2b1(self.conv_branch2a(p)))))
         y = self.conv_branch2b2(self.dropout(F.relu(self.bn_branch2b2(y))))
