@@ -22,12 +22,11 @@ data_root = "data/toy"  # VOC devkit folder
 method = "sccam"  # whose folder the rounds and maps are written to
 seed = 0  # of everything that is random
 backbone = "resnet_small"  # resnet38 in the paper
-backbone_weights = "none"  # imagenet, none, or a safetensors file
-cam_batch_size = 16
+backbone_weights = "none"  # or a safetensors file
 cam_long_side_min = 80  # 256 in the paper
 cam_long_side_max = 112  # 512 in the paper
 cam_crop = 96  # 224 in the paper
-cam_scales = [1.0, 0.5, 1.5, 2.0]
+sccam_weights = ""  # a finished network instead of the rounds
 sccam_clusters = 10  # K, sub-categories of each class
 sccam_loss_weight = 5.0  # lambda
 sccam_round_epochs = [8, 8, 8]  # one number a round; 31, 41, 51 in the paper
@@ -303,7 +302,7 @@ print(f"by hand = library: True; answering 'no' to all of 200 sub-categories cos
 # %%
 round_uses = ("sccam_", "cam_batch_size", "cam_long_side_", "cam_crop")
 nets, assignments, round_stages = {0: round0}, {0: assignment0}, {0: classifier_stage}
-for t in range(1, len(config.sccam_round_epochs) + 1):
+for t in range(1, len(config.sccam_round_epochs) + 1 if not config.sccam_weights else 1):
     inputs = {"data": stages.data_hash(train_data), "previous": round_stages[t - 1]}
     stage = artifacts.begin_stage(config, f"round{t}", round_uses, inputs)
     if not stage.is_complete():
@@ -311,13 +310,22 @@ for t in range(1, len(config.sccam_round_epochs) + 1):
         seen = sccam.make_round(nets[t - 1].backbone, normalization, train_data, config, stage.folder, t)
         used = subcategories.used_subcategories(
             subcategories.assignment_of(stage.folder / "subcategories.csv", train_data, config.sccam_clusters))
-        stage.finish([{"what": f"SC-CAM, round {t}", "split": train_data.split, "images": len(train_data),
-                       "subcategories": used.tolist()}], seen, str(run_device))
+        row = {"what": f"SC-CAM, round {t}", "split": train_data.split, "images": len(train_data), "used": used.tolist()}
+        stage.finish([row], seen, str(run_device))
     weights = stage.folder / "weights.safetensors"
     nets[t] = sccam.build_sccam(config, train_data.num_classes, weights).to(run_device).eval()
     assignments[t] = subcategories.assignment_of(stage.folder / "subcategories.csv", train_data, config.sccam_clusters)
     round_stages[t] = stage
-rounds = [t for t in nets if t]
+rounds = list(nets)[1:]
+
+# %% [markdown]
+# With `sccam_weights` a finished network takes the place of all rounds.
+
+# %%
+if config.sccam_weights:
+    nets[1] = sccam.build_sccam(config, train_data.num_classes, config.sccam_weights).to(run_device).eval()
+last_round = list(nets)[-1]
+last = nets[last_round]
 
 # %% [markdown]
 # The two losses of each round. What to look for: the sub-categories are the harder task, and their loss the smaller number, because
@@ -328,13 +336,13 @@ figure, panels = plt.subplots(1, 2, figsize=(9, 2.6))
 for t in rounds:
     log = training.read_log(round_stages[t].folder)
     for panel, key in zip(panels, ("parent", "sub"), strict=True):
-        smooth = np.convolve([line[key] for line in log], np.ones(5) / 5, "valid")
-        panel.plot([line["step"] for line in log][len(log) - len(smooth):], smooth, label=f"round {t}")
+        means = [np.mean([line[key] for line in log[max(0, i - 4):i + 1]]) for i in range(len(log))]  # of five lines
+        panel.plot([line["step"] for line in log], means, label=f"round {t}")
 for panel, title in zip(panels, ("classes", "sub-categories"), strict=True):
     panel.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
     panel.legend()
-viz.show(figure, f"Losses of {len(rounds)} rounds fall; in the last one the classes end at {log[-1]['parent']:.2f}, "
-                 f"the sub-categories at {log[-1]['sub']:.2f}")
+ends = [round(training.read_log(round_stages[t].folder)[-1]["parent"], 2) for t in rounds]
+viz.show(figure, f"Losses of the classes and of the sub-categories over the steps of {len(rounds)} rounds; the former end at {ends}")
 
 # %% [markdown]
 # ### Round by round
@@ -382,7 +390,7 @@ for t, curve in curves.items():
 panel.set(xlabel="background threshold", ylabel="mIoU %", title=f"{len(subset)} images, one scale")
 panel.legend()
 best = ", ".join(f"{curve.max():.1f} at {thresholds[curve.argmax()]:.2f}" for curve in curves.values())
-viz.show(figure, f"Mean IoU over the threshold for rounds 0 to {rounds[-1]}; the peaks are {best}")
+viz.show(figure, f"Mean IoU over the threshold for rounds 0 to {last_round}; the peaks are {best}")
 
 # %% [markdown]
 # Two things can be read from such curves. The **height** of the peak says how good the best mask is. The **place and the
@@ -400,7 +408,7 @@ for panel, (t, network) in zip(panels[2:], nets.items(), strict=True):
     values = quick_maps(network, name, (mean, std) if t else of_round0)[1].max(0)
     mappable = viz.draw_scores(panel, picture, values, f"round {t}")
 figure.colorbar(mappable, ax=panels, shrink=0.8, label="score")
-viz.show(figure, f"One image of {shown_class} and its map in rounds 0 (plain CAM) to {rounds[-1]}")
+viz.show(figure, f"One image of {shown_class} and its map in rounds 0 (plain CAM) to {last_round}")
 
 # %% [markdown]
 # ### Response maps
@@ -410,7 +418,6 @@ viz.show(figure, f"One image of {shown_class} and its map in rounds 0 (plain CAM
 # entropy), the evidence there belongs to the class as such; where one map is alone, to that sub-category.
 
 # %% tags=["nbval-ignore-output"]
-last = nets[rounds[-1]]
 x = transforms.to_tensor(transforms.normalize(score_data.image(name), mean, std))[None].to(run_device)
 with torch.inference_mode():
     A_cj = last.subcategory_maps(x)[0].unflatten(0, (-1, last.clusters))[number]  # (K, h, w)
@@ -445,7 +452,7 @@ print("what would be saved:", saved.tolist())
 # another network.
 
 # %%
-inputs = {"data": stages.data_hash(train_data), "network": round_stages[rounds[-1]]}
+inputs = {"data": stages.data_hash(train_data), "network": round_stages[list(round_stages)[-1]]}
 maps_stage = artifacts.begin_stage(config, "maps", ("sccam_", "cam_scales"), inputs)
 if not maps_stage.is_complete():
     images_made = stages.make_maps(sccam.sccam_localization(last, config), train_data, config, maps_stage.folder)

@@ -264,8 +264,8 @@ if not config.affinitynet_weights:
     log = training.read_log(net_stage.folder)
     figure, panel = plt.subplots(figsize=(5.5, 2.8))
     for key, words in (("bg", "background pairs"), ("fg", "object pairs"), ("neg", "different pairs")):
-        smooth = np.convolve([line[key] for line in log], np.ones(5) / 5, "valid")
-        panel.plot([line["step"] for line in log][len(log) - len(smooth):], smooth, label=words)
+        means = [np.mean([line[key] for line in log[max(0, i - 4):i + 1]]) for i in range(len(log))]  # of five lines
+        panel.plot([line["step"] for line in log], means, label=words)
     panel.set(xlabel="step", ylabel="loss", ylim=(0, None))
     panel.legend()
     viz.show(figure, f"The total loss goes from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")

@@ -107,6 +107,7 @@ class Config(BaseModel):
     cam_crop: Positive = 96
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
     # 60: SC-CAM. Crops, batches and scales are those of the classifier (cam_); the published ones are in configs/methods.
+    sccam_weights: Text = ""  # a network of a finished round to use instead of all rounds
     sccam_clusters: Positive = 10  # K, sub-categories of a class
     sccam_loss_weight: Rate = 5.0  # lambda, of the sub-categories' loss
     sccam_round_epochs: Integers = (8, 8, 8)  # epochs trained in each round; published: 31, 41, 51
