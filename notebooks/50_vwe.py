@@ -16,7 +16,7 @@
 # 1. make a second, finer set of labels out of features alone, and say why it makes a classifier look at more of an object,
 # 2. say which loss trains which part of the network, and prove it from the graph,
 # 3. tell a living codebook from a dead one, and pooling by average from pooling by maximum, in a picture.
-
+#
 # Parameters that are not listed here, such as those of batches, are the ones of notebook 10.
 
 # %% tags=["parameters"]
