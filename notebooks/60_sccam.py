@@ -51,10 +51,11 @@ from wsss_lib import artifacts, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam, sccam, subcategories
-from wsss_lib.metrics import Evaluation, ThresholdSweep
+from wsss_lib.metrics import Evaluation
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
+from wsss_lib.thresholds import ThresholdSweep, near_best_range
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -536,9 +537,9 @@ if round0_config.backbone == config.backbone:
 figure, panel = plt.subplots(figsize=(6, 3))
 for words, curve in tried.items():
     panel.plot(thresholds, curve, label=words)
-    wide_part = (thresholds[curve > curve.max() - 5][[0, -1]]).round(2).tolist()
-    print(f"{words:18s} best {curve.max():.1f} % at {thresholds[curve.argmax()]:.2f}, within 5 points of it from "
-          f"{wide_part[0]} to {wide_part[1]}")
+    lowest, highest = near_best_range(thresholds, curve, within=2)
+    print(f"{words:18s} best {curve.max():.1f} % at {thresholds[curve.argmax()]:.2f}, within 2 points of it from "
+          f"{lowest:.2f} to {highest:.2f}")
 panel.set(xlabel="background threshold", ylabel="mIoU %", title=f"{len(subset)} images, one scale")
 panel.legend()
 viz.show(figure, f"Mean IoU over the threshold for {len(tried)} ways to train on; the highest peak has {max(tried, key=lambda w: tried[w].max())}")
