@@ -29,8 +29,8 @@ cam_crop = 96  # 224 in the paper
 sccam_weights = ""  # a finished network instead of the rounds
 sccam_clusters = 10  # K, sub-categories of each class
 sccam_loss_weight = 5.0  # lambda
-sccam_round_epochs = [8, 8, 8]  # one number a round; 31, 41, 51 in the paper
-sccam_schedule_epochs = 8  # epochs for which the learning rate is laid out; 61 in the paper
+sccam_round_epochs = [4, 4, 4]  # one number a round; 31, 41, 51 in the paper
+sccam_schedule_epochs = 4  # epochs for which the learning rate is laid out; 61 in the paper
 sccam_dropout = 0.0  # 0.5 in the paper; a small network trained from scratch does not survive it
 sccam_color_jitter = 0.0  # 1 in the paper
 sccam_learning_rate = 0.03  # 0.01 in the paper, without momentum
@@ -509,7 +509,7 @@ for threshold in (0.15, 0.3):
 # round, which starts from the pre-trained weights; it shows the direction, not the size.)
 
 # %%
-part = replace(train_data, ids=train_data.ids[:800], labels=train_data.labels[:800])
+part = replace(train_data, ids=train_data.ids[:400], labels=train_data.labels[:400])
 
 
 def train_on(weight, clusters, assignment):

@@ -299,7 +299,7 @@ def test_a_finished_stage_tells_its_configuration(small):
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"sccam_round_epochs": [8, 9]}, "sccam_round_epochs (8, 9) must not exceed sccam_schedule_epochs (8)"),
+    ({"sccam_round_epochs": [4, 5]}, "sccam_round_epochs (4, 5) must not exceed sccam_schedule_epochs (4)"),
     ({"sccam_dropout": 1.0}, "parameter sccam_dropout = 1.0"),
     ({"sccam_clusters": 0}, "parameter sccam_clusters = 0"),
     ({"refinement": "crf"}, "Input should be 'irn' or 'affinitynet'"),

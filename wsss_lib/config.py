@@ -110,8 +110,8 @@ class Config(BaseModel):
     sccam_weights: Text = ""  # a network of a finished round to use instead of all rounds
     sccam_clusters: Positive = 10  # K, sub-categories of a class
     sccam_loss_weight: Rate = 5.0  # lambda, of the sub-categories' loss
-    sccam_round_epochs: Integers = (8, 8, 8)  # epochs trained in each round; published: 31, 41, 51
-    sccam_schedule_epochs: Positive = 8  # epochs for which the learning rate is laid out; published: 61
+    sccam_round_epochs: Integers = (4, 4, 4)  # epochs trained in each round; published: 31, 41, 51
+    sccam_schedule_epochs: Positive = 4  # epochs for which the learning rate is laid out; published: 61
     sccam_dropout: Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, lt=1)] = 0.0  # published: 0.5
     sccam_color_jitter: Share = 0.0  # strength; published: 1
     sccam_learning_rate: Rate = 0.03  # published: 0.01, without momentum
