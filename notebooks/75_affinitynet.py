@@ -7,7 +7,7 @@
 # |---|---|
 # | **Needs** | notebook 10 (`maps/`, `classifier/`) or the notebook of another method, notebook 70 (`seeds/`, to compare with) |
 # | **Writes** | `affinity_scores/ID.npz`, `affinitynet/weights.safetensors`, `pseudo_masks/ID.png` |
-# | **Time and memory** | smoke: about 2 minutes on two CPU cores, 1 GB. VOC: about 1.3 core-hours of CRF, and a GPU for the network |
+# | **Time and memory** | smoke: about 1.5 minutes of one CPU core for all stages, 1 GB. VOC: about 1.3 core-hours of CRF, and a GPU for the network |
 # | **Paper** | Ahn, Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision*, CVPR 2018 (also called PSA) |
 #
 # Both this notebook and notebook 80 make the stage `pseudo_masks`, from which notebook 90 goes on. The parameter `refinement` of a
@@ -30,7 +30,8 @@ affinitynet_stride = 4  # pixels a cell of the grid; 8 in the paper, on pictures
 affinitynet_radius = 5  # pairs are closer than this, in cells
 affinitynet_alpha_low = 4.0  # exponent of a strong background
 affinitynet_alpha_high = 32.0  # exponent of a weak background; 24 in the paper, 32 in its released models
-affinitynet_epochs = 6  # 8 in the paper
+affinitynet_images = 400  # the first ones are enough to learn affinities here; 0, all of them, in the paper
+affinitynet_epochs = 3  # 8 in the paper
 affinitynet_batch_size = 8
 affinitynet_learning_rate = 0.01  # of the backbone; ten times that for the new layers
 affinitynet_weight_decay = 5.0e-4
@@ -64,11 +65,13 @@ viz.use_style()
 
 # %%
 train_data = stages.open_data(config, config.train_split)
+count = min(config.affinitynet_images or len(train_data), len(train_data))
+learn_data = replace(train_data, ids=train_data.ids[:count], labels=train_data.labels[:count])
 score_data = stages.open_data(config, config.score_split)
 maps_stage = artifacts.open_stage(config, "maps", "10_cam" if config.method == "cam" else f"of method {config.method!r}")
 seeds_stage = artifacts.open_stage(config, "seeds", "70_seeds")
-print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of "
-      f"split {score_data.split!r} are scored")
+print(f"{len(train_data)} training images, {train_data.num_classes} classes; AffinityNet learns from {len(learn_data)}; "
+      f"{len(score_data)} images of split {score_data.split!r} are scored")
 
 # %% [markdown]
 # ## 1 Two strengths of the background
@@ -81,7 +84,8 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; {le
 # one. A **large** $\alpha$ makes it weak: what is still background then is *surely* background. What is neither, stays unknown.
 
 # %% tags=["nbval-ignore-output"]
-image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
+measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # of these there will be scores and true masks
+image_id = next(name for name in measured if score_data.label(name).sum() == 1)
 photograph = score_data.image(image_id)
 picture = np.array(photograph)
 classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
@@ -112,15 +116,15 @@ assert (by_hand == merged).all()
 print("plain lines = library:", True)
 
 # %% [markdown]
-# All training images, at both strengths: the CRF's scores, not only its labels, because a training crop averages them over the
-# cells of its own grid. They are stored as float16.
+# The images that AffinityNet learns from (`affinitynet_images`), at both strengths: the CRF's scores, not only its labels, because a
+# training crop averages them over the cells of its own grid. They are stored as float16.
 
 # %%
 scores_stage = artifacts.begin_stage(config, "affinity_scores", ("affinitynet_alpha_",),
-                                     {"data": stages.data_hash(train_data), "maps": maps_stage})
+                                     {"data": stages.data_hash(learn_data), "maps": maps_stage})
 if not scores_stage.is_complete():
-    made = affinitynet_stages.make_affinity_scores(train_data, maps_stage.folder, config, scores_stage.folder)
-    scores_stage.finish([{"what": "CRF scores", "split": train_data.split, "images": len(train_data)}], made, "cpu")
+    made = affinitynet_stages.make_affinity_scores(learn_data, maps_stage.folder, config, scores_stage.folder)
+    scores_stage.finish([{"what": "CRF scores", "split": learn_data.split, "images": len(learn_data)}], made, "cpu")
 low_stored, high_stored = affinitynet_stages.read_scores(scores_stage.folder / f"{image_id}.npz", picture.shape[:2])
 assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 
@@ -129,7 +133,7 @@ assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 
 # %% tags=["nbval-ignore-output"]
 known = right = total = 0
-for name in score_data.ids[:100]:
+for name in measured[:100]:
     label = affinitynet.confident_labels(*map(torch.from_numpy, affinitynet_stages.read_scores(
         scores_stage.folder / f"{name}.npz", score_data.mask(name).shape))).numpy()
     present = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
@@ -137,7 +141,7 @@ for name in score_data.ids[:100]:
     counted = sure & (truth != IGNORE)
     known, total = known + sure.sum(), total + label.size
     right += (present[label[counted]] == truth[counted]).sum() / max(1, counted.sum())
-print(f"{100 * known / total:.0f} % of the pixels get a label, {right:.0f} % of those are right (mean of 100 images)")
+print(f"{100 * known / total:.0f} % of the pixels get a label, {right:.0f} % of those are right (mean of {min(100, len(measured))} images)")
 
 # %% [markdown]
 # ## 2 Affinity of features
@@ -240,7 +244,7 @@ print("gradients reach head and backbone:", True)
 # read.**
 
 # %%
-inputs = {"data": stages.data_hash(train_data), "scores": scores_stage}
+inputs = {"data": stages.data_hash(learn_data), "scores": scores_stage}
 if config.affinitynet_init == "classifier":
     inputs["classifier"] = classifier_stage
 net_stage = artifacts.begin_stage(config, "affinitynet", ("affinitynet_",), inputs)
@@ -250,9 +254,9 @@ if not net_stage.is_complete():
     net = affinitynet_stages.build_affinitynet(config, classifier_file, config.affinitynet_weights).to(run_device)
     images_seen = 0
     if not config.affinitynet_weights:
-        images_seen = affinitynet_stages.train_affinitynet(net, train_data, scores_stage.folder, config, net_stage.folder)
+        images_seen = affinitynet_stages.train_affinitynet(net, learn_data, scores_stage.folder, config, net_stage.folder)
     training.save_weights(net, weights_file)
-    net_stage.finish([{"what": "AffinityNet", "split": train_data.split, "images": len(train_data)}], images_seen, str(run_device))
+    net_stage.finish([{"what": "AffinityNet", "split": learn_data.split, "images": len(learn_data)}], images_seen, str(run_device))
 net = affinitynet_stages.build_affinitynet(config, classifier_file, weights_file).to(run_device).eval()
 
 # %% [markdown]

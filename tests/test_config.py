@@ -250,6 +250,7 @@ PUBLISHED = {
     "affinitynet_radius": (5, "AffinityNet"),
     "affinitynet_alpha_low": (4.0, "AffinityNet program, infer_cls"),
     "affinitynet_alpha_high": (32.0, "AffinityNet program, infer_cls; 24 in the paper"),
+    "affinitynet_images": (0, "AffinityNet program: all of train_aug"),
     "affinitynet_epochs": (8, "AffinityNet program, train_aff"),
     "affinitynet_batch_size": (8, "AffinityNet program, train_aff"),
     "affinitynet_learning_rate": (0.01, "users of ResNet-38 (issues 8 and 18); 0.1 is for VGG-16"),

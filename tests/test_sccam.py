@@ -1,6 +1,8 @@
 """SC-CAM: sub-categories, the joint loss, the rounds and their maps."""
 
 import math
+import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -288,6 +290,39 @@ def test_maps_made_in_two_goes_are_the_same(small, tmp_path):
         assert classes.tolist() == np.flatnonzero(data.label(image_id)).tolist() == other[0].tolist()
         np.testing.assert_allclose(scores, other[1], atol=2e-3)  # batches of another size round differently
         assert 0 <= scores.min() and scores.max() <= 1
+
+
+def test_rounds_and_controls_are_scored_one_by_one(small, tmp_path, capsys):
+    program = runpy.run_path(str(PROJECT_ROOT / "benchmarks" / "sccam_ablations.py"))
+    config = small.model_copy(update={"method": "sccam", "cam_scales": (1.0,)})
+    data = stages.open_data(config, "train")
+    kinds = [[data.ids[i], data.classes[0], "a" if i % 2 else "b"] for i in np.flatnonzero(data.labels[:, 0])]
+    table = np.where(data.labels, (np.arange(len(data)) % 2)[:, None], -1)
+    maps = artifacts.begin_stage(config, "maps", ("cam_",), {}, method="cam")
+    torch.manual_seed(0)
+    net = sccam.build_sccam(config, 3)
+    stages.make_maps(sccam.sccam_localization(net, config), data, config, maps.folder)
+    maps.finish([])
+    for number in (1, 2):
+        stage = artifacts.begin_stage(config, f"round{number}", ("sccam_",), {})
+        training.save_weights(net, stage.folder / "weights.safetensors")
+        subcategories.write_subcategories(stage.folder / "subcategories.csv", data, table)
+        stage.finish([])
+    out, rows = tmp_path / "out.json", {}
+    program["run_seed"](config, 0, rows, out)
+    found = artifacts.read_json(out)["0"]
+    assert list(found) == ["CAM", "round 1", "round 2", *program["CONTROLS"]]
+    assert found["round 1"] == found["round 2"] and found["round 1"]["miou"] == found["CAM"]["miou"]
+    assert "purity" not in found["round 1"], "no class of these data has known kinds"
+    assert all(name in program["table"](rows) for name in found)
+    assert program["main"]([]) == {} and "name them" in capsys.readouterr().out
+
+    root = tmp_path / "known"
+    shutil.copytree(data.root, root)
+    with open(root / "subcategories.csv", "w", encoding="utf-8") as file:
+        file.writelines(",".join(map(str, row)) + "\n" for row in [["image_id", "class", "subcategory"], *kinds])
+    values = program["purities"](replace(data, root=root), table)
+    assert values["purity"] == 1 and 0.5 <= values["chance"] < 1 and values["beside"] <= 1
 
 
 def test_a_finished_stage_tells_its_configuration(small):

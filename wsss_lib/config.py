@@ -164,7 +164,8 @@ class Config(BaseModel):
     affinitynet_radius: Annotated[int, Field(ge=2)] = 5
     affinitynet_alpha_low: Factor = 4.0  # exponent of the background: it is strong, what stays is surely an object
     affinitynet_alpha_high: Factor = 32.0  # it is weak, what it keeps is surely background
-    affinitynet_epochs: Positive = 6  # published: 8
+    affinitynet_images: Count = 400  # the first ones of the split, to learn from; published: 0, all of them
+    affinitynet_epochs: Positive = 3  # published: 8
     affinitynet_batch_size: Positive = 8
     affinitynet_learning_rate: Rate = 0.01  # of the backbone, ten times that for the new layers
     affinitynet_weight_decay: Rate = 5e-4
