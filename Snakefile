@@ -1,6 +1,6 @@
 """The pipeline: which notebook makes which stages out of which others. `make demo` runs it at smoke size; by hand:
 
-    snakemake --cores 2 --config preset=voc12-small methods='[cam]' seeds='[0,1,2]'
+    snakemake --cores 2 --config preset=voc12-small methods='[cam,sccam]' seeds='[0,1,2]' refinement=affinitynet
 
 Every rule runs one notebook with papermill. A stage's own record, `run.json`, belongs to the notebook, which finishes an
 interrupted stage and leaves a finished one alone. So Snakemake, which deletes the outputs of a rule before it runs and when
@@ -29,6 +29,8 @@ notebooks_of_methods = {path.stem.split("_", 1)[1]: path for path in sorted(Path
 unknown = [method for method in methods if method not in ("cam", *notebooks_of_methods)]
 if unknown:
     raise WorkflowError(f"method {unknown[0]!r} has no notebook; take some of: {', '.join(['cam', *notebooks_of_methods])}")
+if config.get("refinement", "irn") not in ("irn", "affinitynet"):
+    raise WorkflowError(f"refinement {config['refinement']!r} is unknown; take one of: irn, affinitynet")
 settings = Config.from_values(read_preset(preset))
 runs_root = config.get("runs_root", settings.runs_root)
 base = f"{runs_root}/{settings.dataset}"
@@ -37,23 +39,35 @@ base = f"{runs_root}/{settings.dataset}"
 cores = (workflow.cores or 1) if preset.stem in ("voc12", "coco14") else 1
 
 
-def preset_files(wildcards):
+def preset_files(method):
     """Return the preset and, if there is one, the file of what a method sets otherwise."""
-    own = Path("configs", "methods", f"{preset.stem}.{wildcards.method}.yaml")
+    own = Path("configs", "methods", f"{preset.stem}.{method}.yaml")
     return [str(path) for path in (preset, own) if path.is_file()]
+
+
+def settings_of(method):
+    """Return the configuration of a method's stages."""
+    values = {}
+    for path in preset_files(method):
+        values |= read_preset(path)
+    return Config.from_values(values)
+
+
+def refined_by(refinement):
+    """Return the methods whose pseudo-masks a refinement makes, as a pattern: the preset says so, or `--config refinement=`."""
+    chosen = [method for method in ("cam", *notebooks_of_methods)
+              if config.get("refinement", settings_of(method).refinement) == refinement]
+    return "|".join(chosen) or "no method"
 
 
 def parameters(wildcards):
     """Return all parameter values of a method's stages; a rule runs again when one of them has changed."""
-    values = {}
-    for path in preset_files(wildcards):
-        values |= read_preset(path)
-    return Config.from_values(values).model_dump(mode="json")
+    return settings_of(wildcards.method).model_dump(mode="json")
 
 
 def preset_options(wildcards):
     """Return papermill's options that hand over the preset files."""
-    return [word for path in preset_files(wildcards) for word in ("-f", path)]
+    return [word for path in preset_files(wildcards.method) for word in ("-f", path)]
 
 
 def executed(*stages, method="{method}", seed="{seed}"):
@@ -121,6 +135,16 @@ rule seeds:
 rule irn:
     input: executed("seeds"), notebook="notebooks/80_irn.ipynb"
     output: executed("irn", "pseudo_masks")
+    wildcard_constraints: method=refined_by("irn")
+    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
+    threads: cores
+    shell: run_notebook
+
+
+rule affinitynet:
+    input: executed("seeds"), notebook="notebooks/75_affinitynet.ipynb"
+    output: executed("affinitynet", "pseudo_masks")
+    wildcard_constraints: method=refined_by("affinitynet")
     params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models.resnet import Bottleneck
 
-from tests import golden_amn, golden_data, golden_vwe
+from tests import golden_amn, golden_data, golden_psa, golden_sccam, golden_vwe
 from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
@@ -494,7 +494,9 @@ ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {
 
 # How the arrays of a case must agree: (pattern of the array's name, kind, limit), the first pattern that fits counts.
 # "absolute": |difference| <= limit everywhere, NaN equal to NaN. "relative": |difference| <= limit * |expected|.
-# "equal": at least this share of the elements is equal; 1 is exact. "ignored": probabilities of the approximate CRF filter.
+# "of maximum": |difference| <= limit * max|expected|. "equal": at least this share of the elements is equal; 1 is exact.
+# "partition": the columns of each of `limit` classes are equal but for their order. "ignored": probabilities of the
+# approximate CRF filter.
 TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "data__voc_palette": (("*", "equal", 1),),
     "deeplab__aspp_v2": (("*", "absolute", 1e-4),),
@@ -540,6 +542,9 @@ TOLERANCE |= golden_rib.TOLERANCE
 ADAPTERS |= golden_vwe.ADAPTERS
 TOLERANCE |= golden_vwe.TOLERANCE
 
+ADAPTERS |= golden_sccam.ADAPTERS | golden_psa.ADAPTERS
+TOLERANCE |= golden_sccam.TOLERANCE | golden_psa.TOLERANCE
+
 
 def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -> str:
     """Say how one array of a case differs by more than its tolerance; empty if it agrees."""
@@ -550,7 +555,12 @@ def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -
     if kind == "equal":
         share = float(np.mean(expected == ours)) if expected.size else 1.0
         return "" if share >= limit else f"{name}: only {share:.3%} of the elements are equal"
+    if kind == "partition":
+        columns = [[sorted(map(tuple, of_class.T.tolist())) for of_class in np.split(table, limit, axis=1)]
+                   for table in (expected, ours)]
+        return "" if columns[0] == columns[1] else f"{name}: the images of a class are divided in another way"
     expected, ours = expected.astype(np.float64), ours.astype(np.float64)
     difference = np.where(np.isnan(expected) & np.isnan(ours), 0, np.abs(expected - ours))
-    allowed = {"absolute": limit, "relative": limit * np.abs(expected), "ignored": np.inf}[kind]
+    allowed = {"absolute": limit, "relative": limit * np.abs(expected),
+               "of maximum": limit * np.abs(expected).max(initial=0), "ignored": np.inf}[kind]
     return "" if (difference <= allowed).all() else f"{name}: differs by up to {difference.max():.3g} (allowed: {kind} {limit})"

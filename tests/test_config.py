@@ -50,7 +50,7 @@ def refusal(values) -> str:
     ({"deeplab_atrous_rates": [6.5]}, "parameter deeplab_atrous_rates"),
     ({"dataset": "../elsewhere"}, "parameter dataset = '../elsewhere': String should match pattern"),
     ({"method": ""}, "parameter method = ''"),
-    ({"backbone": "resnet18"}, "'resnet_small', 'resnet50', 'resnet101' or 'efficientnet_lite0'"),
+    ({"backbone": "resnet18"}, "'resnet_small', 'resnet50', 'resnet101', 'efficientnet_lite0', 'resnet38' or 'vgg16_largefov'"),
     ({"output_stride": 32}, "Input should be 8 or 16"),
     ({"mixed_precision": "perhaps"}, "parameter mixed_precision"),
     ({"frozen_stages": 5}, "parameter frozen_stages = 5"),
@@ -130,7 +130,7 @@ def test_parameters_of_a_stage_are_the_common_ones_and_its_own():
     assert moved.parameters_of("cam_") == cam  # where and how it runs does not change a result
     named = set().union(*(config.parameters_of(prefix) for prefix in STAGE_PREFIXES))
     assert set(Config.model_fields) - named == {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every",
-                                                "device_batch_size", "method", "pixel_labels_chose"}
+                                                "device_batch_size", "method", "pixel_labels_chose", "refinement"}
 
 
 def test_relative_paths_start_at_the_project():
@@ -245,6 +245,20 @@ PUBLISHED = {
     "irn_scale_max": (1.5, "IRN program, train_irn"),
     "irn_crop": (512, "IRN program, run_sample"),
     "irn_displacement_width": (256, "IRN program, resnet50_irn: fc_dp3 to fc_dp7"),
+    "affinitynet_init": ("backbone", "AffinityNet program: ImageNet weights, not the classifier (issue 18)"),
+    "affinitynet_stride": (8, "AffinityNet: maps of ResNet-38 and VGG-16"),
+    "affinitynet_radius": (5, "AffinityNet"),
+    "affinitynet_alpha_low": (4.0, "AffinityNet program, infer_cls"),
+    "affinitynet_alpha_high": (32.0, "AffinityNet program, infer_cls; 24 in the paper"),
+    "affinitynet_images": (0, "AffinityNet program: all of train_aug"),
+    "affinitynet_epochs": (8, "AffinityNet program, train_aff"),
+    "affinitynet_batch_size": (8, "AffinityNet program, train_aff"),
+    "affinitynet_learning_rate": (0.01, "users of ResNet-38 (issues 8 and 18); 0.1 is for VGG-16"),
+    "affinitynet_weight_decay": (5e-4, "AffinityNet program, train_aff"),
+    "affinitynet_crop": (448, "AffinityNet program, train_aff"),
+    "affinity_walk_alpha": (16.0, "AffinityNet program, infer_aff"),
+    "affinity_walk_beta": (8.0, "AffinityNet program, infer_aff"),
+    "affinity_walk_log2_steps": (8, "AffinityNet program, infer_aff"),
     "walk_pad_to": (512, "IRN program, EdgeDisplacement"),
     "irn_train_radius": (10, "IRN: neighbourhood of training"),
     "walk_radius": (5, "IRN: neighbourhood of the random walk"),
@@ -308,3 +322,43 @@ def test_what_a_method_sets_is_valid_beside_its_preset(path):
 def test_voc12_holds_the_published_value(name):
     value, source = PUBLISHED[name]
     assert getattr(Config.from_values(read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")), name) == value, source
+
+
+# The same for what the method sccam sets otherwise.
+PUBLISHED_SCCAM = {
+    "backbone": ("resnet38", "SC-CAM"),
+    "output_stride": (8, "SC-CAM"),
+    "frozen_batch_norm": (True, "SC-CAM program: every batch normalisation in inference form"),
+    "frozen_stages": (1, "SC-CAM program: conv1a and b2 are not trained"),
+    "cam_batch_size": (16, "SC-CAM program, train_cls"),
+    "cam_long_side_min": (256, "SC-CAM program, train_cls"),
+    "cam_long_side_max": (512, "SC-CAM program, train_cls"),
+    "cam_crop": (224, "SC-CAM program, train_cls"),
+    "cam_scales": ((1.0, 0.5, 1.5, 2.0), "SC-CAM program, infer_cls"),
+    "sccam_clusters": (10, "SC-CAM: K"),
+    "sccam_loss_weight": (5.0, "SC-CAM: lambda"),
+    "sccam_round_epochs": ((31, 41, 51), "SC-CAM program, script.sh: indices 30, 40 and 50"),
+    "sccam_schedule_epochs": (61, "SC-CAM program, train_cls"),
+    "sccam_dropout": (0.5, "SC-CAM program, resnet38_cls"),
+    "sccam_color_jitter": (1.0, "SC-CAM program, train_cls"),
+    "sccam_learning_rate": (0.01, "SC-CAM program, train_cls"),
+    "sccam_head_learning_rate": (0.1, "SC-CAM program, train_cls: ten times"),
+    "sccam_weight_decay": (5e-4, "SC-CAM program, train_cls"),
+    "momentum_slip": (True, "SC-CAM program, PolyOptimizer: weight decay in the place of the momentum"),
+    "seed_threshold": (0.15, "SC-CAM program, infer_cls"),
+    "refinement": ("affinitynet", "SC-CAM: AffinityNet's random walk"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SCCAM)
+def test_sccam_holds_the_published_value(name):
+    value, source = PUBLISHED_SCCAM[name]
+    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")
+    values |= read_preset(PROJECT_ROOT / "configs" / "methods" / "voc12.sccam.yaml")
+    assert getattr(Config.from_values(values), name) == value, source
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT_ROOT / "configs" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_a_method_sets_fits_its_preset(path):
+    preset, _ = path.stem.split(".")
+    Config.from_values(read_preset(PROJECT_ROOT / "configs" / f"{preset}.yaml") | read_preset(path))

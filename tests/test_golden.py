@@ -9,7 +9,8 @@ from tests.golden_adapters import ADAPTERS, TOLERANCE, disagreement
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz"))
-FULL_NETWORKS = {"deeplab__v2_forward", "irn__cam_net", "irn__irn_net", "rib__resnet_step"}
+FULL_NETWORKS = {"deeplab__v2_forward", "irn__cam_net", "irn__irn_net", "psa__resnet38_aff_full", "psa__vgg16_aff_full",
+                 "psa__vgg16_cls_full", "rib__resnet_step", "sccam__resnet38_full"}
 
 
 def arrays_of(case: str) -> dict[str, np.ndarray]:

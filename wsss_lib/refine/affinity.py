@@ -1,4 +1,4 @@
-"""Pixel pairs of IRN: search paths, affinities from a boundary map, pair labels, and the four losses.
+"""Pixel pairs of IRN and AffinityNet: search paths, affinities from boundaries or features, pair labels, and the losses.
 
 A pair is a source pixel i and a destination j within a radius. It is similar when no boundary lies on the straight
 path between them. Sources are the pixels whose whole neighbourhood lies inside the map, so that every pair of one
@@ -332,3 +332,62 @@ def affinity_loss(edge_logit: Tensor, displacement: Tensor, label: Tensor, radiu
 
 def _mean_over(mask: Tensor, cost: Tensor, components: int = 1) -> Tensor:
     return (mask * cost).sum() / (components * mask.sum() + 1e-5)
+
+
+# ---- AffinityNet: the same pairs, but an affinity of features instead of boundaries
+
+class FeatureLosses(NamedTuple):
+    """The three terms of AffinityNet's loss, scalars. `total` is what training minimises."""
+
+    bg: Tensor
+    fg: Tensor
+    neg: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Return L_bg / 4 + L_fg / 4 + L_neg / 2."""
+        return self.bg / 4 + self.fg / 4 + self.neg / 2
+
+
+def feature_affinity(features: Tensor, radius: int) -> Tensor:
+    """Return the affinity of all pairs: near 1 where the features of both cells are alike.
+
+    Args:
+        features: f, (B, D, H, W) floating point.
+        radius: r >= 2, in cells.
+
+    Returns:
+        W_ij = exp(-mean_k |f_ik - f_jk|), (B, n, S), in (0, 1].
+
+    Raises:
+        ValueError: a map smaller than a neighbourhood.
+
+    Source: AffinityNet (Ahn and Kwak, CVPR 2018), equation 1.
+    Explained in notebook 75, section "Affinity of features".
+
+    >>> feature_affinity(torch.tensor([[[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]]]), 2).flatten()  # right, then the three below
+    tensor([0.3679, 1.0000, 1.0000, 1.0000])
+    """
+    source = _sources(features, radius)[..., 0, :]  # (B, D, S)
+    means = []
+    for path in search_paths(radius):  # one direction at a time: all at once would be n times the memory
+        destination = _windows(features, radius, [path.destination])[..., 0, :]
+        means.append((destination - source).abs().mean(1))
+    return torch.exp(-torch.stack(means, dim=1))  # (B, n, S)
+
+
+def feature_affinity_loss(affinity: Tensor, pairs: PairLabels) -> FeatureLosses:
+    """Return AffinityNet's loss: equal pairs want an affinity of 1, different pairs 0.
+
+    Every term is a mean over the pairs of the whole batch; a term without pairs is 0.
+
+    Args:
+        affinity: W, (B, n, S), in (0, 1].
+        pairs: masks of the same shape, from `affinity_labels`.
+
+    Source: AffinityNet, equations 4 to 6, with the constants of its program.
+    Explained in notebook 75, section "The loss".
+    """
+    equal_cost, different_cost = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
+    return FeatureLosses(_mean_over(pairs.bg_pos, equal_cost), _mean_over(pairs.fg_pos, equal_cost),
+                         _mean_over(pairs.neg, different_cost))

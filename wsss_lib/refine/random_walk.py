@@ -1,4 +1,4 @@
-"""Random walk of class scores over the affinity graph of a boundary map (IRN), and the mask made of its result."""
+"""Random walk of class scores over a graph of affinities (IRN, AffinityNet), and the mask made of IRN's result."""
 
 import math
 import warnings
@@ -74,15 +74,35 @@ def affinity_graph(edge: Tensor, radius: int = 5, beta: float = 1) -> Graph:
         raise ValueError("The boundary map must lie in [0, 1]: apply the sigmoid to the network's output first.")
     if not beta >= 0:
         raise ValueError(f"beta, the exponent of the affinities, must be at least 0, not {beta!r}.")
-    (height, width), reach = edge.shape, radius - 1
+    reach = radius - 1
     padded = F.pad(edge, (reach, reach, 0, reach), value=1.0)
-    affinity = edge_to_affinity(padded[None], radius)[0].view(-1, height, width) ** beta  # (n, h, w)
+    affinity = edge_to_affinity(padded[None], radius)[0].view(-1, *edge.shape)  # (n, h, w)
+    return pair_graph(affinity**beta, radius)
+
+
+@torch.no_grad()
+def pair_graph(affinity: Tensor, radius: int) -> Graph:
+    """Return the symmetric graph of affinities that are given once for each pair; the diagonal is 1.
+
+    Args:
+        affinity: (n, h, w), of every cell to its n neighbours in the order of `search_paths`, >= 0; what belongs to neighbours
+            outside the map is not read.
+        radius: r >= 2, in cells of the map.
+
+    Returns:
+        float64 values, int32 indices, on the device of `affinity`.
+
+    Source: transition matrix of the random walk, before its normalisation, in IRN and AffinityNet alike.
+    Explained in notebook 80, section "The random walk".
+    """
+    affinity = affinity.double()
+    height, width = affinity.shape[1:]
     forward = dict(zip((path.destination for path in search_paths(radius)), affinity, strict=True))
 
     # A pixel's slots, in the order of their columns: neighbours before it, itself, neighbours after it.
     after = sorted(forward)
     offsets = [(-dy, -dx) for dy, dx in reversed(after)] + [(0, 0)] + after
-    values = edge.new_ones(height, width, len(offsets))
+    values = affinity.new_ones(height, width, len(offsets))
     inside = torch.zeros_like(values, dtype=torch.bool)
     for slot, (dy, dx) in enumerate(offsets):
         here = (_overlap(dy, height), _overlap(dx, width), slot)
@@ -91,8 +111,8 @@ def affinity_graph(edge: Tensor, radius: int = 5, beta: float = 1) -> Graph:
             values[..., slot] = forward[dy, dx]
         elif slot < len(after):  # the same pair, stored with the neighbour
             values[here] = forward[-dy, -dx][_overlap(-dy, height), _overlap(-dx, width)]
-    shift = torch.tensor([dy * width + dx for dy, dx in offsets], dtype=torch.int32, device=edge.device)
-    vertex = torch.arange(height * width, dtype=torch.int32, device=edge.device)
+    shift = torch.tensor([dy * width + dx for dy, dx in offsets], dtype=torch.int32, device=affinity.device)
+    vertex = torch.arange(height * width, dtype=torch.int32, device=affinity.device)
     column = vertex.view(height, width, 1) + shift  # (h, w, slots)
     indptr = F.pad(inside.sum(2).flatten().cumsum(0), (1, 0)).int()
     return Graph(indptr, column.masked_select(inside), values.masked_select(inside))
@@ -140,18 +160,38 @@ def propagate(scores: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, l
         )
     if not torch.isfinite(scores).all():
         raise ValueError("The scores hold values that are not finite; the walk would spread them over the image.")
+    graph = affinity_graph(edge, radius, beta)
+    return random_walk(graph, scores * (1 - edge.double()), log2_steps).float()
+
+
+@torch.no_grad()
+def random_walk(graph: Graph, scores: Tensor, log2_steps: int) -> Tensor:
+    """Let scores walk 2^log2_steps random steps over a symmetric graph: v = M T^(2^k), T = A D^-1; see `propagate`.
+
+    Args:
+        graph: A, with h * w vertices and a positive diagonal.
+        scores: M, (C, h, w), any floating type.
+        log2_steps: k >= 0.
+
+    Returns:
+        v, (C, h, w) float64. Every value is a weighted mean of the values of M of its class.
+
+    Raises:
+        ValueError: a number of steps that is no integer of at least 0.
+
+    Source: the random walk of AffinityNet and IRN. Explained in notebook 80, section "The random walk".
+    """
     if log2_steps != int(log2_steps) or log2_steps < 0:
         raise ValueError(f"log2_steps must be an integer of at least 0, not {log2_steps!r}.")
-    graph = affinity_graph(edge, radius, beta)
-    root = graph.degree().sqrt()  # D^1/2, at least 1 because the diagonal is 1
+    root = graph.degree().sqrt()  # D^1/2, positive because the diagonal is
     source = torch.repeat_interleave(root, graph.indptr.diff())
     matrix = graph._replace(values=graph.values / (source * root[graph.indices])).matrix()  # S
 
-    start = (scores * (1 - edge.double())).flatten(1).T.contiguous()  # (h*w, C)
+    start = scores.double().flatten(1).T.contiguous()  # (h*w, C)
     walked = _symmetric_power(matrix, start * root[:, None], 2 ** int(log2_steps)) / root[:, None]
     # A weighted mean stays between minimum and maximum; rounding and the cut of the series must not break that.
     walked = walked.clamp(start.amin(0), start.amax(0))
-    return walked.T.reshape(scores.shape).float()
+    return walked.T.reshape(scores.shape)
 
 
 def _symmetric_power(matrix: Tensor, columns: Tensor, steps: int) -> Tensor:

@@ -1,0 +1,144 @@
+"""SC-CAM round by round beside plain CAM, and beside a round without or with meaningless sub-categories; several seeds.
+
+python benchmarks/sccam_ablations.py --seeds 0 1 2 [--images 600] [--preset smoke] [--out runs/sccam_ablations.json]
+
+Needs CAM's finished `classifier` and `maps` and SC-CAM's finished rounds of each seed below `runs_root`. The two controls are
+trained exactly as round 1: "no sub-categories" has lambda = 0, "dealt at random" gives every image of a class a random one.
+Every finished (seed, row) is stored at once, so an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+
+from wsss_lib import artifacts, stages, training
+from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.methods import sccam, subcategories
+from wsss_lib.thresholds import near_best_range
+
+CONTROLS = ("no sub-categories", "dealt at random")
+COLUMNS = {"miou": "best mIoU %", "threshold": "at", "low": "within 2 from", "high": "to", "head": "heads found",
+           "body": "bodies found", "purity": "purity", "chance": "by chance", "beside": "of company",
+           "beside_chance": "by chance"}
+
+
+def settings_of(preset: str, changes: dict) -> Config:
+    """Return the configuration of a preset with what SC-CAM sets otherwise."""
+    values = {}
+    for path in (PROJECT_ROOT / "configs" / f"{preset}.yaml", PROJECT_ROOT / "configs" / "methods" / f"{preset}.sccam.yaml"):
+        values |= read_preset(path) if path.is_file() else {}
+    return Config.from_values(values | {"method": "sccam"} | changes)
+
+
+def scored(data: SegmentationDataset, folder: Path) -> dict[str, float]:
+    """Return the best mIoU of a folder of maps, its threshold, the range within two points, and the parts found at 0.3."""
+    row = stages.score_maps(data, folder)
+    low, high = near_best_range(row["thresholds"], row["curve"], within=2)
+    return {"miou": row["miou"], "threshold": row["threshold"], "low": low, "high": high,
+            **(stages.mean_part_recall(data, folder, 0.3) or {})}
+
+
+def purities(data: SegmentationDataset, assignment: np.ndarray) -> dict[str, float]:
+    """Return the purity of the sub-categories of the classes with known kinds: by kind, and by the classes beside it."""
+    file = data.root / "subcategories.csv"
+    kinds = subcategories.read_subcategories(file) if file.is_file() else {}
+    rng, rows = np.random.default_rng(0), []
+    for number, name in enumerate(data.classes):
+        members = [i for i in np.flatnonzero(data.labels[:, number]) if (data.ids[i], name) in kinds]
+        if not members:
+            continue
+        clusters = assignment[members, number]
+        row = {}
+        for words, truth in (("purity", [kinds[data.ids[i], name] for i in members]),
+                             ("beside", ["".join(map(str, data.labels[i])) for i in members])):
+            row[words] = subcategories.purity(clusters, truth)
+            row["chance" if words == "purity" else "beside_chance"] = float(np.mean(
+                [subcategories.purity(rng.permutation(clusters), truth) for _ in range(20)]))
+        rows.append(row)
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} if rows else {}
+
+
+def maps_of(net: sccam.SubcategoryNet, data: SegmentationDataset, config: Config) -> dict[str, float]:
+    """Make the maps of some images in a temporary folder and score them."""
+    with tempfile.TemporaryDirectory() as folder:
+        stages.make_maps(sccam.sccam_localization(net, config), data, config, Path(folder))
+        return scored(data, Path(folder))
+
+
+def control(name: str, data: SegmentationDataset, assignment: np.ndarray, config: Config) -> sccam.SubcategoryNet:
+    """Train one round as round 1, without the second loss or with sub-categories dealt at random."""
+    if name == "dealt at random":
+        dealt = np.random.default_rng(config.seed).integers(0, config.sccam_clusters, assignment.shape)
+        assignment = np.where(assignment >= 0, dealt, -1)
+    else:
+        config = config.model_copy(update={"sccam_loss_weight": 0.0})
+    torch.manual_seed(config.seed)
+    net = sccam.build_sccam(config, data.num_classes)
+    with tempfile.TemporaryDirectory() as folder:
+        sccam.train_sccam(net, data, assignment, config, Path(folder), 1)
+    return net
+
+
+def run_seed(config: Config, images: int, rows: dict, out: Path) -> None:
+    """Score the rounds and controls of one seed that `rows` does not hold yet."""
+    device = training.seed_everything(config)
+    data = stages.open_data(config, config.train_split)
+    some = stages.open_data(config.model_copy(update={"limit": min(images or len(data), len(data))}), config.score_split)
+    finished = rows.setdefault(str(config.seed), {})
+    if "CAM" not in finished:
+        finished["CAM"] = scored(some, artifacts.open_stage(config, "maps", "10_cam", method="cam").folder)
+    folders = [artifacts.open_stage(config, f"round{t}", "60_sccam").folder
+               for t in range(1, len(config.sccam_round_epochs) + 1)]
+    tables = [subcategories.assignment_of(folder / "subcategories.csv", data, config.sccam_clusters) for folder in folders]
+    for name, folder, table in zip([f"round {t + 1}" for t in range(len(folders))], folders, tables, strict=True):
+        if name not in finished:
+            net = sccam.build_sccam(config, data.num_classes, folder / "weights.safetensors").to(device)
+            finished[name] = maps_of(net, some, config) | purities(data, table)
+            artifacts.write_json(out, rows)
+    for name in CONTROLS:
+        if name not in finished:
+            finished[name] = maps_of(control(name, data, tables[0], config), some, config)
+            artifacts.write_json(out, rows)
+
+
+def table(rows: dict) -> str:
+    """Return a table of all rows: mean and sample spread over the seeds."""
+    lines = [f"{'':20s}" + "".join(f"{title:>15s}" for title in COLUMNS.values()) + "   runs"]
+    for name in dict.fromkeys(name for seed in rows.values() for name in seed):
+        found = [seed[name] for seed in rows.values() if name in seed]
+        cells = []
+        for key in COLUMNS:
+            values, digits = [row[key] for row in found if key in row], 1 if key == "miou" else 2
+            cells.append((f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""))
+                         if values else "")
+        lines.append(f"{name:20s}" + "".join(f"{cell:>15s}" for cell in cells) + f"{len(found):7d}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="smoke")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="of finished CAM and SC-CAM runs")
+    parser.add_argument("--images", type=int, default=600, help="are scored, the first ones; 0: all")
+    parser.add_argument("--runs-root", default="runs")
+    parser.add_argument("--out", default="runs/sccam_ablations.json", help="gets the numbers, holds those of an earlier run")
+    options = parser.parse_args(arguments)
+    if not options.seeds:
+        print("This takes about three minutes of one core for each seed at smoke size; name them: --seeds 0 1 2")
+        return {}
+    out = project_path(options.out)
+    rows = artifacts.read_json(out) if out.is_file() else {}
+    for seed in options.seeds:
+        run_seed(settings_of(options.preset, {"seed": seed, "runs_root": options.runs_root}), options.images, rows, out)
+    artifacts.write_json(out, rows)
+    print(table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
