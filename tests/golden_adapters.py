@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models.resnet import Bottleneck
 
+from tests import golden_drs
 from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
@@ -526,6 +527,9 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "irn__random_walk": (("out_walk", "absolute", 5e-5), ("*", "absolute", 1e-5)),
     "irn__sem_seg": (("out_walk", "absolute", 5e-5), ("out_score", "absolute", 1e-4), ("out_label", "equal", 0.995)),
 }
+
+ADAPTERS |= golden_drs.ADAPTERS
+TOLERANCE |= golden_drs.TOLERANCE
 
 
 def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -> str:

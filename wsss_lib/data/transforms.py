@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 
 from wsss_lib.data.dataset import IGNORE
 
@@ -36,6 +37,26 @@ def _scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 def random_long_side(image: Image.Image, shortest: int, longest: int, rng: random.Random) -> Image.Image:
     """Resize so that the long side is a random integer in [shortest, longest] (IRN's classifier recipe)."""
     return resize_image(image, rng.randint(shortest, longest) / max(image.size))
+
+
+def resize_square(image: Image.Image, side: int) -> Image.Image:
+    """Squeeze a photograph to side x side pixels, bilinear; the aspect ratio is lost (DRS).
+
+    Example:
+        >>> resize_square(Image.new("RGB", (5, 3)), 4).size
+        (4, 4)
+    """
+    return image.resize((side, side), Image.Resampling.BILINEAR)
+
+
+def colour_jitter(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Change brightness, contrast and saturation by factors in 0.7..1.3 and hue by -0.1..0.1, in random order (DRS)."""
+    changes = [(adjust_brightness, rng.uniform(0.7, 1.3)), (adjust_contrast, rng.uniform(0.7, 1.3)),
+               (adjust_saturation, rng.uniform(0.7, 1.3)), (adjust_hue, rng.uniform(-0.1, 0.1))]
+    rng.shuffle(changes)
+    for change, amount in changes:
+        image = change(image, amount)
+    return image
 
 
 def normalize(image: Image.Image | np.ndarray, mean: tuple, std: tuple) -> np.ndarray:
@@ -120,6 +141,46 @@ def draw_scale_crop_flip(size: tuple[int, int], scales: tuple[float, ...], side:
     scale = rng.choice(scales)
     height, width = (max(side, int(length * scale)) for length in size)
     return scale, rng.randrange(height - side + 1), rng.randrange(width - side + 1), rng.random() < 0.5
+
+
+def padded_crop(image: np.ndarray, label: np.ndarray, top: int, left: int, side: int, fill: float | tuple,
+                label_fill: int = IGNORE) -> tuple[np.ndarray, np.ndarray]:
+    """DeepLab-v3+'s crop: a smaller image is first filled on ALL four sides, by half of what is missing plus one pixel.
+
+    If the width is too small all sides grow by int((1 + side - width) / 2), then likewise for the height.
+
+    Args:
+        image: (H, W, 3).
+        label: (H, W).
+        top, left: corner of the crop after the filling; see `padded_size`.
+        side: of the crop in pixels.
+        fill: colour of the filling.
+        label_fill: label of the filling. 255; the official code has 0 and so teaches the filling as background.
+
+    Returns:
+        image (side, side, 3) and label (side, side).
+    """
+    for axis in (1, 0):
+        margin = max(0, (1 + side - label.shape[axis]) // 2) if label.shape[axis] < side else 0
+        grown = np.empty((label.shape[0] + 2 * margin, label.shape[1] + 2 * margin, 3), image.dtype)
+        grown[:] = np.asarray(fill, image.dtype)
+        grown[margin:grown.shape[0] - margin, margin:grown.shape[1] - margin] = image
+        image, label = grown, np.pad(label, margin, constant_values=label_fill)
+    return image[top:top + side, left:left + side], label[top:top + side, left:left + side]
+
+
+def padded_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the size (H, W) of an image after the filling of `padded_crop`.
+
+    Example:
+        >>> padded_size((30, 20), 33)
+        (44, 34)
+    """
+    height, width = size
+    for axis in (1, 0):
+        margin = max(0, (1 + side - (height, width)[axis]) // 2) if (height, width)[axis] < side else 0
+        height, width = height + 2 * margin, width + 2 * margin
+    return height, width
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
