@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from wsss_lib.data import transforms
-from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.methods import drs
+from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.nets.deeplab_v2 import cross_entropy, self_label_loss, self_labels
+from wsss_lib.nets.deeplab_v2 import self_label_loss, self_labels
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.nets.vgg import VGG
 
@@ -97,7 +97,8 @@ def controller_grad(a: Arrays) -> Arrays:
     loss = drs.classification_loss(net, (images, labels))["loss"]
     loss.backward()
     return {"out_logit": net(images).mean((2, 3)).detach().numpy(), "out_loss": loss.detach().numpy(),
-            "out_grad_fc.0.weight": module.controller.weight.grad.numpy(), "out_grad_conv_weight": convolution.weight.grad.numpy()}
+            "out_grad_fc.0.weight": module.controller.weight.grad.numpy(),
+            "out_grad_conv_weight": convolution.weight.grad.numpy()}
 
 
 def recipe_probe(a: Arrays) -> Arrays:

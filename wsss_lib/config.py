@@ -99,6 +99,26 @@ class Config(BaseModel):
     cam_long_side_max: Positive = 112
     cam_crop: Positive = 96
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
+    # 30: DRS: classifier with suppression, refinement network, pseudo-labels.
+    drs_backbone: Literal["vgg_small", "vgg16", "resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "vgg_small"
+    drs_backbone_weights: Text = "none"  # of both networks: "imagenet" (published), "none", or a safetensors file
+    drs_weights: Text = ""  # a classifier to use instead of training one
+    drs_refine_weights: Text = ""  # a refinement network to use instead of training one
+    drs_delta: Share = 0.8  # 0: learnable (published), 1: no suppression
+    drs_stages: Annotated[int, Field(ge=0, le=5)] = 5  # of the backbone, from the deepest, whose ReLUs are replaced
+    drs_plain_epochs: Count = 6  # epochs without suppression before, in the place of ImageNet weights; published: 0
+    drs_epochs: Positive = 4  # published: 15
+    drs_learning_rate: Rate = 1e-3  # SGD
+    drs_batch_size: Positive = 16  # published: 10
+    drs_resize: Positive = 112  # photographs are squeezed to this square, then cropped; published: 384
+    drs_crop: Positive = 96  # published: 320
+    drs_scales: Numbers = (0.8, 1.0, 1.2)  # of the crop's side
+    drs_refine_epochs: Positive = 6  # published: 30
+    drs_refine_learning_rate: Rate = 1e-3  # Adam; published: 1e-4
+    drs_selection: Literal["last", "pixel_labels"] = "last"  # which epoch is kept; published: the best by pixel labels
+    drs_background: Literal["saliency", "constant", "crf", "irn"] = "saliency"  # what says background in pseudo-labels
+    drs_saliency_folder: Text = "saliency_map"  # below data_root
+    drs_alpha: Share = 0.2  # smaller scores count as 0
     # 70: seeds.
     seed_threshold: Share = 0.15
     seed_foreground_threshold: Share = 0.20  # t_f; published: 0.30
@@ -124,31 +144,39 @@ class Config(BaseModel):
     walk_beta: Rate = 10.0  # exponent of the affinities
     walk_log2_steps: Count = 4  # 2^4 = 16 steps of the random walk; published: 8
     walk_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
-    # 90: DeepLab-v2.
+    # 90: DeepLab.
+    deeplab_version: Literal["v2", "v3plus"] = "v2"
+    deeplab_masks: Name = "pseudo_masks"  # stage whose masks it is trained on; "saliency_masks": DRS's own
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
-    deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
+    deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24; v3plus has three: 6, 12, 18 at stride 16
+    deeplab_decoder_width: Annotated[int, Field(ge=16)] = 32  # of v3plus; published: 256
     deeplab_iterations: Positive = 900
     deeplab_batch_size: Positive = 16
-    deeplab_learning_rate: Rate = 3e-3  # published: 2.5e-4
+    deeplab_learning_rate: Rate = 3e-3  # published: 2.5e-4; v3plus: 0.01, of the decoder
     deeplab_momentum: Share = 0.9
     deeplab_weight_decay: Rate = 5e-4
-    deeplab_loss: Literal["cross_entropy", "balanced"] = "cross_entropy"
+    deeplab_loss: Literal["cross_entropy", "balanced", "self_label"] = "cross_entropy"
     deeplab_crop: Positive = 96
     deeplab_scales: Numbers = (1.0, 1.25, 1.5)
-    deeplab_test_scales: Numbers = (0.5, 0.75)  # beside 1.0, in training and in testing
+    deeplab_test_scales: Numbers = (0.5, 0.75)  # of v2, beside 1.0, in training and in testing
+    deeplab_padding_is_background: bool = False  # v3plus teaches what lies outside the image as background (published: true)
+    deeplab_centre_crop: Count = 0  # also score centre crops of this side (published v3plus numbers: 513); 0: full images only
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         ordered = (("cam_long_side_min", "cam_long_side_max"), ("irn_scale_min", "irn_scale_max"),
-                   ("seed_background_threshold", "seed_foreground_threshold"))
+                   ("drs_crop", "drs_resize"), ("seed_background_threshold", "seed_foreground_threshold"))
         for low, high in ordered:
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} ({getattr(self, low)}) must not exceed {high} ({getattr(self, high)})")
         if self.irn_crop % 4:
             raise ValueError(f"irn_crop ({self.irn_crop}) must be a multiple of 4, the stride of the affinity grid")
+        if self.deeplab_version == "v3plus" and (self.deeplab_loss == "self_label" or len(self.deeplab_atrous_rates) != 3):
+            raise ValueError("deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss; give for "
+                             "instance deeplab_atrous_rates [6, 12, 18] and deeplab_loss cross_entropy")
         return self
 
     @classmethod

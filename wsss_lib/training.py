@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -75,7 +76,9 @@ def momentum_of(momentum: float, weight_decay: float, slip: bool) -> float:
 
 def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]], samples: Dataset,
           parameter_groups: list[dict], momentum: float, steps: int, batch_size: int, config: Config, folder: Path,
-          schedule: Callable[[int, int], float] = poly_factor, name: str = "training") -> None:
+          schedule: Callable[[int, int], float] = poly_factor, name: str = "training",
+          optimizer_kind: Literal["sgd", "nesterov", "adam"] = "sgd",
+          after_step: Callable[[int], None] | None = None) -> None:
     """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
 
     Args:
@@ -83,14 +86,16 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
         loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimised, and must be a mean
             over the images of the batch if batches are accumulated.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
-        parameter_groups: for SGD: params, lr and weight_decay of each group.
-        momentum: of SGD.
+        parameter_groups: params, lr and weight_decay of each group.
+        momentum: of SGD; Adam has its own constants (0.9, 0.999).
         steps: optimiser steps T of the whole run.
         batch_size: images in one optimiser step, whatever the device can hold.
         config: seed, device, device_batch_size, checkpoint_every, mixed_precision, num_workers.
         folder: gets `log.jsonl` and, while training goes on, `state.safetensors`.
         schedule: (steps already made, T) to the factor on every group's lr.
         name: for the progress bar.
+        optimizer_kind: SGD, SGD with Nesterov's momentum, or Adam.
+        after_step: called with the number of finished steps; after a resume also for steps that it has seen before.
 
     Raises:
         ValueError: the batch cannot be split evenly, the loss is not finite (says at which step), or `folder` holds the
@@ -103,7 +108,10 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
                          "choose a divisor")
     parts = batch_size // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
-    optimizer = torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum)
+    if optimizer_kind == "adam":
+        optimizer = torch.optim.Adam(parameter_groups, lr=0.0)
+    else:
+        optimizer = torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=optimizer_kind == "nesterov")
     base_rates = [group["lr"] for group in parameter_groups]
     half = config.mixed_precision and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -133,6 +141,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
                 row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
+            if after_step:
+                after_step(step + 1)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
                 _save_state(state_file, model, optimizer, scaler, step + 1)
     model.eval()
@@ -148,8 +158,7 @@ def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
                 done: int) -> None:
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        if state.get("momentum_buffer") is not None:
-            tensors[f"momentum.{index}"] = state["momentum_buffer"]
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items() if value is not None}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -163,7 +172,9 @@ def _load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["numbers"])
     state = optimizer.state_dict()
-    state["state"] = {int(key[9:]): {"momentum_buffer": value} for key, value in tensors.items() if key.startswith("momentum.")}
+    for name in (name for name in tensors if name.startswith("optimizer.")):
+        _, index, key = name.split(".")
+        state["state"].setdefault(int(index), {})[key] = tensors[name]
     optimizer.load_state_dict(state)
     scaler.load_state_dict(numbers["scaler"])
     torch.set_rng_state(tensors["random.cpu"])

@@ -9,7 +9,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
+from torchvision.transforms.functional import (
+    InterpolationMode,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    center_crop,
+    resize,
+)
 
 from wsss_lib.data.dataset import IGNORE
 
@@ -181,6 +189,21 @@ def padded_size(size: tuple[int, int], side: int) -> tuple[int, int]:
         margin = max(0, (1 + side - (height, width)[axis]) // 2) if (height, width)[axis] < side else 0
         height, width = height + 2 * margin, width + 2 * margin
     return height, width
+
+
+def centre_crop(image: Image.Image, label: np.ndarray, side: int) -> tuple[Image.Image, np.ndarray]:
+    """Resize so that the shorter side is `side`, and cut the centre: the protocol behind published DeepLab-v3+ numbers.
+
+    Args:
+        image: RGB photograph.
+        label: its (H, W) label map; resized by nearest neighbour.
+        side: in pixels (published: 513).
+
+    Returns:
+        image of side x side pixels and label (side, side): another set of pixels than the full image's.
+    """
+    cut = center_crop(resize(image, side, InterpolationMode.BILINEAR), side)
+    return cut, np.asarray(center_crop(resize(Image.fromarray(label), side, InterpolationMode.NEAREST), side))
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:

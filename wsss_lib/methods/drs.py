@@ -91,8 +91,8 @@ class Suppression(nn.Module):
 class ScoreNet(nn.Module):
     """Backbone, three extra 3x3 convolutions and a 1x1 convolution that gives a score map for each class.
 
-    With suppression it is DRS's classifier (the logit is the mean of the score map); with `delta=1` it is the refinement network
-    (the score map itself is the answer).
+    With suppression it is DRS's classifier (the logit is the mean of the score map); with `delta=1` it is the refinement
+    network (the score map itself is the answer).
 
     Args:
         backbone: a VGG or a network of `wsss_lib.nets.backbone`.
@@ -153,7 +153,8 @@ def suppress_backbone(backbone: nn.Module, delta: float, stages: int = 5) -> Non
     deep = backbone.shallow_modules(5)[len(backbone.shallow_modules(5 - stages)):]
     for module in (part for group in deep for part in group.modules()):
         if isinstance(module, BasicBlock | Bottleneck):
-            module.relu = _PerWidth([part.num_features for part in module.children() if isinstance(part, nn.BatchNorm2d)], delta)
+            norms = [part for part in module.children() if isinstance(part, nn.BatchNorm2d)]
+            module.relu = _PerWidth([norm.num_features for norm in norms], delta)
         elif isinstance(getattr(module, "act", None), nn.ReLU6):
             module.act = nn.Sequential(module.act, Suppression(module.num_features, delta))
     if stages == 5 and hasattr(backbone, "conv1"):

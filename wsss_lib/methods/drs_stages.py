@@ -1,0 +1,221 @@
+"""The stages of DRS: build, train and apply the two networks, make and score pseudo-labels.
+
+Everything that the paper says is in `wsss_lib.methods.drs`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from wsss_lib import training
+from wsss_lib.artifacts import read_json, read_maps, read_tensors, write_json, write_mask, write_tensors
+from wsss_lib.config import Config, project_path
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.data.saliency import read_saliency
+from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
+from wsss_lib.inference import for_each_image
+from wsss_lib.methods.drs import (
+    ScoreNet,
+    classification_loss,
+    localization_maps,
+    parameter_groups,
+    pseudo_label,
+    refinement_loss,
+    refinement_target,
+    staircase,
+)
+from wsss_lib.metrics import Evaluation
+from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_weights, normalization_of
+from wsss_lib.nets.vgg import VGGS, build_vgg
+from wsss_lib.progress import progress
+from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
+
+Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
+
+
+def build_drs(config: Config, num_classes: int, weights: Path | str = "", delta: float | None = None) -> ScoreNet:
+    """Build the classifier, from its own weights or from the backbone's.
+
+    Args:
+        config: the `drs_` fields.
+        num_classes: foreground classes C.
+        weights: a safetensors file of a whole classifier; empty: `drs_backbone_weights` for the backbone.
+        delta: None: the configured one.
+
+    Raises:
+        ValueError: weights of another network.
+    """
+    backbone = _build_backbone(config, "none" if weights else config.drs_backbone_weights)
+    net = ScoreNet(backbone, num_classes, config.drs_delta if delta is None else delta, config.drs_stages)
+    return _finish(net, config, weights)
+
+
+def build_refinement(config: Config, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> ScoreNet:
+    """Build the refinement network, from its own weights or from the backbone's.
+
+    Published: ImageNet's weights again. Without such weights (`drs_backbone_weights` is "none") the classifier's backbone.
+    """
+    backbone = _build_backbone(config, "none" if weights else config.drs_backbone_weights)
+    net = ScoreNet(backbone, num_classes, delta=1, extra_std=0.01)
+    if config.drs_backbone_weights == "none" and not weights:
+        load_plain_weights(backbone, classifier_weights)
+    return _finish(net, config, weights)
+
+
+def load_plain_weights(backbone: nn.Module, classifier_weights: Path | str) -> None:
+    """Copy a classifier's backbone into another, the suppression controllers left out."""
+    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(classifier_weights)).items()
+             if key.startswith("backbone.") and ".controller." not in key}
+    load_weights(backbone, state, str(classifier_weights))
+
+
+def _build_backbone(config: Config, weights: str) -> nn.Module:
+    if config.drs_backbone in VGGS:
+        return build_vgg(config.drs_backbone, weights)
+    return build_backbone(config.drs_backbone, config.output_stride, weights)
+
+
+def _finish(net: ScoreNet, config: Config, weights: Path | str) -> ScoreNet:
+    if config.frozen_batch_norm:
+        freeze_batch_norm(net.backbone)
+    for module in net.backbone.shallow_modules(config.frozen_stages):
+        module.requires_grad_(False)
+    if weights:
+        load_weights(net, read_tensors(project_path(weights)), str(weights))
+    return net
+
+
+def train_drs(net: ScoreNet, data: SegmentationDataset, config: Config, folder: Path,
+              after_step: Callable[[int], None] | None = None) -> int:
+    """Train the classifier on image-level labels; returns the number of images seen."""
+    samples = SquareSamples(data, config.seed, config.drs_resize, config.drs_crop, *normalization_of(config.drs_backbone))
+    groups = parameter_groups(net, config.drs_learning_rate, config.weight_decay)
+    return _train(net, classification_loss, samples, groups, config.drs_epochs, "nesterov", config, folder, "DRS", after_step)
+
+
+def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path,
+                     after_step: Callable[[int], None] | None = None) -> int:
+    """Train the refinement network on the classifier's maps; returns the number of images seen."""
+    samples = MapSamples(data, maps_folder, config.seed, config.drs_crop, *normalization_of(config.drs_backbone))
+
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        images, maps = batch
+        return refinement_loss(model, (images, refinement_target(maps)))
+
+    groups = [{"params": [part for part in net.parameters() if part.requires_grad], "lr": config.drs_refine_learning_rate,
+               "weight_decay": 0.0}]
+    return _train(net, loss_of, samples, groups, config.drs_refine_epochs, "adam", config, folder, "refinement", after_step)
+
+
+def _train(net, loss_of, samples, groups, epochs, optimizer_kind, config, folder, name, after_step) -> int:
+    per_epoch = steps_per_epoch(len(samples), config.drs_batch_size)
+    points = (max(1, epochs // 3), max(1, 2 * epochs // 3))  # published: 5 and 10 of 15, 10 and 20 of 30
+    training.train(net, loss_of, samples, groups, config.momentum, epochs * per_epoch, config.drs_batch_size, config, folder,
+                   schedule=lambda step, total: staircase(step // per_epoch + 1, points), name=name,
+                   optimizer_kind=optimizer_kind, after_step=after_step)
+    return epochs * per_epoch * config.drs_batch_size
+
+
+def drs_localization(net: ScoreNet, config: Config, normalized: bool = True) -> Localize:
+    """Return the function that makes maps for `stages.make_maps`: the classifier's, or with `normalized=False` refined ones."""
+    net.eval()
+    arguments = config.drs_crop, config.drs_scales, *normalization_of(config.drs_backbone), normalized
+    return lambda ids, images, labels: localization_maps(net, images, labels, *arguments)
+
+
+# ---- pseudo-labels
+
+def make_pseudo_labels(data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Config, folder: Path) -> int:
+    """Write `ID.png` for every image that has none yet; returns how many were made now.
+
+    What says background is `drs_background`. "saliency" is the paper's; the others are this project's, for data without
+    saliency maps: "constant" (`drs_alpha` as the background's score), "crf" (that, then a dense CRF) and "irn" (IRN's confident
+    labels, 255 between the two thresholds).
+
+    Explained in notebook 30, section "Without saliency".
+    """
+    work = partial(_make_pseudo_label, data=data, maps_folder=maps_folder, saliency_folder=saliency_folder, config=config,
+                   folder=folder)
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "pseudo-labels", config.num_workers)
+
+
+def _make_pseudo_label(image_id: str, data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Config,
+                       folder: Path) -> None:
+    classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
+    maps = upsample_scores(scores, size)
+    if config.drs_background == "saliency":
+        saliency = read_saliency(saliency_folder / f"{image_id}.png", size[::-1])
+        mask = pseudo_label(maps, classes, saliency, config.drs_alpha).mask
+    else:
+        mask = label_without_saliency(data.image(image_id), maps, classes, config)
+    write_mask(folder / f"{image_id}.png", mask)
+
+
+def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.ndarray, config: Config) -> np.ndarray:
+    """Make a pseudo-label in one of this project's three ways (none is in the paper): uint8 (H, W).
+
+    Raises:
+        ValueError: `drs_background` is "saliency".
+
+    Explained in notebook 30, section "Without saliency".
+    """
+    if config.drs_background == "constant":
+        return argmax_with_background(maps, classes, config.drs_alpha)
+    if config.drs_background == "crf":
+        return seed_mask(np.array(image), maps, classes, config.drs_alpha, iterations=config.seed_crf_iterations)
+    if config.drs_background == "irn":
+        return irn_labels(np.array(image), maps, classes, config.seed_foreground_threshold, config.seed_background_threshold,
+                          config.seed_crf_iterations)
+    raise ValueError("drs_background is 'saliency': use pseudo_label")
+
+
+# ---- the choice of an epoch
+
+def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_folder: Path, config: Config) -> float:
+    """Return the mIoU in percent of pseudo-labels (without the two rules for 255) made of a network's maps just now.
+
+    This is what the official programs choose their epoch by: it reads the true masks.
+    """
+    evaluation = Evaluation(data.num_classes + 1)
+    for image_id, label in zip(progress(data.ids, "choosing by pixel labels"), data.labels, strict=True):
+        image = data.image(image_id)
+        ((classes, scores),) = localize([image_id], [image], label[None])
+        maps = upsample_scores(scores, image.size[::-1])
+        if config.drs_background == "saliency":
+            saliency = read_saliency(saliency_folder / f"{image_id}.png", image.size)
+            mask = pseudo_label(maps, classes, saliency, config.drs_alpha).decided
+        else:
+            mask = argmax_with_background(maps, classes, config.drs_alpha)
+        evaluation.add(data.mask(image_id), mask)
+    return 100 * evaluation.scores().miou
+
+
+def keep_best_epoch(net: nn.Module, score: Callable[[], float], steps_per_epoch: int, folder: Path) -> Callable[[int], None]:
+    """Return a function for `training.train`'s `after_step` that scores every epoch and keeps the best weights.
+
+    Args:
+        net: the network in training.
+        score: gives the value to choose by; the network is in evaluation mode.
+        steps_per_epoch: optimiser steps of an epoch.
+        folder: gets `best.safetensors` and `epochs.json` (epoch to value).
+
+    Explained in notebook 30, section "Training".
+    """
+    def after_step(step: int) -> None:
+        if step % steps_per_epoch:
+            return
+        net.eval()
+        value = score()
+        net.train()
+        record = folder / "epochs.json"
+        values = read_json(record) if record.is_file() else {}
+        others = [other for epoch, other in values.items() if int(epoch) < step // steps_per_epoch]
+        if value > max(others, default=-1.0):
+            write_tensors(folder / "best.safetensors", net.state_dict())
+        write_json(record, values | {str(step // steps_per_epoch): value})
+
+    return after_step
