@@ -100,20 +100,21 @@ class Config(BaseModel):
     cam_crop: Positive = 96
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
     # 30: DRS: classifier with suppression, refinement network, pseudo-labels.
-    drs_backbone: Literal["vgg_small", "vgg16", "resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "vgg_small"
-    drs_backbone_weights: Text = "none"  # of both networks: "imagenet" (published), "none", or a safetensors file
+    drs_backbone: Literal["vgg_small", "vgg16", "resnet_small", "resnet50", "resnet101",
+                          "efficientnet_lite0"] = "resnet_small"  # published: vgg16
+    # Start of both networks: "imagenet" (published), "classifier" (of notebook 10), "none", or a safetensors file.
+    drs_backbone_weights: Text = "classifier"
     drs_weights: Text = ""  # a classifier to use instead of training one
     drs_refine_weights: Text = ""  # a refinement network to use instead of training one
     drs_delta: Share = 0.8  # 0: learnable (published), 1: no suppression
     drs_stages: Annotated[int, Field(ge=0, le=5)] = 5  # of the backbone, from the deepest, whose ReLUs are replaced
-    drs_plain_epochs: Count = 6  # epochs without suppression before, in the place of ImageNet weights; published: 0
-    drs_epochs: Positive = 4  # published: 15
-    drs_learning_rate: Rate = 1e-3  # SGD
+    drs_epochs: Positive = 2  # published: 15
+    drs_learning_rate: Rate = 3e-3  # SGD; published: 1e-3
     drs_batch_size: Positive = 16  # published: 10
     drs_resize: Positive = 112  # photographs are squeezed to this square, then cropped; published: 384
     drs_crop: Positive = 96  # published: 320
     drs_scales: Numbers = (0.8, 1.0, 1.2)  # of the crop's side
-    drs_refine_epochs: Positive = 6  # published: 30
+    drs_refine_epochs: Positive = 3  # published: 30
     drs_refine_learning_rate: Rate = 1e-3  # Adam; published: 1e-4
     drs_selection: Literal["last", "pixel_labels"] = "last"  # which epoch is kept; published: the best by pixel labels
     drs_background: Literal["saliency", "constant", "crf", "irn"] = "saliency"  # what says background in pseudo-labels

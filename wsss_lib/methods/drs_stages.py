@@ -37,46 +37,44 @@ from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask,
 Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 
 
-def build_drs(config: Config, num_classes: int, weights: Path | str = "", delta: float | None = None) -> ScoreNet:
-    """Build the classifier, from its own weights or from the backbone's.
+def build_drs(config: Config, num_classes: int, classifier: Path | str = "", weights: Path | str = "",
+              delta: float | None = None) -> ScoreNet:
+    """Build the classifier with suppression.
 
     Args:
         config: the `drs_` fields.
         num_classes: foreground classes C.
-        weights: a safetensors file of a whole classifier; empty: `drs_backbone_weights` for the backbone.
+        classifier: weights of notebook 10's classifier, whose backbone is the start where `drs_backbone_weights` says so.
+        weights: a safetensors file of a whole network of this kind, instead of a start.
         delta: None: the configured one.
 
     Raises:
         ValueError: weights of another network.
     """
-    backbone = _build_backbone(config, "none" if weights else config.drs_backbone_weights)
-    net = ScoreNet(backbone, num_classes, config.drs_delta if delta is None else delta, config.drs_stages)
+    delta = config.drs_delta if delta is None else delta
+    net = ScoreNet(_start_backbone(config, classifier, weights), num_classes, delta, config.drs_stages)
     return _finish(net, config, weights)
 
 
-def build_refinement(config: Config, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> ScoreNet:
-    """Build the refinement network, from its own weights or from the backbone's.
-
-    Published: ImageNet's weights again. Without such weights (`drs_backbone_weights` is "none") the classifier's backbone.
-    """
-    backbone = _build_backbone(config, "none" if weights else config.drs_backbone_weights)
-    net = ScoreNet(backbone, num_classes, delta=1, extra_std=0.01)
-    if config.drs_backbone_weights == "none" and not weights:
-        load_plain_weights(backbone, classifier_weights)
+def build_refinement(config: Config, num_classes: int, classifier: Path | str = "", weights: Path | str = "") -> ScoreNet:
+    """Build the refinement network: the same start again (not the first network's weights), no suppression."""
+    net = ScoreNet(_start_backbone(config, classifier, weights), num_classes, delta=1, extra_std=0.01)
     return _finish(net, config, weights)
 
 
-def load_plain_weights(backbone: nn.Module, classifier_weights: Path | str) -> None:
-    """Copy a classifier's backbone into another, the suppression controllers left out."""
-    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(classifier_weights)).items()
-             if key.startswith("backbone.") and ".controller." not in key}
-    load_weights(backbone, state, str(classifier_weights))
-
-
-def _build_backbone(config: Config, weights: str) -> nn.Module:
+def _start_backbone(config: Config, classifier: Path | str, weights: Path | str) -> nn.Module:
+    """Build the backbone without suppression, with its start weights unless a whole network's weights will follow."""
+    start = "none" if weights else config.drs_backbone_weights
+    own = "none" if start == "classifier" else start
     if config.drs_backbone in VGGS:
-        return build_vgg(config.drs_backbone, weights)
-    return build_backbone(config.drs_backbone, config.output_stride, weights)
+        backbone = build_vgg(config.drs_backbone, own)
+    else:
+        backbone = build_backbone(config.drs_backbone, config.output_stride, own)
+    if start == "classifier":
+        state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(classifier)).items()
+                 if key.startswith("backbone.")}
+        load_weights(backbone, state, str(classifier))
+    return backbone
 
 
 def _finish(net: ScoreNet, config: Config, weights: Path | str) -> ScoreNet:
@@ -129,7 +127,8 @@ def drs_localization(net: ScoreNet, config: Config, normalized: bool = True) -> 
 
 # ---- pseudo-labels
 
-def make_pseudo_labels(data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Config, folder: Path) -> int:
+def make_pseudo_labels(data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Config,
+                       folder: Path) -> int:
     """Write `ID.png` for every image that has none yet; returns how many were made now.
 
     What says background is `drs_background`. "saliency" is the paper's; the others are this project's, for data without
