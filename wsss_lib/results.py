@@ -30,6 +30,14 @@ PUBLISHED = (
     Published("cam", "IRN pseudo-mask", "train", 66.5, "IRN paper, as quoted in jiwoon-ahn/irn#4"),
     Published("cam", "DeepLab-v2", "val", 63.5, "IRN row of a public results list; ResNet-50"),
     Published("cam", "DeepLab-v2", "test", 64.8, "IRN row of a public results list; ResNet-50"),
+    Published("drs", "DeepLab-v2", "val", 69.4, "qjadud1994/DRS README, the released checkpoint; COCO-pretrained, saliency maps"),
+    Published("drs", "DeepLab-v2 + CRF", "val", 71.2,
+              "DRS row of a public results list; COCO-pretrained, saliency maps; the released checkpoint has 70.4"),
+    Published("drs", "DeepLab-v2 + CRF", "test", 71.4, "abstract of the DRS paper; COCO-pretrained, saliency maps"),
+    Published("drs", "DeepLab-v3+ (513 centre crop)", "val", 70.4,
+              "qjadud1994/DRS README, the released checkpoint; ImageNet, saliency maps, another set of pixels; with CRF 71.0"),
+    Published("truth", "DeepLab-v3+ (513 centre crop)", "val", 78.3,
+              "VainF/DeepLabV3Plus-Pytorch README, ResNet-101, output stride 16, another set of pixels"),
     Published("truth", "DeepLab-v2", "val", 76.35, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
     Published("truth", "DeepLab-v2 + CRF", "val", 77.69, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
 )
@@ -71,8 +79,8 @@ def summarize(rows: list[dict]) -> list[dict]:
         summary.append({"method": method, "what": what, "split": split, "images": images, "crf": crf, "miou": mean(values),
                         "spread": stdev(values) if len(values) > 1 else None, "runs": len(values),
                         "pixel_labels_chose": "; ".join(chosen)})
-    order = {"CAM at its best threshold": 0, "CAM seed": 1, "CAM seed + CRF": 2, "IRN pseudo-mask": 3, "DeepLab-v2": 4,
-             "DeepLab-v2 + CRF": 5}
+    order = {"CAM at its best threshold": 0, "DRS pseudo-label": 1, "CAM seed": 2, "CAM seed + CRF": 3, "IRN pseudo-mask": 4,
+             "DeepLab-v2": 5, "DeepLab-v2 + CRF": 6, "DeepLab-v3+": 7, "DeepLab-v3+ + CRF": 8}
     return sorted(summary, key=lambda row: (row["method"] == "truth", row["method"], order.get(row["what"], 9)))
 
 
