@@ -31,7 +31,7 @@ def config_of(tmp_path, *files: str) -> Config:
 def test_drs_of_voc12_runs_at_full_size(tmp_path, delta):
     write_voc(tmp_path / "VOC2012")
     config = config_of(tmp_path, "voc12.yaml", "methods/voc12.drs.yaml").model_copy(update={"drs_delta": delta, "limit": 2})
-    assert (config.drs_backbone, config.drs_crop, config.drs_resize) == ("vgg16", 320, 384)
+    assert (config.drs_backbone, config.drs_crop, config.drs_suppressed_stages) == ("vgg16", 320, 5)
     training.seed_everything(config)
     data = stages.open_data(config, "train")
     one, runs = stages.open_data(config.model_copy(update={"limit": 1}), "train"), tmp_path / "runs"
@@ -56,12 +56,12 @@ def test_drs_of_voc12_runs_at_full_size(tmp_path, delta):
         classes, scores, size = read_maps(runs / folder / "2007_000001.npz")
         assert classes.tolist() == [11, 14] and size == (375, 500) and scores.shape == (2, 94, 125)
         assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
-    assert drs_stages.make_pseudo_labels(one, runs / "localization", saliency, config, runs / "saliency_masks") == 1
-    check_mask(runs / "saliency_masks", {0, 12, 15, 255})
+    assert drs_stages.make_pseudo_labels(one, runs / "localization", saliency, config, runs / "drs_masks") == 1
+    check_mask(runs / "drs_masks", {0, 12, 15, 255})
 
     net = stages.build_deeplab(config, data.num_classes, "")  # v2 with the self-label loss
     tame(net)
-    assert stages.train_deeplab(net, one, runs / "saliency_masks", config, runs / "deeplab") == 4
+    assert stages.train_deeplab(net, one, runs / "drs_masks", config, runs / "deeplab") == 4
     check_log(runs / "deeplab")
 
 

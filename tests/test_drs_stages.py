@@ -17,7 +17,7 @@ from wsss_lib.data.saliency import check_saliency, read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples
 from wsss_lib.methods import drs_stages
 
-SMALL = {"drs_crop": 32, "drs_resize": 36, "drs_batch_size": 4, "drs_epochs": 3, "drs_refine_epochs": 3,
+SMALL = {"drs_crop": 32, "drs_batch_size": 4, "drs_epochs": 6, "drs_refine_epochs": 6,
          "drs_learning_rate": 1e-3, "drs_backbone": "vgg_small", "drs_backbone_weights": "none"}
 
 
@@ -63,17 +63,18 @@ def test_training_that_was_stopped_ends_in_the_same_bits(data, config, tmp_path,
     config = config.model_copy(update={"checkpoint_every": 2})
     stages.make_maps(drs_stages.drs_localization(new_net(config, data), config), data, config, tmp_path / "maps")
 
-    def train(folder, after_step=None):
+    def train(folder, choose=None):
         net = new_net(config, data)
         if kind == "classifier":
-            drs_stages.train_drs(net, data, config, folder, after_step)
+            drs_stages.train_drs(net, data, config, folder, choose)
         else:
-            drs_stages.train_refinement(net, data, tmp_path / "maps", config, folder, after_step)
+            drs_stages.train_refinement(net, data, tmp_path / "maps", config, folder, choose)
         return net
 
-    def stop(step):
-        if step == 5:
+    def stop(net):
+        if (tmp_path / "stopped" / "state.safetensors").is_file():  # after the second epoch
             raise Stop
+        return 0.0
 
     whole = train(tmp_path / "whole")
     with pytest.raises(Stop):
@@ -85,7 +86,8 @@ def test_training_that_was_stopped_ends_in_the_same_bits(data, config, tmp_path,
 
 
 def test_both_networks_start_from_the_same_classifier(data, config, tmp_path):
-    config = config.model_copy(update={"drs_backbone": "resnet_small", "drs_backbone_weights": "classifier", "drs_delta": 0.0})
+    config = config.model_copy(update={"drs_backbone": "resnet_small", "drs_backbone_weights": "classifier", "drs_delta": 0.0,
+                                       "drs_suppressed_stages": 5})
     classifier = stages.build_classifier(config, data.num_classes)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
     start = classifier.backbone.state_dict()
@@ -204,8 +206,8 @@ def test_constant_background_needs_no_saliency(data, config, maps, tmp_path):
 def test_the_best_epoch_is_kept_also_after_a_resume(data, config, tmp_path):
     net, values, seen = new_net(config, data), iter([10.0, 30.0, 20.0, 20.0]), []
 
-    def score():
-        assert not net.training
+    def score(scored):
+        assert scored is net and not net.training
         return next(values)
 
     after_step = drs_stages.keep_best_epoch(net, score, 2, tmp_path)
@@ -215,6 +217,21 @@ def test_the_best_epoch_is_kept_also_after_a_resume(data, config, tmp_path):
         seen.append(net.training)
     assert read_json(tmp_path / "epochs.json") == {"1": 10.0, "2": 30.0, "3": 20.0} and seen[-1]
     assert read_tensors(tmp_path / "best.safetensors")["classifier.bias"].tolist() == [4.0] * 3
+
+
+def test_the_chosen_epoch_is_what_training_ends_with(data, config, tmp_path):
+    assert drs_stages.chooser(data, tmp_path, config) is None  # the default: the last epoch, no mask is read
+    saliency = write_saliency(data, tmp_path / "saliency")
+    by_labels = config.model_copy(update={"drs_selection": "pixel_labels"})
+    net = new_net(config, data)
+    drs_stages.train_drs(net, data, by_labels, tmp_path / "net", drs_stages.chooser(data, saliency, by_labels))
+    values = read_json(tmp_path / "net" / "epochs.json")
+    assert list(values) == ["1", "2", "3", "4", "5", "6"] and all(0 <= value <= 100 for value in values.values())
+    best = read_tensors(tmp_path / "net" / "best.safetensors")
+    assert all(torch.equal(value, best[name]) for name, value in net.state_dict().items())
+    localize = drs_stages.drs_localization(net, config)
+    again = drs_stages.pseudo_label_miou(localize, data, saliency, config)
+    assert again == pytest.approx(max(values.values()), abs=0.5)
 
 
 def test_pixel_labels_choose_by_the_score_of_pseudo_labels(data, config, tmp_path):
@@ -334,13 +351,11 @@ PUBLISHED = {
     "drs_backbone": ("vgg16", "configuration D1"),
     "drs_backbone_weights": ("imagenet", "torchvision's file"),
     "drs_delta": (0.0, "run.sh: the learnable module"),
-    "drs_stages": (5, "every 3x3 convolution"),
+    "drs_suppressed_stages": (5, "every 3x3 convolution"),
     "drs_epochs": (15, "run.sh"),
     "drs_learning_rate": (1e-3, "run.sh"),
     "drs_batch_size": (10, "run.sh: 5 on each of 2 GPUs"),
-    "drs_resize": (384, "train_cls"),
     "drs_crop": (320, "train_cls"),
-    "drs_scales": ((0.8, 1.0, 1.2), "256, 320 and 384 of 320"),
     "drs_refine_epochs": (30, "run.sh"),
     "drs_refine_learning_rate": (1e-4, "run.sh"),
     "drs_background": ("saliency", "the paper"),
@@ -349,7 +364,7 @@ PUBLISHED = {
     "momentum": (0.9, "Nesterov"),
     "frozen_stages": (0, "nothing is frozen"),
     "deeplab_loss": ("self_label", "the DeepLab-v2 copy"),
-    "deeplab_masks": ("saliency_masks", "no random walk"),
+    "deeplab_masks": ("drs_masks", "no random walk"),
     "deeplab_learning_rate": (2.5e-4, "voc12_2gpu"),
     "deeplab_batch_size": (20, "voc12_2gpu: 10 x 2"),
     "deeplab_iterations": (10_000, "voc12_2gpu"),
@@ -370,9 +385,9 @@ def test_presets_of_this_method_are_valid(preset):
     folder = PROJECT_ROOT / "configs"
     values = read_preset(folder / f"{preset}.yaml") | read_preset(folder / "methods" / f"{preset}.drs.yaml")
     config = Config.from_values(values)
-    assert all(round(scale * config.drs_crop) % 8 == 0 for scale in config.drs_scales)
+    assert config.drs_selection == "last"
 
 
-def test_a_crop_larger_than_the_square_is_refused():
-    with pytest.raises(ValueError, match=r"drs_crop \(96\) must not exceed drs_resize \(90\)"):
-        Config.from_values({"drs_resize": 90})
+def test_sizes_are_the_published_ones():
+    crop = PUBLISHED["drs_crop"][0]
+    assert round(drs_stages.RESIZE * crop) == 384 and [round(scale * crop) for scale in drs_stages.SCALES] == [256, 320, 384]

@@ -106,16 +106,15 @@ class Config(BaseModel):
     drs_backbone_weights: Text = "classifier"
     drs_weights: Text = ""  # a classifier to use instead of training one
     drs_refine_weights: Text = ""  # a refinement network to use instead of training one
-    drs_delta: Share = 0.8  # 0: learnable (published), 1: no suppression
-    drs_stages: Annotated[int, Field(ge=0, le=5)] = 5  # of the backbone, from the deepest, whose ReLUs are replaced
+    drs_delta: Share = 0.0  # 0: learnable (published), 1: no suppression
+    # Of the backbone's five stages, from the deepest, whose ReLUs are replaced; published: 5.
+    drs_suppressed_stages: Annotated[int, Field(ge=0, le=5)] = 1
     drs_epochs: Positive = 2  # published: 15
-    drs_learning_rate: Rate = 3e-3  # SGD; published: 1e-3
+    drs_learning_rate: Rate = 3e-5  # of the backbone; the new layers have ten times this; published: 1e-3
     drs_batch_size: Positive = 16  # published: 10
-    drs_resize: Positive = 112  # photographs are squeezed to this square, then cropped; published: 384
-    drs_crop: Positive = 96  # published: 320
-    drs_scales: Numbers = (0.8, 1.0, 1.2)  # of the crop's side
+    drs_crop: Positive = 96  # of photographs squeezed to a square that is a fifth larger; published: 320
     drs_refine_epochs: Positive = 3  # published: 30
-    drs_refine_learning_rate: Rate = 1e-3  # Adam; published: 1e-4
+    drs_refine_learning_rate: Rate = 3e-4  # Adam; published: 1e-4
     drs_selection: Literal["last", "pixel_labels"] = "last"  # which epoch is kept; published: the best by pixel labels
     drs_background: Literal["saliency", "constant", "crf", "irn"] = "saliency"  # what says background in pseudo-labels
     drs_saliency_folder: Text = "saliency_map"  # below data_root
@@ -147,7 +146,7 @@ class Config(BaseModel):
     walk_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
     # 90: DeepLab.
     deeplab_version: Literal["v2", "v3plus"] = "v2"
-    deeplab_masks: Name = "pseudo_masks"  # stage whose masks it is trained on; "saliency_masks": DRS's own
+    deeplab_masks: Name = "pseudo_masks"  # stage whose masks it is trained on; "drs_masks": DRS's own
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
@@ -169,7 +168,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         ordered = (("cam_long_side_min", "cam_long_side_max"), ("irn_scale_min", "irn_scale_max"),
-                   ("drs_crop", "drs_resize"), ("seed_background_threshold", "seed_foreground_threshold"))
+                   ("seed_background_threshold", "seed_foreground_threshold"))
         for low, high in ordered:
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} ({getattr(self, low)}) must not exceed {high} ({getattr(self, high)})")

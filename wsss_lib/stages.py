@@ -81,6 +81,11 @@ def truth_hash(data: SegmentationDataset) -> str:
     return sha256(paths, data.root)
 
 
+def saliency_hash(data: SegmentationDataset, folder: Path) -> str:
+    """Return a hash of the saliency maps of a split, for a stage that uses them."""
+    return sha256([folder / f"{image_id}.png" for image_id in data.ids], folder)
+
+
 # ---- 10: classifier and maps
 
 def build_classifier(config: Config, num_classes: int, weights: Path | str = "") -> cam.ClassActivationNet:

@@ -24,9 +24,10 @@ CONFLICT = 0.9  # more than two channels above this: the pixel is unknown
 
 
 class _Suppress(torch.autograd.Function):
-    """y = min(ReLU(x), tau), tau = g max ReLU(x), with its gradient written out (section 2.2 of the notebook).
+    """y = min(ReLU(x), tau), tau = g max ReLU(x), with its gradient written out.
 
     Plain autograd gives the same numbers; this keeps only y, which the next layer keeps anyway, and takes a fifth of the time.
+    Explained in notebook 30, section "Where the gradient goes".
     """
 
     @staticmethod
@@ -145,6 +146,8 @@ def suppress_backbone(backbone: nn.Module, delta: float, stages: int = 5) -> Non
         backbone: a VGG or a network of `wsss_lib.nets.backbone`.
         delta: see `Suppression`.
         stages: how many of the five stages, counted from the deepest (5: all, as published).
+
+    Explained in notebook 30, section "The network".
     """
     if isinstance(backbone, VGG):
         for index, channels in backbone.activation_places(stages):
@@ -266,6 +269,8 @@ def localization_maps(net: ScoreNet, images: Sequence[Image.Image], labels: np.n
     Returns:
         for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1]: means of blocks of 4 x 4 pixels, values above 1
         (of the refinement network) cut to 1.
+
+    Explained in notebook 30, section "All images".
     """
     device, size = net.classifier.weight.device, images[0].size[::-1]
     squares = [transforms.to_tensor(transforms.normalize(transforms.resize_square(image, side), mean, std)) for image in images]

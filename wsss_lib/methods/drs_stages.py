@@ -34,7 +34,11 @@ from wsss_lib.nets.vgg import VGGS, build_vgg
 from wsss_lib.progress import progress
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
 
+RESIZE = 1.2  # photographs are squeezed to this multiple of the crop's side before the crop: 384 and 320
+SCALES = (0.8, 1.0, 1.2)  # of the crop's side, for the maps: 256, 320 and 384
+
 Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
+Choose = Callable[[ScoreNet], float]
 
 
 def build_drs(config: Config, num_classes: int, classifier: Path | str = "", weights: Path | str = "",
@@ -52,7 +56,7 @@ def build_drs(config: Config, num_classes: int, classifier: Path | str = "", wei
         ValueError: weights of another network.
     """
     delta = config.drs_delta if delta is None else delta
-    net = ScoreNet(_start_backbone(config, classifier, weights), num_classes, delta, config.drs_stages)
+    net = ScoreNet(_start_backbone(config, classifier, weights), num_classes, delta, config.drs_suppressed_stages)
     return _finish(net, config, weights)
 
 
@@ -87,17 +91,27 @@ def _finish(net: ScoreNet, config: Config, weights: Path | str) -> ScoreNet:
     return net
 
 
-def train_drs(net: ScoreNet, data: SegmentationDataset, config: Config, folder: Path,
-              after_step: Callable[[int], None] | None = None) -> int:
-    """Train the classifier on image-level labels; returns the number of images seen."""
-    samples = SquareSamples(data, config.seed, config.drs_resize, config.drs_crop, *normalization_of(config.drs_backbone))
+def train_drs(net: ScoreNet, data: SegmentationDataset, config: Config, folder: Path, choose: Choose | None = None) -> int:
+    """Train the classifier on image-level labels; returns the number of images seen.
+
+    Args:
+        net: changed in place.
+        data: with image-level labels.
+        config: the `drs_` fields.
+        folder: for log and state.
+        choose: None: the last epoch is kept; else the epoch for which this gives the highest value (see `chooser`).
+
+    Source: section "Training" and the official program. Explained in notebook 30, section "Training".
+    """
+    resize = round(RESIZE * config.drs_crop)
+    samples = SquareSamples(data, config.seed, resize, config.drs_crop, *normalization_of(config.drs_backbone))
     groups = parameter_groups(net, config.drs_learning_rate, config.weight_decay)
-    return _train(net, classification_loss, samples, groups, config.drs_epochs, "nesterov", config, folder, "DRS", after_step)
+    return _train(net, classification_loss, samples, groups, config.drs_epochs, "nesterov", config, folder, "DRS", choose)
 
 
 def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path,
-                     after_step: Callable[[int], None] | None = None) -> int:
-    """Train the refinement network on the classifier's maps; returns the number of images seen."""
+                     choose: Choose | None = None) -> int:
+    """Train the refinement network on the classifier's maps in `maps_folder`; otherwise as `train_drs`."""
     samples = MapSamples(data, maps_folder, config.seed, config.drs_crop, *normalization_of(config.drs_backbone))
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -106,22 +120,25 @@ def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path
 
     groups = [{"params": [part for part in net.parameters() if part.requires_grad], "lr": config.drs_refine_learning_rate,
                "weight_decay": 0.0}]
-    return _train(net, loss_of, samples, groups, config.drs_refine_epochs, "adam", config, folder, "refinement", after_step)
+    return _train(net, loss_of, samples, groups, config.drs_refine_epochs, "adam", config, folder, "refinement", choose)
 
 
-def _train(net, loss_of, samples, groups, epochs, optimizer_kind, config, folder, name, after_step) -> int:
+def _train(net, loss_of, samples, groups, epochs, optimizer_kind, config, folder, name, choose) -> int:
     per_epoch = steps_per_epoch(len(samples), config.drs_batch_size)
-    points = (max(1, epochs // 3), max(1, 2 * epochs // 3))  # published: 5 and 10 of 15, 10 and 20 of 30
+    points = (epochs // 3, 2 * epochs // 3) if epochs >= 6 else ()  # published: 5 and 10 of 15, 10 and 20 of 30
     training.train(net, loss_of, samples, groups, config.momentum, epochs * per_epoch, config.drs_batch_size, config, folder,
                    schedule=lambda step, total: staircase(step // per_epoch + 1, points), name=name,
-                   optimizer_kind=optimizer_kind, after_step=after_step)
+                   optimizer_kind=optimizer_kind,
+                   after_step=keep_best_epoch(net, choose, per_epoch, folder) if choose else None)
+    if choose:
+        load_weights(net, read_tensors(folder / "best.safetensors"), "best.safetensors")
     return epochs * per_epoch * config.drs_batch_size
 
 
 def drs_localization(net: ScoreNet, config: Config, normalized: bool = True) -> Localize:
     """Return the function that makes maps for `stages.make_maps`: the classifier's, or with `normalized=False` refined ones."""
     net.eval()
-    arguments = config.drs_crop, config.drs_scales, *normalization_of(config.drs_backbone), normalized
+    arguments = config.drs_crop, SCALES, *normalization_of(config.drs_backbone), normalized
     return lambda ids, images, labels: localization_maps(net, images, labels, *arguments)
 
 
@@ -174,11 +191,27 @@ def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.nda
 
 # ---- the choice of an epoch
 
-def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_folder: Path, config: Config) -> float:
-    """Return the mIoU in percent of pseudo-labels (without the two rules for 255) made of a network's maps just now.
+def chooser(data: SegmentationDataset, saliency_folder: Path, config: Config, normalized: bool = True) -> Choose | None:
+    """Return what an epoch is chosen by: None (the last one is kept) unless `drs_selection` is "pixel_labels".
 
-    This is what the official programs choose their epoch by: it reads the true masks.
+    The official programs keep the epoch whose pseudo-labels are best by the true masks. Scores that follow have used pixel
+    labels, and must say so.
+
+    Args:
+        data: the split with the true masks.
+        saliency_folder: of `ID.png`.
+        config: `drs_selection`, and how pseudo-labels are made.
+        normalized: see `drs_localization`.
+
+    Explained in notebook 30, section "Training".
     """
+    if config.drs_selection == "last":
+        return None
+    return lambda net: pseudo_label_miou(drs_localization(net, config, normalized), data, saliency_folder, config)
+
+
+def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_folder: Path, config: Config) -> float:
+    """Return the mIoU in percent of pseudo-labels, without the two rules for 255, of maps made just now."""
     evaluation = Evaluation(data.num_classes + 1)
     for image_id, label in zip(progress(data.ids, "choosing by pixel labels"), data.labels, strict=True):
         image = data.image(image_id)
@@ -193,22 +226,20 @@ def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_fo
     return 100 * evaluation.scores().miou
 
 
-def keep_best_epoch(net: nn.Module, score: Callable[[], float], steps_per_epoch: int, folder: Path) -> Callable[[int], None]:
+def keep_best_epoch(net: ScoreNet, choose: Choose, steps_per_epoch: int, folder: Path) -> Callable[[int], None]:
     """Return a function for `training.train`'s `after_step` that scores every epoch and keeps the best weights.
 
     Args:
         net: the network in training.
-        score: gives the value to choose by; the network is in evaluation mode.
+        choose: gives the value to choose by; the network is in evaluation mode.
         steps_per_epoch: optimiser steps of an epoch.
         folder: gets `best.safetensors` and `epochs.json` (epoch to value).
-
-    Explained in notebook 30, section "Training".
     """
     def after_step(step: int) -> None:
         if step % steps_per_epoch:
             return
         net.eval()
-        value = score()
+        value = choose(net)
         net.train()
         record = folder / "epochs.json"
         values = read_json(record) if record.is_file() else {}
