@@ -405,6 +405,10 @@ maps_stage = artifacts.begin_stage(config, "maps", ("drs_",), {"refinement": ref
 localize = drs_stages.drs_localization(refined, config, normalized=False)
 if not maps_stage.is_complete():
     images_made = stages.make_maps(localize, train_data, config, maps_stage.folder)
+    row = stages.score_maps(score_data, maps_stage.folder)  # shown in section 8
+    if config.drs_selection == "pixel_labels":
+        row["pixel_labels_chose"] += "; epochs of DRS"
+    maps_stage.finish([row], images_made, str(run_device))
 classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
@@ -487,11 +491,6 @@ print("pseudo-labels of", len(train_data), "images; background from:", config.dr
 # of notebook 10. Then the pseudo-labels. (255 counts as background; the share is printed.)
 
 # %% tags=["nbval-ignore-output"]
-if not maps_stage.is_complete():
-    row = stages.score_maps(score_data, maps_stage.folder)
-    if config.drs_selection == "pixel_labels":
-        row["pixel_labels_chose"] += "; epochs of DRS"
-    maps_stage.finish([row], images_made, str(run_device))
 row, cam_row, mask_row = maps_stage.metrics()[0], cam_stage.metrics()[0], masks_stage.metrics()[0]
 for name, line in (("plain CAM", cam_row), ("DRS, refined", row)):
     print(f"{name:14s} {line['images']} images of {line['split']}: mIoU {line['miou']:.1f} % at threshold {line['threshold']:.2f}")
