@@ -41,12 +41,12 @@ refresh: setup  ## run the notebooks again and store their outputs
 	$(BIN)/python tests/refresh_notebooks.py
 
 bench: setup  ## compare the plain formulations with ours
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out %_ablations.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 lock: setup  ## solve the dependencies of pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \
 		--generate-hashes --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
 
 clean:  ## remove the results of make demo, generated data and caches; not the environment, not other runs
-	rm -rf runs/toy data/toy .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf runs/toy data/toy runs/samples data/samples .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

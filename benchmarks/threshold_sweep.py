@@ -12,7 +12,8 @@ import tracemalloc
 import numpy as np
 from scipy.ndimage import zoom
 
-from wsss_lib.metrics import ThresholdSweep, confusion_matrix
+from wsss_lib.metrics import confusion_matrix
+from wsss_lib.thresholds import ThresholdSweep
 
 NUM_CLASSES = 21
 HEIGHT, WIDTH = 375, 500

@@ -27,12 +27,20 @@ Network = Callable[[np.ndarray], np.ndarray]
 
 
 def onnx_network(path: Path | str) -> Network:
-    """Open an ONNX file: a function from float32 (1, 3, S, S) to the network's first output.
+    """Open a saliency network.
+
+    Args:
+        path: of an ONNX file with one input.
+
+    Returns:
+        a function from float32 (1, 3, S, S) to the network's first output.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: another kind of file, or one that cannot be used.
         ImportError: onnxruntime is not installed.
+
+    Explained in notebook 30, section "Pseudo-labels with saliency".
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -92,13 +100,31 @@ def make_saliency(data: SegmentationDataset, network: Network, folder: Path, sid
 
 
 def open_split(root: Path, split: str) -> SegmentationDataset:
-    """Open the images of a list; no label table is needed."""
+    """Open the images of a list; no label table is needed.
+
+    Args:
+        root: devkit folder.
+        split: name of the list.
+
+    Returns:
+        the split, with labels that are all 0.
+
+    Raises:
+        DataError: there is no such list.
+    """
     ids, classes = read_split(root, split), read_classes(root)
     return SegmentationDataset(root, split, ids, classes, np.zeros((len(ids), len(classes)), np.uint8))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        arguments: of the command line; None: those of the process.
+
+    Raises:
+        SystemExit: a map or the network is missing or cannot be used; the text says which.
+    """
     parser = argparse.ArgumentParser(prog="python -m data_prep.saliency", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -10,19 +10,17 @@ that has two) and `dataset.json`, which is written last.
 import argparse
 import csv
 import io
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from data_prep.toy_scenes import CLASSES, VARIED_CLASS, Scene, draw_scene
 from data_prep.voc_labels import write_labels
 from data_prep.voc_xml import VocObject, write_voc_xml
+from data_prep.workers import map_images
 from wsss_lib.artifacts import read_json, sha256, write_atomically, write_json, write_mask
 from wsss_lib.data.dataset import IGNORE, DataError
 
@@ -69,14 +67,7 @@ def make_toy_dataset(root: Path | str, seed: int = 0, num_train: int = 1500, num
         return root
 
     _begin(root, parameters)
-    workers = workers or (min(os.cpu_count() or 1, 4) if len(ids) >= 400 else 1)
-    make_one = partial(_make_image, root, seed, side)
-    bar = partial(tqdm, total=len(ids), desc="toy scenes", unit="image", disable=None if progress else True)
-    if workers == 1:
-        kinds = list(bar(map(make_one, ids)))
-    else:  # new processes, not forked ones: a notebook's kernel has threads
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            kinds = list(bar(pool.map(make_one, ids, chunksize=20)))
+    kinds = list(map_images(partial(_make_image, root, seed, side), ids, "toy scenes", progress, workers))
     _write_lists(root, dict(zip(ids, kinds, strict=True)), num_train)
     write_json(root / "dataset.json", {"name": "toy", "classes": list(CLASSES), "ignore_index": IGNORE, **parameters,
                                        "lists_sha256": _hash_of_lists(root)})
@@ -168,7 +159,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command; a failure ends the program with one sentence.
+
+    Args:
+        arguments: the words after the program's name; None: those of the command line.
+    """
     parser = argparse.ArgumentParser(prog="python -m data_prep.toy", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder to make, e.g. data/toy")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other images (default: 0)")

@@ -96,7 +96,10 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
     Args:
         seed: of the data set.
         index: number of the image in the data set.
-        side: height and width in pixels.
+        side: S, height and width in pixels.
+
+    Returns:
+        the picture, its masks and its creatures.
 
     Explained in notebook 02, section "The generated data set".
 
@@ -222,6 +225,12 @@ def head_pattern(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
     Returns:
         float32 array of the same shape.
+
+    Raises:
+        ValueError: the name is no class.
+
+    >>> head_pattern("discus", np.array([0.0, 0.9]), np.zeros(2))
+    array([1., 0.], dtype=float32)
     """
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     if name == "striper":

@@ -24,6 +24,9 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
         root: devkit folder with `Annotations` and `ImageSets/Segmentation`.
         classes: names of the foreground classes.
 
+    Returns:
+        image id to its class names in the order of `classes`, at least one.
+
     Raises:
         FileNotFoundError: an annotation is missing.
         DataError: there is no list, an annotation cannot be read, or it names none of the classes.
@@ -48,7 +51,15 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
 
 
 def write_labels(path: Path | str, table: dict[str, Sequence[str]], classes: Sequence[str]) -> None:
-    """Write a label table atomically: a row for each image, first `image_id`, then 0 or 1 for each class in order."""
+    """Write a label table atomically: a row for each image, first `image_id`, then 0 or 1 for each class in order.
+
+    Args:
+        path: the CSV file to make.
+        table: image id to names of its classes.
+        classes: names of all foreground classes, in order.
+
+    Explained in notebook 02, section "Image-level labels".
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", *classes])
@@ -57,7 +68,11 @@ def write_labels(path: Path | str, table: dict[str, Sequence[str]], classes: Seq
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command; a failure ends the program with one sentence.
+
+    Args:
+        arguments: the words after the program's name; None: those of the command line.
+    """
     parser = argparse.ArgumentParser(prog="python -m data_prep.voc_labels", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="devkit folder, with Annotations and ImageSets")
     parser.add_argument("output", type=Path, help="the table to write, usually ROOT/labels.csv")
@@ -73,7 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_classes_file(path: Path) -> tuple[str, ...]:
-    """Return the classes of a `dataset.json`."""
+    """Return the foreground class names of a `dataset.json`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: there is no such file, it has another name, or no list of classes.
+    """
     if path.name != "dataset.json" or not path.is_file():
         raise DataError(f"{path}: --classes-from needs an existing file named dataset.json")
     return read_classes(path.parent)

@@ -277,7 +277,7 @@ def image_iou(name):
     return evaluation.scores().miou
 
 
-ranking = {name: image_iou(name) for name in score_data.ids[:200]}
+ranking = {name: image_iou(name) for name in score_data.ids[:200] if score_data.label(name).any()}
 chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
 figure, panels = plt.subplots(len(chosen), 3, figsize=(7, 2.3 * len(chosen)), squeeze=False)
 for name, line in zip(chosen, panels, strict=True):

@@ -627,7 +627,7 @@ def image_iou(name):
     return evaluation.scores().miou
 
 
-ranking = {name: image_iou(name) for name in score_data.ids[:200]}
+ranking = {name: image_iou(name) for name in score_data.ids[:200] if score_data.label(name).any()}
 chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
 figure, panels = plt.subplots(len(chosen), 5, figsize=(8, 1.7 * len(chosen)), squeeze=False)
 for name, line in zip(chosen, panels, strict=True):
@@ -670,6 +670,10 @@ for index, label in enumerate(classes):
 # for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
+classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
+
+
 def mask_with(beta, threshold):
     """Return the pseudo-mask of the chosen image for one exponent and one threshold."""
     walk = propagate(maps, boundary, config.walk_radius, beta, config.walk_log2_steps)

@@ -52,6 +52,21 @@ def copy_mask(image_id: str, data: SegmentationDataset, folder: Path) -> None:
     write_mask(folder / f"{image_id}.png", data.mask(image_id))
 
 
+class CountedWork:
+    """Work that notes in `folder/loads` whenever it is handed to a process, and writes an empty file for each image."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        with open(self.folder / "loads", "a") as file:
+            file.write("x")
+
+    def __call__(self, image_id: str) -> None:
+        (self.folder / f"{image_id}.png").touch()
+
+
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory) -> Path:
     """The data set, shared by all tests: to be read only."""

@@ -117,7 +117,8 @@ def test_nothing_but_a_value_error_ever_comes_out(values):
 
 # ---- parameters of a stage
 
-STAGE_PREFIXES = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
+STAGE_PREFIXES = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_",
+                  "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
 
 
 def test_parameters_of_a_stage_are_the_common_ones_and_its_own():
@@ -157,6 +158,13 @@ def test_from_notebook_takes_the_cells_before_the_set_up_cell():
         Config.from_notebook(namespace("cam_epoch = 2", "config = Config.from_notebook(globals())"))
 
 
+def test_from_notebook_without_a_history_takes_the_fields_that_are_there():
+    """nbval runs cells without keeping them in `In`; a method's notebook must still write to its own folder."""
+    names = {"In": [""], "method": "rib", "cam_epochs": 2, "np": ast, "run_device": "cpu"}
+    config = Config.from_notebook(names)
+    assert (config.method, config.cam_epochs, config.seed) == ("rib", 2, 0)
+
+
 # ---- presets
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -164,8 +172,9 @@ def test_preset_is_valid(path):
     assert isinstance(Config.from_values(read_preset(path)), Config)
 
 
-def test_all_four_presets_are_there():
-    assert {path.stem for path in PRESETS} == {"smoke", "voc12-small", "voc12", "coco14"}
+def test_all_presets_are_there():
+    """The four sizes, and the rehearsal of coco14 on generated images."""
+    assert {path.stem for path in PRESETS} == {"smoke", "voc12-small", "voc12", "coco14", "coco-toy"}
 
 
 @pytest.mark.parametrize("text, words", [
@@ -256,6 +265,43 @@ PUBLISHED = {
     "deeplab_scales": ((0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), "AdvCAM's author: 0.5 to 2.0 in steps of 0.25"),
     "deeplab_test_scales": ((0.5, 0.75), "DeepLab-v2: beside the full size, fused by their maximum"),
 }
+
+
+# The same for what a method sets otherwise.
+PUBLISHED_OF_AMN = {
+    "amn_init": ("backbone", "AMN program: ImageNet weights, not the classifier's"),
+    "amn_foreground_threshold": (0.30, "AMN program, generate_pseudo_mask: first stage"),
+    "amn_background_threshold": (0.05, "AMN program, generate_pseudo_mask: first stage"),
+    "amn_epochs": (5, "AMN program, run_sample"),
+    "amn_learning_rate": (5e-6, "AMN program, train_amn: Adam, backbone"),
+    "amn_head_learning_rate": (1e-4, "AMN program, train_amn: Adam, label encoder and ASPP"),
+    "amn_smoothing": (0.4, "AMN program, train_amn"),
+    "amn_atrous_rates": ((6, 12, 18, 24), "AMN program, resnet50_amn"),
+    "cam_batch_size": (16, "AMN program, run_sample"),
+    "irn_crop": (512, "AMN program, run_sample"),
+    "irn_scale_min": (0.5, "AMN program, train_amn"),
+    "irn_scale_max": (1.5, "AMN program, train_amn"),
+    "cam_scales": ((1.0, 0.5, 1.5, 2.0), "AMN program, make_amn_cam"),
+    "seed_threshold": (0.25, "AMN program, run_sample: cam_eval_thres"),
+    "seed_foreground_threshold": (0.45, "AMN program, generate_pseudo_mask: second stage"),
+    "seed_background_threshold": (0.15, "AMN program, generate_pseudo_mask: second stage"),
+    "walk_power": (1.3, "AMN program, make_sem_seg_labels"),
+    "walk_threshold": (0.25, "AMN program, run_sample: sem_seg_bg_thres"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_OF_AMN)
+def test_voc12_with_amn_holds_the_published_value(name):
+    value, source = PUBLISHED_OF_AMN[name]
+    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml") | read_preset(PROJECT_ROOT / "configs/methods/voc12.amn.yaml")
+    assert getattr(Config.from_values(values), name) == value, source
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT_ROOT / "configs" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_a_method_sets_is_valid_beside_its_preset(path):
+    preset, method = path.stem.split(".")
+    values = read_preset(PROJECT_ROOT / "configs" / f"{preset}.yaml") | read_preset(path)
+    assert Config.from_values(values | {"method": method}).method == method
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

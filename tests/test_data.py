@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,9 @@ def test_a_good_data_set(miniature):
     assert data.classes == CLASSES and data.num_classes == 3 and data.labels.dtype == np.uint8
     assert data.labels.tolist()[:5] == [[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]]
     assert data.label("m_04").tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match="image 'm_99' is not in split"):
+        data.label("m_99")
+    assert pickle.loads(pickle.dumps(data)).label("m_04").tolist() == [0, 1, 1]  # as a worker process gets it
     for index, image_id in enumerate(data.ids):
         image, mask = data.image(image_id), data.mask(image_id)
         assert image.mode == "RGB" and image.size[::-1] == mask.shape == SIZES[index % 4] and mask.dtype == np.uint8

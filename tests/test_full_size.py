@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from wsss_lib import stages, training
-from wsss_lib.artifacts import read_maps, write_mask
+from wsss_lib.artifacts import read_maps, write_maps, write_mask
 from wsss_lib.config import PROJECT_ROOT, Config, read_preset
 from wsss_lib.data.dataset import VOC_CLASSES, read_mask
+from wsss_lib.methods import amn_stages
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +100,43 @@ def test_every_stage_of_voc12_runs_at_full_size(tmp_path):
         check_mask(runs / "predictions" / kind, set(range(21)))
     row = stages.metric_row("DeepLab-v2", one, stages.score_masks(one, runs / "predictions" / "plain"), False, config)
     assert 0 <= row["miou"] <= 100 and row["images"] == 1 and len(row["class_iou"]) == 21
+
+
+def test_amn_of_voc12_runs_at_full_size(tmp_path):
+    """ResNet-50, 512-pixel crops, ASPP with the published dilations: two steps of Adam, then the maps of one image."""
+    root, runs = tmp_path / "VOC2012", tmp_path / "runs"
+    write_voc(root)
+    values = {}
+    for name in ("voc12.yaml", "methods/voc12.amn.yaml"):
+        values |= read_preset(PROJECT_ROOT / "configs" / name)
+    assert values["amn_epochs"] == 5 and values["amn_learning_rate"] == 5e-6 and values["walk_power"] == 1.3
+    config = Config.from_values(values | REDUCED | {"amn_epochs": 2, "data_root": str(root), "runs_root": str(runs)})
+    training.seed_everything(config)
+    data = stages.open_data(config, "train")
+    one = stages.open_data(config.model_copy(update={"limit": 1}), "train")
+    for image_id in data.ids:  # maps that are right, with some doubt
+        mask, classes = data.mask(image_id), np.flatnonzero(data.label(image_id))
+        full = np.stack([np.where(mask == number + 1, 0.9, 0.01) for number in classes])
+        write_maps(runs / "cam" / f"{image_id}.npz", classes, full[:, ::4, ::4], mask.shape)
+    assert amn_stages.make_refined_seeds(data, runs / "cam", config, runs / "seeds") == 3
+    check_mask(runs / "seeds", {0, 12, 15, 255})
+
+    net = amn_stages.build_amn(config, data.num_classes, "")
+    tame(net)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert amn_stages.train_amn(net, data, runs / "seeds", config, runs / "network") == 4
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"backbone.layer1.0.conv1.weight", "backbone.layer4.2.conv3.weight", "head.label_encoder.weight",
+            "head.aspp.c3.weight"} <= changed
+    assert not any("running" in name or name.startswith(("backbone.conv1", "backbone.bn1")) for name in changed)
+    check_log(runs / "network")
+    training.save_weights(net, runs / "network" / "weights.safetensors")
+    net = amn_stages.build_amn(config, data.num_classes, "", runs / "network" / "weights.safetensors")
+
+    assert stages.make_maps(amn_stages.amn_localization(net, one, runs / "seeds", config), one, config, runs / "maps") == 1
+    classes, scores, size = read_maps(runs / "maps" / "2007_000001.npz")
+    assert [VOC_CLASSES[number] for number in classes] == ["dog", "person"] and size == (375, 500)
+    assert scores.shape == (2, 94, 125) and scores.min() >= 0 and scores.max() <= 1 and np.isfinite(scores).all()
 
 
 def tame(net: torch.nn.Module) -> None:

@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 FULL_NETWORKS = {"deeplab__v2_forward", "deeplab__v3plus_forward_os16", "deeplab__v3plus_forward_os8", "drs__localization_map",
                  "drs__refine_forward", "drs__vgg_forward_fixed", "drs__vgg_forward_learnable", "irn__cam_net", "irn__irn_net"}
+FULL_NETWORKS = {"deeplab__v2_forward", "irn__cam_net", "irn__irn_net", "rib__resnet_step"}
 
 
 def arrays_of(case: str) -> dict[str, np.ndarray]:

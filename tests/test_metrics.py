@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from wsss_lib.metrics import (
     Evaluation,
-    ThresholdSweep,
     average_precision,
     confusion_matrix,
     mean_average_precision,
     part_recall,
     scores,
 )
+from wsss_lib.thresholds import ThresholdSweep
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "threshold_sweep.py"
 

@@ -46,20 +46,19 @@ def test_no_half_written_file_remains(finished_run):
     assert not list(finished_run.rglob(".writing-*"))
 
 
-# One seed on an unknown machine: another number of threads alone moves a score by several points (docs/results.md has the
-# spread). These are guards against a broken step; the goals (+8, -3, 75) are for the mean of three seeds.
+# The goals hold for each of three seeds (docs/results.md); here seed 0 must reach them.
 
 def test_refinement_gains(finished_run):
-    assert miou("cam", "IRN pseudo-mask") >= miou("cam", "CAM seed") + 4
+    assert miou("cam", "IRN pseudo-mask") >= miou("cam", "CAM seed") + 8
 
 
 def test_segmentation_stays_near_its_pseudo_masks(finished_run):
     """As published, DeepLab-v2 includes its CRF: its own grid of stride 8 is coarse for pictures of 96 pixels."""
-    assert miou("cam", "DeepLab-v2 + CRF") >= miou("cam", "IRN pseudo-mask") - 8
+    assert miou("cam", "DeepLab-v2 + CRF") >= miou("cam", "IRN pseudo-mask") - 3
 
 
 def test_data_can_be_learned_with_full_supervision(finished_run):
-    assert miou("truth", "DeepLab-v2 + CRF") >= 68
+    assert miou("truth", "DeepLab-v2") >= 75
 
 
 def test_plain_maps_find_heads_but_not_bodies(finished_run):

@@ -87,7 +87,7 @@ def test_seeds_and_methods_multiply(tmp_path):
 
 
 @pytest.mark.parametrize("config, message", [
-    ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco14, "),
+    ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco-toy, coco14, "),
     ("methods=cam", "methods and seeds are lists"),
     ("methods=[nonsense]", "method 'nonsense' has no notebook; take some of: cam"),
 ])

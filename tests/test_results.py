@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tests.conftest import SIZES, copy_mask
+from tests.conftest import SIZES, CountedWork, copy_mask
 from wsss_lib import artifacts, report, results, viz
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import load_dataset
@@ -33,6 +33,13 @@ def test_every_missing_image_is_made_once(miniature, tmp_path, num_workers):
     assert output("m_03").stat().st_mtime_ns == before
     assert sorted(path.stem for path in tmp_path.glob("*.png")) == list(data.ids)
     assert for_each_image(data.ids, output, work, "copies", num_workers) == 0
+
+
+def test_a_worker_gets_the_work_once_and_not_with_every_image(tmp_path):
+    """The work holds the data set, with the labels of 82,783 images for COCO."""
+    ids = [f"m_{number:02d}" for number in range(40)]
+    assert for_each_image(ids, lambda image_id: tmp_path / f"{image_id}.png", CountedWork(tmp_path), "files", 2) == 40
+    assert len(list(tmp_path.glob("*.png"))) == 40 and len((tmp_path / "loads").read_text()) <= 2
 
 
 def test_an_error_keeps_what_was_made(miniature, tmp_path):
@@ -97,6 +104,12 @@ def test_published_numbers_have_sources():
     assert results.published("cam", "IRN pseudo-mask", "train").value == 66.5
     assert results.published("cam", "CAM seed", "val") is None
     assert all(len(entry.source) > 20 and 0 < entry.value < 100 for entry in results.PUBLISHED)
+
+
+def test_published_classes_belong_to_published_means():
+    for key, values in results.PUBLISHED_CLASSES.items():
+        assert len(values) == 21
+        assert np.mean(values) == pytest.approx(results.published(*key).value, abs=0.06)
 
 
 def test_commands_say_what_is_missing(tmp_path):

@@ -230,7 +230,7 @@ def scalar_net() -> nn.Module:
     return net
 
 
-def scalar_run(folder: Path, momentum: float, weight_decay: float = 0.1, net: nn.Module | None = None,
+def scalar_run(folder: Path, momentum: float | None, weight_decay: float = 0.1, net: nn.Module | None = None,
                loss=None) -> list[float]:
     """Minimise 2w from w = 1 in three steps at rate 0.5 without a schedule; returns w after every step."""
     net, values = net or scalar_net(), []
@@ -251,6 +251,17 @@ def test_sgd_by_hand(tmp_path):
         weight -= 0.5 * velocity
         expected.append(weight)
     assert scalar_run(tmp_path, momentum=0.9) == pytest.approx(expected, abs=1e-6)
+
+
+def test_adam_by_hand(tmp_path):
+    """No momentum given: Adam with its usual moments 0.9 and 0.999, the weight decay added to the gradient."""
+    weight, first, second, expected = 1.0, 0.0, 0.0, []
+    for step in (1, 2, 3):
+        gradient = 2 + 0.1 * weight
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        weight -= 0.5 * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)) ** 0.5 + 1e-8)
+        expected.append(weight)
+    assert scalar_run(tmp_path, momentum=None) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_momentum_slip_means_almost_no_momentum(tmp_path):

@@ -23,7 +23,15 @@ from wsss_lib.data.dataset import DataError, voc_palette
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains."""
+    """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains.
+
+    Args:
+        path: the file to make; its folder is made too.
+        write: writes the whole content to the path that it is given.
+
+    Raises:
+        OSError: the file cannot be written, e.g. because the disk is full; other errors of `write` pass through.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,12 +50,28 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, indented, atomically."""
+    """Write JSON, indented, atomically.
+
+    Args:
+        path: the file to make.
+        content: what the json module can write: dicts, lists, texts, numbers, None.
+    """
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a file that is no JSON gives one sentence."""
+    """Read a JSON file of a stage.
+
+    Args:
+        path: the file.
+
+    Returns:
+        its content: dicts, lists, texts, numbers, None.
+
+    Raises:
+        DataError: the file is no JSON.
+        FileNotFoundError: there is no such file.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -59,9 +83,9 @@ def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[
 
     Args:
         path: `ID.npz`.
-        classes: (K,) 0-based foreground classes.
-        scores: (K, h, w) in [0, 1] at stride 4; stored as float16.
-        size: (H, W) of the image.
+        classes: (K,) integers, 0-based foreground classes.
+        scores: (K, h, w) floats in [0, 1] at stride 4; stored as float16.
+        size: (H, W) of the image in pixels.
     """
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
@@ -72,7 +96,19 @@ def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[
 
 
 def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Read localization maps: classes int64 (K,), scores float32 (K, h, w), size (H, W)."""
+    """Read localization maps.
+
+    Args:
+        path: `ID.npz`.
+
+    Returns:
+        classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1] at stride 4; (H, W) of the image in pixels.
+
+    Raises:
+        DataError: the file is missing, broken, or its arrays do not belong together.
+
+    Explained in notebook 10, section "All images".
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             classes, scores, size = file["classes"], file["scores"], file["size"]
@@ -90,14 +126,27 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a uint8 (H, W) map of class indices as palette PNG in VOC's colours."""
+    """Write a map of class indices as palette PNG in VOC's colours.
+
+    Args:
+        path: `ID.png`.
+        mask: (H, W) integers in 0..255; stored as uint8.
+
+    Explained in notebook 02, section "Masks".
+    """
     image = Image.fromarray(np.asarray(mask, np.uint8), mode="P")
     image.putpalette(voc_palette().tobytes())
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Write torch tensors as safetensors."""
+    """Write torch tensors as safetensors.
+
+    Args:
+        path: the file to make.
+        tensors: name to tensor, of any shape, type and device.
+        metadata: texts by name, stored in the file's header.
+    """
     from safetensors.torch import save  # its own save_file reports a full disk as no OSError
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -105,7 +154,18 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read the torch tensors of a safetensors file, or say in one sentence why that cannot be done."""
+    """Read the torch tensors of a safetensors file, or say in one sentence why that cannot be done.
+
+    Args:
+        path: the file.
+
+    Returns:
+        name to tensor on the CPU, in the shape and type of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no safetensors file.
+    """
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -118,7 +178,15 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def sha256(paths: Iterable[Path], root: Path) -> str:
-    """Return one hash over the names (below `root`) and contents of files."""
+    """Return one hash over the names (below `root`) and contents of files.
+
+    Args:
+        paths: files below `root`, in any order.
+        root: the folder from which names are counted, so that it can be moved.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     total = hashlib.sha256()
     for path in sorted(paths):
         total.update(path.relative_to(root).as_posix().encode() + b"\0")
@@ -130,6 +198,15 @@ class Stage:
     """The folder of one step of the pipeline, with the record that completes it.
 
     Made by `begin_stage` (to fill it) or `open_stage` (to read what another notebook has made).
+
+    Args:
+        folder: `runs/<dataset>/<method>/seed<k>/<stage>`; it need not exist yet.
+
+    Attributes:
+        folder: as given.
+        name: of the stage, the folder's last part.
+        started: seconds since 1970 when this object was made, from which `finish` counts.
+
     Explained in notebook 00, section "A stage's folder".
     """
 
@@ -138,11 +215,11 @@ class Stage:
         self.started = time.time()
 
     def is_complete(self) -> bool:
-        """Return whether the stage has finished."""
+        """Return whether the stage has finished: whether its `run.json` is there."""
         return (self.folder / "run.json").is_file()
 
     def results(self) -> str:
-        """Return the hash of the stage's results.
+        """Return the hash of the stage's results: 64 hexadecimal digits.
 
         Raises:
             DataError: the stage has not finished.
@@ -150,13 +227,17 @@ class Stage:
         return self.record()["results_sha256"]
 
     def record(self) -> dict[str, Any]:
-        """Return the content of `run.json`."""
+        """Return the content of `run.json`: parameters, hashes of inputs and results, versions, time and memory.
+
+        Raises:
+            DataError: the stage has not finished.
+        """
         if not self.is_complete():
             raise DataError(f"{self.folder}: stage {self.name!r} has not finished; run its notebook first")
         return read_json(self.folder / "run.json")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of `metrics.json`."""
+        """Return the rows of `metrics.json`: a list of dicts, as they were given to `finish`."""
         return read_json(self.folder / "metrics.json")
 
     def finish(self, metrics: list[dict[str, Any]], num_images: int = 0, device: str = "cpu") -> None:
@@ -165,7 +246,7 @@ class Stage:
         Args:
             metrics: rows with what, split, images, value, and how it was made (crf, thresholds chosen by pixel labels, …).
             num_images: images (or training samples) handled since the stage was begun or resumed, for the speed.
-            device: name of the device.
+            device: name of the device, "cpu" or "cuda…".
         """
         write_json(self.folder / "metrics.json", metrics)
         seconds = time.time() - self.started
@@ -190,6 +271,11 @@ def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[s
 
     Returns:
         the stage; `is_complete()` says whether there is anything left to do.
+
+    Raises:
+        DataError: a stage among the inputs has not finished.
+
+    Explained in notebook 00, section "A stage's folder".
     """
     stage = Stage(stage_folder(config, name, method))
     parameters = config.parameters_of(*uses)
@@ -212,15 +298,32 @@ def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[s
 
 
 def stage_folder(config: Config, name: str, method: str = "") -> Path:
-    """Return `runs_root/dataset/method/seedK/name`."""
+    """Return the path `runs_root/dataset/method/seedK/name`, whether or not it exists.
+
+    Args:
+        config: gives runs_root, dataset, method and seed.
+        name: of the stage, e.g. "maps".
+        method: the folder's method; empty: the configuration's.
+    """
     return project_path(config.runs_root) / config.dataset / (method or config.method) / f"seed{config.seed}" / name
 
 
 def open_stage(config: Config, name: str, notebook: str, method: str = "") -> Stage:
     """Open a stage that another notebook has made.
 
+    Args:
+        config: gives runs_root, dataset, method and seed.
+        name: of the stage, e.g. "maps".
+        notebook: the notebook that makes it, e.g. "10_cam", for the message.
+        method: the folder's method; empty: the configuration's.
+
+    Returns:
+        the finished stage.
+
     Raises:
         DataError: it has not finished; the message names the notebook to run first.
+
+    Explained in notebook 00, section "A stage's folder".
     """
     stage = Stage(stage_folder(config, name, method))
     if not stage.is_complete():
@@ -229,7 +332,7 @@ def open_stage(config: Config, name: str, notebook: str, method: str = "") -> St
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions that a result depends on: "python" and the names of installed packages, each to its version."""
     from importlib.metadata import version
 
     names = ("torch", "torchvision", "numpy", "pillow", "scipy", "pydensecrf2", "timm")
@@ -243,7 +346,11 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mib(device: str) -> int:
-    """Return the highest memory use of this process so far, on the GPU when there is one, in MiB."""
+    """Return the highest memory use of this process so far, in MiB.
+
+    Args:
+        device: "cpu", or "cuda…" for torch's memory on the GPU.
+    """
     import torch
 
     if device.startswith("cuda"):

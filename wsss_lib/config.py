@@ -89,6 +89,12 @@ class Config(BaseModel):
     momentum: Share = 0.9
     weight_decay: Rate = 1e-4
     momentum_slip: bool = False  # published runs: True, the momentum is in truth the weight decay
+    # 01: the simulation of the information bottleneck.
+    bottleneck_mnist_root: Text = ""  # folder above torchvision's MNIST/raw; empty: scikit-learn's digits
+    bottleneck_images: Positive = 8000  # for training
+    bottleneck_shape_share: Share = 0.1  # of them that have the companion shape
+    bottleneck_epochs: Positive = 1
+    bottleneck_seeds: Positive = 5  # networks of each kind
     # 10: classifier and class activation maps.
     cam_weights: Text = ""  # a classifier to use instead of training one
     cam_epochs: Positive = 8
@@ -119,6 +125,38 @@ class Config(BaseModel):
     drs_background: Literal["saliency", "constant", "crf", "irn"] = "saliency"  # what says background in pseudo-labels
     drs_saliency_folder: Text = "saliency_map"  # below data_root
     drs_alpha: Share = 0.2  # smaller scores count as 0
+    # 20: RIB, which tunes the classifier for every image anew; the small network in one long step instead of nine short ones.
+    rib_learning_rate: Rate = 1e-3  # published: 8e-6 (VOC), 5e-6 (COCO)
+    rib_head_learning_rate: Rate = 1e-2  # ten times the backbone's
+    rib_iterations: Positive = 2  # K maps are added up, after 0 to K - 1 updates; published: 10
+    rib_companions: Positive = 20  # other images in each update; published: 20 (VOC), 15 (COCO)
+    rib_region_threshold: Rate = 0.2  # tau; published: 0.4 (VOC), 0.5 (COCO); above 1 it is average pooling
+    rib_stop_threshold: Rate = 600.0  # of the image's summed logits; published: 600 (VOC), 1000 (COCO)
+    rib_explode_threshold: Share = 0.3  # what counts as covered, and ...
+    rib_explode_ratio: Rate = 0.7  # ... how much covered stops the steps; published: 0.7 (VOC), 0.8 (COCO)
+    rib_variant: Literal["code", "paper"] = "code"  # "paper": mean over the kept positions, the stop threshold is the margin m
+    rib_first_twenty_only: bool = False  # True in the published COCO run: classes from index 20 on are pooled plainly
+    # 40: AMN. Batches are the classifier's and crops are IRN's, as in the official program.
+    amn_weights: Text = ""  # a network to use instead of training one
+    amn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
+    amn_foreground_threshold: Share = 0.20  # t_f of the refined seeds, on CAM's maps; published: 0.30
+    amn_background_threshold: Share = 0.06  # t_b; published: 0.05
+    amn_epochs: Positive = 3  # published: 5
+    amn_learning_rate: Rate = 3e-4  # Adam's, of the backbone; published: 5e-6
+    amn_head_learning_rate: Rate = 1e-3  # of label encoder and ASPP; published: 1e-4
+    amn_smoothing: Share = 0.4  # epsilon of the label smoothing
+    amn_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
+    amn_dropout_in_maps: bool = False  # the official program leaves dropout on
+    # 50: visual words; images, crops, batches and scales are those of the classifier above.
+    vwe_weights: Text = ""  # a network to use instead of training one
+    vwe_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet
+    vwe_variant: Literal["vwe", "vwl_l", "vwl_m"] = "vwe"  # the journal's: words pushed apart; a memory bank
+    vwe_words: Annotated[int, BeforeValidator(_refuse_truth_value), Field(ge=2)] = 32  # K; published: 256
+    vwe_temperature: Factor = 1.0  # tau of the soft assignment
+    vwe_gamma: Rate = 2.0  # weight of the average in the pooling
+    vwe_epochs: Positive = 4  # published: 6
+    vwe_learning_rate: Rate = 0.01  # published: 0.01 without momentum, a tenth of the classifier's
+    vwe_head_learning_rate: Rate = 0.1
     # 70: seeds.
     seed_threshold: Share = 0.15
     seed_foreground_threshold: Share = 0.20  # t_f; published: 0.30
@@ -147,7 +185,7 @@ class Config(BaseModel):
     # 90: DeepLab.
     deeplab_version: Literal["v2", "v3plus"] = "v2"
     deeplab_masks: Name = "pseudo_masks"  # stage whose masks it is trained on; "drs_masks": DRS's own
-    deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet_small"
+    deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
@@ -164,10 +202,15 @@ class Config(BaseModel):
     deeplab_test_scales: Numbers = (0.5, 0.75)  # of v2, beside 1.0, in training and in testing
     deeplab_padding_is_background: bool = False  # v3plus teaches what lies outside the image as background (published: true)
     deeplab_centre_crop: Count = 0  # also score centre crops of this side (published v3plus numbers: 513); 0: full images only
+    # 99: a reader's own photographs.
+    own_photographs: Text = ""  # folder of photographs, or of one folder for each class; empty: those of installed packages
+    own_labels: Text = ""  # table of their classes; empty: they lie in class folders
+    own_longest: Count = 320  # larger photographs are made smaller until their longer side has so many pixels; 0: none is
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         ordered = (("cam_long_side_min", "cam_long_side_max"), ("irn_scale_min", "irn_scale_max"),
+                   ("amn_background_threshold", "amn_foreground_threshold"),
                    ("seed_background_threshold", "seed_foreground_threshold"))
         for low, high in ordered:
             if getattr(self, low) > getattr(self, high):
@@ -183,8 +226,19 @@ class Config(BaseModel):
     def from_values(cls, values: dict[str, Any]) -> "Config":
         """Build a configuration from names and values.
 
+        Args:
+            values: field name to value, as YAML or papermill give them ("1e-4" and "(1.0, 0.5)" are understood).
+
+        Returns:
+            the configuration; fields that are not named have their defaults.
+
         Raises:
             ValueError: an unknown name (the nearest known one is suggested) or a value that does not fit; one sentence each.
+
+        Explained in notebook 00, section "Parameters".
+
+        >>> Config.from_values({"seed": 3, "cam_scales": "(1.0, 0.5)"}).cam_scales
+        (1.0, 0.5)
         """
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
@@ -208,13 +262,18 @@ class Config(BaseModel):
             namespace: the notebook's `globals()`. Names count when a cell before the one that calls this function assigned
                 them, so that values computed later never reach a configuration when the set-up cell is run again.
 
+        Returns:
+            the configuration.
+
         Raises:
             ValueError: as `from_values`.
+
+        Explained in notebook 00, section "Parameters".
         """
         names = []
         for source in namespace.get("In", [""])[1:]:
             if "from_notebook" in source:
-                break
+                return cls.from_values({name: namespace[name] for name in names})
             try:
                 statements = ast.parse(source).body
             except SyntaxError:  # a cell that failed to run
@@ -222,14 +281,22 @@ class Config(BaseModel):
             for node in statements:
                 if isinstance(node, ast.Assign):
                     names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-        return cls.from_values({name: namespace[name] for name in names})
+        # No history is kept when nbval runs the cells, each once and in order: then all names so far count.
+        return cls.from_values({name: namespace[name] for name in cls.model_fields if name in namespace})
 
     def parameters_of(self, *prefixes: str) -> dict[str, Any]:
-        """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes."""
+        """Return the fields that can change the results of a stage: the common ones and those with one of the prefixes.
+
+        Args:
+            prefixes: of the stage's own fields, e.g. "cam_".
+
+        Returns:
+            name to value, as JSON has it. Fields that change no result (folders, device, loader processes) are left out.
+        """
         result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
                        "method", "pixel_labels_chose"}
-        stage_prefixes = ("cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_",
-                          "seed_", "affinitynet_", "irn_", "walk_", "deeplab_")
+        stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_",
+                          "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
 
@@ -237,8 +304,17 @@ class Config(BaseModel):
 def read_preset(path: Path | str) -> dict[str, Any]:
     """Read a preset file (one key, one parameter) and check it.
 
+    Args:
+        path: the YAML file.
+
+    Returns:
+        parameter name to value, as the file has it.
+
     Raises:
         ValueError: not a YAML mapping, or a value that does not fit.
+        FileNotFoundError: there is no such file.
+
+    Explained in notebook 00, section "Parameters".
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

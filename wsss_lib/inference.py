@@ -24,7 +24,7 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Call
         the number of images that were worked on.
 
     Raises:
-        whatever `work` raises; results that were written before are kept.
+        Exception: whatever `work` raises; results that were written before are kept.
     """
     missing = [image_id for image_id in ids if not output(image_id).is_file()]
     if num_workers == 0 or len(missing) < 2:
@@ -32,21 +32,36 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Call
             work(image_id)
         return len(missing)
     # spawn, not fork: torch's threads do not survive a fork. One thread a process, or they crowd each other out.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        results = pool.map(work, missing, chunksize=4)
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(work,)) as pool:
+        results = pool.map(_do, missing, chunksize=4)
         for _ in progress(results, name, total=len(missing)):
             pass
     return len(missing)
 
 
-def _one_thread() -> None:
+def _begin(work: Callable[[str], None]) -> None:
+    """Set up a worker process; it gets the work, and the data set within, once and not with every image."""
     import torch
 
+    global _work
     torch.set_num_threads(1)
+    _work = work
+
+
+def _do(image_id: str) -> None:
+    _work(image_id)
 
 
 def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int, int]], batch_size: int) -> list[list[str]]:
     """Group image ids into batches of images of equal size.
+
+    Args:
+        ids: image ids.
+        size_of: image id to (width, height) in pixels.
+        batch_size: the most images in one batch, at least 1.
+
+    Returns:
+        batches of ids, ordered by size, then by id.
 
     Example:
         >>> batches_of_like_size(["a", "b", "c"], {"a": (1, 2), "b": (2, 1), "c": (1, 2)}.get, 2)

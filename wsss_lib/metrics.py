@@ -1,11 +1,10 @@
-"""How good is a label map: confusion matrix, intersection over union, all thresholds in one pass.
+"""How good is a label map: confusion matrix, intersection over union, average precision, recall by part.
 
 Every score of a data set comes from ONE confusion matrix over all its pixels, never from a mean over images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -172,7 +171,15 @@ class Evaluation:
         self._unknown = 0
 
     def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """Count one image; arguments and errors as in `confusion_matrix`."""
+        """Count one image.
+
+        Args:
+            truth: (H, W) integer labels; outside 0..K-1 is dropped.
+            prediction: (H, W) integer labels, 0..K-1 or 255.
+
+        Raises:
+            ValueError: as `confusion_matrix`.
+        """
         self.confusion += confusion_matrix(truth, prediction, self.num_classes)
         truth, prediction = np.asarray(truth), np.asarray(prediction)
         counted = (truth >= 0) & (truth < self.num_classes)
@@ -181,110 +188,13 @@ class Evaluation:
 
     @property
     def unknown_share(self) -> float:
-        """Share in [0, 1] of the counted pixels that the prediction left unknown (255), taken as background."""
+        """Return the share in [0, 1] of the counted pixels that the prediction left unknown (255), taken as background."""
         total = int(self.confusion.sum())
         return self._unknown / total if total else 0.0
 
     def scores(self, average: Average = "union") -> Scores:
-        """Scores of everything added so far; see `scores`."""
+        """Return the `Scores` of everything added so far; `average` as in the function `scores`."""
         return scores(self.confusion, average)
-
-
-class ThresholdSweep:
-    """Confusion matrices for MANY background thresholds from one pass over each image.
-
-    A threshold t only decides between the background (score <= t) and the pixel's best class. So each pixel is
-    counted once, under (true class, best class, number of thresholds below its score); cumulative sums give the
-    matrix of every threshold. The counts are identical to arg-max([t, scores]) run once for each t, in which a tie
-    goes to the background, and they are compared in float32, the type of the maps.
-
-    Args:
-        num_classes: K, background included.
-        thresholds: (T,) strictly increasing.
-
-    Raises:
-        ValueError: no threshold, or not strictly increasing in float32.
-
-    Source: the search for the best CAM threshold in IRN-style evaluation, reorganized.
-    Explained in notebook 70, section "Thresholds".
-
-    >>> sweep = ThresholdSweep(3, [0.2, 0.5])
-    >>> truth, scores_ = np.array([[0, 2]]), np.array([[[0.3, 0.9]]], np.float32)
-    >>> sweep.add(truth, scores_, classes=np.array([1]))
-    >>> sweep.best()
-    (0.5, 1.0)
-    """
-
-    def __init__(self, num_classes: int, thresholds: Sequence[float] | np.ndarray):
-        self.num_classes = num_classes
-        self.thresholds = np.asarray(thresholds, np.float32)
-        if self.thresholds.ndim != 1 or not self.thresholds.size or not (np.diff(self.thresholds) > 0).all():
-            raise ValueError("The thresholds must be a non-empty, strictly increasing list, for example "
-                             "numpy.arange(0.05, 0.6, 0.01).")
-        bins = self.thresholds.size + 1
-        self._histogram = np.zeros((num_classes, num_classes, bins), np.int64)  # (truth, best class, bin)
-        self.images = 0
-
-    def add(self, truth: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
-        """Count one image.
-
-        Args:
-            truth: (H, W) integer labels; outside 0..K-1 is dropped.
-            scores: (C, H, W) float score of each class in `classes`; C may be 0.
-            classes: (C,) foreground classes, 0-based; class c is the label c + 1.
-
-        Raises:
-            ValueError: the shapes do not fit together, a class does not exist, or a score is NaN.
-        """
-        truth, scores, classes = np.asarray(truth), np.asarray(scores), np.asarray(classes)
-        if scores.ndim != 3 or scores.shape[1:] != truth.shape or classes.shape != scores.shape[:1]:
-            raise ValueError(f"truth {truth.shape}, scores {scores.shape} and classes {classes.shape} do not fit: "
-                             "(H, W), (C, H, W) and (C,) are needed.")
-        if classes.size and (classes.min() < 0 or classes.max() > self.num_classes - 2):
-            raise ValueError(f"classes {classes.tolist()} must lie in 0..{self.num_classes - 2} (foreground only).")
-        bins = self.thresholds.size + 1
-        if classes.size:
-            label = np.full(truth.shape, classes[0] + 1, np.int64)
-            best = scores[0].astype(np.float32)
-            for score, cls in zip(scores[1:], classes[1:], strict=True):
-                score = score.astype(np.float32, copy=False)
-                label[score > best] = cls + 1  # the first class keeps a tie, as arg-max does
-                best = np.maximum(best, score)
-            if np.isnan(best).any():
-                raise ValueError("A score is NaN: the localization map is broken, make it again.")
-            bin_ = np.searchsorted(self.thresholds, best.ravel()).reshape(best.shape)  # thresholds t < score
-        else:
-            label, bin_ = np.zeros(truth.shape, np.int64), 0
-        index = (truth.astype(np.int64) * self.num_classes + label) * bins + bin_
-        index = index[(truth >= 0) & (truth < self.num_classes)]
-        self._histogram += np.bincount(index, minlength=self._histogram.size).reshape(self._histogram.shape)
-        self.images += 1
-
-    def confusions(self) -> np.ndarray:
-        """Return the confusion matrix of every threshold: (T, K, K) int64, rows are the truth."""
-        # a pixel in bin b scores above thresholds 0..b-1: it is foreground there and background from b on
-        above = self._histogram[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]  # (K, K, T): pixels in bins > i
-        confusions = np.moveaxis(above, -1, 0).copy()  # (T, K, K)
-        confusions[:, :, 0] = self._histogram.sum((1, 2)) - confusions[:, :, 1:].sum(2)
-        return confusions
-
-    def curve(self, average: Average = "union") -> np.ndarray:
-        """Return the mean IoU at every threshold: (T,) float64 in [0, 1]."""
-        return np.array([scores(confusion, average).miou for confusion in self.confusions()])
-
-    def best(self, average: Average = "union") -> tuple[float, float]:
-        """Return the threshold of the highest mean IoU (the lowest such threshold) and that mean IoU.
-
-        The choice uses pixel labels: a report must say so.
-
-        Raises:
-            ValueError: nothing was added yet.
-        """
-        curve = self.curve(average)
-        if np.isnan(curve).all():
-            raise ValueError("No labelled pixel was added to the sweep: add at least one image with a true mask.")
-        index = int(np.nanargmax(curve))
-        return float(self.thresholds[index]), float(curve[index])
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -331,7 +241,14 @@ def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of `average_precision` over the classes that have a positive image (NaN if none has one).
+    """Return the mean of `average_precision` over the classes that have a positive image (NaN if none has one).
+
+    Args:
+        scores: (N, C) float, any scale; only the order counts.
+        labels: (N, C) 0 or 1.
+
+    Raises:
+        ValueError: as `average_precision`.
 
     Explained in notebook 10, section "Score of the classifier".
 

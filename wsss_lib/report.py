@@ -71,7 +71,11 @@ def _figures(notebook):
 
 
 def main(arguments: list[str]) -> None:
-    """Write the report of a run folder."""
+    """Write the report of a run folder; ends the program with a sentence when that cannot be done.
+
+    Args:
+        arguments: the words after the program's name: one run folder.
+    """
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         sys.exit("usage: python -m wsss_lib.report runs/<dataset>")
     try:

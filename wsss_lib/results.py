@@ -16,7 +16,15 @@ from wsss_lib.artifacts import read_json
 
 @dataclass(frozen=True)
 class Published:
-    """One number from the literature; `value` is mIoU in percent on PASCAL VOC 2012."""
+    """One number from the literature.
+
+    Attributes:
+        method: short name, as of the folder below `runs/<dataset>`.
+        what: the stage in words, as in `metrics.json`.
+        split: of VOC 2012: train, val or test.
+        value: mIoU in percent on PASCAL VOC 2012.
+        source: where it is published, and under which conditions.
+    """
 
     method: str
     what: str
@@ -39,19 +47,72 @@ PUBLISHED = (
               "qjadud1994/DRS README, the released checkpoint; ImageNet, saliency maps, another set of pixels; with CRF 71.0"),
     Published("truth", "DeepLab-v3+ (513 centre crop)", "val", 78.3,
               "VainF/DeepLabV3Plus-Pytorch README, ResNet-101, output stride 16, another set of pixels"),
+    Published("amn", "CAM seed", "train", 62.1, "LPCAM paper (CVPR 2023), table 2; the best threshold"),
+    Published("amn", "IRN pseudo-mask", "train", 72.2, "LPCAM paper, table 2; called the reported one in gaviotas/AMN#2"),
+    Published("amn", "DeepLab-v2", "val", 69.5, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
+    Published("amn", "DeepLab-v2", "test", 69.6, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
+    Published("amn", "DeepLab-v2 from COCO", "val", 70.7, "from memory (unverified); pixel labels of COCO"),
+    Published("amn", "DeepLab-v2 from COCO", "test", 70.6, "from memory (unverified); pixel labels of COCO"),
+    Published("vwe", "DeepLab-v2", "val", 66.3, "VWE README and its figure res.png; ResNet-50 maps, ResNet-101"),
+    Published("vwe", "DeepLab-v2", "test", 66.3, "VWE README and its figure res.png; ResNet-50 maps, ResNet-101"),
+    Published("vwe", "DeepLab-v2 + CRF", "val", 67.2, "VWE README, with a table of all classes"),
+    Published("vwe", "DeepLab-v2 + CRF", "test", 67.3, "VWE README, with a table of all classes"),
+    Published("vwl_m", "CAM seed", "train", 56.9, "VWL README, ResNet-101; background score 0.13 by its program's default"),
+    Published("vwl_m", "DeepLab-v2 + CRF", "val", 68.7, "VWL README, ImageNet initialisation; with CRF (unverified)"),
+    Published("vwl_m", "DeepLab-v2 + CRF", "test", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
+    Published("vwl_l", "CAM seed", "train", 57.3, "VWL README, ResNet-101; background score 0.13 by its program's default"),
+    Published("vwl_l", "DeepLab-v2 + CRF", "val", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
+    Published("vwl_l", "DeepLab-v2 + CRF", "test", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
+    Published("rib", "CAM at its best threshold", "train", 56.5, "RIB paper, from memory (unverified)"),
+    Published("rib", "CAM seed + CRF", "train", 62.9, "RIB paper, from memory (unverified); threshold not known"),
+    Published("rib", "IRN pseudo-mask", "train", 70.6,
+              "RIB paper, from memory (unverified); probably with CRF, as the author says 69.x without in jbeomlee93/RIB#5"),
+    Published("rib", "DeepLab-v2", "val", 68.3, "RIB entry of a public results list; ResNet-101, CRF not stated"),
+    Published("rib", "DeepLab-v2", "test", 68.6, "RIB entry of a public results list; ResNet-101, CRF not stated"),
+    Published("rib", "DeepLab-v2 with saliency", "val", 70.2, "as above, with saliency maps (pixel labels)"),
+    Published("rib", "DeepLab-v2 with saliency", "test", 70.0, "as above, with saliency maps (pixel labels)"),
+    Published("rib", "CAM at its best threshold", "train of COCO 2014", 36.5,
+              "RIB paper, from memory (unverified); a user got 34.8 at threshold 0.31, jbeomlee93/RIB#6"),
+    Published("rib", "IRN pseudo-mask", "train of COCO 2014", 45.6,
+              "RIB paper, from memory (unverified); a user got 39.9, jbeomlee93/RIB#6"),
+    Published("rib", "DeepLab-v2", "val of COCO 2014", 43.8, "RIB entry of a public results list; ResNet-101"),
     Published("truth", "DeepLab-v2", "val", 76.35, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
     Published("truth", "DeepLab-v2 + CRF", "val", 77.69, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
 )
 
+# IoU in percent of the background and VOC's 20 classes, for (method, what, split); from the same sources.
+PUBLISHED_CLASSES = {
+    ("vwe", "DeepLab-v2 + CRF", "val"): (
+        89.2, 75.7, 31.1, 82.4, 66.1, 61.7, 87.5, 77.8, 82.8, 32.2, 81.4, 34.1, 77.4, 77.6, 76.7, 75.0, 51.2, 78.1, 42.4, 71.4,
+        59.6),
+    ("vwe", "DeepLab-v2 + CRF", "test"): (
+        90.3, 76.9, 31.6, 89.1, 54.8, 57.8, 86.4, 77.8, 81.8, 32.2, 76.0, 39.3, 80.3, 80.3, 81.8, 74.3, 44.5, 80.1, 54.5, 63.0,
+        60.4),
+}
+
 
 def published(method: str, what: str, split: str) -> Published | None:
-    """Return the published number for a stage, or None."""
+    """Return the published number for a stage, or None.
+
+    Args:
+        method: short name, e.g. "cam".
+        what: the stage in words, e.g. "CAM seed".
+        split: of VOC 2012: train, val or test.
+    """
     matches = (entry for entry in PUBLISHED if (entry.method, entry.what, entry.split) == (method, what, split))
     return next(matches, None)
 
 
 def collect(run_folder: Path) -> list[dict]:
-    """Return the mIoU rows of all finished stages below `runs/<dataset>`, with method, seed and stage added."""
+    """Return the mIoU rows of all finished stages of a run.
+
+    Args:
+        run_folder: `runs/<dataset>`.
+
+    Returns:
+        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added; without a stage that was
+        moved aside.
+    """
     rows = []
     for record in sorted(Path(run_folder).glob("*/seed*/*/run.json")):
         if record.parent.name.endswith(".stale"):
@@ -64,12 +125,33 @@ def collect(run_folder: Path) -> list[dict]:
 
 
 def fingerprint(rows: list[dict]) -> str:
-    """Return a hash of collected rows, for the stage that reports on them."""
+    """Return a hash of collected rows, for the stage that reports on them.
+
+    Args:
+        rows: from `collect`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def summarize(rows: list[dict]) -> list[dict]:
-    """Join the rows of several seeds: mean, spread (sample standard deviation) and number of runs."""
+    """Join the rows of several seeds.
+
+    Args:
+        rows: from `collect`.
+
+    Returns:
+        one row for each method, stage, split, number of images and use of a CRF: `miou`, the mean in percent; `spread`, the
+        sample standard deviation in points, None for one run; `runs`; and what pixel labels chose. Sorted by method, with
+        "truth" last, then in the order of the chain.
+
+    >>> row = {"method": "cam", "what": "CAM seed", "split": "train", "images": 9, "crf": False, "pixel_labels_chose": ""}
+    >>> [joined] = summarize([row | {"miou": 40.0}, row | {"miou": 44.0}])
+    >>> joined["miou"], round(joined["spread"], 2), joined["runs"]
+    (42.0, 2.83, 2)
+    """
     groups = defaultdict(list)
     for row in rows:
         groups[row["method"], row["what"], row["split"], row["images"], row["crf"]].append(row)
@@ -91,6 +173,8 @@ def table(rows: list[dict], compare: bool) -> str:
     Args:
         rows: from `summarize`.
         compare: add the published values of the full VOC 2012; only rows of that data set may stand beside them.
+
+    Explained in notebook 00, section "Results of this run".
     """
     head = ["method", "stage", "split", "images", "CRF", "mIoU %", "runs", "chosen by pixel labels"]
     lines = []
@@ -111,7 +195,11 @@ def table(rows: list[dict], compare: bool) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table of a run folder."""
+    """Print the table of a run folder; ends the program with a sentence when there is none.
+
+    Args:
+        arguments: the words after the program's name: one run folder.
+    """
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         sys.exit("usage: python -m wsss_lib.results runs/<dataset>")
     rows = collect(Path(arguments[0]))

@@ -89,6 +89,7 @@ def check_submission(archive_path: Path | str, ids: Sequence[str],
 
     Raises:
         FileNotFoundError: there is no such archive.
+        ValueError: the list of ids is empty, holds an id twice or something that is no id, or a size is not given.
 
     Source: the VOC 2012 development kit.
     Explained in notebook 90, section "The test server".
@@ -178,16 +179,31 @@ def _checked_ids(ids: Sequence[str]) -> list[str]:
 
 
 def image_sizes(folder: Path | str, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Read (H, W) of every `ID.jpg` in a folder, from the file headers.
+    """Read the sizes of photographs from the file headers.
+
+    Args:
+        folder: holds `ID.jpg`.
+        ids: image ids.
+
+    Returns:
+        image id to (H, W) in pixels.
 
     Raises:
+        ValueError: as `check_submission` for the list of ids.
         DataError: an image is missing or no image.
     """
     return {image_id: image_size(Path(folder) / f"{image_id}.jpg")[::-1] for image_id in _checked_ids(ids)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code: 0 in order, 1 defects, 2 wrong use."""
+    """Run the command.
+
+    Args:
+        arguments: the words after the program's name; None: those of the command line.
+
+    Returns:
+        the exit code: 0 in order, 1 defects, 2 wrong use.
+    """
     parser = argparse.ArgumentParser(prog="python -m wsss_lib.submission", description=(
         "Make or check the archive of segmentation results for the PASCAL VOC 2012 test server."))
     commands = parser.add_subparsers(dest="command", required=True)

@@ -8,7 +8,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +25,13 @@ LOG_EVERY = 10
 
 
 def seed_everything(config: Config) -> torch.device:
-    """Seed Python, NumPy and torch, choose deterministic algorithms on a CPU, and return the device.
+    """Seed Python, NumPy and torch, and choose deterministic algorithms on a CPU.
+
+    Args:
+        config: gives seed and device.
+
+    Returns:
+        the device to compute on; "auto" takes the GPU when there is one.
 
     Raises:
         ValueError: `device` is "cuda" and there is no GPU.
@@ -50,10 +55,14 @@ def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> fl
         power: the exponent.
         every: the factor changes only at multiples of `every` and no more after T (DeepLab-v2: 10; all others: 1).
 
+    Returns:
+        the factor, in [0, 1].
+
     Raises:
         ValueError: step is negative, or total or every below 1.
 
-    Source: the "poly" policy of DeepLab, also used by IRN. Explained in notebook 90, section "The schedule".
+    Source: the "poly" policy of DeepLab, also used by IRN.
+    Explained in notebook 90, section "The schedule".
 
     Example:
         >>> [round(poly_factor(step, 100, every=10), 3) for step in (0, 9, 10, 19, 50)]
@@ -70,14 +79,20 @@ def momentum_of(momentum: float, weight_decay: float, slip: bool) -> float:
     The official IRN, RIB, AMN and VWE programs hand the weight decay to SGD where it expects the momentum: the published
     learning rates belong to SGD with a momentum of 0.0001, i.e. none. With a true momentum of 0.9 the effective step is ten
     times as long, so divide the rates by ten.
+
+    Args:
+        momentum: the intended one, in [0, 1].
+        weight_decay: that of the same optimiser.
+        slip: repeat what the published runs did.
+
+    Explained in notebook 10, section "Training on image-level labels".
     """
     return weight_decay if slip else momentum
 
 
 def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]], samples: Dataset,
-          parameter_groups: list[dict], momentum: float, steps: int, batch_size: int, config: Config, folder: Path,
-          schedule: Callable[[int, int], float] = poly_factor, name: str = "training",
-          optimizer_kind: Literal["sgd", "nesterov", "adam"] = "sgd",
+          parameter_groups: list[dict], momentum: float | None, steps: int, batch_size: int, config: Config, folder: Path,
+          schedule: Callable[[int, int], float] = poly_factor, name: str = "training", nesterov: bool = False,
           after_step: Callable[[int], None] | None = None) -> None:
     """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
 
@@ -87,14 +102,14 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
             over the images of the batch if batches are accumulated.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
         parameter_groups: params, lr and weight_decay of each group.
-        momentum: of SGD; Adam has its own constants (0.9, 0.999).
+        momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
         steps: optimiser steps T of the whole run.
         batch_size: images in one optimiser step, whatever the device can hold.
         config: seed, device, device_batch_size, checkpoint_every, mixed_precision, num_workers.
         folder: gets `log.jsonl` and, while training goes on, `state.safetensors`.
         schedule: (steps already made, T) to the factor on every group's lr.
         name: for the progress bar.
-        optimizer_kind: SGD, SGD with Nesterov's momentum, or Adam.
+        nesterov: the momentum is Nesterov's (DRS).
         after_step: called with the number of finished steps; after a resume also for steps that it has seen before.
 
     Raises:
@@ -108,10 +123,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
                          "choose a divisor")
     parts = batch_size // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
-    if optimizer_kind == "adam":
-        optimizer = torch.optim.Adam(parameter_groups, lr=0.0)
-    else:
-        optimizer = torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=optimizer_kind == "nesterov")
+    optimizer = (torch.optim.Adam(parameter_groups, lr=0.0) if momentum is None
+                 else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov))
     base_rates = [group["lr"] for group in parameter_groups]
     half = config.mixed_precision and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -157,7 +170,7 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
                 done: int) -> None:
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
+    for index, state in optimizer.state_dict()["state"].items():  # SGD: the momentum; Adam: two moments and its own step
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items() if value is not None}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -172,9 +185,10 @@ def _load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["numbers"])
     state = optimizer.state_dict()
-    for name in (name for name in tensors if name.startswith("optimizer.")):
-        _, index, key = name.split(".")
-        state["state"].setdefault(int(index), {})[key] = tensors[name]
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(state)
     scaler.load_state_dict(numbers["scaler"])
     torch.set_rng_state(tensors["random.cpu"])
@@ -198,11 +212,23 @@ def _trim_log(path: Path, done: int):
 
 
 def read_log(folder: Path) -> list[dict]:
-    """Return the rows of `log.jsonl`: step, factor and every named loss."""
+    """Return the rows of `log.jsonl`: dicts with step, factor and every named loss.
+
+    Args:
+        folder: of the stage that trained.
+
+    Raises:
+        FileNotFoundError: nothing was trained there.
+    """
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors and remove the training state beside them."""
+    """Write a network's weights as safetensors and remove the training state beside them.
+
+    Args:
+        model: the trained network.
+        path: the file to make, in the folder that was given to `train`.
+    """
     write_tensors(path, model.state_dict())
     (path.parent / "state.safetensors").unlink(missing_ok=True)

@@ -70,14 +70,30 @@ def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np
 
 
 def draw_image(axes, image: np.ndarray, title: str = "") -> None:
-    """Draw a photograph without axes."""
+    """Draw a photograph without axes.
+
+    Args:
+        axes: matplotlib axes.
+        image: uint8 (H, W, 3), RGB.
+        title: above the picture.
+    """
     axes.imshow(image)
     axes.set_title(title)
     axes.set_axis_off()
 
 
 def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = ""):
-    """Draw a score map in [0, 1] over a photograph; returns the mappable for a colour bar."""
+    """Draw a score map over a grey photograph.
+
+    Args:
+        axes: matplotlib axes.
+        image: uint8 (H, W, 3), RGB.
+        scores: (H, W) floats in [0, 1].
+        title: above the picture.
+
+    Returns:
+        the mappable, for a colour bar over 0..1.
+    """
     axes.imshow(overlay(image, scores))
     axes.set_title(title)
     axes.set_axis_off()
@@ -85,7 +101,16 @@ def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = ""):
 
 
 def draw_map(axes, values, title: str = ""):
-    """Draw a map in [0, 1] without a photograph, e.g. boundaries; returns the mappable for a colour bar."""
+    """Draw a map without a photograph, e.g. boundaries.
+
+    Args:
+        axes: matplotlib axes.
+        values: (h, w) floats in [0, 1].
+        title: above the picture.
+
+    Returns:
+        the mappable, for a colour bar over 0..1.
+    """
     mappable = axes.imshow(values, vmin=0, vmax=1)
     axes.set_title(title)
     axes.set_axis_off()
@@ -129,7 +154,19 @@ def _inside(region: np.ndarray) -> tuple[int, int]:
 
 
 def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -> list[str]:
-    """Choose image ids to look at: the best, the worst and random ones by a value, never the best only."""
+    """Choose image ids to look at: the best, random and the worst ones by a value, never the best only.
+
+    Args:
+        values: image id to a number, high is good.
+        count: how many of each kind.
+        seed: of the random ones.
+
+    Returns:
+        up to 3 * `count` ids: best, random, worst; all, ranked, when there are at most 2 * `count`.
+
+    >>> best_worst_random({"a": 0.1, "b": 0.9, "c": 0.5}, count=1)
+    ['b', 'c', 'a']
+    """
     ranked = sorted(values, key=lambda image_id: (-values[image_id], image_id))
     if len(ranked) <= 2 * count:
         return ranked

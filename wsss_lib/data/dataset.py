@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +64,22 @@ class SegmentationDataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of foreground classes C."""
+        """Return the number of foreground classes C."""
         return len(self.classes)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def image_path(self, image_id: str) -> Path:
-        """Return the path of the photograph."""
+        """Return the path of the photograph `JPEGImages/ID.jpg` of an image id, whether or not it exists."""
         return self.root / "JPEGImages" / f"{image_id}.jpg"
 
     def mask_path(self, image_id: str) -> Path:
-        """Return the path of the true mask (which may be absent: no stage before scoring reads it)."""
+        """Return the path of the true mask of an image id (which may be absent: no stage before scoring reads it)."""
         return self.root / self.mask_folder / f"{image_id}.png"
 
     def image(self, image_id: str) -> Image.Image:
-        """Read a photograph as RGB; greyscale files are converted.
+        """Return the photograph of an image id as RGB; greyscale files are converted.
 
         Raises:
             DataError: the file is missing or cannot be decoded.
@@ -86,25 +87,57 @@ class SegmentationDataset:
         return read_image(self.image_path(image_id))
 
     def mask(self, image_id: str) -> np.ndarray:
-        """Read a true mask: uint8 (H, W), values 0..C and 255.
+        """Return the true mask of an image id: uint8 (H, W), values 0..C and 255.
 
         Raises:
             DataError: missing, unreadable, another size than the image, or a value that is no class.
+
+        Explained in notebook 02, section "Masks".
         """
         return read_mask(self.mask_path(image_id), self.num_classes, image_size(self.image_path(image_id)))
 
     def label(self, image_id: str) -> np.ndarray:
-        """Return the image-level label: uint8 (C,)."""
-        return self.labels[self.ids.index(image_id)]
+        """Return the image-level label of an image id: uint8 (C,), 1 where the class is in the image.
+
+        Raises:
+            ValueError: the id is not in the split.
+        """
+        if image_id not in self._row:
+            raise ValueError(f"image {image_id!r} is not in split {self.split!r} of {self.root}")
+        return self.labels[self._row[image_id]]
+
+    @cached_property
+    def _row(self) -> dict[str, int]:  # searching the list is too slow for COCO's 82,783 ids
+        return {image_id: row for row, image_id in enumerate(self.ids)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_row"}  # a worker process makes its own
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read any image file as RGB, whole, or fail with one sentence."""
+    """Read any image file as RGB, whole.
+
+    Args:
+        path: the file.
+
+    Returns:
+        the image, mode RGB.
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+    """
     return _read(path, lambda image: image.convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of an image file without decoding it; errors as `read_image`."""
+    """Return (width, height) of an image file in pixels, without decoding it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
     return _read(path, lambda image: image.size)
 
 
@@ -132,6 +165,8 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
 
     Raises:
         DataError: missing, unreadable, another size than the image, or a value that is no class.
+
+    Explained in notebook 02, section "Masks".
     """
     try:
         with Image.open(path) as image:
@@ -164,8 +199,13 @@ def load_dataset(root: Path | str, split: str, labels: Path | str = "", limit: i
         limit: keep only the first `limit` ids (0: all).
         mask_folder: folder of the masks below `root`, e.g. "SegmentationClassAug".
 
+    Returns:
+        the split; no photograph or mask has been decoded yet.
+
     Raises:
         DataError: something is missing or contradicts itself; the message names the first such file and how many there are.
+
+    Explained in notebook 02, section "The folder".
     """
     root = Path(root)
     if not root.is_dir():
@@ -188,7 +228,14 @@ def load_dataset(root: Path | str, split: str, labels: Path | str = "", limit: i
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
-    """Return the foreground class names of `root/dataset.json`, or VOC's when there is no such file."""
+    """Return the foreground class names of `root/dataset.json`, or VOC's when there is no such file.
+
+    Args:
+        root: devkit folder.
+
+    Raises:
+        DataError: the file has no list `classes` of 1 to 254 different names.
+    """
     path = root / "dataset.json"
     if not path.is_file():
         return VOC_CLASSES
@@ -205,7 +252,17 @@ def read_classes(root: Path) -> tuple[str, ...]:
 
 
 def read_split(root: Path, split: str) -> tuple[str, ...]:
-    """Return the ids of one list; an id is the first word of a line, as a string."""
+    """Return the ids of one list, in its order; an id is the first word of a line, as a string.
+
+    Args:
+        root: devkit folder.
+        split: name of a list in `ImageSets/Segmentation`.
+
+    Raises:
+        DataError: there is no such list, or it is empty, no text, names an id twice or something that is no id.
+
+    Explained in notebook 02, section "The folder".
+    """
     folder = root / "ImageSets" / "Segmentation"
     path = folder / f"{split}.txt"
     if not path.is_file():
@@ -224,7 +281,17 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
 
 
 def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Return the table of image-level labels: image id to uint8 (C,)."""
+    """Return the table of image-level labels: image id to uint8 (C,), 1 where the class is in the image.
+
+    Args:
+        path: the CSV file: first column `image_id`, then one 0/1 column for each class, in order.
+        classes: the C foreground class names that the columns must have.
+
+    Raises:
+        DataError: the file is missing or no such table, or an image has two rows.
+
+    Explained in notebook 02, section "Image-level labels".
+    """
     if not path.is_file():
         raise DataError(f"{path}: the label table is missing; make it with python -m data_prep.voc_labels, or set labels")
     try:

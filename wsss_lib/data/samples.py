@@ -5,7 +5,7 @@ process loads it or on what was loaded before.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,32 @@ from wsss_lib.data.dataset import IGNORE, SegmentationDataset, read_mask
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
-    """Return the random generator of one sample: the same for the same three numbers, on every machine."""
+    """Return the random generator of one sample: the same for the same three numbers, on every machine.
+
+    Args:
+        seed: of the run.
+        epoch: number of the pass over the data, from 0.
+        index: number of the image in the split, from 0.
+
+    >>> sample_rng(0, 1, 2).random() == sample_rng(0, 1, 2).random() != sample_rng(0, 2, 1).random()
+    True
+    """
     return random.Random(f"{seed}/{epoch}/{index}")
 
 
 class ClassificationSamples(Dataset):
     """Images and image-level labels for the classifier: random long side, mirror, random crop (IRN's recipe).
 
-    Yields image float32 (3, crop, crop), normalised, 0 outside the image; label float32 (C,).
+    Yields image float32 (3, crop, crop), normalised, 0 outside the image; label float32 (C,), 0 or 1.
+
+    Args:
+        data: the split.
+        seed: of the run.
+        long_side: the shortest and the longest random long side, both included, in pixels.
+        crop: side of the crop in pixels.
+        mean, std: (R, G, B) of the normalisation, in 0..1.
+
+    Explained in notebook 10, section "Training on image-level labels".
     """
 
     def __init__(self, data: SegmentationDataset, seed: int, long_side: tuple[int, int], crop: int, mean: tuple, std: tuple):
@@ -52,6 +70,15 @@ class SquareSamples(Dataset):
     """Images and image-level labels for DRS's classifier: squeezed to a square, mirror, colour jitter, random crop.
 
     Yields image float32 (3, crop, crop), normalised, and label float32 (C,).
+
+    Args:
+        data: the split.
+        seed: of the run.
+        resize: side in pixels that photographs are squeezed to.
+        crop: side of the crop in pixels, at most `resize`.
+        mean, std: (R, G, B) of the normalisation, in 0..1.
+
+    Source: DRS, official loader. Explained in notebook 30, section "Training".
     """
 
     def __init__(self, data: SegmentationDataset, seed: int, resize: int, crop: int, mean: tuple, std: tuple):
@@ -76,6 +103,15 @@ class MapSamples(Dataset):
     """Images and localization maps for DRS's refinement: both squeezed to a square, colour jitter, joint mirror.
 
     Yields image float32 (3, side, side), normalised, and maps float32 (C, side, side), 0 for absent classes.
+
+    Args:
+        data: the split.
+        maps_folder: holds the classifier's maps `ID.npz`.
+        seed: of the run.
+        side: of the square in pixels.
+        mean, std: (R, G, B) of the normalisation, in 0..1.
+
+    Source: DRS, official loader. Explained in notebook 30, section "Refinement learning".
     """
 
     def __init__(self, data: SegmentationDataset, maps_folder: Path, seed: int, side: int, mean: tuple, std: tuple):
@@ -104,6 +140,16 @@ class AffinitySamples(Dataset):
     """Images and reduced label maps for IRN: joint random scale, mirror and crop.
 
     Yields image float32 (3, crop, crop) and label int64 (crop/4, crop/4) with 255 outside the image.
+
+    Args:
+        data: the split.
+        label_folder: holds the confident labels `ID.png` at the images' sizes.
+        seed: of the run.
+        scale: the smallest and the largest random factor on the image's size.
+        crop: side of the crop in pixels, a multiple of 4.
+        mean, std: (R, G, B) of the normalisation, in 0..1.
+
+    Source: IRN (Ahn, Cho, Kwak, CVPR 2019), training recipe of its program.
     """
 
     def __init__(self, data: SegmentationDataset, label_folder: Path, seed: int, scale: tuple[float, float], crop: int,
@@ -114,7 +160,8 @@ class AffinitySamples(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def augmented(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return image float32 (crop, crop, 3), normalised, and label uint8 (crop, crop) of one sample."""
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image_id = self.data.ids[index]
@@ -126,15 +173,28 @@ class AffinitySamples(Dataset):
         if rng.random() < 0.5:
             array, label = array[:, ::-1], label[:, ::-1]
         box = transforms.crop_box(label.shape, self.crop, rng)
-        array, label = transforms.crop(array, box, self.crop, 0), transforms.crop(label, box, self.crop, IGNORE)
+        return transforms.crop(array, box, self.crop, 0), transforms.crop(label, box, self.crop, IGNORE)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        array, label = self.augmented(key)
         return transforms.to_tensor(array), transforms.to_tensor(transforms.quarter_label(label))
 
 
 class SegmentationSamples(Dataset):
     """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean colour and 255, crop, mirror.
 
-    Yields image float32 (3, crop, crop) and label int64 (crop, crop); with `image_labels` also the image-level label with
-    background in front, float32 (1 + C,).
+    Yields image float32 (3, crop, crop) and label int64 (crop, crop), 0..C and 255; with `image_labels` set also the
+    image-level label with background in front, float32 (1 + C,).
+
+    Args:
+        data: the split.
+        mask_folder: holds the masks `ID.png` at the images' sizes.
+        seed: of the run.
+        scales: factors on the image's size, one of which is drawn.
+        crop: side of the crop in pixels.
+        mean, std: (R, G, B) of the normalisation, in 0..1.
+
+    Source: DeepLab-v2's augmentation, see `transforms.scale_crop_flip`.
     """
 
     image_labels = False
@@ -159,19 +219,40 @@ class SegmentationSamples(Dataset):
         return (*sample, present) if self.image_labels else sample
 
     def augment(self, image: Image.Image, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """Return image (crop, crop, 3) in 0..255 and label (crop, crop)."""
+        """Return a randomly changed image and its label.
+
+        Args:
+            image: RGB photograph, (H, W).
+            label: uint8 (H, W), 0..C or 255.
+            rng: draws everything that is random.
+
+        Returns:
+            image (crop, crop, 3) in 0..255; label (crop, crop).
+        """
         draws = transforms.draw_scale_crop_flip(label.shape, self.scales, self.crop, rng)
         mean_colour = tuple(255 * value for value in self.mean)
         return transforms.scale_crop_flip(np.asarray(image, np.float32), label, *draws, self.crop, mean_colour)
 
 
 class V3PlusSamples(SegmentationSamples):
-    """The same for DeepLab-v3+: a scale from the whole range, black and `label_fill` around small images, crop, mirror."""
+    """The same for DeepLab-v3+: a scale from the whole range, black and `label_fill` around small images, crop, mirror.
+
+    Source: see `transforms.padded_crop`. Explained in notebook 90, section "Version 2 and version 3+ side by side".
+    """
 
     label_fill = IGNORE  # the published program has 0, background
 
     def augment(self, image: Image.Image, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """Return image (crop, crop, 3) in 0..255 and label (crop, crop)."""
+        """Return a randomly changed image and its label.
+
+        Args:
+            image: RGB photograph, (H, W).
+            label: uint8 (H, W), 0..C or 255.
+            rng: draws everything that is random.
+
+        Returns:
+            image (crop, crop, 3) in 0..255; label (crop, crop).
+        """
         scale = rng.uniform(min(self.scales), max(self.scales))
         width, height = (max(1, int(side * scale)) for side in image.size)
         array = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
@@ -179,6 +260,52 @@ class V3PlusSamples(SegmentationSamples):
         top, left = (rng.randrange(max(0, side - self.crop) + 1) for side in transforms.padded_size(label.shape, self.crop))
         array, label = transforms.padded_crop(array, label, top, left, self.crop, 0, self.label_fill)
         return (array[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (array, label)
+
+
+def disjoint_pool(labels: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return the indices of the images that share no class with an image.
+
+    Args:
+        labels: (N, C), 0 or 1; an image without a class is disjoint from all.
+        label: (C,).
+
+    Returns:
+        int64, increasing.
+
+    Source: RIB, official code, voc12/dataloader.py. Explained in notebook 20, section "Companions".
+
+    Example:
+        >>> disjoint_pool(np.array([[1, 0], [0, 1], [0, 0]]), np.array([1, 0])).tolist()
+        [1, 2]
+    """
+    return np.flatnonzero(labels.astype(np.int64) @ label.astype(np.int64) == 0)
+
+
+def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rng: random.Random) -> Iterator[list[int]]:
+    """Yield endless batches of a pool, in which every index has its turn before one comes again.
+
+    Args:
+        pool: at least one index.
+        size: of a batch; a smaller pool is repeated in it.
+        first_rng: draws the first batch.
+        rng: draws all others.
+
+    Returns:
+        an iterator without an end; each batch is a list of `size` indices.
+
+    Example:
+        >>> batches = batches_of_pool(range(4), 2, random.Random(0), random.Random(1))
+        >>> sorted(next(batches) + next(batches))
+        [0, 1, 2, 3]
+    """
+    order = first_rng.sample(list(pool), min(size, len(pool)))
+    rest = sorted(set(pool) - set(order))
+    order += rng.sample(rest, len(rest))
+    while True:
+        while len(order) < size:
+            order += rng.sample(list(pool), len(pool))
+        yield order[:size]
+        del order[:size]
 
 
 class StepSampler(Sampler):
@@ -221,13 +348,30 @@ class StepSampler(Sampler):
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Return the number of whole batches in an epoch, at least 1."""
+    """Return the number of whole batches in an epoch, at least 1.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: images of one step.
+    """
     return max(1, num_samples // batch_size)
 
 
 def batches(samples: Dataset, batch_size: int, parts: int, first_step: int, last_step: int, seed: int,
             num_workers: int) -> DataLoader:
-    """Return a loader over the steps [first_step, last_step) of a training run; see `StepSampler`."""
+    """Return a loader over the steps [first_step, last_step) of a training run.
+
+    Args:
+        samples: torch data set that is indexed by (epoch, index).
+        batch_size: images of one step (the global batch).
+        parts: a step's batch comes in this many equal parts (gradient accumulation).
+        first_step, last_step: half-open range.
+        seed: of the permutations, see `StepSampler`.
+        num_workers: loader processes; 0 loads in this one. It changes no sample.
+
+    Returns:
+        a loader of (last_step - first_step) * parts batches of batch_size / parts samples.
+    """
     sampler = StepSampler(len(samples), batch_size, parts, first_step, last_step, seed)
     # A generator of its own: the loader draws a number when it starts, which would shift torch's after a resume.
     return DataLoader(samples, batch_sampler=sampler, num_workers=num_workers, generator=torch.Generator(),

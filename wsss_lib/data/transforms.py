@@ -25,6 +25,13 @@ from wsss_lib.data.dataset import IGNORE
 def resize_image(image: Image.Image, scale: float) -> Image.Image:
     """Resize by a factor, bicubic; the new sides are rounded half to even.
 
+    Args:
+        image: PIL image.
+        scale: factor on both sides, above 0.
+
+    Returns:
+        PIL image, at least one pixel high and wide.
+
     Example:
         >>> resize_image(Image.new("RGB", (5, 3)), 0.5).size
         (2, 2)
@@ -33,7 +40,17 @@ def resize_image(image: Image.Image, scale: float) -> Image.Image:
 
 
 def resize_label(label: np.ndarray, scale: float) -> np.ndarray:
-    """Resize a label map by a factor, nearest neighbour, so that no new values arise."""
+    """Resize a label map by a factor, nearest neighbour, so that no new values arise.
+
+    Args:
+        label: uint8 (H, W).
+        scale: factor on both sides, above 0; the new sides are rounded as in `resize_image`.
+
+    Returns:
+        uint8 of the new size.
+
+    Explained in notebook 02, section "Masks".
+    """
     width, height = _scaled_size(label.shape[::-1], scale)
     return np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
 
@@ -43,12 +60,30 @@ def _scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def random_long_side(image: Image.Image, shortest: int, longest: int, rng: random.Random) -> Image.Image:
-    """Resize so that the long side is a random integer in [shortest, longest] (IRN's classifier recipe)."""
+    """Resize so that the long side is a random integer in [shortest, longest] (IRN's classifier recipe).
+
+    Args:
+        image: PIL image.
+        shortest, longest: in pixels, both included.
+        rng: one integer is drawn.
+
+    Returns:
+        PIL image of about the same aspect ratio.
+    """
     return resize_image(image, rng.randint(shortest, longest) / max(image.size))
 
 
 def resize_square(image: Image.Image, side: int) -> Image.Image:
     """Squeeze a photograph to side x side pixels, bilinear; the aspect ratio is lost (DRS).
+
+    Args:
+        image: photograph of any size.
+        side: in pixels.
+
+    Returns:
+        the photograph, side x side.
+
+    Explained in notebook 30, section "Training".
 
     Example:
         >>> resize_square(Image.new("RGB", (5, 3)), 4).size
@@ -58,7 +93,17 @@ def resize_square(image: Image.Image, side: int) -> Image.Image:
 
 
 def colour_jitter(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Change brightness, contrast and saturation by factors in 0.7..1.3 and hue by -0.1..0.1, in random order (DRS)."""
+    """Change brightness, contrast and saturation by factors in 0.7..1.3 and hue by -0.1..0.1, in random order (DRS).
+
+    Args:
+        image: RGB photograph.
+        rng: draws the four amounts and their order.
+
+    Returns:
+        a photograph of the same size.
+
+    Explained in notebook 30, section "Training".
+    """
     changes = [(adjust_brightness, rng.uniform(0.7, 1.3)), (adjust_contrast, rng.uniform(0.7, 1.3)),
                (adjust_saturation, rng.uniform(0.7, 1.3)), (adjust_hue, rng.uniform(-0.1, 0.1))]
     rng.shuffle(changes)
@@ -68,7 +113,17 @@ def colour_jitter(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def normalize(image: Image.Image | np.ndarray, mean: tuple, std: tuple) -> np.ndarray:
-    """Map an RGB image in 0..255 to float32 (H, W, 3): (image / 255 - mean) / std for each channel."""
+    """Scale an RGB image for a network: (image / 255 - mean) / std for each channel.
+
+    Args:
+        image: PIL image or array (H, W, 3), values 0..255.
+        mean, std: three numbers each, in 0..1.
+
+    Returns:
+        float32 (H, W, 3).
+
+    Explained in notebook 10, section "One map in ten lines".
+    """
     return ((np.asarray(image, np.float32) / 255 - np.float32(mean)) / np.float32(std)).astype(np.float32)
 
 
@@ -94,7 +149,21 @@ def crop_box(size: tuple[int, int], crop: int, rng: random.Random) -> tuple[int,
 
 
 def crop(array: np.ndarray, box: tuple[int, ...], side: int, fill: float) -> np.ndarray:
-    """Cut a (side, side, ...) crop given by `crop_box`; what lies outside the image gets `fill`."""
+    """Cut a square crop given by `crop_box`; what lies outside the image gets `fill`.
+
+    Args:
+        array: (H, W) or (H, W, channels), any type.
+        box: canvas top, bottom, left, right, image top, bottom, left, right.
+        side: side of the crop in pixels.
+        fill: 0 for normalised images, 255 for labels.
+
+    Returns:
+        (side, side) or (side, side, channels) of the same type.
+
+    >>> crop(np.array([[1, 2, 3]]), (0, 1, 1, 2, 0, 1, 2, 3), side=2, fill=9)
+    array([[9, 3],
+           [9, 9]])
+    """
     canvas = np.full((side, side, *array.shape[2:]), fill, dtype=array.dtype)
     top, bottom, left, right, image_top, image_bottom, image_left, image_right = box
     canvas[top:bottom, left:right] = array[image_top:image_bottom, image_left:image_right]
@@ -102,32 +171,55 @@ def crop(array: np.ndarray, box: tuple[int, ...], side: int, fill: float) -> np.
 
 
 def top_left_crop(array: np.ndarray, side: int, fill: float) -> np.ndarray:
-    """Cut the top-left (side, side, ...) part; a smaller image is filled on the right and bottom."""
+    """Cut the top-left square; a smaller image is filled on the right and bottom.
+
+    Args:
+        array: (H, W) or (H, W, channels), any type.
+        side: side of the square in pixels.
+        fill: value outside the image.
+
+    Returns:
+        (side, side) or (side, side, channels) of the same type.
+    """
     height, width = min(array.shape[0], side), min(array.shape[1], side)
     return crop(array, (0, height, 0, width, 0, height, 0, width), side, fill)
 
 
 def quarter_label(label: np.ndarray) -> np.ndarray:
-    """Reduce a label map to stride 4 by nearest neighbour: rows and columns 2, 6, 10, ... (IRN's label grid)."""
+    """Reduce a label map to stride 4 by nearest neighbour: rows and columns 2, 6, 10, ... (IRN's label grid).
+
+    Args:
+        label: (H, W), any type; sides are multiples of 4.
+
+    Returns:
+        (H/4, W/4), a view of the same type.
+
+    Explained in notebook 80, section "Pairs and paths".
+
+    >>> quarter_label(np.arange(32).reshape(4, 8))
+    array([[18, 22]])
+    """
     return label[2::4, 2::4]
 
 
 def scale_crop_flip(image: np.ndarray, label: np.ndarray, scale: float, top: int, left: int, flip: bool, side: int,
                     fill: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """DeepLab-v2's augmentation with the random draws given.
+    """Apply DeepLab-v2's augmentation with the random draws given.
 
     The image is resized bilinearly (no anti-aliasing) and the label by nearest neighbour to int(H scale) x int(W scale),
     filled on the bottom and right up to the crop with `fill` and 255, cropped at (top, left), mirrored last.
 
     Args:
         image: float32 (H, W, 3).
-        label: (H, W).
+        label: uint8 (H, W).
         scale, top, left, flip: the draws, for instance from `draw_scale_crop_flip`.
         side: side of the crop in pixels.
         fill: colour of the padding, in the units of `image`: the mean colour, which normalises to 0.
 
     Returns:
-        image float32 (side, side, 3) and label (side, side).
+        image float32 (side, side, 3) and label uint8 (side, side).
+
+    Source: DeepLab-v2, augmentation of the weakly-supervised papers that train it.
     """
     height, width = max(1, int(image.shape[0] * scale)), max(1, int(image.shape[1] * scale))
     chw = torch.from_numpy(np.ascontiguousarray(image, np.float32)).permute(2, 0, 1)[None]
@@ -145,7 +237,17 @@ def scale_crop_flip(image: np.ndarray, label: np.ndarray, scale: float, top: int
 
 def draw_scale_crop_flip(size: tuple[int, int], scales: tuple[float, ...], side: int,
                          rng: random.Random) -> tuple[float, int, int, bool]:
-    """Draw scale, top, left and flip for `scale_crop_flip` on an image of size (H, W)."""
+    """Draw the random numbers of `scale_crop_flip`.
+
+    Args:
+        size: (H, W) of the image.
+        scales: factors to choose from.
+        side: side of the crop in pixels.
+        rng: four numbers are drawn, in the order of the result.
+
+    Returns:
+        scale; top and left of the crop in the scaled and filled image, in pixels; flip, true in half of the cases.
+    """
     scale = rng.choice(scales)
     height, width = (max(side, int(length * scale)) for length in size)
     return scale, rng.randrange(height - side + 1), rng.randrange(width - side + 1), rng.random() < 0.5
@@ -167,6 +269,8 @@ def padded_crop(image: np.ndarray, label: np.ndarray, top: int, left: int, side:
 
     Returns:
         image (side, side, 3) and label (side, side).
+
+    Source: official DeepLab-v3+ training. Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """
     for axis in (1, 0):
         margin = max(0, (1 + side - label.shape[axis]) // 2) if label.shape[axis] < side else 0
@@ -179,6 +283,12 @@ def padded_crop(image: np.ndarray, label: np.ndarray, top: int, left: int, side:
 
 def padded_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Return the size (H, W) of an image after the filling of `padded_crop`.
+
+    Args:
+        size: (H, W) before it.
+        side: of the crop in pixels.
+
+    Explained in notebook 90, section "Version 2 and version 3+ side by side".
 
     Example:
         >>> padded_size((30, 20), 33)
@@ -201,13 +311,22 @@ def centre_crop(image: Image.Image, label: np.ndarray, side: int) -> tuple[Image
 
     Returns:
         image of side x side pixels and label (side, side): another set of pixels than the full image's.
+
+    Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """
     cut = center_crop(resize(image, side, InterpolationMode.BILINEAR), side)
     return cut, np.asarray(center_crop(resize(Image.fromarray(label), side, InterpolationMode.NEAREST), side))
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Copy an (H, W, 3) array to a (3, H, W) float32 tensor, or an (H, W) label map to an int64 tensor."""
+    """Copy an image or a label map to a tensor.
+
+    Args:
+        array: float32 (H, W, 3) image, or integer (H, W) label map.
+
+    Returns:
+        float32 (3, H, W), or int64 (H, W).
+    """
     if array.ndim == 2:
         return torch.from_numpy(array.astype(np.int64))
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))

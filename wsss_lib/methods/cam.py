@@ -4,7 +4,7 @@ The classifier is a backbone, a 1x1 convolution without bias and a global averag
 be exchanged, and the convolution's output before averaging shows where the evidence for a class lies: the CAM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -38,29 +38,55 @@ class ClassActivationNet(nn.Module):
             module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (N, C) of normalised images (N, 3, H, W)."""
+        """Return the logits float32 (N, C) of normalised images float32 (N, 3, H, W)."""
         features = self.backbone(images)  # f: (N, D, H/16, W/16)
         return self.classifier(F.adaptive_avg_pool2d(features, 1)).flatten(1)
 
     def activation_maps(self, images: Tensor) -> Tensor:
-        """Return ReLU(W f): (N, C, h, w), not normalised, at the backbone's stride."""
+        """Return the evidence for every class, ReLU(W f), not normalised: (N, C, h, w) at the backbone's stride.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+
+        Source: Zhou et al., CVPR 2016, M_c(x, y) = sum_k w_k^c f_k(x, y), cut off below 0.
+        Explained in notebook 10, section "One map in ten lines".
+        """
         return F.relu(self.classifier(self.backbone(images)))
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return SGD's two groups: what is trained of the backbone, and the classifier."""
+        """Return SGD's two groups: what is trained of the backbone, and the classifier.
+
+        Args:
+            learning_rate: of the backbone.
+            head_learning_rate: of the classifier (published: ten times the backbone's).
+            weight_decay: of both.
+        """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
                 {"params": list(self.classifier.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay}]
 
 
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Return the multi-label soft-margin loss, a mean over images and classes: {"loss": scalar}."""
+    """Return the multi-label soft-margin loss, a mean over images and classes: {"loss": scalar}.
+
+    Args:
+        model: images to logits (N, C).
+        batch: images float32 (N, 3, H, W), normalised; labels float32 (N, C), 0 or 1.
+
+    Explained in notebook 10, section "Training on image-level labels".
+
+    >>> round(classification_loss(nn.Identity(), (torch.zeros(1, 2), torch.ones(1, 2)))["loss"].item(), 4)  # ln 2
+    0.6931
+    """
     images, labels = batch
     return {"loss": F.multilabel_soft_margin_loss(model(images).float(), labels)}
 
 
 def stride4_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size of the stride-4 grid: one cell for each 4x4 block, the last ones cut.
+    """Return the size (h, w) of the stride-4 grid of an image: one cell for each 4x4 block, the last ones cut.
+
+    Args:
+        size: (H, W) of the image in pixels.
 
     Example:
         >>> stride4_size((375, 500))
@@ -69,7 +95,8 @@ def stride4_size(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
 
 
-def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor, grid_stride: int = 1) -> Tensor:
+def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor, grid_stride: int = 1,
+                 join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Tensor:
     """Add mirrored and unmirrored maps of all scales and divide every class by its maximum (IRN, section 5).
 
     Args:
@@ -78,6 +105,7 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor,
         classes: int64 (K,) the image's foreground classes, 0-based.
         grid_stride: the maps are resized to the area that a grid of this stride covers and cut to `size`. 1 (stored
             maps) resizes straight to `size`; the official full-resolution maps use 16.
+        join: how the maps of image and mirror become one, before the scales are added (VWE: `torch.maximum`).
 
     Returns:
         float (K, H, W) in [0, 1].
@@ -88,14 +116,15 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor,
     total = torch.zeros(len(classes), *size, dtype=maps[0].dtype, device=maps[0].device)
     for scale_maps in maps if len(classes) else ():  # an image without a class has no map; torch resizes no empty tensor
         chosen = scale_maps[:, classes.to(scale_maps.device)]
-        both = chosen[0] + chosen[1].flip(-1)  # (K, h_s, w_s)
+        both = join(chosen[0], chosen[1].flip(-1))  # (K, h_s, w_s)
         total += F.interpolate(both[None], size=covered, mode="bilinear", align_corners=False)[0, :, :size[0], :size[1]]
     return total / (total.amax((1, 2), keepdim=True) + 1e-5)
 
 
 @torch.inference_mode()
 def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], labels: np.ndarray, scales: Sequence[float],
-                      mean: tuple, std: tuple) -> list[tuple[np.ndarray, np.ndarray]]:
+                      mean: tuple, std: tuple,
+                      join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 maps of a batch of photographs of equal size.
 
     Args:
@@ -103,10 +132,11 @@ def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], la
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         scales: factors on the image's size.
-        mean, std: of the normalisation.
+        mean, std: of the normalisation, in 0..1.
+        join: how image and mirror become one map, as in `merge_scales`.
 
     Returns:
-        for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1].
+        for each image: classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1].
 
     Explained in notebook 10, section "Several scales and a mirror".
     """
@@ -121,13 +151,21 @@ def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], la
     for index in range(len(images)):
         classes = torch.from_numpy(np.flatnonzero(labels[index]))
         pairs = [scale_maps[[index, index + len(images)]] for scale_maps in maps]  # (2, C, h_s, w_s)
-        result.append((classes.numpy(), merge_scales(pairs, size, classes).cpu().numpy()))
+        result.append((classes.numpy(), merge_scales(pairs, size, classes, join=join).cpu().numpy()))
     return result
 
 
 @torch.inference_mode()
 def classification_scores(net: ClassActivationNet, images: Sequence[Image.Image], mean: tuple, std: tuple) -> np.ndarray:
-    """Return the class probabilities of photographs of equal size at scale 1: float32 (N, C)."""
+    """Return the class probabilities of photographs at scale 1: float32 (N, C) in [0, 1].
+
+    Args:
+        net: in evaluation mode.
+        images: N RGB photographs of one size.
+        mean, std: of the normalisation, in 0..1.
+
+    Explained in notebook 10, section "Score of the classifier".
+    """
     device = net.classifier.weight.device
     batch = torch.stack([transforms.to_tensor(transforms.normalize(image, mean, std)) for image in images]).to(device)
     return torch.sigmoid(net(batch)).cpu().numpy()

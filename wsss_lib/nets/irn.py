@@ -6,13 +6,20 @@ from torch import Tensor, nn
 
 
 class MeanShift(nn.Module):
-    """Subtract the average displacement, in evaluation mode only; `running_mean` (2,) is set after training."""
+    """Subtract the average displacement, in evaluation mode only.
+
+    Attributes:
+        running_mean: float32 (2,), (dy, dx) in cells; a buffer that is set after training.
+
+    Source: IRN, its program.
+    """
 
     def __init__(self):
         super().__init__()
         self.register_buffer("running_mean", torch.zeros(2))
 
     def forward(self, displacement: Tensor) -> Tensor:
+        """Return displacements float32 (N, 2, h, w) in cells, minus their average in evaluation mode."""
         if self.training:
             return displacement
         return displacement - self.running_mean.view(1, 2, 1, 1)
@@ -63,6 +70,7 @@ class IRN(nn.Module):
         self.mean_shift = MeanShift()
 
     def train(self, mode: bool = True) -> "IRN":
+        """Return the network itself in training or (mode false) evaluation mode; its backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         return self

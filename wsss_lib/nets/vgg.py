@@ -67,6 +67,11 @@ class VGG(nn.Module):
         return outputs
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the deepest features: float (N, channels[4], H/8, W/8), rounded down.
+
+        Args:
+            images: float (N, 3, H, W), normalised.
+        """
         return self.stages(images)[-1]
 
     def convolutions(self) -> list[nn.Conv2d]:
@@ -90,6 +95,9 @@ def build_vgg(name: str, weights: str = "none") -> VGG:
     Args:
         name: "vgg16", or "vgg_small": the same code with width 8 and one or two convolutions a stage (for smoke runs).
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once), or the path of a safetensors file.
+
+    Returns:
+        the network, on the CPU.
 
     Raises:
         ValueError: unknown name, or weights that belong to another network.

@@ -26,7 +26,13 @@ class Path(NamedTuple):
 
 
 class PathIndex(NamedTuple):
-    """The pairs of one map as flat indices y*W + x: `source` (S,), `destination` (n, S), `paths` n times (length, S)."""
+    """The pairs of one map as flat indices y*W + x, all int64.
+
+    Attributes:
+        source: (S,).
+        destination: (n, S).
+        paths: n tensors (length of the path, S).
+    """
 
     source: Tensor
     destination: Tensor
@@ -34,7 +40,16 @@ class PathIndex(NamedTuple):
 
 
 class PairLabels(NamedTuple):
-    """Which pairs are known to be equal (both background, both one object class) or different; each bool (..., n, S)."""
+    """Which pairs are known to be equal or different; each bool (..., n, S).
+
+    Attributes:
+        bg_pos: P+_bg, both pixels are background.
+        fg_pos: P+_fg, both show one object class.
+        neg: P-, they differ.
+
+    Source: IRN (Ahn, Cho, Kwak, CVPR 2019), mining of inter-pixel relations.
+    Explained in notebook 80, section "Pairs and paths".
+    """
 
     bg_pos: Tensor
     fg_pos: Tensor
@@ -42,7 +57,17 @@ class PairLabels(NamedTuple):
 
 
 class AffinityLosses(NamedTuple):
-    """The four terms of IRN's loss, scalars. `total` is what training minimises."""
+    """The four terms of IRN's loss, scalars.
+
+    Attributes:
+        pos: boundaries between pixels that are known to be equal.
+        neg: missing boundaries between pixels that are known to be different.
+        dp_fg: displacements of pixels of one object class that do not point at one centre.
+        dp_bg: displacements of background pixels that differ.
+
+    Source: IRN, losses of boundary detection and displacement field.
+    Explained in notebook 80, section "The loss".
+    """
 
     pos: Tensor
     neg: Tensor
@@ -51,6 +76,7 @@ class AffinityLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
+        """Return the scalar that training minimises: the mean of pos and neg plus the mean of dp_fg and dp_bg."""
         return (self.pos + self.neg) / 2 + (self.dp_fg + self.dp_bg) / 2
 
 

@@ -61,7 +61,9 @@ def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, iterati
     Args:
         image: (H, W, 3) uint8, RGB, the photograph itself (not with its mean subtracted).
         probabilities: (K, H, W) float in [0, 1], summing to 1 over K at every pixel; clipped below at 1e-5.
-        iterations, gaussian_*, bilateral_*: as in `crf_from_labels`.
+        iterations: steps of mean field.
+        gaussian_sxy, gaussian_compat: width in pixels and weight of the gaussian term.
+        bilateral_sxy, bilateral_srgb, bilateral_compat: widths in pixels and grey levels, and weight of the bilateral term.
 
     Returns:
         (K, H, W) float32, the probabilities Q after the last step.
@@ -117,6 +119,36 @@ def crf_segmentation(image: np.ndarray, probabilities: np.ndarray, min_probabili
     if not kept.size:
         raise ValueError(f"No class reaches min_probability={min_probability} anywhere in the image: lower it.")
     return kept[crf_from_probabilities(image, probabilities[kept], **parameters).argmax(0)]
+
+
+def crf_from_maps(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, background: float = 0.15) -> np.ndarray:
+    """Refine localization maps as VWL does, which takes the soft-max of the scores themselves for probabilities.
+
+    Args:
+        image: (H, W, 3) uint8, RGB, the photograph itself.
+        scores: (K, H, W) float in [0, 1].
+        classes: (K,) int, 0-based foreground classes.
+        background: score of the background.
+
+    Returns:
+        (H, W) int64, 0 background, i + 1 for class i.
+
+    Source: VWL, the CRF script of its program.
+    Explained in notebook 50, section "Numbers".
+    """
+    refined = crf_from_probabilities(image, soft_scores(scores, background), bilateral_sxy=64)
+    return np.pad(np.asarray(classes, np.int64) + 1, (1, 0))[refined.argmax(0)]
+
+
+def soft_scores(scores: np.ndarray, background: float) -> np.ndarray:
+    """Return the soft-max of background and scores, rather flat as they lie in [0, 1]: (K + 1, H, W) float32.
+
+    Args:
+        scores: (K, H, W) float in [0, 1].
+        background: score of the background.
+    """
+    powers = np.exp(np.pad(np.asarray(scores, np.float32), ((1, 0), (0, 0), (0, 0)), constant_values=background))
+    return powers / powers.sum(0)
 
 
 def _check_image(image: np.ndarray, size: tuple[int, ...]) -> None:

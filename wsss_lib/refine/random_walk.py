@@ -16,18 +16,24 @@ TRUNCATION = 1e-7  # share of the walk that the Chebyshev series may leave out
 
 
 class Graph(NamedTuple):
-    """Sparse symmetric matrix (h*w, h*w) in compressed rows, columns ascending: row i holds entries indptr[i]:indptr[i+1]."""
+    """Sparse symmetric matrix (h*w, h*w) in compressed rows, columns ascending.
+
+    Attributes:
+        indptr: int32 (h*w + 1,); row i holds the entries indptr[i]:indptr[i+1].
+        indices: int32, the column of each entry.
+        values: float64, each entry.
+    """
 
     indptr: Tensor
     indices: Tensor
     values: Tensor
 
     def degree(self) -> Tensor:
-        """Return the row sums (h*w,); by symmetry also the column sums."""
+        """Return the row sums, (h*w,) of the type of `values`; by symmetry they are the column sums too."""
         return (self.matrix() @ self.values.new_ones(len(self.indptr) - 1, 1))[:, 0]
 
     def matrix(self) -> Tensor:
-        """Return the graph as a torch CSR tensor, which can be multiplied by dense columns."""
+        """Return the graph as a torch CSR tensor (h*w, h*w), which can be multiplied by dense columns."""
         size = 2 * (len(self.indptr) - 1,)
         with warnings.catch_warnings():  # torch announces at the first use that its CSR tensors may still change
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")

@@ -138,6 +138,35 @@ def irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, foreg
     return np.where(sure_object > 0, sure_object, labels)
 
 
+def irn_thresholds(seed_threshold: float) -> tuple[float, float]:
+    """Derive IRN's two thresholds from the background threshold t of the seeds.
+
+    t_f = t + min(0.15, (1 - t) / 2) and t_b = t - min(0.10, 2 t / 3): the steps that IRN's published values take (0.15 gives
+    0.30 and 0.05) and that its users recommend, shortened where they would leave (0, 1). AMN's published pair for its 0.25 is
+    0.45 and 0.15; the rule gives 0.40 and 0.15. It is a rule of thumb and looks at no pixel label.
+
+    Args:
+        seed_threshold: t in (0, 1).
+
+    Returns:
+        t_f and t_b, with 0 < t_b < t < t_f < 1.
+
+    Raises:
+        ValueError: t is not between 0 and 1.
+
+    Source: IRN's program (0.15, 0.30, 0.05); the rule of thumb is that of ReCAM's author, issue 15 of its repository.
+    Explained in notebook 70, section "How much the choice matters".
+
+    >>> [tuple(round(value, 3) for value in irn_thresholds(t)) for t in (0.15, 0.25, 0.06, 0.9)]
+    [(0.3, 0.05), (0.4, 0.15), (0.21, 0.02), (0.95, 0.8)]
+    """
+    if not 0 < seed_threshold < 1:
+        raise ValueError(f"seed_threshold={seed_threshold} must lie between 0 and 1, both excluded: there must be room on "
+                         "both sides of it.")
+    return (seed_threshold + min(0.15, (1 - seed_threshold) / 2),
+            seed_threshold - min(0.10, 2 * seed_threshold / 3))
+
+
 def _checked(scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores, classes = np.asarray(scores), np.asarray(classes)
     if scores.ndim != 3 or classes.shape != scores.shape[:1] or scores.dtype.kind != "f":

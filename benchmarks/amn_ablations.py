@@ -1,0 +1,111 @@
+"""AMN with one part changed at a time, on the whole set, with several seeds: what does each part give?
+
+python benchmarks/amn_ablations.py --seeds 0 1 2 [--preset smoke] [--out runs/amn_ablations.json]
+
+Needs CAM's finished `classifier` and `maps` of each seed below `runs_root`; the refined seeds are made if notebook 40 has not
+made them. Every finished (seed, variant) is stored at once, so an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from wsss_lib import artifacts, stages
+from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
+from wsss_lib.methods import amn_stages
+from wsss_lib.methods.amn_ablations import VARIANTS, train_variant, variant_localization
+from wsss_lib.thresholds import ImageThresholds
+
+THRESHOLDS = np.linspace(0.01, 0.99, 99)
+PUBLISHED_THRESHOLD = 0.25  # AMN's, chosen without a pixel label of ours
+
+
+def settings_of(preset: str, changes: dict) -> Config:
+    """Return the configuration of a preset with what AMN sets otherwise."""
+    values = {}
+    for path in (PROJECT_ROOT / "configs" / f"{preset}.yaml", PROJECT_ROOT / "configs" / "methods" / f"{preset}.amn.yaml"):
+        values |= read_preset(path) if path.is_file() else {}
+    return Config.from_values(values | {"method": "amn"} | changes)
+
+
+def scored(data, folder: Path) -> dict[str, float]:
+    """Return the summary of a folder of maps, and its mIoU at the published threshold."""
+    sweep = stages.sweep_maps(data, folder, THRESHOLDS, ImageThresholds)
+    return sweep.summary() | {"at_published": round(100 * float(np.interp(PUBLISHED_THRESHOLD, THRESHOLDS, sweep.curve())), 2)}
+
+
+def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
+    """Train and score the variants of one seed that `rows` does not hold yet."""
+    data, score_data = (stages.open_data(config, split) for split in (config.train_split, config.score_split))
+    classifier = artifacts.open_stage(config, "classifier", "10_cam", method="cam").folder / "weights.safetensors"
+    cam_maps = artifacts.open_stage(config, "maps", "10_cam", method="cam").folder
+    finished = rows.setdefault(str(config.seed), {})
+    if "CAM" not in finished:
+        finished["CAM"] = scored(score_data, cam_maps)
+    work, trained = Path(tempfile.mkdtemp()), {}
+    seed_folder = artifacts.stage_folder(config, "refined_seeds")
+    if not (seed_folder / "run.json").is_file():
+        seed_folder = work / "seeds"
+        amn_stages.make_refined_seeds(data, cam_maps, config, seed_folder)
+    for name in names:
+        if name in finished:
+            continue
+        start, variant, folder = time.time(), VARIANTS[name], work / name.replace(" ", "_")
+        key = variant.training_key()
+        if key not in trained:  # variants of the maps alone share one network
+            trained = {key: train_variant(variant, data, seed_folder, classifier, config, folder)}
+        localize = variant_localization(variant, trained[key], score_data, seed_folder, config)
+        stages.make_maps(localize, score_data, config, folder / "maps")
+        finished[name] = scored(score_data, folder / "maps") | {"seconds": round(time.time() - start, 1)}
+        artifacts.write_json(out, rows)
+        shutil.rmtree(folder)
+    shutil.rmtree(work)
+
+
+def table(rows: dict) -> str:
+    """Return a table of all variants: mean and spread over the seeds."""
+    columns = {"best": "best mIoU %", "threshold": "at", "at_published": f"at {PUBLISHED_THRESHOLD}", "width": "range",
+               "image_spread": "own thr. sd", "upper_bound": "own thr. %", "image_loss": "loss"}
+    lines = [f"{'':34s}" + "".join(f"{title:>15s}" for title in columns.values()) + "   runs"]
+    names = ["CAM", *VARIANTS]
+    for name in names:
+        found = [seed[name] | {"width": seed[name]["high"] - seed[name]["low"]} for seed in rows.values() if name in seed]
+        if found:
+            cells = []
+            for key in columns:
+                values = [row[key] for row in found]
+                digits = 1 if max(values) > 1 else 2
+                cells.append(f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""))
+            lines.append(f"{name:34s}" + "".join(f"{cell:>15s}" for cell in cells) + f"{len(found):7d}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="smoke")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="of finished CAM runs")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--limit", type=int, default=0, help="only the first images; 0: all")
+    parser.add_argument("--runs-root", default="runs")
+    parser.add_argument("--out", default="runs/amn_ablations.json", help="gets the numbers, and holds those of an earlier run")
+    options = parser.parse_args(arguments)
+    if not options.seeds:
+        print("This takes about ten minutes of one core for each seed at smoke size; name them: --seeds 0 1 2")
+        return {}
+    out = project_path(options.out)
+    rows = artifacts.read_json(out) if out.is_file() else {}
+    for seed in options.seeds:
+        config = settings_of(options.preset, {"seed": seed, "runs_root": options.runs_root, "limit": options.limit})
+        run_seed(config, options.variants, rows, out)
+    artifacts.write_json(out, rows)
+    print(table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""COCO's instances JSON, read in bounded memory: an index of where each annotation lies instead of the annotations.
+
+`instances_train2014.json` holds 330 MB of text and, as Python objects, several gigabytes. One pass over the file keeps a few
+numbers for each annotation; what an image needs is read again when the image is worked on.
+"""
+
+import json
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+
+from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES, INDEX_OF_ID
+from wsss_lib.data.dataset import DataError
+
+LIMIT = 1 << 26  # characters of the longest element; the longest of COCO have less than a hundredth
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image as the JSON names it.
+
+    Attributes:
+        file_name: without folders, e.g. `COCO_train2014_000000000009.jpg`.
+        height, width: in pixels.
+    """
+
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass
+class Instances:
+    """Index of an instances JSON.
+
+    Attributes:
+        path: the JSON file.
+        images: number of the image to its entry, in the file's order.
+        image_of, index_of: for each annotation the image's number and the category's index 1..80.
+        begin, length: where it lies in the file, in bytes.
+    """
+
+    path: Path
+    images: dict[int, CocoImage] = field(default_factory=dict)
+    image_of: array = field(default_factory=lambda: array("q"))
+    index_of: array = field(default_factory=lambda: array("b"))
+    begin: array = field(default_factory=lambda: array("q"))
+    length: array = field(default_factory=lambda: array("q"))
+
+    def labels(self) -> dict[int, np.ndarray]:
+        """Return number of the image to uint8 (80,), 1 where any annotation, crowd or not, has the category."""
+        table = {number: np.zeros(len(COCO_CLASSES), np.uint8) for number in self.images}
+        for number, index in zip(self.image_of, self.index_of, strict=True):
+            table[number][index - 1] = 1
+        return table
+
+    def places(self) -> dict[int, list[tuple[int, int]]]:
+        """Return number of the image to (begin, length) in bytes of each of its annotations, in the file's order."""
+        table = {number: [] for number in self.images}
+        for number, begin, length in zip(self.image_of, self.begin, self.length, strict=True):
+            table[number].append((begin, length))
+        return table
+
+
+def image_id(number: int) -> str:
+    """Return the id of an image, its number with twelve digits.
+
+    Args:
+        number: as in the JSON.
+
+    >>> image_id(9)
+    '000000000009'
+    """
+    return f"{number:012d}"
+
+
+def read_instances(path: Path) -> Instances:
+    """Index an instances JSON in one pass.
+
+    Args:
+        path: the file.
+
+    Returns:
+        its images and where its annotations lie.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no instances JSON with COCO's categories, is damaged, or contradicts itself.
+    """
+    found, seen = Instances(path), set()
+    for name, begin, length, value in _elements(path):
+        try:
+            if name == "images":
+                _add_image(found, value)
+            elif name == "annotations":
+                _add_annotation(found, begin, length, value)
+            elif name == "categories":
+                seen.add((value["id"], value["name"]))
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}: entry of {name!r} at byte {begin} cannot be used ({problem}); fetch the file "
+                            "again") from None
+    foreign = seen - set(zip(CATEGORY_IDS, COCO_CLASSES, strict=True))
+    if foreign or not found.images:
+        reason = f"category {min(foreign)} is none of COCO's 80" if foreign else "it names no images"
+        raise DataError(f"{path}: not an instances JSON of COCO ({reason})")
+    unknown = next((number for number in found.image_of if number not in found.images), None)
+    if unknown is not None:
+        raise DataError(f"{path}: an annotation belongs to image {unknown}, which the file does not name; fetch the file again")
+    return found
+
+
+def read_annotations(path: Path, places: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Read the annotations of one image.
+
+    Args:
+        path: the instances JSON.
+        places: (begin, length) of each in bytes.
+
+    Returns:
+        the annotations as dicts.
+
+    Raises:
+        DataError: the file has changed since it was indexed.
+    """
+    annotations = []
+    with open(path, "rb") as file:
+        for begin, length in places:
+            file.seek(begin)
+            try:
+                annotations.append(json.loads(file.read(length)))
+            except ValueError:
+                raise DataError(f"{path}: the file has changed while it was worked on; run again") from None
+    return annotations
+
+
+def _add_image(found: Instances, value: dict[str, Any]) -> None:
+    number = _whole(value["id"], 0, 10**12 - 1)
+    if number in found.images:
+        raise ValueError(f"image {number} stands there twice")
+    found.images[number] = CocoImage(_name(value["file_name"]), _whole(value["height"], 1, 10**5),
+                                     _whole(value["width"], 1, 10**5))
+
+
+def _add_annotation(found: Instances, begin: int, length: int, value: dict[str, Any]) -> None:
+    category = value["category_id"]
+    if category not in INDEX_OF_ID:
+        raise ValueError(f"category {category!r:.40} is none of COCO's 80")
+    found.image_of.append(_whole(value["image_id"], 0, 10**12 - 1))
+    found.index_of.append(INDEX_OF_ID[category])
+    found.begin.append(begin)
+    found.length.append(length)
+
+
+def _whole(value: Any, lowest: int, highest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise ValueError(f"{value!r:.40} is not a whole number from {lowest} to {highest}")
+    return value
+
+
+def _name(value: Any) -> str:
+    """Return the last part of a file name; a JSON may name folders, which need not be ours."""
+    name = PurePosixPath(value.encode("latin-1").decode("utf-8")).name if isinstance(value, str) else ""
+    if not name or "\\" in name or "\0" in name:
+        raise ValueError(f"{value!r:.40} is not a file name")
+    return name
+
+
+class _Window:
+    """A JSON file seen through a window of characters; read as Latin-1, so that a character is a byte."""
+
+    def __init__(self, path: Path, file: IO[bytes]):
+        self.path, self.file, self.text, self.at, self.dropped = path, file, "", 0, 0
+        self.decoder = json.JSONDecoder()
+
+    def more(self) -> bool:
+        """Drop what was read and append about as much again as is waiting; return whether there was anything."""
+        waiting = self.text[self.at:]
+        data = self.file.read(max(1 << 20, len(waiting)))
+        self.dropped, self.text, self.at = self.dropped + self.at, waiting + data.decode("latin-1"), 0
+        return bool(data)
+
+    def peek(self) -> str:
+        """Return the next character that is no space, without taking it."""
+        while True:
+            self.at = SPACE.match(self.text, self.at).end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                raise DataError(f"{self.path}: the file ends in the middle; fetch it again")
+
+    def take(self, allowed: str) -> str:
+        """Take the next character, which must be one of those allowed."""
+        found = self.peek()
+        if found not in allowed:
+            raise self.broken()
+        self.at += 1
+        return found
+
+    def value(self) -> tuple[int, int, Any]:
+        """Take a whole value: where it begins and how long it is, in bytes, and the value."""
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+            except RecursionError:
+                raise self.broken() from None
+            except ValueError:
+                end = len(self.text)  # it is broken, or goes on outside the window
+            if end < len(self.text):
+                begin, length, self.at = self.dropped + self.at, end - self.at, end
+                return begin, length, value
+            if len(self.text) - self.at > LIMIT or not self.more():
+                raise self.broken()
+
+    def broken(self) -> DataError:
+        return DataError(f"{self.path}: not valid JSON near byte {self.dropped + self.at}; fetch the file again")
+
+
+def _elements(path: Path) -> Iterator[tuple[str, int, int, Any]]:
+    """Yield (name, begin, length, value) of every element of every array of the file's one object."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the annotation file is missing")
+    with open(path, "rb") as file:
+        window = _Window(path, file)
+        window.take("{")
+        while True:
+            _, _, name = window.value()
+            window.take(":")
+            if window.peek() != "[":
+                window.value()
+            elif window.take("[") and window.peek() == "]":
+                window.take("]")
+            else:
+                while True:
+                    yield name, *window.value()
+                    if window.take(",]") == "]":
+                        break
+            if window.take(",}") == "}":
+                return

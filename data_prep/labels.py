@@ -1,0 +1,100 @@
+"""Make `labels.csv` of the label file that the authors distribute, `cls_labels.npy`.
+
+    python -m data_prep.labels import cls_labels.npy data/voc12/VOC2012/labels.csv
+    python -m data_prep.labels import cls_labels_coco.npy data/coco14/labels.csv --classes-from data/coco14/dataset.json
+
+The file is a pickle; it is read by a reader that knows the five names which such a file needs and runs nothing. Its ids are
+integers or texts: 2007000032 is VOC's 2007_000032, any other integer COCO's twelve digits. The table can be made without that
+file too (`python -m data_prep.voc_labels`), and that is the better way.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.restricted import read_npy
+from data_prep.voc_labels import read_classes_file, write_labels
+from wsss_lib.data.dataset import VOC_CLASSES, DataError
+
+
+def image_id(key: int | str) -> str:
+    """Return the image id that a key of the authors' tables stands for.
+
+    Args:
+        key: a text, or an integer that was made of one by leaving out the underscore or the leading zeros.
+
+    Raises:
+        ValueError: it can be no image id.
+
+    Example:
+        >>> image_id(2007000032), image_id(57870), image_id("2007_000032")
+        ('2007_000032', '000000057870', '2007_000032')
+    """
+    if isinstance(key, str):
+        if not key or "/" in key or "\\" in key or key.startswith(".") or key.split() != [key]:
+            raise ValueError(f"{key!r} is not an image id")
+        return key
+    if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < 10**12:
+        raise ValueError(f"{key!r} is not an image id")
+    return f"{key // 10**6}_{key % 10**6:06d}" if 2007 <= key // 10**6 <= 2012 else f"{key:012d}"
+
+
+def labels_from_npy(path: Path | str, classes: Sequence[str] = VOC_CLASSES) -> dict[str, list[str]]:
+    """Read the classes of every image from a `cls_labels.npy`.
+
+    Args:
+        path: the file: a pickled dict from image id to C values 0 or 1.
+        classes: names of the C foreground classes, in the file's order.
+
+    Returns:
+        image id to the names of its classes, ids sorted; the list may be empty (COCO has such images).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no such table, asks for a name that it should not need, or has another number of classes.
+    """
+    table = read_npy(path)
+    if not isinstance(table, dict) or not table:
+        raise DataError(f"{path}: holds no table of labels; give the cls_labels.npy of IRN, RIB, AMN, VWE, AffinityNet or "
+                        "SC-CAM")
+    result = {}
+    for key, values in table.items():
+        try:
+            name = image_id(key)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; give the file that the authors distribute") from None
+        if not isinstance(values, np.ndarray) or values.shape != (len(classes),) or not np.isin(values, (0, 1)).all():
+            found = f"{values.size} values" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+            raise DataError(f"{path}: image {name} has {found} where {len(classes)} zeros and ones are needed, one for each "
+                            "class; for other classes than VOC's give --classes-from")
+        if name in result:
+            raise DataError(f"{path}: image {name} is there twice; give the file that the authors distribute")
+        result[name] = [classes[index] for index in np.flatnonzero(values)]
+    return dict(sorted(result.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a failure ends the program with one sentence.
+
+    Args:
+        arguments: the words after the program's name; None: those of the command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m data_prep.labels", description=__doc__.splitlines()[0])
+    command = parser.add_subparsers(dest="command", required=True).add_parser("import", help="cls_labels.npy to labels.csv")
+    command.add_argument("file", type=Path, help="the authors' file")
+    command.add_argument("output", type=Path, help="the table to write, usually ROOT/labels.csv")
+    command.add_argument("--classes-from", type=Path, metavar="dataset.json", help="class names; default: the 20 of VOC")
+    options = parser.parse_args(arguments)
+    try:
+        classes = read_classes_file(options.classes_from) if options.classes_from else VOC_CLASSES
+        table = labels_from_npy(options.file, classes)
+        write_labels(options.output, table, classes)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{options.output}: {len(table)} images, {sum(map(len, table.values()))} labels")
+
+
+if __name__ == "__main__":
+    main()

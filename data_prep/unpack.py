@@ -1,0 +1,198 @@
+"""Unpack an archive that others made: every member is checked before the first file is written.
+
+Refused as a whole: paths that lead outside the folder, links and devices, two members of one name, archives that grow more
+than a hundredfold (bombs), encrypted, cut or damaged ones. Each file is written atomically, so that an interrupted run leaves
+whole files only, and the next one goes on.
+"""
+
+import gzip
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from tqdm import tqdm
+
+from data_prep.download import readable
+from wsss_lib.artifacts import write_atomically
+from wsss_lib.data.dataset import DataError
+
+RATIO = 100  # photographs and label files are packed by less than a tenth of this
+SLACK = 1 << 16  # bytes that a tiny archive may have beyond that
+BLOCK = 1 << 20  # no header of an honest tar file is longer
+MAX_MEMBERS = 300_000  # COCO's training images are 82,783
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError, RuntimeError,
+           UnicodeDecodeError)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file or folder of an archive, as its header describes it.
+
+    Attributes:
+        name: path inside the archive.
+        size: of the unpacked file in bytes.
+        kind: "file", "folder", or what else it is, in words.
+        packed: bytes that it takes in the archive; None in a tar file, which is packed as a whole.
+        handle: what the archive's module calls it.
+    """
+
+    name: str
+    size: int
+    kind: str
+    packed: int | None
+    handle: zipfile.ZipInfo | tarfile.TarInfo
+
+
+def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], progress: bool = True) -> int:
+    """Check all members of a .zip, .tar, .tgz or .tar.gz file, then write those that are wanted and not there yet.
+
+    Args:
+        archive: the file.
+        folder: where the files go; it is made.
+        place: path inside the archive to the path below `folder`, or None to leave the file out.
+        progress: show a progress bar where there is a terminal.
+
+    Returns:
+        the number of files written now.
+
+    Raises:
+        DataError: the archive is hostile or damaged; a hostile one has written nothing.
+        FileNotFoundError: there is no such archive.
+        OSError: there is too little space.
+    """
+    try:
+        with _members(archive) as (members, open_member):
+            wanted = _check(archive, folder, members, place)
+            missing = [(member, path) for member, path in wanted
+                       if not (path.is_file() and path.stat().st_size == member.size)]
+            _need_space(folder, sum(member.size for member, _ in missing))
+            for member, path in tqdm(missing, desc=f"unpacking {archive.name}", unit="file",
+                                     disable=None if progress else True):
+                write_atomically(path, lambda temporary, member=member: _copy(archive, member, open_member, temporary))
+            return len(missing)
+    except DAMAGED as error:
+        raise DataError(f"{archive}: the archive is damaged ({error}); fetch it again") from None
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[tuple[Iterator[Member], Callable[[Member], IO[bytes]]]]:
+    """Open an archive: its members, and a function that opens one of them."""
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive}: there is no such archive")
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as file:
+            yield map(_zip_member, file.infolist()), lambda member: file.open(member.handle)
+    elif archive.name.endswith((".tar", ".tgz", ".tar.gz")):
+        opened = open(archive, "rb") if archive.suffix == ".tar" else gzip.open(archive)
+        with opened, tarfile.open(fileobj=_Bounded(archive, opened), mode="r:") as file:
+            yield _tar_members(archive, file), lambda member: file.extractfile(member.handle)
+    else:
+        raise DataError(f"{archive}: only .zip, .tar, .tgz and .tar.gz archives can be unpacked")
+
+
+def _zip_member(info: zipfile.ZipInfo) -> Member:
+    mode = info.external_attr >> 16
+    kind = "folder" if info.is_dir() else "file"
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        kind = "a link" if stat.S_ISLNK(mode) else "a device"
+    if info.flag_bits & 1:
+        kind = "encrypted"
+    return Member(info.filename, info.file_size, kind, info.compress_size, info)
+
+
+class _Bounded:
+    """A tar stream that cannot grow beyond all measure, be it by its files or by its headers."""
+
+    def __init__(self, archive: Path, file: IO[bytes]):
+        self.archive, self.file, self.limit = archive, file, RATIO * archive.stat().st_size + 16 * BLOCK
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= BLOCK:
+            raise DataError(f"{self.archive}: a header of {size} bytes, as no honest archive has; nothing was unpacked")
+        self._grow(self.file.tell() + size)
+        return self.file.read(size)
+
+    def seek(self, position: int) -> int:
+        self._grow(position)
+        return self.file.seek(position)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def _grow(self, position: int) -> None:
+        if position > self.limit:
+            raise DataError(f"{self.archive}: the archive grows more than {RATIO}-fold (a bomb); nothing was unpacked")
+
+
+def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[Member]:
+    """Yield the members, then make sure that the list ended because the archive did, and that gzip's checksum is right."""
+    for info in file:
+        kind = "folder" if info.isdir() else "file" if info.isreg() and info.sparse is None else "a link or a device"
+        yield Member(info.name, info.size, kind, None, info)
+    file.fileobj.seek(file.offset)  # a broken header ends tarfile's list in silence
+    end = file.fileobj.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):
+        raise tarfile.ReadError("it ends in the middle" if len(end) < tarfile.BLOCKSIZE else "a header is broken")
+    while file.fileobj.read(BLOCK):
+        pass
+
+
+def _check(archive: Path, folder: Path, members: Iterator[Member],
+           place: Callable[[str], str | None]) -> list[tuple[Member, Path]]:
+    """Return the wanted files with their paths; refuse the whole archive if any member is hostile."""
+    size = archive.stat().st_size
+    wanted, names, total = [], set(), 0
+    for member in members:
+        _check_name(archive, member.name)
+        if member.kind not in ("file", "folder"):
+            raise DataError(f"{archive}: member {member.name!r} is {member.kind}; nothing was unpacked, fetch the archive "
+                            "again from its official page")
+        total += member.size
+        if max(total - RATIO * size, member.size - RATIO * (size if member.packed is None else member.packed)) > SLACK:
+            raise DataError(f"{archive}: the archive grows more than {RATIO}-fold at member {member.name!r} (a bomb); nothing "
+                            "was unpacked, fetch it again from its official page")
+        if member.kind == "folder":
+            continue
+        name = str(PurePosixPath(member.name))
+        target = place(name)
+        same = {name} if target is None else {name, f"to {target}"}
+        if names & same:
+            raise DataError(f"{archive}: two members would become the file {target or name!r}; nothing was unpacked, fetch the "
+                            "archive again")
+        names |= same
+        if len(names) > 2 * MAX_MEMBERS:
+            raise DataError(f"{archive}: more than {MAX_MEMBERS} members; nothing was unpacked")
+        if target is not None:
+            wanted.append((member, folder / target))
+    return wanted
+
+
+def _check_name(archive: Path, name: str) -> None:
+    """Refuse a path that could lead outside the folder on any system."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable():
+        raise DataError(f"{archive}: member {name!r} leads outside the folder; nothing was unpacked, fetch the archive again "
+                        "from its official page")
+
+
+def _need_space(folder: Path, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(f"{folder}: unpacking needs {readable(size)}, but only {readable(free)} are free; make room "
+                      "and run again")
+
+
+def _copy(archive: Path, member: Member, open_member: Callable[[Member], IO[bytes]], temporary: Path) -> None:
+    with open_member(member) as source, open(temporary, "wb") as target:
+        shutil.copyfileobj(source, target, BLOCK)
+    if temporary.stat().st_size != member.size:
+        raise DataError(f"{archive}: member {member.name!r} has {temporary.stat().st_size} bytes instead of {member.size}; "
+                        "fetch the archive again")

@@ -1,0 +1,43 @@
+"""One function over many images in several processes, with one progress bar."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_images(work: Callable[[Item], Result], items: Sequence[Item], name: str, progress: bool = True,
+               workers: int | None = None) -> Iterator[Result]:
+    """Return an iterator over `work(item)` of every item, in order.
+
+    Args:
+        work: importable, as worker processes load it by its name; a `functools.partial` of such a function is.
+        items: one an image.
+        name: for the progress bar.
+        progress: show a progress bar where there is a terminal.
+        workers: processes; None: up to four for a large set, this process alone for a small one.
+
+    Raises:
+        OSError: a worker process was killed; errors of `work` pass through.
+    """
+    workers = workers or (min(os.cpu_count() or 1, 4) if len(items) >= 400 else 1)
+    bar = {"total": len(items), "desc": name, "unit": "image", "disable": None if progress else True}
+    if workers == 1:
+        yield from tqdm(map(work, items), **bar)
+        return
+    # New processes, not forked ones: a notebook's kernel has threads.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from tqdm(pool.map(work, items, chunksize=20), **bar)
+        except BrokenProcessPool:
+            raise OSError(f"{name}: a worker process was killed, perhaps for want of memory; run again with fewer of them "
+                          "(--workers 1), finished files are kept") from None
+        finally:
+            pool.shutdown(cancel_futures=True)

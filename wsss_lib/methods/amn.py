@@ -1,0 +1,315 @@
+"""AMN: activation manipulation network (Lee, Kim, Shim, CVPR 2022).
+
+A map becomes a mask by one threshold for the whole data set, but the threshold that suits an image best differs from image to
+image. A small segmentation head, trained per pixel on refined seeds and told the image-level label, gives maps whose scores
+fall near two levels, so that one threshold suits nearly all.
+
+What is said of the paper here rests on its abstract, its project page and its program; the docstrings name the step.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from wsss_lib.data import transforms
+from wsss_lib.data.dataset import IGNORE
+from wsss_lib.methods.cam import stride4_size
+from wsss_lib.nets.backbone import freeze_batch_norm
+from wsss_lib.nets.deeplab_v2 import ASPPV2
+
+DROPOUT = 0.1
+
+
+# ---- the loss
+
+def smoothed_target(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
+    """Return the target distribution q of every pixel: 1 - e at its label, e / (C - 1) at every other one.
+
+    Args:
+        labels: (N, h, w) integers in 0..C-1 or 255; 255 counts as the background here and is left out by `pixel_means`.
+        num_labels: C, background included.
+        smoothing: e in [0, 1].
+
+    Returns:
+        float32 (N, C, h, w), sums to 1 over C.
+
+    Raises:
+        ValueError: a label is not in 0..C-1 and not 255.
+
+    Source: AMN's program, train_amn, the label-smoothed target.
+    Explained in notebook 40, section "Per-pixel classification".
+
+    >>> smoothed_target(torch.tensor([[[2]]]), 3, 0.4).flatten().tolist()
+    [0.20000000298023224, 0.20000000298023224, 0.6000000238418579]
+    """
+    labels = labels.long().masked_fill(labels == IGNORE, 0)
+    if labels.numel() and (labels.min() < 0 or labels.max() >= num_labels):
+        wrong = int(labels.max() if labels.max() >= num_labels else labels.min())
+        raise ValueError(f"label {wrong} is not in 0..{num_labels - 1}: were the refined seeds made for other classes?")
+    target = torch.full((len(labels), num_labels, *labels.shape[1:]), smoothing / (num_labels - 1), device=labels.device)
+    return target.scatter_(1, labels[:, None], 1 - smoothing)  # (N, C, h, w)
+
+
+def pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the cross-entropy of every pixel, l = -sum_c q_c log softmax(z)_c.
+
+    Args:
+        logits: z, float (N, C, h, w).
+        target: q, float (N, C, h, w), of `smoothed_target`.
+
+    Returns:
+        float (N, h, w), not below the entropy of the target.
+
+    Source: AMN's program, train_amn.
+    Explained in notebook 40, section "Per-pixel classification".
+    """
+    return -(target * logits.log_softmax(1)).sum(1)
+
+
+def pixel_means(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of the background pixels and that of the object pixels of the whole batch.
+
+    Unknown pixels (255) are in neither. A kind of pixel that the batch does not have gives 0, where the official program
+    gives NaN.
+
+    Args:
+        losses: float (N, h, w).
+        labels: (N, h, w) integers, 0..C-1 or 255.
+
+    Returns:
+        two scalars.
+
+    Source: AMN's program, train_amn.
+    Explained in notebook 40, section "Per-pixel classification".
+
+    >>> [mean.item() for mean in pixel_means(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([[[3, 255, 3]]]))]
+    [0.0, 2.5]
+    """
+    background, objects = labels == 0, (labels != 0) & (labels != IGNORE)
+    return tuple((losses * kind).sum() / kind.sum().clamp(min=1) for kind in (background, objects))
+
+
+def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> dict[str, Tensor]:
+    """Return AMN's loss: half the background's mean and half the objects' mean of the smoothed cross-entropy.
+
+    Its lowest possible value is the entropy of the smoothed target, not 0.
+
+    Args:
+        logits: z, (N, C, h, w).
+        labels: s, (N, h, w) integers, 0..C-1 or 255.
+        smoothing: e.
+
+    Returns:
+        {"loss": their sum, "background": scalar, "object": scalar}.
+
+    Raises:
+        ValueError: labels and logits differ in size, or a label is not in 0..C-1 and not 255.
+
+    Source: AMN's program, train_amn: per-pixel classification with a balanced cross-entropy.
+    Explained in notebook 40, section "Per-pixel classification".
+    """
+    if labels.shape != (len(logits), *logits.shape[2:]):
+        raise ValueError(f"labels {tuple(labels.shape)} do not fit the logits {tuple(logits.shape)}: resize them to the "
+                         "logits' grid first")
+    losses = pixel_losses(logits, smoothed_target(labels, logits.shape[1], smoothing))  # l: (N, h, w)
+    background, objects = pixel_means(losses, labels)
+    return {"loss": 0.5 * (background + objects), "background": background, "object": objects}
+
+
+# ---- the network
+
+class ConditionedHead(nn.Module):
+    """Label conditioning and ASPP: z = ASPP(dropout(x * v)) with v = W_e y + b_e.
+
+    The vector v has one factor for each feature channel; a factor may be negative, and an image with several classes gets the
+    sum of its classes' vectors plus the bias.
+
+    Args:
+        channels: D, of the features.
+        num_classes: K foreground classes; C = K + 1 logits come out.
+        rates: dilations of the ASPP's branches.
+
+    Source: AMN's program, resnet50_amn.
+    Explained in notebook 40, section "Label conditioning".
+    """
+
+    def __init__(self, channels: int, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
+        super().__init__()
+        self.label_encoder = nn.Linear(num_classes, channels)  # W_e, b_e
+        self.dropout = nn.Dropout(DROPOUT)
+        self.aspp = ASPPV2(channels, num_classes + 1, rates)
+
+    def forward(self, features: Tensor, image_labels: Tensor) -> Tensor:
+        """Return the logits of conditioned features.
+
+        Args:
+            features: x, float (N, D, h, w).
+            image_labels: y, float (N, K), 0 or 1.
+
+        Returns:
+            z, float (N, C, h, w).
+        """
+        vector = self.label_encoder(image_labels)  # v: (N, D)
+        return self.aspp(self.dropout(features * vector[:, :, None, None]))
+
+
+class ActivationManipulationNet(nn.Module):
+    """A backbone and the conditioned head; logits at the backbone's stride.
+
+    Batch normalisation keeps its running statistics; the stem is not trained, everything else is.
+
+    Args:
+        backbone: of `wsss_lib.nets.backbone`.
+        num_classes: K foreground classes.
+        rates: dilations of the ASPP's branches.
+
+    Source: AMN's program, resnet50_amn.
+    Explained in notebook 40, section "Label conditioning".
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
+        super().__init__()
+        self.backbone = freeze_batch_norm(backbone)
+        for module in backbone.shallow_modules(1):
+            module.requires_grad_(False)
+        self.head = ConditionedHead(backbone.channels[-1], num_classes, rates)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return x (N, D, h, w) of normalised images (N, 3, H, W)."""
+        return self.backbone.feature_scale * self.backbone(images)
+
+    def forward(self, images: Tensor, image_labels: Tensor) -> Tensor:
+        """Return the logits of images.
+
+        Args:
+            images: float (N, 3, H, W), normalised.
+            image_labels: y, float (N, K), 0 or 1.
+
+        Returns:
+            z, float (N, C, h, w) at the backbone's stride.
+        """
+        return self.head(self.features(images), image_labels)
+
+    def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
+        """Return Adam's two groups: what is trained of the backbone; label encoder and ASPP.
+
+        Args:
+            learning_rate: of the backbone (published: 5e-6).
+            head_learning_rate: of the head (published: 1e-4).
+            weight_decay: of both, added to the gradient as Adam does (published: 1e-4).
+        """
+        trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
+                {"params": list(self.head.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay}]
+
+
+# ---- localization
+
+def seed_on_grid(seed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a label map by Pillow's nearest neighbour, as the official program does: row i is row floor((i + 0.5) H / h).
+
+    Args:
+        seed: uint8 (H, W).
+        size: (h, w) wanted.
+
+    Returns:
+        uint8 (h, w); no new value arises.
+
+    Source: AMN's program, train_amn and make_amn_cam.
+    Explained in notebook 40, section "Refined seeds".
+
+    >>> seed_on_grid(np.arange(8, dtype=np.uint8)[None], (1, 2))
+    array([[2, 6]], dtype=uint8)
+    """
+    return np.asarray(Image.fromarray(seed).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def merge_mirrored(logits: Tensor) -> Tensor:
+    """Return the mean of an image's logits and its mirror image's, mirrored back: (2, C, h, w) to (C, h, w)."""
+    return (logits[0] + logits[1].flip(-1)) / 2
+
+
+def manipulated_maps(logits: Sequence[Tensor], size: tuple[int, int], classes: Tensor, seed: Tensor | None) -> Tensor:
+    """Turn the merged logits of all scales into maps.
+
+    The logits are averaged over the scales at `size`, p = softmax over all C channels, and the channels of the background and
+    of the image's classes are kept. With n = (p - min) / (max - min + 1e-5) per channel, the map is p where the refined seed
+    says background and n elsewhere, i.e. on objects and on unknown pixels.
+
+    Args:
+        logits: for each scale float (C, h_s, w_s), of `merge_mirrored`.
+        size: (H, W) of the maps: the stride-4 size, or the image's.
+        classes: int64 (K,) the image's foreground classes, 0-based.
+        seed: (H, W) integers, the refined seed at `size`; None: n everywhere.
+
+    Returns:
+        float (1 + K, H, W) in [0, 1], the background's first.
+
+    Source: AMN's program, make_amn_cam. Abstract and project page do not mention the use of the seed.
+    Explained in notebook 40, section "From logits to maps".
+    """
+    resized = [F.interpolate(z[None], size=tuple(size), mode="bilinear", align_corners=False)[0] for z in logits]
+    probabilities = torch.stack(resized).mean(0).softmax(0)  # p: (C, H, W)
+    kept = probabilities[torch.cat([classes.new_zeros(1), classes + 1]).to(probabilities.device)]  # (1 + K, H, W)
+    low, high = kept.amin((1, 2), keepdim=True), kept.amax((1, 2), keepdim=True)
+    stretched = (kept - low) / (high - low + 1e-5)  # n
+    return stretched if seed is None else torch.where(seed == 0, kept, stretched)
+
+
+@torch.inference_mode()
+def localization_maps(net: ActivationManipulationNet, images: Sequence[Image.Image], labels: np.ndarray,
+                      seeds: Sequence[np.ndarray | None], scales: Sequence[float], mean: tuple, std: tuple,
+                      dropout_keys: Sequence[str] = ()) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the stride-4 foreground maps of a batch of photographs of equal size.
+
+    Args:
+        net: in evaluation mode.
+        images: N RGB photographs of one size (H, W).
+        labels: uint8 (N, K), the image-level labels.
+        seeds: for each image its refined seed uint8 (H, W), or None to stretch the maps everywhere.
+        scales: factors on the image's size.
+        mean, std: of the normalisation.
+        dropout_keys: one text for each image leaves dropout on, drawn from that text alone; empty: dropout is off.
+
+    Returns:
+        for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1].
+
+    Source: AMN's program, make_amn_cam.
+    Explained in notebook 40, section "From logits to maps".
+    """
+    device = net.head.label_encoder.weight.device
+    image_labels = torch.from_numpy(np.asarray(labels, np.float32)).to(device)  # y: (N, K)
+    logits = []
+    for scale in scales:
+        arrays = [transforms.normalize(transforms.resize_image(image, scale), mean, std) for image in images]
+        batch = torch.stack([transforms.to_tensor(array) for array in arrays]).to(device)  # (N, 3, H_s, W_s)
+        features = net.features(torch.cat([batch, batch.flip(-1)]))  # x: (2N, D, h_s, w_s)
+        if dropout_keys:
+            pairs = [_with_dropout(net.head, features[[index, index + len(images)]], image_labels[[index, index]],
+                                   f"{key}/{scale}") for index, key in enumerate(dropout_keys)]
+        else:
+            z = net.head(features, image_labels.repeat(2, 1)).float()
+            pairs = [z[[index, index + len(images)]] for index in range(len(images))]  # (2, C, h_s, w_s)
+        logits.append([merge_mirrored(pair) for pair in pairs])
+    size, result = stride4_size(images[0].size[::-1]), []
+    for index, seed in enumerate(seeds):
+        classes = torch.from_numpy(np.flatnonzero(labels[index]))
+        grid = None if seed is None else torch.from_numpy(seed_on_grid(seed, size).copy()).to(device)  # (h, w)
+        maps = manipulated_maps([merged[index] for merged in logits], size, classes, grid)
+        result.append((classes.numpy(), maps[1:].cpu().numpy()))  # every reader of the maps drops the background's
+    return result
+
+
+def _with_dropout(head: ConditionedHead, features: Tensor, image_labels: Tensor, key: str) -> Tensor:
+    """Return the logits with dropout as in training, its mask a function of `key`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(key.encode()))
+        head.dropout.train()
+        logits = head(features, image_labels).float()
+        head.dropout.eval()
+    return logits

@@ -1,0 +1,389 @@
+"""RIB: reducing the information bottleneck (Lee, Choi, Mok, Yoon, NeurIPS 2021) of a trained CAM classifier.
+
+For every image the classifier is tuned for a few steps to raise the raw logits of the image's classes, without the final
+activation; the class activation maps of all steps are added up. No weights are kept: the result is a set of maps.
+"""
+
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from wsss_lib.config import Config
+from wsss_lib.data import transforms
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.data.samples import ClassificationSamples, batches_of_pool, disjoint_pool
+from wsss_lib.methods.cam import ClassActivationNet, merge_scales, stride4_size
+from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.training import momentum_of, poly_factor
+
+FROZEN_STAGES = 3  # stem, layer1 and layer2 stay as they are, whatever the classifier's own training froze
+COMPANION_BANK = 512  # images that companions are drawn from: enough for the 9 x 20 of one image
+KEPT_PUSHES = 32  # label sets whose first push is remembered; 90 MB each with ResNet-50
+
+
+# ---- what is optimised
+
+def pooled_logits(maps: Tensor, labels: Tensor, threshold: float, variant: Literal["code", "paper"] = "code",
+                  first_twenty_only: bool = False) -> Tensor:
+    """Pool raw maps over the positions that are not yet discriminative (GNDRP); absent classes get the plain mean.
+
+    Args:
+        maps: float (N, C, h, w), Z: the classifier's output before any cut or activation.
+        labels: (N, C) or (1, C), > 0 where the class is present.
+        threshold: tau, a share of the map's maximum; positions below it are kept.
+        variant: "code" keeps Z / max(Z) < tau and divides the sum by h * w; "paper" keeps CAM <= tau, with the CAM cut at
+            zero and divided by its maximum, and divides by the number of kept positions.
+        first_twenty_only: repeat a defect of the official code: classes from index 20 on are pooled plainly.
+
+    Returns:
+        z: float (N, C). Which positions are kept is a constant for the gradient.
+
+    Source: paper, section 4 (GNDRP); official code, misc/torchutils.py. Explained in notebook 20, section "Where to push".
+
+    Example:
+        >>> maps = torch.tensor([[[[4.0, 1.0, -1.0, 2.0]]]])
+        >>> pooled_logits(maps, torch.ones(1, 1), 0.4).item(), pooled_logits(maps, torch.zeros(1, 1), 0.4).item()
+        (0.0, 1.5)
+    """
+    seen = maps.detach()
+    if variant == "code":
+        kept = seen / seen.amax((2, 3), keepdim=True) < threshold  # of a map that is negative everywhere: nothing
+        size = maps[0, 0].numel()
+    else:
+        seen = seen.clamp(min=0)
+        kept = seen / (seen.amax((2, 3), keepdim=True) + 1e-5) <= threshold
+        size = kept.sum((2, 3)).clamp(min=1)
+    special = labels > 0
+    if first_twenty_only:
+        special = special & (torch.arange(maps.shape[1], device=maps.device) < 20)
+    return torch.where(special, (maps * kept).sum((2, 3)) / size, maps.mean((2, 3)))
+
+
+def rib_loss(logits: Tensor, labels: Tensor, margin: float = float("inf")) -> Tensor:
+    """Return -sum(y min(m, z)) over all rows and classes: only the logits of present classes are pushed, and only up.
+
+    Args:
+        logits: z, float (N, C), without a final activation.
+        labels: y, (N, C) or (1, C), 0 or 1.
+        margin: m; infinite in the official code, which stops instead.
+
+    Source: paper, section 4; official code, obtain_RIB_CAM.py. Explained in notebook 20, section "A loss without activation".
+
+    Example:
+        >>> rib_loss(torch.tensor([[2.0, -1.0, 5.0]]), torch.tensor([[1, 1, 0]])).item()
+        -1.0
+    """
+    return -(labels * logits.clamp(max=margin)).sum()
+
+
+def coverage(maps: Tensor, classes: Tensor, threshold: float) -> float:
+    """Return the share of positions where some present class exceeds a share of its map's maximum.
+
+    Args:
+        maps: float (2, C, h, w), >= 0: of the image and of its mirror image.
+        classes: int64 (K,).
+        threshold: share of the maximum, published 0.3.
+
+    Explained in notebook 20, section "When to stop".
+    """
+    both = maps[0, classes] + maps[1, classes].flip(-1)  # (K, h, w)
+    return (both / (both.amax((1, 2), keepdim=True) + 1e-5) > threshold).any(0).float().mean().item()
+
+
+# ---- one image
+
+class Step(NamedTuple):
+    """One iteration k: the maps before its update, and the update."""
+
+    maps: list[Tensor]  # for each scale float (2, C, h_s, w_s), >= 0; only the first scale's in a step that explodes
+    coverage: float  # of the first scale's map, see `coverage`
+    logits: Tensor | None = None  # z, float (2 * scales in the loss + companions, C); None where there was no update
+    labels: Tensor | None = None  # y of the same rows
+    loss: float = 0.0
+    target_logit: float = 0.0  # sum of y * z over the rows of the image itself
+    stop: bool = False  # one of the two rules ended the process
+
+
+class Push(NamedTuple):
+    """What a batch of companions asks of the untouched network; the same for every image that starts with this batch."""
+
+    gradients: list[Tensor]  # of `tuned_parameters`
+    logits: Tensor  # z, float (B, C)
+    labels: Tensor  # y, float (B, C)
+
+
+def tuned_parameters(net: ClassActivationNet) -> list[nn.Parameter]:
+    """Return the parameters that RIB changes: stages 4 and 5 of the backbone, and the classifier."""
+    frozen = {id(parameter) for module in net.backbone.shallow_modules(FROZEN_STAGES) for parameter in module.parameters()}
+    return [parameter for parameter in net.parameters() if parameter.requires_grad and id(parameter) not in frozen]
+
+
+@contextmanager
+def original_weights(net: ClassActivationNet) -> Iterator[None]:
+    """Return a context in which the network may be tuned; afterwards its parameters are what they were, bit by bit."""
+    parameters = tuned_parameters(net)
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, saved, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+
+
+@torch.no_grad()
+def frozen_features(net: ClassActivationNet, image: Image.Image, scales: Sequence[float], mean: tuple,
+                    std: tuple) -> list[Tensor]:
+    """Return what the tuned part of the network sees of an image and its mirror image, which is the same in all steps.
+
+    Args:
+        net: in evaluation mode.
+        image: RGB photograph.
+        scales: factors on its size.
+        mean, std: of the normalisation.
+
+    Returns:
+        for each scale float (2, D, h_s, w_s).
+
+    Explained in notebook 20, section "The idea in ten lines".
+    """
+    device, views = net.classifier.weight.device, []
+    for scale in scales:
+        array = transforms.normalize(transforms.resize_image(image, scale), mean, std)
+        tensor = transforms.to_tensor(array)[None].to(device)
+        views.append(net.backbone.shallow(torch.cat([tensor, tensor.flip(-1)]), FROZEN_STAGES))
+    return views
+
+
+def scales_in_order(scales: Sequence[float]) -> list[float]:
+    """Return the scales with 1.0 first: the map of the first is the one that is watched for an explosion."""
+    return sorted(scales, key=lambda scale: scale != 1.0)
+
+
+def evidence(net: ClassActivationNet, features: Tensor) -> Tensor:
+    """Return the raw maps Z, float (N, C, h, w), before any cut or activation.
+
+    Args:
+        net: the classifier.
+        features: float (N, D, h, w), the output of its frozen stages.
+    """
+    return net.classifier(net.backbone.deep(features, FROZEN_STAGES))
+
+
+def push(raw: Tensor, labels: Tensor, config: Config) -> Tensor:
+    """Add the gradient of these rows' loss to the parameters'.
+
+    The loss is a plain sum over rows, so that each part's gradient can be taken at once and its activations freed.
+
+    Args:
+        raw: Z, float (N, C, h, w).
+        labels: y, (N, C) or (1, C), 0 or 1.
+        config: rib_region_threshold, rib_variant, rib_first_twenty_only, rib_stop_threshold.
+
+    Returns:
+        the pooled logits z, float (N, C), detached.
+    """
+    z = pooled_logits(raw, labels, config.rib_region_threshold, config.rib_variant, config.rib_first_twenty_only)
+    rib_loss(z, labels, _margin(config)).backward()
+    return z.detach()
+
+
+def _margin(config: Config) -> float:
+    return config.rib_stop_threshold if config.rib_variant == "paper" else float("inf")
+
+
+def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[bool], label: Tensor,
+         companions: Iterable[tuple[Tensor, Tensor] | Push], config: Config, last_update: bool = False) -> Iterator[Step]:
+    """Make the iterations of one image; call it inside `original_weights`.
+
+    Args:
+        net: the trained classifier, in evaluation mode; changed in place.
+        views: from `frozen_features`, for each scale float (2, D, h_s, w_s).
+        in_loss: for each scale whether it takes part in the loss (published: all but 0.5).
+        label: y, float (C,).
+        companions: for each update features (B, D, h, w) and labels (B, C) of other images, without a class of this one; the
+            first may be a `Push`.
+        config: rib_*, weight_decay.
+        last_update: make the last update too, although no map is computed with its result.
+
+    Yields:
+        a `Step` for k = 0, 1, ..., after its update, until all are made or a rule stops.
+
+    Source: official code, obtain_RIB_CAM.py; paper, section 4. Explained in notebook 20, section "The idea in ten lines".
+    """
+    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.weight_decay)
+    rates = [group["lr"] for group in groups]
+    # The published rates belong to an optimiser that was given the weight decay as its momentum, i.e. to one without.
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum_of(0.9, config.weight_decay, slip=True))
+    optimizer.zero_grad()
+    paper = config.rib_variant == "paper"
+    classes, label, companions = label.nonzero()[:, 0], label[None], iter(companions)
+    num_maps = config.rib_iterations + (1 if paper else 0)
+    for k in range(num_maps):
+        update = last_update or k + 1 < num_maps
+        maps, rows = [], []
+        for features, counts in zip(views, in_loss, strict=True):
+            with torch.set_grad_enabled(update and counts):
+                raw = evidence(net, features)
+            maps.append(raw.detach().clamp(min=0))
+            if len(maps) == 1:
+                covered = coverage(maps[0], classes, config.rib_explode_threshold)
+                if k > 0 and covered > config.rib_explode_ratio:
+                    yield Step(maps, covered, stop=True)
+                    return
+            if update and counts:
+                rows.append(push(raw, label, config))
+        if not update:
+            yield Step(maps, covered)
+            return
+        others = next(companions)
+        if isinstance(others, Push):
+            _, other_logits, other_labels = others
+            for parameter, gradient in zip(tuned_parameters(net), others.gradients, strict=True):
+                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+        else:
+            other_features, other_labels = others
+            other_logits = push(evidence(net, other_features), other_labels, config)
+        logits = torch.cat([*rows, other_logits])
+        labels = torch.cat([label.expand(2 * len(rows), -1), other_labels])
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * poly_factor(k, config.rib_iterations)
+        optimizer.step()
+        target = (labels * logits)[:2 * len(rows)].sum().item()
+        stop = not paper and abs(target) > config.rib_stop_threshold
+        yield Step(maps, covered, logits, labels, rib_loss(logits, labels, _margin(config)).item(), target, stop)
+        optimizer.zero_grad()
+        if stop:
+            return
+
+
+def add_up(steps: Iterable[Step]) -> list[Tensor]:
+    """Return the sum of the maps of all steps: for each scale float (2, C, h_s, w_s)."""
+    total: list[Tensor] = []
+    for step in steps:
+        for number, maps in enumerate(step.maps):
+            total[number:number + 1] = [total[number] + maps if number < len(total) else maps]
+    return total
+
+
+# ---- companions
+
+class Companions:
+    """The other images that an image is tuned together with.
+
+    For every single image they are what they are in the official program: random crops of random disjoint images, new ones
+    in each step. But a bank of images is drawn once for the run, and each is read, cropped and sent through the frozen stages
+    at most once; and images with the same labels share their first batch, whose push on the untouched network is then the
+    same and computed once.
+
+    Args:
+        net: the trained classifier, in evaluation mode and untouched.
+        data: the training images.
+        config: seed, cam_crop, cam_long_side_*, rib_*.
+
+    Explained in notebook 20, section "Companions".
+    """
+
+    def __init__(self, net: ClassActivationNet, data: SegmentationDataset, config: Config):
+        self.net, self.data, self.config = net, data, config
+        self.samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
+                                             config.cam_crop, *normalization_of(config.backbone))
+        self.bank = np.array(self._random("bank").sample(range(len(data)), min(len(data), COMPANION_BANK)))
+        self.features: dict[int, tuple[Tensor, Tensor]] = {}
+        self.pushes: dict[bytes, Push] = {}
+
+    def indices(self, image_id: str, label: np.ndarray) -> Iterator[list[int]] | None:
+        """Return endless batches of rows of the data set for one image; None if no image of the bank is disjoint.
+
+        They depend on the seed, the image's id and labels, and the data set.
+
+        Args:
+            image_id: of the image that is tuned.
+            label: its classes, (C,), 0 or 1.
+        """
+        pool = self.bank[disjoint_pool(self.data.labels[self.bank], label)].tolist()
+        return batches_of_pool(pool, self.config.rib_companions, self._random(f"labels {label.tolist()}"),
+                               self._random(f"image {image_id}")) if pool else None
+
+    def of_image(self, image_id: str, label: np.ndarray) -> Iterator[tuple[Tensor, Tensor] | Push] | None:
+        """Return the same batches read, the first as a `Push`; None as `indices`. Call it while the network is untouched.
+
+        Args:
+            image_id: of the image that is tuned.
+            label: its classes, (C,), 0 or 1.
+        """
+        indices = self.indices(image_id, label)
+        return indices and chain([self._first_push(label, next(indices))], map(self.read, indices))
+
+    def _first_push(self, label: np.ndarray, batch: list[int]) -> Push:
+        key = label.tobytes()
+        if key not in self.pushes:
+            features, labels = self.read(batch)
+            logits, parameters = push(evidence(self.net, features), labels, self.config), tuned_parameters(self.net)
+            if len(self.pushes) == KEPT_PUSHES:
+                del self.pushes[next(iter(self.pushes))]  # the oldest
+            self.pushes[key] = Push([parameter.grad for parameter in parameters], logits, labels)
+            for parameter in parameters:
+                parameter.grad = None
+        return self.pushes[key]
+
+    @torch.no_grad()
+    def read(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return features (B, D, h, w) behind the frozen stages and labels (B, C) of rows of the data set."""
+        device = self.net.classifier.weight.device
+        for index in batch:
+            if index not in self.features:
+                image, label = (tensor.to(device) for tensor in self.samples[0, index])
+                self.features[index] = self.net.backbone.shallow(image[None], FROZEN_STAGES)[0], label
+        features, labels = zip(*(self.features[index] for index in batch), strict=True)
+        return torch.stack(features), torch.stack(labels)
+
+    def _random(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.config.seed}/companions/{purpose}")
+
+
+# ---- all images
+
+def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Config) -> Callable:
+    """Return the function that makes RIB's maps, for `stages.make_maps`.
+
+    Args:
+        net: the trained classifier; its weights are the same before and after every image.
+        data: the training images, from which companions are drawn.
+        config: cam_scales, cam_crop, cam_long_side_*, rib_*, weight_decay, seed.
+
+    Explained in notebook 20, section "All images".
+    """
+    net.eval().to(memory_format=torch.channels_last)
+    mean, std = normalization_of(config.backbone)
+    companions, scales = Companions(net, data, config), scales_in_order(config.cam_scales)
+    in_loss = [scale > 0.5 for scale in scales]
+    plain = config.model_copy(update={"rib_iterations": 1, "rib_variant": "code"})
+
+    def of_image(image_id: str, image: Image.Image, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        size, classes = stride4_size(image.size[::-1]), torch.from_numpy(np.flatnonzero(label))
+        if not len(classes):
+            return classes.numpy(), np.zeros((0, *size), np.float32)
+        views, others = frozen_features(net, image, scales, mean, std), companions.of_image(image_id, label)
+        target = torch.from_numpy(label.astype(np.float32)).to(views[0].device)
+        problem = "" if others else "no companion is without its classes"
+        if others:
+            with original_weights(net):
+                maps = add_up(tune(net, views, in_loss, target, others, config))
+            if not all(torch.isfinite(scale_maps).all() for scale_maps in maps):
+                problem = "its tuned maps are not finite, which a lower rib_learning_rate may prevent"
+        if problem:
+            warnings.warn(f"{image_id} gets its plain CAM: {problem}", stacklevel=2)
+            maps = add_up(tune(net, views, in_loss, target, (), plain))
+        return classes.numpy(), merge_scales(maps, size, classes).cpu().numpy()
+
+    return lambda ids, images, labels: [of_image(*item) for item in zip(ids, images, labels, strict=True)]

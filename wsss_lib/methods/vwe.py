@@ -1,0 +1,381 @@
+"""Visual words: VWE (Ru, Du, Wu, IJCAI 2021) and its journal versions VWL-L and VWL-M (Ru, Du, Zhan, Wu, IJCV 2022).
+
+A codebook gives every position of the last feature map the word that is nearest in angle. Which words an image holds is a
+second, finer set of labels that nobody had to write, and a classifier that must predict it has to look at the whole object.
+Sections and equations below are counted as in notebook 50.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_lib import training
+from wsss_lib.artifacts import read_tensors
+from wsss_lib.config import Config, project_path
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
+from wsss_lib.methods import cam
+from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
+
+Variant = Literal["vwe", "vwl_l", "vwl_m"]
+RHO = 1e-3  # share of the new average in VWL-M's codebook
+
+
+class Words(NamedTuple):
+    """What the encoder says about a batch; see `encode`."""
+
+    assignment: Tensor  # a: (N, K, h, w)
+    index: Tensor  # (N, h, w)
+    histogram: Tensor  # H: (N, K)
+    present: Tensor  # w: (N, K)
+
+
+def encode(features: Tensor, codebook: Tensor, temperature: float = 1.0) -> Words:
+    """Assign every position to visual words, by the cosine of feature and word.
+
+    The features are detached: no gradient of the encoder reaches the backbone. The soft path (assignment, histogram)
+    trains the codebook, the hard path (index, present) makes labels. One 1x1 convolution gives all cosines, so nothing
+    of the size positions x words x channels is ever built.
+
+    Args:
+        features: x, float (N, D, h, w).
+        codebook: c, float (K, D), one word in each row.
+        temperature: tau > 0, sharpens the soft assignment (1 in the published runs).
+
+    Returns:
+        assignment (N, K, h, w), sums to 1 over the words; index int64 (N, h, w), the nearest word; histogram (N, K), the
+        assignment summed over positions, so it sums to h w; present float (N, K), 1 for words that are nearest somewhere.
+
+    Raises:
+        ValueError: features and words differ in length.
+
+    Source: VWE, visual words encoder; the temperature is VWL's.
+    Explained in notebook 50, section "Words".
+
+    Example:
+        >>> words = encode(torch.tensor([[[[3.0, 0.0, 1.0]], [[0.0, 2.0, 9.0]]]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]]))
+        >>> words.index.tolist(), words.present.tolist()
+        ([[[0, 1, 1]]], [[1.0, 1.0]])
+    """
+    if features.dim() != 4 or codebook.dim() != 2 or features.shape[1] != codebook.shape[1]:
+        raise ValueError(f"features {tuple(features.shape)} and codebook {tuple(codebook.shape)} do not fit: (N, D, h, w) and "
+                         "(K, D) are needed")
+    features = features.detach()
+    lengths = features.norm(dim=1, keepdim=True).clamp(min=1e-12)  # (N, 1, h, w)
+    cosine = F.conv2d(features, F.normalize(codebook, dim=1)[:, :, None, None]) / lengths  # (N, K, h, w)
+    assignment = (temperature * cosine).softmax(1)
+    index = assignment.argmax(1)
+    present = torch.zeros_like(assignment[:, :, 0, 0]).scatter_(1, index.flatten(1), 1.0)
+    return Words(assignment, index, assignment.sum((2, 3)), present.detach())
+
+
+def hspp(features: Tensor, gamma: float = 2.0, levels: Sequence[int] = (1, 2, 4)) -> Tensor:
+    """Pool features by hybrid spatial pyramid pooling: the average mixed with maxima over grids.
+
+    P(x) = [gamma avg(x) + sum_l avg(maxpool_l(x))] / (gamma + number of levels), with blocks of floor(h/l) x floor(w/l)
+    positions. Where l does not divide the side, the rest is ignored or makes further blocks, as in the official program.
+
+    Args:
+        features: x, float (N, D, h, w).
+        gamma: weight of the global average against 1 for each level. `levels=()` is plain average pooling, `gamma=0,
+            levels=(1,)` plain maximum pooling.
+        levels: l, blocks on each side of a grid.
+
+    Returns:
+        float (N, D, 1, 1).
+
+    Raises:
+        ValueError: the map has fewer rows or columns than the finest grid.
+
+    Source: VWE, hybrid spatial pyramid pooling.
+    Explained in notebook 50, section "Pooling".
+
+    Example:
+        >>> hspp(torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]]), gamma=2, levels=(1, 2)).item()  # (2*1 + 4 + 1) / 4
+        1.75
+    """
+    height, width = features.shape[2:]
+    if min(height, width) < max(levels, default=1):
+        raise ValueError(f"a map of {height}x{width} positions has no grid of {max(levels)}x{max(levels)} blocks; take a "
+                         "larger cam_crop or a smaller output_stride")
+    total = gamma * features.mean((2, 3), keepdim=True)
+    for level in levels:
+        total = total + F.max_pool2d(features, (height // level, width // level)).mean((2, 3), keepdim=True)
+    return total / (gamma + len(levels))
+
+
+def decorrelation(codebook: Tensor) -> Tensor:
+    """Return VWL-L's fourth loss, which pushes words apart: (||G|| - ||diag G||) / 2 of their covariances G (no squares).
+
+    Args:
+        codebook: c, float (K, D).
+
+    Returns:
+        scalar >= 0; 0 for words whose deviations from their own means are at right angles.
+
+    Source: VWL, learning-based strategy.
+    Explained in notebook 50, section "Two other codebooks".
+    """
+    centred = codebook - codebook.mean(1, keepdim=True)
+    gram = centred @ centred.T  # G: (K, K)
+    return 0.5 * (gram.norm() - gram.diagonal().norm())
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the mean entropy of softmax(logits) over a batch: a scalar in nats, which VWL-L logs for its words.
+
+    Args:
+        logits: v, float (N, K).
+    """
+    probabilities = logits.softmax(1) + 1e-8
+    return -(probabilities * probabilities.log()).sum(1).mean()
+
+
+def moving_average(codebook: Tensor, features: Tensor, index: Tensor, rho: float = RHO) -> Tensor:
+    """Return VWL-M's codebook after one step: c <- rho m + (1 - rho) c, m the mean feature of each word in the batch.
+
+    A word that got no position has m = 0 and shrinks by 1 - rho. Its angle, hence its assignments, stay.
+
+    Args:
+        codebook: c, float (K, D), before the step.
+        features: x, float (N, D, h, w), as they are: not scaled to length 1.
+        index: int64 (N, h, w), the nearest word of each position under `codebook`.
+        rho: in 0..1.
+
+    Returns:
+        float (K, D).
+
+    Source: VWL, memory bank strategy. The published program calls one-hot on the soft assignment and stops; the nearest
+    word is what it needs.
+    Explained in notebook 50, section "Two other codebooks".
+    """
+    vectors = features.detach().transpose(0, 1).flatten(1).T  # (N h w, D)
+    counts = index.flatten().bincount(minlength=len(codebook))[:, None]  # n_k
+    sums = torch.zeros_like(codebook).index_add_(0, index.flatten(), vectors.to(codebook.dtype))
+    return rho * sums / (counts + 1e-4) + (1 - rho) * codebook
+
+
+class VisualWordNet(cam.ClassActivationNet):
+    """The classifier of CAM with other pooling, a codebook, and two heads that connect words with classes.
+
+    Args:
+        backbone, num_classes: as in `cam.ClassActivationNet`.
+        num_words: K (published: 256).
+        variant: "vwe"; "vwl_l": its words are pushed apart; "vwl_m": its codebook is a moving average of features.
+        temperature: tau of the soft assignment.
+        gamma, levels: of `hspp`.
+        frozen_batch_norm, frozen_stages: as in `cam.ClassActivationNet`. Published: three stages, for VWL-M one.
+
+    Explained in notebook 50, section "Losses".
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, num_words: int, variant: Variant = "vwe",
+                 temperature: float = 1.0, gamma: float = 2.0, levels: Sequence[int] = (1, 2, 4),
+                 frozen_batch_norm: bool = True, frozen_stages: int = 3):
+        super().__init__(backbone, num_classes, frozen_batch_norm, frozen_stages)
+        self.variant, self.temperature, self.gamma, self.levels = variant, temperature, gamma, tuple(levels)
+        channels = backbone.channels[-1]
+        self.histogram_head = nn.Conv2d(num_words, num_classes, 1, bias=False)  # W_a
+        self.word_head = nn.Conv2d(channels, num_words, 1, bias=False)  # W_b
+        codebook = torch.randn(num_words, channels) / (3 * channels) ** 0.5  # c: (K, D), kaiming-normal with a = sqrt(5)
+        if variant == "vwl_m":  # no gradient; as a buffer it is saved with the training state
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("bank_filled", torch.tensor(False))
+        else:
+            self.codebook = nn.Parameter(codebook)
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Return P(x), float (N, D, 1, 1), of a feature map (N, D, h, w); as `hspp`."""
+        return hspp(features, self.gamma, self.levels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the class logits (N, C) of normalised images (N, 3, H, W)."""
+        return self.classifier(self.pooled(self.backbone(images))).flatten(1)
+
+    def encode(self, features: Tensor) -> Words:
+        """Return the words of a feature map (N, D, h, w) under the network's codebook; as the function `encode`."""
+        return encode(features, self.codebook, self.temperature)
+
+    def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
+        """Return SGD's two groups: what is trained of the backbone; all heads, and the codebook if it has a gradient.
+
+        Args:
+            learning_rate: of the backbone.
+            head_learning_rate: of heads and codebook (published: ten times the backbone's).
+            weight_decay: of both.
+        """
+        backbone, head = super().parameter_groups(learning_rate, head_learning_rate, weight_decay)
+        head["params"] += [self.histogram_head.weight, self.word_head.weight]
+        if isinstance(self.codebook, nn.Parameter):
+            head["params"].append(self.codebook)
+        return [backbone, head]
+
+    @torch.no_grad()
+    def fill_bank(self, features: Tensor, index: Tensor) -> None:
+        """Update VWL-M's codebook after a step; the first step replaces it by random feature vectors of its batch.
+
+        Args:
+            features: x, float (N, D, h, w).
+            index: int64 (N, h, w), the nearest word of each position under the codebook as it was.
+        """
+        if self.bank_filled:
+            self.codebook.copy_(moving_average(self.codebook, features, index))
+        else:
+            vectors = features.transpose(0, 1).flatten(1).T  # (N h w, D)
+            self.codebook.copy_(vectors[torch.randint(len(vectors), (len(self.codebook),)).to(vectors.device)])
+            self.bank_filled.fill_(True)
+
+
+class Outputs(NamedTuple):
+    """What the three heads say about a batch; see `heads`."""
+
+    logits: Tensor  # o: (N, C)
+    histogram_logits: Tensor  # u: (N, C)
+    word_logits: Tensor  # v: (N, K)
+    words: Words
+
+
+def heads(net: VisualWordNet, features: Tensor) -> Outputs:
+    """Return class logits from P(x), class logits from the histogram, word logits from the average of x, and the words.
+
+    Args:
+        net: the network.
+        features: x, float (N, D, h, w), of its backbone.
+    """
+    words = net.encode(features)
+    return Outputs(net.classifier(net.pooled(features)).flatten(1),
+                   net.histogram_head(words.histogram[:, :, None, None]).flatten(1),
+                   net.word_head(F.adaptive_avg_pool2d(features, 1)).flatten(1), words)
+
+
+def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Outputs]:
+    """Return the variant's losses, each a scalar with weight 1, and the outputs that they were computed from.
+
+    M is the multi-label soft-margin loss, a mean over images and classes (or words).
+
+    * class = M(o, y) trains backbone and classifier;
+    * histogram = M(u, y) trains the codebook and its own head only (not in VWL-M, whose codebook has no gradient);
+    * word = M(v, w) trains backbone and word head;
+    * decorrelation trains the codebook (VWL-L only).
+
+    Args:
+        net: the network.
+        features: x, float (N, D, h, w), of its backbone.
+        labels: y, float (N, C), 0 or 1.
+
+    Returns:
+        name of each loss to its value; outputs as of `heads`.
+
+    Source: VWE, total loss; VWL.
+    Explained in notebook 50, section "Losses".
+    """
+    out = heads(net, features)
+    terms = {"class": F.multilabel_soft_margin_loss(out.logits.float(), labels),
+             "word": F.multilabel_soft_margin_loss(out.word_logits.float(), out.words.present)}
+    if net.variant != "vwl_m":
+        terms["histogram"] = F.multilabel_soft_margin_loss(out.histogram_logits.float(), labels)
+    if net.variant == "vwl_l":
+        terms["decorrelation"] = decorrelation(net.codebook)
+    return terms, out
+
+
+def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Return what `training.train` minimises ("loss", the sum of all terms), every term, and counts of words for the log.
+
+    In training, VWL-M's codebook moves on here; where a batch is accumulated in parts, it moves with each part.
+
+    Args:
+        net: the network.
+        batch: images float32 (N, 3, H, W), normalised; labels float32 (N, C), 0 or 1.
+
+    Explained in notebook 50, section "Training".
+    """
+    images, labels = batch
+    features = net.backbone(images)
+    terms, out = loss_terms(net, features, labels)
+    if net.variant == "vwl_m" and net.training:
+        net.fill_bank(features, out.words.index)
+    present = out.words.present
+    seen = {"words_in_batch": present.amax(0).sum(), "words_per_image": present.sum(1).mean()}
+    if net.variant == "vwl_l":
+        seen["word_entropy"] = entropy(out.word_logits.detach().float())
+    return {"loss": torch.stack(list(terms.values())).sum(), **terms, **seen}
+
+
+# ---- what the notebook runs
+
+def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> VisualWordNet:
+    """Build the network on the ImageNet backbone (published) or on the classifier's, or from its own weights.
+
+    Args:
+        config: what `backbone` and the fields `vwe_` say.
+        num_classes: C, foreground only.
+        classifier_weights: CAM's (safetensors); read where vwe_init is "classifier".
+        weights: of a finished network (safetensors); empty: a new one.
+
+    Returns:
+        the network on the CPU, in training mode.
+
+    Raises:
+        ValueError: the weights belong to another network.
+        FileNotFoundError: there are no such weights.
+    """
+    backbone = build_backbone(config.backbone, config.output_stride,
+                              "none" if weights or config.vwe_init == "classifier" else config.backbone_weights)
+    if config.vwe_init == "classifier" and not weights:
+        load_backbone_of_classifier(backbone, classifier_weights)
+    net = VisualWordNet(backbone, num_classes, config.vwe_words, config.vwe_variant, config.vwe_temperature, config.vwe_gamma,
+                        frozen_batch_norm=config.frozen_batch_norm, frozen_stages=config.frozen_stages)
+    if weights:
+        load_weights(net, read_tensors(project_path(weights)), str(weights))
+    return net
+
+
+def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, folder: Path,
+              loss_of: Callable[..., dict[str, Tensor]] = losses) -> int:
+    """Train on image-level labels, with the images, batches and crops of CAM's classifier.
+
+    Args:
+        net: trained in place.
+        data: the training images.
+        config: fields `vwe_` and, for images and batches, `cam_`.
+        folder: of the stage; gets the log and the state, as in `training.train`.
+        loss_of: as `training.train` takes it; `cam.classification_loss` trains the pooling without the words.
+
+    Returns:
+        int, the number of images seen.
+
+    Raises:
+        ValueError: the crop is too small for the pooling, or as `training.train`.
+
+    Explained in notebook 50, section "Training".
+    """
+    mean, std = normalization_of(config.backbone)
+    samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
+                                    config.cam_crop, mean, std)
+    steps = config.vwe_epochs * steps_per_epoch(len(data), config.cam_batch_size)
+    momentum = training.momentum_of(config.momentum, config.weight_decay, config.momentum_slip)
+    groups = net.parameter_groups(config.vwe_learning_rate, config.vwe_head_learning_rate, config.weight_decay)
+    training.train(net, loss_of, samples, groups, momentum, steps, config.cam_batch_size, config, folder, name="visual words")
+    return steps * config.cam_batch_size
+
+
+def vwe_localization(net: VisualWordNet, config: Config) -> Callable:
+    """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror.
+
+    Args:
+        net: the trained network; set to evaluation mode.
+        config: cam_scales and backbone.
+
+    Source: VWE, its program; IRN adds the maps of image and mirror.
+    Explained in notebook 50, section "All images".
+    """
+    mean, std = normalization_of(config.backbone)
+    net.eval().to(memory_format=torch.channels_last)
+    localize = partial(cam.localization_maps, scales=config.cam_scales, mean=mean, std=std, join=torch.maximum)
+    return lambda ids, images, labels: localize(net, images, labels)
