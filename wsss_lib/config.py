@@ -115,11 +115,11 @@ class Config(BaseModel):
     drs_delta: Share = 0.0  # 0: learnable (published), 1: no suppression
     # Of the backbone's five stages, from the deepest, whose ReLUs are replaced; published: 5.
     drs_suppressed_stages: Annotated[int, Field(ge=0, le=5)] = 1
-    drs_epochs: Positive = 2  # published: 15
-    drs_learning_rate: Rate = 3e-5  # of the backbone; the new layers have ten times this; published: 1e-3
+    drs_epochs: Positive = 1  # published: 15
+    drs_learning_rate: Rate = 3e-4  # of the backbone; the new layers have ten times this; published: 1e-3
     drs_batch_size: Positive = 16  # published: 10
-    drs_crop: Positive = 96  # of photographs squeezed to a square that is a fifth larger; published: 320
-    drs_refine_epochs: Positive = 3  # published: 30
+    drs_crop: Positive = 128  # of photographs squeezed to a square that is a fifth larger; published: 320
+    drs_refine_epochs: Positive = 2  # published: 30
     drs_refine_learning_rate: Rate = 3e-4  # Adam; published: 1e-4
     drs_selection: Literal["last", "pixel_labels"] = "last"  # which epoch is kept; published: the best by pixel labels
     drs_background: Literal["saliency", "constant", "crf", "irn"] = "saliency"  # what says background in pseudo-labels
