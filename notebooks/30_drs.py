@@ -670,8 +670,12 @@ for line in ablation_stage.metrics():
 # %% [markdown]
 # **How to read it.** Some of the gain over plain CAM is not suppression at all: the first line has the same three new
 # convolutions, which look further around than a 1x1 classifier. What suppression adds is the difference to that line: the body
-# is found more fully, in the last column more of the background sits at the bound, and without saliency nothing is won. Where
-# every stage is suppressed strongly the price is the *head*: its lead was also what told the classes apart.
+# is found more fully, and in the last column more of the background sits at the bound. Without saliency the maps stay below
+# plain CAM's (section 8), suppressed or not. Where every stage is suppressed strongly the price is the *head*: its lead was also
+# what told the classes apart.
+#
+# These lines are maps *before* refinement. A refinement network that is trained for two epochs blurs them: compare the
+# column *without* with section 8. Under a saliency mask that costs nothing; for notebooks 70 and 80, which have none, it does.
 #
 # **How this notebook avoids the collapse.** It starts from a classifier that already knows the classes (the paper: from
 # ImageNet), suppresses the deepest stage and the new layers only (`drs_suppressed_stages = 1`; the paper's VGG-16 suppresses all five),
