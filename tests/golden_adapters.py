@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models.resnet import Bottleneck
 
-from tests import golden_amn, golden_data, golden_psa, golden_sccam, golden_vwe
+from tests import golden_amn, golden_data, golden_drs, golden_psa, golden_sccam, golden_vwe
 from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
@@ -529,21 +529,12 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "irn__random_walk": (("out_walk", "absolute", 5e-5), ("*", "absolute", 1e-5)),
     "irn__sem_seg": (("out_walk", "absolute", 5e-5), ("out_score", "absolute", 1e-4), ("out_label", "equal", 0.995)),
 }
-ADAPTERS |= golden_data.ADAPTERS
-TOLERANCE |= golden_data.TOLERANCE
-ADAPTERS |= golden_amn.ADAPTERS
-TOLERANCE |= golden_amn.TOLERANCE
 
 from tests import golden_rib  # noqa: E402  it uses the functions above
 
-ADAPTERS |= golden_rib.ADAPTERS
-TOLERANCE |= golden_rib.TOLERANCE
-
-ADAPTERS |= golden_vwe.ADAPTERS
-TOLERANCE |= golden_vwe.TOLERANCE
-
-ADAPTERS |= golden_sccam.ADAPTERS | golden_psa.ADAPTERS
-TOLERANCE |= golden_sccam.TOLERANCE | golden_psa.TOLERANCE
+for cases in (golden_amn, golden_data, golden_drs, golden_psa, golden_rib, golden_sccam, golden_vwe):
+    ADAPTERS |= cases.ADAPTERS
+    TOLERANCE |= cases.TOLERANCE
 
 
 def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -> str:

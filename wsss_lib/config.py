@@ -106,17 +106,6 @@ class Config(BaseModel):
     cam_long_side_max: Positive = 112
     cam_crop: Positive = 96
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
-    # 60: SC-CAM. Crops, batches and scales are those of the classifier (cam_); the published ones are in configs/methods.
-    sccam_weights: Text = ""  # a network of a finished round to use instead of all rounds
-    sccam_clusters: Positive = 10  # K, sub-categories of a class
-    sccam_loss_weight: Rate = 5.0  # lambda, of the sub-categories' loss
-    sccam_round_epochs: Integers = (4, 4, 4)  # epochs trained in each round; published: 31, 41, 51
-    sccam_schedule_epochs: Positive = 4  # epochs for which the learning rate is laid out; published: 61
-    sccam_dropout: Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, lt=1)] = 0.0  # published: 0.5
-    sccam_color_jitter: Share = 0.0  # strength; published: 1
-    sccam_learning_rate: Rate = 0.03  # published: 0.01, without momentum
-    sccam_head_learning_rate: Rate = 0.3  # published: 0.1
-    sccam_weight_decay: Rate = 5e-4
     # 20: RIB, which tunes the classifier for every image anew; the small network in one long step instead of nine short ones.
     rib_learning_rate: Rate = 1e-3  # published: 8e-6 (VOC), 5e-6 (COCO)
     rib_head_learning_rate: Rate = 1e-2  # ten times the backbone's
@@ -128,6 +117,26 @@ class Config(BaseModel):
     rib_explode_ratio: Rate = 0.7  # ... how much covered stops the steps; published: 0.7 (VOC), 0.8 (COCO)
     rib_variant: Literal["code", "paper"] = "code"  # "paper": mean over the kept positions, the stop threshold is the margin m
     rib_first_twenty_only: bool = False  # True in the published COCO run: classes from index 20 on are pooled plainly
+    # 30: DRS: classifier with suppression, refinement network, pseudo-labels.
+    drs_backbone: Literal["vgg_small", "vgg16", "resnet_small", "resnet50", "resnet101",
+                          "efficientnet_lite0"] = "resnet_small"  # published: vgg16
+    # Start of both networks: "imagenet" (published), "classifier" (of notebook 10), "none", or a safetensors file.
+    drs_backbone_weights: Text = "classifier"
+    drs_weights: Text = ""  # a classifier to use instead of training one
+    drs_refine_weights: Text = ""  # a refinement network to use instead of training one
+    drs_delta: Share = 0.0  # 0: learnable (published), 1: no suppression
+    # Of the backbone's five stages, from the deepest, whose ReLUs are replaced; published: 5.
+    drs_suppressed_stages: Annotated[int, Field(ge=0, le=5)] = 1
+    drs_epochs: Positive = 1  # published: 15
+    drs_learning_rate: Rate = 3e-4  # of the backbone; the new layers have ten times this; published: 1e-3
+    drs_batch_size: Positive = 16  # published: 10
+    drs_crop: Positive = 128  # of photographs squeezed to a square that is a fifth larger; published: 320
+    drs_refine_epochs: Positive = 2  # published: 30
+    drs_refine_learning_rate: Rate = 3e-4  # Adam; published: 1e-4
+    drs_selection: Literal["last", "pixel_labels"] = "last"  # which epoch is kept; published: the best by pixel labels
+    drs_background: Literal["saliency", "constant", "crf", "irn"] = "saliency"  # what says background in pseudo-labels
+    drs_saliency_folder: Text = "saliency_map"  # below data_root
+    drs_alpha: Share = 0.2  # smaller scores count as 0
     # 40: AMN. Batches are the classifier's and crops are IRN's, as in the official program.
     amn_weights: Text = ""  # a network to use instead of training one
     amn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
@@ -149,6 +158,17 @@ class Config(BaseModel):
     vwe_epochs: Positive = 4  # published: 6
     vwe_learning_rate: Rate = 0.01  # published: 0.01 without momentum, a tenth of the classifier's
     vwe_head_learning_rate: Rate = 0.1
+    # 60: SC-CAM. Crops, batches and scales are those of the classifier (cam_); the published ones are in configs/methods.
+    sccam_weights: Text = ""  # a network of a finished round to use instead of all rounds
+    sccam_clusters: Positive = 10  # K, sub-categories of a class
+    sccam_loss_weight: Rate = 5.0  # lambda, of the sub-categories' loss
+    sccam_round_epochs: Integers = (4, 4, 4)  # epochs trained in each round; published: 31, 41, 51
+    sccam_schedule_epochs: Positive = 4  # epochs for which the learning rate is laid out; published: 61
+    sccam_dropout: Annotated[float, BeforeValidator(_refuse_truth_value), Field(ge=0, lt=1)] = 0.0  # published: 0.5
+    sccam_color_jitter: Share = 0.0  # strength; published: 1
+    sccam_learning_rate: Rate = 0.03  # published: 0.01, without momentum
+    sccam_head_learning_rate: Rate = 0.3  # published: 0.1
+    sccam_weight_decay: Rate = 5e-4
     # 70: seeds.
     seed_threshold: Share = 0.15
     seed_foreground_threshold: Share = 0.20  # t_f; published: 0.30
@@ -193,21 +213,26 @@ class Config(BaseModel):
     walk_beta: Rate = 10.0  # exponent of the affinities
     walk_log2_steps: Count = 4  # 2^4 = 16 steps of the random walk; published: 8
     walk_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
-    # 90: DeepLab-v2.
+    # 90: DeepLab.
+    deeplab_version: Literal["v2", "v3plus"] = "v2"
+    deeplab_masks: Name = "pseudo_masks"  # stage whose masks it is trained on; "drs_masks": DRS's own
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
-    deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
+    deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24; v3plus has three: 6, 12, 18 at stride 16
+    deeplab_decoder_width: Annotated[int, Field(ge=16)] = 32  # of v3plus; published: 256
     deeplab_iterations: Positive = 900
     deeplab_batch_size: Positive = 16
-    deeplab_learning_rate: Rate = 3e-3  # published: 2.5e-4
+    deeplab_learning_rate: Rate = 3e-3  # published: 2.5e-4; v3plus: 0.01, of the decoder
     deeplab_momentum: Share = 0.9
     deeplab_weight_decay: Rate = 5e-4
-    deeplab_loss: Literal["cross_entropy", "balanced"] = "cross_entropy"
+    deeplab_loss: Literal["cross_entropy", "balanced", "self_label"] = "cross_entropy"
     deeplab_crop: Positive = 96
     deeplab_scales: Numbers = (1.0, 1.25, 1.5)
-    deeplab_test_scales: Numbers = (0.5, 0.75)  # beside 1.0, in training and in testing
+    deeplab_test_scales: Numbers = (0.5, 0.75)  # of v2, beside 1.0, in training and in testing
+    deeplab_padding_is_background: bool = False  # v3plus teaches what lies outside the image as background (published: true)
+    deeplab_centre_crop: Count = 0  # also score centre crops of this side (published v3plus numbers: 513); 0: full images only
     # 99: a reader's own photographs.
     own_photographs: Text = ""  # folder of photographs, or of one folder for each class; empty: those of installed packages
     own_labels: Text = ""  # table of their classes; empty: they lie in class folders
@@ -230,6 +255,9 @@ class Config(BaseModel):
         if max(self.sccam_round_epochs) > self.sccam_schedule_epochs:
             raise ValueError(f"sccam_round_epochs {self.sccam_round_epochs} must not exceed sccam_schedule_epochs "
                              f"({self.sccam_schedule_epochs})")
+        if self.deeplab_version == "v3plus" and (self.deeplab_loss == "self_label" or len(self.deeplab_atrous_rates) != 3):
+            raise ValueError("deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss; give for "
+                             "instance deeplab_atrous_rates [6, 12, 18] and deeplab_loss cross_entropy")
         return self
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What the stages after the seeds do to an image: IRN and its random walk (80), DeepLab-v2 (90).
+"""What the stages after the seeds do to an image: IRN and its random walk (80), DeepLab (90).
 
 The rest of `wsss_lib.stages`, by which the notebooks call these functions too.
 """
@@ -17,8 +17,10 @@ from wsss_lib.artifacts import read_maps, read_tensors, write_mask
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.data.samples import AffinitySamples, SegmentationSamples, steps_per_epoch
+from wsss_lib.data.samples import AffinitySamples, SegmentationSamples, V3PlusSamples, steps_per_epoch
 from wsss_lib.inference import for_each_image
+from wsss_lib.metrics import Evaluation
+from wsss_lib.nets import deeplab_v3plus
 from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     DeepLabV2,
@@ -27,7 +29,9 @@ from wsss_lib.nets.deeplab_v2 import (
     multi_scale_logits,
     multi_scale_loss,
     parameter_groups,
+    self_label_loss,
 )
+from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.nets.irn import IRN
 from wsss_lib.progress import progress
 from wsss_lib.refine.affinity import affinity_loss
@@ -174,16 +178,27 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "random walk")
 
 
-# ---- 90: DeepLab-v2
+# ---- 90: DeepLab
 
-def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, weights: Path | str = "") -> DeepLabV2:
-    """Build DeepLab-v2 for the foreground classes and background.
+def deeplab_name(config: Config) -> str:
+    """Return "DeepLab-v2" or "DeepLab-v3+".
 
     Args:
-        config: gives deeplab_backbone, deeplab_init, deeplab_output_stride and deeplab_atrous_rates.
+        config: gives deeplab_version.
+
+    Explained in notebook 90, section "The network".
+    """
+    return {"v2": "DeepLab-v2", "v3plus": "DeepLab-v3+"}[config.deeplab_version]
+
+
+def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, weights: Path | str = "") -> nn.Module:
+    """Build DeepLab-v2 or -v3+ for the foreground classes and background.
+
+    Args:
+        config: gives deeplab_version, -backbone, -init, -output_stride, -atrous_rates and, for v3+, -decoder_width.
         num_classes: foreground classes C.
         classifier_weights: safetensors file of the classifier; read only with deeplab_init "classifier" and without `weights`.
-        weights: a safetensors file of a whole DeepLab-v2; empty: the backbone starts as deeplab_init says.
+        weights: a safetensors file of a whole DeepLab; empty: the backbone starts as deeplab_init says.
 
     Returns:
         the network, on the CPU; logits of C + 1 classes.
@@ -195,20 +210,24 @@ def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, we
     Explained in notebook 90, section "The network".
     """
     imagenet = config.deeplab_init == "imagenet" and not weights
-    backbone = build_backbone(config.deeplab_backbone, config.deeplab_output_stride, "imagenet" if imagenet else "none")
+    build = build_backbone if config.deeplab_version == "v2" else build_dilated_backbone
+    backbone = build(config.deeplab_backbone, config.deeplab_output_stride, "imagenet" if imagenet else "none")
     if config.deeplab_init == "classifier" and not weights:
         load_backbone_of_classifier(backbone, classifier_weights)
-    net = DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates)
+    if config.deeplab_version == "v2":
+        net = DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates)
+    else:
+        net = DeepLabV3Plus(backbone, num_classes + 1, config.deeplab_atrous_rates, config.deeplab_decoder_width)
     if weights:
         load_weights(net, read_tensors(project_path(weights)), str(weights))
     return net
 
 
-def train_deeplab(net: DeepLabV2, data: SegmentationDataset, mask_folder: Path, config: Config, folder: Path) -> int:
-    """Train DeepLab-v2 on (pseudo-)masks, in place.
+def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, config: Config, folder: Path) -> int:
+    """Train DeepLab on (pseudo-)masks, in place.
 
     Args:
-        net: on the device.
+        net: of `build_deeplab`, on the device.
         data: the training split.
         mask_folder: of the masks `ID.png` to learn from.
         config: gives deeplab_*.
@@ -218,51 +237,64 @@ def train_deeplab(net: DeepLabV2, data: SegmentationDataset, mask_folder: Path, 
         the number of images of the whole training.
 
     Raises:
-        ValueError: as `training.train`.
+        ValueError: version 3+ with one image at once on the device; as `training.train`.
         DataError: a mask is missing or broken.
 
     Explained in notebook 90, section "Training".
     """
-    mean, std = normalization_of(config.deeplab_backbone)
-    samples = SegmentationSamples(data, mask_folder, config.seed, config.deeplab_scales, config.deeplab_crop, mean, std)
-    pixel_loss = {"cross_entropy": cross_entropy, "balanced": balanced_cross_entropy}[config.deeplab_loss]
-
-    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        images, labels = batch
-        return {"loss": multi_scale_loss(multi_scale_logits(model, images, config.deeplab_test_scales), labels, pixel_loss)}
-
-    groups = parameter_groups(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
-    training.train(net, loss_of, samples, groups, config.deeplab_momentum, config.deeplab_iterations,
-                   config.deeplab_batch_size, config, folder, schedule=partial(training.poly_factor, every=10),
-                   name="DeepLab-v2")
+    v2 = config.deeplab_version == "v2"
+    if not v2 and min(config.deeplab_batch_size, config.device_batch_size) < 2:
+        raise ValueError("DeepLab-v3+ trains batch normalisation on one value an image: deeplab_batch_size and "
+                         "device_batch_size must be at least 2")
+    kind = SegmentationSamples if v2 else V3PlusSamples
+    samples = kind(data, mask_folder, config.seed, config.deeplab_scales, config.deeplab_crop,
+                   *normalization_of(config.deeplab_backbone))
+    samples.image_labels = config.deeplab_loss == "self_label"
+    if config.deeplab_padding_is_background:
+        samples.label_fill = 0
+    groups_of = parameter_groups if v2 else deeplab_v3plus.parameter_groups
+    groups = groups_of(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
+    schedule = partial(training.poly_factor, every=10) if v2 else training.poly_factor
+    training.train(net, partial(_deeplab_loss, config=config), samples, groups, config.deeplab_momentum,
+                   config.deeplab_iterations, config.deeplab_batch_size, config, folder, schedule, deeplab_name(config))
     return config.deeplab_iterations * config.deeplab_batch_size
 
 
+def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Config) -> dict[str, Tensor]:
+    images, masks, *image_labels = batch
+    pixel_loss = {"cross_entropy": cross_entropy, "balanced": balanced_cross_entropy,
+                  "self_label": lambda logits, labels: self_label_loss(logits, labels, *image_labels)}[config.deeplab_loss]
+    if config.deeplab_version == "v2":
+        return {"loss": multi_scale_loss(multi_scale_logits(net, images, config.deeplab_test_scales), masks, pixel_loss)}
+    logits = F.interpolate(net(images), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+    return {"loss": pixel_loss(logits, masks)}
+
+
 @torch.inference_mode()
-def class_probabilities(net: DeepLabV2, image: Image.Image, config: Config) -> np.ndarray:
+def class_probabilities(net: nn.Module, image: Image.Image, config: Config) -> np.ndarray:
     """Return DeepLab's class probabilities of one photograph, no image-level label used: float32 (K, H, W) in [0, 1].
 
     Args:
         net: on the device, in evaluation mode.
         image: RGB photograph, (H, W).
-        config: gives deeplab_test_scales and deeplab_backbone.
+        config: gives deeplab_version, deeplab_test_scales (of v2) and deeplab_backbone.
 
     Explained in notebook 90, section "Training".
     """
     mean, std = normalization_of(config.deeplab_backbone)
-    tensor = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(net.aspp.c0.weight.device)
-    logits = multi_scale_logits(net, tensor, config.deeplab_test_scales)[-1].float()
-    logits = F.interpolate(logits, size=image.size[::-1], mode="bilinear", align_corners=False)
+    tensor = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(next(net.parameters()).device)
+    logits = multi_scale_logits(net, tensor, config.deeplab_test_scales)[-1] if config.deeplab_version == "v2" else net(tensor)
+    logits = F.interpolate(logits.float(), size=image.size[::-1], mode="bilinear", align_corners=False)
     return logits.softmax(1)[0].cpu().numpy()
 
 
-def make_predictions(net: DeepLabV2, data: SegmentationDataset, config: Config, folder: Path) -> int:
+def make_predictions(net: nn.Module, data: SegmentationDataset, config: Config, folder: Path) -> int:
     """Write `plain/ID.png` and, after the CRF, `crf/ID.png` of every image that has none yet.
 
     Args:
         net: trained, on the device; it is put in evaluation mode.
         data: the images; neither labels nor masks are read.
-        config: gives deeplab_test_scales and deeplab_backbone.
+        config: as for `class_probabilities`.
         folder: of the stage.
 
     Returns:
@@ -279,3 +311,27 @@ def make_predictions(net: DeepLabV2, data: SegmentationDataset, config: Config, 
         write_mask(folder / "crf" / f"{image_id}.png", crf_segmentation(np.array(image), probabilities))
 
     return for_each_image(data.ids, lambda image_id: folder / "crf" / f"{image_id}.png", work, "prediction")
+
+
+def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Config) -> Evaluation:
+    """Score a network on centre crops; not comparable with a score of full images.
+
+    Args:
+        net: trained, on the device; it is put in evaluation mode.
+        data: with true masks.
+        config: gives deeplab_centre_crop, the side of the crops in pixels, and as for `class_probabilities`.
+
+    Returns:
+        the filled `Evaluation`.
+
+    Raises:
+        DataError: a true mask is missing or broken.
+
+    Explained in notebook 90, section "Numbers".
+    """
+    net.eval()
+    evaluation = Evaluation(data.num_classes + 1)
+    for image_id in progress(data.ids, "centre crops"):
+        image, mask = transforms.centre_crop(data.image(image_id), data.mask(image_id), config.deeplab_centre_crop)
+        evaluation.add(mask, class_probabilities(net, image, config).argmax(0))
+    return evaluation

@@ -47,6 +47,15 @@ PUBLISHED = (
     Published("sccam", "AffinityNet pseudo-mask", "val", 61.2, "SC-CAM paper (unverified)"),
     Published("sccam", "DeepLab-v2", "val", 66.1, "benchmark page of the SC-CAM paper; ResNet-101"),
     Published("sccam", "DeepLab-v2", "test", 65.9, "SC-CAM's author in its repository's issue 19; ResNet-101"),
+    Published("drs", "DeepLab-v2", "val", 69.4,
+              "qjadud1994/DRS README, the released checkpoint; COCO-pretrained, saliency maps"),
+    Published("drs", "DeepLab-v2 + CRF", "val", 71.2,
+              "DRS row of a public results list; COCO-pretrained, saliency maps; the released checkpoint has 70.4"),
+    Published("drs", "DeepLab-v2 + CRF", "test", 71.4, "abstract of the DRS paper; COCO-pretrained, saliency maps"),
+    Published("drs", "DeepLab-v3+ (513 centre crop)", "val", 70.4,
+              "qjadud1994/DRS README, the released checkpoint; ImageNet, saliency maps, another set of pixels; with CRF 71.0"),
+    Published("truth", "DeepLab-v3+ (513 centre crop)", "val", 78.3,
+              "VainF/DeepLabV3Plus-Pytorch README, ResNet-101, output stride 16, another set of pixels"),
     Published("amn", "CAM seed", "train", 62.1, "LPCAM paper (CVPR 2023), table 2; the best threshold"),
     Published("amn", "IRN pseudo-mask", "train", 72.2, "LPCAM paper, table 2; called the reported one in gaviotas/AMN#2"),
     Published("amn", "DeepLab-v2", "val", 69.5, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
@@ -162,9 +171,10 @@ def summarize(rows: list[dict]) -> list[dict]:
         summary.append({"method": method, "what": what, "split": split, "images": images, "crf": crf, "miou": mean(values),
                         "spread": stdev(values) if len(values) > 1 else None, "runs": len(values),
                         "pixel_labels_chose": "; ".join(chosen)})
-    order = {"CAM at its best threshold": 0, "CAM seed": 1, "CAM seed + CRF": 2, "IRN pseudo-mask": 3,
-             "AffinityNet pseudo-mask": 3, "DeepLab-v2": 4, "DeepLab-v2 + CRF": 5}
-    return sorted(summary, key=lambda row: (row["method"] == "truth", row["method"], order.get(row["what"], 9)))
+    order = ["CAM at its best threshold", "DRS pseudo-label", "CAM seed", "CAM seed + CRF", "IRN pseudo-mask",
+             "AffinityNet pseudo-mask", "DeepLab-v2", "DeepLab-v2 + CRF", "DeepLab-v3+", "DeepLab-v3+ + CRF"]
+    return sorted(summary, key=lambda row: (row["method"] == "truth", row["method"],
+                                            order.index(row["what"]) if row["what"] in order else len(order)))
 
 
 def with_spread(values: Sequence[float], digits: int = 1) -> str:

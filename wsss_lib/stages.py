@@ -25,9 +25,11 @@ from wsss_lib.late_stages import (  # noqa: F401 - the notebooks call the functi
     build_deeplab,
     build_irn,
     class_probabilities,
+    deeplab_name,
     load_backbone_of_classifier,
     make_predictions,
     make_pseudo_masks,
+    score_centre_crops,
     set_mean_displacement,
     train_deeplab,
     train_irn,
@@ -92,6 +94,24 @@ def truth_hash(data: SegmentationDataset) -> str:
         raise DataError(f"{missing[0]}: the mask is missing, and {len(missing) - 1} others of split {data.split!r}; set "
                         "mask_folder to the folder that has them all (for train_aug of VOC: SegmentationClassAug)")
     return sha256(paths, data.root)
+
+
+def saliency_hash(data: SegmentationDataset, folder: Path) -> str:
+    """Return a hash of the saliency maps of a split, for a stage that uses them.
+
+    Args:
+        data: one split.
+        folder: of `ID.png`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: a map is missing (`check_saliency` lists them all).
+
+    Explained in notebook 30, section "Pseudo-labels with saliency".
+    """
+    return sha256([folder / f"{image_id}.png" for image_id in data.ids], folder)
 
 
 # ---- 10: classifier and maps

@@ -92,7 +92,8 @@ def momentum_of(momentum: float, weight_decay: float, slip: bool) -> float:
 
 def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]], samples: Dataset,
           parameter_groups: list[dict], momentum: float | None, steps: int, batch_size: int, config: Config, folder: Path,
-          schedule: Callable[[int, int], float] = poly_factor, name: str = "training") -> None:
+          schedule: Callable[[int, int], float] = poly_factor, name: str = "training", nesterov: bool = False,
+          after_step: Callable[[int], None] | None = None) -> None:
     """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
 
     Args:
@@ -101,13 +102,15 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
             over the images of the batch if batches are accumulated.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
         parameter_groups: params, lr and weight_decay of each group.
-        momentum: of SGD; None: Adam with its usual two moments (AMN).
+        momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
         steps: optimiser steps T of the whole run.
         batch_size: images in one optimiser step, whatever the device can hold.
         config: seed, device, device_batch_size, checkpoint_every, mixed_precision, num_workers.
         folder: gets `log.jsonl` and, while training goes on, `state.safetensors`.
         schedule: (steps already made, T) to the factor on every group's lr.
         name: for the progress bar.
+        nesterov: the momentum is Nesterov's (DRS).
+        after_step: called with the number of finished steps; after a resume also for steps that it has seen before.
 
     Raises:
         ValueError: the batch cannot be split evenly, the loss is not finite (says at which step), or `folder` holds the
@@ -121,7 +124,7 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
     parts = batch_size // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
     optimizer = (torch.optim.Adam(parameter_groups, lr=0.0) if momentum is None
-                 else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum))
+                 else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov))
     base_rates = [group["lr"] for group in parameter_groups]
     half = config.mixed_precision and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -151,6 +154,8 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
                 row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
+            if after_step:
+                after_step(step + 1)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
                 _save_state(state_file, model, optimizer, scaler, step + 1)
     model.eval()

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from wsss_lib.artifacts import read_maps
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import IGNORE, SegmentationDataset, read_mask
 
@@ -63,6 +66,76 @@ class ClassificationSamples(Dataset):
         return transforms.to_tensor(array), torch.from_numpy(self.data.labels[index].astype(np.float32))
 
 
+class SquareSamples(Dataset):
+    """Images and image-level labels for DRS's classifier: squeezed to a square, mirror, colour jitter, random crop.
+
+    Yields image float32 (3, crop, crop), normalised, and label float32 (C,).
+
+    Args:
+        data: the split.
+        seed: of the run.
+        resize: side in pixels that photographs are squeezed to.
+        crop: side of the crop in pixels, at most `resize`.
+        mean, std: (R, G, B) of the normalisation, in 0..1.
+
+    Source: DRS, official loader. Explained in notebook 30, section "Training".
+    """
+
+    def __init__(self, data: SegmentationDataset, seed: int, resize: int, crop: int, mean: tuple, std: tuple):
+        self.data, self.seed, self.resize, self.crop, self.mean, self.std = data, seed, resize, crop, mean, std
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        rng = sample_rng(self.seed, epoch, index)
+        image = transforms.resize_square(self.data.image(self.data.ids[index]), self.resize)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = transforms.color_jitter(image, rng)
+        left, top = (rng.randrange(self.resize - self.crop + 1) for _ in range(2))
+        array = transforms.normalize(image.crop((left, top, left + self.crop, top + self.crop)), self.mean, self.std)
+        return transforms.to_tensor(array), torch.from_numpy(self.data.labels[index].astype(np.float32))
+
+
+class MapSamples(Dataset):
+    """Images and localization maps for DRS's refinement: both squeezed to a square, colour jitter, joint mirror.
+
+    Yields image float32 (3, side, side), normalised, and maps float32 (C, side, side), 0 for absent classes.
+
+    Args:
+        data: the split.
+        maps_folder: holds the classifier's maps `ID.npz`.
+        seed: of the run.
+        side: of the square in pixels.
+        mean, std: (R, G, B) of the normalisation, in 0..1.
+
+    Source: DRS, official loader. Explained in notebook 30, section "Refinement learning".
+    """
+
+    def __init__(self, data: SegmentationDataset, maps_folder: Path, seed: int, side: int, mean: tuple, std: tuple):
+        self.data, self.maps_folder, self.seed = data, Path(maps_folder), seed
+        self.side, self.mean, self.std = side, mean, std
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        rng = sample_rng(self.seed, epoch, index)
+        image_id = self.data.ids[index]
+        image = transforms.resize_square(self.data.image(image_id), self.side)
+        array = transforms.normalize(transforms.color_jitter(image, rng), self.mean, self.std)
+        classes, scores, _ = read_maps(self.maps_folder / f"{image_id}.npz")
+        maps = torch.zeros(self.data.num_classes, self.side, self.side)
+        if len(classes):
+            maps[classes] = F.interpolate(torch.from_numpy(scores)[None], size=(self.side, self.side), mode="bilinear",
+                                          align_corners=False)[0]
+        tensor = transforms.to_tensor(array)
+        return (tensor.flip(-1), maps.flip(-1)) if rng.random() < 0.5 else (tensor, maps)
+
+
 class AffinitySamples(Dataset):
     """Images and reduced label maps for IRN: joint random scale, mirror and crop.
 
@@ -110,7 +183,8 @@ class AffinitySamples(Dataset):
 class SegmentationSamples(Dataset):
     """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean colour and 255, crop, mirror.
 
-    Yields image float32 (3, crop, crop) and label int64 (crop, crop), 0..C and 255.
+    Yields image float32 (3, crop, crop) and label int64 (crop, crop), 0..C and 255; with `image_labels` set also the
+    image-level label with background in front, float32 (1 + C,).
 
     Args:
         data: the split.
@@ -123,6 +197,8 @@ class SegmentationSamples(Dataset):
     Source: DeepLab-v2's augmentation, see `transforms.scale_crop_flip`.
     """
 
+    image_labels = False
+
     def __init__(self, data: SegmentationDataset, mask_folder: Path, seed: int, scales: tuple[float, ...], crop: int,
                  mean: tuple, std: tuple):
         self.data, self.mask_folder, self.seed = data, Path(mask_folder), seed
@@ -131,16 +207,59 @@ class SegmentationSamples(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image_id = self.data.ids[index]
         image = self.data.image(image_id)
         label = read_mask(self.mask_folder / f"{image_id}.png", self.data.num_classes, image.size)
+        image, label = self.augment(image, label, rng)
+        sample = transforms.to_tensor(transforms.normalize(image, self.mean, self.std)), transforms.to_tensor(label)
+        present = torch.from_numpy(np.concatenate([[1], self.data.labels[index]]).astype(np.float32))
+        return (*sample, present) if self.image_labels else sample
+
+    def augment(self, image: Image.Image, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """Return a randomly changed image and its label.
+
+        Args:
+            image: RGB photograph, (H, W).
+            label: uint8 (H, W), 0..C or 255.
+            rng: draws everything that is random.
+
+        Returns:
+            image (crop, crop, 3) in 0..255; label (crop, crop).
+        """
         draws = transforms.draw_scale_crop_flip(label.shape, self.scales, self.crop, rng)
         mean_colour = tuple(255 * value for value in self.mean)
-        image, label = transforms.scale_crop_flip(np.asarray(image, np.float32), label, *draws, self.crop, mean_colour)
-        return transforms.to_tensor(transforms.normalize(image, self.mean, self.std)), transforms.to_tensor(label)
+        return transforms.scale_crop_flip(np.asarray(image, np.float32), label, *draws, self.crop, mean_colour)
+
+
+class V3PlusSamples(SegmentationSamples):
+    """The same for DeepLab-v3+: a scale from the whole range, black and `label_fill` around small images, crop, mirror.
+
+    Source: see `transforms.padded_crop`. Explained in notebook 90, section "Version 2 and version 3+ side by side".
+    """
+
+    label_fill = IGNORE  # the published program has 0, background
+
+    def augment(self, image: Image.Image, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """Return a randomly changed image and its label.
+
+        Args:
+            image: RGB photograph, (H, W).
+            label: uint8 (H, W), 0..C or 255.
+            rng: draws everything that is random.
+
+        Returns:
+            image (crop, crop, 3) in 0..255; label (crop, crop).
+        """
+        scale = rng.uniform(min(self.scales), max(self.scales))
+        width, height = (max(1, int(side * scale)) for side in image.size)
+        array = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+        top, left = (rng.randrange(max(0, side - self.crop) + 1) for side in transforms.padded_size(label.shape, self.crop))
+        array, label = transforms.padded_crop(array, label, top, left, self.crop, 0, self.label_fill)
+        return (array[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (array, label)
 
 
 def disjoint_pool(labels: np.ndarray, label: np.ndarray) -> np.ndarray:

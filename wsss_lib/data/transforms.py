@@ -65,6 +65,25 @@ def random_long_side(image: Image.Image, shortest: int, longest: int, rng: rando
     return resize_image(image, rng.randint(shortest, longest) / max(image.size))
 
 
+def resize_square(image: Image.Image, side: int) -> Image.Image:
+    """Squeeze a photograph to side x side pixels, bilinear; the aspect ratio is lost (DRS).
+
+    Args:
+        image: photograph of any size.
+        side: in pixels.
+
+    Returns:
+        the photograph, side x side.
+
+    Explained in notebook 30, section "Training".
+
+    Example:
+        >>> resize_square(Image.new("RGB", (5, 3)), 4).size
+        (4, 4)
+    """
+    return image.resize((side, side), Image.Resampling.BILINEAR)
+
+
 def long_side_size(size: tuple[int, int], target: int) -> tuple[int, int]:
     """Return (width, height) with the longer side equal to `target`, the other rounded half to even (AffinityNet, SC-CAM).
 
@@ -85,13 +104,13 @@ def color_jitter(image: Image.Image, rng: random.Random, strength: float = 1.0) 
 
     Args:
         image: RGB.
-        rng: five draws.
+        rng: draws the four amounts and their order.
         strength: factor on the ranges; 0 changes nothing.
 
     Returns:
         a new image of the same size.
 
-    Source: the recipes of AffinityNet and SC-CAM.
+    Source: the recipes of AffinityNet, SC-CAM and DRS.
     """
     factors = [1 + 0.3 * strength * rng.uniform(-1, 1) for _ in range(3)]
     changes = [*zip((pictures.adjust_brightness, pictures.adjust_contrast, pictures.adjust_saturation), factors, strict=True),
@@ -259,6 +278,72 @@ def draw_scale_crop_flip(size: tuple[int, int], scales: tuple[float, ...], side:
     scale = rng.choice(scales)
     height, width = (max(side, int(length * scale)) for length in size)
     return scale, rng.randrange(height - side + 1), rng.randrange(width - side + 1), rng.random() < 0.5
+
+
+def padded_crop(image: np.ndarray, label: np.ndarray, top: int, left: int, side: int, fill: float | tuple,
+                label_fill: int = IGNORE) -> tuple[np.ndarray, np.ndarray]:
+    """DeepLab-v3+'s crop: a smaller image is first filled on ALL four sides, by half of what is missing plus one pixel.
+
+    If the width is too small all sides grow by int((1 + side - width) / 2), then likewise for the height.
+
+    Args:
+        image: (H, W, 3).
+        label: (H, W).
+        top, left: corner of the crop after the filling; see `padded_size`.
+        side: of the crop in pixels.
+        fill: colour of the filling.
+        label_fill: label of the filling. 255; the official code has 0 and so teaches the filling as background.
+
+    Returns:
+        image (side, side, 3) and label (side, side).
+
+    Source: official DeepLab-v3+ training. Explained in notebook 90, section "Version 2 and version 3+ side by side".
+    """
+    for axis in (1, 0):
+        margin = max(0, (1 + side - label.shape[axis]) // 2) if label.shape[axis] < side else 0
+        grown = np.empty((label.shape[0] + 2 * margin, label.shape[1] + 2 * margin, 3), image.dtype)
+        grown[:] = np.asarray(fill, image.dtype)
+        grown[margin:grown.shape[0] - margin, margin:grown.shape[1] - margin] = image
+        image, label = grown, np.pad(label, margin, constant_values=label_fill)
+    return image[top:top + side, left:left + side], label[top:top + side, left:left + side]
+
+
+def padded_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the size (H, W) of an image after the filling of `padded_crop`.
+
+    Args:
+        size: (H, W) before it.
+        side: of the crop in pixels.
+
+    Explained in notebook 90, section "Version 2 and version 3+ side by side".
+
+    Example:
+        >>> padded_size((30, 20), 33)
+        (44, 34)
+    """
+    height, width = size
+    for axis in (1, 0):
+        margin = max(0, (1 + side - (height, width)[axis]) // 2) if (height, width)[axis] < side else 0
+        height, width = height + 2 * margin, width + 2 * margin
+    return height, width
+
+
+def centre_crop(image: Image.Image, label: np.ndarray, side: int) -> tuple[Image.Image, np.ndarray]:
+    """Resize so that the shorter side is `side`, and cut the centre: the protocol behind published DeepLab-v3+ numbers.
+
+    Args:
+        image: RGB photograph.
+        label: its (H, W) label map; resized by nearest neighbour.
+        side: in pixels (published: 513).
+
+    Returns:
+        image of side x side pixels and label (side, side): another set of pixels than the full image's.
+
+    Explained in notebook 90, section "Version 2 and version 3+ side by side".
+    """
+    image = pictures.resize(image, side, pictures.InterpolationMode.BILINEAR)
+    label_image = pictures.resize(Image.fromarray(label), side, pictures.InterpolationMode.NEAREST)
+    return pictures.center_crop(image, side), np.asarray(pictures.center_crop(label_image, side))
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:

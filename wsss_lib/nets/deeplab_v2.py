@@ -155,6 +155,44 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return 0.5 * (means[0] + means[1])
 
 
+def self_labels(logits: Tensor, image_labels: Tensor) -> Tensor:
+    """Return the network's own best class among those of the image's label, pixel by pixel: q = arg-max_k (z_k y_k).
+
+    An absent class counts with the value 0, not minus infinity: where all present logits are negative, the first absent class
+    is chosen. That is so in the official code.
+
+    Args:
+        logits: z, (N, K, h, w).
+        image_labels: y, (N, K) of 0 and 1; background (index 0) is 1.
+
+    Returns:
+        (N, h, w) int64.
+
+    Source: DRS, official DeepLab-v2 training. Explained in notebook 90, section "The loss".
+
+    >>> z = torch.tensor([[1.0, 5.0, 2.0], [-1.0, 5.0, -2.0]]).view(2, 3, 1, 1)
+    >>> self_labels(z, torch.tensor([[1.0, 0.0, 1.0]] * 2)).flatten().tolist()
+    [2, 1]
+    """
+    return (logits.detach() * image_labels[..., None, None]).argmax(1)
+
+
+def self_label_loss(logits: Tensor, labels: Tensor, image_labels: Tensor) -> Tensor:
+    """Cross-entropy against the mask plus cross-entropy against the network's own labels (`self_labels`).
+
+    Args:
+        logits: (N, K, h, w).
+        labels: (N, h, w) integers, 0..K-1 or 255.
+        image_labels: (N, K) of 0 and 1, with background.
+
+    Returns:
+        Scalar.
+
+    Source: DRS, official DeepLab-v2 training. Explained in notebook 90, section "The loss".
+    """
+    return cross_entropy(logits, labels) + cross_entropy(logits, self_labels(logits, image_labels))
+
+
 def multi_scale_loss(logits: Sequence[Tensor], labels: Tensor,
                      loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> Tensor:
     """SUM of the loss over all logit maps, the labels resized to each.
