@@ -12,7 +12,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from wsss_lib.config import Config, read_preset
+from wsss_lib.config import MASKS_OF, Config, read_preset
 
 root = workflow.basedir
 workdir: root
@@ -29,8 +29,8 @@ notebooks_of_methods = {path.stem.split("_", 1)[1]: path for path in sorted(Path
 unknown = [method for method in methods if method not in ("cam", *notebooks_of_methods)]
 if unknown:
     raise WorkflowError(f"method {unknown[0]!r} has no notebook; take some of: {', '.join(['cam', *notebooks_of_methods])}")
-if config.get("refinement", "irn") not in ("irn", "affinitynet"):
-    raise WorkflowError(f"refinement {config['refinement']!r} is unknown; take one of: irn, affinitynet")
+if config.get("refinement", "irn") not in MASKS_OF:
+    raise WorkflowError(f"refinement {config['refinement']!r} is unknown; take one of: {', '.join(MASKS_OF)}")
 settings = Config.from_values(read_preset(preset))
 runs_root = config.get("runs_root", settings.runs_root)
 base = f"{runs_root}/{settings.dataset}"
@@ -50,14 +50,7 @@ def settings_of(method):
     values = {}
     for path in preset_files(method):
         values |= read_preset(path)
-    return Config.from_values(values)
-
-
-def refined_by(refinement):
-    """Return the methods whose pseudo-masks a refinement makes, as a pattern: the preset says so, or `--config refinement=`."""
-    chosen = [method for method in ("cam", *notebooks_of_methods)
-              if config.get("refinement", settings_of(method).refinement) == refinement]
-    return "|".join(chosen) or "no method"
+    return Config.from_values(values | {name: config[name] for name in ("refinement",) if name in config})
 
 
 def parameters(wildcards):
@@ -66,8 +59,15 @@ def parameters(wildcards):
 
 
 def preset_options(wildcards):
-    """Return papermill's options that hand over the preset files."""
-    return [word for path in preset_files(wildcards.method) for word in ("-f", path)]
+    """Return papermill's options that hand over the preset files, and the refinement that the command line names."""
+    files = [word for path in preset_files(wildcards.method) for word in ("-f", path)]
+    return files + (["-r", "refinement", config["refinement"]] if "refinement" in config else [])
+
+
+def masks_of(wildcards):
+    """Return the executed notebook of the masks that a method's DeepLab learns; DRS makes its own together with its maps."""
+    stage, _ = MASKS_OF[settings_of(wildcards.method).refinement]
+    return executed("maps" if stage == "drs_masks" else stage, method=wildcards.method, seed=wildcards.seed)
 
 
 def executed(*stages, method="{method}", seed="{seed}"):
@@ -135,7 +135,6 @@ rule seeds:
 rule irn:
     input: executed("seeds"), notebook="notebooks/80_irn.ipynb"
     output: executed("irn", "pseudo_masks")
-    wildcard_constraints: method=refined_by("irn")
     params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
@@ -143,15 +142,14 @@ rule irn:
 
 rule affinitynet:
     input: executed("seeds"), notebook="notebooks/75_affinitynet.ipynb"
-    output: executed("affinitynet", "pseudo_masks")
-    wildcard_constraints: method=refined_by("affinitynet")
+    output: executed("affinitynet", "affinitynet_masks")
     params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     threads: cores
     shell: run_notebook
 
 
 rule deeplab:
-    input: executed("pseudo_masks"), notebook="notebooks/90_deeplab.ipynb"
+    input: masks_of, notebook="notebooks/90_deeplab.ipynb"
     output: executed("deeplab", "predictions")
     params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
     threads: cores

@@ -47,7 +47,7 @@ import numpy as np
 from IPython.display import Markdown, display
 
 from wsss_lib import artifacts, results, stages, viz, widgets
-from wsss_lib.config import Config, project_path
+from wsss_lib.config import MASKS_OF, Config, project_path
 from wsss_lib.data.dataset import read_mask
 
 config = Config.from_notebook(globals())
@@ -74,7 +74,7 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 # %%
 maps = artifacts.open_stage(config, "maps", "10_cam")
 seeds = artifacts.open_stage(config, "seeds", "70_seeds")
-pseudo_masks = artifacts.open_stage(config, "pseudo_masks", "80_irn")
+pseudo_masks = artifacts.open_stage(config, *MASKS_OF[config.refinement])
 predictions = artifacts.open_stage(config, "predictions", "90_deeplab")
 for stage in (maps, seeds, pseudo_masks, predictions):
     print(stage.name, "finished")

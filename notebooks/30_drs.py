@@ -478,7 +478,7 @@ viz.show(figure, f"From map to pseudo-label; unknown pixels: {int(label.unexplai
 # the common one: a conflict needs two sure classes outside the salient part, or three inside.
 #
 # In the stage `drs_masks` the pseudo-labels of all images are made. A segmentation network can be trained on them directly:
-# notebook 90 with `method = "drs"` and `deeplab_masks = "drs_masks"`, as the paper does. The other way, notebooks 70 and 80,
+# notebook 90 with `method = "drs"` and `refinement = "drs"`, as the paper does. The other way, notebooks 70 and 80,
 # takes the maps and no saliency.
 
 # %%
@@ -750,7 +750,7 @@ viz.show(figure, "A higher alpha leaves more of the salient part unexplained; a 
 #   bound, and everything below it is paid in full.
 # * Broad maps need somebody who knows the outside. The published method takes that from saliency maps, which are pixel
 #   labels in another form; every score that used them says so.
-# * Written: `maps/` for notebooks 70 and 80, `drs_masks/` for notebook 90 with `deeplab_masks = "drs_masks"`.
+# * Written: `maps/` for notebooks 70 and 80, `drs_masks/` for notebook 90 with `refinement = "drs"`.
 #
 # **Differences between the paper, its program and this notebook.** The paper crops 321 pixels, the program 320. Both
 # squeeze photographs to a square; so do we, but maps are stored at stride 4 of the photograph and between 0 and 1, so that a

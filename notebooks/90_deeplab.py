@@ -24,7 +24,7 @@ method = "cam"  # whose pseudo-masks; "truth": the true masks, an upper referenc
 seed = 0  # of everything that is random
 val_split = "val"  # images that are segmented
 deeplab_version = "v2"  # or "v3plus", see section 11
-deeplab_masks = "pseudo_masks"  # stage whose masks it is trained on; "drs_masks": DRS's own, of notebook 30
+refinement = "irn"  # whose masks it is trained on: irn (notebook 80), affinitynet (75), drs (30)
 deeplab_backbone = "resnet_small"  # resnet101 in the paper
 deeplab_weights = ""  # a finished segmentation network instead of training
 deeplab_init = "classifier"  # imagenet, classifier (of notebook 10) or none; see section 6
@@ -49,7 +49,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wsss_lib import artifacts, results, stages, training, viz, widgets
-from wsss_lib.config import Config
+from wsss_lib.config import MASKS_OF, Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import read_mask
 from wsss_lib.metrics import Evaluation
@@ -73,7 +73,7 @@ val_data = stages.open_data(config, config.val_split)
 if config.method == "truth":
     training_masks, masks_input = train_data.root / train_data.mask_folder, stages.truth_hash(train_data)
 else:
-    masks_input = artifacts.open_stage(config, config.deeplab_masks, "80_irn or 30_drs")
+    masks_input = artifacts.open_stage(config, *MASKS_OF[config.refinement])
     training_masks = masks_input.folder
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background")
 print("trained on", "TRUE MASKS (pixel labels)" if config.method == "truth" else "pseudo-masks (image-level labels only)")

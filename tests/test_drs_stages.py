@@ -364,7 +364,7 @@ PUBLISHED = {
     "momentum": (0.9, "Nesterov"),
     "frozen_stages": (0, "nothing is frozen"),
     "deeplab_loss": ("self_label", "the DeepLab-v2 copy"),
-    "deeplab_masks": ("drs_masks", "no random walk"),
+    "refinement": ("drs", "no random walk"),
     "deeplab_learning_rate": (2.5e-4, "voc12_2gpu"),
     "deeplab_batch_size": (20, "voc12_2gpu: 10 x 2"),
     "deeplab_iterations": (10_000, "voc12_2gpu"),

@@ -93,27 +93,28 @@ def notebooks_of(plan: str) -> list[str]:
 
 
 @pytest.mark.parametrize("preset, refinement, expected", [
-    ("smoke", "", {"cam": "80_irn", "sccam": "80_irn"}),
-    ("smoke", "affinitynet", {"cam": "75_affinitynet", "sccam": "75_affinitynet"}),
-    ("voc12", "", {"cam": "80_irn", "sccam": "75_affinitynet"}),  # configs/methods/voc12.sccam.yaml says so
-    ("voc12", "irn", {"cam": "80_irn", "sccam": "80_irn"}),
+    ("smoke", "", {"cam": "80_irn", "drs": "80_irn", "sccam": "80_irn"}),
+    ("smoke", "affinitynet", {"cam": "75_affinitynet", "drs": "75_affinitynet", "sccam": "75_affinitynet"}),
+    ("voc12", "", {"cam": "80_irn", "drs": "30_drs", "sccam": "75_affinitynet"}),  # configs/methods/voc12.*.yaml say so
+    ("voc12", "irn", {"cam": "80_irn", "drs": "80_irn", "sccam": "80_irn"}),
 ])
 def test_the_refinement_is_chosen_by_preset_method_or_command(tmp_path, preset, refinement, expected):
     choice = (f"refinement={refinement}",) if refinement else ()
     plan = output_of(snakemake("--dry-run", "--printshellcmds",
-                               config=(f"preset={preset}", f"runs_root={tmp_path}", "methods=[cam,sccam]", *choice)))
+                               config=(f"preset={preset}", f"runs_root={tmp_path}", "methods=[cam,drs,sccam]", *choice)))
     runs = notebooks_of(plan)
     assert [run for run in runs if run.endswith(("75_affinitynet", "80_irn"))] == \
-        sorted(f"{method} {notebook}" for method, notebook in expected.items())
-    assert {"sccam 60_sccam", "sccam 70_seeds", "sccam 90_deeplab"} <= set(runs)
-    for notebook, stage in (("80_irn", "irn"), ("75_affinitynet", "affinitynet")):
-        for method in (method for method, chosen in expected.items() if chosen == notebook):
-            folder = tmp_path / read_preset(ROOT / "configs" / f"{preset}.yaml").get("dataset", "toy") / method / "seed0"
-            assert f"output: {folder}/{stage}/notebook.ipynb, {folder}/pseudo_masks/notebook.ipynb" in plan
+        sorted(f"{method} {notebook}" for method, notebook in expected.items() if notebook != "30_drs")
+    base = tmp_path / read_preset(ROOT / "configs" / f"{preset}.yaml").get("dataset", "toy")
+    stage = {"80_irn": "pseudo_masks", "75_affinitynet": "affinitynet_masks", "30_drs": "maps"}
+    for method, notebook in expected.items():
+        folder = base / method / "seed0"
+        assert f"input: {folder}/{stage[notebook]}/notebook.ipynb, notebooks/90_deeplab.ipynb" in plan
+    assert plan.count("-r refinement ") == (plan.count("-m papermill") if refinement else 0)
 
 
 @pytest.mark.parametrize("config, message", [
-    ("refinement=crf", "refinement 'crf' is unknown; take one of: irn, affinitynet"),
+    ("refinement=crf", "refinement 'crf' is unknown; take one of: irn, affinitynet, drs"),
     ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco-toy, coco14, "),
     ("methods=cam", "methods and seeds are lists"),
     ("methods=[nonsense]", "method 'nonsense' has no notebook; take some of: cam"),

@@ -337,7 +337,7 @@ def test_a_finished_stage_tells_its_configuration(small):
     ({"sccam_round_epochs": [4, 5]}, "sccam_round_epochs (4, 5) must not exceed sccam_schedule_epochs (4)"),
     ({"sccam_dropout": 1.0}, "parameter sccam_dropout = 1.0"),
     ({"sccam_clusters": 0}, "parameter sccam_clusters = 0"),
-    ({"refinement": "crf"}, "Input should be 'irn' or 'affinitynet'"),
+    ({"refinement": "crf"}, "Input should be 'irn', 'affinitynet' or 'drs'"),
 ])
 def test_values_that_do_not_fit(values, words):
     with pytest.raises(ValueError) as error:

@@ -14,6 +14,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# The stage that holds the masks of each refinement, and its notebook.
+MASKS_OF = {"irn": ("pseudo_masks", "80_irn"), "affinitynet": ("affinitynet_masks", "75_affinitynet"),
+            "drs": ("drs_masks", "30_drs")}
 
 
 def _refuse_number(value: Any) -> Any:
@@ -175,8 +178,8 @@ class Config(BaseModel):
     seed_background_threshold: Share = 0.06  # t_b; published: 0.05
     seed_crf_iterations: Positive = 10
     seed_num_thresholds: Positive = 60
-    # 75 or 80: which of the two makes the pseudo-masks out of the maps.
-    refinement: Literal["irn", "affinitynet"] = "irn"
+    # Whose masks DeepLab learns: those of 80 (IRN), of 75 (AffinityNet), or DRS's own, of 30.
+    refinement: Literal["irn", "affinitynet", "drs"] = "irn"
     # 75: AffinityNet.
     affinitynet_weights: Text = ""  # an AffinityNet to use instead of training one
     affinitynet_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
@@ -215,7 +218,6 @@ class Config(BaseModel):
     walk_threshold: Share = 0.15  # background score of the pseudo-masks; published: 0.25
     # 90: DeepLab.
     deeplab_version: Literal["v2", "v3plus"] = "v2"
-    deeplab_masks: Name = "pseudo_masks"  # stage whose masks it is trained on; "drs_masks": DRS's own
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
     deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
