@@ -1,9 +1,10 @@
 """SC-CAM round by round beside plain CAM, and beside a round without or with meaningless sub-categories; several seeds.
 
-python benchmarks/sccam_ablations.py --seeds 0 1 2 [--images 600] [--preset smoke] [--out runs/sccam_ablations.json]
+python benchmarks/sccam_ablations.py --seeds 0 1 2 [--images 600] [--controls NAME ...] [--preset smoke] [--out FILE.json]
 
-Needs CAM's finished `classifier` and `maps` and SC-CAM's finished rounds of each seed below `runs_root`. The two controls are
-trained exactly as round 1: "no sub-categories" has lambda = 0, "dealt at random" gives every image of a class a random one.
+Needs CAM's finished `classifier` and `maps` of each seed below `runs_root`; rounds that notebook 60 has not made yet are made.
+The two controls are trained exactly as round 1: "no sub-categories" has lambda = 0, "dealt at random" gives every image of a
+class a random one.
 Every finished (seed, row) is stored at once, so an interrupted run goes on where it stopped.
 """
 
@@ -19,6 +20,7 @@ from wsss_lib import artifacts, stages, training
 from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import sccam, subcategories
+from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.thresholds import near_best_range
 
 CONTROLS = ("no sub-categories", "dealt at random")
@@ -84,7 +86,28 @@ def control(name: str, data: SegmentationDataset, assignment: np.ndarray, config
     return net
 
 
-def run_seed(config: Config, images: int, rows: dict, out: Path) -> None:
+def made_rounds(config: Config, data: SegmentationDataset, device: torch.device) -> list[Path]:
+    """Return the folders of all rounds, as notebook 60 makes them."""
+    stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
+    backbone = stage.configuration(config).backbone
+    net = stages.build_classifier(stage.configuration(config), data.num_classes, stage.folder / "weights.safetensors")
+    folders = []
+    for t in range(1, len(config.sccam_round_epochs) + 1):
+        inputs = {"data": stages.data_hash(data), "previous": stage}
+        stage = artifacts.begin_stage(config, f"round{t}", sccam.ROUND_FIELDS, inputs)
+        if not stage.is_complete():
+            normalization = normalization_of(backbone if t == 1 else config.backbone)
+            seen = sccam.make_round(net.to(device).eval().backbone, normalization, data, config, stage.folder, t)
+            used = subcategories.used_subcategories(
+                subcategories.assignment_of(stage.folder / "subcategories.csv", data, config.sccam_clusters))
+            row = {"what": f"SC-CAM, round {t}", "split": data.split, "images": len(data), "used": used.tolist()}
+            stage.finish([row], seen, str(device))
+        net = sccam.build_sccam(config, data.num_classes, stage.folder / "weights.safetensors")
+        folders.append(stage.folder)
+    return folders
+
+
+def run_seed(config: Config, images: int, controls: list[str], rows: dict, out: Path) -> None:
     """Score the rounds and controls of one seed that `rows` does not hold yet."""
     device = training.seed_everything(config)
     data = stages.open_data(config, config.train_split)
@@ -92,15 +115,14 @@ def run_seed(config: Config, images: int, rows: dict, out: Path) -> None:
     finished = rows.setdefault(str(config.seed), {})
     if "CAM" not in finished:
         finished["CAM"] = scored(some, artifacts.open_stage(config, "maps", "10_cam", method="cam").folder)
-    folders = [artifacts.open_stage(config, f"round{t}", "60_sccam").folder
-               for t in range(1, len(config.sccam_round_epochs) + 1)]
+    folders = made_rounds(config, data, device)
     tables = [subcategories.assignment_of(folder / "subcategories.csv", data, config.sccam_clusters) for folder in folders]
     for name, folder, table in zip([f"round {t + 1}" for t in range(len(folders))], folders, tables, strict=True):
         if name not in finished:
             net = sccam.build_sccam(config, data.num_classes, folder / "weights.safetensors").to(device)
             finished[name] = maps_of(net, some, config) | purities(data, table)
             artifacts.write_json(out, rows)
-    for name in CONTROLS:
+    for name in controls:
         if name not in finished:
             finished[name] = maps_of(control(name, data, tables[0], config), some, config)
             artifacts.write_json(out, rows)
@@ -125,6 +147,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--preset", default="smoke")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="of finished CAM and SC-CAM runs")
     parser.add_argument("--images", type=int, default=600, help="are scored, the first ones; 0: all")
+    parser.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS), metavar="NAME")
     parser.add_argument("--runs-root", default="runs")
     parser.add_argument("--out", default="runs/sccam_ablations.json", help="gets the numbers, holds those of an earlier run")
     options = parser.parse_args(arguments)
@@ -134,7 +157,8 @@ def main(arguments: list[str] | None = None) -> dict:
     out = project_path(options.out)
     rows = artifacts.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
-        run_seed(settings_of(options.preset, {"seed": seed, "runs_root": options.runs_root}), options.images, rows, out)
+        run_seed(settings_of(options.preset, {"seed": seed, "runs_root": options.runs_root}), options.images,
+                 options.controls, rows, out)
     artifacts.write_json(out, rows)
     print(table(rows))
     return rows

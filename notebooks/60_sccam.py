@@ -303,11 +303,10 @@ print(f"by hand = library: True; answering 'no' to all of 200 sub-categories cos
 # sub-categories, training state and weights lie in its folder, and an interrupted round goes on where it stopped.
 
 # %%
-round_uses = ("sccam_", "cam_batch_size", "cam_long_side_", "cam_crop")
 nets, assignments, round_stages = {0: round0}, {0: assignment0}, {0: classifier_stage}
 for t in range(1, len(config.sccam_round_epochs) + 1 if not config.sccam_weights else 1):
     inputs = {"data": stages.data_hash(train_data), "previous": round_stages[t - 1]}
-    stage = artifacts.begin_stage(config, f"round{t}", round_uses, inputs)
+    stage = artifacts.begin_stage(config, f"round{t}", sccam.ROUND_FIELDS, inputs)
     if not stage.is_complete():
         normalization = normalization_of(round0_config.backbone if t == 1 else config.backbone)
         seen = sccam.make_round(nets[t - 1].backbone, normalization, train_data, config, stage.folder, t)
@@ -363,7 +362,7 @@ for t in rounds:
         print(f"  agreement with those of the round before: {same:.2f} (1: the same, 0: as by chance)")
 
 # %% tags=["nbval-ignore-output"]
-subset, thresholds = score_data.ids[:120], np.linspace(0.02, 0.8, 40)
+subset, thresholds = score_data.ids[:100], np.linspace(0.02, 0.8, 40)
 
 
 def quick_maps(network, name, normalization=(mean, std)):
@@ -512,7 +511,7 @@ for threshold in (0.15, 0.3):
 # two of the controls exactly as a first round, with several seeds.)
 
 # %%
-part = replace(train_data, ids=train_data.ids[:400], labels=train_data.labels[:400])
+part = replace(train_data, ids=train_data.ids[:300], labels=train_data.labels[:300])
 
 
 def train_on(weight, clusters, assignment):
@@ -574,7 +573,7 @@ def image_iou(image_id, stage=maps_stage, row=rows["sccam"]):
     return 100 * evaluation.scores().miou
 
 
-ranking = {image_id: image_iou(image_id) for image_id in score_data.ids[:200]}
+ranking = {image_id: image_iou(image_id) for image_id in score_data.ids[:100]}
 chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
 figure, panels = plt.subplots(len(chosen), 4, figsize=(8.5, 2.2 * len(chosen)), squeeze=False)
 for image_id, line in zip(chosen, panels, strict=True):

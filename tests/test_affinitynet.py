@@ -286,7 +286,7 @@ def test_the_choice_of_the_refinement_changes_no_other_stage():
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"affinitynet_alpha_low": 40.0}, "affinitynet_alpha_low (40.0) must not exceed affinitynet_alpha_high (32.0)"),
+    ({"affinitynet_alpha_low": 60.0}, "affinitynet_alpha_low (60.0) must not exceed affinitynet_alpha_high (48.0)"),
     ({"affinitynet_crop": 90}, "affinitynet_crop (90) must be a multiple of affinitynet_stride (4)"),
     ({"affinitynet_stride": 16}, "Input should be 4 or 8"),
 ])

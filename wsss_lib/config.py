@@ -185,18 +185,18 @@ class Config(BaseModel):
     affinitynet_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
     affinitynet_stride: Literal[4, 8] = 4  # pixels a cell of the affinity grid; published: 8
     affinitynet_radius: Annotated[int, Field(ge=2)] = 5
-    affinitynet_alpha_low: Factor = 4.0  # exponent of the background: it is strong, what stays is surely an object
-    affinitynet_alpha_high: Factor = 32.0  # it is weak, what it keeps is surely background
+    affinitynet_alpha_low: Factor = 8.0  # exponent of a strong background, what stays is surely an object; published: 4
+    affinitynet_alpha_high: Factor = 48.0  # of a weak one, what it keeps is surely background; published: 32
     affinitynet_images: Count = 400  # the first ones of the split, to learn from; published: 0, all of them
-    affinitynet_epochs: Positive = 3  # published: 8
+    affinitynet_epochs: Positive = 5  # published: 8
     affinitynet_batch_size: Positive = 8
-    affinitynet_learning_rate: Rate = 0.01  # of the backbone, ten times that for the new layers
+    affinitynet_learning_rate: Rate = 0.03  # of the backbone, ten times that for the new layers; published: 0.01
     affinitynet_weight_decay: Rate = 5e-4
-    affinitynet_crop: Positive = 96  # published: 448
+    affinitynet_crop: Positive = 64  # published: 448
     # 75: its random walk.
     affinity_walk_alpha: Factor = 16.0  # exponent of the background before the walk
-    affinity_walk_beta: Rate = 8.0  # exponent of the affinities
-    affinity_walk_log2_steps: Count = 8
+    affinity_walk_beta: Rate = 16.0  # exponent of the affinities; published: 8
+    affinity_walk_log2_steps: Count = 6  # published: 8, on a grid five times as large
     # 80: IRN.
     irn_weights: Text = ""  # an IRN to use instead of training one
     irn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only

@@ -32,6 +32,8 @@ from wsss_lib.methods.subcategories import (
 )
 from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_weights, normalization_of
 
+ROUND_FIELDS = ("sccam_", "cam_batch_size", "cam_long_side_", "cam_crop")  # what the stage of a round depends on
+
 
 class SubcategoryNet(nn.Module):
     """A trunk with two linear heads: one for the C classes, one for their C * K sub-categories.
