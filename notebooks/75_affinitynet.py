@@ -6,12 +6,12 @@
 # | | |
 # |---|---|
 # | **Needs** | notebook 10 (`maps/`, `classifier/`) or the notebook of another method, notebook 70 (`seeds/`, to compare with) |
-# | **Writes** | `affinity_scores/ID.npz`, `affinitynet/weights.safetensors`, `pseudo_masks/ID.png` |
+# | **Writes** | `affinity_scores/ID.npz`, `affinitynet/weights.safetensors`, `affinitynet_masks/ID.png` |
 # | **Time and memory** | smoke: about 1.5 minutes of one CPU core for all stages, 1 GB. VOC: about 1.3 core-hours of CRF, and a GPU for the network |
 # | **Paper** | Ahn, Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision*, CVPR 2018 (also called PSA) |
 #
-# Both this notebook and notebook 80 make the stage `pseudo_masks`, from which notebook 90 goes on. The parameter `refinement` of a
-# preset (or `snakemake --config refinement=affinitynet`) says which of the two the pipeline runs.
+# Notebook 90 learns the masks of one of them. The parameter `refinement` of a preset (or `snakemake --config refinement=affinitynet`)
+# says of which one, and the pipeline runs that one only.
 #
 # **Goals.** After this notebook you can
 #
@@ -359,9 +359,9 @@ except ValueError as error:
 # Every training image: features, graph, walk, mask. **The image-level labels are used**: only the classes that the label names have
 # maps.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 walk_inputs = {"data": stages.data_hash(train_data), "maps": maps_stage, "affinitynet": net_stage}
-masks_stage = artifacts.begin_stage(config, "pseudo_masks", ("affinity_walk_",), walk_inputs)
+masks_stage = artifacts.begin_stage(config, "affinitynet_masks", ("affinity_walk_",), walk_inputs)
 if not masks_stage.is_complete():
     images_made = affinitynet_stages.make_affinitynet_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
 mask = read_mask(masks_stage.folder / f"{image_id}.png", train_data.num_classes)
@@ -520,7 +520,7 @@ viz.show(figure, "Masks after 1, 8 and 64 steps; a larger alpha weakens the back
 # * **Limits.** The grid is coarse (8 pixels as published); a class whose map is wrong stays wrong; thin parts vanish in a cell.
 # * **Paper and code.** The paper says 896 channels, Adam and alpha 24; the released program has 448, SGD (with the momentum slip of
 #   notebook 10) and 32. The paper's best masks go through one more CRF, the program's do not.
-# * Written: `affinity_scores/`, `affinitynet/`, `pseudo_masks/`. Next: notebook 90.
+# * Written: `affinity_scores/`, `affinitynet/`, `affinitynet_masks/`. Next: notebook 90 with `refinement = "affinitynet"`.
 #
 # **Exercise 1.** A photograph of 375 x 500 pixels at stride 8 (sides rounded up). How many entries has the dense matrix?
 

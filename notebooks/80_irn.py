@@ -573,7 +573,7 @@ viz.show(figure, "The score map of one part, the boundary map, the walked scores
 # Now every training image. **The image-level labels are used here**: the score maps hold only the classes that the
 # label names.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 walk_inputs = {"data": stages.data_hash(train_data), "maps": maps_stage, "irn": irn_stage}
 masks_stage = artifacts.begin_stage(config, "pseudo_masks", ("walk_",), walk_inputs)
 if not masks_stage.is_complete():
