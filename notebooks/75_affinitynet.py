@@ -54,7 +54,7 @@ from wsss_lib.data.dataset import IGNORE, read_mask
 from wsss_lib.metrics import Evaluation
 from wsss_lib.refine import affinity, affinitynet, affinitynet_stages
 from wsss_lib.refine.crf import crf_from_labels
-from wsss_lib.refine.random_walk import propagate, pseudo_mask, random_walk
+from wsss_lib.refine.random_walk import random_walk
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -388,29 +388,15 @@ for entry in (entry for entry in results.PUBLISHED if "AffinityNet" in entry.wha
 # %% [markdown]
 # ### Against IRN
 #
-# If notebook 80 has trained an IRN on the same maps, the next cell lets both make masks of the same images.
+# If notebook 80 has refined the same maps, its score stands here beside AffinityNet's.
 
 # %% tags=["nbval-ignore-output"]
-irn_stage = artifacts.Stage(artifacts.stage_folder(config, "irn"))
-some = replace(score_data, ids=score_data.ids[:200], labels=score_data.labels[:200])
-
-
-def mask_by_irn(name):
-    """Return IRN's pseudo-mask of one image."""
-    classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{name}.npz")
-    edge, _ = stages.boundary_map(irn, score_data.image(name), config)
-    maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
-    walk = propagate(maps, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
-    return pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy()
-
-
-of_affinitynet = stages.score_masks(some, masks_stage.folder).scores().miou
-print(f"AffinityNet, {len(some)} images: mIoU {100 * of_affinitynet:.1f} %")
-if irn_stage.is_complete():
-    irn = stages.build_irn(config, "", irn_stage.folder / "weights.safetensors").to(run_device).eval()
-    print(f"IRN, the same images:    mIoU {100 * stages.score_masks(some, mask_by_irn).scores().miou:.1f} %")
+irn_masks = artifacts.Stage(artifacts.stage_folder(config, "pseudo_masks"))
+if irn_masks.is_complete():
+    of_irn = [{"method": config.method, "seed": config.seed} | row for row in irn_masks.metrics()]
+    print(results.table(results.summarize(rows[-1:] + of_irn), compare=False))
 else:
-    print("no IRN in this run's folder: notebook 80 makes one")
+    print("no masks of IRN in this run's folder: notebook 80 makes them")
 
 # %% [markdown]
 # ## 9 What helps and what does not
