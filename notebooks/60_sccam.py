@@ -57,6 +57,7 @@ from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
 from wsss_lib.thresholds import ThresholdSweep, near_best_range
 
+# %%
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
 viz.use_style()
@@ -364,7 +365,6 @@ for t in rounds:
 # %% tags=["nbval-ignore-output"]
 subset, thresholds = score_data.ids[:100], np.linspace(0.02, 0.8, 40)
 
-
 def quick_maps(network, name, normalization=(mean, std)):
     """Return classes and full-size maps of one image at one scale."""
     image = score_data.image(name)
@@ -545,6 +545,9 @@ for words, curve in tried.items():
 panel.set(xlabel="background threshold", ylabel="mIoU %", title=f"{len(subset)} images, one scale")
 panel.legend()
 viz.show(figure, f"Mean IoU over the threshold for {len(tried)} ways to train on; the highest peak has {max(tried, key=lambda w: tried[w].max())}")
+
+# %% [markdown]
+# In numbers: how much does the second loss change the peak, and do the clusters do more than chance?
 
 # %% tags=["nbval-ignore-output"]
 if "k-means" in tried:
