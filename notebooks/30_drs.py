@@ -501,7 +501,7 @@ print("pseudo-labels of", len(train_data), "images; background from:", config.dr
 # of notebook 10. Then the pseudo-labels. (255 counts as background; the share is printed.)
 #
 # **What was chosen with true masks.** The smoke values of `drs_learning_rate`, `drs_epochs` and `drs_crop` were searched on
-# seed 0 by the mIoU of the first 300 training images: seven settings, two numbers each. The largest gain came from
+# seed 0 by the mIoU of the first 300 training images: six settings, two numbers each. The largest gain came from
 # `drs_crop`: enlarging the 96 pixels to 128 gives the three new convolutions a finer grid to spread over.
 
 # %% tags=["nbval-ignore-output"]

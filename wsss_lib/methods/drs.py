@@ -83,21 +83,13 @@ class Suppression(nn.Module):
             nn.init.normal_(self.controller.weight, std=0.01)
 
     def control(self, x: Tensor) -> Tensor:
-        """Return the controller's factor g: float (N, C, 1, 1) in 0..1, or a scalar for a fixed delta.
-
-        Args:
-            x: float (N, C, H, W), before the ReLU.
-        """
+        """Return the factor g for x (N, C, H, W), before the ReLU: (N, C, 1, 1) in 0..1, or a scalar for a fixed delta."""
         if self.delta:
             return x.new_tensor(self.delta)
         return torch.sigmoid(self.controller(F.relu(x).mean((2, 3))))[..., None, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return y = min(ReLU(x), tau), float (N, C, H, W) from 0 up.
-
-        Args:
-            x: float (N, C, H, W).
-        """
+        """Return y = min(ReLU(x), tau) of x: both float (N, C, H, W)."""
         return F.relu(x) if self.delta == 1 else _Suppress.apply(x, self.control(x))
 
 
@@ -130,11 +122,7 @@ class ScoreNet(nn.Module):
             suppress_backbone(backbone, delta, stages)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the score maps (N, C, h, w), unbounded, at the backbone's stride.
-
-        Args:
-            images: float (N, 3, H, W), normalised.
-        """
+        """Return the score maps (N, C, h, w) of normalised images (N, 3, H, W), at the backbone's stride."""
         features = self.backbone.feature_scale * self.backbone(images)
         for convolution, activation in zip(self.extra, self.activations, strict=True):
             features = activation(convolution(features))
