@@ -642,11 +642,11 @@ if other_net is not None:
     viz.draw_labels(panels[1], val_data.mask(image_id), val_data.classes, "truth", picture)
     pairs = ((config, probabilities), (other, stages.class_probabilities(other_net, photograph, other)))
     for place, (one, answer) in enumerate(pairs):
-        name = f"{stages.deeplab_name(one)}, {one.deeplab_iterations} iterations"
+        name = f"{stages.deeplab_name(one).removeprefix('DeepLab-')}, {one.deeplab_iterations} steps"
         viz.draw_labels(panels[2 + 2 * place], answer.argmax(0), val_data.classes, name, picture)
         viz.draw_scores(panels[3 + 2 * place], picture, 1 - answer[0], "not background")
-    viz.show(figure, "One image by both versions: label and score of not background; version 3+ draws finer outlines after less "
-             "training, version 2 is smoother")
+    viz.show(figure, "One image by both versions: label and score of not background; the other version, after fewer steps, finds the "
+             "same parts but less of the bodies")
 
 # %% [markdown]
 # ## 12 Summary and exercises
