@@ -592,7 +592,9 @@ for title, folder, best in (("plain CAM", cam_stage.folder, cam_row["threshold"]
 
 # %% [markdown]
 # Read the table by columns. Where saliency says what is background, the broader maps of DRS are worth more than CAM's
-# sharp ones. Where nothing says it, what suppression has spread also lies on the background, and the advantage shrinks or turns
+# sharp ones, *at the published* $\alpha = 0.2$: much of CAM's bodies lies below that score and stays unexplained. $\alpha$ may
+# also be lowered. At 0.05 plain CAM with saliency catches up or is ahead (docs/results.md), while DRS hardly depends on
+# $\alpha$: on this data its gain under a saliency mask is robustness to a threshold. Where nothing says what is background, what suppression has spread also lies on the background, and the advantage shrinks or turns
 # around. **Suppression and saliency belong together**: the one finds more and is careless about the outside, the other knows the
 # outside and nothing else.
 
