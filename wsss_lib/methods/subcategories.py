@@ -50,7 +50,7 @@ def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed
     A class with fewer images than clusters gets one sub-category an image; its other numbers are never used.
 
     Args:
-        features: f, float (N, D), as they are: no scaling, no projection.
+        features: f, float (N, D), as they are: not scaled.
         labels: 0 or 1, (N, C).
         clusters: K.
         seed: of the starts.
@@ -83,8 +83,15 @@ def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed
         kmeans = KMeans(min(clusters, len(members)), n_init=STARTS, max_iter=300, random_state=seed)
         with warnings.catch_warnings():  # equal images: fewer clusters come out than were asked for, which `used` tells
             warnings.simplefilter("ignore", ConvergenceWarning)
-            result[members, number] = kmeans.fit_predict(features[members])
+            result[members, number] = kmeans.fit_predict(_with_the_same_distances(features[members]))
     return result
+
+
+def _with_the_same_distances(points: np.ndarray) -> np.ndarray:
+    """Turn n points of D > n numbers, (n, D), into n numbers each: n points span no more, and k-means sees distances only."""
+    if len(points) >= points.shape[1]:
+        return points
+    return np.linalg.qr(points.T, mode="r").T  # X^T = QR, so that X X^T = R^T R
 
 
 def subcategory_labels(assignment: np.ndarray, clusters: int) -> np.ndarray:
