@@ -91,7 +91,8 @@ def _with_the_same_distances(points: np.ndarray) -> np.ndarray:
     """Turn n points of D > n numbers, (n, D), into n numbers each: n points span no more, and k-means sees distances only."""
     if len(points) >= points.shape[1]:
         return points
-    return np.linalg.qr(points.T, mode="r").T  # X^T = QR, so that X X^T = R^T R
+    different, index = np.unique(points, axis=0, return_inverse=True)  # equal images must stay equal to the last digit
+    return np.linalg.qr(different.T, mode="r").T[index.ravel()]  # X^T = QR, so that X X^T = R^T R
 
 
 def subcategory_labels(assignment: np.ndarray, clusters: int) -> np.ndarray:
