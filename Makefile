@@ -33,7 +33,7 @@ demo: setup  ## run the whole pipeline on generated data, then print the results
 
 test: setup  ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=600 \
-		--numprocesses=$(CORES) --dist=loadfile
+		--numprocesses=$(CORES) --dist=loadfile --no-loadscope-reorder
 
 lint: setup  ## check the code
 	@$(BIN)/ruff check .

@@ -205,7 +205,7 @@ draw()
 # runs the chain for a preset. To add a method, write maps in the format of notebook 10; all later steps take them by
 # `-p method yours`.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 if not (stage := artifacts.begin_stage(config, "overview", (), {"results": results.fingerprint(rows)}, method="report")).is_complete():
     stage.finish([{"what": "overview", "split": data.split, "images": len(data)}])
 display(Markdown("**The overview is complete.**"))

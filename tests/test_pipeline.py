@@ -32,9 +32,9 @@ def miou(method: str, what: str) -> float:
 
 
 def times_of_files(run: Path) -> dict[Path, int]:
-    """Return when each result of the pipeline was written (other folders belong to notebooks that may run at the same time)."""
-    return {path: path.stat().st_mtime_ns for part in ("data", "cam", "truth", "report") for path in (run / part).rglob("*")
-            if path.is_file()}
+    """Return when each file in the pipeline's stages was written (notebooks that run at the same time write to others)."""
+    folders = [executed.parent for executed in run.glob("[!r]*/seed0/*/notebook.ipynb")]  # but not of the report
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
 def test_second_run_does_nothing(finished_run):
