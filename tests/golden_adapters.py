@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models.resnet import Bottleneck
 
-from tests import golden_amn, golden_data, golden_drs, golden_psa, golden_sccam, golden_vwe
+from tests import golden_amn, golden_data, golden_psa, golden_sccam, golden_vwe
 from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
@@ -530,7 +530,7 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "irn__sem_seg": (("out_walk", "absolute", 5e-5), ("out_score", "absolute", 1e-4), ("out_label", "equal", 0.995)),
 }
 
-from tests import golden_rib  # noqa: E402  it uses the functions above
+from tests import golden_drs, golden_rib  # noqa: E402  they use the functions above
 
 for cases in (golden_amn, golden_data, golden_drs, golden_psa, golden_rib, golden_sccam, golden_vwe):
     ADAPTERS |= cases.ADAPTERS

@@ -1,7 +1,6 @@
 """Golden cases of DRS and of DeepLab-v3+: adapters and tolerances, merged by tests/golden_adapters.py."""
 
 import re
-import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tests import golden_adapters
 from wsss_lib.data import transforms
 from wsss_lib.methods import drs
 from wsss_lib.metrics import confusion_matrix, scores
@@ -25,23 +25,6 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def recipe(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Value of the official tensor `key`, as the golden files define it."""
-    random = np.random.RandomState(zlib.crc32(f"{key}|{int(seed)}".encode()) & 0xFFFFFFFF)
-    if key.endswith("num_batches_tracked"):
-        return np.zeros(shape, np.int64)
-    normal = random.standard_normal(size=shape).astype(np.float32)
-    if len(shape) >= 2:
-        return normal * np.float32(np.sqrt(2.0 / np.prod(shape[1:])))
-    if key.endswith("running_mean"):
-        return np.float32(0.1) * normal
-    if key.endswith("running_var"):
-        return np.float32(1) + np.float32(0.1) * np.abs(normal)
-    if key.endswith("weight"):
-        return np.float32(0.7) + np.float32(0.1) * normal
-    return np.float32(0.05) * normal
-
-
 def official_name(name: str) -> str:
     """Translate a parameter name of `drs.ScoreNet` on a VGG-16 into the official one."""
     if match := re.fullmatch(r"backbone\.features\.(\d+)\.controller\.weight", name):
@@ -55,7 +38,7 @@ def official_name(name: str) -> str:
 
 
 def load_recipe(net: torch.nn.Module, seed: int, official: Callable[[str], str] = str) -> torch.nn.Module:
-    net.load_state_dict({name: tensor(recipe(official(name), tuple(value.shape), seed))
+    net.load_state_dict({name: tensor(golden_adapters.recipe(official(name), tuple(value.shape), seed))
                          for name, value in net.state_dict().items()})
     return net.eval()
 
@@ -104,7 +87,7 @@ def controller_grad(a: Arrays) -> Arrays:
 def recipe_probe(a: Arrays) -> Arrays:
     net = drs.ScoreNet(VGG(), NUM_CLASSES, delta=0)
     seed = int(a["in_seed"])
-    values = {official_name(name): recipe(official_name(name), tuple(value.shape), seed).ravel()[:4]
+    values = {official_name(name): golden_adapters.recipe(official_name(name), tuple(value.shape), seed).ravel()[:4]
               for name, value in net.state_dict().items()}
     return {f"out_{name}": value for name, value in values.items()}
 

@@ -452,8 +452,6 @@ def test_a_hostile_file_runs_nothing(tmp_path, capsys, legacy):
     torch.save(weights, tmp_path / "in.pth", _use_new_zipfile_serialization=not legacy)
     error = refused(capsys, "convert", "--format", "irn-cam", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"))
     assert "asks for posix.system" in error and os.listdir(tmp_path) == ["in.pth"]
-    torch.load(tmp_path / "in.pth", weights_only=False)  # the file is as dangerous as it looks
-    assert (tmp_path / "ran").exists()
 
 
 def test_missing_truncated_and_other_files_are_refused(tmp_path, capsys):
