@@ -34,16 +34,16 @@ import torch
 from data_prep import custom
 from data_prep.sample_photographs import installed_photographs
 from wsss_lib import artifacts, stages, training, viz, widgets
-from wsss_lib.config import Config, project_path, read_preset
+from wsss_lib.config import Config, project_path
+from wsss_lib.presets import preset_config
 from wsss_lib.refine.seeds import argmax_with_background, seed_mask
 
 given = Config.from_notebook(globals())
 source = project_path(given.own_photographs) if given.own_photographs else None
 name = custom.dataset_name(source) if source else "samples"
-preset = read_preset(project_path("configs/voc12-small.yaml"))
 few = {"dataset": name, "data_root": f"data/{name}", "labels": "", "num_workers": 0, "cam_batch_size": 8, "cam_epochs": 10,
        "cam_long_side_min": 200, "cam_long_side_max": 320, "cam_crop": 224}
-config = Config.from_values(preset | few | given.model_dump(include=given.model_fields_set))
+config = preset_config("voc12-small", **few | given.model_dump(include=given.model_fields_set))
 run_device = training.seed_everything(config)
 viz.use_style()
 
