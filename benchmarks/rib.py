@@ -24,7 +24,7 @@ from wsss_lib import artifacts, stages, training
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam, rib
-from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.presets import preset_config
 from wsss_lib.training import poly_factor
 
@@ -179,7 +179,7 @@ def count_flops() -> tuple[float, float]:
 
 def flops_per_second() -> float:
     """Return what this thread sustains in the tuned stages of ResNet-50, forward and backward."""
-    net = cam.ClassActivationNet(stages.build_backbone("resnet50"), 20).eval()
+    net = cam.ClassActivationNet(build_backbone("resnet50"), 20).eval()
     features, rates = torch.randn(2, 512, 32, 32), []
     for _ in range(3):
         with FlopCounterMode(display=False) as counter:
