@@ -259,7 +259,7 @@ torch.manual_seed(config.seed)
 net = sccam.build_sccam(config, train_data.num_classes).eval()
 images = torch.randn(2, 3, config.cam_crop, config.cam_crop)
 with torch.no_grad():
-    M = net.backbone(images)  # (N, D, h, w)
+    M = net.features(images)  # (N, D, h, w)
     x_p, x_s = net(images)
     assert torch.allclose(x_p, M.mean((2, 3)) @ net.classifier.weight[:, :, 0, 0].T, atol=1e-4)
 print("M", tuple(M.shape), " x_p", tuple(x_p.shape), " x_s", tuple(x_s.shape))

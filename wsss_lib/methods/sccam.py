@@ -39,7 +39,7 @@ class SubcategoryNet(nn.Module):
     """A trunk with two linear heads: one for the C classes, one for their C * K sub-categories.
 
     Args:
-        backbone: from `wsss_lib.nets.backbone`; its deepest map is M.
+        backbone: from `wsss_lib.nets.backbone`; its deepest map, times its `feature_scale`, is M.
         num_classes: foreground classes C.
         clusters: K.
         frozen_batch_norm: keep batch normalisation in inference form, its scale and shift fixed (published).
@@ -63,19 +63,23 @@ class SubcategoryNet(nn.Module):
         for module in backbone.shallow_modules(frozen_stages):
             module.requires_grad_(False)
 
+    def features(self, images: Tensor) -> Tensor:
+        """Return M, (N, D, h, w), of normalised images (N, 3, H, W)."""
+        return self.backbone.feature_scale * self.backbone(images)  # the heads' start is made for a ResNet's values
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits x_p (N, C) and x_s (N, C * K) of normalised images (N, 3, H, W)."""
-        maps = self.dropout(self.backbone(images))  # whole channels of M are dropped, before the mean
+        maps = self.dropout(self.features(images))  # whole channels of M are dropped, before the mean
         f = F.adaptive_avg_pool2d(maps, 1)  # (N, D, 1, 1)
         return self.classifier(f).flatten(1), self.subclassifier(f).flatten(1)
 
     def activation_maps(self, images: Tensor) -> Tensor:
         """Return A_c = ReLU(W_p[c] M): (N, C, h, w), not normalised."""
-        return F.relu(self.classifier(self.backbone(images)))
+        return F.relu(self.classifier(self.features(images)))
 
     def subcategory_maps(self, images: Tensor) -> Tensor:
         """Return A_cj = ReLU(W_s[c K + j] M): (N, C * K, h, w), not normalised."""
-        return F.relu(self.subclassifier(self.backbone(images)))
+        return F.relu(self.subclassifier(self.features(images)))
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
         """Return SGD's two groups: what is trained of the backbone, and the heads.
