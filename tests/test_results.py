@@ -163,6 +163,7 @@ def test_overlay_and_labels_draw_any_map():
     viz.draw_labels(axes, labels, ("cat", "dog"), "truth", image)
     assert [text.get_text() for text in axes.texts] == ["dog"] and 0 < axes.texts[0].get_position()[1] < 3
     figure.canvas.draw()
+    assert any("////" in hatches for hatches in (drawn.hatches for drawn in axes.collections)), "unknown pixels are hatched"
     plt.close(figure)
 
 
