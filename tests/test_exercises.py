@@ -87,3 +87,18 @@ def test_stored_solutions_are_those_of_the_script(solution):
     for cell in stored.cells:
         if cell.cell_type == "code" and "widgets.check(" in cell.source:
             assert "".join(output.text for output in cell.outputs).splitlines() == printed(cell.source)
+
+
+@pytest.mark.parametrize("solution", SOLUTIONS, ids=NAMES)
+def test_teaching_states_the_results(solution):
+    """docs/teaching.md has a table of results for each notebook, and a plan that fills 90 minutes."""
+    page = (PROJECT_ROOT / "docs/teaching.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## {solution.stem[:2]} .*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)[0]
+    expected = []
+    for check in (check for cell in exercise_cells(solution) for check in checks_of(cell)):
+        value = eval(ast.unparse(check.args[1]), {"np": np, "torch": torch})
+        name = ast.literal_eval(check.args[2]).removeprefix("exercise ")
+        expected.append((name, f"{value:.3f}" if isinstance(value, float) else str(value)))
+    assert re.findall(r"^\| (\d.*?) \| (.*?) \|$", section.split("| exercise |")[1], re.MULTILINE) == expected
+    plan = re.findall(r"^\| (\d+) \| ", section.split("| exercise |")[0], re.MULTILINE)
+    assert sum(map(int, plan)) == 90
