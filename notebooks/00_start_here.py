@@ -268,7 +268,7 @@ draw()
 # | boundary map | probability that a class boundary runs through a position (IRN) |
 # | displacement | vector towards the centre of the object (IRN) |
 # | affinity | how likely two positions belong to the same class |
-# | unknown, 255 | pixels without a label; ignored in every loss and every score |
+# | unknown, 255 | pixels without a label; left out of every loss, and of scores where the *truth* has them; in a prediction they count as background |
 # | train / train_aug / val | VOC 2012: 1,464 images / 10,582 with SBD's / 1,449 |
 # | mIoU | mean over classes of intersection over union, from one confusion matrix of the whole split |
 # | boundary IoU | like the IoU, but of the masks' inner edges only; notebook 95 |

@@ -8,6 +8,7 @@ Not a part of `make test`: it needs a browser and takes some minutes.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import secrets
@@ -21,7 +22,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import nbformat
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,10 +63,10 @@ def copy_empty(name: str, home: Path) -> Path:
 def run_all(page: Page, file: Path, minutes: float) -> list[str]:
     """Run all cells of the open notebook, saving now and then; return the errors that the saved file holds."""
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=120_000)
-    page.wait_for_timeout(3000)
     accept = page.locator(".jp-Dialog button.jp-mod-accept")
-    if accept.count():  # asks for the kernel
-        accept.first.click()
+    with contextlib.suppress(TimeoutError):  # JupyterLab may ask for the kernel
+        accept.first.click(timeout=30_000)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(timeout=120_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     end = time.time() + 60 * minutes
