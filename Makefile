@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # Snakemake's own lock outlives a killed run; flock's does not.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock $(READY),)
 
-.PHONY: help setup demo test lint refresh bench lock clean
+.PHONY: help setup demo test lint refresh site bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -40,6 +40,9 @@ lint: setup  ## check the code
 
 refresh: setup  ## run the notebooks again and store their outputs
 	$(BIN)/python tests/refresh_notebooks.py
+
+site: setup  ## build build/site from the stored notebooks, without a network
+	@$(BIN)/python docs/site/build.py build/site
 
 bench: setup  ## compare the plain formulations with ours
 	@set -e; for script in $(filter-out %_ablations.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done

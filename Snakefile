@@ -170,7 +170,15 @@ rule overview:
     shell: run_notebook
 
 
+use rule overview as comparison with:
+    input:
+        [executed("predictions", method=method, seed=seed) for method in [*methods, "truth"] for seed in seeds],
+        notebook="notebooks/95_comparison.ipynb",
+    output: executed("comparison")
+    wildcard_constraints: method="report"
+
+
 rule report:
-    input: executed("overview", method="report", seed=0)
+    input: executed("overview", "comparison", method="report", seed=0)
     output: f"{base}/report/index.html"
     shell: "{sys.executable:q} -m wsss_lib.report {base:q}"

@@ -5,6 +5,8 @@ nbval compares what notebooks print; warnings on stderr and pictures, whose byte
 
 from tests.pipeline import finish_smoke_run
 
+collect_ignore_glob = ["notebooks/solutions/*.ipynb"]  # tests/test_exercises.py runs their cells without a kernel
+
 
 def pytest_collectstart(collector):
     """Add to nbval's list of outputs that are not compared."""

@@ -46,7 +46,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown, display
 
-from wsss_lib import artifacts, results, stages, viz, widgets
+from wsss_lib import artifacts, comparison, results, stages, viz, widgets
 from wsss_lib.config import MASKS_OF, Config, project_path
 from wsss_lib.data.dataset import read_mask
 
@@ -112,6 +112,80 @@ for name, line in zip(val_data.ids[:3], panels, strict=True):
 viz.show(figure, "Three validation images: input, truth, DeepLab-v2 without and with the dense CRF")
 
 # %% [markdown]
+# ## One image through every method
+#
+# A line is a method, always in the same order: input, truth, CAM, the method's map, its refined mask, the segmentation network that
+# learned from all masks of that kind. Lines appear as methods are finished: `make demo` makes the first and the last
+# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them. The last line is the upper reference, a
+# network that learned from true masks. (Here it segments a *training* image; scores come from validation images only.)
+
+# %%
+def refined_mask(method, group):
+    """Return a method's most refined mask of the image and its name, or None."""
+    if method == "truth":
+        return data.mask(image_id), "true mask"
+    for stage, folder, title in (("drs_masks", "", "saliency"), ("pseudo_masks", "", "IRN"),
+                                 ("affinitynet_masks", "", "AffinityNet"), ("seeds", "seed_masks", "seed + CRF")):
+        if stage in group:
+            return read_mask(group[stage].folder / folder / f"{image_id}.png", data.num_classes), title
+    return None
+
+
+def segmentation(group):
+    """Return what a method's DeepLab makes of the image, or None; it sees no label."""
+    if "deeplab" not in group:
+        return None
+    settings = group["deeplab"].configuration(config)
+    net = stages.build_deeplab(settings, data.num_classes, "", group["deeplab"].folder / "weights.safetensors").eval()
+    return stages.class_probabilities(net, data.image(image_id), settings).argmax(0), "segmentation"
+
+
+# %% tags=["nbval-ignore-output"]
+def draw_line(line, method, group):
+    """Draw one method's line of the grid."""
+    viz.draw_image(line[0], picture, f"{method}: input")
+    viz.draw_labels(line[1], data.mask(image_id), data.classes, "truth")
+    viz.draw_scores(line[2], picture, scores.max(0), "CAM")
+    if "maps" in group and method != "cam":
+        viz.draw_scores(line[3], picture, stages.full_size_maps(group["maps"].folder, image_id)[1].max(0), method)
+    for axes, made in ((line[4], refined_mask(method, group)), (line[5], segmentation(group))):
+        if made:
+            viz.draw_labels(axes, made[0], data.classes, made[1])
+    for axes in line:
+        if not axes.has_data():
+            reason = "not run" if axes is not line[3] else "none" if method == "truth" else "CAM itself"
+            axes.text(0.5, 0.5, reason, ha="center", va="center")
+            axes.set_axis_off()
+
+
+# %% tags=["nbval-ignore-output"]
+finished = comparison.finished_stages(project_path(config.runs_root) / config.dataset)
+groups = {name: group for (name, of_seed), group in finished.items() if of_seed == config.seed and {"maps", "deeplab"} & set(group)}
+order = sorted(groups, key=lambda name: (name == "truth", name != "cam", name))
+figure, grid = plt.subplots(len(order), 6, figsize=(9, 1.65 * len(order)), squeeze=False)
+for line, name in zip(grid, order, strict=True):
+    draw_line(line, name, groups[name])
+viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); in each: input, truth, CAM, the method's map, "
+                 "refined mask, segmentation; panels that say 'not run' belong to stages that are not finished")
+
+# %% [markdown]
+# ## Which method should I choose?
+#
+# There is no winner for all data, and notebook 95 says why a table of scores does not name one. What differs for sure is what a method
+# *needs* and where it works:
+#
+# | your situation | try | because | price |
+# |---|---|---|---|
+# | a first result, or a baseline for a paper | CAM and IRN (10, 70, 80) | every other method starts from it | the maps cover little of an object |
+# | saliency maps of your images exist | DRS (30) | it spreads without care for the outside, which saliency supplies | saliency maps come from a network that has learned from masks |
+# | you cannot tune a threshold for every data set | AMN (40) | it is made so that one threshold fits all images | seeds first, then a second network |
+# | a trained classifier, and no training again | RIB (20) | it tunes that classifier for each image | the slowest maps: several steps of training for every image |
+# | classes with several appearances, many images of each | SC-CAM (60) | sub-categories ask for more than one telling part | three rounds of clustering and training |
+# | objects made of parts with their own texture | VWE (50) | visual words ask for all the textures that come with a class | nothing for classes that share textures |
+# | SC-CAM's published numbers are to be repeated | AffinityNet (75) in place of IRN | it is the refinement that paper used | older; its random walk is dense |
+#
+# Whatever you choose: run CAM as well, with the same seeds, and compare as notebook 95 does.
+#
 # ## Results of this run
 #
 # Every row says which images were scored, whether a CRF was applied, and whether anything was chosen by looking at pixel labels.
@@ -194,16 +268,17 @@ draw()
 # | boundary map | probability that a class boundary runs through a position (IRN) |
 # | displacement | vector towards the centre of the object (IRN) |
 # | affinity | how likely two positions belong to the same class |
-# | unknown, 255 | pixels without a label; ignored in every loss and every score |
+# | unknown, 255 | pixels without a label; left out of every loss, and of scores where the *truth* has them; in a prediction they count as background |
 # | train / train_aug / val | VOC 2012: 1,464 images / 10,582 with SBD's / 1,449 |
 # | mIoU | mean over classes of intersection over union, from one confusion matrix of the whole split |
+# | boundary IoU | like the IoU, but of the masks' inner edges only; notebook 95 |
 # | dense CRF | a model of all pixel pairs that moves label edges to colour edges |
 #
 # ## Which notebook next?
 #
 # To learn, read them in order of their numbers: 02, 10, 70, 80, 90 are the chain. To reproduce a paper, see the README: one command
-# runs the chain for a preset. To add a method, write maps in the format of notebook 10; all later steps take them by
-# `-p method yours`.
+# runs the chain for a preset. To compare methods, run several and open 95. To add one, write maps in the format of notebook 10: all later
+# steps take them, as [docs/adding_a_method.md](../docs/adding_a_method.md) shows.
 
 # %% tags=["nbval-ignore-output"]
 if not (stage := artifacts.begin_stage(config, "overview", (), {"results": results.fingerprint(rows)}, method="report")).is_complete():

@@ -1,7 +1,7 @@
 """Run all notebooks with their own (smoke) parameters and store them with outputs: the only way in which outputs change.
 
 `notebooks/NN_name.py` (percent format) is the text that people edit; `NN_name.ipynb` is made from it. Without arguments
-every notebook is refreshed, in order; with names, only those: `python tests/refresh_notebooks.py 10_cam`.
+every notebook is refreshed, in order; with names, only those: `python tests/refresh_notebooks.py 10_cam solutions/10_cam`.
 """
 
 import base64
@@ -45,8 +45,9 @@ def refresh(script: Path) -> None:
 
 
 if __name__ == "__main__":
-    # 00 shows a finished run, so it comes last.
-    everything = [path.stem for path in (ROOT / "notebooks").glob("*.py")]
-    names = sys.argv[1:] or sorted(everything, key=lambda name: name.replace("00", "99"))
+    # 00 and 95 show finished runs, so they come last.
+    everything = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+    solutions = sorted(f"solutions/{path.stem}" for path in (ROOT / "notebooks/solutions").glob("*.py"))
+    names = sys.argv[1:] or sorted(everything, key=lambda name: name[:2] in ("00", "95")) + solutions
     for name in names:
         refresh(ROOT / "notebooks" / f"{name}.py")

@@ -1,17 +1,22 @@
 """What every notebook must keep to: its twin, one parameters cell, short cells, figures with texts, no local paths."""
 
 import ast
+import base64
+import io
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 from tests.refresh_notebooks import source_notebook
 from wsss_lib.config import PROJECT_ROOT, Config
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
+PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md")),
+         *sorted((PROJECT_ROOT / "notebooks").glob("*.py"))]
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -89,11 +94,29 @@ def test_stored_outputs_are_complete_small_and_neutral(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_every_figure_has_a_text(path):
+    """Each stored picture carries its text, and the same text stands beneath it; nothing else shows pictures."""
     for cell in code_cells(path):
         assert "plt.show" not in cell.source, "figures are shown by viz.show, which asks for a text"
         for output, following in zip(cell.outputs, [*cell.outputs[1:], None], strict=False):
             if "image/png" in output.get("data", {}):
+                picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
                 assert following is not None and len(following.data["text/markdown"].split()) >= 4
+                assert following.data["text/markdown"] == f"*{picture.text['Description']}*"
+            assert not {"image/svg+xml", "image/jpeg"} & set(output.get("data", {}))
+
+
+def test_all_pictures_are_counted():
+    """A walk that found no picture would pass the test above."""
+    cells = [cell for path in NOTEBOOKS for cell in code_cells(path)]
+    pictures = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+    assert pictures >= 80 and pictures >= sum("viz.show(" in cell.source and "def " not in cell.source for cell in cells)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pictures_in_prose_have_a_text(path):
+    for text, _ in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", path.read_text(encoding="utf-8")):
+        assert len(text.split()) >= 4
+    assert "<img" not in path.read_text(encoding="utf-8")
 
 
 def test_back_pointers_lead_to_sections():

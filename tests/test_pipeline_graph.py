@@ -30,6 +30,7 @@ GRAPH = {
     ("90_deeplab", "cam"): (["deeplab", "predictions"], ["cam/seed0/pseudo_masks"]),
     ("90_deeplab", "truth"): (["deeplab", "predictions"], ["cam/seed0/classifier"]),
     ("00_start_here", "report"): (["overview"], ["cam/seed0/predictions", "truth/seed0/predictions"]),
+    ("95_comparison", "report"): (["comparison"], ["cam/seed0/predictions", "truth/seed0/predictions"]),
 }
 
 
@@ -83,7 +84,7 @@ def test_graph(preset, tmp_path):
 def test_seeds_and_methods_multiply(tmp_path):
     plan = output_of(snakemake("--dry-run", "--printshellcmds", config=(f"runs_root={tmp_path}", "seeds=[0,1,2]")))
     rules = Counter(re.findall(r"^rule (\w+):", plan, flags=re.MULTILINE))
-    once = dict.fromkeys(("check", "overview", "report", "all"), 1)
+    once = dict.fromkeys(("check", "overview", "comparison", "report", "all"), 1)
     assert rules == once | dict.fromkeys(("cam", "seeds", "irn", "deeplab", "deeplab_truth"), 3)
 
 

@@ -89,7 +89,9 @@ def test_rows_of_several_seeds_are_joined(tmp_path):
     lines = results.table([best, mean, truth], compare=True).splitlines()
     assert len(lines) == 5 and lines[0].endswith("published, full VOC 2012")
     assert "threshold 0.20" in lines[2] and "62.0 ± 2.0" in lines[3]
-    assert lines[3].endswith("63.5") and lines[4].endswith("76.35")
+    assert lines[3].endswith("refused: 300 images here, 1449 there")
+    lines = results.table([mean | {"images": 1449}, truth | {"images": 1449}], compare=True).splitlines()
+    assert lines[2].endswith("63.5") and lines[3].endswith("76.35")
     assert "published" not in results.table([best], compare=False)
 
 
@@ -103,6 +105,8 @@ def test_published_numbers_have_sources():
     assert results.published("cam", "CAM seed", "train").value == 48.3
     assert results.published("cam", "IRN pseudo-mask", "train").value == 66.5
     assert results.published("cam", "CAM seed", "val") is None
+    assert all(entry.split in results.IMAGES_OF and entry.start and entry.pixel_labels for entry in results.PUBLISHED)
+    assert all("masks of COCO" in entry.pixel_labels for entry in results.PUBLISHED if entry.start == "COCO with masks")
     assert all(len(entry.source) > 20 and 0 < entry.value < 100 for entry in results.PUBLISHED)
 
 
@@ -159,6 +163,7 @@ def test_overlay_and_labels_draw_any_map():
     viz.draw_labels(axes, labels, ("cat", "dog"), "truth", image)
     assert [text.get_text() for text in axes.texts] == ["dog"] and 0 < axes.texts[0].get_position()[1] < 3
     figure.canvas.draw()
+    assert any("////" in hatches for hatches in (drawn.hatches for drawn in axes.collections)), "unknown pixels are hatched"
     plt.close(figure)
 
 

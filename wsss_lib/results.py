@@ -25,6 +25,8 @@ class Published:
         split: of VOC 2012: train, val or test.
         value: mIoU in percent on PASCAL VOC 2012.
         source: where it is published, and under which conditions.
+        start: what the networks of this stage were trained on before; "not stated" where the source does not say.
+        pixel_labels: what masks had a part beyond scoring; "none stated" is no proof that there was nothing.
     """
 
     method: str
@@ -32,62 +34,98 @@ class Published:
     split: str
     value: float
     source: str
+    start: str = "not stated"
+    pixel_labels: str = "none stated"
 
 
 PUBLISHED = (
-    Published("cam", "CAM seed", "train", 48.3, "IRN paper, as quoted in jiwoon-ahn/irn#4; ResNet-50, threshold 0.15"),
-    Published("cam", "IRN pseudo-mask", "train", 66.5, "IRN paper, as quoted in jiwoon-ahn/irn#4"),
+    Published("cam", "CAM seed", "train", 48.3,
+              "IRN paper, as quoted in jiwoon-ahn/irn#4; ResNet-50, threshold 0.15", start="ImageNet"),
+    Published("cam", "IRN pseudo-mask", "train", 66.5, "IRN paper, as quoted in jiwoon-ahn/irn#4", start="ImageNet"),
     Published("cam", "DeepLab-v2", "val", 63.5, "IRN row of a public results list; ResNet-50"),
     Published("cam", "DeepLab-v2", "test", 64.8, "IRN row of a public results list; ResNet-50"),
-    Published("cam", "AffinityNet pseudo-mask", "train", 61.0, "jiwoon-ahn/psa README; ResNet-38, alpha 4/16/32, no CRF"),
-    Published("cam", "AffinityNet pseudo-mask", "val", 60.2, "jiwoon-ahn/psa README; ResNet-38, alpha 4/16/32, no CRF"),
-    Published("sccam", "CAM seed", "train", 50.9, "SC-CAM README; parent head of round 3, ResNet-38, threshold 0.15"),
-    Published("sccam", "CAM seed", "val", 49.6, "SC-CAM README; parent head of round 3, ResNet-38, threshold 0.15"),
-    Published("sccam", "AffinityNet pseudo-mask", "train", 63.4, "SC-CAM paper, as quoted in its repository's issue 4"),
-    Published("sccam", "AffinityNet pseudo-mask", "val", 61.2, "SC-CAM paper (unverified)"),
+    Published("cam", "AffinityNet pseudo-mask", "train", 61.0,
+              "jiwoon-ahn/psa README; ResNet-38, alpha 4/16/32, no CRF", start="ImageNet"),
+    Published("cam", "AffinityNet pseudo-mask", "val", 60.2,
+              "jiwoon-ahn/psa README; ResNet-38, alpha 4/16/32, no CRF", start="ImageNet"),
+    Published("sccam", "CAM seed", "train", 50.9,
+              "SC-CAM README; parent head of round 3, ResNet-38, threshold 0.15", start="ImageNet"),
+    Published("sccam", "CAM seed", "val", 49.6,
+              "SC-CAM README; parent head of round 3, ResNet-38, threshold 0.15", start="ImageNet"),
+    Published("sccam", "AffinityNet pseudo-mask", "train", 63.4,
+              "SC-CAM paper, as quoted in its repository's issue 4", start="ImageNet"),
+    Published("sccam", "AffinityNet pseudo-mask", "val", 61.2, "SC-CAM paper (unverified)", start="ImageNet"),
     Published("sccam", "DeepLab-v2", "val", 66.1, "benchmark page of the SC-CAM paper; ResNet-101"),
     Published("sccam", "DeepLab-v2", "test", 65.9, "SC-CAM's author in its repository's issue 19; ResNet-101"),
     Published("drs", "DeepLab-v2", "val", 69.4,
-              "qjadud1994/DRS README, the released checkpoint; COCO-pretrained, saliency maps"),
+              "qjadud1994/DRS README, the released checkpoint; COCO-pretrained, saliency maps", start="COCO with masks",
+              pixel_labels="saliency maps; the epoch of classifier and refinement; masks of COCO"),
     Published("drs", "DeepLab-v2 + CRF", "val", 71.2,
-              "DRS row of a public results list; COCO-pretrained, saliency maps; the released checkpoint has 70.4"),
-    Published("drs", "DeepLab-v2 + CRF", "test", 71.4, "abstract of the DRS paper; COCO-pretrained, saliency maps"),
+              "DRS row of a public results list; COCO-pretrained, saliency maps; the released checkpoint has 70.4",
+              start="COCO with masks", pixel_labels="saliency maps; the epoch of classifier and refinement; masks of COCO"),
+    Published("drs", "DeepLab-v2 + CRF", "test", 71.4,
+              "abstract of the DRS paper; COCO-pretrained, saliency maps", start="COCO with masks",
+              pixel_labels="saliency maps; the epoch of classifier and refinement; masks of COCO"),
     Published("drs", "DeepLab-v3+ (513 centre crop)", "val", 70.4,
-              "qjadud1994/DRS README, the released checkpoint; ImageNet, saliency maps, another set of pixels; with CRF 71.0"),
+              "qjadud1994/DRS README, the released checkpoint; ImageNet, saliency maps, another set of pixels; with CRF 71.0",
+              start="ImageNet", pixel_labels="saliency maps; the epoch of classifier and refinement"),
     Published("truth", "DeepLab-v3+ (513 centre crop)", "val", 78.3,
-              "VainF/DeepLabV3Plus-Pytorch README, ResNet-101, output stride 16, another set of pixels"),
-    Published("amn", "CAM seed", "train", 62.1, "LPCAM paper (CVPR 2023), table 2; the best threshold"),
-    Published("amn", "IRN pseudo-mask", "train", 72.2, "LPCAM paper, table 2; called the reported one in gaviotas/AMN#2"),
-    Published("amn", "DeepLab-v2", "val", 69.5, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
-    Published("amn", "DeepLab-v2", "test", 69.6, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet"),
-    Published("amn", "DeepLab-v2 from COCO", "val", 70.7, "from memory (unverified); pixel labels of COCO"),
-    Published("amn", "DeepLab-v2 from COCO", "test", 70.6, "from memory (unverified); pixel labels of COCO"),
+              "VainF/DeepLabV3Plus-Pytorch README, ResNet-101, output stride 16, another set of pixels",
+              pixel_labels="all training masks"),
+    Published("amn", "CAM seed", "train", 62.1,
+              "LPCAM paper (CVPR 2023), table 2; the best threshold", start="ImageNet", pixel_labels="threshold"),
+    Published("amn", "IRN pseudo-mask", "train", 72.2,
+              "LPCAM paper, table 2; called the reported one in gaviotas/AMN#2", start="ImageNet"),
+    Published("amn", "DeepLab-v2", "val", 69.5, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet", start="ImageNet"),
+    Published("amn", "DeepLab-v2", "test", 69.6, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet", start="ImageNet"),
+    Published("amn", "DeepLab-v2 from COCO", "val", 70.7,
+              "from memory (unverified); pixel labels of COCO", start="COCO with masks", pixel_labels="masks of COCO"),
+    Published("amn", "DeepLab-v2 from COCO", "test", 70.6,
+              "from memory (unverified); pixel labels of COCO", start="COCO with masks", pixel_labels="masks of COCO"),
     Published("vwe", "DeepLab-v2", "val", 66.3, "VWE README and its figure res.png; ResNet-50 maps, ResNet-101"),
     Published("vwe", "DeepLab-v2", "test", 66.3, "VWE README and its figure res.png; ResNet-50 maps, ResNet-101"),
     Published("vwe", "DeepLab-v2 + CRF", "val", 67.2, "VWE README, with a table of all classes"),
     Published("vwe", "DeepLab-v2 + CRF", "test", 67.3, "VWE README, with a table of all classes"),
-    Published("vwl_m", "CAM seed", "train", 56.9, "VWL README, ResNet-101; background score 0.13 by its program's default"),
-    Published("vwl_m", "DeepLab-v2 + CRF", "val", 68.7, "VWL README, ImageNet initialisation; with CRF (unverified)"),
-    Published("vwl_m", "DeepLab-v2 + CRF", "test", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
-    Published("vwl_l", "CAM seed", "train", 57.3, "VWL README, ResNet-101; background score 0.13 by its program's default"),
-    Published("vwl_l", "DeepLab-v2 + CRF", "val", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
-    Published("vwl_l", "DeepLab-v2 + CRF", "test", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)"),
-    Published("rib", "CAM at its best threshold", "train", 56.5, "RIB paper, from memory (unverified)"),
-    Published("rib", "CAM seed + CRF", "train", 62.9, "RIB paper, from memory (unverified); threshold not known"),
+    Published("vwl_m", "CAM seed", "train", 56.9,
+              "VWL README, ResNet-101; background score 0.13 by its program's default", start="ImageNet"),
+    Published("vwl_m", "DeepLab-v2 + CRF", "val", 68.7,
+              "VWL README, ImageNet initialisation; with CRF (unverified)", start="ImageNet"),
+    Published("vwl_m", "DeepLab-v2 + CRF", "test", 69.2,
+              "VWL README, ImageNet initialisation; with CRF (unverified)", start="ImageNet"),
+    Published("vwl_l", "CAM seed", "train", 57.3,
+              "VWL README, ResNet-101; background score 0.13 by its program's default", start="ImageNet"),
+    Published("vwl_l", "DeepLab-v2 + CRF", "val", 69.2,
+              "VWL README, ImageNet initialisation; with CRF (unverified)", start="ImageNet"),
+    Published("vwl_l", "DeepLab-v2 + CRF", "test", 69.2,
+              "VWL README, ImageNet initialisation; with CRF (unverified)", start="ImageNet"),
+    Published("rib", "CAM at its best threshold", "train", 56.5,
+              "RIB paper, from memory (unverified)", start="ImageNet", pixel_labels="threshold"),
+    Published("rib", "CAM seed + CRF", "train", 62.9,
+              "RIB paper, from memory (unverified); threshold not known", start="ImageNet"),
     Published("rib", "IRN pseudo-mask", "train", 70.6,
-              "RIB paper, from memory (unverified); probably with CRF, as the author says 69.x without in jbeomlee93/RIB#5"),
+              "RIB paper, from memory (unverified); probably with CRF, as the author says 69.x without in jbeomlee93/RIB#5",
+              start="ImageNet"),
     Published("rib", "DeepLab-v2", "val", 68.3, "RIB entry of a public results list; ResNet-101, CRF not stated"),
     Published("rib", "DeepLab-v2", "test", 68.6, "RIB entry of a public results list; ResNet-101, CRF not stated"),
-    Published("rib", "DeepLab-v2 with saliency", "val", 70.2, "as above, with saliency maps (pixel labels)"),
-    Published("rib", "DeepLab-v2 with saliency", "test", 70.0, "as above, with saliency maps (pixel labels)"),
+    Published("rib", "DeepLab-v2 with saliency", "val", 70.2,
+              "as above, with saliency maps (pixel labels)", pixel_labels="saliency maps"),
+    Published("rib", "DeepLab-v2 with saliency", "test", 70.0,
+              "as above, with saliency maps (pixel labels)", pixel_labels="saliency maps"),
     Published("rib", "CAM at its best threshold", "train of COCO 2014", 36.5,
-              "RIB paper, from memory (unverified); a user got 34.8 at threshold 0.31, jbeomlee93/RIB#6"),
+              "RIB paper, from memory (unverified); a user got 34.8 at threshold 0.31, jbeomlee93/RIB#6", start="ImageNet",
+              pixel_labels="threshold"),
     Published("rib", "IRN pseudo-mask", "train of COCO 2014", 45.6,
-              "RIB paper, from memory (unverified); a user got 39.9, jbeomlee93/RIB#6"),
+              "RIB paper, from memory (unverified); a user got 39.9, jbeomlee93/RIB#6", start="ImageNet"),
     Published("rib", "DeepLab-v2", "val of COCO 2014", 43.8, "RIB entry of a public results list; ResNet-101"),
-    Published("truth", "DeepLab-v2", "val", 76.35, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
-    Published("truth", "DeepLab-v2 + CRF", "val", 77.69, "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation"),
+    Published("truth", "DeepLab-v2", "val", 76.35,
+              "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation", start="COCO with masks",
+              pixel_labels="all training masks; masks of COCO"),
+    Published("truth", "DeepLab-v2 + CRF", "val", 77.69,
+              "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation", start="COCO with masks",
+              pixel_labels="all training masks; masks of COCO"),
 )
+
+IMAGES_OF = {"train": 1464, "val": 1449, "test": 1456, "train of COCO 2014": 82783, "val of COCO 2014": 40504}
 
 # IoU in percent of the background and VOC's 20 classes, for (method, what, split); from the same sources.
 PUBLISHED_CLASSES = {
@@ -112,6 +150,26 @@ def published(method: str, what: str, split: str) -> Published | None:
     return next(matches, None)
 
 
+def published_beside(row: dict) -> str:
+    """Return the published value that may stand beside a row of a full data set, or the reason why none may.
+
+    Args:
+        row: of `summarize`, scored on VOC 2012.
+
+    Explained in notebook 95, section "Published values".
+
+    >>> published_beside({"method": "cam", "what": "CAM seed", "split": "train", "images": 1464})
+    '48.3'
+    >>> published_beside({"method": "cam", "what": "CAM seed", "split": "train", "images": 300})
+    'refused: 300 images here, 1464 there'
+    """
+    entry = published(row["method"], row["what"], row["split"])
+    if not entry:
+        return ""
+    there = IMAGES_OF[entry.split]
+    return f"{entry.value:g}" if row["images"] == there else f"refused: {row['images']} images here, {there} there"
+
+
 def collect(run_folder: Path) -> list[dict]:
     """Return the mIoU rows of all finished stages of a run.
 
@@ -119,14 +177,14 @@ def collect(run_folder: Path) -> list[dict]:
         run_folder: `runs/<dataset>`.
 
     Returns:
-        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added; without a stage that was
-        moved aside.
+        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added; without stages that were
+        moved aside and without those that report on others.
     """
     rows = []
     for record in sorted(Path(run_folder).glob("*/seed*/*/run.json")):
-        if record.parent.name.endswith(".stale"):
-            continue
         method, seed, stage = record.parent.parts[-3:]
+        if stage.endswith(".stale") or method == "report":  # a report repeats the results of others
+            continue
         for row in read_json(record.parent / "metrics.json"):
             if "miou" in row:
                 rows.append({"method": method, "seed": int(seed.removeprefix("seed")), "stage": stage} | row)
@@ -197,7 +255,8 @@ def table(rows: list[dict], compare: bool) -> str:
 
     Args:
         rows: from `summarize`.
-        compare: add the published values of the full VOC 2012; only rows of that data set may stand beside them.
+        compare: add the published values of the full VOC 2012; only rows of that data set may stand beside them, and a row of
+            another number of images gets the reason instead.
 
     Explained in notebook 00, section "Results of this run".
     """
@@ -208,8 +267,7 @@ def table(rows: list[dict], compare: bool) -> str:
         cells = [row["method"], row["what"], row["split"], str(row["images"]), "with" if row["crf"] else "without",
                  f"{row['miou']:.1f}{spread}", str(row["runs"]), row["pixel_labels_chose"] or "nothing"]
         if compare:
-            entry = published(row["method"], row["what"], row["split"])
-            cells.append(f"{entry.value:g}" if entry else "")
+            cells.append(published_beside(row))
         lines.append(cells)
     if compare:
         head.append("published, full VOC 2012")

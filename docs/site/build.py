@@ -1,0 +1,116 @@
+"""Build the static site: README, documents and notebooks with their stored outputs; no network is needed, then or to read it.
+
+    python docs/site/build.py build/site              # all notebooks; `make site` runs this
+    python docs/site/build.py build/site 00_start_here 10_cam
+"""
+
+import re
+import shutil
+import sys
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+from sphinx.cmd.build import main as sphinx
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def gather(source: Path, names: list[str]) -> None:
+    """Copy what the site shows to a folder: the README as its first page, documents, and notebooks, all or those named."""
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("site"))
+    (source / "notebooks/solutions").mkdir(parents=True)
+    for notebook in sorted((ROOT / "notebooks").rglob("*.ipynb")):
+        if (not names or notebook.stem in names) and ".ipynb_checkpoints" not in notebook.parts:
+            shutil.copy(notebook, source / notebook.relative_to(ROOT))
+    parts = {"Notebooks": "notebooks/*", "Solutions of the exercises": "notebooks/solutions/*", "Documents": "docs/*"}
+    contents = "".join(f"\n```{{toctree}}\n:caption: {caption}\n:maxdepth: 1\n:glob:\n:hidden:\n\n{pattern}\n```\n"
+                       for caption, pattern in parts.items())
+    (source / "index.md").write_text((ROOT / "README.md").read_text(encoding="utf-8") + contents, encoding="utf-8")
+
+
+# What axe-core found in the theme's pages: headings without a level or with the wrong one, a foot outside all landmarks, header
+# cells without text; and blocks that scroll must be reachable by keyboard.
+REPAIRS = (
+    ('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">'),
+    ("<h3>Navigation</h3>", "<h2>Navigation</h2>"),
+    ('<div class="footer">', '<div class="footer" role="contentinfo">'),
+    ('<th class="head"><p></p></th>', "<td></td>"),
+    ("<pre>", '<pre tabindex="0">'),
+    ('<table class="docutils', '<table tabindex="0" class="docutils'),
+)
+
+
+def mend(page: Path) -> None:
+    """Give every picture of a page the text that its notebook has stored in it, and repair what keeps readers out."""
+    def described(match: re.Match) -> str:
+        file = page.parent / unquote(match[2])
+        text = Image.open(file).text.get("Description") if file.suffix == ".png" and file.is_file() else None
+        return f'<img alt="{escape(text)}" src="{match[2]}"' if text else match[0]
+
+    html = re.sub(r'<img alt="([^"]*)" src="([^"]+)"', described, page.read_text(encoding="utf-8"))
+    for theirs, ours in REPAIRS:
+        html = html.replace(theirs, ours)
+    html = re.sub(r"<thead>\s*<tr[^>]*>(\s*<td></td>\s*)+</tr>\s*</thead>", "", html)  # a table without a head
+    page.write_text(html, encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """What a page links to and can be linked by."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links, self.anchors, self.pictures = [], set(), []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        """Collect links, anchors and pictures' texts."""
+        values = dict(attributes)
+        self.anchors |= {values[name] for name in ("id", "name") if values.get(name)}
+        self.links += [(tag, values[name]) for name in ("href", "src") if values.get(name)]
+        if tag == "img":
+            self.pictures.append(values.get("alt") or "")
+
+
+def faults(site: Path) -> list[str]:
+    """Say which links of a site lead nowhere, what is loaded from elsewhere, and which pictures have no text."""
+    pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
+    found = []
+    for path, page in pages.items():
+        name = path.relative_to(site)
+        found += [f"{name}: a picture without a text" for text in page.pictures if len(text.split()) < 4]
+        for tag, link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                if tag in ("script", "img", "link") and parts.scheme != "data":
+                    found.append(f"{name}: loads {link}")
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.is_file():
+                found.append(f"{name}: {link} leads nowhere")
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+                found.append(f"{name}: {link} has no such place")
+    return found
+
+
+def build(site: Path, names: list[str]) -> list[str]:
+    """Build the site into a folder and return its faults."""
+    source = site.with_name(site.name + "-source")
+    gather(source, names)
+    shutil.rmtree(site, ignore_errors=True)
+    if sphinx(["-q", "-c", str(ROOT / "docs/site"), "-d", str(source / ".doctrees"), str(source), str(site)]):
+        sys.exit("sphinx-build failed")
+    for page in site.rglob("*.html"):
+        mend(page)
+    return faults(site)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python docs/site/build.py FOLDER [NOTEBOOK ...]")
+    problems = build(Path(sys.argv[1]).resolve(), sys.argv[2:])
+    print("\n".join(problems) or f"{sys.argv[1]}/index.html: all internal links lead somewhere, all pictures have a text")
+    sys.exit(bool(problems))

@@ -1,0 +1,368 @@
+# %% [markdown]
+# # 95 · All methods side by side
+#
+# *In: every finished stage of a run, of all methods and seeds. Out: one comparison that mixes nothing, and what it does not say.*
+#
+# | | |
+# |---|---|
+# | **Needs** | at least one finished method, e.g. `make demo`; more: `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]' seeds='[0,1,2]'` |
+# | **Writes** | `report/seed0/comparison/` |
+# | **Time and memory** | on one CPU core about 2 seconds for each method, stage and seed; below 1 GB |
+# | **Paper** | Cheng et al., *Boundary IoU*, CVPR 2021; Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020 |
+#
+# **Goals.** After this notebook you can
+#
+# 1. read a table of results and name what must be equal before two of its numbers may be compared,
+# 2. tell a gain from luck by the seeds that two methods share,
+# 3. say which scores the mean IoU hides: classes, boundaries, the choice of a threshold, and cost.
+
+# %% tags=["parameters"]
+dataset = "toy"  # name of the run's folder below runs_root
+data_root = "data/toy"  # VOC devkit folder
+labels = ""  # table of image-level labels; empty: data_root/labels.csv
+mask_folder = "SegmentationClass"  # true masks below data_root
+runs_root = "runs"  # where the finished runs are
+score_split = "train"  # the split of maps, seeds and pseudo-masks
+val_split = "val"  # the split of the segmentation networks
+limit = 0  # as in the runs
+seed_threshold = 0.15  # a threshold that no mask has chosen, for section 8
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Markdown, display
+
+from wsss_lib import artifacts, comparison, results, stages, viz, widgets
+from wsss_lib.config import Config, project_path
+from wsss_lib.results import with_spread
+
+config = Config.from_notebook(globals())
+viz.use_style()
+run_folder = project_path(config.runs_root) / config.dataset
+COUNTED = 300  # images of each split that are counted anew
+
+
+def table(head, lines):
+    """Show a table."""
+    display(Markdown(comparison.markdown_table(head, lines)))
+
+
+# %% [markdown]
+# The first check: is anything finished? If not, the next cell stops and says what to run.
+
+# %%
+finished = comparison.finished_stages(run_folder)
+rows = results.collect(run_folder)
+if not rows:
+    raise RuntimeError(f"{run_folder}: no finished stage with scores; run `make demo`, or notebook 10_cam and those after it")
+whole = {name: stages.open_data(config, name) for name in dict.fromkeys((config.score_split, config.val_split))}
+print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in whole.items()))
+
+# %% [markdown]
+# ## 1 What is finished
+#
+# A line is a method, a column a stage; a cell lists the seeds. Everything below speaks of these runs only: a dash is a
+# run that nobody has made, not a method that failed. `truth` is DeepLab trained on the true masks, the upper reference.
+
+# %% tags=["nbval-ignore-output"]
+methods = sorted(dict.fromkeys(name for name, _ in finished), key=lambda name: (name == "truth", name != "cam", name))
+shown = ("classifier", "network", "maps", "seeds", "pseudo_masks", "affinitynet_masks", "drs_masks", "predictions")
+table(["method", *shown],
+      [[method, *(" ".join(str(seed) for (name, seed), group in finished.items() if name == method and stage in group) or "–"
+                  for stage in shown)] for method in methods])
+
+# %% [markdown]
+# ## 2 Counted anew
+#
+# Each notebook has scored its own stage. Here all label maps go through *one* piece of code: mean IoU, precision and recall, IoU of
+# every class, and a score of the boundaries, on at most 300 evenly spaced images of each split. Where these are all
+# images of the split, the mean IoU must be the one in the stage's record. The cell takes a while and does nothing when it is run again.
+
+# %% tags=["nbval-ignore-output"]
+stage = artifacts.begin_stage(config, "comparison", (), {"results": results.fingerprint(rows)}, method="report")
+if not stage.is_complete():
+    data_of = {name: comparison.evenly_spaced(data, COUNTED) for name, data in whole.items()}
+    counted = []
+    for (method, seed), group in finished.items():
+        for name, made in group.items():
+            for row in made.metrics():
+                if row["split"] in data_of and comparison.LABEL_MAPS.get(row["what"], ("",))[0] == name:
+                    new = comparison.count_anew(made, row, data_of[row["split"]])
+                    counted.append({"method": method, "seed": seed, "recorded": row["miou"], "of_images": row["images"]} | new)
+    stage.finish(counted, sum(row["images"] for row in counted))
+counted = stage.metrics()
+print("every label map is counted")
+
+# %%
+on_all_images = [row for row in counted if row["images"] == row["of_images"]]
+assert all(abs(row["miou"] - row["recorded"]) < 0.02 for row in on_all_images)
+print("where all images are counted, the mean IoU is that of the stage's record")
+
+# %% [markdown]
+# ## 3 Side by side
+#
+# The numbers of the stages themselves, on all images: mean and sample standard deviation over the seeds, and in brackets how many
+# seeds there are. A number of one seed has no spread, and two methods whose numbers have different seeds are not yet compared: section 4 does that.
+
+# %% tags=["nbval-ignore-output"]
+ORDER = ("CAM at its best threshold", "CAM seed", "CAM seed + CRF", "DRS pseudo-label", "IRN pseudo-mask", "AffinityNet pseudo-mask",
+         "DeepLab-v2", "DeepLab-v2 + CRF", "DeepLab-v3+", "DeepLab-v3+ + CRF")
+comparison.check_settings(finished)
+scored = comparison.side_by_side(rows)
+place = {row["what"]: f"{row['split']}, {row['images']} images" for row in rows}
+lines = [what for what in ORDER if what in scored]
+table(["mIoU %", "scored on", *methods],
+      [[what, place[what], *(comparison.cell_text(scored[what].get(method)) for method in methods)] for what in lines])
+
+# %% [markdown]
+# ## 4 Mixed comparisons are refused
+#
+# The function behind this table takes rows that were scored on the same split and the same number of images, both with or both
+# without a CRF. Another table could be made easily, and it would look as good; these two would be wrong:
+
+# %%
+example = {"what": "CAM seed", "split": "train", "images": 1464, "crf": False, "seed": 0, "method": "cam", "miou": 48.3}
+for other in ({"images": 10582}, {"split": "val", "images": 1449}, {"crf": True}):
+    try:
+        comparison.side_by_side([example, example | {"method": "yours"} | other])
+    except ValueError as error:
+        print(error)
+
+# %% [markdown]
+# `check_settings`, called above, refuses a mean over seeds whose runs differ in any other parameter: the records in
+# `run.json` hold them all.
+#
+# ## 5 Gains, seed by seed
+#
+# All methods of a seed start from the same classifier of notebook 10. So the fair question is not whether one mean is above
+# another, but what a method gains *over plain CAM of the same seed*. The luck of that classifier drops out of the difference.
+
+# %% tags=["nbval-ignore-output"]
+gained = {what: comparison.gains(scored[what]) for what in lines}
+table(["gain over CAM, points", "method", "seed by seed", "mean ± spread", "all of one sign?"],
+      [[what, method, " / ".join(f"{gain:+.1f}" for gain in cell.values()), with_spread(list(cell.values())),
+        "one seed only" if len(cell) == 1 else "yes" if len({gain > 0 for gain in cell.values()}) == 1 else "no"]
+       for what in lines for method, cell in gained[what].items() if method != "truth"])
+
+# %% tags=["nbval-ignore-output"]
+MARKERS = "os^Dv<>P"
+first = lines[0]
+figure, axes = plt.subplots(figsize=(8, 3.2))
+for column, method in enumerate(name for name in methods if name in scored[first]):
+    values = list(scored[first][method].values())
+    axes.plot([column] * len(values), values, MARKERS[column % 8], markersize=8, alpha=0.8)
+axes.set(xticks=range(len(scored[first])), xticklabels=[name for name in methods if name in scored[first]], ylabel="mIoU %", title=first)
+viz.show(figure, f"{first}, one mark for each seed: " + "; ".join(
+    f"{name} {' / '.join(f'{value:.1f}' for value in scored[first][name].values())} %" for name in methods if name in scored[first]))
+
+# %% [markdown]
+# ## 6 Classes, precision and recall
+#
+# A mean over classes can hide that a method wins on one class and loses on another. The cells show the IoU of each class at the
+# maps' best threshold, the mean over the seeds; darker is lower.
+
+# %% tags=["nbval-ignore-output"]
+def mean_of(what, value):
+    """Method to the mean over its seeds of a number, or of a list of numbers, of the rows counted in section 2."""
+    chosen = [row for row in counted if row["what"] == what]
+    return {method: np.nanmean(np.array([row[value] for row in chosen if row["method"] == method], float), axis=0)
+            for method in methods if any(row["method"] == method for row in chosen)}
+
+
+names = ("background", *whole[config.score_split].classes)
+class_iou = mean_of("CAM at its best threshold", "class_iou")
+figure, axes = plt.subplots(figsize=(1.2 + 0.75 * len(names), 0.8 + 0.4 * len(class_iou)))
+axes.imshow(np.array(list(class_iou.values())), vmin=0, vmax=100, aspect="auto")
+for (line, column), value in np.ndenumerate(np.array(list(class_iou.values()))):
+    axes.text(column, line, f"{value:.0f}", ha="center", va="center", color="white" if value < 55 else "black")
+axes.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(class_iou)), yticklabels=class_iou, title="IoU % of each class")
+axes.tick_params(axis="x", rotation=30)
+best = {method: names[1 + int(np.nanargmax(values[1:]))] for method, values in class_iou.items()}
+worst = {method: names[1 + int(np.nanargmin(values[1:]))] for method, values in class_iou.items()}
+viz.show(figure, "Table of IoU by method and class; best and worst class: " + "; ".join(f"{m} {best[m]} and {worst[m]}" for m in class_iou))
+
+# %% [markdown]
+# Precision says how much of what was marked is right, recall how much of the object was marked. A CAM that sees heads only has
+# neither, at its best threshold: half of the body is missing and some background is taken. Means over the classes:
+
+# %% tags=["nbval-ignore-output"]
+table(["what", "method", "precision %", "recall %", "mIoU %", "boundary IoU %", "seeds"],
+      [[what, method, *(f"{mean_of(what, value)[method]:.1f}" for value in ("precision", "recall", "miou", "boundary_iou")),
+        str(sum(row["what"] == what and row["method"] == method for row in counted))]
+       for what in ORDER for method in mean_of(what, "miou")])
+
+# %% [markdown]
+# ## 7 Boundaries
+#
+# The inside of an object has many pixels and is easy, its edge has few and is hard; so the mean IoU hardly notices a careless edge.
+# *Boundary IoU* compares only the inner edges of both masks, as wide as 2 % of the image's diagonal. In ten lines, on one image:
+
+# %%
+from scipy.ndimage import binary_erosion
+
+from wsss_lib.metrics import BoundaryEvaluation
+
+truth = np.zeros((96, 96), np.uint8)
+truth[20:70, 25:75] = 1
+shifted = np.roll(truth, 3, axis=1)
+width = round(0.02 * np.hypot(96, 96))
+square = np.ones((3, 3), bool)
+edge_of = {name: (mask == 1) & ~binary_erosion(mask == 1, square, iterations=width) for name, mask in (("t", truth), ("s", shifted))}
+by_hand = (edge_of["t"] & edge_of["s"]).sum() / (edge_of["t"] | edge_of["s"]).sum()
+evaluation = BoundaryEvaluation(2)
+evaluation.add(truth, shifted)
+assert np.isclose(evaluation.miou, by_hand)
+plain = (truth & shifted).sum() / (truth | shifted).sum()
+print(f"a square moved by 3 of 96 pixels: IoU {100 * plain:.0f} %, boundary IoU {100 * by_hand:.0f} %")
+
+# %% tags=["nbval-ignore-output"]
+pairs = [(what, method, mean_of(what, "miou")[method], mean_of(what, "boundary_iou")[method])
+         for what in ORDER for method in mean_of(what, "miou")]
+figure, axes = plt.subplots(figsize=(7, 4))
+for index, what in enumerate(dict.fromkeys(pair[0] for pair in pairs)):
+    mine = [pair for pair in pairs if pair[0] == what]
+    axes.plot([pair[2] for pair in mine], [pair[3] for pair in mine], MARKERS[index % 8], label=what, markersize=7)
+    for _, method, x, y in mine:
+        axes.annotate(method, (x, y), xytext=(5, -3), textcoords="offset points", fontsize=8)
+axes.set(xlabel="mIoU %", ylabel="boundary IoU %", title="Interior and edges")
+axes.legend(fontsize=8)
+highest = max(pairs, key=lambda pair: pair[3])
+viz.show(figure, f"Boundary IoU against mean IoU, one mark for each method and stage; {highest[0]} of {highest[1]} has the best edges, {highest[3]:.1f} %")
+
+# %% [markdown]
+# Marks of one mean IoU lie at very different heights. The dense CRF (notebook 70) moves label edges to colour edges, so the marks with a
+# CRF are the higher ones; a random walk at stride 4 cannot draw a finer edge than its grid.
+#
+# ## 8 How much the threshold matters
+#
+# A plain map becomes a mask at a threshold, and the *best* threshold is chosen with the true masks. Two numbers say how
+# much a method leans on that: what it loses at a threshold that no mask has chosen, and how wide the range is that loses at most 2 points.
+
+# %% tags=["nbval-ignore-output"]
+table(["method", "best mIoU %", "best threshold, seed by seed", f"points lost at {config.seed_threshold}", "width of the range within 2 points", "seeds"],
+      comparison.threshold_table(finished, config.seed_threshold))
+
+# %% tags=["nbval-ignore-output"]
+curves = {name: next((row for row in group["maps"].metrics() if "curve" in row), None)
+          for (name, seed), group in sorted(finished.items(), reverse=True) if "maps" in group}
+figure, axes = plt.subplots(figsize=(7, 3.5))
+for name in (method for method in methods if curves.get(method)):
+    axes.plot(curves[name]["thresholds"], curves[name]["curve"], label=name)
+axes.axvline(config.seed_threshold, color="black", linewidth=0.8)
+axes.set(xlabel="threshold", ylabel="mIoU %", title="mIoU of the maps over the threshold, lowest seed of each method")
+axes.legend(ncols=2)
+viz.show(figure, "Curves of mIoU over the threshold; best at " + ", ".join(
+    f"{curves[name]['threshold']:.2f} for {name}" for name in methods if curves.get(name)))
+
+# %% [markdown]
+# The peaks lie apart. A comparison at *one* threshold for all would praise the method whose peak is there; a comparison at each
+# method's best praises the one that profits most from being tuned. Neither is wrong, and a table must say which one it is.
+#
+# **Try it.** Move the threshold that all methods share, and watch the order change. (The static figure beneath shows one position.)
+
+# %% tags=["nbval-ignore-output"]
+def draw(threshold=config.seed_threshold):
+    """Show what every method reaches at one common threshold."""
+    reached = {name: float(np.interp(threshold, row["thresholds"], row["curve"])) for name, row in curves.items() if row}
+    order = sorted(reached, key=reached.get)
+    figure, axes = plt.subplots(figsize=(6, 0.4 * len(order) + 1))
+    axes.bar_label(axes.barh(order, [reached[name] for name in order]), fmt="%.1f", padding=3)
+    axes.set(xlim=(0, 100), xlabel="mIoU %", title=f"all maps at threshold {threshold:.2f}")
+    viz.show(figure, f"Bars at the common threshold {threshold:.2f}: " + ", ".join(f"{name} {reached[name]:.1f} %" for name in order[::-1]))
+
+
+widgets.explore(draw, threshold=(0.02, 0.9, 0.02))
+draw()
+
+# %% [markdown]
+# ## 9 Cost
+#
+# Seconds come from `run.json`, from the beginning of a stage (or of its last resumption) to its end. Other work on the machine makes
+# them longer and never shorter, so the fastest run counts; the others stand beside it, and where they differ much the machine was busy.
+# A method's cost is the sum of *its own* stages; all of them need CAM's classifier as well.
+
+# %% tags=["nbval-ignore-output"]
+table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "images/s", "peak memory, MiB", "device"], comparison.cost_table(finished))
+
+# %% [markdown]
+# ## 10 Published values
+#
+# What the papers report for the full VOC 2012 (and RIB also for COCO), and what it takes: on which data the networks were trained
+# before, and where masks had a part other than in scoring. "Not stated" means that the source does not say.
+# A number of ours stands beside one of theirs only if it was scored on the same images; else the reason stands there.
+
+# %% tags=["nbval-ignore-output"]
+summary = results.summarize(rows)
+
+
+def ours(entry):
+    """Our mean that may stand beside a published value, or why there is none."""
+    match = [row for row in summary if (row["method"], row["what"], row["split"]) == (entry.method, entry.what, entry.split)]
+    if not match:
+        return "not run here"
+    there = results.IMAGES_OF[entry.split]
+    if config.dataset != "voc12" or match[0]["images"] != there:
+        return f"refused: {match[0]['images']} images of {config.dataset} are not {there} of VOC"
+    return f"{match[0]['miou']:.1f} ({match[0]['runs']} runs)"
+
+
+table(["method", "what", "split", "published", "ours", "start", "pixel labels", "source"],
+      [[entry.method, entry.what, entry.split, f"{entry.value:g}", ours(entry), entry.start, entry.pixel_labels, entry.source]
+       for entry in results.PUBLISHED])
+
+# %% [markdown]
+# ## 11 What these tables say, and what they do not
+#
+# **They say** what each method does *on these images, with these networks, at these settings*: how far its maps reach, how much a CRF
+# and a refinement add to them, how much that varies from seed to seed, and what it costs.
+#
+# **They do not say**
+#
+# * *which method is best on VOC.* The smoke networks are small and trained from scratch, and two classes of the generated images
+#   share a body colour; a method that needs a strong classifier cannot show here what it can do.
+# * *that the settings are equally good.* Learning rates and thresholds at smoke size were tried out with masks in view, more values for some
+#   methods than for others ([docs/results.md](../docs/results.md)). The column "chosen by pixel labels" of notebook 00 keeps that visible.
+# * *that a better map makes a better network.* Read down a column: the order of the methods may change from maps to masks and from masks to
+#   DeepLab. Where a cell is a dash nothing is known.
+# * *that DRS is weak or strong.* Its maps alone are made to be cut by a saliency map. Its pseudo-labels use saliency maps, which are
+#   additional supervision, and stand in a line of their own for that reason.
+# * *that three seeds are enough.* With three, a spread is itself uncertain by about half; a gain smaller than it may be luck.
+#
+# ## 12 Summary and exercises
+#
+# * Compare what was scored on the same images, at the same stage, with or without a CRF, from the same start.
+# * Gains over the same seed's CAM say more than means over seeds.
+# * Classes, edges, thresholds and cost are what one number hides.
+# * Written: `report/seed0/comparison/`. Next: notebook 99 brings your own images; `docs/adding_a_method.md` your own method.
+#
+# **Exercise 1.** Method A has 50, 40 and 60 % with seeds 0, 1, 2, and method B 52, 43 and 61 %. Write a function that returns the mean gain
+# of B over A divided by the sample standard deviation of the three gains.
+
+# %%
+def gain_over_spread(a, b):
+    """a, b: lists of floats, seed by seed. Return a float."""
+    return None  # your code
+
+
+widgets.check(gain_over_spread([50.0, 40.0, 60.0], [52.0, 43.0, 61.0]), 2.0, "exercise 1")
+
+# %% [markdown]
+# **Exercise 2.** Both methods have a spread of about 10 points over their seeds. Does it follow that B's gain is luck?
+# Answer "yes" or "no".
+
+# %%
+answer = None  # "yes" or "no"
+widgets.check(answer, "no", "exercise 2")
+
+# %% [markdown]
+# **Exercise 3.** One table line has CAM's mIoU on the 1,464 images of `train`, the other a method's on the 10,582 of `train_aug`. Which
+# function of this notebook refuses them? Answer with its name.
+
+# %%
+name_of_function = None  # your answer, a text
+widgets.check(name_of_function, "side_by_side", "exercise 3")
+
+# %% [markdown]
+# **References.** Cheng, Girshick, Dollár, Berg, Kirillov: Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, CVPR 2021.
+# Choe, Oh, Lee, Chun, Akata, Shim: Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020. The sources of
+# the published values stand beside them.

@@ -1,0 +1,51 @@
+"""The static site: two notebooks are built from stored outputs, and the checks of links and pictures find what is wrong."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from wsss_lib.config import PROJECT_ROOT
+
+specification = importlib.util.spec_from_file_location("site_build", PROJECT_ROOT / "docs/site/build.py")
+site_build = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(site_build)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A site of two notebooks, their solutions and all documents, and its faults."""
+    folder = tmp_path_factory.mktemp("site") / "html"
+    return folder, site_build.build(folder, ["02_datasets_and_labels", "70_seeds"])
+
+
+def test_the_site_has_no_faults(site):
+    folder, faults = site
+    assert faults == []
+    pages = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
+    assert pages >= {"index.html", "notebooks/70_seeds.html", "notebooks/solutions/70_seeds.html", "docs/adding_a_method.html"}
+
+
+def test_pages_show_stored_outputs_pictures_and_formulas(site):
+    page = (site[0] / "notebooks/70_seeds.html").read_text(encoding="utf-8")
+    assert page.count("<img ") >= 5 and "exercise 1: not answered yet" in page
+    assert page.count("<math ") >= 5 and not re.search("<script[^>]*mathjax", page, re.I)
+    assert re.search(r'<nav|role="navigation"', page) and '<p class="caption" role="heading">' not in page
+
+
+def test_no_page_loads_anything_from_elsewhere(site):
+    for page in site[0].rglob("*.html"):
+        assert not re.findall(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="(?:https?:)?//', page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("body, fault", [
+    ('<a href="other.html">x</a>', "index.html: other.html leads nowhere"),
+    ('<a href="#there">x</a>', "index.html: #there has no such place"),
+    ('<img src="data:," alt="a map">', "index.html: a picture without a text"),
+    ('<script src="https://example.org/x.js"></script>', "index.html: loads https://example.org/x.js"),
+    ('<a id="here" href="#here">x</a><a href="https://example.org">y</a>', ""),
+])
+def test_faults_are_found(tmp_path, body, fault):
+    (tmp_path / "index.html").write_text(f"<html><body>{body}</body></html>")
+    assert site_build.faults(tmp_path) == ([fault] if fault else [])

@@ -1,0 +1,291 @@
+"""Methods side by side: every finished stage counted anew in one way, and tables that refuse to mix what differs."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from wsss_lib.artifacts import Stage
+from wsss_lib.config import Config
+from wsss_lib.data.dataset import SegmentationDataset, image_size, read_mask
+from wsss_lib.metrics import BoundaryEvaluation, Evaluation
+from wsss_lib.progress import progress
+from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.results import with_spread
+from wsss_lib.stages import full_size_maps
+from wsss_lib.thresholds import near_best_range
+
+# Where the label map of a row of `metrics.json` lies: (stage, folder below it). Plain maps become one at a threshold.
+LABEL_MAPS = {
+    "CAM at its best threshold": ("maps", None), "CAM seed + CRF": ("seeds", "seed_masks"),
+    "DRS pseudo-label": ("drs_masks", ""), "IRN pseudo-mask": ("pseudo_masks", ""),
+    "AffinityNet pseudo-mask": ("affinitynet_masks", ""), "DeepLab-v2": ("predictions", "plain"),
+    "DeepLab-v2 + CRF": ("predictions", "crf"), "DeepLab-v3+": ("predictions", "plain"),
+    "DeepLab-v3+ + CRF": ("predictions", "crf"),
+}
+
+
+def finished_stages(run_folder: Path) -> dict[tuple[str, int], dict[str, Stage]]:
+    """Return the finished stages of a run: (method, seed) to stage name to stage; without those that were moved aside.
+
+    Args:
+        run_folder: `runs/<dataset>`.
+
+    Explained in notebook 95, section "What is finished".
+    """
+    found = defaultdict(dict)
+    for record in sorted(Path(run_folder).glob("*/seed*/*/run.json")):
+        method, seed, name = record.parent.parts[-3:]
+        if method not in ("data", "report") and not name.endswith(".stale"):
+            found[method, int(seed.removeprefix("seed"))][name] = Stage(record.parent)
+    return dict(found)
+
+
+def check_settings(stages: dict[tuple[str, int], dict[str, Stage]]) -> None:
+    """Refuse runs of one method and stage that differ in more than the seed: their mean would describe neither.
+
+    Args:
+        stages: from `finished_stages`.
+
+    Raises:
+        ValueError: the first parameter that differs, with both values.
+
+    Explained in notebook 95, section "Mixed comparisons are refused".
+    """
+    first = {}
+    for (method, seed), group in stages.items():
+        for name, stage in group.items():
+            values = stage.configuration(Config()).model_dump(exclude={"seed"})  # a parameter younger than the run: its default
+            reference_seed, reference = first.setdefault((method, name), (seed, values))
+            for parameter, value in values.items():
+                if value != reference[parameter]:
+                    raise ValueError(f"{method}, stage {name}: {parameter} is {value!r} for seed {seed} and "
+                                     f"{reference[parameter]!r} for seed {reference_seed}; run one of them again with the "
+                                     "other's value, a mean over both would mix two experiments")
+
+
+def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
+    """Return every n-th image of a split, so that about `count` of them stay; no random number and no label has a part in it.
+
+    Args:
+        data: a split.
+        count: of images, at least 1; a smaller split is returned whole.
+
+    Explained in notebook 95, section "Counted anew".
+    """
+    chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
+    return replace(data, ids=tuple(data.ids[index] for index in chosen), labels=data.labels[chosen])
+
+
+def label_map_of(stage: Stage, row: dict, data: SegmentationDataset) -> Callable[[str], np.ndarray]:
+    """Return the function that gives the label map of an image behind a row of `metrics.json`.
+
+    Args:
+        stage: a finished stage with a row named in `LABEL_MAPS`.
+        row: of its `metrics()`.
+        data: the images of that row.
+
+    Returns:
+        image id to uint8 (H, W).
+
+    Explained in notebook 95, section "Counted anew".
+    """
+    _, folder = LABEL_MAPS[row["what"]]
+    return partial(_label_map, stage.folder, folder, row.get("threshold"), data)
+
+
+def _label_map(root: Path, folder: str | None, threshold: float | None, data: SegmentationDataset, image_id: str) -> np.ndarray:
+    if folder is None:
+        classes, scores = full_size_maps(root, image_id)
+        return argmax_with_background(scores, classes, threshold)
+    return read_mask(root / folder / f"{image_id}.png", data.num_classes, image_size(data.image_path(image_id)))
+
+
+def count_anew(stage: Stage, row: dict, data: SegmentationDataset) -> dict:
+    """Score a label map in every way that this comparison knows, in one pass over its images.
+
+    Args:
+        stage: a finished stage with a row named in `LABEL_MAPS`.
+        row: of its `metrics()`.
+        data: the split of that row, or evenly spaced images of it.
+
+    Returns:
+        what, split, images (those counted here), crf and pixel_labels_chose; `miou`, mean `precision` and `recall`,
+        `boundary_iou` in percent; `class_iou` and `class_boundary_iou`, one value a class, the background first, None where
+        undefined.
+
+    Raises:
+        ValueError: the row belongs to another split.
+        DataError: a map or a mask is missing or broken.
+
+    Explained in notebook 95, section "Counted anew".
+    """
+    if row["split"] != data.split:
+        raise ValueError(f"{stage.folder.parent.parent.name}, {row['what']}: its label maps belong to split {row['split']!r}, "
+                         f"the data to {data.split!r}; open the split of that row")
+    evaluation, edges = Evaluation(data.num_classes + 1), BoundaryEvaluation(data.num_classes + 1)
+    prediction_of = label_map_of(stage, row, data)
+    for image_id in progress(data.ids, row["what"]):
+        truth, prediction = data.mask(image_id), prediction_of(image_id)
+        evaluation.add(truth, prediction)
+        edges.add(truth, prediction)
+    result = evaluation.scores()
+    kept = {key: row[key] for key in ("what", "split", "crf", "pixel_labels_chose")}
+    return kept | {"images": len(data), "miou": _percent(result.miou), "precision": _percent(np.nanmean(result.precision)),
+                   "recall": _percent(np.nanmean(result.recall)), "boundary_iou": _percent(edges.miou),
+                   "class_iou": [_percent(value) for value in result.iou],
+                   "class_boundary_iou": [_percent(value) for value in edges.iou]}
+
+
+def _percent(value: float) -> float | None:
+    return None if np.isnan(value) else round(100 * float(value), 2)
+
+
+def side_by_side(rows: Sequence[dict], value: str = "miou") -> dict[str, dict[str, dict[int, float]]]:
+    """Arrange rows as a table: what was made, by which method, with which seed.
+
+    Args:
+        rows: of `results.collect` or of `count_anew`, with method and seed.
+        value: the number that is shown, e.g. "miou" or "boundary_iou".
+
+    Returns:
+        what to method to seed to value.
+
+    Raises:
+        ValueError: two rows that would stand in one line were scored on different splits, on different numbers of images, or
+            one with a CRF and one without; or one cell would hold two values.
+
+    Explained in notebook 95, section "Mixed comparisons are refused".
+
+    >>> row = {"what": "CAM seed", "split": "train", "images": 9, "crf": False, "seed": 0, "method": "cam", "miou": 40.0}
+    >>> side_by_side([row, row | {"method": "rib", "miou": 42.0}])
+    {'CAM seed': {'cam': {0: 40.0}, 'rib': {0: 42.0}}}
+    >>> side_by_side([row, row | {"method": "rib", "images": 8}])
+    Traceback (most recent call last):
+    ...
+    ValueError: CAM seed: rib (seed 0) has 8 images of 'train' without CRF, cam (seed 0) has 9 images of 'train' without CRF; \
+such numbers are not comparable, score both on the same images
+    """
+    table, first = defaultdict(lambda: defaultdict(dict)), {}
+    for row in rows:
+        conditions = f"{row['images']} images of {row['split']!r} {'with' if row['crf'] else 'without'} CRF"
+        name, reference = first.setdefault(row["what"], (f"{row['method']} (seed {row['seed']})", conditions))
+        if conditions != reference:
+            raise ValueError(f"{row['what']}: {row['method']} (seed {row['seed']}) has {conditions}, {name} has {reference}; "
+                             "such numbers are not comparable, score both on the same images")
+        cell = table[row["what"]][row["method"]]
+        if row["seed"] in cell:
+            raise ValueError(f"{row['what']}: {row['method']} has two values for seed {row['seed']}; move one of the "
+                             "two stages away")
+        cell[row["seed"]] = row[value]
+    return {what: {method: dict(cell) for method, cell in line.items()} for what, line in table.items()}
+
+
+def gains(line: dict[str, dict[int, float]], baseline: str = "cam") -> dict[str, dict[int, float]]:
+    """Return what each method gains over another one, seed by seed: only seeds that both have count.
+
+    Args:
+        line: method to seed to value, a line of `side_by_side`.
+        baseline: the method to compare with.
+
+    Returns:
+        method to seed to difference; without the baseline and without methods that share no seed with it.
+
+    Explained in notebook 95, section "Gains, seed by seed".
+
+    >>> gains({"cam": {0: 50.0, 1: 40.0}, "rib": {1: 43.0, 2: 60.0}})
+    {'rib': {1: 3.0}}
+    """
+    start = line.get(baseline, {})
+    shared = {method: {seed: value - start[seed] for seed, value in cell.items() if seed in start}
+              for method, cell in line.items() if method != baseline}
+    return {method: cell for method, cell in shared.items() if cell}
+
+
+def threshold_table(stages: dict[tuple[str, int], dict[str, Stage]], fixed: float, within: float = 2.0) -> list[list[str]]:
+    """Say for each method how much its maps depend on the threshold.
+
+    Args:
+        stages: from `finished_stages`.
+        fixed: a threshold that no pixel label has chosen, e.g. the published 0.15.
+        within: points of mIoU that a threshold may lose to count as near the best.
+
+    Returns:
+        one line a method: name, best mIoU, the best threshold of each seed, mean loss at the fixed threshold, mean width of the
+        range near the best, runs.
+
+    Explained in notebook 95, section "How much the threshold matters".
+    """
+    lines = []
+    for method in dict.fromkeys(name for name, _ in stages):
+        rows = [row for (name, _), group in stages.items() if name == method and "maps" in group
+                for row in group["maps"].metrics() if "curve" in row]
+        if not rows:
+            continue
+        losses = [row["miou"] - float(np.interp(fixed, row["thresholds"], row["curve"])) for row in rows]
+        widths = [high - low for low, high in (near_best_range(row["thresholds"], row["curve"], within) for row in rows)]
+        lines.append([method, with_spread([row["miou"] for row in rows]), " / ".join(f"{row['threshold']:.2f}" for row in rows),
+                      with_spread(losses), with_spread(widths, 2), str(len(rows))])
+    return lines
+
+
+def cost_table(stages: dict[tuple[str, int], dict[str, Stage]]) -> list[list[str]]:
+    """Say what each stage cost, by its record.
+
+    Args:
+        stages: from `finished_stages`.
+
+    Returns:
+        one line for each method and stage: method, stage, the fastest run's seconds, all runs' from fastest to slowest, images
+        a second of the fastest, peak memory in MiB, device. The fastest counts, for other work on a machine only slows.
+
+    Explained in notebook 95, section "Cost".
+    """
+    records = defaultdict(list)
+    for (method, _), group in stages.items():
+        for name, stage in group.items():
+            records[method, name].append(stage.record())
+    lines = []
+    for (method, name), members in records.items():
+        members.sort(key=lambda record: record["seconds"])
+        best = members[0]
+        speed, memory = best["images_per_second"], max(record["peak_memory_mib"] for record in members)
+        lines.append([method, name, f"{best['seconds']:.0f}", " / ".join(f"{record['seconds']:.0f}" for record in members),
+                      f"{speed:.1f}" if speed else "–", str(memory), best["device"]])
+    return lines
+
+
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, which a screen reader can walk through cell by cell.
+
+    Args:
+        head: the columns' names.
+        lines: as many texts each; a bar in a text is escaped.
+
+    >>> print(markdown_table(["method", "mIoU"], [["cam", "52.0"]]))
+    | method | mIoU |
+    |---|---|
+    | cam | 52.0 |
+    """
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
+    rows = ["| " + " | ".join(line) + " |" for line in escaped]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
+
+
+def cell_text(cell: dict[int, float] | None) -> str:
+    """Return mean, sample standard deviation and the number of runs of a cell of `side_by_side`, or a dash.
+
+    Args:
+        cell: seed to value; None or empty: nothing is finished.
+
+    Explained in notebook 95, section "Side by side".
+
+    >>> cell_text({0: 40.0, 1: 44.0}), cell_text({0: 40.0}), cell_text(None)
+    ('42.0 ± 2.8 (2)', '40.0 (1)', '–')
+    """
+    if not cell:
+        return "–"
+    return f"{with_spread(list(cell.values()))} ({len(cell)})"
