@@ -24,6 +24,7 @@ from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam, rib
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.presets import preset_config
 from wsss_lib.training import poly_factor
 
 VOC_SIZE = (375, 500)
@@ -131,7 +132,7 @@ def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[
 
 def count_flops() -> tuple[float, float]:
     """Return the operations of one VOC image with one class at the published settings, plain and ours."""
-    config = Config.from_preset("voc12", "rib", backbone_weights="none")
+    config = preset_config("voc12", "rib", backbone_weights="none")
     with torch.device("meta"):
         net = stages.build_classifier(config, 20).eval()
 

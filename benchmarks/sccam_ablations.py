@@ -19,6 +19,7 @@ from wsss_lib import artifacts, stages, training
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import sccam, subcategories
+from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
 from wsss_lib.thresholds import near_best_range
 
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> dict:
     out = project_path(options.out)
     rows = artifacts.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
-        run_seed(Config.from_preset(options.preset, "sccam", seed=seed, runs_root=options.runs_root), options.images,
+        run_seed(preset_config(options.preset, "sccam", seed=seed, runs_root=options.runs_root), options.images,
                  options.controls, rows, out)
     artifacts.write_json(out, rows)
     print(table(rows))

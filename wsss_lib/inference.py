@@ -6,7 +6,14 @@ from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from wsss_lib.progress import progress
+
+# What a method gives `stages.make_maps`: ids, photographs of one size and labels uint8 (N, C) to each image's classes (K,) and
+# scores (K, h, w) in [0, 1] at stride 4.
+Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 
 
 def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Callable[[str], None], name: str,
