@@ -22,6 +22,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
 from wsss_lib.inference import Localize
+from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
 from wsss_lib.methods.subcategories import (
     assignment_of,
@@ -289,6 +290,7 @@ def make_rounds(classifier: Stage, trunk: nn.Module, data: SegmentationDataset, 
     return rounds[1:]
 
 
+@in_processes
 def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.ndarray, config: Config, folder: Path,
                 number: int) -> int:
     """Train round `number` (1, 2, …) on classes and sub-categories.
