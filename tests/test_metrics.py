@@ -34,6 +34,21 @@ def test_void_truth_is_dropped_and_unknown_prediction_is_background():
     assert confusion_matrix(truth, prediction, 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
 
 
+@given(st.integers(1, 255), st.integers(0, 2**32 - 1))
+def test_bytes_are_counted_as_wider_numbers_are(num_classes, seed):
+    rng = np.random.default_rng(seed)
+    truth, prediction = rng.integers(0, 256, (2, 60), np.uint8)
+    prediction = np.where(rng.random(60) < 0.2, 255, prediction % num_classes).astype(np.uint8)
+    wide = confusion_matrix(truth.astype(np.int32), prediction.astype(np.int32), num_classes)
+    result = confusion_matrix(truth, prediction, num_classes)
+    assert np.array_equal(result, wide) and result.dtype == np.int64 and result.flags.owndata
+
+
+def test_foreign_bytes_are_named():
+    with pytest.raises(ValueError, match="label 30,"):
+        confusion_matrix(np.uint8([1, 0, 255]), np.uint8([21, 30, 99]), 21)
+
+
 def test_a_foreign_prediction_matters_only_where_it_is_counted():
     assert confusion_matrix(np.array([255, 0]), np.array([99, 0]), 2).tolist() == [[1, 0], [0, 0]]
     with pytest.raises(ValueError, match="label 21.*0..20"):

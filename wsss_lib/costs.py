@@ -4,7 +4,7 @@ python -m wsss_lib.costs voc12 [--methods rib drs amn vwe sccam] [--seeds 0 1 2]
 
 The networks of the preset are built without memory (torch's "meta" device), one training step and one image of the usual size
 run through each, and PyTorch's own counter counts multiplications and additions. Hours follow from one assumption, named in
-the output; hours of CPU cores, for the CRF and the like, from measured seconds per image. Nothing here is a measurement on a GPU.
+the output; hours of CPU cores, for the CRF and the like, from measured seconds per image. Nothing is measured on a GPU.
 """
 
 import argparse
@@ -104,16 +104,16 @@ def stage_costs(preset: str, method: str) -> list[Cost]:
     data = DATA[preset]
     config = preset_config(preset, method if method != "truth" else "cam")
     # Networks without weights: their shapes count, not their values.
-    plain = config.model_copy(update={"backbone_weights": "none", "amn_init": "backbone", "vwe_init": "backbone", "irn_init": "backbone",
-                                      "affinitynet_init": "backbone", "deeplab_init": "none", "drs_backbone_weights": "none"})
+    plain = config.model_copy(update=dict.fromkeys(("backbone_weights", "deeplab_init", "drs_backbone_weights"), "none")
+                              | dict.fromkeys(("amn_init", "vwe_init", "irn_init", "affinitynet_init"), "backbone"))
     pixels = data.size[0] * data.size[1] / (375 * 500)
     maps_mib, masks_mib = (data.train * kib * pixels / 1024 for kib in (MAPS_KIB, MASK_KIB))
     crf = CRF_SECONDS * pixels
     with torch.device("meta"):
-        costs = [] if method == "truth" else _method_costs(method, plain, data, crf, maps_mib, masks_mib)
-        if method not in ("truth", "drs") or config.refinement != "drs":
-            costs += [] if method == "truth" else _mask_costs(plain, data, crf * pixels ** 0, pixels, masks_mib)
-        costs += _deeplab_costs(plain, data, crf, masks_mib)
+        costs = _deeplab_costs(plain, data, crf, masks_mib)
+        if method != "truth":
+            own = _method_costs(method, plain, data, crf, maps_mib, masks_mib)
+            costs = own + _mask_costs(plain, data, crf, pixels, masks_mib) + costs
     return costs
 
 
@@ -138,13 +138,14 @@ def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mi
         return [Cost("maps", data.train * rib_flops(config, data), disk_mib=maps_mib)]
     if method == "drs":
         costs, crops = [], _crops(config.drs_crop)
-        for stage, build, epochs, head in (("network", drs_stages.build_drs, config.drs_epochs, 1),
-                                           ("refinement", drs_stages.build_refinement, config.drs_refine_epochs, 1)):
+        for stage, maps, build, epochs in (
+                ("network", "localization", drs_stages.build_drs, config.drs_epochs),
+                ("refinement", "maps", drs_stages.build_refinement, config.drs_refine_epochs)):
             net = build(config, data.classes)
             costs.append(training_cost(stage, net, lambda n, net=net: [net(crops(n))],
                                        _passes(config, data, epochs, config.drs_batch_size), config.drs_batch_size))
             forward = inference_flops(net.eval(), (config.drs_crop, config.drs_crop), (1.0,), views=1)
-            costs.append(Cost({"network": "localization", "refinement": "maps"}[stage], data.train * forward, disk_mib=maps_mib))
+            costs.append(Cost(maps, data.train * forward, disk_mib=maps_mib))
         return [*costs, Cost("drs_masks", core_seconds=data.train * crf, disk_mib=masks_mib)]
     if method == "amn":
         net, crops, labels = amn_stages.build_amn(config, data.classes, ""), _crops(config.irn_crop), torch.empty
@@ -159,7 +160,8 @@ def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mi
         net, crops = vwe.build_vwe(config, data.classes, ""), _crops(config.cam_crop)
         network = training_cost("network", net, lambda n: [net(crops(n))],
                                 _passes(config, data, config.vwe_epochs, config.cam_batch_size), config.cam_batch_size)
-        return [network, Cost("maps", data.train * inference_flops(net.eval(), data.size, config.cam_scales), disk_mib=maps_mib)]
+        forward = inference_flops(net.eval(), data.size, config.cam_scales)
+        return [network, Cost("maps", data.train * forward, disk_mib=maps_mib)]
     net, crops, rounds = sccam.build_sccam(config, data.classes), _crops(config.cam_crop), []
     for number, epochs in enumerate(config.sccam_round_epochs, start=1):
         rounds.append(training_cost(f"round{number}", net, lambda n: list(net(crops(n))),
@@ -222,8 +224,8 @@ def _deeplab_costs(config: Config, data: Images, crf: float, masks_mib: float) -
                              config.deeplab_iterations * config.deeplab_batch_size, config.deeplab_batch_size)
     net.eval()
     forward = inference_flops(lambda image: multi_scale_logits(net, image, scales), data.size, (1.0,), views=1)
-    # Twice the labels of a seed: what the network holds possible in an image.
-    return [training, Cost("predictions", data.val * forward, 2 * data.val * crf, disk_mib=2 * masks_mib * data.val / data.train)]
+    core_seconds = 2 * data.val * crf  # twice the labels of a seed: what the network holds possible in an image
+    return [training, Cost("predictions", data.val * forward, core_seconds, disk_mib=2 * masks_mib * data.val / data.train)]
 
 
 def jobs(preset: str, methods: list[str], seeds: list[int]) -> Counter:
@@ -255,25 +257,27 @@ def jobs(preset: str, methods: list[str], seeds: list[int]) -> Counter:
 def table(preset: str, methods: list[str], seeds: list[int]) -> str:
     """Return the graph of a reproduction as a Markdown table, with the costs of each stage for one seed, and the totals."""
     needed = list(dict.fromkeys(["cam", *methods, "truth"]))
-    lines = ["| method | stage | PFLOP | GPU hours | core hours | GPU memory, GiB | disk, GiB |", "|---|---|---|---|---|---|---|"]
+    lines = ["| method | stage | PFLOP | GPU hours | core hours | GPU memory, GiB | disk, GiB |", "|" + "---|" * 7]
     hours = cores = disk = 0.0
     for method in needed:
         costs = stage_costs(preset, method)
         if method == "cam" and "cam" not in methods:
             costs = costs[:2]  # the others need its classifier and maps only
         for cost in costs:
-            lines.append(f"| {method} | {cost.stage} | {_cell(cost.flops / 1e15)} | {_cell(cost.gpu_hours())} | "
-                         f"{_cell(cost.core_seconds / 3600)} | {_cell(cost.gpu_bytes / 2**30)} | {_cell(cost.disk_mib / 1024)} |")
+            numbers = (cost.flops / 1e15, cost.gpu_hours(), cost.core_seconds / 3600, cost.gpu_bytes / 2**30,
+                       cost.disk_mib / 1024)
+            lines.append(f"| {method} | {cost.stage} | {' | '.join(map(_cell, numbers))} |")
         hours += sum(cost.gpu_hours() for cost in costs)
         cores += sum(cost.core_seconds for cost in costs) / 3600
         disk += sum(cost.disk_mib for cost in costs) / 1024
-    lines.append(f"| all | one seed | | {hours:.0f} | {cores:.0f} | | {disk:.1f} |")
-    lines.append(f"| all | {len(seeds)} seeds | | {hours * len(seeds):.0f} | {cores * len(seeds):.0f} | | {disk * len(seeds):.1f} |")
-    runs = sum(jobs(preset, methods, seeds).values())
-    data = DATA[preset]
-    return (f"{preset}: {data.train:,} training and {data.val:,} validation images, {len(methods)} methods, {len(seeds)} seeds: "
-            f"{runs} notebooks run.\nHours are counted operations at {100 * SHARE:.0f} % of an A100's {PEAK / 1e12:.0f} TFLOP/s, an "
-            f"assumption; core hours from {CRF_SECONDS:g} s for a CRF.\n\n" + "\n".join(lines))
+    for words, n in (("one seed", 1), (f"{len(seeds)} seeds", len(seeds))):
+        lines.append(f"| all | {words} | | {n * hours:.0f} | {n * cores:.0f} | | {n * disk:.1f} |")
+    data, runs = DATA[preset], jobs(preset, methods, seeds).total()
+    head = (f"{preset}: {data.train:,} training and {data.val:,} validation images; {len(methods)} methods, {len(seeds)} seeds, "
+            f"{runs} notebooks.\n"
+            f"Hours are counted operations at {100 * SHARE:.0f} % of an A100's {PEAK / 1e12:.0f} TFLOP/s, an assumption; core "
+            f"hours come from {CRF_SECONDS:g} s for a CRF.\n\n")
+    return head + "\n".join(lines)
 
 
 def _cell(value: float) -> str:
