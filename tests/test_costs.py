@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsss_lib import costs
+from wsss_lib import artifacts, costs
 
 
 def test_operations_by_hand():
@@ -45,7 +45,15 @@ def test_the_published_networks_are_counted():
     assert 1 < stages["classifier"].gpu_bytes / 2**30 < 40
 
 
-def test_an_unknown_preset_is_refused(capsys):
-    with pytest.raises(SystemExit):
+def test_a_finished_run_tells_what_it_has_cost(small_config, tmp_path, capsys):
+    stage = artifacts.begin_stage(small_config, "maps", ("cam_",), {})
+    (stage.folder / "image.npz").write_bytes(bytes(2**20))
+    stage.finish([], num_images=10)
+    costs.main([str(tmp_path / "runs" / "miniature")])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| cam | 0 | maps | 0 | ") and row.endswith(" | 1.0 | cpu |")
+
+
+def test_an_unknown_preset_is_told():
+    with pytest.raises(SystemExit, match="voc13: no finished stage; run the pipeline first, or name voc12 or coco14"):
         costs.main(["voc13"])
-    assert "voc13" in capsys.readouterr().err

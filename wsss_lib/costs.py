@@ -1,8 +1,10 @@
-"""What a full reproduction costs before it is started: GPU hours, memory and disk of every stage, from counted operations.
+"""What a full reproduction costs before it is started, and what a finished run has cost.
 
 python -m wsss_lib.costs voc12 [--methods rib drs amn vwe sccam] [--seeds 0 1 2]
+python -m wsss_lib.costs runs/toy
 
-The networks of the preset are built without memory (torch's "meta" device), one training step and one image of the usual size
+The first estimates GPU hours, memory and disk of every stage, the second reads the records of finished stages. To estimate,
+the networks of the preset are built without memory (torch's "meta" device), one training step and one image of the usual size
 run through each, and PyTorch's own counter counts multiplications and additions. Hours follow from one assumption, named in
 the output; hours of CPU cores, for the CRF and the like, from measured seconds per image. Nothing is measured on a GPU.
 """
@@ -12,13 +14,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsss_lib import stages
-from wsss_lib.config import MASKS_OF, Config
+from wsss_lib.artifacts import read_json
+from wsss_lib.config import MASKS_OF, PROJECT_ROOT, Config
 from wsss_lib.methods import amn_stages, drs_stages, rib, sccam, vwe
 from wsss_lib.nets.deeplab_v2 import multi_scale_logits
 from wsss_lib.presets import preset_config
@@ -87,11 +91,10 @@ def training_cost(stage: str, net: torch.nn.Module, run: Callable[[int], list[Te
 
 
 def inference_flops(run: Callable[[Tensor], object], size: tuple[int, int], scales: tuple[float, ...], views: int = 2) -> float:
-    """Count the passes of one image at several scales, each with its mirror image."""
+    """Count the passes of one image at several scales, each with its mirror image; they grow with the pixels."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for scale in scales:
-            run(torch.empty(views, 3, *(round(side * scale) for side in size), device="meta"))
-    return counter.get_total_flops()
+        run(torch.empty(views, 3, *size, device="meta"))
+    return counter.get_total_flops() * sum(scale**2 for scale in scales)
 
 
 def stage_costs(preset: str, method: str) -> list[Cost]:
@@ -188,9 +191,9 @@ def rib_flops(config: Config, data: Images) -> float:
     steps = config.rib_iterations
     _, forward, backward = count(config.rib_companions, config.cam_crop, config.cam_crop)
     total = (steps - 1) * (forward + backward)
+    frozen, forward, backward = count(2, *data.size)
     for scale in config.cam_scales:
-        frozen, forward, backward = count(2, *(round(side * scale) for side in data.size))
-        total += frozen + steps * forward + (steps - 1) * (backward if scale > 0.5 else 0)
+        total += scale**2 * (frozen + steps * forward + (steps - 1) * (backward if scale > 0.5 else 0))
     return total
 
 
@@ -236,8 +239,6 @@ def jobs(preset: str, methods: list[str], seeds: list[int]) -> Counter:
         methods: short names; what "cam" and "truth" need is added.
         seeds: each runs everything.
     """
-    from wsss_lib.config import PROJECT_ROOT
-
     notebooks = {path.stem.split("_", 1)[1]: path.stem for path in (PROJECT_ROOT / "notebooks").glob("[2-6]*_*.ipynb")}
     count = Counter({("02_datasets_and_labels", "data"): 1, ("00_start_here", "report"): 1})
     for _ in seeds:
@@ -273,11 +274,33 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
     for words, n in (("one seed", 1), (f"{len(seeds)} seeds", len(seeds))):
         lines.append(f"| all | {words} | | {n * hours:.0f} | {n * cores:.0f} | | {n * disk:.1f} |")
     data, runs = DATA[preset], jobs(preset, methods, seeds).total()
-    head = (f"{preset}: {data.train:,} training and {data.val:,} validation images; {len(methods)} methods, {len(seeds)} seeds, "
-            f"{runs} notebooks.\n"
+    head = (f"{preset}: {data.train:,} training and {data.val:,} validation images; {len(methods)} methods, "
+            f"{len(seeds)} seeds: {runs} notebooks.\n"
             f"Hours are counted operations at {100 * SHARE:.0f} % of an A100's {PEAK / 1e12:.0f} TFLOP/s, an assumption; core "
             f"hours come from {CRF_SECONDS:g} s for a CRF.\n\n")
     return head + "\n".join(lines)
+
+
+def measured(run_folder: Path) -> str:
+    """Return what the finished stages of a run have cost, from their records, as a Markdown table.
+
+    Args:
+        run_folder: `runs/<dataset>`.
+
+    Raises:
+        FileNotFoundError: no stage has finished there.
+    """
+    records = [path for path in sorted(run_folder.glob("*/seed*/*/run.json")) if not path.parent.name.endswith(".stale")]
+    if not records:
+        raise FileNotFoundError(f"{run_folder}: no finished stage; run the pipeline first, or name voc12 or coco14")
+    lines = ["| method | seed | stage | seconds | images a second | peak memory, MiB | disk, MiB | device |", "|" + "---|" * 8]
+    for path in records:
+        record, folder = read_json(path), path.parent
+        method, seed, stage = folder.parts[-3:]
+        disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+        lines.append(f"| {method} | {seed.removeprefix('seed')} | {stage} | {record['seconds']:.0f} | "
+                     f"{record['images_per_second'] or ''} | {record['peak_memory_mib']} | {disk:.1f} | {record['device']} |")
+    return "\n".join(lines)
 
 
 def _cell(value: float) -> str:
@@ -291,11 +314,14 @@ def main(arguments: list[str]) -> None:
         arguments: the words after the program's name.
     """
     parser = argparse.ArgumentParser(prog="python -m wsss_lib.costs", description=__doc__.splitlines()[0])
-    parser.add_argument("preset", choices=DATA)
+    parser.add_argument("what", metavar="PRESET or FOLDER", help="voc12, coco14: estimate; runs/<dataset>: what was measured")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=("cam", *METHODS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     options = parser.parse_args(arguments)
-    print(table(options.preset, options.methods, options.seeds))
+    try:
+        print(table(options.what, options.methods, options.seeds) if options.what in DATA else measured(Path(options.what)))
+    except FileNotFoundError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
