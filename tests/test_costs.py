@@ -42,7 +42,7 @@ def test_the_published_networks_are_counted(monkeypatch):
     assert list(stages) == ["classifier", "maps"]
     pixels = sum(2 * scale**2 * 375 * 500 for scale in (1.0, 0.5, 1.5, 2.0))
     per_pixel = stages["maps"].flops / 10_582 / pixels
-    assert 2 * 4.1e9 / 224**2 < per_pixel < 1.5 * 2 * 4.1e9 / 224**2
+    assert 1.4 < per_pixel / (2 * 4.1e9 / 224**2) < 1.75  # four times a fifth of it instead of that fifth
     assert 1 < stages["classifier"].gpu_bytes / 2**30 < 40
 
 
