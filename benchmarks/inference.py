@@ -102,7 +102,7 @@ def prepare_amn(share: float):
     return plain, lambda: in_batches(localize, images, labels)
 
 
-SIZES = (0.125, 0.1875, 0.25)
+SIZES = (0.0625, 0.125, 0.25)
 CASES = (Case("multi-scale CAM, ResNet-50", SIZES, prepare_cam, tolerance=1e-3, goal=1.3, goal_size=0.25, pairs=3,
               show=lambda share: f"24 of {share:g} VOC"),
          Case("AMN's maps, ResNet-50", SIZES, prepare_amn, tolerance=1e-3, goal_size=0.25, pairs=3,

@@ -63,11 +63,12 @@ class Cost:
     disk_mib: float = 0.0
 
     def gpu_hours(self) -> float:
+        """Return the hours on one GPU at the assumed speed."""
         return self.flops / (PEAK * SHARE) / 3600
 
 
 def training_cost(stage: str, net: torch.nn.Module, run: Callable[[int], list[Tensor]], images: float, at_once: int) -> Cost:
-    """Count one forward and backward pass.
+    """Return the cost of a training, from one forward and backward pass of two images.
 
     Args:
         stage: its name.
@@ -91,7 +92,14 @@ def training_cost(stage: str, net: torch.nn.Module, run: Callable[[int], list[Te
 
 
 def inference_flops(run: Callable[[Tensor], object], size: tuple[int, int], scales: tuple[float, ...], views: int = 2) -> float:
-    """Count the passes of one image at several scales, each with its mirror image; they grow with the pixels."""
+    """Return the operations of one image at several scales; they grow with the pixels.
+
+    Args:
+        run: the network, on the meta device and in evaluation mode.
+        size: (H, W) of the image.
+        scales: factors on both sides.
+        views: 2 with the mirror image.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run(torch.empty(views, 3, *size, device="meta"))
     return counter.get_total_flops() * sum(scale**2 for scale in scales)
@@ -174,7 +182,12 @@ def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mi
 
 
 def rib_flops(config: Config, data: Images) -> float:
-    """Count RIB's steps on one image of one class; the last step needs no update, frozen stages run once for all steps."""
+    """Return the operations of RIB's steps on one image; the last one needs no update, frozen stages run once for all.
+
+    Args:
+        config: `rib_*`, the backbone and `cam_scales`, without weights.
+        data: gives the size of an image.
+    """
     net = stages.build_classifier(config, data.classes).eval()
 
     def count(images: int, height: int, width: int) -> tuple[float, float, float]:
@@ -240,7 +253,7 @@ def jobs(preset: str, methods: list[str], seeds: list[int]) -> Counter:
         seeds: each runs everything.
     """
     notebooks = {path.stem.split("_", 1)[1]: path.stem for path in (PROJECT_ROOT / "notebooks").glob("[2-6]*_*.ipynb")}
-    count = Counter({("02_datasets_and_labels", "data"): 1, ("00_start_here", "report"): 1})
+    count = Counter({("02_datasets_and_labels", "data"): 1, ("00_start_here", methods[0]): 1})
     for _ in seeds:
         count["10_cam", "cam"] += 1
         count["90_deeplab", "truth"] += 1
@@ -256,7 +269,13 @@ def jobs(preset: str, methods: list[str], seeds: list[int]) -> Counter:
 
 
 def table(preset: str, methods: list[str], seeds: list[int]) -> str:
-    """Return the graph of a reproduction as a Markdown table, with the costs of each stage for one seed, and the totals."""
+    """Return the graph of a reproduction as a Markdown table, with the costs of each stage for one seed, and the totals.
+
+    Args:
+        preset: "voc12" or "coco14".
+        methods: short names; what they need of CAM, and DeepLab on the true masks, is added.
+        seeds: of the runs.
+    """
     needed = list(dict.fromkeys(["cam", *methods, "truth"]))
     lines = ["| method | stage | PFLOP | GPU hours | core hours | GPU memory, GiB | disk, GiB |", "|" + "---|" * 7]
     hours = cores = disk = 0.0
