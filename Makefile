@@ -44,8 +44,8 @@ refresh: setup  ## run the notebooks again and store their outputs
 site: setup  ## build build/site from the stored notebooks, without a network
 	@$(BIN)/python docs/site/build.py build/site
 
-bench: setup  ## compare the plain formulations with ours
-	@set -e; for script in $(filter-out %_ablations.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: setup  ## compare plain formulations with ours: half an hour of two idle cores, one table
+	@$(BIN)/python benchmarks/run_all.py
 
 lock: setup  ## solve the dependencies of pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \

@@ -54,9 +54,10 @@ def parameters(wildcards):
 
 
 def preset_options(wildcards):
-    """Return papermill's options that hand over the preset files, and the refinement that the command line names."""
+    """Return papermill's options that hand over the preset files, and what the command line names: refinement, processes."""
     files = [word for path in presets.preset_files(preset, wildcards.method, Path()) for word in ("-f", str(path))]
-    return files + (["-r", "refinement", config["refinement"]] if "refinement" in config else [])
+    named = [("-r", "refinement"), ("-p", "processes")]
+    return files + [word for option, name in named if name in config for word in (option, name, str(config[name]))]
 
 
 def masks_of(wildcards):

@@ -1,38 +1,22 @@
-"""AffinityNet's random walk, from given affinities on: the plain dense N x N formulation against ours, sparse, in one process.
+"""AffinityNet's random walk, from given affinities on: the plain N x N matrix, squared eight times, against ours, sparse.
 
 python benchmarks/affinitynet_walk.py [--quick]
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
+from measuring import Case, Row, compare, main
 from torch import Tensor
 
 from wsss_lib.refine.affinity import feature_affinity, search_paths
 from wsss_lib.refine.affinitynet import graph_of_pairs
 from wsss_lib.refine.random_walk import random_walk
 
-SIZES = ((47, 63), (56, 56))  # a VOC image at stride 8, and a training crop
 RADIUS, BETA, LOG2_STEPS = 5, 8.0, 8
-RATIO_GOAL, DIFFERENCE_GOAL = 50.0, 1e-4
-
-
-@dataclass(frozen=True)
-class Result:
-    """Medians over the pairs of runs at one size."""
-
-    dense_seconds: float
-    our_seconds: float
-    ratio: float
-    difference: float
+REACHABLE = 56 * 56  # cells: a training crop at stride 8
 
 
 def dense_walk(affinity: Tensor, scores: Tensor) -> Tensor:
-    """Return the walk by a matrix of all pairs of cells, squared eight times; `affinity` is (directions, sources)."""
+    """Return the walk by a matrix of all pairs of cells; `affinity` is (directions, sources)."""
     height, width = scores.shape[1:]
     cells = torch.arange(height * width).view(height, width)
     matrix = torch.eye(height * width)
@@ -63,50 +47,18 @@ def scene(height: int, width: int) -> tuple[Tensor, Tensor]:
     return feature_affinity(features[None], RADIUS)[0], torch.rand(3, height, width, generator=generator)
 
 
-def measure(size: tuple[int, int], pairs: int) -> Result:
-    """Run both formulations `pairs` times in turn on one thread.
-
-    Raises:
-        RuntimeError: they differ by more than 1e-4.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        our_walk(*scene(8, 12))  # the first call loads libraries and caches the directions
-        affinity, scores = scene(*size)
-        times = []
-        for _ in range(pairs):
-            dense_seconds, dense = timed(lambda: dense_walk(affinity, scores))
-            our_seconds, ours = min((timed(lambda: our_walk(affinity, scores)) for _ in range(3)), key=lambda pair: pair[0])
-            times.append((dense_seconds, our_seconds))
-    finally:
-        torch.set_num_threads(threads)
-    difference = (dense - ours).abs().amax().item()
-    if not difference <= DIFFERENCE_GOAL:
-        raise RuntimeError(f"the sparse walk differs from the dense one by {difference:.1e}, more than {DIFFERENCE_GOAL:.0e}")
-    return Result(*(statistics.median(column) for column in zip(*times, strict=True)),
-                  statistics.median(dense_seconds / our_seconds for dense_seconds, our_seconds in times), difference)
+def prepare(size: tuple[int, int]):
+    affinity, scores = scene(*size)
+    plain = (lambda: dense_walk(affinity, scores)) if size[0] * size[1] <= REACHABLE else None
+    return plain, lambda: our_walk(affinity, scores)
 
 
-def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
+CASE = Case("AffinityNet's random walk", ((20, 30), (47, 63), (80, 60), (160, 120)), prepare, tolerance=1e-4, goal=50, pairs=3)
 
 
-def main(arguments: list[str] | None = None) -> dict[tuple[int, int], Result]:
-    """Print one table and return its numbers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one size, one pair of runs instead of three")
-    quick = parser.parse_args(arguments).quick
-    results = {size: measure(size, 1 if quick else 3) for size in SIZES[:1 if quick else None]}
-    print("AffinityNet's walk from given affinities, radius 5, 2^8 steps, background and two classes, one thread\n")
-    print(f"{'size':>7} {'dense s':>9} {'sparse s':>9} {'ratio':>7} {'difference':>11}")
-    for (height, width), result in results.items():
-        print(f"{f'{height}x{width}':>7} {result.dense_seconds:>9.2f} {result.our_seconds:>9.3f} {result.ratio:>6.0f}x "
-              f"{result.difference:>11.1e}")
-    return results
+def measure(quick: bool = False) -> list[Row]:
+    return compare(CASE, quick)
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, __doc__)

@@ -6,7 +6,6 @@ python benchmarks/coco_preparation.py [--quick]
 `python -m data_prep.coco14`. Beside that, an instances JSON as large as that of COCO's 82,783 training images is indexed.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,10 +15,10 @@ import time
 from pathlib import Path
 
 import psutil
+from measuring import Row, main
 
 from data_prep.toy_coco import make_toy_coco
 
-GOAL_SPEED, GOAL_MEMORY = 100, 2000  # images a second on two cores; MB, of all processes together
 NAME = "COCO_train2014_{:012d}.jpg"
 INDEX = "import sys; from pathlib import Path; from data_prep.coco_json import read_instances; " \
         "index = read_instances(Path(sys.argv[1])); index.places(), index.labels()"
@@ -64,7 +63,7 @@ def run(*command: str) -> dict[str, float]:
             "cpu_seconds": after.children_user + after.children_system - before.children_user - before.children_system}
 
 
-def measure(num_images: int, copies: int, index_copies: int, workers: int = 2) -> dict[str, float]:
+def prepare_and_index(num_images: int, copies: int, index_copies: int, workers: int = 2) -> dict[str, float]:
     """Prepare `num_images * copies` images, and index a JSON of `num_images * index_copies`, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="coco_preparation_") as folder:
         source = make_toy_coco(Path(folder, "source"), num_train=num_images, num_val=1, width=640, progress=False,
@@ -82,18 +81,15 @@ def measure(num_images: int, copies: int, index_copies: int, workers: int = 2) -
                 "index_cpu_seconds": index["cpu_seconds"], "index_peak_mb": index["peak_mb"]}
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="200 images, a small JSON")
-    options = parser.parse_args(arguments)
-    numbers = measure(40, 5, 20) if options.quick else measure(500, 10, 166)
-    print(f"{numbers['images']:.0f} images of 640 pixels, two processes: {numbers['speed']:.0f} a second (goal: at least "
-          f"{GOAL_SPEED}), {numbers['cpu_ms']:.1f} ms of one core each, so {2000 / numbers['cpu_ms']:.0f} a second where two "
-          f"cores do nothing else; {numbers['peak_mb']:.0f} MB (goal: at most {GOAL_MEMORY})\n"
-          f"index of an instances JSON of {numbers['json_mb']:.0f} MB: {numbers['index_seconds']:.1f} s "
-          f"({numbers['index_cpu_seconds']:.1f} s of one core), {numbers['index_peak_mb']:.0f} MB")
-    return numbers
+def measure(quick: bool = False) -> list[Row]:
+    """Measure; there is no plain formulation to compare with."""
+    numbers = prepare_and_index(8, 2, 2) if quick else prepare_and_index(500, 10, 166)
+    return [Row("COCO's masks, two processes", f"{numbers['images']:.0f} of 640 px", None, 1000 / numbers["speed"],
+                our_mib=numbers["peak_mb"] * 1e6 / 2**20, unit="ms/image"),
+            Row("COCO's masks, one core", f"{numbers['images']:.0f} of 640 px", None, numbers["cpu_ms"], unit="ms/image"),
+            Row("index of an instances JSON", f"{numbers['json_mb']:.0f} MB", None, numbers["index_cpu_seconds"],
+                our_mib=numbers["index_peak_mb"] * 1e6 / 2**20)]
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, __doc__)

@@ -2,16 +2,12 @@
 
 python benchmarks/kmeans.py [--quick]
 
-The features are generated: for each class a few directions, noise over all numbers, cut off at zero like a ReLU's. On a small
-class a plain Lloyd iteration from the same centres must end in the same division.
+The features are generated: for each class a few directions, noise over all numbers, cut off at zero like a ReLU's. A plain
+Lloyd iteration from the same centres, distances to one centre after the other, must end in the same division.
 """
 
-import argparse
-import threading
-import time
-
 import numpy as np
-import psutil
+from measuring import Case, Row, compare, main, one_thread, peak_mib, seconds_of
 from sklearn.cluster import KMeans
 
 from wsss_lib.methods.subcategories import cluster_images, used_subcategories
@@ -19,7 +15,6 @@ from wsss_lib.methods.subcategories import cluster_images, used_subcategories
 NUM_IMAGES, DIMENSIONS, CLUSTERS = 10_582, 4_096, 10
 # Images of train_aug that carry each class; 16,458 labels in all.
 PER_CLASS = (590, 504, 705, 468, 714, 393, 1150, 1005, 1228, 267, 613, 1188, 445, 492, 4155, 522, 300, 649, 503, 567)
-SECONDS_GOAL, MIB_GOAL = 60.0, 1536.0
 
 
 def features_and_labels(share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -49,55 +44,41 @@ def plain_lloyd(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
         centres = np.stack([features[assignment == number].mean(0) for number in range(len(centres))])
 
 
-def agreement(features: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of the images of the smallest class that both formulations put into the same cluster."""
-    members = features[labels[:, np.argmin(labels.sum(0))] == 1].astype(np.float64)
+def prepare(count: int):
+    features, _ = features_and_labels(count / NUM_IMAGES)
+    members = features.astype(np.float64)
     centres = members[:CLUSTERS]
-    ours = KMeans(len(centres), init=centres, n_init=1, max_iter=300, tol=0).fit_predict(members)
-    return float((ours == plain_lloyd(members, centres)).mean())
+    return (lambda: plain_lloyd(members, centres),
+            lambda: KMeans(len(centres), init=centres, n_init=1, max_iter=300, tol=0).fit_predict(members))
 
 
-def measure(share: float = 1.0) -> dict[str, float]:
-    """Cluster all classes; return seconds, peak growth of the memory with the features in MiB, and the agreement.
+def share_of_changed(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first != second).mean())
+
+
+CASE = Case("k-means, one start", (150, 500, 1150), prepare, tolerance=0, pairs=3, differ=share_of_changed,
+            show=lambda count: f"{count:,} features")
+
+
+def measure(quick: bool = False) -> list[Row]:
+    """Compare one class's clustering with a plain iteration; then cluster all classes, which has no plain form here.
 
     Raises:
-        RuntimeError: the two formulations disagree.
+        RuntimeError: the two formulations disagree, or a class gets fewer sub-categories than it has room for.
     """
-    process, done = psutil.Process(), threading.Event()
-    start = peak = process.memory_info().rss
-
-    def sample() -> None:
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, process.memory_info().rss)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
+    rows = compare(CASE, quick)
+    for share in (0.02,) if quick else (0.1, 0.3, 1.0):
         features, labels = features_and_labels(share)
-        begun = time.perf_counter()
-        assignment = cluster_images(features, labels, CLUSTERS)
-        seconds = time.perf_counter() - begun
-    finally:
-        done.set()
-        sampler.join()
-    if not (used_subcategories(assignment) == np.minimum(CLUSTERS, labels.sum(0))).all():
-        raise RuntimeError("a class got fewer sub-categories than it has room for")
-    if (same := agreement(features, labels)) < 1:
-        raise RuntimeError(f"a plain Lloyd iteration agrees on {100 * same:.1f} % of the images only")
-    return {"images": len(labels), "labels": int(labels.sum()), "seconds": seconds, "mib": (peak - start) / 2**20}
-
-
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Print the measured numbers beside the goals and return them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the images")
-    result = measure(0.1 if parser.parse_args(arguments).quick else 1.0)
-    print(f"{result['images']:,} images, {result['labels']:,} labels, {DIMENSIONS:,} numbers, K = {CLUSTERS}, ten starts")
-    print(f"{result['seconds']:.1f} s (goal at full size: below {SECONDS_GOAL:.0f}), memory with the features "
-          f"+{result['mib']:.0f} MiB (below {MIB_GOAL:.0f}); a plain Lloyd iteration ends in the same clusters")
-    return result
+        results = []
+        with one_thread():
+            mib = peak_mib(lambda: results.append(  # noqa: B023 - called at once
+                seconds_of(lambda: cluster_images(features, labels, CLUSTERS))))  # noqa: B023
+        seconds, assignment = results[0]
+        if not (used_subcategories(assignment) == np.minimum(CLUSTERS, labels.sum(0))).all():
+            raise RuntimeError("a class got fewer sub-categories than it has room for")
+        rows.append(Row("k-means, 20 classes, 10 starts", f"{len(labels):,} images", None, seconds, our_mib=mib))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, __doc__)

@@ -7,15 +7,14 @@ send every view through the whole network in every step, decode the companions i
 the floating-point operations at VOC's published settings are counted and turned into hours for 1,000 images.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Row, main, one_thread
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,33 +23,13 @@ from wsss_lib import artifacts, stages, training
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam, rib
-from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.presets import preset_config
 from wsss_lib.training import poly_factor
 
 VOC_SIZE = (375, 500)
 GPU_FLOPS = 100e12  # sustained by a large GPU; an assumption
-GOAL = 3.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """Seconds per image on one thread, and operations per image at VOC's settings."""
-
-    images: int
-    plain_seconds: float
-    our_seconds: float
-    difference: float
-    plain_flops: float
-    our_flops: float
-    flops_per_second: float
-
-    @property
-    def ratio(self) -> float:
-        return self.plain_seconds / self.our_seconds
-
-    def hours(self, flops: float, rate: float) -> float:
-        return 1000 * flops / rate / 3600
+GOAL, TOLERANCE = 3.0, 1e-3
 
 
 def plain_rib(net: cam.ClassActivationNet, weights: Path, image_id: str, rows: Iterator[list[int]],
@@ -104,16 +83,17 @@ def plain_rib(net: cam.ClassActivationNet, weights: Path, image_id: str, rows: I
     return classes.numpy(), cam.merge_scales(totals, size, classes).numpy()
 
 
-def time_both(folder: Path, count: int) -> tuple[float, float, float]:
-    """Return the processor seconds of all images, plain and ours, and the largest difference of a map.
+def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[float, float, float]]:
+    """Return processor seconds per image, plain and ours, and the largest difference of a map, after so many images.
 
-    Data and classifier are those of a finished `make demo`; without one, small ones are made.
+    Data and classifier are those of a finished `make demo`; without one, and for `quick`, small ones are made.
     """
-    config = Config(num_workers=0, device="cpu", cam_epochs=4)
+    config = Config(num_workers=0, device="cpu", cam_epochs=1 if quick else 4)
     weights = artifacts.stage_folder(config, "classifier", "cam") / "weights.safetensors"
-    finished = weights.is_file() and (project_path(config.data_root) / "dataset.json").is_file()
+    finished = not quick and weights.is_file() and (project_path(config.data_root) / "dataset.json").is_file()
     if not finished:
-        root, weights = make_toy_dataset(folder / "toy", num_train=600, num_val=1, progress=False), folder / "own.safetensors"
+        root = make_toy_dataset(folder / "toy", num_train=60 if quick else 600, num_val=1, progress=False)
+        weights = folder / "own.safetensors"
         config = config.model_copy(update={"data_root": str(root)})
     training.seed_everything(config)
     data = stages.open_data(config, config.train_split)
@@ -134,8 +114,8 @@ def time_both(folder: Path, count: int) -> tuple[float, float, float]:
     for image_id in (data.ids[row] for row in firsts):
         ours_of([image_id], [data.image(image_id)], data.label(image_id)[None])
 
-    plain_seconds, our_seconds, difference = 0.0, count * once / len(data), 0.0
-    for image_id in data.ids[:count]:
+    plain_seconds, our_seconds, difference, results = 0.0, 0.0, 0.0, []
+    for number, image_id in enumerate(data.ids[:counts[-1]], start=1):
         label = data.label(image_id)
         start = time.process_time()
         classes, maps = plain_rib(plain_net, weights, image_id, companions.indices(image_id, label), config)
@@ -145,7 +125,9 @@ def time_both(folder: Path, count: int) -> tuple[float, float, float]:
         assert np.array_equal(classes, our_classes)
         difference = max(difference, float(np.abs(maps - our_maps).max()))
         plain_seconds, our_seconds = plain_seconds + middle - start, our_seconds + end - middle
-    return plain_seconds, our_seconds, difference
+        if number in counts:
+            results.append((plain_seconds / number, our_seconds / number + once / len(data), difference))
+    return results
 
 
 def count_flops() -> tuple[float, float]:
@@ -177,53 +159,31 @@ def count_flops() -> tuple[float, float]:
     return plain, ours
 
 
-def flops_per_second() -> float:
-    """Return what this thread sustains in the tuned stages of ResNet-50, forward and backward."""
-    net = cam.ClassActivationNet(build_backbone("resnet50"), 20).eval()
-    features, rates = torch.randn(2, 512, 32, 32), []
-    for _ in range(3):
-        with FlopCounterMode(display=False) as counter:
-            start = time.perf_counter()
-            rib.evidence(net, features).sum().backward()
-            rates.append(counter.get_total_flops() / (time.perf_counter() - start))
-    return max(rates)
-
-
-def measure(images: int = 40) -> Result:
-    """Run both formulations on the same images in turn.
+def measure(quick: bool = False) -> list[Row]:
+    """Run both formulations on the same images in turn, and count operations at VOC's settings.
 
     Raises:
         RuntimeError: the maps differ by more than 1e-3.
     """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
+    counts, deterministic = (2,) if quick else (10, 20, 40), torch.are_deterministic_algorithms_enabled()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            plain_seconds, our_seconds, difference = time_both(Path(folder), images)
-        rate = flops_per_second()
+        with one_thread(), tempfile.TemporaryDirectory() as folder:
+            results = time_both(Path(folder), counts, quick)
     finally:
-        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-    if not difference <= 1e-3:
-        raise RuntimeError(f"The maps differ by up to {difference:.1e}, more than 1e-3.")
-    return Result(images, plain_seconds / images, our_seconds / images, difference, *count_flops(), rate)
-
-
-def main(arguments: list[str] | None = None) -> Result:
-    """Print one table and return its numbers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10 images instead of 40")
-    result = measure(10 if parser.parse_args(arguments).quick else 40)
-    print(f"RIB, {result.images} generated images, one thread; maps differ by {result.difference:.1e} at most\n")
-    print(f"{'formulation':<12} {'s/image':>8} {'TFLOP/VOC image':>16} {'h/1,000, here':>14} {'h/1,000, 100 TFLOP/s':>21}")
-    for name, seconds, flops in (("plain", result.plain_seconds, result.plain_flops),
-                                 ("ours", result.our_seconds, result.our_flops)):
-        print(f"{name:<12} {seconds:>8.3f} {flops / 1e12:>16.1f} {result.hours(flops, result.flops_per_second):>14.0f} "
-              f"{result.hours(flops, GPU_FLOPS):>21.2f}")
-    print(f"\n{result.ratio:.1f} times faster on generated images (goal {GOAL:g}), "
-          f"{result.plain_flops / result.our_flops:.2f} times fewer operations at VOC's settings")
-    return result
+    rows = []
+    for count, (plain, ours, largest) in zip(counts, results, strict=True):
+        if not largest <= TOLERANCE:
+            raise RuntimeError(f"RIB: the maps differ by up to {largest:.1e}, more than {TOLERANCE:.0e}")
+        rows.append(Row("RIB, seconds an image", f"{count} of 96x96", plain, ours, plain / ours,
+                        GOAL if count == 40 else None, largest))
+    if not quick:
+        plain, ours = count_flops()
+        hours = 1000 / GPU_FLOPS / 3600
+        rows += [Row("RIB, operations", "1 of 375x500", plain / 1e12, ours / 1e12, plain / ours, unit="TFLOP"),
+                 Row("RIB at 100 TFLOP/s", "1,000 of 375x500", plain * hours, ours * hours, plain / ours, unit="hours")]
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, __doc__)

@@ -11,7 +11,6 @@ Every finished (seed, row) is stored at once, so an interrupted run goes on wher
 import argparse
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from wsss_lib import artifacts, stages, training
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import sccam, subcategories
-from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.presets import preset_config
+from wsss_lib.results import with_spread
 from wsss_lib.thresholds import near_best_range
 
 CONTROLS = ("no sub-categories", "dealt at random")
@@ -81,23 +80,10 @@ def control(name: str, data: SegmentationDataset, assignment: np.ndarray, config
 
 def made_rounds(config: Config, data: SegmentationDataset, device: torch.device) -> list[Path]:
     """Return the folders of all rounds, as notebook 60 makes them."""
-    stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-    backbone = stage.configuration(config).backbone
-    net = stages.build_classifier(stage.configuration(config), data.num_classes, stage.folder / "weights.safetensors")
-    folders = []
-    for t in range(1, len(config.sccam_round_epochs) + 1):
-        inputs = {"data": stages.data_hash(data), "previous": stage}
-        stage = artifacts.begin_stage(config, f"round{t}", sccam.ROUND_FIELDS, inputs)
-        if not stage.is_complete():
-            normalization = normalization_of(backbone if t == 1 else config.backbone)
-            seen = sccam.make_round(net.to(device).eval().backbone, normalization, data, config, stage.folder, t)
-            used = subcategories.used_subcategories(
-                subcategories.assignment_of(stage.folder / "subcategories.csv", data, config.sccam_clusters))
-            row = {"what": f"SC-CAM, round {t}", "split": data.split, "images": len(data), "used": used.tolist()}
-            stage.finish([row], seen, str(device))
-        net = sccam.build_sccam(config, data.num_classes, stage.folder / "weights.safetensors")
-        folders.append(stage.folder)
-    return folders
+    classifier = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
+    net = stages.build_classifier(classifier.configuration(config), data.num_classes, classifier.folder / "weights.safetensors")
+    rounds = sccam.make_rounds(classifier, net.to(device).eval().backbone, data, stages.data_hash(data), config)
+    return [stage.folder for stage in rounds]
 
 
 def run_seed(config: Config, images: int, controls: list[str], rows: dict, out: Path) -> None:
@@ -129,8 +115,7 @@ def table(rows: dict) -> str:
         cells = []
         for key in COLUMNS:
             values, digits = [row[key] for row in found if key in row], 1 if key == "miou" else 2
-            cells.append((f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""))
-                         if values else "")
+            cells.append(with_spread(values, digits) if values else "")
         lines.append(f"{name:20s}" + "".join(f"{cell:>15s}" for cell in cells) + f"{len(found):7d}")
     return "\n".join(lines)
 

@@ -305,20 +305,13 @@ print(f"by hand = library: True; answering 'no' to all of 200 sub-categories cos
 
 # %%
 nets, assignments, round_stages = {0: round0}, {0: assignment0}, {0: classifier_stage}
-for t in range(1, len(config.sccam_round_epochs) + 1 if not config.sccam_weights else 1):
-    inputs = {"data": stages.data_hash(train_data), "previous": round_stages[t - 1]}
-    stage = artifacts.begin_stage(config, f"round{t}", sccam.ROUND_FIELDS, inputs)
-    if not stage.is_complete():
-        normalization = normalization_of(round0_config.backbone if t == 1 else config.backbone)
-        seen = sccam.make_round(nets[t - 1].backbone, normalization, train_data, config, stage.folder, t)
-        used = subcategories.used_subcategories(
-            subcategories.assignment_of(stage.folder / "subcategories.csv", train_data, config.sccam_clusters))
-        row = {"what": f"SC-CAM, round {t}", "split": train_data.split, "images": len(train_data), "used": used.tolist()}
-        stage.finish([row], seen, str(run_device))
-    weights = stage.folder / "weights.safetensors"
-    nets[t] = sccam.build_sccam(config, train_data.num_classes, weights).to(run_device).eval()
-    assignments[t] = subcategories.assignment_of(stage.folder / "subcategories.csv", train_data, config.sccam_clusters)
-    round_stages[t] = stage
+if not config.sccam_weights:
+    made = sccam.make_rounds(classifier_stage, round0.backbone, train_data, stages.data_hash(train_data), config)
+    round_stages |= dict(enumerate(made, start=1))
+for t in list(round_stages)[1:]:
+    folder = round_stages[t].folder
+    nets[t] = sccam.build_sccam(config, train_data.num_classes, folder / "weights.safetensors").to(run_device).eval()
+    assignments[t] = subcategories.assignment_of(folder / "subcategories.csv", train_data, config.sccam_clusters)
 rounds = list(nets)[1:]
 
 # %% [markdown]

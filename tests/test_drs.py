@@ -333,18 +333,3 @@ def test_the_jitter_stays_in_its_range_and_depends_on_the_generator():
     assert min(values) >= 69 and max(values) <= 131 and len(values) > 20  # grey: only the brightness can be seen
     again = [np.asarray(transforms.color_jitter(photograph(9, 9), random.Random(5))) for _ in range(2)]
     assert np.array_equal(*again)
-
-
-# ---- cost
-
-@pytest.mark.slow
-def test_benchmark_reaches_its_goals(capsys):
-    import importlib.util
-
-    path = Path(__file__).parents[1] / "benchmarks" / "drs.py"
-    specification = importlib.util.spec_from_file_location("drs_benchmark", path)
-    benchmark = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(benchmark)
-    numbers = benchmark.main(["--quick"])
-    assert numbers["step_ratio"] <= benchmark.GOAL_STEP and numbers["storage_ratio"] >= benchmark.GOAL_STORAGE
-    assert "goal: at most 1.3" in capsys.readouterr().out

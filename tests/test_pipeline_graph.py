@@ -15,6 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from wsss_lib import costs
 from wsss_lib.config import Config
 from wsss_lib.presets import read_preset
 
@@ -113,6 +114,19 @@ def test_the_refinement_is_chosen_by_preset_method_or_command(tmp_path, preset, 
         folder = base / method / "seed0"
         assert f"input: {folder}/{stage[notebook]}/notebook.ipynb, notebooks/90_deeplab.ipynb" in plan
     assert plan.count("-r refinement ") == (plan.count("-m papermill") if refinement else 0)
+
+
+@pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
+def test_a_cluster_gets_the_graph_that_the_costs_are_made_for(profile, tmp_path):
+    """Five methods, three seeds, as Snakemake itself plans them with the profile (only the executor is not the cluster's)."""
+    methods, seeds = list(costs.METHODS), [0, 1, 2]
+    plan = output_of([word for word in snakemake(
+        "--profile", str(ROOT / "configs" / "profiles" / profile), "--executor", "local", "--dry-run", "--printshellcmds",
+        config=("preset=voc12", f"runs_root={tmp_path}", f"methods=[{','.join(methods)}]", "seeds=[0,1,2]", "processes=2"))])
+    runs = Counter(re.findall(r"-m papermill notebooks/(\S+)\.ipynb .*? -r method (\S+)", plan))
+    assert runs == costs.jobs("voc12", methods, seeds) and runs.total() == plan.count("-p processes 2")
+    with_gpu = Counter(re.findall(r"^rule (\w+):(?:(?!^rule ).)*?resources: [^\n]*gpu=1", plan, flags=re.MULTILINE | re.DOTALL))
+    assert with_gpu == {"cam": 3, "maps": 15, "irn": 9, "affinitynet": 3, "deeplab": 15, "deeplab_truth": 3}
 
 
 @pytest.mark.parametrize("config, message", [

@@ -1,6 +1,5 @@
 """Thresholds: each image's own best one, the range near the best, a choice on labelled images, IRN's two thresholds."""
 
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,6 @@ from wsss_lib.thresholds import (
     near_best_range,
     split_labelled,
 )
-
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "stored_maps_sweep.py"
-
 
 # ---- binning by look-up
 
@@ -226,12 +222,3 @@ def test_irn_thresholds_stay_in_order_and_rise_with_the_seeds(first, second):
 def test_irn_thresholds_need_room(value):
     with pytest.raises(ValueError, match="must lie between 0 and 1"):
         irn_thresholds(value)
-
-
-# ---- speed
-
-def test_benchmark_counts_alike_and_would_sweep_voc_in_a_minute(capsys):
-    numbers = runpy.run_path(str(BENCHMARK))["main"](["--quick"])  # asserts that all counts are identical
-    assert numbers["seconds"] == pytest.approx(10_582 * numbers["all_ms"] / 1000)
-    assert numbers["all_ms"] < 15  # 4 ms alone on a core; a guard against a lost factor, not the goal itself
-    assert "10582 images" in capsys.readouterr().out

@@ -381,10 +381,3 @@ def test_two_steps_at_full_size(tmp_path, values):
     assert stages.make_maps(vwe.vwe_localization(net, config), one, config, tmp_path / "maps") == 1
     classes, maps, _ = read_maps(tmp_path / "maps" / "2007_000001.npz")
     assert maps.shape == (2, 94, 125) and 0 <= maps.min() <= maps.max() <= 1
-
-
-@pytest.mark.timeout(300)
-def test_the_encoder_needs_a_fifth_of_the_naive_memory(capsys):
-    numbers = runpy.run_path(str(PROJECT_ROOT / "benchmarks" / "visual_words.py"))["main"](["--quick"])  # asserts equality
-    assert numbers["memory_ratio"] >= 5
-    assert f"of memory {numbers['memory_ratio']:.1f}" in capsys.readouterr().out

@@ -78,8 +78,9 @@ class Config(BaseModel):
     pixel_labels_chose: Text = "thresholds and walk, on generated images"
     num_workers: Count = 2  # loader processes, and processes of per-image stages on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: Positive = 1  # that train one network together, one for each GPU; the global batch is shared among them
     mixed_precision: bool = False  # float16 autocast; on a GPU only
-    device_batch_size: Positive = 16  # images at once on the device; a larger global batch is accumulated
+    device_batch_size: Positive = 16  # images at once on a device; a larger global batch is accumulated
     checkpoint_every: Positive = 100  # optimiser steps between two saved states
     # Backbone of the classifier and of IRN.
     backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0", "resnet38",
@@ -332,8 +333,8 @@ class Config(BaseModel):
         Returns:
             name to value, as JSON has it. Fields that change no result (folders, device, loader processes) are left out.
         """
-        result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
-                       "method", "pixel_labels_chose", "refinement"}
+        result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "processes", "checkpoint_every",
+                       "device_batch_size", "method", "pixel_labels_chose", "refinement"}
         stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_",
                           "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()

@@ -59,6 +59,28 @@ def _do(image_id: str) -> None:
     _work(image_id)
 
 
+def shard_of(items: Sequence, shard: int, shards: int) -> Sequence:
+    """Return every `shards`-th item, so that several processes or machines share them.
+
+    Whoever has no shared memory and no network may work so, on one folder: every image is a file of its own, whole or absent.
+
+    Args:
+        items: image ids, or batches of them.
+        shard: number of the shard, from 0.
+        shards: how many there are.
+
+    Raises:
+        ValueError: there is no such shard.
+
+    Example:
+        >>> [shard_of("abcde", shard, 2) for shard in range(2)]
+        ['ace', 'bd']
+    """
+    if not 0 <= shard < shards:
+        raise ValueError(f"there is no shard {shard} of {shards}; they are numbered from 0 to {shards - 1}")
+    return items[shard::shards]
+
+
 def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int, int]], batch_size: int) -> list[list[str]]:
     """Group image ids into batches of images of equal size.
 

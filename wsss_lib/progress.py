@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 
-def progress(items: Iterable, name: str, total: int | None = None, initial: int = 0) -> Iterable:
+def progress(items: Iterable, name: str, total: int | None = None, initial: int = 0, show: bool = True) -> Iterable:
     """Iterate with a bar in a terminal or a live notebook; silent when headless (papermill, nbval, tests).
 
     Args:
@@ -15,10 +15,11 @@ def progress(items: Iterable, name: str, total: int | None = None, initial: int 
         name: short text before the bar.
         total: number of steps of the whole task.
         initial: steps made in an earlier run.
+        show: False is silent too: of several processes one shows its bar.
 
     Returns:
         the same items, one after the other.
     """
     live = sys.stderr.isatty() or os.environ.get("JUPYTERHUB_USER") is not None or bool(os.environ.get("JPY_SESSION_NAME"))
     quiet = os.environ.get("WSSS_PROGRESS", "bar" if live else "none") == "none"
-    return tqdm(items, desc=name, total=total, initial=initial, disable=quiet, dynamic_ncols=True, mininterval=0.5)
+    return tqdm(items, desc=name, total=total, initial=initial, disable=quiet or not show, dynamic_ncols=True, mininterval=0.5)

@@ -5,6 +5,7 @@ a CPU its weights are bit-identical.
 """
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from wsss_lib.artifacts import read_tensors, write_atomically, write_tensors
 from wsss_lib.config import Config
 from wsss_lib.data.samples import batches
 from wsss_lib.nets.backbone import load_weights
+from wsss_lib.processes import average_gradients, mean_over_processes, place, start_alike
 from wsss_lib.progress import progress
 
 LOG_EVERY = 10
@@ -96,32 +98,41 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
           after_step: Callable[[int], None] | None = None) -> None:
     """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
 
+    Several processes (`wsss_lib.launch`) do the same together: each takes its share of every batch, gradients and losses are
+    averaged, process 0 writes. The result is that of one process but for rounding, for batch normalisation that is trained
+    (each part of a batch has its own statistics), and for dropout. A run may be resumed with another number of processes.
+
     Args:
         model: the network, in training mode after `model.train()`.
         loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimised, and must be a mean
-            over the images of the batch if batches are accumulated.
+            over the images of the batch if batches are accumulated; what divides by counts of pixels takes their
+            `processes.mean_over_processes`.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
         parameter_groups: params, lr and weight_decay of each group.
         momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
         steps: optimiser steps T of the whole run.
-        batch_size: images in one optimiser step, whatever the device can hold.
+        batch_size: images in one optimiser step, whatever a device can hold and however many processes there are.
         config: seed, device, device_batch_size, checkpoint_every, mixed_precision, num_workers.
         folder: gets `log.jsonl` and, while training goes on, `state.safetensors`.
         schedule: (steps already made, T) to the factor on every group's lr.
         name: for the progress bar.
         nesterov: the momentum is Nesterov's (DRS).
-        after_step: called with the number of finished steps; after a resume also for steps that it has seen before.
+        after_step: called with the number of finished steps, by process 0; after a resume also for steps that it has seen
+            before.
 
     Raises:
-        ValueError: the batch cannot be split evenly, the loss is not finite (says at which step), or `folder` holds the
-            state of another network.
+        ValueError: the batch cannot be split or shared evenly, the loss is not finite (says at which step), or `folder` holds
+            the state of another network.
     """
     device = next(model.parameters()).device
-    part = min(batch_size, config.device_batch_size)
-    if batch_size % part:
+    rank, processes = place()
+    if batch_size % processes:
+        raise ValueError(f"the global batch of {batch_size} images cannot be shared by {processes} processes; choose a divisor")
+    part = min(batch_size // processes, config.device_batch_size)
+    if batch_size // processes % part:
         raise ValueError(f"the global batch of {batch_size} images cannot be split into parts of device_batch_size = {part}; "
                          "choose a divisor")
-    parts = batch_size // part
+    parts = batch_size // processes // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
     optimizer = (torch.optim.Adam(parameter_groups, lr=0.0) if momentum is None
                  else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov))
@@ -130,10 +141,14 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     state_file = folder / "state.safetensors"
     done = _load_state(state_file, model, optimizer, scaler) if state_file.is_file() else 0
-    loader = iter(batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers))
+    loader = iter(batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers, (rank, processes)))
+    trained = [parameter for group in parameter_groups for parameter in group["params"]]
+    if processes > 1:
+        start_alike([*model.parameters(), *model.buffers()])
+        torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops other values out
     model.train()
-    with _trim_log(folder / "log.jsonl", done) as log:
-        for step in progress(range(done, steps), name, total=steps, initial=done):
+    with _trim_log(folder / "log.jsonl", done) if rank == 0 else open(os.devnull, "w") as log:
+        for step in progress(range(done, steps), name, total=steps, initial=done, show=rank == 0):
             factor = schedule(step, steps)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
@@ -146,6 +161,10 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
                 scaler.scale(losses["loss"] / parts).backward()
                 for key, value in losses.items():
                     means[key] = means.get(key, 0.0) + value.item() / parts
+            if processes > 1:
+                average_gradients(trained)
+                values = mean_over_processes(torch.tensor([*means.values()], dtype=torch.float64, device=device))
+                means = dict(zip(means, values.tolist(), strict=True))
             if not np.isfinite(means["loss"]):
                 raise ValueError(f"{name}: the loss is {means['loss']} at step {step + 1}; lower the learning rate")
             scaler.step(optimizer)
@@ -154,9 +173,9 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
                 row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-            if after_step:
+            if after_step and rank == 0:
                 after_step(step + 1)
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+            if rank == 0 and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
                 _save_state(state_file, model, optimizer, scaler, step + 1)
     model.eval()
 

@@ -323,6 +323,8 @@ class StepSampler(Sampler):
         num_samples: size of the data set.
         batch_size: images of one step (the global batch).
         parts: a step's batch is yielded in this many equal parts (gradient accumulation); changes no sample's place.
+        place: number of this process and how many train together; each has an equal, contiguous share of every batch, and
+            `parts` counts those of a share.
         first_step, last_step: half-open range.
         seed: of the permutations.
 
@@ -332,16 +334,18 @@ class StepSampler(Sampler):
         True
     """
 
-    def __init__(self, num_samples: int, batch_size: int, parts: int, first_step: int, last_step: int, seed: int):
+    def __init__(self, num_samples: int, batch_size: int, parts: int, first_step: int, last_step: int, seed: int,
+                 place: tuple[int, int] = (0, 1)):
         self.num_samples, self.batch_size, self.parts = num_samples, batch_size, parts
-        self.first_step, self.last_step, self.seed = first_step, last_step, seed
+        self.first_step, self.last_step, self.seed, self.place = first_step, last_step, seed, place
 
     def __len__(self) -> int:
         return (self.last_step - self.first_step) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch_now, order = -1, []
-        part_size = self.batch_size // self.parts
+        number, processes = self.place
+        part_size = self.batch_size // (processes * self.parts)
         for step in range(self.first_step, self.last_step):
             epoch, position = divmod(step, steps_per_epoch(self.num_samples, self.batch_size))
             if epoch != epoch_now:
@@ -349,7 +353,7 @@ class StepSampler(Sampler):
                 epoch_now = epoch
             start = position * self.batch_size
             batch = [(epoch, order[(start + offset) % self.num_samples]) for offset in range(self.batch_size)]
-            for part in range(self.parts):
+            for part in range(number * self.parts, (number + 1) * self.parts):
                 yield batch[part * part_size:(part + 1) * part_size]
 
 
@@ -364,7 +368,7 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
 
 
 def batches(samples: Dataset, batch_size: int, parts: int, first_step: int, last_step: int, seed: int,
-            num_workers: int) -> DataLoader:
+            num_workers: int, place: tuple[int, int] = (0, 1)) -> DataLoader:
     """Return a loader over the steps [first_step, last_step) of a training run.
 
     Args:
@@ -374,11 +378,12 @@ def batches(samples: Dataset, batch_size: int, parts: int, first_step: int, last
         first_step, last_step: half-open range.
         seed: of the permutations, see `StepSampler`.
         num_workers: loader processes; 0 loads in this one. It changes no sample.
+        place: number of this process and how many train together, see `StepSampler`.
 
     Returns:
-        a loader of (last_step - first_step) * parts batches of batch_size / parts samples.
+        a loader of (last_step - first_step) * parts batches of batch_size / parts samples, divided by the number of processes.
     """
-    sampler = StepSampler(len(samples), batch_size, parts, first_step, last_step, seed)
+    sampler = StepSampler(len(samples), batch_size, parts, first_step, last_step, seed, place)
     # A generator of its own: the loader draws a number when it starts, which would shift torch's after a resume.
     return DataLoader(samples, batch_sampler=sampler, num_workers=num_workers, generator=torch.Generator(),
                       pin_memory=torch.cuda.is_available())

@@ -21,6 +21,7 @@ from wsss_lib.data.dataset import IGNORE
 from wsss_lib.methods.cam import stride4_size
 from wsss_lib.nets.backbone import freeze_batch_norm
 from wsss_lib.nets.deeplab_v2 import ASPPV2
+from wsss_lib.processes import mean_over_processes
 
 DROPOUT = 0.1
 
@@ -91,7 +92,7 @@ def pixel_means(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     [0.0, 2.5]
     """
     background, objects = labels == 0, (labels != 0) & (labels != IGNORE)
-    return tuple((losses * kind).sum() / kind.sum().clamp(min=1) for kind in (background, objects))
+    return tuple((losses * kind).sum() / mean_over_processes(kind.sum()).clamp(min=1) for kind in (background, objects))
 
 
 def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
 from wsss_lib.inference import Localize, for_each_image
+from wsss_lib.launch import in_processes
 from wsss_lib.methods.amn import ActivationManipulationNet, balanced_loss, localization_maps, seed_on_grid
 from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
 from wsss_lib.refine.seeds import irn_labels, upsample_scores
@@ -111,6 +112,7 @@ def build_amn(config: Config, num_classes: int, classifier_weights: Path | str,
     return net
 
 
+@in_processes
 def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path, config: Config, folder: Path,
               loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]] | None = None) -> int:
     """Train AMN on refined seeds with Adam at constant rates.

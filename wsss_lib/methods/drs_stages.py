@@ -18,6 +18,7 @@ from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.saliency import read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
 from wsss_lib.inference import Localize, for_each_image
+from wsss_lib.launch import in_processes
 from wsss_lib.methods.drs import (
     ScoreNet,
     classification_loss,
@@ -111,6 +112,7 @@ def _finish(net: ScoreNet, config: Config, weights: Path | str) -> ScoreNet:
     return net
 
 
+@in_processes
 def train_drs(net: ScoreNet, data: SegmentationDataset, config: Config, folder: Path, choose: Choose | None = None) -> int:
     """Train the classifier on image-level labels, in place.
 
@@ -135,6 +137,7 @@ def train_drs(net: ScoreNet, data: SegmentationDataset, config: Config, folder: 
     return _train(net, classification_loss, samples, groups, config.drs_epochs, config.momentum, config, folder, "DRS", choose)
 
 
+@in_processes
 def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path,
                      choose: Choose | None = None) -> int:
     """Train the refinement network on the classifier's maps, in place.

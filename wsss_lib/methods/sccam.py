@@ -16,18 +16,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_tensors, write_tensors
+from wsss_lib.artifacts import Stage, begin_stage, read_tensors, write_tensors
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
 from wsss_lib.inference import Localize
+from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
 from wsss_lib.methods.subcategories import (
     assignment_of,
     cluster_images,
     image_features,
     subcategory_labels,
+    used_subcategories,
     write_subcategories,
 )
 from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_weights, normalization_of
@@ -262,6 +264,37 @@ def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: Se
     return seen
 
 
+def make_rounds(classifier: Stage, trunk: nn.Module, data: SegmentationDataset, data_hash: str, config: Config) -> list[Stage]:
+    """Make all rounds, each a stage of its own with the features of the one before; a finished round is left alone.
+
+    Args:
+        classifier: the finished stage of the plain classifier, round 0.
+        trunk: its backbone in evaluation mode, on the device to train on; it may be another one than the rounds'.
+        data: the training images.
+        data_hash: what identifies them (`stages.data_hash`).
+        config: as for `make_round`; `sccam_round_epochs` has one number for each round.
+
+    Returns:
+        the finished stages of rounds 1, 2, …
+
+    Source: SC-CAM, section 3.4. Explained in notebook 60, section "Training".
+    """
+    device = next(trunk.parameters()).device
+    normalization, rounds = normalization_of(classifier.configuration(config).backbone), [classifier]
+    for number in range(1, len(config.sccam_round_epochs) + 1):
+        stage = begin_stage(config, f"round{number}", ROUND_FIELDS, {"data": data_hash, "previous": rounds[-1]})
+        if not stage.is_complete():
+            seen = make_round(trunk, normalization, data, config, stage.folder, number)
+            used = used_subcategories(assignment_of(stage.folder / "subcategories.csv", data, config.sccam_clusters))
+            row = {"what": f"SC-CAM, round {number}", "split": data.split, "images": len(data), "used": used.tolist()}
+            stage.finish([row], seen, str(device))
+        net = build_sccam(config, data.num_classes, stage.folder / "weights.safetensors")
+        trunk, normalization = net.to(device).eval().backbone, normalization_of(config.backbone)
+        rounds.append(stage)
+    return rounds[1:]
+
+
+@in_processes
 def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.ndarray, config: Config, folder: Path,
                 number: int) -> int:
     """Train round `number` (1, 2, …) on classes and sub-categories.

@@ -20,6 +20,7 @@ from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.inference import Localize
+from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 
@@ -337,6 +338,7 @@ def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, 
     return net
 
 
+@in_processes
 def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, folder: Path,
               loss_of: Callable[..., dict[str, Tensor]] = losses) -> int:
     """Train on image-level labels, with the images, batches and crops of CAM's classifier.

@@ -5,6 +5,7 @@ Every backbone has `stages(images)`, which returns five maps, shallow to deep; `
 that suit heads to it: `feature_scale` and `map_power`. IRN reads all five maps, everything else the last.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -350,7 +351,11 @@ def freeze_batch_norm(module: nn.Module, affine: bool = False) -> nn.Module:
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.eval()
-            child.train = lambda mode=True, child=child: child  # `module.train()` must not wake it up
+            child.train = partial(_stay, child)  # `module.train()` must not wake it up
             if affine:
                 child.requires_grad_(False)
+    return module
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return module

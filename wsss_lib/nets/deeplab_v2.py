@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wsss_lib.data.dataset import IGNORE
 from wsss_lib.nets.backbone import freeze_batch_norm
+from wsss_lib.processes import mean_over_processes
 
 
 class ASPPV2(nn.Module):
@@ -130,7 +131,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Explained in notebook 90, section "The loss".
     """
     pixel_loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")  # (N, h, w), 0 at 255
-    return pixel_loss.sum() / (labels != IGNORE).sum().clamp(min=1)
+    return pixel_loss.sum() / mean_over_processes((labels != IGNORE).sum()).clamp(min=1)
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     pixel_loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")  # (N, h, w), 0 at 255
     background = labels == 0
     foreground = (labels != 0) & (labels != IGNORE)
-    means = [(pixel_loss * kind).sum() / kind.sum().clamp(min=1) for kind in (background, foreground)]
+    means = [(pixel_loss * kind).sum() / mean_over_processes(kind.sum()).clamp(min=1) for kind in (background, foreground)]
     return 0.5 * (means[0] + means[1])
 
 

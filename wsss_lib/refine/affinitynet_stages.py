@@ -18,6 +18,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import IGNORE, DataError, SegmentationDataset
 from wsss_lib.data.samples import sample_rng, steps_per_epoch
 from wsss_lib.inference import for_each_image
+from wsss_lib.launch import in_processes
 from wsss_lib.nets.affinitynet import AffinityNet
 from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 from wsss_lib.refine.affinity import affinity_labels, feature_affinity, feature_affinity_loss
@@ -153,6 +154,7 @@ def build_affinitynet(config: Config, classifier_weights: Path | str, weights: P
     return net
 
 
+@in_processes
 def train_affinitynet(net: AffinityNet, data: SegmentationDataset, score_folder: Path, config: Config, folder: Path) -> int:
     """Train backbone and head on the confident labels.
 

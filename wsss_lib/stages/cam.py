@@ -10,7 +10,8 @@ from wsss_lib.artifacts import read_tensors, write_maps
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset, image_size
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
-from wsss_lib.inference import Localize, batches_of_like_size
+from wsss_lib.inference import Localize, batches_of_like_size, shard_of
+from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
 from wsss_lib.progress import progress
@@ -40,6 +41,7 @@ def build_classifier(config: Config, num_classes: int, weights: Path | str = "")
     return net
 
 
+@in_processes
 def train_classifier(net: cam.ClassActivationNet, data: SegmentationDataset, config: Config, folder: Path) -> int:
     """Train the classifier on image-level labels, in place.
 
@@ -98,7 +100,8 @@ def cam_localization(net: cam.ClassActivationNet, config: Config) -> Localize:
     return lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
 
 
-def make_maps(localize: Localize, data: SegmentationDataset, config: Config, folder: Path) -> int:
+def make_maps(localize: Localize, data: SegmentationDataset, config: Config, folder: Path,
+              shard: tuple[int, int] = (0, 1)) -> int:
     """Write `ID.npz` with the localization maps of every image that has none yet.
 
     Args:
@@ -107,6 +110,7 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Config, fol
         data: the images.
         config: device_batch_size is the number of images handed over at once.
         folder: of the stage.
+        shard: number of this process's share of the batches and how many shares there are, see `inference.shard_of`.
 
     Returns:
         the number of images made now.
@@ -114,11 +118,12 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Config, fol
     Explained in notebook 10, section "All images".
     """
     row = {image_id: index for index, image_id in enumerate(data.ids)}
-    missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.npz").is_file()]
-    groups = batches_of_like_size(missing, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
-    for group in progress(groups, "localization maps"):
+    batches = batches_of_like_size(data.ids, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
+    missing = [[image_id for image_id in batch if not (folder / f"{image_id}.npz").is_file()]
+               for batch in shard_of(batches, *shard)]
+    for group in progress([group for group in missing if group], "localization maps"):
         images = [data.image(image_id) for image_id in group]
         labels = data.labels[[row[image_id] for image_id in group]]
         for image_id, image, (classes, scores) in zip(group, images, localize(group, images, labels), strict=True):
             write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
-    return len(missing)
+    return sum(map(len, missing))

@@ -16,6 +16,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import IGNORE, SegmentationDataset
 from wsss_lib.data.samples import SegmentationSamples, V3PlusSamples
 from wsss_lib.inference import for_each_image
+from wsss_lib.launch import in_processes
 from wsss_lib.metrics import Evaluation
 from wsss_lib.nets import deeplab_v2, deeplab_v3plus
 from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
@@ -75,6 +76,7 @@ def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, we
     return net
 
 
+@in_processes
 def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, config: Config, folder: Path) -> int:
     """Train DeepLab on (pseudo-)masks, in place.
 

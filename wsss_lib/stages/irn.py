@@ -13,6 +13,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
 from wsss_lib.inference import for_each_image
+from wsss_lib.launch import in_processes
 from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 from wsss_lib.nets.irn import IRN
 from wsss_lib.progress import progress
@@ -47,6 +48,7 @@ def build_irn(config: Config, classifier_weights: Path, weights: Path | str = ""
     return net
 
 
+@in_processes
 def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: Config, folder: Path) -> int:
     """Train IRN's two heads on the confident labels, in place.
 

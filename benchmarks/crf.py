@@ -1,0 +1,84 @@
+"""The dense CRF: over present classes instead of all, and images shared among processes.
+
+python benchmarks/crf.py [--quick]
+
+The first case refines a probability map in which three of 21 classes occur; the labels may differ at one pixel in 10,000. The
+second makes seed masks and IRN's labels of some images (three CRFs each) in this process and in two others. It counts
+wall-clock seconds, the start of the processes (two seconds of a core each) with them, and so needs two idle cores.
+"""
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from measuring import Case, Row, compare, main
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from wsss_lib import stages
+from wsss_lib.artifacts import write_maps
+from wsss_lib.config import Config
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.refine.crf import crf_from_probabilities, crf_segmentation
+
+CLASSES, PRESENT = 21, (0, 8, 15)
+VOC_SIZE = (375, 500)
+
+
+def scene(size: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return a noisy photograph uint8 (H, W, 3) of two discs, and scores (2, H, W) in [0, 1] blurred over their outlines."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size[0], :size[1]] / max(size)
+    discs = np.stack([(y - cy) ** 2 + (x - cx) ** 2 < 0.03 for cy, cx in rng.uniform(0.2, 0.7, (2, 2))])
+    photograph = 90 + 60 * discs[0][..., None] * [1, 0, 1] + 70 * discs[1][..., None] * [0, 1, 1]
+    photograph = photograph + rng.normal(0, 12, (*size, 3))
+    scores = np.stack([gaussian_filter(disc.astype(np.float32), max(size) / 40) for disc in discs])
+    return np.clip(photograph, 0, 255).astype(np.uint8), scores / scores.max((1, 2), keepdims=True)
+
+
+def prepare_classes(size: tuple[int, int]):
+    image, scores = scene(size)
+    probabilities = np.zeros((CLASSES, *size), np.float32)
+    probabilities[PRESENT[1:], :] = 0.9 * scores / np.maximum(1, scores.sum(0))
+    probabilities[0] = 1 - probabilities.sum(0)
+    return lambda: crf_from_probabilities(image, probabilities).argmax(0), lambda: crf_segmentation(image, probabilities)
+
+
+def prepare_workers(job: tuple[int, tuple[int, int]]):
+    count, size = job
+    folder = tempfile.TemporaryDirectory()  # lives as long as the functions that are returned
+    root, ids = Path(folder.name), tuple(f"{number:06d}" for number in range(count))
+    (root / "JPEGImages").mkdir()
+    for number, image_id in enumerate(ids):
+        image, scores = scene(size, number)
+        Image.fromarray(image).save(root / "JPEGImages" / f"{image_id}.jpg")
+        write_maps(root / "maps" / f"{image_id}.npz", np.array([3, 7]), scores[:, ::4, ::4], size)
+    data = SegmentationDataset(root, "train", ids, tuple("abcdefghij"), np.ones((count, 10), np.uint8))
+
+    def make(workers: int) -> list[np.ndarray]:
+        with tempfile.TemporaryDirectory(dir=folder.name) as out:
+            stages.make_seeds(data, root / "maps", Config(num_workers=workers, device="cpu"), Path(out))
+            return [np.array(Image.open(path)) for path in sorted(Path(out).rglob("*.png"))]
+
+    return partial(make, 0), partial(make, 2)
+
+
+def share_of_changed(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first != second).mean())
+
+
+CASES = (Case("CRF, 3 of 21 classes", ((94, 125), (188, 250), VOC_SIZE), prepare_classes, tolerance=1e-4, goal=2,
+              differ=share_of_changed),
+         Case("CRF, two processes", ((4, (47, 63)), (40, VOC_SIZE), (80, VOC_SIZE)), prepare_workers, tolerance=0, goal=1.8,
+              pairs=1, clock=time.perf_counter, memory=False, warm=False,
+              show=lambda job: f"{job[0]} of {job[1][0]}x{job[1][1]}"))
+
+
+def measure(quick: bool = False) -> list[Row]:
+    return [row for case in CASES for row in compare(case, quick)]
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)

@@ -1,0 +1,195 @@
+"""Several processes on one training: the result of one process, resumed by another number, errors, shards of images."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import copy_mask
+from wsss_lib import artifacts, inference, launch, processes, stages, training
+from wsss_lib.config import Config
+from wsss_lib.data.dataset import SegmentationDataset, load_dataset
+from wsss_lib.data.samples import StepSampler
+from wsss_lib.nets.deeplab_v2 import cross_entropy
+from wsss_lib.refine.affinity import affinity_loss
+
+STEPS = 20
+TOLERANCE = 1e-4
+
+
+class Pixels(torch.utils.data.Dataset):
+    """Images of noise and label maps in which more pixels are unknown from image to image."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(100 * key[0] + key[1])
+        label = torch.randint(0, 3, (12, 12), generator=generator)
+        label[:key[1]] = 255
+        return torch.randn(3, 12, 12, generator=generator), label
+
+
+def pixel_losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Two losses that divide by counts of pixels and of pairs of the whole batch."""
+    images, labels = batch
+    logits = model(images)
+    pixels = cross_entropy(logits, labels)
+    pairs = affinity_loss(logits[:, :1], logits[:, 1:], labels, 3, 3).total
+    return {"loss": pixels + pairs, "pixels": pixels, "pairs": pairs}
+
+
+def pixel_net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+
+
+@launch.in_processes
+def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder: Path, resumed: Path) -> tuple[int, int]:
+    """Train the classifier `net`; a net of its own with the losses of pixels; and another from the state in `resumed` on.
+
+    Returns:
+        what the stage's function returns, and the number of processes.
+    """
+    images = stages.train_classifier(net, data, config, folder)
+    for name, where in (("whole", folder / "pixels"), ("resumed", resumed)):
+        where.mkdir(exist_ok=True)
+        model = pixel_net()
+        training.train(model, pixel_losses, Pixels(), [{"params": model.parameters(), "lr": 0.05, "weight_decay": 1e-4}], 0.9,
+                       STEPS, 6, config, where)
+        if processes.place()[0] == 0:
+            artifacts.write_tensors(folder / f"{name}.safetensors", model.state_dict())
+    return images, processes.place()[1]
+
+
+@launch.in_processes
+def train_badly(net: nn.Module, config: Config, folder: Path) -> int:
+    training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.1}], 0.9, 1, 5, config, folder)
+
+
+def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max((first[key] - second[key]).abs().max().item() for key in first)
+
+
+def half_way(folder: Path, config: Config) -> None:
+    """Leave the state of a training of all steps as it was after ten of them."""
+    class Stop(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        if step == 11:
+            raise Stop
+
+    net = pixel_net()
+    with pytest.raises(Stop):
+        training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.05, "weight_decay": 1e-4}], 0.9,
+                       STEPS, 6, config, folder, after_step=stop)
+    assert (folder / "state.safetensors").is_file()
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_train_as_one_and_go_on_where_one_has_stopped(small_config, tmp_path):
+    config = small_config.model_copy(update={"frozen_batch_norm": True, "cam_learning_rate": 0.003,
+                                             "cam_head_learning_rate": 0.03, "cam_epochs": 10, "checkpoint_every": 10})
+    data, nets = stages.open_data(config, "train"), {}
+    for number in (1, 2):
+        half_way(tmp_path / f"resumed{number}", config)
+        torch.manual_seed(0)
+        net, folder = stages.build_classifier(config, data.num_classes), tmp_path / str(number)
+        folder.mkdir()
+        start = {key: value.clone() for key, value in net.state_dict().items()}
+        given = config.model_copy(update={"processes": number})
+        assert train_all(net, data, given, folder, tmp_path / f"resumed{number}") == (80, number)
+        assert not net.training and not (folder / launch.TRAINED).exists()
+        nets[number] = [net.state_dict()] + [artifacts.read_tensors(folder / f"{name}.safetensors")
+                                             for name in ("whole", "resumed")]
+        assert largest_difference(start, nets[number][0]) > 0.01 and largest_difference(
+            pixel_net().state_dict(), nets[number][1]) > 0.1, "they have learned something"
+    assert [largest_difference(one, two) < TOLERANCE for one, two in zip(nets[1], nets[2], strict=True)] == [True] * 3
+    assert largest_difference(nets[1][1], nets[1][2]) == 0, "resumed by one process: the same bits"
+    logs = [training.read_log(tmp_path / name) for name in ("1/pixels", "2/pixels", "resumed2", "1", "2")]
+    assert all([row["step"] for row in log] == [10, 20] for log in logs), "one writer"
+    for rows in zip(*logs[:3], strict=True):
+        assert all(rows[0][key] == pytest.approx(row[key], abs=TOLERANCE)
+                   for row in rows for key in ("loss", "pixels", "pairs"))
+    assert [row["loss"] for row in logs[3]] == pytest.approx([row["loss"] for row in logs[4]], abs=TOLERANCE)
+
+
+def test_shares_alone_have_other_means():
+    """Why losses ask for the mean of their counts: two halves' means are not the whole's."""
+    labels = torch.stack([Pixels()[0, index][1] for index in (1, 2, 10, 11)])
+    logits = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    halves = (cross_entropy(logits[:2], labels[:2]) + cross_entropy(logits[2:], labels[2:])) / 2
+    assert abs(halves - cross_entropy(logits, labels)) > 10 * TOLERANCE
+
+
+@pytest.mark.timeout(600)
+def test_a_batch_that_cannot_be_shared_is_told_by_the_process_that_started_all(tmp_path):
+    with pytest.raises(RuntimeError, match="train_badly: process . of 2 has failed: .*cannot be shared by 2 processes"):
+        train_badly(pixel_net(), Config(device="cpu", processes=2), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_alone_nothing_is_touched():
+    values = torch.tensor([1, 2])
+    assert processes.place() == (0, 1) and processes.mean_over_processes(values) is values
+    net = pixel_net()
+    net(torch.ones(1, 3, 4, 4)).sum().backward()
+    before = [parameter.grad.clone() for parameter in net.parameters()]
+    processes.average_gradients(list(net.parameters()))
+    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_shares_make_up_the_batch(number):
+    whole = list(StepSampler(14, 12, 1, 2, 5, seed=0))
+    shares = [list(StepSampler(14, 12, 2, 2, 5, seed=0, place=(rank, number))) for rank in range(number)]
+    joined = [sum((share[2 * step] + share[2 * step + 1] for share in shares), []) for step in range(3)]
+    assert joined == whole and len({len(part) for share in shares for part in share}) == 1
+
+
+# ---- per-image work in shards
+
+def localize(ids, images, labels):
+    """Maps that depend on the whole batch as little as a network's do: bright pixels."""
+    scores = [np.asarray(image.resize(tuple((side - 1) // 4 + 1 for side in image.size)), np.float32)[None, ..., 0] / 255
+              for image in images]
+    return [(np.flatnonzero(label)[:1], score) for label, score in zip(labels, scores, strict=True)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_shards_together_make_what_one_process_makes(miniature, small_config, tmp_path):
+    data = load_dataset(miniature, "train")
+    results = {}
+    for shards in (1, 2, 5):
+        folder, made = tmp_path / str(shards), []
+        for shard in range(shards):
+            made += [stages.make_maps(localize, data, small_config, folder / "maps", (shard, shards))]
+            ids = inference.shard_of(data.ids, shard, shards)
+            masks = folder / "masks"
+            made += [inference.for_each_image(ids, lambda name, masks=masks: masks / f"{name}.png",
+                                              partial(copy_mask, data=data, folder=masks), "masks")]
+        assert sum(made) == 2 * len(data)
+        results[shards] = contents(folder / "maps"), contents(folder / "masks")
+    assert len(results[1][0]) == len(data) and results[1] == results[2] == results[5]
+    with pytest.raises(ValueError, match="no shard 2 of 2"):
+        inference.shard_of(data.ids, 2, 2)
+
+
+def test_shards_of_a_network_make_the_same_bits(miniature, small_config, tmp_path):
+    """Batches are those of the whole data set, so that no image meets others in its batch than without shards."""
+    data = load_dataset(miniature, "train")
+    torch.manual_seed(0)
+    net = stages.build_classifier(small_config, data.num_classes)
+    for shards in (1, 2, 5):
+        for shard in reversed(range(shards)):
+            stages.make_maps(stages.cam_localization(net, small_config), data, small_config, tmp_path / str(shards),
+                             (shard, shards))
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")

@@ -1,0 +1,93 @@
+"""Training on several processes of this machine, one for each GPU, started from wherever the training is called.
+
+A training function of the library that is marked with `in_processes` runs as it is with `processes: 1`. With more, PyTorch's
+elastic launcher (the one behind `torchrun`) starts that many fresh processes, which run the same function together: gloo joins
+them on CPUs, nccl on GPUs. That works in a notebook, under papermill and within a Slurm job, as nothing is forked. The global
+batch stays what it is; `training.train` gives each process its share.
+"""
+
+import copy
+import functools
+import inspect
+import os
+import signal
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wsss_lib.artifacts import read_tensors, write_tensors
+from wsss_lib.training import seed_everything
+
+TRAINED = "trained.safetensors"  # how process 0 hands the network back
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+def in_processes(train: Callable[..., int]) -> Callable[..., int]:
+    """Mark a training function, so that it runs on `config.processes` processes.
+
+    Args:
+        train: function of a module of the library. Its arguments `net` (changed in place), `config` and `folder` have these
+            names, and all of them can be sent to another process: no function that was defined in a notebook.
+
+    Returns:
+        the function. With several processes it raises a RuntimeError that ends in the message of the process that failed.
+    """
+    signature = inspect.signature(train)
+
+    @functools.wraps(train)
+    def wrapper(*arguments: Any, **named: Any) -> int:
+        given = signature.bind(*arguments, **named).arguments
+        if given["config"].processes == 1 or dist.is_initialized():
+            return train(*arguments, **named)
+        return _launch(wrapper, given)
+
+    return wrapper
+
+
+def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
+    """Run `train` in new processes and bring its result and the trained network back."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    net, config, folder = (given[name] for name in ("net", "config", "folder"))
+    device = next(net.parameters()).device
+    settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=config.processes, run_id=uuid.uuid4().hex, max_restarts=0,
+                            rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", start_method="spawn")
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # the launcher sets its own and leaves them
+    try:
+        results = elastic_launch(settings, _work)(train, given | {"net": net.cpu()})
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        raise RuntimeError(f"{train.__name__}: process {rank} of {config.processes} has failed: {message}") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        net.to(device)
+    net.load_state_dict(read_tensors(folder / TRAINED))
+    (folder / TRAINED).unlink()
+    net.eval()
+    return results[0]
+
+
+def _work(train: Callable[..., int], given: dict[str, Any]) -> int:
+    """What each process does: join the others, train with them; process 0 writes the network for the one that started all."""
+    config, rank = given["config"], int(os.environ["RANK"])
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        device = seed_everything(config)
+        net = copy.deepcopy(given["net"]).to(device)  # a copy, as the tensors that arrive lie in memory that all share
+        result = train(**given | {"net": net})
+        if rank == 0:
+            write_tensors(given["folder"] / TRAINED, net.state_dict())
+        dist.barrier()
+        return result
+    finally:
+        dist.destroy_process_group()
