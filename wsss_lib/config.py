@@ -75,6 +75,8 @@ class Config(BaseModel):
     score_split: Text = "train"  # the part of train_split on which maps and masks are scored
     val_split: Text = "val"
     limit: Count = 0  # use only the first images of every split; 0: all
+    # An image that cannot be decoded stops the run, at the check of notebook 02; "skip": it is left out, and named.
+    on_bad_image: Literal["stop", "skip"] = "stop"
     # Which of these values were chosen by looking at masks; printed with every score.
     pixel_labels_chose: Text = "thresholds and walk, on generated images"
     num_workers: Count = 2  # loader processes, and processes of per-image stages on the CPU
@@ -360,8 +362,8 @@ class Config(BaseModel):
         Returns:
             name to value, as JSON has it. Fields that change no result (folders, device, loader processes) are left out.
         """
-        result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "checkpoint_every", "device_batch_size",
-                       "method", "pixel_labels_chose", "refinement"}
+        result_free = {"runs_root", "data_root", "labels", "on_bad_image", "num_workers", "device", "checkpoint_every",
+                       "device_batch_size", "method", "pixel_labels_chose", "refinement"}
         stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_",
                           "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()

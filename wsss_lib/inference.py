@@ -1,11 +1,10 @@
 """The one per-image loop: skip what exists, shard by index, several processes on a CPU."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 
+from wsss_lib.processes import map_in_processes
 from wsss_lib.progress import progress
 
 
@@ -24,6 +23,7 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Call
         the number of images that were worked on.
 
     Raises:
+        OSError: a worker process was killed.
         Exception: whatever `work` raises; results that were written before are kept.
     """
     missing = [image_id for image_id in ids if not output(image_id).is_file()]
@@ -31,25 +31,9 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Call
         for image_id in progress(missing, name):
             work(image_id)
         return len(missing)
-    # spawn, not fork: torch's threads do not survive a fork. One thread a process, or they crowd each other out.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(work,)) as pool:
-        results = pool.map(_do, missing, chunksize=4)
-        for _ in progress(results, name, total=len(missing)):
-            pass
+    for _ in progress(map_in_processes(work, missing, num_workers, 4, name), name, total=len(missing)):
+        pass
     return len(missing)
-
-
-def _begin(work: Callable[[str], None]) -> None:
-    """Set up a worker process; it gets the work, and the data set within, once and not with every image."""
-    import torch
-
-    global _work
-    torch.set_num_threads(1)
-    _work = work
-
-
-def _do(image_id: str) -> None:
-    _work(image_id)
 
 
 def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int, int]], batch_size: int) -> list[list[str]]:

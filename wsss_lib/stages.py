@@ -17,7 +17,14 @@ from PIL import Image
 from wsss_lib import training
 from wsss_lib.artifacts import read_maps, read_tensors, sha256, write_maps, write_mask
 from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size, load_dataset, read_mask
+from wsss_lib.data.dataset import (
+    DataError,
+    SegmentationDataset,
+    image_size,
+    load_dataset,
+    read_mask,
+    without_unreadable_images,
+)
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.inference import batches_of_like_size, for_each_image
 from wsss_lib.late_stages import (  # noqa: F401 - the notebooks call the functions of every stage by this module
@@ -48,17 +55,18 @@ def open_data(config: Config, split: str) -> SegmentationDataset:
     """Open one split of the configured data set.
 
     Args:
-        config: gives data_root, labels, limit and mask_folder.
+        config: gives data_root, labels, limit, mask_folder and on_bad_image.
         split: name of a list in `ImageSets/Segmentation`.
 
     Returns:
-        the split, checked.
+        the split, checked; with on_bad_image "skip" every image has been decoded, and those that cannot be are left out.
 
     Raises:
         DataError: as `load_dataset`.
     """
     labels = project_path(config.labels) if config.labels else ""
-    return load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)
+    data = load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)
+    return without_unreadable_images(data) if config.on_bad_image == "skip" else data
 
 
 def data_hash(data: SegmentationDataset) -> str:
@@ -214,14 +222,15 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Config, fol
     Explained in notebook 10, section "All images".
     """
     row = {image_id: index for index, image_id in enumerate(data.ids)}
-    missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.npz").is_file()]
-    groups = batches_of_like_size(missing, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
-    for group in progress(groups, "localization maps"):
+    done = {image_id for image_id in data.ids if (folder / f"{image_id}.npz").is_file()}
+    # All images are grouped, not only the missing ones: the last bits of a map depend on how many images its batch holds.
+    groups = batches_of_like_size(data.ids, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
+    for group in progress([group for group in groups if not done.issuperset(group)], "localization maps"):
         images = [data.image(image_id) for image_id in group]
         labels = data.labels[[row[image_id] for image_id in group]]
         for image_id, image, (classes, scores) in zip(group, images, localize(group, images, labels), strict=True):
             write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
-    return len(missing)
+    return len(data) - len(done)
 
 
 # ---- 70: seeds

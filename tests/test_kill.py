@@ -1,0 +1,97 @@
+"""The chain of two methods is killed again and again, at random points, and ends in the same bytes as one left in peace.
+
+`make test` kills it a few times. More, or with worker processes (docs/reliability.md has the results):
+
+    WSSS_KILLS=30 python -m pytest tests/test_kill.py -s
+    WSSS_KILLS=8 WSSS_KILL_WORKERS=2 python -m pytest tests/test_kill.py -s -k chain
+"""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.small_chain import ChainServer, chain_server, everything, make_data, unfinished
+
+KILLS = int(os.environ.get("WSSS_KILLS", 5))
+WORKERS = int(os.environ.get("WSSS_KILL_WORKERS", 0))
+GROWING = {"log.jsonl", "state.safetensors"}  # the only files that change after they have appeared
+KINDS = {"classifier": "training", "network": "training", "irn": "training", "deeplab": "training", "maps": "images",
+         "refined_seeds": "images", "predictions": "images", "seeds": "refinement", "pseudo_masks": "refinement",
+         "overview": "report", "": "report or between two stages"}
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The images of the chain."""
+    return make_data(tmp_path_factory.mktemp("data") / "micro")
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """Return what a process and those that it has started have taken so far."""
+    family = [process, *process.children(recursive=True)] if WORKERS else [process]
+    return sum(sum(part.cpu_times()[:2]) for part in family)
+
+
+def kill_after(server: ChainServer, pid: int, seconds: float) -> bool:
+    """Kill the whole group of a run after it has worked for so long; return whether it had not finished before.
+
+    Processor seconds, not those of the clock, so that kills are spread alike on a busy machine.
+    """
+    try:
+        process = psutil.Process(pid)
+        while process.status() != psutil.STATUS_ZOMBIE and processor_seconds(process) < seconds:
+            time.sleep(0.02)
+        os.killpg(pid, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):  # it was quicker
+        pass
+    status, _ = server.end()
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def test_a_chain_that_is_killed_often_ends_in_the_same_bytes(data, tmp_path):
+    rng, places, runs = random.Random(0), Counter(), 0
+    with chain_server() as server:
+        server.begin(data, tmp_path / "left in peace", num_workers=WORKERS)
+        status, total = server.end()
+        assert status == 0
+        expected = everything(tmp_path / "left in peace")
+        names = [name.rsplit("/", 1)[-1] for name in expected]
+        assert len(expected) > 300 and not [name for name in names if name.startswith(".") or name in GROWING - {"log.jsonl"}]
+        while sum(places.values()) < KILLS:
+            folder, runs, killed = tmp_path / f"killed {runs}", runs + 1, True
+            while killed:
+                pid = server.begin(data, folder, num_workers=WORKERS)
+                enough = sum(places.values()) >= KILLS
+                if enough:
+                    assert server.end()[0] == 0
+                    break
+                killed = kill_after(server, pid, max(total / KILLS, 0.8) * rng.uniform(0.3, 1.7))
+                if killed:
+                    places[unfinished(folder).split("/")[-1]] += 1
+                    check_that_files_are_whole(everything(folder), expected)
+            found = everything(folder)
+            assert sorted(found) == sorted(expected)
+            assert [name for name in expected if found[name] != expected[name]] == []
+    kinds = Counter()
+    for stage, number in places.items():
+        kinds[KINDS[stage]] += number
+    print(f"\n{sum(places.values())} kills in {runs} runs of {total:.1f} processor seconds: {dict(kinds)}; {dict(places)}")
+    assert KILLS < 20 or len(kinds) >= 4
+
+
+def check_that_files_are_whole(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """At any moment a file that has its name has its content; what a killed process leaves besides is marked."""
+    for name, content in found.items():
+        last = name.rsplit("/", 1)[-1]
+        if last.startswith(".writing-") or last.endswith(".lock") or last in GROWING:
+            continue
+        assert content == expected[name], name
