@@ -22,6 +22,8 @@ from wsss_lib.data.dataset import DataError, voc_palette
 from wsss_lib.lock import FileLock, lock_folder, unlock_folder
 from wsss_lib.machine import peak_memory_mib, randomness, versions
 
+LARGEST_MAPS = 1 << 28  # bytes; those of twenty classes on an image of 10,000 x 10,000 pixels
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains.
@@ -55,9 +57,18 @@ def write_json(path: Path, content: Any) -> None:
 
     Args:
         path: the file to make.
-        content: what the json module can write: dicts, lists, texts, numbers, None.
+        content: what the json module can write: dicts, lists, texts, finite numbers, None.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot say.
+        OSError: as `write_atomically`.
     """
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: a number to be recorded is NaN or infinite; a score has nothing to count, or a training has "
+                         f"diverged ({error})") from None
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -87,11 +98,20 @@ def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[
         classes: (K,) integers, 0-based foreground classes.
         scores: (K, h, w) floats in [0, 1] at stride 4; stored as float16.
         size: (H, W) of the image in pixels.
+
+    Raises:
+        ValueError: a score is NaN, or too large for float16.
+        OSError: as `write_atomically`.
     """
+    with np.errstate(over="ignore"):
+        scores = np.asarray(scores, np.float16)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{path}: a score is not finite, or beyond the range of float16; the network has diverged, train it "
+                         "again with a lower learning rate")
+
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, classes=np.asarray(classes, np.int16), scores=np.asarray(scores, np.float16),
-                                size=np.asarray(size, np.int32))
+            np.savez_compressed(file, classes=np.asarray(classes, np.int16), scores=scores, size=np.asarray(size, np.int32))
 
     write_atomically(path, write)
 
@@ -112,6 +132,8 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            if sum(entry.file_size for entry in file.zip.infolist()) > LARGEST_MAPS:
+                raise ValueError(f"it would take more than {LARGEST_MAPS >> 20} MiB")
             classes, scores, size = file["classes"], file["scores"], file["size"]
     except FileNotFoundError:
         raise DataError(f"{path}: the localization maps are missing; run notebook 10_cam on this split first") from None
@@ -123,6 +145,8 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     if classes.ndim != 1 or scores.shape != (len(classes), *((size - 1) // 4 + 1)):
         raise DataError(f"{path}: classes {classes.shape} and scores {scores.shape} do not belong to an image of "
                         f"{size[0]}x{size[1]}; delete it and run its stage again")
+    if not np.isfinite(scores).all():
+        raise DataError(f"{path}: a score is NaN or infinite; delete it and run its stage again")
     return classes.astype(np.int64), scores.astype(np.float32), (int(size[0]), int(size[1]))
 
 

@@ -7,6 +7,7 @@ cell turns them into a `Config`, which refuses unknown names and repairs what pa
 import ast
 import difflib
 import os
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+LONGEST_TUPLE = 1000  # characters
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
 # The stage that holds the masks of each refinement, and its notebook.
 MASKS_OF = {"irn": ("pseudo_masks", "80_irn"), "affinitynet": ("affinitynet_masks", "75_affinitynet"),
             "drs": ("drs_masks", "30_drs")}
@@ -30,9 +34,9 @@ def _tuple_from_text(value: Any) -> Any:
     """papermill hands a tuple over as the text "(1.0, 0.5)"."""
     if isinstance(value, str):
         try:
-            return tuple(ast.literal_eval(value))
+            return tuple(ast.literal_eval(value[:LONGEST_TUPLE]))  # a long nest of brackets can end Python
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise ValueError(f"must be a list of numbers such as [1.0, 0.5], not the text {value!r:.60}") from None
+            raise ValueError(f"must be a list of numbers such as [1.0, 0.5], not the text {value[:60]!r}") from None
     return value
 
 
@@ -284,16 +288,17 @@ class Config(BaseModel):
         """
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
-            nearest = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+            nearest = difflib.get_close_matches(unknown[0][:100], cls.model_fields, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else "; wsss_lib/config.py lists them all"
-            raise ValueError(f"unknown parameter {unknown[0]!r}{hint}")
+            raise ValueError(f"unknown parameter {unknown[0][:100]!r}{hint}")
         try:
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"][:1])
             message = first["msg"].removeprefix("Value error, ")
-            sentence = f"parameter {name} = {values.get(name)!r:.80}: {message}" if name else message
+            # reprlib, because a few lines of YAML can stand for a value of many gigabytes
+            sentence = f"parameter {name} = {SHORT.repr(values.get(name)):.80}: {message}" if name else message
             raise ValueError(sentence) from None
 
     @classmethod
@@ -387,8 +392,11 @@ def read_preset(path: Path | str) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a value that is not of its tag makes PyYAML raise one of a dozen types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a YAML file ({reason:.200})") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path}: a preset is a list of lines 'name: value'")
     try:

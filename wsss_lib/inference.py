@@ -8,13 +8,13 @@ from wsss_lib.processes import map_in_processes
 from wsss_lib.progress import progress
 
 
-def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Callable[[str], None], name: str,
+def for_each_image(ids: Sequence[str], output: Callable[[str], Path | tuple[Path, ...]], work: Callable[[str], None], name: str,
                    num_workers: int = 0) -> int:
     """Call `work(image_id)` for every image whose output is not there yet.
 
     Args:
         ids: image ids.
-        output: image id to the file that `work` writes (atomically).
+        output: image id to the file, or the files, that `work` writes (atomically).
         work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
         name: for the progress bar.
         num_workers: processes; 0 works in this one.
@@ -26,7 +26,9 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Call
         OSError: a worker process was killed.
         Exception: whatever `work` raises; results that were written before are kept.
     """
-    missing = [image_id for image_id in ids if not output(image_id).is_file()]
+    outputs = ((image_id, output(image_id)) for image_id in ids)
+    missing = [image_id for image_id, paths in outputs
+               if not all(path.is_file() for path in (paths if isinstance(paths, tuple) else (paths,)))]
     if num_workers == 0 or len(missing) < 2:
         for image_id in progress(missing, name):
             work(image_id)

@@ -339,7 +339,8 @@ def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Config, fol
     Explained in notebook 70, section "All images".
     """
     work = partial(_make_seeds_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)
-    return for_each_image(data.ids, lambda image_id: folder / "irn_labels" / f"{image_id}.png", work, "seeds",
+    return for_each_image(data.ids, lambda image_id: (folder / "seed_masks" / f"{image_id}.png",
+                                                      folder / "irn_labels" / f"{image_id}.png"), work, "seeds",
                           config.num_workers)
 
 
@@ -348,7 +349,7 @@ def _make_seeds_of_image(image_id: str, data: SegmentationDataset, maps_folder: 
     classes, scores = full_size_maps(maps_folder, image_id)
     write_mask(folder / "seed_masks" / f"{image_id}.png",
                seed_mask(image, scores, classes, config.seed_threshold, iterations=config.seed_crf_iterations))
-    write_mask(folder / "irn_labels" / f"{image_id}.png",  # last: its presence says that the image is done
+    write_mask(folder / "irn_labels" / f"{image_id}.png",
                irn_labels(image, scores, classes, config.seed_foreground_threshold, config.seed_background_threshold,
                           config.seed_crf_iterations))
 
@@ -395,9 +396,15 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
         what, split, images, crf, pixel_labels_chose; `miou`, mean `precision` and mean `recall` in percent; `class_iou`, one
         value in percent a class, the background first, None where undefined; `unknown_share` in [0, 1].
 
+    Raises:
+        ValueError: the true masks hold no labelled pixel.
+
     Explained in notebook 70, section "Numbers".
     """
     result = evaluation.scores()
+    if np.isnan(result.miou):
+        raise ValueError(f"{data.root / data.mask_folder}: the true masks of split {data.split!r} hold no labelled pixel, so "
+                         "that there is nothing to score; check mask_folder")
     return {"what": what, "split": data.split, "images": len(data), "crf": crf, "miou": round(100 * result.miou, 2),
             "precision": round(100 * float(np.nanmean(result.precision)), 2),
             "recall": round(100 * float(np.nanmean(result.recall)), 2),
