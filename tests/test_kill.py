@@ -105,7 +105,7 @@ def check_that_files_are_whole(found: dict[str, bytes], expected: dict[str, byte
 
 @pytest.mark.skipif("WSSS_KILLS_OF_NOTEBOOKS" not in os.environ, reason="takes minutes: set WSSS_KILLS_OF_NOTEBOOKS=2")
 def test_the_pipeline_of_notebooks_is_killed(data, tmp_path):
-    """Snakemake, papermill and a kernel; the kernel has a group of its own, sees that it is alone and holds the lock till then."""
+    """Snakemake, papermill and a kernel, which has a group of its own, sees that it is alone and holds the lock till then."""
     root, rng, places = second_checkout(tmp_path), random.Random(0), Counter()
     values = small_chain.SETTINGS | {"data_root": str(data), "dataset": "micro", "num_workers": 1}
     (root / "configs/micro.yaml").write_text(json.dumps({name: value if not isinstance(value, tuple) else list(value)

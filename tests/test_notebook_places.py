@@ -1,7 +1,6 @@
-"""A notebook changes nothing in the repository, and runs from any folder, in any folder, and out of a checkout that is read only.
+"""A notebook changes nothing in the repository, and runs from any folder, in any folder, and out of a read-only checkout.
 
-Two cheap notebooks stand for all: every one of them has the same first cells. The others are run by the pipeline, whose rules call
-papermill alike.
+Two cheap notebooks stand for all, which have the same first cells; the pipeline runs the others by the same command.
 """
 
 import subprocess
