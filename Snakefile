@@ -12,16 +12,14 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from wsss_lib.config import MASKS_OF, Config, read_preset
+from wsss_lib import presets
+from wsss_lib.config import MASKS_OF
 
 root = workflow.basedir
 workdir: root
 
-preset = Path("configs", f"{config.get('preset', 'smoke')}.yaml")
+preset = config.get("preset", "smoke")
 methods, seeds = config.get("methods", ["cam"]), config.get("seeds", [0])
-if not preset.is_file():
-    known = ", ".join(sorted(path.stem for path in preset.parent.glob("*.yaml")))
-    raise WorkflowError(f"preset {preset.stem!r} does not exist in configs/; take one of: {known}")
 if not (isinstance(methods, list) and isinstance(seeds, list)):
     raise WorkflowError("methods and seeds are lists: --config methods='[cam]' seeds='[0,1,2]'")
 # A method is a notebook `NN_method.ipynb` that turns CAM's classifier and maps into maps of its own.
@@ -31,26 +29,23 @@ if unknown:
     raise WorkflowError(f"method {unknown[0]!r} has no notebook; take some of: {', '.join(['cam', *notebooks_of_methods])}")
 if config.get("refinement", "irn") not in MASKS_OF:
     raise WorkflowError(f"refinement {config['refinement']!r} is unknown; take one of: {', '.join(MASKS_OF)}")
-settings = Config.from_values(read_preset(preset))
-runs_root = config.get("runs_root", settings.runs_root)
-base = f"{runs_root}/{settings.dataset}"
-# Networks of full size take turns on the GPU. Small ones on a CPU gain more from running side by side than from a second core.
-# (On a cluster Snakemake knows no number of cores: --set-threads gives it.)
-cores = (workflow.cores or 1) if preset.stem in ("voc12", "coco14") else 1
-
-
-def preset_files(method):
-    """Return the preset and, if there is one, the file of what a method sets otherwise."""
-    own = Path("configs", "methods", f"{preset.stem}.{method}.yaml")
-    return [str(path) for path in (preset, own) if path.is_file()]
 
 
 def settings_of(method):
     """Return the configuration of a method's stages."""
-    values = {}
-    for path in preset_files(method):
-        values |= read_preset(path)
-    return Config.from_values(values | {name: config[name] for name in ("refinement",) if name in config})
+    given = {name: config[name] for name in ("refinement",) if name in config}
+    return presets.preset_config(preset, method, Path(), **given)
+
+
+try:
+    settings = settings_of("cam")
+except FileNotFoundError as error:
+    raise WorkflowError(str(error)) from None
+runs_root = config.get("runs_root", settings.runs_root)
+base = f"{runs_root}/{settings.dataset}"
+# Networks of full size take turns on the GPU. Small ones on a CPU gain more from running side by side than from a second core.
+# (On a cluster Snakemake knows no number of cores: --set-threads gives it.)
+cores = (workflow.cores or 1) if preset in ("voc12", "coco14") else 1
 
 
 def parameters(wildcards):
@@ -60,7 +55,7 @@ def parameters(wildcards):
 
 def preset_options(wildcards):
     """Return papermill's options that hand over the preset files, and the refinement that the command line names."""
-    files = [word for path in preset_files(wildcards.method) for word in ("-f", path)]
+    files = [word for path in presets.preset_files(preset, wildcards.method, Path()) for word in ("-f", str(path))]
     return files + (["-r", "refinement", config["refinement"]] if "refinement" in config else [])
 
 

@@ -18,6 +18,7 @@ from wsss_lib import artifacts, stages
 from wsss_lib.config import Config, project_path
 from wsss_lib.methods import amn_stages
 from wsss_lib.methods.amn_ablations import VARIANTS, train_variant, variant_localization
+from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
 from wsss_lib.thresholds import ImageThresholds
 
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> dict:
     out = project_path(options.out)
     rows = artifacts.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
-        config = Config.from_preset(options.preset, "amn", seed=seed, runs_root=options.runs_root, limit=options.limit)
+        config = preset_config(options.preset, "amn", seed=seed, runs_root=options.runs_root, limit=options.limit)
         run_seed(config, options.variants, rows, out)
     artifacts.write_json(out, rows)
     print(table(rows))

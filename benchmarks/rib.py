@@ -24,7 +24,8 @@ from wsss_lib import artifacts, stages, training
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam, rib
-from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.presets import preset_config
 from wsss_lib.training import poly_factor
 
 VOC_SIZE = (375, 500)
@@ -149,7 +150,7 @@ def time_both(folder: Path, count: int) -> tuple[float, float, float]:
 
 def count_flops() -> tuple[float, float]:
     """Return the operations of one VOC image with one class at the published settings, plain and ours."""
-    config = Config.from_preset("voc12", "rib", backbone_weights="none")
+    config = preset_config("voc12", "rib", backbone_weights="none")
     with torch.device("meta"):
         net = stages.build_classifier(config, 20).eval()
 
@@ -178,7 +179,7 @@ def count_flops() -> tuple[float, float]:
 
 def flops_per_second() -> float:
     """Return what this thread sustains in the tuned stages of ResNet-50, forward and backward."""
-    net = cam.ClassActivationNet(stages.build_backbone("resnet50"), 20).eval()
+    net = cam.ClassActivationNet(build_backbone("resnet50"), 20).eval()
     features, rates = torch.randn(2, 512, 32, 32), []
     for _ in range(3):
         with FlopCounterMode(display=False) as counter:

@@ -18,6 +18,7 @@ from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import cam, rib
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
 
 # What differs from the preset. The steps of the last are shorter and more, of about the same length together.
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> dict[int, list[dict]]:
     print(f"{'classifier':17} {'maps':14}", *(f"{title:>12}" for title in columns), "  best of each seed")
     table = {}
     for epochs in (0, options.epochs):
-        table[epochs] = [run(Config.from_preset(options.preset, "rib", seed=seed), options.images, epochs)
+        table[epochs] = [run(preset_config(options.preset, "rib", seed=seed), options.images, epochs)
                          for seed in options.seeds]
         for name in RECIPES:
             rows, plain = [found[name] for found in table[epochs]], [found["CAM"] for found in table[epochs]]

@@ -17,24 +17,17 @@ import numpy as np
 import torch
 
 from wsss_lib import artifacts, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
+from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import sccam, subcategories
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.presets import preset_config
 from wsss_lib.thresholds import near_best_range
 
 CONTROLS = ("no sub-categories", "dealt at random")
 COLUMNS = {"miou": "best mIoU %", "threshold": "at", "low": "within 2 from", "high": "to", "head": "heads found",
            "body": "bodies found", "purity": "purity", "chance": "by chance", "beside": "of company",
            "beside_chance": "by chance"}
-
-
-def settings_of(preset: str, changes: dict) -> Config:
-    """Return the configuration of a preset with what SC-CAM sets otherwise."""
-    values = {}
-    for path in (PROJECT_ROOT / "configs" / f"{preset}.yaml", PROJECT_ROOT / "configs" / "methods" / f"{preset}.sccam.yaml"):
-        values |= read_preset(path) if path.is_file() else {}
-    return Config.from_values(values | {"method": "sccam"} | changes)
 
 
 def scored(data: SegmentationDataset, folder: Path) -> dict[str, float]:
@@ -157,7 +150,7 @@ def main(arguments: list[str] | None = None) -> dict:
     out = project_path(options.out)
     rows = artifacts.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
-        run_seed(settings_of(options.preset, {"seed": seed, "runs_root": options.runs_root}), options.images,
+        run_seed(preset_config(options.preset, "sccam", seed=seed, runs_root=options.runs_root), options.images,
                  options.controls, rows, out)
     artifacts.write_json(out, rows)
     print(table(rows))

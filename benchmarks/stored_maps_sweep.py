@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.ndimage import zoom
 
 from wsss_lib import stages
-from wsss_lib.artifacts import write_maps, write_mask
+from wsss_lib.artifacts import read_maps, write_maps, write_mask
 from wsss_lib.data.dataset import VOC_CLASSES, SegmentationDataset
 from wsss_lib.metrics import confusion_matrix
 from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
@@ -82,7 +82,7 @@ def measure(count: int) -> dict[str, float]:
         assert np.array_equal(stages.sweep_maps(first, maps, THRESHOLDS).confusions(), plain_counts(first, maps)), \
             "the two ways count differently"
         everything = core_seconds(lambda: stages.sweep_maps(data, maps, THRESHOLDS).curve()) / count
-        stored = [stages.read_maps(maps / f"{image_id}.npz") for image_id in data.ids]
+        stored = [read_maps(maps / f"{image_id}.npz") for image_id in data.ids]
         masks = [data.mask(image_id) for image_id in data.ids]
         full = [upsample_scores(scores, size) for _, scores, size in stored[:20]]
         sweep = ThresholdSweep(data.num_classes + 1, THRESHOLDS)

@@ -17,6 +17,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import cam, vwe
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
 
 # name: (gamma, levels, with words, what the configuration sets otherwise, whether the codebook stays as it was drawn)
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict]]:
     print(f"{'variant':34} {'best mIoU %':>12} {'threshold':>12} {'body recall':>12} {'words used':>14}   mIoU of each seed")
     table = {}
     for name in names:
-        table[name] = [run(name, Config.from_preset(options.preset, "vwe", seed=seed), options.images)
+        table[name] = [run(name, preset_config(options.preset, "vwe", seed=seed), options.images)
                        for seed in options.seeds]
         print(describe(name, table[name]), flush=True)
     return table

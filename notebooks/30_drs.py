@@ -190,7 +190,8 @@ widgets.explore(draw_channel, factor=(0.05, 1.0, 0.05))
 # $$ g = \sigma\Big(W \operatorname*{avg}_{hw} r\Big), $$
 #
 # one $C \times C$ matrix $W$ for each module, without bias. $W$ starts near zero, so **the learnable version does not
-# start as an identity but near $g = 0.5$ everywhere**. Section 6 has a histogram over all modules of this network at its start
+# start as an identity but around $g = 0.5$**; the wider a layer, the more numbers $W$ adds up, and the further the channels
+# scatter. Section 6 has a histogram over all modules of this network at its start
 # and after training; the parameter `drs_delta = 0` means "learnable".
 
 # %% tags=["nbval-ignore-output"]
@@ -212,7 +213,7 @@ def factors_of(network):
 
 at_start = factors_of(learnable)
 print(f"{len(at_start)} channels with a factor: from {at_start.min():.2f} to {at_start.max():.2f}")
-assert (at_start - 0.5).abs().max() < 0.2
+assert abs(at_start.mean() - 0.5) < 0.1
 
 # %% [markdown]
 # ## 4 Where the gradient goes
@@ -236,7 +237,8 @@ gradient = leaf.grad[0, channel]
 
 plain = x[None].clone().requires_grad_()  # the formula, left to torch
 torch.minimum(plain.relu(), delta * plain.relu().amax((2, 3), keepdim=True)).backward(G)
-assert torch.allclose(plain.grad, leaf.grad, atol=1e-4)
+alone = (r == m).flatten(1).sum(1) == 1  # where several places share the maximum, torch divides the sum among them
+assert torch.allclose(plain.grad[0][alone], leaf.grad[0][alone], atol=1e-4)
 clamped = r[channel] > delta * m[channel]
 peak = gradient.flatten()[r[channel].argmax()].item()
 print("written out = torch's own gradient:", True)

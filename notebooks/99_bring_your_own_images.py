@@ -34,16 +34,17 @@ import torch
 from data_prep import custom
 from data_prep.sample_photographs import installed_photographs
 from wsss_lib import artifacts, stages, training, viz, widgets
-from wsss_lib.config import Config, project_path, read_preset
+from wsss_lib.config import Config, project_path
+from wsss_lib.data.dataset import read_mask
+from wsss_lib.presets import preset_config
 from wsss_lib.refine.seeds import argmax_with_background, seed_mask
 
 given = Config.from_notebook(globals())
 source = project_path(given.own_photographs) if given.own_photographs else None
 name = custom.dataset_name(source) if source else "samples"
-preset = read_preset(project_path("configs/voc12-small.yaml"))
 few = {"dataset": name, "data_root": f"data/{name}", "labels": "", "num_workers": 0, "cam_batch_size": 8, "cam_epochs": 10,
        "cam_long_side_min": 200, "cam_long_side_max": 320, "cam_crop": 224}
-config = Config.from_values(preset | few | given.model_dump(include=given.model_fields_set))
+config = preset_config("voc12-small", **few | given.model_dump(include=given.model_fields_set))
 run_device = training.seed_everything(config)
 viz.use_style()
 
@@ -225,7 +226,7 @@ for column, image_id in enumerate(shown):
     picture = np.array(data.image(image_id))
     viz.draw_image(panels[0, column], picture, image_id[:14])
     for row, folder in ((1, "seed_masks"), (2, "irn_labels")):
-        mask = stages.read_mask(seeds_stage.folder / folder / f"{image_id}.png", data.num_classes)
+        mask = read_mask(seeds_stage.folder / folder / f"{image_id}.png", data.num_classes)
         viz.draw_labels(panels[row, column], mask, data.classes, "", picture)
 viz.show(figure, f"{len(shown)} photographs, their masks, and the sure part of these, where hatched pixels are unknown")
 
@@ -236,7 +237,7 @@ viz.show(figure, f"{len(shown)} photographs, their masks, and the sure part of t
 # %% tags=["nbval-ignore-output"]
 print("photograph           class      share of the photograph   probability")
 for image_id in shown:
-    mask = stages.read_mask(masks[image_id], data.num_classes)
+    mask = read_mask(masks[image_id], data.num_classes)
     for index in np.flatnonzero(data.label(image_id)):
         share, belief = float((mask == index + 1).mean()), probabilities[data.ids.index(image_id), index]
         sign = "  <- look" if not 0.02 <= share <= 0.8 or belief < 0.5 else ""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from tests import golden_adapters
+from tests.golden_weights import recipe, tensor
 from wsss_lib.data import transforms
 from wsss_lib.methods import drs
 from wsss_lib.metrics import confusion_matrix, scores
@@ -19,10 +19,6 @@ from wsss_lib.nets.vgg import VGG
 
 Arrays = dict[str, np.ndarray]
 NUM_CLASSES = 20
-
-
-def tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def official_name(name: str) -> str:
@@ -38,7 +34,7 @@ def official_name(name: str) -> str:
 
 
 def load_recipe(net: torch.nn.Module, seed: int, official: Callable[[str], str] = str) -> torch.nn.Module:
-    net.load_state_dict({name: tensor(golden_adapters.recipe(official(name), tuple(value.shape), seed))
+    net.load_state_dict({name: tensor(recipe(official(name), tuple(value.shape), seed))
                          for name, value in net.state_dict().items()})
     return net.eval()
 
@@ -87,7 +83,7 @@ def controller_grad(a: Arrays) -> Arrays:
 def recipe_probe(a: Arrays) -> Arrays:
     net = drs.ScoreNet(VGG(), NUM_CLASSES, delta=0)
     seed = int(a["in_seed"])
-    values = {official_name(name): golden_adapters.recipe(official_name(name), tuple(value.shape), seed).ravel()[:4]
+    values = {official_name(name): recipe(official_name(name), tuple(value.shape), seed).ravel()[:4]
               for name, value in net.state_dict().items()}
     return {f"out_{name}": value for name, value in values.items()}
 
@@ -210,8 +206,9 @@ def v3plus_forward(a: Arrays) -> Arrays:
 def v3plus_crop(a: Arrays) -> Arrays:
     result = {}
     for i in sorted(key.removeprefix("in_image") for key in a if key.startswith("in_image")):
-        image, label = transforms.padded_crop(a[f"in_image{i}"], a[f"in_label{i}"], int(a[f"in_top{i}"]), int(a[f"in_left{i}"]),
-                                              int(a[f"in_crop{i}"]), fill=0, label_fill=0)
+        top, left, side = (int(a[f"in_{name}{i}"]) for name in ("top", "left", "crop"))
+        padded = transforms.pad_all_sides(a[f"in_image{i}"], a[f"in_label{i}"], side, label_fill=0)
+        image, label = (part[top:top + side, left:left + side] for part in padded)
         result |= {f"out_image{i}": image, f"out_label{i}": label}
     return result
 

@@ -109,13 +109,24 @@ def several_scales(case: Arrays) -> Arrays:
     return out
 
 
+def centre_box(size: tuple[int, int], side: int) -> tuple[int, ...]:
+    """Return the box of the central crop in the form of `crop_box`; half a pixel is rounded half to even."""
+    spans = []
+    for length in size:
+        offset, covered = round(abs(length - side) / 2), min(length, side)
+        on_canvas, in_image = (0, offset) if length > side else (offset, 0)
+        spans.append((on_canvas, on_canvas + covered, in_image, in_image + covered))
+    (top, bottom, *rows), (left, right, *columns) = spans
+    return top, bottom, left, right, *rows, *columns
+
+
 def augment(case: Arrays) -> Arrays:
     array, seed = case["in_arr"], int(case["in_python_seed"])
     out = {"out_sizes": np.array([transforms.long_side_size((w, h), target) for w, h, target in case["in_sizes"].tolist()])}
     for name in ("crop16", "crop24", "crop40", "center16", "center25", "center40"):
         kind, side = name.rstrip("0123456789"), int(name.lstrip("cropenta"))
         box = (transforms.crop_box(array.shape[:2], side, random.Random(seed + side)) if kind == "crop" else
-               transforms.center_box(array.shape[:2], side))
+               centre_box(array.shape[:2], side))
         out[f"out_{name}"] = transforms.crop(array, box, side, fill=0)
     return out
 

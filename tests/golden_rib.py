@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests import golden_adapters
+from tests.golden_weights import load_recipe
 from wsss_lib.config import Config
 from wsss_lib.data import samples
 from wsss_lib.methods import cam, rib
@@ -127,7 +127,7 @@ def process(case: Arrays) -> Arrays:
 
 def resnet_step(case: Arrays) -> Arrays:
     net = cam.ClassActivationNet(build_backbone("resnet50", 16), case["in_image_label"].shape[0]).eval()
-    golden_adapters.load_recipe(net)
+    load_recipe(net)
     size, images = tuple(case["in_size"].tolist()), []
     while (name := f"in_image_{len(images)}") in case:
         images.append(tensor(case[name])[None])

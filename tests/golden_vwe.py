@@ -26,7 +26,7 @@ class Given(torch.nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.channels = (channels,)
+        self.channels, self.map_power = (channels,), 1
 
     def forward(self, features: Tensor) -> Tensor:
         return features

@@ -14,12 +14,13 @@ from tests.test_full_size import check_log, write_voc
 from tests.test_sccam import tame
 from wsss_lib import stages, training
 from wsss_lib.artifacts import write_maps
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.config import Config
 from wsss_lib.data.dataset import DataError, read_mask
 from wsss_lib.nets.affinitynet import AffinityHead, AffinityNet
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
+from wsss_lib.presets import preset_config
 from wsss_lib.refine import affinity, affinitynet, affinitynet_stages
 from wsss_lib.refine.random_walk import random_walk
 
@@ -285,28 +286,14 @@ def test_the_choice_of_the_refinement_changes_no_other_stage():
     assert "affinitynet_alpha_low" in names and "affinitynet_epochs" not in names and "affinity_walk_beta" not in names
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"affinitynet_alpha_low": 60.0}, "affinitynet_alpha_low (60.0) must not exceed affinitynet_alpha_high (48.0)"),
-    ({"affinitynet_crop": 90}, "affinitynet_crop (90) must be a multiple of affinitynet_stride (4)"),
-    ({"affinitynet_stride": 16}, "Input should be 4 or 8"),
-])
-def test_values_that_do_not_fit(values, words):
-    with pytest.raises(ValueError) as error:
-        Config.from_values(values)
-    assert words in str(error.value)
-
-
 # ---- the published network
 
 @pytest.mark.slow
 def test_resnet38_runs_two_steps_at_full_size(tmp_path):
     root = tmp_path / "VOC2012"
     write_voc(root)
-    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")
-    values |= read_preset(PROJECT_ROOT / "configs" / "methods" / "voc12.sccam.yaml")
-    config = Config.from_values(values | {
-        "data_root": str(root), "train_split": "train", "num_workers": 0, "device": "cpu", "backbone_weights": "none",
-        "affinitynet_batch_size": 1, "device_batch_size": 1, "affinitynet_epochs": 2})
+    config = preset_config("voc12", "sccam", data_root=str(root), train_split="train", num_workers=0, device="cpu",
+                           backbone_weights="none", affinitynet_batch_size=1, device_batch_size=1, affinitynet_epochs=2)
     assert (config.backbone, config.affinitynet_crop, config.affinitynet_stride) == ("resnet38", 448, 8)
     data = stages.open_data(config, "train")
     one = replace(data, ids=data.ids[:1], labels=data.labels[:1])

@@ -392,11 +392,6 @@ def test_labels_that_do_not_fit_the_logits_are_refused(labels, message):
         amn.balanced_loss(torch.zeros(1, 3, 1, 2), labels)
 
 
-def test_thresholds_in_the_wrong_order_are_refused():
-    with pytest.raises(ValueError, match="amn_background_threshold .* must not exceed amn_foreground_threshold"):
-        Config.from_values({"amn_background_threshold": 0.5})
-
-
 # ---- one part changed at a time
 
 def test_without_conditioning_the_label_has_no_part():

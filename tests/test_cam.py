@@ -25,7 +25,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 class Colours(nn.Module):
     """A backbone whose features are the three colours, averaged over blocks of 4 x 4 pixels."""
 
-    channels, strides = (3,) * 5, (4,) * 5
+    channels, strides, map_power = (3,) * 5, (4,) * 5, 1
 
     def forward(self, images):
         return F.avg_pool2d(images, 4, ceil_mode=True)

@@ -14,17 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import checkpoints
+from data_prep import checkpoints, resnet38_mxnet
 from data_prep.restricted import read_checkpoint
 from data_prep.weight_layouts import caffe_name, layouts
-from tests.golden_adapters import NAME_MAP, load
+from tests.golden_adapters import NAME_MAP
+from tests.golden_weights import load
 from wsss_lib import stages
 from wsss_lib.artifacts import read_tensors, write_json, write_tensors
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import DataError
-from wsss_lib.nets.backbone import ResNet, load_weights
+from wsss_lib.methods.amn import ActivationManipulationNet
+from wsss_lib.methods.cam import ClassActivationNet
+from wsss_lib.methods.drs import ScoreNet
+from wsss_lib.methods.sccam import SubcategoryNet
+from wsss_lib.methods.vwe import VisualWordNet
+from wsss_lib.nets.affinitynet import AffinityNet
+from wsss_lib.nets.backbone import ResNet, build_backbone, load_weights
 from wsss_lib.nets.deeplab_v2 import DeepLabV2, multi_scale_logits
+from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 
 GOLDEN = Path(__file__).parent / "golden"
 LISTS = {  # list of official names: format, number of the layout, beginning of all names
@@ -214,36 +222,22 @@ def test_deeplab_v2_sees_rgb_and_gives_what_the_official_network_gives_on_bgr(tm
 
 
 def network(name: str) -> torch.nn.Module:
-    """Build the network that takes a converted file, or skip where the method is not part of this checkout."""
+    """Build the network that takes a converted file."""
     if name.startswith("drs"):
-        drs = pytest.importorskip("wsss_lib.methods.drs")
-        vgg = pytest.importorskip("wsss_lib.nets.vgg")
-        return drs.ScoreNet(vgg.build_vgg("vgg16"), 20, {"drs_vgg16_learnable": 0, "drs_vgg16_fixed": 0.5}.get(name, 1))
+        delta = {"drs_vgg16_learnable": 0, "drs_vgg16_fixed": 0.5}.get(name, 1)
+        return ScoreNet(build_backbone("vgg16", 8), 20, delta)
     if name.startswith("deeplabv3plus"):
-        v3plus = pytest.importorskip("wsss_lib.nets.deeplab_v3plus")
-        return v3plus.DeepLabV3Plus(v3plus.build_dilated_backbone("resnet101", 16), 21)
-    from wsss_lib.nets.backbone import BACKBONES, build_backbone
-
+        return DeepLabV3Plus(build_dilated_backbone("resnet101", 16), 21)
     if name.startswith("amn"):
-        amn = pytest.importorskip("wsss_lib.methods.amn")
-        return amn.ActivationManipulationNet(build_backbone("resnet50", 16), 80 if "coco" in name else 20)
+        return ActivationManipulationNet(build_backbone("resnet50", 16), 80 if "coco" in name else 20)
     if name.startswith("vw"):
-        vwe = pytest.importorskip("wsss_lib.methods.vwe")
         variant = "vwl_l" if "vwl_l" in name else "vwl_m" if "vwl_m" in name else "vwe"
-        return vwe.VisualWordNet(build_backbone("resnet101" if "101" in name else "resnet50", 16), 20, 256, variant)
+        return VisualWordNet(build_backbone("resnet101" if "101" in name else "resnet50", 16), 20, 256, variant)
     trunk = "resnet38" if "resnet38" in name else "vgg16_largefov"
-    if trunk not in BACKBONES:
-        pytest.skip(f"no backbone {trunk}")
     if name.endswith("aff"):
-        from wsss_lib.nets.affinitynet import AffinityNet
-
         return AffinityNet(build_backbone(trunk, 8), group_norm=trunk != "resnet38")
     if name == "sccam_resnet38_round1_k10":
-        from wsss_lib.methods.sccam import SubcategoryNet
-
         return SubcategoryNet(build_backbone(trunk, 8), 20, 10)
-    from wsss_lib.methods.cam import ClassActivationNet
-
     return ClassActivationNet(build_backbone(trunk, 8), 20)
 
 
@@ -258,7 +252,6 @@ def test_converted_weights_fit_the_networks_of_the_methods(name):
 
 
 def test_imagenet_weights_of_resnet38_come_from_the_mxnet_file(tmp_path):
-    mxnet = pytest.importorskip("data_prep.resnet38_mxnet")
     names = json.loads((GOLDEN / "resnet38_mxnet_name_map.json").read_text())["map"]
     shapes = official_list("psa_resnet38_cls")[0]
     values = light_weights({key: shapes[key] for key in names})
@@ -273,7 +266,7 @@ def test_imagenet_weights_of_resnet38_come_from_the_mxnet_file(tmp_path):
         np.array([len(names)], "<u8").tofile(file)
         for name in names.values():
             file.write(len(name).to_bytes(8, "little") + name.encode())
-    assert mxnet.read_mxnet(path).keys() == set(names.values())
+    assert resnet38_mxnet.read_mxnet(path).keys() == set(names.values())
     checkpoints.convert_file(path, "resnet38-mxnet", tmp_path / "out.safetensors")
     result = read_tensors(tmp_path / "out.safetensors")
     assert set(result) == set(names) and all(torch.equal(result[key], values[key]) for key in names)

@@ -11,14 +11,17 @@ import torch
 
 pytest.importorskip("pycocotools", reason="pip install -e '.[coco]'")
 
+from PIL import Image  # noqa: E402
+
 from data_prep.coco14 import prepare_coco14  # noqa: E402
 from data_prep.coco_json import image_id  # noqa: E402
 from data_prep.toy_coco import make_toy_coco  # noqa: E402
 from wsss_lib import stages  # noqa: E402
 from wsss_lib.artifacts import read_maps, write_tensors  # noqa: E402
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset  # noqa: E402
+from wsss_lib.config import PROJECT_ROOT, Config  # noqa: E402
 from wsss_lib.data.dataset import load_dataset, read_mask  # noqa: E402
 from wsss_lib.methods import amn_stages, rib  # noqa: E402
+from wsss_lib.presets import preset_config  # noqa: E402
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "coco128"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools"
 def test_the_preset_fits_the_prepared_folder():
     """Split names, mask folder and root are those that the command makes."""
     for name, root in (("coco14", "data/coco14"), ("coco-toy", "data/toy-coco")):
-        config = Config.from_values(read_preset(PROJECT_ROOT / "configs" / f"{name}.yaml"))
+        config = preset_config(name)
         assert (config.data_root, config.labels, config.mask_folder) == (root, "", "SegmentationClass")
         assert (config.train_split, config.score_split, config.val_split, config.limit) == ("train", "train", "val", 0)
 
@@ -112,13 +115,12 @@ def test_maps_of_true_photographs(tmp_path):
     prepare_coco14(tmp_path / "coco128", train=REAL_DATA / "annotations/instances_coco128.json",
                    images=[REAL_DATA / "JPEGImages"], partial_data=True, progress=False)
     data = load_dataset(tmp_path / "coco128", "train")
-    grey = [name for name in data.ids if stages.Image.open(data.image_path(name)).mode == "L"]
+    grey = [name for name in data.ids if Image.open(data.image_path(name)).mode == "L"]
     unlabelled = [name for name, label in zip(data.ids, data.labels, strict=True) if not label.any()]
     chosen = [*grey, *unlabelled, *data.ids[:3]]
     rows = [data.ids.index(name) for name in chosen]
     data = replace(data, ids=tuple(chosen), labels=data.labels[rows])
-    values = read_preset(PROJECT_ROOT / "configs" / "voc12-small.yaml")
-    config = Config.from_values(values | {"device": "cpu", "cam_scales": [0.5]})
+    config = preset_config("voc12-small", device="cpu", cam_scales=[0.5])
     torch.manual_seed(0)
     net = stages.build_classifier(config, data.num_classes)
     assert stages.make_maps(stages.cam_localization(net, config), data, config, tmp_path) == len(chosen) == 6

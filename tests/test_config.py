@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.refresh_notebooks import source_notebook
-from wsss_lib.config import PROJECT_ROOT, Config, project_path, read_preset
+from wsss_lib.config import PROJECT_ROOT, Config, project_path
+from wsss_lib.presets import preset_config, preset_files, read_preset
 
 PRESETS = sorted((PROJECT_ROOT / "configs").glob("*.yaml"))
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.py"))
@@ -55,6 +56,16 @@ def refusal(values) -> str:
     ({"mixed_precision": "perhaps"}, "parameter mixed_precision"),
     ({"frozen_stages": 5}, "parameter frozen_stages = 5"),
     ({"irn_train_radius": 1}, "parameter irn_train_radius = 1"),
+    ({"vwe_words": 1}, "parameter vwe_words = 1"),
+    ({"vwe_words": True}, "must be a number, not True or False"),
+    ({"vwe_variant": "vwl"}, "'vwe', 'vwl_l' or 'vwl_m'"),
+    ({"vwe_temperature": 0}, "parameter vwe_temperature = 0"),
+    ({"vwe_gamma": -1}, "parameter vwe_gamma = -1"),
+    ({"vwe_word": 5}, "did you mean 'vwe_words'"),
+    ({"sccam_dropout": 1.0}, "parameter sccam_dropout = 1.0"),
+    ({"sccam_clusters": 0}, "parameter sccam_clusters = 0"),
+    ({"refinement": "crf"}, "Input should be 'irn', 'affinitynet' or 'drs'"),
+    ({"affinitynet_stride": 16}, "Input should be 4 or 8"),
 ])
 def test_a_value_that_does_not_fit_gives_one_sentence(values, words):
     assert words in refusal(values)
@@ -84,6 +95,13 @@ def test_what_yaml_and_papermill_lose_is_repaired():
     ({"seed_background_threshold": 0.5, "seed_foreground_threshold": 0.4},
      "seed_background_threshold (0.5) must not exceed seed_foreground_threshold (0.4)"),
     ({"irn_crop": 30}, "irn_crop (30) must be a multiple of 4"),
+    ({"amn_background_threshold": 0.5}, "amn_background_threshold (0.5) must not exceed amn_foreground_threshold (0.2)"),
+    ({"sccam_round_epochs": [4, 5]}, "sccam_round_epochs (4, 5) must not exceed sccam_schedule_epochs (4)"),
+    ({"affinitynet_alpha_low": 60.0}, "affinitynet_alpha_low (60.0) must not exceed affinitynet_alpha_high (48.0)"),
+    ({"affinitynet_crop": 90}, "affinitynet_crop (90) must be a multiple of affinitynet_stride (4)"),
+    ({"deeplab_version": "v3plus"}, "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss"),
+    ({"deeplab_version": "v3plus", "deeplab_atrous_rates": [6, 12, 18], "deeplab_loss": "self_label"},
+     "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss"),
 ])
 def test_values_that_contradict_each_other(values, words):
     assert words in refusal(values)
@@ -170,6 +188,20 @@ def test_from_notebook_without_a_history_takes_the_fields_that_are_there():
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_preset_is_valid(path):
     assert isinstance(Config.from_values(read_preset(path)), Config)
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="preset 'voc13' does not exist in configs/; take one of: coco-toy, "):
+        preset_config("voc13")
+
+
+def test_what_a_method_sets_wins_over_the_preset_and_given_values_over_both(tmp_path):
+    (tmp_path / "configs" / "methods").mkdir(parents=True)
+    (tmp_path / "configs" / "small.yaml").write_text("cam_epochs: 3\nrib_iterations: 4\nseed: 1\n")
+    (tmp_path / "configs" / "methods" / "small.rib.yaml").write_text("rib_iterations: 5\nseed: 2\n")
+    config = preset_config("small", "rib", tmp_path, seed=3)
+    assert (config.method, config.cam_epochs, config.rib_iterations, config.seed) == ("rib", 3, 5, 3)
+    assert preset_config("small", "amn", tmp_path).rib_iterations == 4
 
 
 def test_all_presets_are_there():
@@ -307,21 +339,20 @@ PUBLISHED_OF_AMN = {
 @pytest.mark.parametrize("name", PUBLISHED_OF_AMN)
 def test_voc12_with_amn_holds_the_published_value(name):
     value, source = PUBLISHED_OF_AMN[name]
-    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml") | read_preset(PROJECT_ROOT / "configs/methods/voc12.amn.yaml")
-    assert getattr(Config.from_values(values), name) == value, source
+    assert getattr(preset_config("voc12", "amn"), name) == value, source
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT_ROOT / "configs" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_a_method_sets_is_valid_beside_its_preset(path):
     preset, method = path.stem.split(".")
-    values = read_preset(PROJECT_ROOT / "configs" / f"{preset}.yaml") | read_preset(path)
-    assert Config.from_values(values | {"method": method}).method == method
+    assert preset_files(preset, method)[1] == path
+    assert preset_config(preset, method).method == method
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_voc12_holds_the_published_value(name):
     value, source = PUBLISHED[name]
-    assert getattr(Config.from_values(read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")), name) == value, source
+    assert getattr(preset_config("voc12"), name) == value, source
 
 
 # The same for what the method sccam sets otherwise.
@@ -353,12 +384,4 @@ PUBLISHED_SCCAM = {
 @pytest.mark.parametrize("name", PUBLISHED_SCCAM)
 def test_sccam_holds_the_published_value(name):
     value, source = PUBLISHED_SCCAM[name]
-    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")
-    values |= read_preset(PROJECT_ROOT / "configs" / "methods" / "voc12.sccam.yaml")
-    assert getattr(Config.from_values(values), name) == value, source
-
-
-@pytest.mark.parametrize("path", sorted((PROJECT_ROOT / "configs" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
-def test_what_a_method_sets_fits_its_preset(path):
-    preset, _ = path.stem.split(".")
-    Config.from_values(read_preset(PROJECT_ROOT / "configs" / f"{preset}.yaml") | read_preset(path))
+    assert getattr(preset_config("voc12", "sccam"), name) == value, source

@@ -16,8 +16,8 @@ from torch import nn
 from tests.golden_drs import official_name
 from wsss_lib.data import transforms
 from wsss_lib.methods import drs
-from wsss_lib.nets.backbone import build_backbone
-from wsss_lib.nets.vgg import VGG, build_vgg
+from wsss_lib.nets.backbone import OWN_STRIDE, build_backbone
+from wsss_lib.nets.vgg import VGG
 
 GOLDEN = Path(__file__).parent / "golden"
 EFFICIENTNET = pytest.param("efficientnet_lite0", marks=pytest.mark.skipif(find_spec("timm") is None, reason="no timm"))
@@ -169,7 +169,7 @@ def test_start_of_the_new_layers():
     ("resnet50", 2, 18), pytest.param("efficientnet_lite0", 1, 10, marks=EFFICIENTNET.marks)])
 def test_modules_take_the_place_of_relus_in_any_backbone(name, stages, modules):
     torch.manual_seed(0)
-    backbone = (build_vgg(name) if name.startswith("vgg") else build_backbone(name)).eval()
+    backbone = build_backbone(name, OWN_STRIDE.get(name, 16)).eval()
     images = torch.randn(1, 3, 48, 48)
     with torch.no_grad():
         before, names = backbone(images), set(backbone.state_dict())

@@ -8,9 +8,10 @@ from tests.test_drs_stages import write_saliency
 from tests.test_full_size import check_log, check_mask, tame, write_voc
 from wsss_lib import stages, training
 from wsss_lib.artifacts import read_maps
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.saliency import check_saliency
 from wsss_lib.methods import drs_stages
+from wsss_lib.presets import preset_config, read_preset
 
 pytestmark = pytest.mark.slow
 
@@ -20,17 +21,15 @@ REDUCED = {"train_split": "train", "num_workers": 0, "device": "cpu", "device_ba
            "deeplab_init": "none", "deeplab_iterations": 2, "deeplab_batch_size": 2}
 
 
-def config_of(tmp_path, *files: str) -> Config:
-    values = {}
-    for name in files:
-        values |= read_preset(PROJECT_ROOT / "configs" / name)
-    return Config.from_values(values | REDUCED | {"data_root": str(tmp_path / "VOC2012"), "runs_root": str(tmp_path / "runs")})
+def config_of(tmp_path, **others) -> Config:
+    folders = {"data_root": str(tmp_path / "VOC2012"), "runs_root": str(tmp_path / "runs")}
+    return preset_config("voc12", **others | REDUCED | folders)
 
 
 @pytest.mark.parametrize("delta", [0.0, 0.55])
 def test_drs_of_voc12_runs_at_full_size(tmp_path, delta):
     write_voc(tmp_path / "VOC2012")
-    config = config_of(tmp_path, "voc12.yaml", "methods/voc12.drs.yaml").model_copy(update={"drs_delta": delta, "limit": 2})
+    config = config_of(tmp_path, method="drs", drs_delta=delta, limit=2)
     assert (config.drs_backbone, config.drs_crop, config.drs_suppressed_stages) == ("vgg16", 320, 5)
     training.seed_everything(config)
     data = stages.open_data(config, "train")
@@ -68,7 +67,7 @@ def test_drs_of_voc12_runs_at_full_size(tmp_path, delta):
 @pytest.mark.parametrize("option", ["deeplab-v3plus", "deeplab-v3plus-drs"])
 def test_v3plus_runs_at_full_size(tmp_path, option):
     write_voc(tmp_path / "VOC2012")
-    config = config_of(tmp_path, "voc12.yaml", f"options/{option}.yaml")
+    config = config_of(tmp_path, **read_preset(PROJECT_ROOT / "configs" / "options" / f"{option}.yaml"))
     assert (config.deeplab_crop, config.deeplab_output_stride, config.deeplab_backbone) == (513, 16, "resnet101")
     training.seed_everything(config)
     data = stages.open_data(config.model_copy(update={"limit": 1}), "train")

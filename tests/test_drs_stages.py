@@ -11,11 +11,12 @@ from PIL import Image
 from data_prep import saliency as command
 from wsss_lib import stages, training
 from wsss_lib.artifacts import read_json, read_maps, read_tensors, write_maps
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.config import Config
 from wsss_lib.data.dataset import DataError, load_dataset, read_mask
 from wsss_lib.data.saliency import check_saliency, read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples
 from wsss_lib.methods import drs_stages
+from wsss_lib.presets import preset_config
 
 SMALL = {"drs_crop": 32, "drs_batch_size": 4, "drs_epochs": 6, "drs_refine_epochs": 6,
          "drs_learning_rate": 1e-3, "drs_backbone": "vgg_small", "drs_backbone_weights": "none"}
@@ -374,18 +375,13 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_preset_holds_the_published_value(name):
-    folder = PROJECT_ROOT / "configs"
-    values = read_preset(folder / "voc12.yaml") | read_preset(folder / "methods" / "voc12.drs.yaml")
     value, source = PUBLISHED[name]
-    assert getattr(Config.from_values(values), name) == value, source
+    assert getattr(preset_config("voc12", "drs"), name) == value, source
 
 
 @pytest.mark.parametrize("preset", ["voc12", "voc12-small", "coco14"])
-def test_presets_of_this_method_are_valid(preset):
-    folder = PROJECT_ROOT / "configs"
-    values = read_preset(folder / f"{preset}.yaml") | read_preset(folder / "methods" / f"{preset}.drs.yaml")
-    config = Config.from_values(values)
-    assert config.drs_selection == "last"
+def test_presets_select_no_epoch_by_pixel_labels(preset):
+    assert preset_config(preset, "drs").drs_selection == "last"
 
 
 def test_sizes_are_the_published_ones():

@@ -9,9 +9,9 @@ from PIL import Image
 
 from wsss_lib import stages, training
 from wsss_lib.artifacts import read_maps, write_maps, write_mask
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
 from wsss_lib.data.dataset import VOC_CLASSES, read_mask
 from wsss_lib.methods import amn_stages
+from wsss_lib.presets import preset_config
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +46,7 @@ def write_voc(root: Path) -> None:
 def test_every_stage_of_voc12_runs_at_full_size(tmp_path):
     root, runs = tmp_path / "VOC2012", tmp_path / "runs"
     write_voc(root)
-    preset = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")
-    config = Config.from_values(preset | REDUCED | {"data_root": str(root), "runs_root": str(runs)})
+    config = preset_config("voc12", **REDUCED, data_root=str(root), runs_root=str(runs))
     assert (config.cam_crop, config.irn_crop, config.deeplab_crop) == (512, 512, 321)
     training.seed_everything(config)
     data = stages.open_data(config, "train")
@@ -106,11 +105,9 @@ def test_amn_of_voc12_runs_at_full_size(tmp_path):
     """ResNet-50, 512-pixel crops, ASPP with the published dilations: two steps of Adam, then the maps of one image."""
     root, runs = tmp_path / "VOC2012", tmp_path / "runs"
     write_voc(root)
-    values = {}
-    for name in ("voc12.yaml", "methods/voc12.amn.yaml"):
-        values |= read_preset(PROJECT_ROOT / "configs" / name)
-    assert values["amn_epochs"] == 5 and values["amn_learning_rate"] == 5e-6 and values["walk_power"] == 1.3
-    config = Config.from_values(values | REDUCED | {"amn_epochs": 2, "data_root": str(root), "runs_root": str(runs)})
+    published = preset_config("voc12", "amn")
+    assert (published.amn_epochs, published.amn_learning_rate, published.walk_power) == (5, 5e-6, 1.3)
+    config = preset_config("voc12", "amn", **REDUCED, amn_epochs=2, data_root=str(root), runs_root=str(runs))
     training.seed_everything(config)
     data = stages.open_data(config, "train")
     one = stages.open_data(config.model_copy(update={"limit": 1}), "train")

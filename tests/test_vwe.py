@@ -14,10 +14,11 @@ from tests.golden_vwe import Given
 from tests.test_full_size import REDUCED, check_log, tame, write_voc
 from wsss_lib import artifacts, stages, training
 from wsss_lib.artifacts import read_maps
-from wsss_lib.config import PROJECT_ROOT, Config, read_preset
+from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.methods import cam, vwe
 from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.presets import preset_config
 from wsss_lib.refine.crf import crf_from_maps
 
 
@@ -325,16 +326,6 @@ def test_a_network_starts_at_its_backbone_at_the_classifier_or_at_its_own_weight
         vwe.build_vwe(config.model_copy(update={"vwe_words": 5}), 3, "", tmp_path / "own.safetensors")
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"vwe_words": 1}, "parameter vwe_words = 1"), ({"vwe_words": True}, "must be a number, not True or False"),
-    ({"vwe_variant": "vwl"}, "'vwe', 'vwl_l' or 'vwl_m'"), ({"vwe_temperature": 0}, "parameter vwe_temperature = 0"),
-    ({"vwe_gamma": -1}, "parameter vwe_gamma = -1"), ({"vwe_word": 5}, "did you mean 'vwe_words'"),
-])
-def test_wrong_parameters_give_one_sentence(values, words):
-    with pytest.raises(ValueError, match=words):
-        Config.from_values(values)
-
-
 def test_a_crop_that_is_too_small_is_refused_before_anything_is_learned(small_config, tmp_path):
     config = small_config.model_copy(update={"vwe_init": "backbone", "cam_crop": 16})
     net = vwe.build_vwe(config, 3, "")
@@ -372,10 +363,8 @@ def test_ablations_start_at_one_classifier_and_are_kept(small_config, tmp_path, 
 def test_two_steps_at_full_size(tmp_path, values):
     """VWE as published (ResNet-50, 512-pixel crops, 256 words), and VWL-M, which trains layer1 and layer2 too."""
     write_voc(tmp_path / "VOC2012")
-    preset = read_preset(PROJECT_ROOT / "configs" / "voc12.yaml")
-    own = read_preset(PROJECT_ROOT / "configs" / "methods" / "voc12.vwe.yaml")
-    config = Config.from_values(preset | own | REDUCED | values | {
-        "data_root": str(tmp_path / "VOC2012"), "runs_root": str(tmp_path / "runs"), "vwe_epochs": 2, "limit": 2})
+    config = preset_config("voc12", "vwe", **REDUCED | values, data_root=str(tmp_path / "VOC2012"),
+                           runs_root=str(tmp_path / "runs"), vwe_epochs=2, limit=2)
     assert (config.cam_crop, config.vwe_words, config.momentum_slip) == (512, 256, True)
     training.seed_everything(config)
     data = stages.open_data(config, "train")

@@ -284,7 +284,14 @@ class Stage:
         return read_json(self.folder / "run.json")
 
     def configuration(self, config: Config) -> Config:
-        """Return `config` with the values that this stage was made with where its record names them, e.g. its backbone."""
+        """Return `config` with the values that this stage was made with where its record names them, e.g. its backbone.
+
+        Args:
+            config: of the run that reads the stage.
+
+        Raises:
+            ValueError: the record holds a value that no longer fits.
+        """
         parameters = _entry(self.record(), "parameters", dict, self.folder / "run.json")
         recorded = {name: value for name, value in parameters.items() if name in Config.model_fields}
         return Config.from_values(config.model_dump() | recorded)

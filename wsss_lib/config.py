@@ -11,7 +11,6 @@ import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -302,33 +301,6 @@ class Config(BaseModel):
             raise ValueError(sentence) from None
 
     @classmethod
-    def from_preset(cls, preset: str, method: str = "cam", **values: Any) -> "Config":
-        """Build the configuration with which the pipeline runs the stages of a method.
-
-        Args:
-            preset: name of a file in `configs/`, without ".yaml".
-            method: what `configs/methods/<preset>.<method>.yaml`, if there is one, sets otherwise is set so.
-            values: fields that differ from both.
-
-        Returns:
-            the configuration.
-
-        Raises:
-            ValueError: as `read_preset` and `from_values`.
-            FileNotFoundError: there is no such preset.
-
-        Explained in notebook 00, section "Parameters".
-
-        >>> Config.from_preset("voc12", "rib", seed=1).walk_power
-        1.3
-        """
-        merged = read_preset(PROJECT_ROOT / "configs" / f"{preset}.yaml")
-        own = PROJECT_ROOT / "configs" / "methods" / f"{preset}.{method}.yaml"
-        if own.is_file():
-            merged |= read_preset(own)
-        return cls.from_values(merged | {"method": method} | values)
-
-    @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> "Config":
         """Build the configuration from a notebook's `parameters` cell and the cell that papermill injects after it.
 
@@ -373,37 +345,6 @@ class Config(BaseModel):
                           "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
-
-
-def read_preset(path: Path | str) -> dict[str, Any]:
-    """Read a preset file (one key, one parameter) and check it.
-
-    Args:
-        path: the YAML file.
-
-    Returns:
-        parameter name to value, as the file has it.
-
-    Raises:
-        ValueError: not a YAML mapping, or a value that does not fit.
-        FileNotFoundError: there is no such file.
-
-    Explained in notebook 00, section "Parameters".
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a value that is not of its tag makes PyYAML raise one of a dozen types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a YAML file ({reason:.200})") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ValueError(f"{path}: a preset is a list of lines 'name: value'")
-    try:
-        Config.from_values(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return values
 
 
 def project_path(path: Path | str) -> Path:

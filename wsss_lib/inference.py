@@ -4,8 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from wsss_lib.processes import map_in_processes
 from wsss_lib.progress import progress
+
+# What a method gives `stages.make_maps`: ids, photographs of one size and labels uint8 (N, C) to each image's classes (K,) and
+# scores (K, h, w) in [0, 1] at stride 4.
+Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 
 
 def for_each_image(ids: Sequence[str], output: Callable[[str], Path | tuple[Path, ...]], work: Callable[[str], None], name: str,

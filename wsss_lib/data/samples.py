@@ -183,7 +183,7 @@ class AffinitySamples(Dataset):
 class SegmentationSamples(Dataset):
     """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean colour and 255, crop, mirror.
 
-    Yields image float32 (3, crop, crop) and label int64 (crop, crop), 0..C and 255; with `image_labels` set also the
+    Yields image float32 (3, crop, crop) and label int64 (crop, crop), 0..C and 255; with `image_labels` also the
     image-level label with background in front, float32 (1 + C,).
 
     Args:
@@ -193,16 +193,15 @@ class SegmentationSamples(Dataset):
         scales: factors on the image's size, one of which is drawn.
         crop: side of the crop in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.
+        image_labels: whether the image-level label is yielded, too.
 
     Source: DeepLab-v2's augmentation, see `transforms.scale_crop_flip`.
     """
 
-    image_labels = False
-
     def __init__(self, data: SegmentationDataset, mask_folder: Path, seed: int, scales: tuple[float, ...], crop: int,
-                 mean: tuple, std: tuple):
+                 mean: tuple, std: tuple, image_labels: bool = False):
         self.data, self.mask_folder, self.seed = data, Path(mask_folder), seed
-        self.scales, self.crop, self.mean, self.std = scales, crop, mean, std
+        self.scales, self.crop, self.mean, self.std, self.image_labels = scales, crop, mean, std, image_labels
 
     def __len__(self) -> int:
         return len(self.data)
@@ -235,12 +234,18 @@ class SegmentationSamples(Dataset):
 
 
 class V3PlusSamples(SegmentationSamples):
-    """The same for DeepLab-v3+: a scale from the whole range, black and `label_fill` around small images, crop, mirror.
+    """The same for DeepLab-v3+: a scale from the whole range, black around small images, crop, mirror.
 
-    Source: see `transforms.padded_crop`. Explained in notebook 90, section "Version 2 and version 3+ side by side".
+    Args:
+        label_fill: label of what lies outside the image: 255, or 0, background, as in the published program.
+        others: as for `SegmentationSamples`.
+
+    Source: see `transforms.pad_all_sides`. Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """
 
-    label_fill = IGNORE  # the published program has 0, background
+    def __init__(self, *others, label_fill: int = IGNORE):
+        super().__init__(*others)
+        self.label_fill = label_fill
 
     def augment(self, image: Image.Image, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
         """Return a randomly changed image and its label.
@@ -257,8 +262,9 @@ class V3PlusSamples(SegmentationSamples):
         width, height = (max(1, int(side * scale)) for side in image.size)
         array = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
-        top, left = (rng.randrange(max(0, side - self.crop) + 1) for side in transforms.padded_size(label.shape, self.crop))
-        array, label = transforms.padded_crop(array, label, top, left, self.crop, 0, self.label_fill)
+        array, label = transforms.pad_all_sides(array, label, self.crop, self.label_fill)
+        top, left = (rng.randrange(length - self.crop + 1) for length in label.shape)
+        array, label = (part[top:top + self.crop, left:left + self.crop] for part in (array, label))
         return (array[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (array, label)
 
 

@@ -159,22 +159,6 @@ def crop_box(size: tuple[int, int], crop: int, rng: random.Random) -> tuple[int,
     return top, bottom, left, right, image_top, image_bottom, image_left, image_right
 
 
-def center_box(size: tuple[int, int], crop: int) -> tuple[int, int, int, int, int, int, int, int]:
-    """Return the box of the central crop, in the form of `crop_box`; half a pixel is rounded half to even (AffinityNet).
-
-    Args:
-        size: (H, W) of the image.
-        crop: side of the crop in pixels.
-    """
-    spans = []
-    for side in size:
-        offset, length = round(abs(side - crop) / 2), min(side, crop)
-        canvas_start, image_start = (0, offset) if side > crop else (offset, 0)
-        spans.append((canvas_start, canvas_start + length, image_start, image_start + length))
-    (top, bottom, image_top, image_bottom), (left, right, image_left, image_right) = spans
-    return top, bottom, left, right, image_top, image_bottom, image_left, image_right
-
-
 def crop(array: np.ndarray, box: tuple[int, ...], side: int, fill: float) -> np.ndarray:
     """Cut a square crop given by `crop_box`; what lies outside the image gets `fill`.
 
@@ -280,52 +264,33 @@ def draw_scale_crop_flip(size: tuple[int, int], scales: tuple[float, ...], side:
     return scale, rng.randrange(height - side + 1), rng.randrange(width - side + 1), rng.random() < 0.5
 
 
-def padded_crop(image: np.ndarray, label: np.ndarray, top: int, left: int, side: int, fill: float | tuple,
-                label_fill: int = IGNORE) -> tuple[np.ndarray, np.ndarray]:
-    """DeepLab-v3+'s crop: a smaller image is first filled on ALL four sides, by half of what is missing plus one pixel.
+def pad_all_sides(image: np.ndarray, label: np.ndarray, side: int, label_fill: int = IGNORE) -> tuple[np.ndarray, np.ndarray]:
+    """Fill around an image that is smaller than DeepLab-v3+'s crop, on ALL four sides: black, and `label_fill` as its label.
 
     If the width is too small all sides grow by int((1 + side - width) / 2), then likewise for the height.
 
     Args:
         image: (H, W, 3).
         label: (H, W).
-        top, left: corner of the crop after the filling; see `padded_size`.
         side: of the crop in pixels.
-        fill: colour of the filling.
-        label_fill: label of the filling. 255; the official code has 0 and so teaches the filling as background.
+        label_fill: 255; the official code has 0 and so teaches the filling as background.
 
     Returns:
-        image (side, side, 3) and label (side, side).
+        image and label with both sides at least `side`.
 
     Source: official DeepLab-v3+ training. Explained in notebook 90, section "Version 2 and version 3+ side by side".
-    """
-    for axis in (1, 0):
-        margin = max(0, (1 + side - label.shape[axis]) // 2) if label.shape[axis] < side else 0
-        grown = np.empty((label.shape[0] + 2 * margin, label.shape[1] + 2 * margin, 3), image.dtype)
-        grown[:] = np.asarray(fill, image.dtype)
-        grown[margin:grown.shape[0] - margin, margin:grown.shape[1] - margin] = image
-        image, label = grown, np.pad(label, margin, constant_values=label_fill)
-    return image[top:top + side, left:left + side], label[top:top + side, left:left + side]
-
-
-def padded_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return the size (H, W) of an image after the filling of `padded_crop`.
-
-    Args:
-        size: (H, W) before it.
-        side: of the crop in pixels.
-
-    Explained in notebook 90, section "Version 2 and version 3+ side by side".
 
     Example:
-        >>> padded_size((30, 20), 33)
-        (44, 34)
+        >>> image, label = pad_all_sides(np.ones((30, 20, 3)), np.ones((30, 20)), 33)
+        >>> image.shape, label.shape
+        ((44, 34, 3), (44, 34))
     """
-    height, width = size
     for axis in (1, 0):
-        margin = max(0, (1 + side - (height, width)[axis]) // 2) if (height, width)[axis] < side else 0
-        height, width = height + 2 * margin, width + 2 * margin
-    return height, width
+        if label.shape[axis] < side:
+            margin = (1 + side - label.shape[axis]) // 2
+            image = np.pad(image, ((margin, margin), (margin, margin), (0, 0)))
+            label = np.pad(label, margin, constant_values=label_fill)
+    return image, label
 
 
 def centre_crop(image: Image.Image, label: np.ndarray, side: int) -> tuple[Image.Image, np.ndarray]:

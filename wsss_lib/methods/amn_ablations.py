@@ -3,18 +3,17 @@
 Notebook 40 runs some of these on few images, `benchmarks/amn_ablations.py` all of them on the whole set with three seeds.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_lib import training
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import IGNORE, SegmentationDataset
+from wsss_lib.inference import Localize
 from wsss_lib.methods.amn import ActivationManipulationNet, balanced_loss, pixel_losses, smoothed_target
 from wsss_lib.methods.amn_stages import amn_localization, build_amn, train_amn
 from wsss_lib.methods.cam import localization_maps
@@ -132,7 +131,7 @@ def train_variant(variant: Variant, data: SegmentationDataset, seed_folder: Path
 
 
 def variant_localization(variant: Variant, net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path,
-                         config: Config) -> Callable[..., list[tuple[np.ndarray, np.ndarray]]]:
+                         config: Config) -> Localize:
     """Return the function that makes a variant's maps, for `stages.make_maps`.
 
     Args:

@@ -15,7 +15,7 @@ from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
-from wsss_lib.inference import for_each_image
+from wsss_lib.inference import Localize, for_each_image
 from wsss_lib.methods.amn import ActivationManipulationNet, balanced_loss, localization_maps, seed_on_grid
 from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
 from wsss_lib.refine.seeds import irn_labels, upsample_scores
@@ -152,7 +152,7 @@ def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_fo
 
 
 def amn_localization(net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path | None,
-                     config: Config) -> Callable[..., list[tuple[np.ndarray, np.ndarray]]]:
+                     config: Config) -> Localize:
     """Return the function that makes AMN's maps, for `stages.make_maps`.
 
     Args:

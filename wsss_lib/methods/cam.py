@@ -45,7 +45,7 @@ class ClassActivationNet(nn.Module):
     def activation_maps(self, images: Tensor) -> Tensor:
         """Return the evidence for every class, ReLU(W f), not normalised: (N, C, h, w) at the backbone's stride.
 
-        Of AffinityNet's VGG-16 it is the square root, as published.
+        Of AffinityNet's VGG-16 (`map_power` of the backbone) it is the square root, as published.
 
         Args:
             images: float32 (N, 3, H, W), normalised.
@@ -53,8 +53,7 @@ class ClassActivationNet(nn.Module):
         Source: Zhou et al., CVPR 2016, M_c(x, y) = sum_k w_k^c f_k(x, y), cut off below 0.
         Explained in notebook 10, section "One map in ten lines".
         """
-        maps = F.relu(self.classifier(self.backbone(images)))
-        return maps ** getattr(self.backbone, "map_power", 1)
+        return F.relu(self.classifier(self.backbone(images))) ** self.backbone.map_power
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
         """Return SGD's two groups: what is trained of the backbone, and the classifier.

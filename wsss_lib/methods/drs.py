@@ -246,6 +246,8 @@ def resize_aligned(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
     Returns:
         float (K, H, W).
+
+    Explained in notebook 30, section "From score map to localization map".
     """
     if not len(scores):
         return scores.new_zeros((0, *size))

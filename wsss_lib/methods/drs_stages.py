@@ -3,7 +3,7 @@
 Everything that the paper says is in `wsss_lib.methods.drs`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.saliency import read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
-from wsss_lib.inference import for_each_image
+from wsss_lib.inference import Localize, for_each_image
 from wsss_lib.methods.drs import (
     ScoreNet,
     classification_loss,
@@ -30,20 +30,19 @@ from wsss_lib.methods.drs import (
 )
 from wsss_lib.metrics import Evaluation
 from wsss_lib.nets.backbone import (
+    OWN_STRIDE,
     build_backbone,
     freeze_batch_norm,
     load_backbone_of_classifier,
     load_weights,
     normalization_of,
 )
-from wsss_lib.nets.vgg import VGGS, build_vgg
 from wsss_lib.progress import progress
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
 
 RESIZE = 1.2  # photographs are squeezed to this multiple of the crop's side before the crop: 384 and 320
 SCALES = (0.8, 1.0, 1.2)  # of the crop's side, for the maps: 256, 320 and 384
 
-Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 Choose = Callable[[ScoreNet], float]
 
 
@@ -96,10 +95,7 @@ def _start_backbone(config: Config, classifier: Path | str, weights: Path | str)
     """Build the backbone without suppression, with its start weights unless a whole network's weights will follow."""
     start = "none" if weights else config.drs_backbone_weights
     own = "none" if start == "classifier" else start
-    if config.drs_backbone in VGGS:
-        backbone = build_vgg(config.drs_backbone, own)
-    else:
-        backbone = build_backbone(config.drs_backbone, config.output_stride, own)
+    backbone = build_backbone(config.drs_backbone, OWN_STRIDE.get(config.drs_backbone, config.output_stride), own)
     if start == "classifier":
         load_backbone_of_classifier(backbone, classifier)
     return backbone

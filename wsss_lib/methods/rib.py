@@ -6,7 +6,7 @@ activation; the class activation maps of all steps are added up. No weights are 
 
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, batches_of_pool, disjoint_pool
+from wsss_lib.inference import Localize
 from wsss_lib.methods.cam import ClassActivationNet, merge_scales, stride4_size
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.training import momentum_of, poly_factor
@@ -353,7 +354,7 @@ class Companions:
 
 # ---- all images
 
-def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Config) -> Callable:
+def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Config) -> Localize:
     """Return the function that makes RIB's maps, for `stages.make_maps`.
 
     Args:

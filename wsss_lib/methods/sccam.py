@@ -7,7 +7,6 @@ network give new sub-categories, and so on; every round starts again from the pr
 Sub-category j of class c is number c * K + j everywhere. `subcategories.py` makes the sub-categories.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
+from wsss_lib.inference import Localize
 from wsss_lib.methods import cam
 from wsss_lib.methods.subcategories import (
     assignment_of,
@@ -139,6 +139,8 @@ def merge_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
     Args:
         maps: (n * K, h, w), of n classes.
         clusters: K.
+
+    Source: SC-CAM's program (figures only). Explained in notebook 60, section "Response maps".
     """
     return maps.unflatten(0, (-1, clusters)).amax(1)
 
@@ -212,6 +214,8 @@ def build_sccam(config: Config, num_classes: int, weights: Path | str = "") -> S
     Raises:
         ValueError: weights of another network or of another number of clusters.
         FileNotFoundError: there is no such file.
+
+    Explained in notebook 60, section "The network".
     """
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
     net = SubcategoryNet(backbone, num_classes, config.sccam_clusters, config.frozen_batch_norm, config.frozen_stages,
@@ -291,7 +295,7 @@ def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.n
     return steps * config.cam_batch_size
 
 
-def sccam_localization(net: SubcategoryNet, config: Config) -> Callable[..., list[tuple[np.ndarray, np.ndarray]]]:
+def sccam_localization(net: SubcategoryNet, config: Config) -> Localize:
     """Return the function that makes the parent head's maps, for `stages.make_maps`.
 
     Args:

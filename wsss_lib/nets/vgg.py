@@ -9,15 +9,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_lib.artifacts import read_tensors
-from wsss_lib.config import project_path
-from wsss_lib.nets.backbone import load_weights
-
-VGGS = ("vgg_small", "vgg16")
-
 
 class VGG(nn.Module):
-    """The convolutions of VGG-16 with output stride 8; one interface with the networks of `wsss_lib.nets.backbone`.
+    """The convolutions of VGG-16 with output stride 8; one interface with the other backbones (`wsss_lib.nets.backbone`).
 
     `features` has torchvision's indices (convolution, ReLU, ..., pooling), so that its ImageNet weights fit as they are. Stages
     1 to 3 end in a pooling of stride 2, stage 4 in one of stride 1, stage 5 has dilation 2 instead and no pooling.
@@ -35,7 +29,7 @@ class VGG(nn.Module):
     """
 
     strides = (2, 4, 8, 8, 8)
-    feature_scale = 1.0
+    feature_scale = map_power = 1.0
 
     def __init__(self, width: int = 64, layers: Sequence[int] = (2, 2, 3, 3, 3)):
         super().__init__()
@@ -87,32 +81,3 @@ class VGG(nn.Module):
         first = self._ends[4 - num_stages] if num_stages < 5 else 0
         return [(index, self.features[index - 1].out_channels) for index in range(first, len(self.features))
                 if index and isinstance(self.features[index - 1], nn.Conv2d)]
-
-
-def build_vgg(name: str, weights: str = "none") -> VGG:
-    """Build a VGG and load its weights.
-
-    Args:
-        name: "vgg16", or "vgg_small": the same code with width 8 and one or two convolutions a stage (for smoke runs).
-        weights: "none", "imagenet" (torchvision's file, which its hub downloads once), or the path of a safetensors file.
-
-    Returns:
-        the network, on the CPU.
-
-    Raises:
-        ValueError: unknown name, or weights that belong to another network.
-        FileNotFoundError: there is no such weights file.
-    """
-    if name not in VGGS:
-        raise ValueError(f"unknown VGG {name!r}: choose one of {', '.join(VGGS)}")
-    net = VGG() if name == "vgg16" else VGG(width=8, layers=(1, 1, 2, 2, 2))
-    if weights == "imagenet":
-        if name == "vgg_small":
-            raise ValueError("there are no ImageNet weights for vgg_small: set drs_backbone_weights to 'none'")
-        from torchvision.models import get_model_weights
-
-        official = get_model_weights("vgg16").IMAGENET1K_V1.get_state_dict(progress=False)
-        load_weights(net, {key: value for key, value in official.items() if key.startswith("features.")}, "ImageNet weights")
-    elif weights != "none":
-        load_weights(net, read_tensors(project_path(weights)), weights)
-    return net

@@ -149,6 +149,8 @@ def graph_of_pairs(affinity: Tensor, size: tuple[int, int], radius: int) -> Grap
         affinity: (n, S), float64.
         size: (h, w) of the map; too small for a pair if S is 0.
         radius: r >= 2, in cells.
+
+    Explained in notebook 75, section "The random walk".
     """
     on_grid = affinity.new_zeros(len(affinity), *size)
     if affinity.shape[1]:

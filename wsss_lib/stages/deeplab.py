@@ -1,7 +1,4 @@
-"""What the stages after the seeds do to an image: IRN and its random walk (80), DeepLab (90).
-
-The rest of `wsss_lib.stages`, by which the notebooks call these functions too.
-"""
+"""Notebook 90: DeepLab."""
 
 from functools import partial
 from pathlib import Path
@@ -13,14 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_maps, read_tensors, write_mask
+from wsss_lib.artifacts import read_tensors, write_mask
 from wsss_lib.config import Config, project_path
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.data.samples import AffinitySamples, SegmentationSamples, V3PlusSamples, steps_per_epoch
+from wsss_lib.data.dataset import IGNORE, SegmentationDataset
+from wsss_lib.data.samples import SegmentationSamples, V3PlusSamples
 from wsss_lib.inference import for_each_image
 from wsss_lib.metrics import Evaluation
-from wsss_lib.nets import deeplab_v3plus
+from wsss_lib.nets import deeplab_v2, deeplab_v3plus
 from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     DeepLabV2,
@@ -28,157 +25,12 @@ from wsss_lib.nets.deeplab_v2 import (
     cross_entropy,
     multi_scale_logits,
     multi_scale_loss,
-    parameter_groups,
     self_label_loss,
 )
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
-from wsss_lib.nets.irn import IRN
 from wsss_lib.progress import progress
-from wsss_lib.refine.affinity import affinity_loss
 from wsss_lib.refine.crf import crf_segmentation
-from wsss_lib.refine.random_walk import propagate, pseudo_mask
 
-# ---- 80: IRN
-
-def build_irn(config: Config, classifier_weights: Path, weights: Path | str = "") -> IRN:
-    """Build IRN on the ImageNet backbone (published) or on the classifier's, or from its own weights.
-
-    Args:
-        config: gives irn_init, irn_displacement_width, backbone, backbone_weights and output_stride.
-        classifier_weights: safetensors file of the classifier; read only with irn_init "classifier" and without `weights`.
-        weights: a safetensors file of a whole IRN; empty: only the backbone has weights.
-
-    Returns:
-        the network, on the CPU.
-
-    Raises:
-        ValueError: weights that belong to another network.
-        FileNotFoundError: there is no such weights file.
-
-    Explained in notebook 80, section "The network".
-    """
-    backbone = build_backbone(config.backbone, config.output_stride,
-                              "none" if weights or config.irn_init == "classifier" else config.backbone_weights)
-    if config.irn_init == "classifier" and not weights:
-        load_backbone_of_classifier(backbone, classifier_weights)
-    net = IRN(backbone, config.irn_displacement_width)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
-
-
-def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: Config, folder: Path) -> int:
-    """Train IRN's two heads on the confident labels, in place.
-
-    Args:
-        net: on the device.
-        data: the training split.
-        label_folder: of the confident labels `ID.png`.
-        config: gives irn_* and the fields of SGD.
-        folder: gets the log and the state of the training (`training.train`).
-
-    Returns:
-        the number of images of the whole training.
-
-    Raises:
-        ValueError: as `training.train`.
-        DataError: a label is missing or broken.
-
-    Explained in notebook 80, section "The network".
-    """
-    mean, std = normalization_of(config.backbone)
-    samples = AffinitySamples(data, label_folder, config.seed, (config.irn_scale_min, config.irn_scale_max),
-                              config.irn_crop, mean, std)
-    steps = config.irn_epochs * steps_per_epoch(len(data), config.irn_batch_size)
-    momentum = training.momentum_of(config.momentum, config.weight_decay, config.momentum_slip)
-    groups = [{"params": net.edge_parameters(), "lr": config.irn_learning_rate, "weight_decay": config.weight_decay},
-              {"params": net.displacement_parameters(), "lr": config.irn_displacement_learning_rate,
-               "weight_decay": config.weight_decay}]
-
-    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        images, labels = batch
-        losses = affinity_loss(*model(images), labels, config.irn_train_radius, data.num_classes + 1)
-        return {"loss": losses.total, **losses._asdict()}
-
-    training.train(net, loss_of, samples, groups, momentum, steps, config.irn_batch_size, config, folder, name="IRN")
-    return steps * config.irn_batch_size
-
-
-@torch.inference_mode()
-def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Config) -> None:
-    """Set IRN's mean shift to the average displacement over a split (top-left crops, as published).
-
-    Args:
-        net: trained, on the device; it is put in evaluation mode.
-        data: the training split.
-        config: gives irn_crop and the backbone's name.
-
-    Explained in notebook 80, section "The network".
-    """
-    mean, std = normalization_of(config.backbone)
-    device = net.fc_edge6.weight.device
-    net.eval()
-    net.mean_shift.running_mean.zero_()
-    total = torch.zeros(2, device=device)
-    for image_id in progress(data.ids, "mean displacement"):
-        array = transforms.normalize(data.image(image_id), mean, std)
-        image = transforms.to_tensor(transforms.top_left_crop(array, config.irn_crop, 0))
-        total += net(image[None].to(device))[1].mean((0, 2, 3))
-    net.mean_shift.running_mean.copy_(total / len(data))
-
-
-@torch.inference_mode()
-def boundary_map(net: IRN, image: Image.Image, config: Config) -> tuple[Tensor, Tensor]:
-    """Return IRN's boundary map and displacement field of one photograph at stride 4.
-
-    Args:
-        net: on the device, in evaluation mode.
-        image: RGB photograph, (H, W).
-        config: gives walk_pad_to and the backbone's name.
-
-    Returns:
-        edge float32 (h, w) in [0, 1]; displacement float32 (2, h, w), (dy, dx) in cells; on the device.
-
-    Raises:
-        ValueError: the network is in training mode.
-
-    Explained in notebook 80, section "The network".
-    """
-    tensor = transforms.to_tensor(transforms.normalize(image, *normalization_of(config.backbone)))
-    return net.predict(tensor.to(net.fc_edge6.weight.device), pad_to=config.walk_pad_to or None)
-
-
-def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> int:
-    """Write `ID.png`, the maps after the random walk and a threshold, of every image that has none yet.
-
-    Args:
-        net: trained, on the device, in evaluation mode.
-        data: the images.
-        maps_folder: of `ID.npz`.
-        config: gives walk_* and the backbone's name.
-        folder: of the stage.
-
-    Returns:
-        the number of images made now.
-
-    Raises:
-        DataError: a map is missing or broken.
-
-    Explained in notebook 80, section "All images".
-    """
-    device = net.fc_edge6.weight.device
-
-    def work(image_id: str) -> None:
-        classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-        edge, _ = boundary_map(net, data.image(image_id), config)
-        maps = torch.from_numpy(scores).to(device)
-        walk = propagate(maps ** config.walk_power, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
-        write_mask(folder / f"{image_id}.png", pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy())
-
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "random walk")
-
-
-# ---- 90: DeepLab
 
 def deeplab_name(config: Config) -> str:
     """Return "DeepLab-v2" or "DeepLab-v3+".
@@ -246,15 +98,15 @@ def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, 
     if not v2 and min(config.deeplab_batch_size, config.device_batch_size) < 2:
         raise ValueError("DeepLab-v3+ trains batch normalisation on one value an image: deeplab_batch_size and "
                          "device_batch_size must be at least 2")
-    kind = SegmentationSamples if v2 else V3PlusSamples
-    samples = kind(data, mask_folder, config.seed, config.deeplab_scales, config.deeplab_crop,
-                   *normalization_of(config.deeplab_backbone))
-    samples.image_labels = config.deeplab_loss == "self_label"
-    if config.deeplab_padding_is_background:
-        samples.label_fill = 0
-    groups_of = parameter_groups if v2 else deeplab_v3plus.parameter_groups
+    common = (data, mask_folder, config.seed, config.deeplab_scales, config.deeplab_crop,
+              *normalization_of(config.deeplab_backbone))
+    if v2:
+        samples = SegmentationSamples(*common, image_labels=config.deeplab_loss == "self_label")
+        groups_of, schedule = deeplab_v2.parameter_groups, partial(training.poly_factor, every=10)
+    else:
+        samples = V3PlusSamples(*common, label_fill=0 if config.deeplab_padding_is_background else IGNORE)
+        groups_of, schedule = deeplab_v3plus.parameter_groups, training.poly_factor
     groups = groups_of(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
-    schedule = partial(training.poly_factor, every=10) if v2 else training.poly_factor
     training.train(net, partial(_deeplab_loss, config=config), samples, groups, config.deeplab_momentum,
                    config.deeplab_iterations, config.deeplab_batch_size, config, folder, schedule, deeplab_name(config))
     return config.deeplab_iterations * config.deeplab_batch_size

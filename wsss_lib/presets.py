@@ -1,0 +1,94 @@
+"""Presets: the YAML files in `configs/` that say how large a run is, and what a method sets otherwise.
+
+`configs/<preset>.yaml` holds the values of a whole pipeline, `configs/methods/<preset>.<method>.yaml` those that one method has
+otherwise. Snakemake hands both files to the notebooks; everything else builds the same configuration with `preset_config`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsss_lib.config import PROJECT_ROOT, Config
+
+
+def read_preset(path: Path | str) -> dict[str, Any]:
+    """Read a preset file (one key, one parameter) and check it.
+
+    Args:
+        path: the YAML file.
+
+    Returns:
+        parameter name to value, as the file has it.
+
+    Raises:
+        ValueError: not a YAML mapping, or a value that does not fit.
+        FileNotFoundError: there is no such file.
+
+    Explained in notebook 00, section "Parameters".
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a value that is not of its tag makes PyYAML raise one of a dozen types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a YAML file ({reason:.200})") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{path}: a preset is a list of lines 'name: value'")
+    try:
+        Config.from_values(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return values
+
+
+def preset_files(preset: str, method: str = "cam", root: Path = PROJECT_ROOT) -> list[Path]:
+    """Return the preset's file and, if there is one, the file of what a method sets otherwise.
+
+    Args:
+        preset: name of a file in `configs/`, without ".yaml".
+        method: the second part of a file's name in `configs/methods/`.
+        root: the folder that holds `configs/`.
+
+    Returns:
+        one path or two; values of the second win.
+
+    Raises:
+        FileNotFoundError: there is no such preset; the known ones are named.
+
+    Explained in notebook 00, section "Parameters".
+
+    >>> [path.name for path in preset_files("voc12", "rib")]
+    ['voc12.yaml', 'voc12.rib.yaml']
+    """
+    common, own = root / "configs" / f"{preset}.yaml", root / "configs" / "methods" / f"{preset}.{method}.yaml"
+    if not common.is_file():
+        known = ", ".join(sorted(path.stem for path in common.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"preset {preset!r} does not exist in configs/; take one of: {known}")
+    return [path for path in (common, own) if path.is_file()]
+
+
+def preset_config(preset: str, method: str = "cam", root: Path = PROJECT_ROOT, **values: Any) -> Config:
+    """Build the configuration with which the pipeline runs the stages of a method.
+
+    Args:
+        preset, method, root: as for `preset_files`.
+        values: fields that differ from the files'.
+
+    Returns:
+        the configuration.
+
+    Raises:
+        ValueError: as `read_preset` and `Config.from_values`.
+        FileNotFoundError: there is no such preset.
+
+    Explained in notebook 00, section "Parameters".
+
+    >>> preset_config("voc12", "rib", seed=1).walk_power
+    1.3
+    """
+    merged = {}
+    for path in preset_files(preset, method, root):
+        merged |= read_preset(path)
+    return Config.from_values(merged | {"method": method} | values)
