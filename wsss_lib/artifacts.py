@@ -133,7 +133,7 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             if sum(entry.file_size for entry in file.zip.infolist()) > LARGEST_MAPS:
-                raise ValueError(f"it would take more than {LARGEST_MAPS >> 20} MiB")
+                raise DataError(f"it would take more than {LARGEST_MAPS >> 20} MiB")
             classes, scores, size = file["classes"], file["scores"], file["size"]
     except FileNotFoundError:
         raise DataError(f"{path}: the localization maps are missing; run notebook 10_cam on this split first") from None
@@ -290,11 +290,15 @@ class Stage:
             config: of the run that reads the stage.
 
         Raises:
-            ValueError: the record holds a value that no longer fits.
+            DataError: the record holds a value that no longer fits.
         """
-        parameters = _entry(self.record(), "parameters", dict, self.folder / "run.json")
+        path = self.folder / "run.json"
+        parameters = _entry(self.record(), "parameters", dict, path)
         recorded = {name: value for name, value in parameters.items() if name in Config.model_fields}
-        return Config.from_values(config.model_dump() | recorded)
+        try:
+            return Config.from_values(config.model_dump() | recorded)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; delete the folder {self.folder} and run its stage again") from None
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of `metrics.json`: a list of dicts, as they were given to `finish`."""
