@@ -130,7 +130,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def unreadable_images(data: SegmentationDataset) -> dict[str, str]:
-    """Decode every image of a split and return the id of each that cannot be read, with the sentence that says why.
+    """Return the ids of the images that cannot be read, each with the sentence that says why; every image is decoded.
 
     Args:
         data: the split.
