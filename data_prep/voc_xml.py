@@ -52,7 +52,7 @@ def read_voc_classes(xml_path: Path | str, classes: Sequence[str]) -> list[str]:
         names = {(element.text or "").strip() for element in parse(path).iter("name")}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: the annotation is missing; put it there or take the id out of the lists") from None
-    except (ElementTree.ParseError, DefusedXmlException, UnicodeDecodeError) as error:
+    except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the latter of unknown encodings
         raise DataError(f"{path}: not a readable XML annotation ({error}); fetch it again") from None
     return [name for name in classes if name in names]
 

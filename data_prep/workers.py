@@ -1,16 +1,11 @@
 """One function over many images in several processes, with one progress bar."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
 
 from tqdm import tqdm
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from wsss_lib.workers import Item, Result, map_in_processes
 
 
 def map_images(work: Callable[[Item], Result], items: Sequence[Item], name: str, progress: bool = True,
@@ -32,12 +27,4 @@ def map_images(work: Callable[[Item], Result], items: Sequence[Item], name: str,
     if workers == 1:
         yield from tqdm(map(work, items), **bar)
         return
-    # New processes, not forked ones: a notebook's kernel has threads.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from tqdm(pool.map(work, items, chunksize=20), **bar)
-        except BrokenProcessPool:
-            raise OSError(f"{name}: a worker process was killed, perhaps for want of memory; run again with fewer of them "
-                          "(--workers 1), finished files are kept") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from tqdm(map_in_processes(work, items, workers, 20, name), **bar)

@@ -31,6 +31,7 @@ train_split = "train"  # images with image-level labels, for every training
 score_split = "train"  # part of train_split with true masks, on which maps and masks are scored
 val_split = "val"  # images that no training sees
 limit = 0  # use only the first images of every split; 0: all
+on_bad_image = "stop"  # an image that cannot be decoded stops this notebook; skip: it is left out everywhere
 
 # %%
 import hashlib
@@ -44,7 +45,7 @@ from data_prep.toy import make_toy_dataset
 from data_prep.voc_xml import read_voc_classes
 from wsss_lib import artifacts, stages, viz, widgets
 from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import IGNORE, DataError, read_split, voc_palette
+from wsss_lib.data.dataset import IGNORE, DataError, check_images, image_size, read_split, voc_palette
 from wsss_lib.progress import progress
 
 config = Config.from_notebook(globals())
@@ -457,13 +458,15 @@ viz.show(figure, f"The bluest background belongs to {train_data.classes[int(blue
 # ## 7 The check
 #
 # The last part of the production step opens every image once. Better that a broken file stops this notebook than the
-# training, hours later. The record is a row for each split in `metrics.json`; the pipeline starts notebook 10 only
+# training, hours later. All broken files are listed; with `on_bad_image = "skip"` they were named above, when the splits
+# were opened, and every notebook leaves them out. The record is a row for each split in `metrics.json`; the pipeline starts notebook 10 only
 # after it.
 
 # %%
 def open_every_image(data):
-    """Return the sizes of all images of a split, (N, 2) as (H, W); a file that cannot be decoded stops here."""
-    return np.array([data.image(name).size[::-1] for name in progress(data.ids, f"images of {data.split}")])
+    """Return the sizes of all images of a split, (N, 2) as (H, W); files that cannot be decoded stop here."""
+    check_images(data)
+    return np.array([image_size(data.image_path(name))[::-1] for name in data.ids])
 
 
 def row_of(data):

@@ -7,7 +7,6 @@ Nothing is pickled.
 import hashlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -20,6 +19,10 @@ from PIL import Image
 
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import DataError, voc_palette
+from wsss_lib.lock import FileLock, lock_folder, unlock_folder
+from wsss_lib.machine import peak_memory_mib, randomness, versions
+
+LARGEST_MAPS = 1 << 28  # bytes; those of twenty classes on an image of 10,000 x 10,000 pixels
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -54,9 +57,18 @@ def write_json(path: Path, content: Any) -> None:
 
     Args:
         path: the file to make.
-        content: what the json module can write: dicts, lists, texts, numbers, None.
+        content: what the json module can write: dicts, lists, texts, finite numbers, None.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot say.
+        OSError: as `write_atomically`.
     """
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: a number to be recorded is NaN or infinite; a score has nothing to count, or a training has "
+                         f"diverged ({error})") from None
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -86,11 +98,20 @@ def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[
         classes: (K,) integers, 0-based foreground classes.
         scores: (K, h, w) floats in [0, 1] at stride 4; stored as float16.
         size: (H, W) of the image in pixels.
+
+    Raises:
+        ValueError: a score is NaN, or too large for float16.
+        OSError: as `write_atomically`.
     """
+    with np.errstate(over="ignore"):
+        scores = np.asarray(scores, np.float16)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{path}: a score is not finite, or beyond the range of float16; the network has diverged, train it "
+                         "again with a lower learning rate")
+
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, classes=np.asarray(classes, np.int16), scores=np.asarray(scores, np.float16),
-                                size=np.asarray(size, np.int32))
+            np.savez_compressed(file, classes=np.asarray(classes, np.int16), scores=scores, size=np.asarray(size, np.int32))
 
     write_atomically(path, write)
 
@@ -111,6 +132,8 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            if sum(entry.file_size for entry in file.zip.infolist()) > LARGEST_MAPS:
+                raise DataError(f"it would take more than {LARGEST_MAPS >> 20} MiB")
             classes, scores, size = file["classes"], file["scores"], file["size"]
     except FileNotFoundError:
         raise DataError(f"{path}: the localization maps are missing; run notebook 10_cam on this split first") from None
@@ -122,6 +145,8 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     if classes.ndim != 1 or scores.shape != (len(classes), *((size - 1) // 4 + 1)):
         raise DataError(f"{path}: classes {classes.shape} and scores {scores.shape} do not belong to an image of "
                         f"{size[0]}x{size[1]}; delete it and run its stage again")
+    if not np.isfinite(scores).all():
+        raise DataError(f"{path}: a score is NaN or infinite; delete it and run its stage again")
     return classes.astype(np.int64), scores.astype(np.float32), (int(size[0]), int(size[1]))
 
 
@@ -194,6 +219,14 @@ def sha256(paths: Iterable[Path], root: Path) -> str:
     return total.hexdigest()
 
 
+def _entry(content: Any, name: str, kind: type, path: Path) -> Any:
+    """Return an entry of a stage's record, of the given type."""
+    if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+        raise DataError(f"{path}: {name!r} is missing or of a wrong kind; delete the folder {path.parent} and run its stage "
+                        "again")
+    return content[name]
+
+
 class Stage:
     """The folder of one step of the pipeline, with the record that completes it.
 
@@ -205,18 +238,32 @@ class Stage:
     Attributes:
         folder: as given.
         name: of the stage, the folder's last part.
-        started: seconds since 1970 when this object was made, from which `finish` counts.
+        started: when this object was made, in seconds of a clock that is never set back; `finish` counts from it.
+        lock: held while this process makes the stage, else None.
 
     Explained in notebook 00, section "A stage's folder".
     """
 
     def __init__(self, folder: Path):
         self.folder, self.name = folder, folder.name
-        self.started = time.time()
+        self.started = time.monotonic()
+        self.lock: FileLock | None = None
 
     def is_complete(self) -> bool:
-        """Return whether the stage has finished: whether its `run.json` is there."""
-        return (self.folder / "run.json").is_file()
+        """Return whether the stage has finished: its `run.json` is there, and no fewer files than it counts.
+
+        So a damaged file needs only to be deleted: the stage then makes it again.
+
+        Raises:
+            DataError: `run.json` is broken.
+        """
+        path = self.folder / "run.json"
+        return path.is_file() and len(self._files()) >= _entry(read_json(path), "files", int, path)
+
+    def _files(self) -> list[Path]:
+        """Return the results: all files but the records."""
+        records = {"begun.json", "run.json", "metrics.json", "notebook.ipynb"}
+        return [path for path in self.folder.rglob("*") if path.name not in records and path.is_file()]
 
     def results(self) -> str:
         """Return the hash of the stage's results: 64 hexadecimal digits.
@@ -224,7 +271,7 @@ class Stage:
         Raises:
             DataError: the stage has not finished.
         """
-        return self.record()["results_sha256"]
+        return _entry(self.record(), "results_sha256", str, self.folder / "run.json")
 
     def record(self) -> dict[str, Any]:
         """Return the content of `run.json`: parameters, hashes of inputs and results, versions, time and memory.
@@ -243,17 +290,22 @@ class Stage:
             config: of the run that reads the stage.
 
         Raises:
-            ValueError: the record holds a value that no longer fits.
+            DataError: the record holds a value that no longer fits.
         """
-        recorded = {name: value for name, value in self.record()["parameters"].items() if name in Config.model_fields}
-        return Config.from_values(config.model_dump() | recorded)
+        path = self.folder / "run.json"
+        parameters = _entry(self.record(), "parameters", dict, path)
+        recorded = {name: value for name, value in parameters.items() if name in Config.model_fields}
+        try:
+            return Config.from_values(config.model_dump() | recorded)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; delete the folder {self.folder} and run its stage again") from None
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of `metrics.json`: a list of dicts, as they were given to `finish`."""
         return read_json(self.folder / "metrics.json")
 
     def finish(self, metrics: list[dict[str, Any]], num_images: int = 0, device: str = "cpu") -> None:
-        """Write `metrics.json` and, last, `run.json`.
+        """Write `metrics.json` and, last, `run.json`; then other processes may use the folder.
 
         Args:
             metrics: rows with what, split, images, value, and how it was made (crf, thresholds chosen by pixel labels, …).
@@ -261,18 +313,25 @@ class Stage:
             device: name of the device, "cpu" or "cuda…".
         """
         write_json(self.folder / "metrics.json", metrics)
-        seconds = time.time() - self.started
-        skip = {"begun.json", "run.json", "metrics.json", "notebook.ipynb"}  # records, not results
-        files = [path for path in self.folder.rglob("*") if path.is_file() and path.name not in skip]
+        _remove_leftovers(self.folder, "state.safetensors")  # of a training: until here a killed run goes on from it
+        seconds = max(time.monotonic() - self.started, 1e-3)
+        files = self._files()
+        begun = self.folder / "begun.json"
+        content = read_json(begun)
+        parameters = _entry(content, "parameters", dict, begun)
         write_json(self.folder / "run.json", {
-            "stage": self.name, **read_json(self.folder / "begun.json"), "results_sha256": sha256(files, self.folder),
-            "files": len(files), "versions": versions(), "device": device, "seconds": round(seconds, 1),
-            "images_per_second": round(num_images / seconds, 2) if num_images else None,
+            "stage": self.name, **content, "results_sha256": sha256(files, self.folder), "files": len(files),
+            "versions": versions(), "device": device, "randomness": randomness(parameters.get("seed")),
+            "seconds": round(seconds, 1), "images_per_second": round(num_images / seconds, 2) if num_images else None,
             "peak_memory_mib": peak_memory_mib(device)})
+        if self.lock:
+            unlock_folder(self.lock)
 
 
 def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[str, Stage | str], method: str = "") -> Stage:
     """Open a stage to fill it; a folder that was begun with other parameters or inputs is moved aside first.
+
+    Unless the stage is complete, other processes are kept from it until `finish` or until this process ends.
 
     Args:
         config: the run's configuration.
@@ -285,7 +344,7 @@ def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[s
         the stage; `is_complete()` says whether there is anything left to do.
 
     Raises:
-        DataError: a stage among the inputs has not finished.
+        DataError: a stage among the inputs has not finished, or another process is making this one.
 
     Explained in notebook 00, section "A stage's folder".
     """
@@ -297,16 +356,25 @@ def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[s
             hashes[parameter] = sha256([file], file.parent)
     key = hashlib.sha256(json.dumps([parameters, hashes], sort_keys=True).encode()).hexdigest()[:16]
     begun = stage.folder / "begun.json"
-    if begun.is_file() and read_json(begun)["key"] != key:
+    if stage.is_complete() and begun.is_file() and _entry(read_json(begun), "key", str, begun) == key:
+        return stage
+    stage.lock = lock_folder(stage.folder)
+    if begun.is_file() and _entry(read_json(begun), "key", str, begun) != key:
         aside = stage.folder.with_name(name + ".stale")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(stage.folder, aside)
         print(f"{name}: parameters or inputs have changed; the old results are now in {aside.name}")
-    for leftover in stage.folder.rglob(".writing-*"):  # of a process that was killed while it wrote
-        leftover.unlink()
+    _remove_leftovers(stage.folder, ".writing-*")  # of a process that was killed while it wrote
+    if stage.is_complete():  # the process that held the lock has finished it
+        unlock_folder(stage.lock)
     if not begun.is_file():
         write_json(begun, {"key": key, "parameters": parameters, "inputs": hashes})
     return stage
+
+
+def _remove_leftovers(folder: Path, pattern: str) -> None:
+    for leftover in folder.rglob(pattern):
+        leftover.unlink(missing_ok=True)
 
 
 def stage_folder(config: Config, name: str, method: str = "") -> Path:
@@ -341,32 +409,3 @@ def open_stage(config: Config, name: str, notebook: str, method: str = "") -> St
     if not stage.is_complete():
         raise DataError(f"{stage.folder} is not finished: run notebook {notebook} with the same dataset, method and seed first")
     return stage
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on: "python" and the names of installed packages, each to its version."""
-    from importlib.metadata import version
-
-    names = ("torch", "torchvision", "numpy", "pillow", "scipy", "pydensecrf2", "timm")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except ModuleNotFoundError:
-            continue
-    return found
-
-
-def peak_memory_mib(device: str) -> int:
-    """Return the highest memory use of this process so far, in MiB.
-
-    Args:
-        device: "cpu", or "cuda…" for torch's memory on the GPU.
-    """
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() // 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

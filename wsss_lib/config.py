@@ -7,12 +7,16 @@ cell turns them into a `Config`, which refuses unknown names and repairs what pa
 import ast
 import difflib
 import os
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+LONGEST_TUPLE = 1000  # characters
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
 # The stage that holds the masks of each refinement, and its notebook.
 MASKS_OF = {"irn": ("pseudo_masks", "80_irn"), "affinitynet": ("affinitynet_masks", "75_affinitynet"),
             "drs": ("drs_masks", "30_drs")}
@@ -29,9 +33,9 @@ def _tuple_from_text(value: Any) -> Any:
     """papermill hands a tuple over as the text "(1.0, 0.5)"."""
     if isinstance(value, str):
         try:
-            return tuple(ast.literal_eval(value))
+            return tuple(ast.literal_eval(value[:LONGEST_TUPLE]))  # a long nest of brackets can end Python
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise ValueError(f"must be a list of numbers such as [1.0, 0.5], not the text {value!r:.60}") from None
+            raise ValueError(f"must be a list of numbers such as [1.0, 0.5], not the text {value[:60]!r}") from None
     return value
 
 
@@ -74,6 +78,8 @@ class Config(BaseModel):
     score_split: Text = "train"  # the part of train_split on which maps and masks are scored
     val_split: Text = "val"
     limit: Count = 0  # use only the first images of every split; 0: all
+    # An image that cannot be decoded stops the run, at the check of notebook 02; "skip": it is left out, and named.
+    on_bad_image: Literal["stop", "skip"] = "stop"
     # Which of these values were chosen by looking at masks; printed with every score.
     pixel_labels_chose: Text = "thresholds and walk, on generated images"
     num_workers: Count = 2  # loader processes, and processes of per-image stages on the CPU
@@ -282,16 +288,17 @@ class Config(BaseModel):
         """
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
-            nearest = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+            nearest = difflib.get_close_matches(unknown[0][:100], cls.model_fields, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else "; wsss_lib/config.py lists them all"
-            raise ValueError(f"unknown parameter {unknown[0]!r}{hint}")
+            raise ValueError(f"unknown parameter {unknown[0][:100]!r}{hint}")
         try:
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"][:1])
             message = first["msg"].removeprefix("Value error, ")
-            sentence = f"parameter {name} = {values.get(name)!r:.80}: {message}" if name else message
+            # reprlib, because a few lines of YAML can stand for a value of many gigabytes
+            sentence = f"parameter {name} = {SHORT.repr(values.get(name)):.80}: {message}" if name else message
             raise ValueError(sentence) from None
 
     @classmethod
@@ -333,8 +340,8 @@ class Config(BaseModel):
         Returns:
             name to value, as JSON has it. Fields that change no result (folders, device, loader processes) are left out.
         """
-        result_free = {"runs_root", "data_root", "labels", "num_workers", "device", "processes", "checkpoint_every",
-                       "device_batch_size", "method", "pixel_labels_chose", "refinement"}
+        result_free = {"runs_root", "data_root", "labels", "on_bad_image", "num_workers", "device", "processes",
+                       "checkpoint_every", "device_batch_size", "method", "pixel_labels_chose", "refinement"}
         stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_",
                           "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()

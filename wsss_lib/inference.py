@@ -1,28 +1,27 @@
 """The one per-image loop: skip what exists, shard by index, several processes on a CPU."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from wsss_lib.progress import progress
+from wsss_lib.workers import map_in_processes
 
 # What a method gives `stages.make_maps`: ids, photographs of one size and labels uint8 (N, C) to each image's classes (K,) and
 # scores (K, h, w) in [0, 1] at stride 4.
 Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 
 
-def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Callable[[str], None], name: str,
+def for_each_image(ids: Sequence[str], output: Callable[[str], Path | tuple[Path, ...]], work: Callable[[str], None], name: str,
                    num_workers: int = 0) -> int:
     """Call `work(image_id)` for every image whose output is not there yet.
 
     Args:
         ids: image ids.
-        output: image id to the file that `work` writes (atomically).
+        output: image id to the file, or the files, that `work` writes (atomically).
         work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
         name: for the progress bar.
         num_workers: processes; 0 works in this one.
@@ -31,32 +30,19 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path], work: Call
         the number of images that were worked on.
 
     Raises:
+        OSError: a worker process was killed.
         Exception: whatever `work` raises; results that were written before are kept.
     """
-    missing = [image_id for image_id in ids if not output(image_id).is_file()]
+    outputs = ((image_id, output(image_id)) for image_id in ids)
+    missing = [image_id for image_id, paths in outputs
+               if not all(path.is_file() for path in (paths if isinstance(paths, tuple) else (paths,)))]
     if num_workers == 0 or len(missing) < 2:
         for image_id in progress(missing, name):
             work(image_id)
         return len(missing)
-    # spawn, not fork: torch's threads do not survive a fork. One thread a process, or they crowd each other out.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(work,)) as pool:
-        results = pool.map(_do, missing, chunksize=4)
-        for _ in progress(results, name, total=len(missing)):
-            pass
+    for _ in progress(map_in_processes(work, missing, num_workers, 4, name), name, total=len(missing)):
+        pass
     return len(missing)
-
-
-def _begin(work: Callable[[str], None]) -> None:
-    """Set up a worker process; it gets the work, and the data set within, once and not with every image."""
-    import torch
-
-    global _work
-    torch.set_num_threads(1)
-    _work = work
-
-
-def _do(image_id: str) -> None:
-    _work(image_id)
 
 
 def shard_of(items: Sequence, shard: int, shards: int) -> Sequence:

@@ -29,8 +29,11 @@ def read_preset(path: Path | str) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a value that is not of its tag makes PyYAML raise one of a dozen types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a YAML file ({reason:.200})") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path}: a preset is a list of lines 'name: value'")
     try:

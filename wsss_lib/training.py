@@ -7,7 +7,7 @@ a CPU its weights are bit-identical.
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,7 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
         steps: optimiser steps T of the whole run.
         batch_size: images in one optimiser step, whatever a device can hold and however many processes there are.
         config: seed, device, device_batch_size, checkpoint_every, mixed_precision, num_workers.
-        folder: gets `log.jsonl` and, while training goes on, `state.safetensors`.
+        folder: gets `log.jsonl` and, until its stage is finished, `state.safetensors`.
         schedule: (steps already made, T) to the factor on every group's lr.
         name: for the progress bar.
         nesterov: the momentum is Nesterov's (DRS).
@@ -123,6 +123,7 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
     Raises:
         ValueError: the batch cannot be split or shared evenly, the loss is not finite (says at which step), or `folder` holds
             the state of another network.
+        OSError: a loader process was killed, or a file cannot be written.
     """
     device = next(model.parameters()).device
     rank, processes = place()
@@ -155,7 +156,7 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
             optimizer.zero_grad(set_to_none=True)
             means: dict[str, float] = {}
             for _ in range(parts):
-                batch = tuple(_to_device(tensor, device) for tensor in next(loader))
+                batch = tuple(_to_device(tensor, device) for tensor in _next(loader, name))
                 with torch.autocast(device.type, torch.float16, enabled=half):
                     losses = loss_of(model, batch)
                 scaler.scale(losses["loss"] / parts).backward()
@@ -178,6 +179,16 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
             if rank == 0 and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
                 _save_state(state_file, model, optimizer, scaler, step + 1)
     model.eval()
+
+
+def _next(loader: Iterator[tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]:
+    try:
+        return next(loader)
+    except RuntimeError as error:
+        if "is killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
+            raise
+        raise OSError(f"{name}: a loader process was killed, perhaps for want of memory; run again with a smaller num_workers, "
+                      "the training goes on where it stopped") from None
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -243,11 +254,10 @@ def read_log(folder: Path) -> list[dict]:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors and remove the training state beside them.
+    """Write a network's weights as safetensors; the training state beside them goes when the stage is finished.
 
     Args:
         model: the trained network.
         path: the file to make, in the folder that was given to `train`.
     """
     write_tensors(path, model.state_dict())
-    (path.parent / "state.safetensors").unlink(missing_ok=True)

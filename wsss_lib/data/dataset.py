@@ -8,7 +8,7 @@ import csv
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,60 @@ def read_image(path: Path) -> Image.Image:
         DataError: the file is missing or cannot be decoded.
     """
     return _read(path, lambda image: image.convert("RGB"))
+
+
+def unreadable_images(data: SegmentationDataset) -> dict[str, str]:
+    """Return the ids of the images that cannot be read, each with the sentence that says why; every image is decoded.
+
+    Args:
+        data: the split.
+
+    Explained in notebook 02, section "The check".
+    """
+    found = {}
+    for image_id in data.ids:
+        try:
+            data.image(image_id)
+        except DataError as error:
+            found[image_id] = str(error)
+    return found
+
+
+def check_images(data: SegmentationDataset) -> None:
+    """Decode every image of a split before a run starts.
+
+    Args:
+        data: the split.
+
+    Raises:
+        DataError: some cannot be read; ALL of them are listed.
+
+    Explained in notebook 02, section "The check".
+    """
+    if bad := unreadable_images(data):
+        first = next(iter(bad.values())).split("; ")[0]
+        raise DataError(f"{first}; of split {data.split!r} {len(bad)} of {len(data)} images cannot be read: {', '.join(bad)}; "
+                        "fetch them again, take their ids out of the list, or set on_bad_image to 'skip'")
+
+
+def without_unreadable_images(data: SegmentationDataset) -> SegmentationDataset:
+    """Return a split without the images that cannot be read, which are listed in print.
+
+    Args:
+        data: the split.
+
+    Raises:
+        DataError: no image can be read.
+
+    Explained in notebook 02, section "The check".
+    """
+    bad = unreadable_images(data)
+    if len(bad) == len(data):
+        raise DataError(f"{next(iter(bad.values()))}; none of the {len(data)} images of split {data.split!r} can be read")
+    if bad:
+        print(f"{data.split}: {len(bad)} of {len(data)} images cannot be read and are left out: {', '.join(bad)}")
+    kept = [row for row, image_id in enumerate(data.ids) if image_id not in bad]
+    return replace(data, ids=tuple(data.ids[row] for row in kept), labels=data.labels[kept])
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -4,6 +4,7 @@ Source: Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolution
 Connected CRFs", and the conventions of the weakly-supervised papers that train it on pseudo-masks.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -88,7 +89,9 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
     logits, fused = [full], full
     for scale in scales:
         # scale_factor, not size: coordinates are then mapped with p itself, which differs where p * H is no integer
-        small = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        room = [max(0, math.ceil(1 / scale) - side) for side in images.shape[-2:]]  # at least one pixel must remain
+        filled = F.pad(images, (0, room[1], 0, room[0]), mode="replicate") if any(room) else images
+        small = F.interpolate(filled, scale_factor=scale, mode="bilinear", align_corners=False)
         logits.append(net(small))
         fused = torch.maximum(fused, F.interpolate(logits[-1], size=full.shape[-2:], mode="bilinear",
                                                    align_corners=False))

@@ -118,12 +118,13 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Config, fol
     Explained in notebook 10, section "All images".
     """
     row = {image_id: index for index, image_id in enumerate(data.ids)}
+    done = {image_id for image_id in data.ids if (folder / f"{image_id}.npz").is_file()}
+    # All images are grouped, not only the missing ones: the last bits of a map depend on how many images its batch holds.
     batches = batches_of_like_size(data.ids, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
-    missing = [[image_id for image_id in batch if not (folder / f"{image_id}.npz").is_file()]
-               for batch in shard_of(batches, *shard)]
-    for group in progress([group for group in missing if group], "localization maps"):
+    groups = [group for group in shard_of(batches, *shard) if not done.issuperset(group)]
+    for group in progress(groups, "localization maps"):
         images = [data.image(image_id) for image_id in group]
         labels = data.labels[[row[image_id] for image_id in group]]
         for image_id, image, (classes, scores) in zip(group, images, localize(group, images, labels), strict=True):
             write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
-    return sum(map(len, missing))
+    return sum(image_id not in done for group in groups for image_id in group)

@@ -8,24 +8,25 @@ import numpy as np
 
 from wsss_lib.artifacts import sha256
 from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import DataError, SegmentationDataset, load_dataset
+from wsss_lib.data.dataset import DataError, SegmentationDataset, load_dataset, without_unreadable_images
 
 
 def open_data(config: Config, split: str) -> SegmentationDataset:
     """Open one split of the configured data set.
 
     Args:
-        config: gives data_root, labels, limit and mask_folder.
+        config: gives data_root, labels, limit, mask_folder and on_bad_image.
         split: name of a list in `ImageSets/Segmentation`.
 
     Returns:
-        the split, checked.
+        the split, checked; with on_bad_image "skip" every image has been decoded, and those that cannot be are left out.
 
     Raises:
         DataError: as `load_dataset`.
     """
     labels = project_path(config.labels) if config.labels else ""
-    return load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)
+    data = load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)
+    return without_unreadable_images(data) if config.on_bad_image == "skip" else data
 
 
 def data_hash(data: SegmentationDataset) -> str:

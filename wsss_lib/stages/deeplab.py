@@ -164,7 +164,8 @@ def make_predictions(net: nn.Module, data: SegmentationDataset, config: Config, 
         write_mask(folder / "plain" / f"{image_id}.png", probabilities.argmax(0))
         write_mask(folder / "crf" / f"{image_id}.png", crf_segmentation(np.array(image), probabilities))
 
-    return for_each_image(data.ids, lambda image_id: folder / "crf" / f"{image_id}.png", work, "prediction")
+    return for_each_image(data.ids, lambda image_id: tuple(folder / name / f"{image_id}.png" for name in ("plain", "crf")),
+                          work, "prediction")
 
 
 def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Config) -> Evaluation:

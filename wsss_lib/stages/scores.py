@@ -51,9 +51,15 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
         what, split, images, crf, pixel_labels_chose; `miou`, mean `precision` and mean `recall` in percent; `class_iou`, one
         value in percent a class, the background first, None where undefined; `unknown_share` in [0, 1].
 
+    Raises:
+        ValueError: the true masks hold no labelled pixel.
+
     Explained in notebook 70, section "Numbers".
     """
     result = evaluation.scores()
+    if np.isnan(result.miou):
+        raise ValueError(f"{data.root / data.mask_folder}: the true masks of split {data.split!r} hold no labelled pixel, so "
+                         "that there is nothing to score; check mask_folder")
     return {"what": what, "split": data.split, "images": len(data), "crf": crf, "miou": round(100 * result.miou, 2),
             "precision": round(100 * float(np.nanmean(result.precision)), 2),
             "recall": round(100 * float(np.nanmean(result.recall)), 2),

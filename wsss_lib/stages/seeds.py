@@ -121,7 +121,8 @@ def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Config, fol
     Explained in notebook 70, section "All images".
     """
     work = partial(_make_seeds_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)
-    return for_each_image(data.ids, lambda image_id: folder / "irn_labels" / f"{image_id}.png", work, "seeds",
+    return for_each_image(data.ids, lambda image_id: (folder / "seed_masks" / f"{image_id}.png",
+                                                      folder / "irn_labels" / f"{image_id}.png"), work, "seeds",
                           config.num_workers)
 
 
@@ -130,6 +131,6 @@ def _make_seeds_of_image(image_id: str, data: SegmentationDataset, maps_folder: 
     classes, scores = full_size_maps(maps_folder, image_id)
     write_mask(folder / "seed_masks" / f"{image_id}.png",
                seed_mask(image, scores, classes, config.seed_threshold, iterations=config.seed_crf_iterations))
-    write_mask(folder / "irn_labels" / f"{image_id}.png",  # last: its presence says that the image is done
+    write_mask(folder / "irn_labels" / f"{image_id}.png",
                irn_labels(image, scores, classes, config.seed_foreground_threshold, config.seed_background_threshold,
                           config.seed_crf_iterations))

@@ -1,0 +1,138 @@
+"""The chain of two methods is killed again and again, at random points, and ends in the same bytes as one left in peace.
+
+`make test` kills it a few times. More, or with worker processes (docs/reliability.md has the results):
+
+    WSSS_KILLS=30 python -m pytest tests/test_kill.py -s
+    WSSS_KILLS=8 WSSS_KILL_WORKERS=2 python -m pytest tests/test_kill.py -s -k chain
+    WSSS_KILLS_OF_NOTEBOOKS=2 python -m pytest tests/test_kill.py -s -k notebooks
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import small_chain
+from tests.checkout import environment, git, second_checkout
+from tests.small_chain import ChainServer, chain_server, everything, make_data, unfinished
+
+KILLS = int(os.environ.get("WSSS_KILLS", 5))
+WORKERS = int(os.environ.get("WSSS_KILL_WORKERS", 0))
+GROWING = {"log.jsonl", "state.safetensors"}  # the only files that change after they have appeared
+KINDS = {"classifier": "training", "network": "training", "irn": "training", "deeplab": "training", "maps": "images",
+         "refined_seeds": "images", "predictions": "images", "seeds": "refinement", "pseudo_masks": "refinement",
+         "overview": "report", "": "report or between two stages"}
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The images of the chain."""
+    return make_data(tmp_path_factory.mktemp("data") / "micro")
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """Return what a process and those that it has started have taken so far."""
+    family = [process, *process.children(recursive=True)] if WORKERS else [process]
+    return sum(sum(part.cpu_times()[:2]) for part in family)
+
+
+def kill_after(server: ChainServer, pid: int, seconds: float) -> bool:
+    """Kill the whole group of a run after it has worked for so long; return whether it had not finished before.
+
+    Processor seconds, not those of the clock, so that kills are spread alike on a busy machine.
+    """
+    try:
+        process = psutil.Process(pid)
+        while process.status() != psutil.STATUS_ZOMBIE and processor_seconds(process) < seconds:
+            time.sleep(0.02)
+        os.killpg(pid, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):  # it was quicker
+        pass
+    status, _ = server.end()
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def test_a_chain_that_is_killed_often_ends_in_the_same_bytes(data, tmp_path):
+    rng, places, runs = random.Random(0), Counter(), 0
+    with chain_server() as server:
+        server.begin(data, tmp_path / "left in peace", num_workers=WORKERS)
+        status, total = server.end()
+        assert status == 0
+        expected = everything(tmp_path / "left in peace")
+        names = [name.rsplit("/", 1)[-1] for name in expected]
+        assert len(expected) > 300 and not [name for name in names if name.startswith(".") or name in GROWING - {"log.jsonl"}]
+        while sum(places.values()) < KILLS:
+            folder, runs, killed = tmp_path / f"killed {runs}", runs + 1, True
+            while killed:
+                pid = server.begin(data, folder, num_workers=WORKERS)
+                enough = sum(places.values()) >= KILLS
+                if enough:
+                    assert server.end()[0] == 0
+                    break
+                killed = kill_after(server, pid, max(total / KILLS, 0.8) * rng.uniform(0.3, 1.7))
+                if killed:
+                    places[unfinished(folder).split("/")[-1]] += 1
+                    check_that_files_are_whole(everything(folder), expected)
+            found = everything(folder)
+            assert sorted(found) == sorted(expected)
+            assert [name for name in expected if found[name] != expected[name]] == []
+    kinds = Counter()
+    for stage, number in places.items():
+        kinds[KINDS[stage]] += number
+    print(f"\n{sum(places.values())} kills in {runs} runs of {total:.1f} processor seconds: {dict(kinds)}; {dict(places)}")
+    assert KILLS < 20 or len(kinds) >= 4
+
+
+def check_that_files_are_whole(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """At any moment a file that has its name has its content; what a killed process leaves besides is marked."""
+    for name, content in found.items():
+        last = name.rsplit("/", 1)[-1]
+        if last.startswith(".writing-") or last.endswith(".lock") or last in GROWING:
+            continue
+        assert content == expected[name], name
+
+
+@pytest.mark.skipif("WSSS_KILLS_OF_NOTEBOOKS" not in os.environ, reason="takes minutes: set WSSS_KILLS_OF_NOTEBOOKS=2")
+def test_the_pipeline_of_notebooks_is_killed(data, tmp_path):
+    """Snakemake, papermill and a kernel, which has a group of its own, sees that it is alone and holds the lock till then."""
+    root, rng, places = second_checkout(tmp_path), random.Random(0), Counter()
+    values = small_chain.SETTINGS | {"data_root": str(data), "dataset": "micro", "num_workers": 1}
+    (root / "configs/micro.yaml").write_text(json.dumps({name: value if not isinstance(value, tuple) else list(value)
+                                                         for name, value in values.items()}))
+
+    def begin(runs: Path) -> subprocess.Popen:
+        goal = f"{runs}/micro/cam/seed0/pseudo_masks/notebook.ipynb"
+        command = [sys.executable, "-m", "snakemake", goal, "--cores", "1", "--nolock", "--rerun-incomplete", "--config",
+                   "preset=micro", f"runs_root={runs}"]
+        return subprocess.Popen(command, cwd=root, env=environment(root), start_new_session=True, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
+
+    assert begin(tmp_path / "left in peace").wait() == 0
+    for stage in ("maps", "seeds", "irn", "pseudo_masks")[:int(os.environ["WSSS_KILLS_OF_NOTEBOOKS"])]:
+        process, folder = begin(tmp_path / "killed"), tmp_path / "killed/micro/cam/seed0" / stage
+        while not (folder / "begun.json").is_file():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 2))
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        places[unfinished(tmp_path / "killed")] += 1
+    assert begin(tmp_path / "killed").wait() == 0  # at once: it waits for the kernel that is just ending
+    found, expected = (everything(tmp_path / name) for name in ("killed", "left in peace"))
+    assert sorted(found) == sorted(expected)
+    notebooks = {name for name in expected if name.endswith("notebook.ipynb")}  # they hold the time of each cell
+    assert [name for name in set(expected) - notebooks if found[name] != expected[name]] == [] and len(notebooks) == 6
+    assert git(root, "status", "--porcelain").split() == ["??", "configs/micro.yaml"]
+    print(f"\nkills of Snakemake and its notebooks: {dict(places)}")
