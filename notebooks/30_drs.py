@@ -208,7 +208,7 @@ def factors_of(network):
         network(images)
     for handle in handles:
         handle.remove()
-    return torch.cat(found).cpu()
+    return torch.cat(found).cpu() if found else torch.empty(0)
 
 
 at_start = factors_of(learnable)

@@ -31,6 +31,7 @@ def run(folder: Path, work=note_process) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background with SIGINT ignored
     try:
         run(Path(sys.argv[1]))
     except KeyboardInterrupt:

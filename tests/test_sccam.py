@@ -155,6 +155,7 @@ def test_logits_are_the_mean_evidence_of_one_trunk():
 def test_dropout_takes_whole_channels_before_the_mean():
     net = small_net(dropout=0.5).train()
     net.backbone = torch.nn.Identity()
+    net.backbone.feature_scale = 1.0
     torch.nn.init.eye_(net.classifier.weight[:, :4, 0, 0].data)
     net.classifier.weight.data[:, 4:] = 0
     logits, _ = net(torch.ones(50, 128, 2, 2))

@@ -253,7 +253,7 @@ def jobs(preset: str, methods: list[str], seeds: list[int]) -> Counter:
         seeds: each runs everything.
     """
     notebooks = {path.stem.split("_", 1)[1]: path.stem for path in (PROJECT_ROOT / "notebooks").glob("[2-6]*_*.ipynb")}
-    count = Counter({("02_datasets_and_labels", "data"): 1, ("00_start_here", methods[0]): 1})
+    count = Counter({("02_datasets_and_labels", "data"): 1, ("00_start_here", methods[0]): 1, ("95_comparison", methods[0]): 1})
     for _ in seeds:
         count["10_cam", "cam"] += 1
         count["90_deeplab", "truth"] += 1
