@@ -145,9 +145,9 @@ def draw_line(line, method, group):
     """Draw one method's line of the grid."""
     viz.draw_image(line[0], picture, f"{method}: input")
     viz.draw_labels(line[1], data.mask(image_id), data.classes, "truth")
-    viz.draw_scores(line[2], picture, scores.max(0), "CAM")
+    viz.draw_scores(line[2], picture, scores.max(0, initial=0), "CAM")
     if "maps" in group and method != "cam":
-        viz.draw_scores(line[3], picture, stages.full_size_maps(group["maps"].folder, image_id)[1].max(0), method)
+        viz.draw_scores(line[3], picture, stages.full_size_maps(group["maps"].folder, image_id)[1].max(0, initial=0), method)
     for axes, made in ((line[4], refined_mask(method, group)), (line[5], segmentation(group))):
         if made:
             viz.draw_labels(axes, made[0], data.classes, made[1])

@@ -285,7 +285,7 @@ for name, line in zip(chosen, panels, strict=True):
     classes, scores = stages.full_size_maps(maps_stage.folder, name)
     viz.draw_image(line[0], picture, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], picture, scores.max(0), f"CAM, IoU {100 * ranking[name]:.0f} %")
+    viz.draw_scores(line[2], picture, scores.max(0, initial=0), f"CAM, IoU {100 * ranking[name]:.0f} %")
 viz.show(figure, "Best, random and worst image: the maps sit on the telling part and leave out much of the object")
 
 # %% [markdown]

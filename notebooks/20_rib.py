@@ -554,7 +554,7 @@ for name, line in zip(chosen, panels, strict=True):
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
     both = (("CAM", cam_stage, of_cam), ("RIB", maps_stage, of_rib))
     for panel, (text, stage, values) in zip(line[2:], both, strict=True):
-        scores = stages.full_size_maps(stage.folder, name)[1].max(0)
+        scores = stages.full_size_maps(stage.folder, name)[1].max(0, initial=0)  # an image may have no class
         viz.draw_scores(panel, picture, scores, f"{text}, IoU {100 * values[looked_at.index(name), 0]:.0f} %")
 viz.show(figure, "Best, random and worst image: RIB's maps reach further from the head than CAM's, also where they should not")
 

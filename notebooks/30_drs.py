@@ -711,7 +711,7 @@ for name, line in zip(chosen, panels, strict=True):
     viz.draw_image(line[0], image, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
     for panel, folder, title in ((line[2], cam_stage.folder, "CAM"), (line[3], maps_stage.folder, "DRS")):
-        viz.draw_scores(panel, image, stages.full_size_maps(folder, name)[1].max(0), title)
+        viz.draw_scores(panel, image, stages.full_size_maps(folder, name)[1].max(0, initial=0), title)
     viz.draw_labels(line[4], stored_label(name), score_data.classes, f"label, IoU {100 * ranking[name]:.0f} %")
 viz.show(figure, "Best, random and worst image: good labels follow the saliency mask, the worst one misses what saliency missed")
 

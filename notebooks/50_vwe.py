@@ -665,8 +665,8 @@ for name, line in zip(chosen, panels, strict=True):
     shown_picture = np.array(score_data.image(name))
     viz.draw_image(line[0], shown_picture, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], shown_picture, stages.full_size_maps(cam_stage.folder, name)[1].max(0), "CAM")
-    own = stages.full_size_maps(maps_stage.folder, name)[1].max(0)
+    viz.draw_scores(line[2], shown_picture, stages.full_size_maps(cam_stage.folder, name)[1].max(0, initial=0), "CAM")
+    own = stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0)
     viz.draw_scores(line[3], shown_picture, own, f"visual words, IoU {100 * ranking[name]:.0f} %")
 viz.show(figure, f"Best, random and worst image: IoU {', '.join(f'{100 * ranking[name]:.0f}' for name in chosen)} percent")
 

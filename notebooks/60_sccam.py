@@ -579,7 +579,7 @@ for image_id, line in zip(chosen, panels, strict=True):
     of_cam = image_iou(image_id, cam_stage, rows["cam"])
     for panel, stage, title in ((line[2], cam_stage, f"CAM, IoU {of_cam:.0f} %"),
                                 (line[3], maps_stage, f"SC-CAM, IoU {ranking[image_id]:.0f} %")):
-        viz.draw_scores(panel, image, stages.full_size_maps(stage.folder, image_id)[1].max(0), title)
+        viz.draw_scores(panel, image, stages.full_size_maps(stage.folder, image_id)[1].max(0, initial=0), title)
 viz.show(figure, "Best, random and worst image of SC-CAM beside the maps of plain CAM")
 
 # %% [markdown]

@@ -634,7 +634,7 @@ for name, line in zip(chosen, panels, strict=True):
     image = np.array(score_data.image(name))
     viz.draw_image(line[0], image, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], image, stages.full_size_maps(maps_stage.folder, name)[1].max(0), "CAM")
+    viz.draw_scores(line[2], image, stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "CAM")
     for panel, folder, title in ((line[3], seeds_stage.folder / "seed_masks", "refined"), (line[4], masks_stage.folder, "IRN")):
         viz.draw_labels(panel, read_mask(folder / f"{name}.png", score_data.num_classes), score_data.classes, title)
     line[4].set_title(f"IRN, IoU {100 * ranking[name]:.0f} %")
