@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss_lib import artifacts, stages
+from wsss_lib import artifacts, formats, stages
 from wsss_lib.config import Config, project_path
 from wsss_lib.methods import amn_stages
 from wsss_lib.methods.amn_ablations import VARIANTS, train_variant, variant_localization
@@ -55,7 +55,7 @@ def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
         localize = variant_localization(variant, trained[key], score_data, seed_folder, config)
         stages.make_maps(localize, score_data, config, folder / "maps")
         finished[name] = scored(score_data, folder / "maps") | {"seconds": round(time.time() - start, 1)}
-        artifacts.write_json(out, rows)
+        formats.write_json(out, rows)
         shutil.rmtree(folder)
     shutil.rmtree(work)
 
@@ -91,11 +91,11 @@ def main(arguments: list[str] | None = None) -> dict:
         print("This takes about ten minutes of one core for each seed at smoke size; name them: --seeds 0 1 2")
         return {}
     out = project_path(options.out)
-    rows = artifacts.read_json(out) if out.is_file() else {}
+    rows = formats.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
         config = preset_config(options.preset, "amn", seed=seed, runs_root=options.runs_root, limit=options.limit)
         run_seed(config, options.variants, rows, out)
-    artifacts.write_json(out, rows)
+    formats.write_json(out, rows)
     print(table(rows))
     return rows
 

@@ -18,9 +18,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from wsss_lib import stages
-from wsss_lib.artifacts import write_maps
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.formats import write_maps
 from wsss_lib.refine.crf import crf_from_probabilities, crf_segmentation
 
 CLASSES, PRESENT = 21, (0, 8, 15)

@@ -7,6 +7,7 @@ batches of images of like size with both views, channels-last layout, inference 
 of the images relative to VOC's. (On one thread torch takes its slow way through 1x1 convolutions for less than 16 views.)
 """
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -49,12 +50,15 @@ def in_batches(localize: Callable, images: list[Image.Image], labels: np.ndarray
     return [maps[number] for number in range(len(images))]
 
 
-def prepare_cam(share: float):
+def twins(kind: type[torch.nn.Module]) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return a network with random weights twice; the second has its channels last in memory."""
     torch.manual_seed(0)
-    plain_net = cam.ClassActivationNet(build_backbone("resnet50"), CLASSES).eval()
-    net = cam.ClassActivationNet(build_backbone("resnet50"), CLASSES).eval()
-    net.load_state_dict(plain_net.state_dict())
-    net.to(memory_format=torch.channels_last)
+    plain_net = kind(build_backbone("resnet50"), CLASSES).eval()
+    return plain_net, copy.deepcopy(plain_net).to(memory_format=torch.channels_last)
+
+
+def prepare_cam(share: float):
+    plain_net, net = twins(cam.ClassActivationNet)
     images, labels = image_set(share)
 
     @torch.no_grad()
@@ -74,11 +78,7 @@ def prepare_cam(share: float):
 
 
 def prepare_amn(share: float):
-    torch.manual_seed(0)
-    plain_net = amn.ActivationManipulationNet(build_backbone("resnet50"), CLASSES).eval()
-    net = amn.ActivationManipulationNet(build_backbone("resnet50"), CLASSES).eval()
-    net.load_state_dict(plain_net.state_dict())
-    net.to(memory_format=torch.channels_last)
+    plain_net, net = twins(amn.ActivationManipulationNet)
     images, labels = image_set(share)
     rng = np.random.default_rng(1)
     seeds = [rng.integers(0, 2, image.size[::-1], np.uint8) for image in images]

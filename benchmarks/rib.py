@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from measuring import Row, main, one_thread
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.toy import make_toy_dataset
-from wsss_lib import artifacts, stages, training
+from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import Config, project_path
+from wsss_lib.costs import rib_flops
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam, rib
 from wsss_lib.nets.backbone import normalization_of
@@ -39,7 +39,7 @@ def plain_rib(net: cam.ClassActivationNet, weights: Path, image_id: str, rows: I
     label = data.label(image_id)
     own = {int(number) for number in np.flatnonzero(label)}
     pool = [index for index, name in enumerate(data.ids) if not own & {int(c) for c in np.flatnonzero(data.label(name))}]
-    net.load_state_dict(artifacts.read_tensors(weights))
+    net.load_state_dict(formats.read_tensors(weights))
     companions = rib.Companions(net, data, config).samples
     batches = [next(rows) for _ in range(config.rib_iterations)]
     assert set(sum(batches, [])) <= set(pool)
@@ -130,35 +130,6 @@ def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[
     return results
 
 
-def count_flops() -> tuple[float, float]:
-    """Return the operations of one VOC image with one class at the published settings, plain and ours."""
-    config = preset_config("voc12", "rib", backbone_weights="none")
-    with torch.device("meta"):
-        net = stages.build_classifier(config, 20).eval()
-
-    def count(images: int, height: int, width: int) -> tuple[float, float, float]:
-        """Return the operations of the frozen stages, of the others forward, and of the others backward."""
-        batch, numbers = torch.empty(images, 3, height, width, device="meta"), []
-        with FlopCounterMode(display=False) as counter:
-            features = net.backbone.shallow(batch, rib.FROZEN_STAGES).detach()
-            numbers.append(counter.get_total_flops())
-            raw = rib.evidence(net, features)
-            numbers.append(counter.get_total_flops())
-            raw.sum().backward()
-            numbers.append(counter.get_total_flops())
-        return numbers[0], numbers[1] - numbers[0], numbers[2] - numbers[1]
-
-    steps = config.rib_iterations
-    frozen, forward, backward = count(config.rib_companions, config.cam_crop, config.cam_crop)
-    plain, ours = steps * (frozen + forward + backward), (steps - 1) * (forward + backward)
-    for scale in config.cam_scales:
-        frozen, forward, backward = count(2, *(round(side * scale) for side in VOC_SIZE))
-        backward = backward if scale > 0.5 else 0.0
-        plain += steps * (frozen + forward + backward)
-        ours += frozen + steps * forward + (steps - 1) * backward
-    return plain, ours
-
-
 def measure(quick: bool = False) -> list[Row]:
     """Run both formulations on the same images in turn, and count operations at VOC's settings.
 
@@ -178,7 +149,7 @@ def measure(quick: bool = False) -> list[Row]:
         rows.append(Row("RIB, seconds an image", f"{count} of 96x96", plain, ours, plain / ours,
                         GOAL if count == 40 else None, largest))
     if not quick:
-        plain, ours = count_flops()
+        plain, ours = rib_flops(preset_config("voc12", "rib", backbone_weights="none"), 20, VOC_SIZE)
         hours = 1000 / GPU_FLOPS / 3600
         rows += [Row("RIB, operations", "1 of 375x500", plain / 1e12, ours / 1e12, plain / ours, unit="TFLOP"),
                  Row("RIB at 100 TFLOP/s", "1,000 of 375x500", plain * hours, ours * hours, plain / ours, unit="hours")]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsss_lib import artifacts, stages, training
+from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import cam, rib
@@ -57,7 +57,7 @@ def run(config: Config, images: int, epochs: int) -> dict:
     settings = {"images": images, "recipes": RECIPES, "classifier": classifier.results(),
                 **config.parameters_of("cam_", "rib_")}
     record = folder / "rows.json"
-    if record.is_file() and (kept := artifacts.read_json(record))["settings"] == settings:
+    if record.is_file() and (kept := formats.read_json(record))["settings"] == settings:
         return kept["rows"]
     data = stages.open_data(config, config.train_split)
     scored = stages.open_data(config.model_copy(update={"limit": min(images, len(data))}), config.score_split)
@@ -73,7 +73,7 @@ def run(config: Config, images: int, epochs: int) -> dict:
             rows[name] = {"sure": share, "miou": row["miou"], "threshold": row["threshold"], "body": recall and recall["body"],
                           "fixed": float(np.interp(FIXED_THRESHOLD, row["thresholds"], row["curve"]))}
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(record, {"settings": settings, "rows": rows})
+    formats.write_json(record, {"settings": settings, "rows": rows})
     return rows
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsss_lib import artifacts, stages, training
+from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import sccam, subcategories
@@ -100,11 +100,11 @@ def run_seed(config: Config, images: int, controls: list[str], rows: dict, out: 
         if name not in finished:
             net = sccam.build_sccam(config, data.num_classes, folder / "weights.safetensors").to(device)
             finished[name] = maps_of(net, some, config) | purities(data, table)
-            artifacts.write_json(out, rows)
+            formats.write_json(out, rows)
     for name in controls:
         if name not in finished:
             finished[name] = maps_of(control(name, data, tables[0], config), some, config)
-            artifacts.write_json(out, rows)
+            formats.write_json(out, rows)
 
 
 def table(rows: dict) -> str:
@@ -133,11 +133,11 @@ def main(arguments: list[str] | None = None) -> dict:
         print("This takes about three minutes of one core for each seed at smoke size; name them: --seeds 0 1 2")
         return {}
     out = project_path(options.out)
-    rows = artifacts.read_json(out) if out.is_file() else {}
+    rows = formats.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
         run_seed(preset_config(options.preset, "sccam", seed=seed, runs_root=options.runs_root), options.images,
                  options.controls, rows, out)
-    artifacts.write_json(out, rows)
+    formats.write_json(out, rows)
     print(table(rows))
     return rows
 

@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.ndimage import zoom
 
 from wsss_lib import stages
-from wsss_lib.artifacts import write_maps, write_mask
 from wsss_lib.data.dataset import VOC_CLASSES, SegmentationDataset
+from wsss_lib.formats import write_maps, write_mask
 from wsss_lib.metrics import confusion_matrix
 from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
 

@@ -11,7 +11,7 @@ import argparse
 import torch
 from torch import nn
 
-from wsss_lib import artifacts, stages, training
+from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
@@ -46,7 +46,7 @@ def run(name: str, base: Config, images: int) -> dict:
     settings = {"variant": name, "images": images, "classifier": classifier.results(),
                 **config.parameters_of("cam_", "vwe_")}
     record = folder / "row.json"
-    if record.is_file() and (row := artifacts.read_json(record))["settings"] == settings:
+    if record.is_file() and (row := formats.read_json(record))["settings"] == settings:
         return row
     device = training.seed_everything(config)
     data = stages.open_data(config, config.train_split)
@@ -64,7 +64,7 @@ def run(name: str, base: Config, images: int) -> dict:
     row = {"settings": settings, **stages.score_maps(scored, maps), "recall": stages.mean_part_recall(scored, maps, 0.3),
            "first": training.read_log(folder)[0], "last": training.read_log(folder)[-1],
            "words_used": words_used(net, scored, config) if with_words else None}
-    artifacts.write_json(record, row)
+    formats.write_json(record, row)
     return row
 
 

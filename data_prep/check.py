@@ -170,7 +170,7 @@ def _problem_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int)
     colours = np.array(palette or [], np.uint8).reshape(-1, 3)
     if mode == "P" and (len(colours) <= values.max() or (colours[values] != voc_palette()[values]).any()):
         return Problem("palette", f"{path}: its colours are not VOC's; the indices may mean other classes, write it again with "
-                                  "wsss_lib.artifacts.write_mask")
+                                  "wsss_lib.formats.write_mask")
     return None
 
 

@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.voc_labels import write_labels
-from wsss_lib.artifacts import write_mask
 from wsss_lib.data.dataset import IGNORE, DataError, load_dataset, read_mask
+from wsss_lib.formats import write_mask
 from wsss_lib.progress import progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 
 from data_prep.restricted import read_npy
 from wsss_lib import stages
-from wsss_lib.artifacts import begin_stage, write_maps
+from wsss_lib.artifacts import begin_stage
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size
+from wsss_lib.formats import write_maps
 from wsss_lib.inference import for_each_image
 from wsss_lib.methods.cam import stride4_size
 from wsss_lib.presets import read_preset

@@ -46,7 +46,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown, display
 
-from wsss_lib import artifacts, comparison, results, stages, viz, widgets
+from wsss_lib import artifacts, results, stages, viz, widgets
 from wsss_lib.config import MASKS_OF, Config, project_path
 from wsss_lib.data.dataset import read_mask
 
@@ -159,7 +159,7 @@ def draw_line(line, method, group):
 
 
 # %% tags=["nbval-ignore-output"]
-finished = comparison.finished_stages(project_path(config.runs_root) / config.dataset)
+finished = artifacts.finished_stages(project_path(config.runs_root) / config.dataset)
 groups = {name: group for (name, of_seed), group in finished.items() if of_seed == config.seed and {"maps", "deeplab"} & set(group)}
 order = sorted(groups, key=lambda name: (name == "truth", name != "cam", name))
 figure, grid = plt.subplots(len(order), 6, figsize=(9, 1.65 * len(order)), squeeze=False)

@@ -43,7 +43,7 @@ from PIL import Image
 
 from data_prep.toy import make_toy_dataset
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib import artifacts, stages, viz, widgets
+from wsss_lib import artifacts, formats, stages, viz, widgets
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import IGNORE, DataError, check_images, image_size, read_split, voc_palette
 from wsss_lib.progress import progress
@@ -334,7 +334,7 @@ def pixels_of_each_value(data):
         values = [*range(data.num_classes + 1), IGNORE]
         counts = np.array([np.bincount(data.mask(name).ravel(), minlength=256)[values]
                            for name in progress(data.ids, f"masks of {data.split}")])
-        artifacts.write_atomically(path, lambda temporary: np.save(temporary, counts))
+        formats.write_atomically(path, lambda temporary: np.save(temporary, counts))
     return np.load(path, allow_pickle=False)
 
 

@@ -44,7 +44,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, stages, training, viz, widgets
+from wsss_lib import artifacts, formats, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam
@@ -220,7 +220,7 @@ viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the 
 maps_stage = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
 if not maps_stage.is_complete():
     images_made = stages.make_maps(stages.cam_localization(net, config), train_data, config, maps_stage.folder)
-classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 

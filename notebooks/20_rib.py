@@ -46,7 +46,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.methods import cam, rib
 from wsss_lib.metrics import Evaluation, part_recall
@@ -350,7 +350,7 @@ maps_stage = artifacts.begin_stage(config, "maps", ("cam_", "rib_"),
                                    {"classifier": classifier_stage, "data": stages.data_hash(train_data)})
 if not maps_stage.is_complete():
     images_made = stages.make_maps(rib.rib_localization(net, train_data, config), train_data, config, maps_stage.folder)
-classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 

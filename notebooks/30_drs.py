@@ -46,7 +46,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import read_mask
@@ -418,7 +418,7 @@ if not maps_stage.is_complete():
     if config.drs_selection == "pixel_labels":
         row["pixel_labels_chose"] += "; epochs of DRS"
     maps_stage.finish([row], images_made, str(run_device))
-classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 

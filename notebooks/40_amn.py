@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import IGNORE, read_mask
@@ -370,7 +370,7 @@ maps_stage = artifacts.begin_stage(config, "maps", ("amn_", "cam_scales"), {"net
 if not maps_stage.is_complete():
     localize = amn_stages.amn_localization(net, train_data, seeds_stage.folder, config)
     images_made = stages.make_maps(localize, train_data, config, maps_stage.folder)
-_, scores, _ = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+_, scores, _ = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
 assert scores.min() >= 0 and scores.max() <= 1
 print(f"{sum(1 for _ in maps_stage.folder.glob('*.npz'))} files of maps")
 
@@ -438,7 +438,7 @@ viz.show(figure, f"The range within two points of the best is {widths[0]:.2f} wi
 figure, axes = plt.subplots(figsize=(6, 3.2))
 best_of = {}
 for record in sorted(maps_stage.folder.parents[2].glob(f"*/seed{config.seed}/maps/run.json")):
-    rows = [row for row in artifacts.read_json(record.parent / "metrics.json") if "curve" in row]
+    rows = [row for row in formats.read_json(record.parent / "metrics.json") if "curve" in row]
     for row in rows[:1]:
         name = record.parts[-4]
         axes.plot(row["thresholds"], row["curve"], label=name)

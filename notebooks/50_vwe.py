@@ -48,7 +48,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.samples import ClassificationSamples
@@ -502,7 +502,7 @@ maps_stage = artifacts.begin_stage(config, "maps", ("cam_", "vwe_"), {"network":
 if not maps_stage.is_complete():
     images_made = stages.make_maps(vwe.vwe_localization(net, config), train_data, config, maps_stage.folder)
     maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
-classes, maps, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+classes, maps, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", maps.dtype, maps.shape, " size", size)
 assert maps.min() >= 0 and maps.max() <= 1
 

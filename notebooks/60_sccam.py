@@ -47,7 +47,7 @@ import numpy as np
 import torch
 from sklearn import cluster, decomposition, metrics
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.methods import cam, sccam, subcategories
@@ -451,7 +451,7 @@ inputs = {"data": stages.data_hash(train_data), "network": round_stages[list(rou
 maps_stage = artifacts.begin_stage(config, "maps", ("sccam_", "cam_scales"), inputs)
 if not maps_stage.is_complete():
     images_made = stages.make_maps(sccam.sccam_localization(last, config), train_data, config, maps_stage.folder)
-classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{name}.npz")
+classes, scores, size = formats.read_maps(maps_stage.folder / f"{name}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 

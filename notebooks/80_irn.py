@@ -45,7 +45,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import read_mask
@@ -554,7 +554,7 @@ viz.show(figure, "Left a mask of three objects; right the second object has vani
 # The four steps on the image from the start:
 
 # %% tags=["nbval-ignore-output"]
-classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
 boundary, _ = stages.boundary_map(net, photograph, config)
 maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
 walk = propagate(maps, boundary, config.walk_radius, config.walk_beta, config.walk_log2_steps)
@@ -670,7 +670,7 @@ for index, label in enumerate(classes):
 # for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-classes, scores, size = artifacts.read_maps(maps_stage.folder / f"{image_id}.npz")
+classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
 maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
 
 

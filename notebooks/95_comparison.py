@@ -44,14 +44,14 @@ COUNTED = 300  # images of each split that are counted anew
 
 def table(head, lines):
     """Show a table."""
-    display(Markdown(comparison.markdown_table(head, lines)))
+    display(Markdown(results.markdown_table(head, lines)))
 
 
 # %% [markdown]
 # The first check: is anything finished? If not, the next cell stops and says what to run.
 
 # %%
-finished = comparison.finished_stages(run_folder)
+finished = artifacts.finished_stages(run_folder)
 rows = results.collect(run_folder)
 if not rows:
     raise RuntimeError(f"{run_folder}: no finished stage with scores; run `make demo`, or notebook 10_cam and those after it")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data_prep.toy import make_toy_dataset
-from wsss_lib import artifacts, report, results, stages, training
+from wsss_lib import formats, report, results, stages, training
 from wsss_lib.artifacts import Stage, begin_stage, open_stage
 from wsss_lib.config import MASKS_OF, PROJECT_ROOT, Config
 from wsss_lib.data.dataset import SegmentationDataset
@@ -196,7 +196,7 @@ def overview(config: Config) -> None:
     run_folder = Path(config.runs_root) / config.dataset
     stage = begin_stage(config, "overview", (), {"results": results.fingerprint(results.collect(run_folder))}, method="report")
     if not stage.is_complete():
-        artifacts.write_json(stage.folder / "table.json", results.summarize(results.collect(run_folder)))
+        formats.write_json(stage.folder / "table.json", results.summarize(results.collect(run_folder)))
         stage.finish([])
     report.write_report(run_folder)
 

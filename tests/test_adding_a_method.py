@@ -21,7 +21,7 @@ import doctest, json, sys
 from pathlib import Path
 from tests.conftest import write_miniature
 from tests.refresh_notebooks import source_notebook
-from wsss_lib import artifacts, stages
+from wsss_lib import artifacts, formats, stages
 from wsss_lib.config import Config
 
 root = Path.cwd()
@@ -33,7 +33,7 @@ data = stages.open_data(config, "train")
 net = stages.build_classifier(config, data.num_classes)
 stage = artifacts.begin_stage(config, "classifier", ("cam_",), {})
 stages.train_classifier(net, data, config, stage.folder)
-artifacts.write_tensors(stage.folder / "weights.safetensors", net.state_dict())
+formats.write_tensors(stage.folder / "weights.safetensors", net.state_dict())
 stage.finish([])
 maps = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": stage})
 stages.make_maps(stages.cam_localization(net, config), data, config, maps.folder)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.test_full_size import check_log, write_voc
 from tests.test_sccam import tame
 from wsss_lib import stages, training
-from wsss_lib.artifacts import write_maps
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import DataError, read_mask
+from wsss_lib.formats import write_maps
 from wsss_lib.nets.affinitynet import AffinityHead, AffinityNet
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.nets.resnet38 import ResNet38

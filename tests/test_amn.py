@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsss_lib import artifacts, stages, training
-from wsss_lib.artifacts import read_maps, write_maps, write_mask
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
+from wsss_lib.formats import read_maps, write_maps, write_mask
 from wsss_lib.methods import amn, amn_ablations, amn_stages
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.refine.seeds import irn_labels, upsample_scores

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib import artifacts
+from wsss_lib import artifacts, formats
 from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.dataset import DataError, read_mask, voc_palette
 
@@ -29,7 +29,7 @@ def files_below(folder: Path) -> list[str]:
 # ---- atomic writes
 
 def test_a_file_is_written_into_a_new_folder_readable_by_all(tmp_path):
-    artifacts.write_atomically(tmp_path / "a" / "b" / "c.txt", lambda temporary: temporary.write_text("whole"))
+    formats.write_atomically(tmp_path / "a" / "b" / "c.txt", lambda temporary: temporary.write_text("whole"))
     assert files_below(tmp_path) == ["a/b/c.txt"] and (tmp_path / "a/b/c.txt").read_text() == "whole"
     assert (tmp_path / "a/b/c.txt").stat().st_mode & 0o777 == 0o644
 
@@ -44,7 +44,7 @@ def test_an_exception_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_pat
         raise problem
 
     with pytest.raises(type(problem)):
-        artifacts.write_atomically(path, write_half)
+        formats.write_atomically(path, write_half)
     assert files_below(tmp_path) == ["result.txt"] and path.read_text() == "old"
 
 
@@ -54,7 +54,7 @@ def test_a_full_disk_gives_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError) as error:
-        artifacts.write_json(tmp_path / "metrics.json", [])
+        formats.write_json(tmp_path / "metrics.json", [])
     assert str(error.value) == (f"{tmp_path}/metrics.json: cannot be written (No space left on device); free some space or set "
                                 "runs_root to another disk, then run again: finished results are kept")
     assert files_below(tmp_path) == []
@@ -63,21 +63,21 @@ def test_a_full_disk_gives_one_sentence(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"runs/maps/a.json: cannot be written \((Not a directory|File exists)\); free some"):
-        artifacts.write_json(tmp_path / "runs" / "maps" / "a.json", [])
+        formats.write_json(tmp_path / "runs" / "maps" / "a.json", [])
 
 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from wsss_lib import artifacts
+from wsss_lib import artifacts, formats
 folder = Path(sys.argv[1])
 random = np.random.default_rng(0)
 work = {
-    "maps": lambda: artifacts.write_maps(folder / "a.npz", [0, 1], random.random((2, 100, 100)), (400, 400)),
-    "mask": lambda: artifacts.write_mask(folder / "a.png", random.integers(0, 20, (300, 300))),
-    "json": lambda: artifacts.write_json(folder / "a.json", list(range(20000))),
-    "tensors": lambda: artifacts.write_tensors(folder / "a.safetensors", {"a": torch.rand(200, 200)}),
+    "maps": lambda: formats.write_maps(folder / "a.npz", [0, 1], random.random((2, 100, 100)), (400, 400)),
+    "mask": lambda: formats.write_mask(folder / "a.png", random.integers(0, 20, (300, 300))),
+    "json": lambda: formats.write_json(folder / "a.json", list(range(20000))),
+    "tensors": lambda: formats.write_tensors(folder / "a.safetensors", {"a": torch.rand(200, 200)}),
 }
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # no file may grow beyond 20 kB
 for name, write in work.items():
@@ -106,8 +106,8 @@ def test_maps_round_trip(tmp_path_factory, height, width, num_classes, seed):
     rng = np.random.default_rng(seed)
     classes = np.sort(rng.choice(80, num_classes, replace=False))
     scores = rng.random((num_classes, (height - 1) // 4 + 1, (width - 1) // 4 + 1))
-    artifacts.write_maps(path, classes, scores, (height, width))
-    read_classes, read_scores, size = artifacts.read_maps(path)
+    formats.write_maps(path, classes, scores, (height, width))
+    read_classes, read_scores, size = formats.read_maps(path)
     assert read_classes.dtype == np.int64 and read_classes.tolist() == classes.tolist()
     assert read_scores.dtype == np.float32 and np.abs(read_scores - scores).max(initial=0) <= 2**-12  # half precision below 1
     assert size == (height, width) and all(type(side) is int for side in size)
@@ -161,7 +161,7 @@ def test_broken_maps_give_one_sentence(tmp_path, kind):
     path = tmp_path / "a.npz"
     path.write_bytes(BROKEN_MAPS[kind])
     with pytest.raises(DataError, match="delete it and run its stage again") as error:
-        artifacts.read_maps(path)
+        formats.read_maps(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
@@ -180,13 +180,13 @@ def test_nothing_pickled_is_ever_loaded(tmp_path):
     scores[0, 0, 0] = Payload(tmp_path / "run by the file")
     (tmp_path / "a.npz").write_bytes(npz(classes=np.int16([0]), size=np.int32([1, 1]), scores=scores))
     with pytest.raises(DataError, match="not a file of localization maps"):
-        artifacts.read_maps(tmp_path / "a.npz")
+        formats.read_maps(tmp_path / "a.npz")
     assert files_below(tmp_path) == ["a.npz"] and not (tmp_path / "run by the file").exists()
 
 
 def test_missing_maps_name_the_notebook(tmp_path):
     with pytest.raises(DataError, match="a.npz: the localization maps are missing; run notebook 10_cam"):
-        artifacts.read_maps(tmp_path / "a.npz")
+        formats.read_maps(tmp_path / "a.npz")
 
 
 @given(place=st.integers(0, 1000), value=st.integers(0, 255), cut=st.integers(0, 600))
@@ -196,7 +196,7 @@ def test_damaged_maps_are_read_rightly_or_refused(tmp_path_factory, place, value
     content[place % len(content)] = value
     path.write_bytes(content[:len(content) - cut] if cut % 3 == 0 else content)
     try:
-        classes, scores, size = artifacts.read_maps(path)
+        classes, scores, size = formats.read_maps(path)
     except DataError:
         return
     assert classes.tolist() == [0, 2] and size == (12, 16) and not scores.any()
@@ -206,7 +206,7 @@ def test_damaged_maps_are_read_rightly_or_refused(tmp_path_factory, place, value
 
 def test_mask_is_a_palette_png_in_voc_colours(tmp_path):
     mask = np.array([[0, 1, 20], [255, 3, 7]], np.uint8)
-    artifacts.write_mask(tmp_path / "a.png", mask)
+    formats.write_mask(tmp_path / "a.png", mask)
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == "P" and np.array(image).tolist() == mask.tolist()
         assert np.array(image.convert("RGB")).tolist() == voc_palette()[mask].tolist()
@@ -217,22 +217,22 @@ def test_mask_is_a_palette_png_in_voc_colours(tmp_path):
 def test_broken_json_names_the_remedy(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(DataError, match="run.json: not valid JSON; delete the folder"):
-        artifacts.read_json(tmp_path / "run.json")
+        formats.read_json(tmp_path / "run.json")
 
 
 def test_tensors_round_trip_and_broken_files(tmp_path):
     tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(7), "c": torch.zeros(2, 3, 4, 5).contiguous(
         memory_format=torch.channels_last)}
-    artifacts.write_tensors(tmp_path / "w.safetensors", tensors)
-    read = artifacts.read_tensors(tmp_path / "w.safetensors")
+    formats.write_tensors(tmp_path / "w.safetensors", tensors)
+    read = formats.read_tensors(tmp_path / "w.safetensors")
     assert set(read) == set(tensors) and all(torch.equal(read[name], tensors[name]) for name in tensors)
     with pytest.raises(FileNotFoundError, match="none.safetensors: there is no such weights file"):
-        artifacts.read_tensors(tmp_path / "none.safetensors")
+        formats.read_tensors(tmp_path / "none.safetensors")
     torch.save({"a": torch.zeros(3)}, tmp_path / "official.pth")
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-5])
     for name in ("official.pth", "half.safetensors"):
         with pytest.raises(DataError, match=r"not a safetensors file \(.*give one that this project has written"):
-            artifacts.read_tensors(tmp_path / name)
+            formats.read_tensors(tmp_path / name)
 
 
 # ---- stages
@@ -266,7 +266,7 @@ def test_a_finished_stage_holds_its_record(tmp_path):
 def test_run_json_is_written_last(tmp_path, monkeypatch):
     stage = artifacts.begin_stage(config_of(tmp_path), "maps", ("cam_",), {})
     written = []
-    write = artifacts.write_json
+    write = formats.write_json
     monkeypatch.setattr(artifacts, "write_json", lambda path, content: (written.append(path.name), write(path, content)))
     stage.finish([])
     assert written == ["metrics.json", "run.json"]
@@ -353,7 +353,7 @@ def test_hash_sees_names_and_contents(files):
             for name, content in contents.items():
                 path = Path(folder) / name.replace("/", "_")
                 path.write_bytes(content)
-            return artifacts.sha256(Path(folder).iterdir(), Path(folder))
+            return formats.sha256(Path(folder).iterdir(), Path(folder))
 
     assert total(files) == total(dict(reversed(files.items())))
     name = next(iter(files))
@@ -380,4 +380,4 @@ def test_zip_with_a_huge_claim_is_refused(tmp_path):
             file.writestr(f"{name}.npy", npy(GOOD[name]))
         file.writestr("scores.npy", header)
     with pytest.raises(DataError, match="not a file of localization maps"):
-        artifacts.read_maps(tmp_path / "a.npz")
+        formats.read_maps(tmp_path / "a.npz")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from wsss_lib.artifacts import read_maps, write_maps
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
+from wsss_lib.formats import read_maps, write_maps
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.stages import build_classifier

@@ -20,10 +20,10 @@ from data_prep.weight_layouts import caffe_name, layouts
 from tests.golden_adapters import NAME_MAP
 from tests.golden_weights import load
 from wsss_lib import stages
-from wsss_lib.artifacts import read_tensors, write_json, write_tensors
 from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import DataError
+from wsss_lib.formats import read_tensors, write_json, write_tensors
 from wsss_lib.methods.amn import ActivationManipulationNet
 from wsss_lib.methods.cam import ClassActivationNet
 from wsss_lib.methods.drs import ScoreNet

@@ -17,9 +17,9 @@ from data_prep.coco14 import prepare_coco14  # noqa: E402
 from data_prep.coco_json import image_id  # noqa: E402
 from data_prep.toy_coco import make_toy_coco  # noqa: E402
 from wsss_lib import stages  # noqa: E402
-from wsss_lib.artifacts import read_maps, write_tensors  # noqa: E402
 from wsss_lib.config import PROJECT_ROOT, Config  # noqa: E402
 from wsss_lib.data.dataset import load_dataset, read_mask  # noqa: E402
+from wsss_lib.formats import read_maps, write_tensors  # noqa: E402
 from wsss_lib.methods import amn_stages, rib  # noqa: E402
 from wsss_lib.presets import preset_config  # noqa: E402
 

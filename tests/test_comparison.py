@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from wsss_lib import artifacts, comparison
+from wsss_lib import artifacts, comparison, formats, results
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.metrics import BoundaryEvaluation, boundary_band
@@ -103,17 +103,17 @@ def test_seeds_with_other_settings_are_refused(small_config):
     for seed in range(2):
         finish(runs[seed], "maps", [])
     folder = artifacts.stage_folder(small_config, "maps").parents[2]
-    comparison.check_settings(comparison.finished_stages(folder))
+    comparison.check_settings(artifacts.finished_stages(folder))
     finish(runs[2].model_copy(update={"cam_epochs": 5}), "maps", [])
     with pytest.raises(ValueError, match="cam, stage maps: cam_epochs is 5 for seed 2 and 2 for seed 0; run one of them again"):
-        comparison.check_settings(comparison.finished_stages(folder))
+        comparison.check_settings(artifacts.finished_stages(folder))
 
 
 def test_stages_of_reports_and_stale_ones_do_not_count(small_config):
     for name, method in (("maps", "cam"), ("maps.stale", "cam"), ("overview", "report"), ("check", "data")):
         finish(small_config, name, [], method)
     artifacts.begin_stage(small_config, "seeds", (), {})  # not finished
-    found = comparison.finished_stages(artifacts.stage_folder(small_config, "maps").parents[2])
+    found = artifacts.finished_stages(artifacts.stage_folder(small_config, "maps").parents[2])
     assert {key: list(group) for key, group in found.items()} == {("cam", 0): ["maps"]}
 
 
@@ -123,7 +123,7 @@ def test_true_masks_score_everything(miniature, small_config):
     for image_id in data.ids:  # the void border gets the nearest label
         mask = data.mask(image_id)
         nearest = distance_transform_edt(mask == 255, return_distances=False, return_indices=True)
-        artifacts.write_mask(stage.folder / f"{image_id}.png", mask[tuple(nearest)])
+        formats.write_mask(stage.folder / f"{image_id}.png", mask[tuple(nearest)])
     row = ROW | {"what": "IRN pseudo-mask", "pixel_labels_chose": ""}
     stage.finish([row], 8)
     half = comparison.evenly_spaced(data, 4)
@@ -142,7 +142,7 @@ def test_maps_are_cut_at_their_own_threshold(miniature, small_config):
     for image_id in data.ids:
         height, width = data.mask(image_id).shape
         scores = np.full((1, (height - 1) // 4 + 1, (width - 1) // 4 + 1), 0.5, np.float32)
-        artifacts.write_maps(stage.folder / f"{image_id}.npz", np.array([1]), scores, (height, width))
+        formats.write_maps(stage.folder / f"{image_id}.npz", np.array([1]), scores, (height, width))
     row = ROW | {"what": "CAM at its best threshold"}
     stage.finish([row])
     for threshold, label in ((0.4, 2), (0.6, 0)):
@@ -155,7 +155,7 @@ def test_thresholds_and_costs_are_read_from_the_records(small_config):
              "curve": [40.0, 49.0, 50.0, 45.0]}
     for seed in (0, 1):
         finish(small_config.model_copy(update={"seed": seed}), "maps", [curve])
-    stages = comparison.finished_stages(artifacts.stage_folder(small_config, "maps").parents[2])
+    stages = artifacts.finished_stages(artifacts.stage_folder(small_config, "maps").parents[2])
     assert comparison.threshold_table(stages, 0.15) == [["cam", "50.0 ± 0.0", "0.30 / 0.30", "5.5 ± 0.0", "0.10 ± 0.00", "2"]]
     ((method, name, fastest, all_runs, speed, memory, device),) = comparison.cost_table(stages)
     assert (method, name, speed, device) == ("cam", "maps", "–", "cpu") and int(memory) > 0
@@ -163,4 +163,4 @@ def test_thresholds_and_costs_are_read_from_the_records(small_config):
 
 
 def test_markdown_tables_keep_their_columns():
-    assert comparison.markdown_table(["a", "b"], [["1 | 2", "3"]]).splitlines() == ["| a | b |", "|---|---|", "| 1 \\| 2 | 3 |"]
+    assert results.markdown_table(["a", "b"], [["1 | 2", "3"]]).splitlines() == ["| a | b |", "|---|---|", "| 1 \\| 2 | 3 |"]

@@ -13,7 +13,6 @@ from PIL import Image
 
 from tests.conftest import CLASSES, SIZES
 from wsss_lib import stages
-from wsss_lib.artifacts import read_maps, write_mask
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import (
     VOC_CLASSES,
@@ -28,6 +27,7 @@ from wsss_lib.data.dataset import (
     voc_palette,
 )
 from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples
+from wsss_lib.formats import read_maps, write_mask
 
 
 def refusal(action, *words: str) -> str:

@@ -7,9 +7,9 @@ import torch
 from tests.test_drs_stages import write_saliency
 from tests.test_full_size import check_log, check_mask, tame, write_voc
 from wsss_lib import stages, training
-from wsss_lib.artifacts import read_maps
 from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.saliency import check_saliency
+from wsss_lib.formats import read_maps
 from wsss_lib.methods import drs_stages
 from wsss_lib.presets import preset_config, read_preset
 

@@ -10,11 +10,11 @@ from PIL import Image
 
 from data_prep import saliency as command
 from wsss_lib import stages, training
-from wsss_lib.artifacts import read_json, read_maps, read_tensors, write_maps
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import DataError, load_dataset, read_mask
 from wsss_lib.data.saliency import check_saliency, read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples
+from wsss_lib.formats import read_json, read_maps, read_tensors, write_maps
 from wsss_lib.methods import drs_stages
 from wsss_lib.presets import preset_config
 

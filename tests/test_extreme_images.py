@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests import small_chain
-from wsss_lib import artifacts, stages, training
+from wsss_lib import formats, stages, training
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import DataError, read_mask
 from wsss_lib.methods import drs_stages, rib, sccam, vwe
@@ -39,7 +39,7 @@ def write_data(root: Path, images: dict) -> Path:
         mask = {"void": np.full(size, 255), "nothing": np.zeros(size), "one": np.full(size, labels.find("1") + 1),
                 "all": np.resize([0, 1, 2, 3, 255], size)}[kind]
         Image.fromarray(picture).save(root / f"JPEGImages/{name}.jpg")
-        artifacts.write_mask(root / f"SegmentationClass/{name}.png", mask)
+        formats.write_mask(root / f"SegmentationClass/{name}.png", mask)
         rows.append(",".join([name, *labels]))
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     (root / "dataset.json").write_text(json.dumps({"name": "extreme", "classes": ["red", "green", "blue"]}))
@@ -65,7 +65,7 @@ def runs(data, tmp_path_factory) -> Path:
 def check_maps(folder: Path) -> None:
     """All maps are there, in [0, 1], for the image's own classes and of its size."""
     for name, (size, labels, _) in IMAGES.items():
-        classes, scores, found = artifacts.read_maps(folder / f"{name}.npz")
+        classes, scores, found = formats.read_maps(folder / f"{name}.npz")
         assert found == size and classes.tolist() == [index for index, label in enumerate(labels) if label == "1"]
         assert np.isfinite(scores).all() and scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1
 
@@ -75,7 +75,7 @@ def test_no_stage_of_a_chain_has_a_nan(runs, method):
     folder = runs / f"micro/{method}/seed0"
     check_maps(folder / "maps")
     for weights in folder.rglob("weights.safetensors"):
-        for name, tensor in artifacts.read_tensors(weights).items():
+        for name, tensor in formats.read_tensors(weights).items():
             assert torch.isfinite(tensor).all(), f"{weights}: {name}"
     masks = list(folder.rglob("*.png"))
     assert len(masks) == len(IMAGES) * (5 if method == "cam" else 6)
@@ -111,17 +111,17 @@ def test_a_split_without_a_labelled_pixel_has_no_score_and_says_so(tmp_path):
 def test_scores_that_float16_cannot_hold_are_never_stored(tmp_path, score):
     scores = np.full((1, 3, 4), score, np.float32)
     with pytest.raises(ValueError, match="a.npz: a score is not finite, or beyond the range of float16; the network has diver"):
-        artifacts.write_maps(tmp_path / "a.npz", np.array([0]), scores, (12, 16))
+        formats.write_maps(tmp_path / "a.npz", np.array([0]), scores, (12, 16))
     assert list(tmp_path.iterdir()) == []
     with open(tmp_path / "b.npz", "wb") as file:  # by an earlier version
         np.savez(file, classes=np.int16([0]), scores=np.full((1, 3, 4), np.float16(np.inf)), size=np.int32([12, 16]))
     with pytest.raises(DataError, match="b.npz: a score is NaN or infinite; delete it and run its stage again"):
-        artifacts.read_maps(tmp_path / "b.npz")
+        formats.read_maps(tmp_path / "b.npz")
 
 
 def test_a_record_holds_no_nan(tmp_path):
     with pytest.raises(ValueError, match="metrics.json: a number to be recorded is NaN or infinite"):
-        artifacts.write_json(tmp_path / "metrics.json", [{"miou": float("nan")}])
+        formats.write_json(tmp_path / "metrics.json", [{"miou": float("nan")}])
     assert list(tmp_path.iterdir()) == []
 
 

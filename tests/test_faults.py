@@ -21,7 +21,7 @@ from PIL import Image
 
 from data_prep.check import check_dataset
 from tests import faulty_work
-from wsss_lib import artifacts, lock, stages, training
+from wsss_lib import artifacts, formats, lock, stages, training
 from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.dataset import DataError, check_images, load_dataset
 
@@ -53,7 +53,7 @@ def short_run(config: Config) -> dict[str, str]:
 
 def files_of(config: Config) -> dict[str, str]:
     root = Path(config.runs_root)
-    return {path.relative_to(root).as_posix(): artifacts.sha256([path], root)
+    return {path.relative_to(root).as_posix(): formats.sha256([path], root)
             for path in root.rglob("*") if path.is_file() and path.name != "run.json"}
 
 

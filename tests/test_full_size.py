@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from wsss_lib import stages, training
-from wsss_lib.artifacts import read_maps, write_maps, write_mask
 from wsss_lib.data.dataset import VOC_CLASSES, read_mask
+from wsss_lib.formats import read_maps, write_maps, write_mask
 from wsss_lib.methods import amn_stages
 from wsss_lib.presets import preset_config
 

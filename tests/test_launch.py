@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import copy_mask
-from wsss_lib import artifacts, inference, launch, processes, stages, training
+from wsss_lib import formats, inference, launch, processes, stages, training
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset, load_dataset
 from wsss_lib.data.samples import StepSampler
@@ -61,7 +61,7 @@ def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder:
         training.train(model, pixel_losses, Pixels(), [{"params": model.parameters(), "lr": 0.05, "weight_decay": 1e-4}], 0.9,
                        STEPS, 6, config, where)
         if processes.place()[0] == 0:
-            artifacts.write_tensors(folder / f"{name}.safetensors", model.state_dict())
+            formats.write_tensors(folder / f"{name}.safetensors", model.state_dict())
     return images, processes.place()[1]
 
 
@@ -105,7 +105,7 @@ def test_two_processes_train_as_one_and_go_on_where_one_has_stopped(small_config
         given = config.model_copy(update={"processes": number})
         assert train_all(net, data, given, folder, tmp_path / f"resumed{number}") == (80, number)
         assert not net.training and not (folder / launch.TRAINED).exists()
-        nets[number] = [net.state_dict()] + [artifacts.read_tensors(folder / f"{name}.safetensors")
+        nets[number] = [net.state_dict()] + [formats.read_tensors(folder / f"{name}.safetensors")
                                              for name in ("whole", "resumed")]
         assert largest_difference(start, nets[number][0]) > 0.01 and largest_difference(
             pixel_net().state_dict(), nets[number][1]) > 0.1, "they have learned something"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.resnet38_mxnet import convert, main, read_mxnet, torch_key
-from wsss_lib.artifacts import read_tensors
 from wsss_lib.data.dataset import DataError
+from wsss_lib.formats import read_tensors
 from wsss_lib.methods.cam import ClassActivationNet
 from wsss_lib.methods.sccam import SubcategoryNet
 from wsss_lib.nets.affinitynet import AffinityNet

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from data_prep import labels, maps
 from data_prep.restricted import read_checkpoint, read_npy
 from wsss_lib import stages
-from wsss_lib.artifacts import open_stage, read_maps
+from wsss_lib.artifacts import open_stage
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import VOC_CLASSES, DataError, load_dataset, read_labels
+from wsss_lib.formats import read_maps
 
 
 def npy(pickled: bytes) -> bytes:

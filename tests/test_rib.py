@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsss_lib import stages
-from wsss_lib.artifacts import read_maps
 from wsss_lib.config import Config
+from wsss_lib.formats import read_maps
 from wsss_lib.methods import rib
 
 RAW = torch.tensor([[[[4.0, 1.0, -1.0, 2.0]], [[-1.0, -2.0, -3.0, -2.0]]]])  # two classes on a grid of 1 x 4

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_full_size import check_log, write_voc
-from wsss_lib import artifacts, stages, training
+from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.dataset import DataError
 from wsss_lib.methods import sccam, subcategories
@@ -287,8 +287,8 @@ def test_maps_made_in_two_goes_are_the_same(small, tmp_path):
     assert stages.make_maps(localize, replace(data, ids=data.ids[:5], labels=data.labels[:5]), small, tmp_path / "twice") == 5
     assert stages.make_maps(localize, data, small, tmp_path / "twice") == 3
     for image_id in data.ids:
-        classes, scores, size = artifacts.read_maps(tmp_path / "once" / f"{image_id}.npz")
-        other = artifacts.read_maps(tmp_path / "twice" / f"{image_id}.npz")
+        classes, scores, size = formats.read_maps(tmp_path / "once" / f"{image_id}.npz")
+        other = formats.read_maps(tmp_path / "twice" / f"{image_id}.npz")
         assert classes.tolist() == np.flatnonzero(data.label(image_id)).tolist() == other[0].tolist()
         np.testing.assert_allclose(scores, other[1], atol=2e-3)  # batches of another size round differently
         assert 0 <= scores.min() and scores.max() <= 1
@@ -310,10 +310,10 @@ def test_rounds_and_controls_are_scored_one_by_one(small, tmp_path, capsys):
     classifier.finish([])
     out, rows = tmp_path / "out.json", {}
     program["run_seed"](config, 0, [], rows, out)
-    first = artifacts.read_json(out)["0"]
+    first = formats.read_json(out)["0"]
     assert list(first) == ["CAM", "round 1", "round 2"] and all(0 <= row["miou"] <= 100 for row in first.values())
     program["run_seed"](config, 0, list(program["CONTROLS"]), rows, out)
-    found = artifacts.read_json(out)["0"]
+    found = formats.read_json(out)["0"]
     assert list(found) == [*first, *program["CONTROLS"]] and all(found[name] == first[name] for name in first)
     assert "purity" not in found["round 1"], "no class of these data has known kinds"
     assert all(name in program["table"](rows) for name in found)
@@ -369,7 +369,7 @@ def test_resnet38_runs_two_steps_at_full_size(tmp_path):
 
 
 def check_maps(path: Path) -> None:
-    classes, scores, size = artifacts.read_maps(path)
+    classes, scores, size = formats.read_maps(path)
     assert classes.tolist() == [11, 14] and size == (375, 500) and np.isfinite(scores).all()
     assert scores.shape == (2, 94, 125) and 0 <= scores.min() and scores.max() <= 1
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib.artifacts import write_mask
+from wsss_lib.formats import write_mask
 from wsss_lib.submission import FOLDER, check_submission, image_sizes, main, make_submission
 
 IDS = ["2008_000006", "2008_000011", "2009_000002"]

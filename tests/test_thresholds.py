@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsss_lib import stages
-from wsss_lib.artifacts import write_maps
 from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.formats import write_maps
 from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.refine.seeds import argmax_with_background, irn_thresholds
 from wsss_lib.thresholds import (

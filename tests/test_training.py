@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from wsss_lib import artifacts, stages, training
+from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.samples import ClassificationSamples
@@ -157,7 +157,7 @@ def test_a_second_call_goes_on_from_the_last_state_and_ends_in_the_same(miniatur
     # The state goes when the stage is finished (tests/test_kill.py): before its record is there, a kill must not cost all.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "state.safetensors", "weights.safetensors"]
     again = cam.ClassActivationNet(build_backbone("resnet_small", 16), 3)
-    again.load_state_dict(artifacts.read_tensors(tmp_path / "weights.safetensors"))
+    again.load_state_dict(formats.read_tensors(tmp_path / "weights.safetensors"))
     assert same_weights(again, net)
 
 
@@ -345,7 +345,7 @@ def test_a_state_that_is_no_state_is_refused(miniature, tmp_path):
     with pytest.raises(ValueError, match="state.safetensors: not a safetensors file"):
         train_small(miniature, tmp_path, 5)
     net = cam.ClassActivationNet(build_backbone("resnet_small", 16), 3)
-    artifacts.write_tensors(tmp_path / "state.safetensors", net.state_dict())
+    formats.write_tensors(tmp_path / "state.safetensors", net.state_dict())
     with pytest.raises(ValueError, match="does not fit ClassActivationNet: .* parameters are missing"):
         train_small(miniature, tmp_path, 5)
 

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.golden_vwe import Given
 from tests.test_full_size import REDUCED, check_log, tame, write_voc
 from wsss_lib import artifacts, stages, training
-from wsss_lib.artifacts import read_maps
 from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.formats import read_maps
 from wsss_lib.methods import cam, vwe
 from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.nets.backbone import build_backbone

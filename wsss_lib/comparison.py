@@ -28,27 +28,11 @@ LABEL_MAPS = {
 }
 
 
-def finished_stages(run_folder: Path) -> dict[tuple[str, int], dict[str, Stage]]:
-    """Return the finished stages of a run: (method, seed) to stage name to stage; without those that were moved aside.
-
-    Args:
-        run_folder: `runs/<dataset>`.
-
-    Explained in notebook 95, section "What is finished".
-    """
-    found = defaultdict(dict)
-    for record in sorted(Path(run_folder).glob("*/seed*/*/run.json")):
-        method, seed, name = record.parent.parts[-3:]
-        if method not in ("data", "report") and not name.endswith(".stale"):
-            found[method, int(seed.removeprefix("seed"))][name] = Stage(record.parent)
-    return dict(found)
-
-
 def check_settings(stages: dict[tuple[str, int], dict[str, Stage]]) -> None:
     """Refuse runs of one method and stage that differ in more than the seed: their mean would describe neither.
 
     Args:
-        stages: from `finished_stages`.
+        stages: from `artifacts.finished_stages`.
 
     Raises:
         ValueError: the first parameter that differs, with both values.
@@ -209,7 +193,7 @@ def threshold_table(stages: dict[tuple[str, int], dict[str, Stage]], fixed: floa
     """Say for each method how much its maps depend on the threshold.
 
     Args:
-        stages: from `finished_stages`.
+        stages: from `artifacts.finished_stages`.
         fixed: a threshold that no pixel label has chosen, e.g. the published 0.15.
         within: points of mIoU that a threshold may lose to count as near the best.
 
@@ -236,7 +220,7 @@ def cost_table(stages: dict[tuple[str, int], dict[str, Stage]]) -> list[list[str
     """Say what each stage cost, by its record.
 
     Args:
-        stages: from `finished_stages`.
+        stages: from `artifacts.finished_stages`.
 
     Returns:
         one line for each method and stage: method, stage, the fastest run's seconds, all runs' from fastest to slowest, images
@@ -256,23 +240,6 @@ def cost_table(stages: dict[tuple[str, int], dict[str, Stage]]) -> list[list[str
         lines.append([method, name, f"{best['seconds']:.0f}", " / ".join(f"{record['seconds']:.0f}" for record in members),
                       f"{speed:.1f}" if speed else "–", str(memory), best["device"]])
     return lines
-
-
-def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, which a screen reader can walk through cell by cell.
-
-    Args:
-        head: the columns' names.
-        lines: as many texts each; a bar in a text is escaped.
-
-    >>> print(markdown_table(["method", "mIoU"], [["cam", "52.0"]]))
-    | method | mIoU |
-    |---|---|
-    | cam | 52.0 |
-    """
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
-    rows = ["| " + " | ".join(line) + " |" for line in escaped]
-    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 
 def cell_text(cell: dict[int, float] | None) -> str:

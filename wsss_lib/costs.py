@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsss_lib import stages
-from wsss_lib.artifacts import read_json
+from wsss_lib.artifacts import finished_stages
 from wsss_lib.config import MASKS_OF, PROJECT_ROOT, Config
 from wsss_lib.methods import amn_stages, drs_stages, rib, sccam, vwe
 from wsss_lib.nets.deeplab_v2 import multi_scale_logits
 from wsss_lib.presets import preset_config
 from wsss_lib.refine import affinitynet_stages
+from wsss_lib.results import markdown_table
 
 METHODS = ("rib", "drs", "amn", "vwe", "sccam")
 PEAK, SHARE = 312e12, 0.30  # float16 matrix peak of an A100, and the share of it that is assumed to be sustained
@@ -146,7 +147,7 @@ def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mi
         return [first, Cost("maps", data.train * inference_flops(net.eval().activation_maps, data.size, config.cam_scales),
                             disk_mib=maps_mib)]
     if method == "rib":
-        return [Cost("maps", data.train * rib_flops(config, data), disk_mib=maps_mib)]
+        return [Cost("maps", data.train * rib_flops(config, data.classes, data.size)[1], disk_mib=maps_mib)]
     if method == "drs":
         costs, crops = [], _crops(config.drs_crop)
         for stage, maps, build, epochs in (
@@ -181,19 +182,27 @@ def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mi
     return [*rounds, Cost("maps", data.train * forward, disk_mib=maps_mib)]
 
 
-def rib_flops(config: Config, data: Images) -> float:
-    """Return the operations of RIB's steps on one image; the last one needs no update, frozen stages run once for all.
+def rib_flops(config: Config, num_classes: int, size: tuple[int, int]) -> tuple[float, float]:
+    """Return the operations of RIB's steps on one image, in the plain formulation and in ours.
+
+    Plain runs the whole network in every step. Ours runs its frozen stages once for all steps, and the last step, whose update
+    nobody uses, without its backward pass.
 
     Args:
         config: `rib_*`, the backbone and `cam_scales`, without weights.
-        data: gives the size of an image.
+        num_classes: foreground classes.
+        size: (H, W) of the image.
+
+    Explained in notebook 20, section "The idea in ten lines".
     """
-    net = stages.build_classifier(config, data.classes).eval()
+    with torch.device("meta"):
+        net = stages.build_classifier(config, num_classes).eval()
 
     def count(images: int, height: int, width: int) -> tuple[float, float, float]:
-        numbers = []
+        """Return the operations of the frozen stages, of the others forward, and of the others backward."""
+        batch, numbers = torch.empty(images, 3, height, width, device="meta"), []
         with FlopCounterMode(display=False) as counter:
-            features = net.backbone.shallow(torch.empty(images, 3, height, width, device="meta"), rib.FROZEN_STAGES).detach()
+            features = net.backbone.shallow(batch, rib.FROZEN_STAGES).detach()
             numbers.append(counter.get_total_flops())
             raw = rib.evidence(net, features)
             numbers.append(counter.get_total_flops())
@@ -202,12 +211,14 @@ def rib_flops(config: Config, data: Images) -> float:
         return numbers[0], numbers[1] - numbers[0], numbers[2] - numbers[1]
 
     steps = config.rib_iterations
-    _, forward, backward = count(config.rib_companions, config.cam_crop, config.cam_crop)
-    total = (steps - 1) * (forward + backward)
-    frozen, forward, backward = count(2, *data.size)
+    frozen, forward, backward = count(config.rib_companions, config.cam_crop, config.cam_crop)
+    plain, ours = steps * (frozen + forward + backward), (steps - 1) * (forward + backward)
     for scale in config.cam_scales:
-        total += scale**2 * (frozen + steps * forward + (steps - 1) * (backward if scale > 0.5 else 0))
-    return total
+        frozen, forward, backward = count(2, *(round(side * scale) for side in size))
+        backward = backward if scale > 0.5 else 0.0
+        plain += steps * (frozen + forward + backward)
+        ours += frozen + steps * forward + (steps - 1) * backward
+    return plain, ours
 
 
 def _mask_costs(config: Config, data: Images, crf: float, pixels: float, masks_mib: float) -> list[Cost]:
@@ -277,8 +288,7 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
         seeds: of the runs.
     """
     needed = list(dict.fromkeys(["cam", *methods, "truth"]))
-    lines = ["| method | stage | PFLOP | GPU hours | core hours | GPU memory, GiB | disk, GiB |", "|" + "---|" * 7]
-    hours = cores = disk = 0.0
+    lines, hours, cores, disk = [], 0.0, 0.0, 0.0
     for method in needed:
         costs = stage_costs(preset, method)
         if method == "cam" and "cam" not in methods:
@@ -286,18 +296,18 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
         for cost in costs:
             numbers = (cost.flops / 1e15, cost.gpu_hours(), cost.core_seconds / 3600, cost.gpu_bytes / 2**30,
                        cost.disk_mib / 1024)
-            lines.append(f"| {method} | {cost.stage} | {' | '.join(map(_cell, numbers))} |")
+            lines.append([method, cost.stage, *map(_cell, numbers)])
         hours += sum(cost.gpu_hours() for cost in costs)
         cores += sum(cost.core_seconds for cost in costs) / 3600
         disk += sum(cost.disk_mib for cost in costs) / 1024
     for words, n in (("one seed", 1), (f"{len(seeds)} seeds", len(seeds))):
-        lines.append(f"| all | {words} | | {n * hours:.0f} | {n * cores:.0f} | | {n * disk:.1f} |")
+        lines.append(["all", words, "", f"{n * hours:.0f}", f"{n * cores:.0f}", "", f"{n * disk:.1f}"])
     data, runs = DATA[preset], jobs(preset, methods, seeds).total()
     head = (f"{preset}: {data.train:,} training and {data.val:,} validation images; {len(methods)} methods, "
             f"{len(seeds)} seeds: {runs} notebooks.\n"
             f"Hours are counted operations at {100 * SHARE:.0f} % of an A100's {PEAK / 1e12:.0f} TFLOP/s, an assumption; core "
             f"hours come from {CRF_SECONDS:g} s for a CRF.\n\n")
-    return head + "\n".join(lines)
+    return head + markdown_table(["method", "stage", "PFLOP", "GPU hours", "core hours", "GPU memory, GiB", "disk, GiB"], lines)
 
 
 def measured(run_folder: Path) -> str:
@@ -309,17 +319,17 @@ def measured(run_folder: Path) -> str:
     Raises:
         FileNotFoundError: no stage has finished there.
     """
-    records = [path for path in sorted(run_folder.glob("*/seed*/*/run.json")) if not path.parent.name.endswith(".stale")]
-    if not records:
+    lines = []
+    for (method, seed), group in finished_stages(run_folder).items():
+        for name, stage in group.items():
+            record = stage.record()
+            disk = sum(file.stat().st_size for file in stage.folder.rglob("*") if file.is_file()) / 2**20
+            lines.append([method, str(seed), name, f"{record['seconds']:.0f}", str(record["images_per_second"] or ""),
+                          str(record["peak_memory_mib"]), f"{disk:.1f}", record["device"]])
+    if not lines:
         raise FileNotFoundError(f"{run_folder}: no finished stage; run the pipeline first, or name voc12 or coco14")
-    lines = ["| method | seed | stage | seconds | images a second | peak memory, MiB | disk, MiB | device |", "|" + "---|" * 8]
-    for path in records:
-        record, folder = read_json(path), path.parent
-        method, seed, stage = folder.parts[-3:]
-        disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-        lines.append(f"| {method} | {seed.removeprefix('seed')} | {stage} | {record['seconds']:.0f} | "
-                     f"{record['images_per_second'] or ''} | {record['peak_memory_mib']} | {disk:.1f} | {record['device']} |")
-    return "\n".join(lines)
+    head = ["method", "seed", "stage", "seconds", "images a second", "peak memory, MiB", "disk, MiB", "device"]
+    return markdown_table(head, lines)
 
 
 def _cell(value: float) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wsss_lib.artifacts import read_tensors, write_tensors
+from wsss_lib.formats import read_tensors, write_tensors
 from wsss_lib.training import seed_everything
 
 TRAINED = "trained.safetensors"  # how process 0 hands the network back

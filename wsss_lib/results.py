@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from wsss_lib.artifacts import read_json
+from wsss_lib.artifacts import finished_stages
 
 
 @dataclass(frozen=True)
@@ -180,15 +180,9 @@ def collect(run_folder: Path) -> list[dict]:
         rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added; without stages that were
         moved aside and without those that report on others.
     """
-    rows = []
-    for record in sorted(Path(run_folder).glob("*/seed*/*/run.json")):
-        method, seed, stage = record.parent.parts[-3:]
-        if stage.endswith(".stale") or method == "report":  # a report repeats the results of others
-            continue
-        for row in read_json(record.parent / "metrics.json"):
-            if "miou" in row:
-                rows.append({"method": method, "seed": int(seed.removeprefix("seed")), "stage": stage} | row)
-    return rows
+    return [{"method": method, "seed": seed, "stage": name} | row
+            for (method, seed), group in finished_stages(run_folder).items()
+            for name, stage in group.items() for row in stage.metrics() if "miou" in row]
 
 
 def fingerprint(rows: list[dict]) -> str:
@@ -275,6 +269,23 @@ def table(rows: list[dict], compare: bool) -> str:
     rule = ["-" * width for width in widths]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in [head, rule, *lines])
+
+
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, which a screen reader can walk through cell by cell.
+
+    Args:
+        head: the columns' names.
+        lines: as many texts each; a bar in a text is escaped.
+
+    >>> print(markdown_table(["method", "mIoU"], [["cam", "52.0"]]))
+    | method | mIoU |
+    |---|---|
+    | cam | 52.0 |
+    """
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
+    rows = ["| " + " | ".join(line) + " |" for line in escaped]
+    return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 
 def main(arguments: list[str]) -> None:

@@ -10,15 +10,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_maps, read_tensors, write_mask
-from wsss_lib.config import Config, project_path
+from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
+from wsss_lib.formats import read_maps, write_mask
 from wsss_lib.inference import Localize, for_each_image
 from wsss_lib.launch import in_processes
 from wsss_lib.methods.amn import ActivationManipulationNet, balanced_loss, localization_maps, seed_on_grid
-from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
+from wsss_lib.nets.backbone import build_backbone, load_whole, normalization_of, start_backbone
 from wsss_lib.refine.seeds import irn_labels, upsample_scores
 
 
@@ -99,17 +99,11 @@ def build_amn(config: Config, num_classes: int, classifier_weights: Path | str,
         ValueError: weights of another network.
         FileNotFoundError: there is no such weights file.
     """
-    from_classifier = config.amn_init == "classifier" and not weights
-    backbone = build_backbone(config.backbone, config.output_stride,
-                              "none" if weights or from_classifier else config.backbone_weights)
-    if from_classifier:
-        state = read_tensors(project_path(classifier_weights))
-        state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        load_weights(backbone, state, str(classifier_weights))
+    start = config.backbone_weights if config.amn_init == "backbone" else "classifier"
+    build = partial(build_backbone, config.backbone, config.output_stride)
+    backbone = start_backbone(build, start, classifier_weights, weights)
     net = ActivationManipulationNet(backbone, num_classes, config.amn_atrous_rates)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
+    return load_whole(net, weights)
 
 
 @in_processes

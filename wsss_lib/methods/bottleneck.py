@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_lib.artifacts import read_json, read_tensors, write_json, write_tensors
 from wsss_lib.config import Config
 from wsss_lib.data.digits import CANVAS, DigitImages, make_images, read_digits
+from wsss_lib.formats import read_json, read_tensors, write_json, write_tensors
 from wsss_lib.inference import for_each_image
 
 THRESHOLD = 0.3  # a gradient above it is high

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_json, read_maps, read_tensors, write_json, write_mask, write_tensors
-from wsss_lib.config import Config, project_path
+from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.saliency import read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
+from wsss_lib.formats import read_json, read_maps, read_tensors, write_json, write_mask, write_tensors
 from wsss_lib.inference import Localize, for_each_image
 from wsss_lib.launch import in_processes
 from wsss_lib.methods.drs import (
@@ -34,9 +34,10 @@ from wsss_lib.nets.backbone import (
     OWN_STRIDE,
     build_backbone,
     freeze_batch_norm,
-    load_backbone_of_classifier,
     load_weights,
+    load_whole,
     normalization_of,
+    start_backbone,
 )
 from wsss_lib.progress import progress
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
@@ -94,12 +95,8 @@ def build_refinement(config: Config, num_classes: int, classifier: Path | str = 
 
 def _start_backbone(config: Config, classifier: Path | str, weights: Path | str) -> nn.Module:
     """Build the backbone without suppression, with its start weights unless a whole network's weights will follow."""
-    start = "none" if weights else config.drs_backbone_weights
-    own = "none" if start == "classifier" else start
-    backbone = build_backbone(config.drs_backbone, OWN_STRIDE.get(config.drs_backbone, config.output_stride), own)
-    if start == "classifier":
-        load_backbone_of_classifier(backbone, classifier)
-    return backbone
+    build = partial(build_backbone, config.drs_backbone, OWN_STRIDE.get(config.drs_backbone, config.output_stride))
+    return start_backbone(build, config.drs_backbone_weights, classifier, weights)
 
 
 def _finish(net: ScoreNet, config: Config, weights: Path | str) -> ScoreNet:
@@ -107,9 +104,7 @@ def _finish(net: ScoreNet, config: Config, weights: Path | str) -> ScoreNet:
         freeze_batch_norm(net.backbone)
     for module in net.backbone.shallow_modules(config.frozen_stages):
         module.requires_grad_(False)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
+    return load_whole(net, weights)
 
 
 @in_processes

@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import Stage, begin_stage, read_tensors, write_tensors
-from wsss_lib.config import Config, project_path
+from wsss_lib.artifacts import Stage, begin_stage
+from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
+from wsss_lib.formats import read_tensors, write_tensors
 from wsss_lib.inference import Localize
 from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
@@ -32,7 +33,7 @@ from wsss_lib.methods.subcategories import (
     used_subcategories,
     write_subcategories,
 )
-from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_weights, normalization_of
+from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_whole, normalization_of
 
 ROUND_FIELDS = ("sccam_", "cam_batch_size", "cam_long_side_", "cam_crop")  # what the stage of a round depends on
 
@@ -226,9 +227,7 @@ def build_sccam(config: Config, num_classes: int, weights: Path | str = "") -> S
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
     net = SubcategoryNet(backbone, num_classes, config.sccam_clusters, config.frozen_batch_norm, config.frozen_stages,
                          config.sccam_dropout)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
+    return load_whole(net, weights)
 
 
 def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: SegmentationDataset, config: Config,

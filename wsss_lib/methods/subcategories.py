@@ -12,9 +12,9 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from wsss_lib.artifacts import write_atomically
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size
+from wsss_lib.formats import write_atomically
 from wsss_lib.inference import batches_of_like_size
 from wsss_lib.progress import progress
 

@@ -15,14 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_tensors
-from wsss_lib.config import Config, project_path
+from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.inference import Localize
 from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
-from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
+from wsss_lib.nets.backbone import (
+    build_backbone,
+    load_whole,
+    normalization_of,
+    start_backbone,
+)
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
 RHO = 1e-3  # share of the new average in VWL-M's codebook
@@ -327,15 +331,12 @@ def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, 
         ValueError: the weights belong to another network.
         FileNotFoundError: there are no such weights.
     """
-    backbone = build_backbone(config.backbone, config.output_stride,
-                              "none" if weights or config.vwe_init == "classifier" else config.backbone_weights)
-    if config.vwe_init == "classifier" and not weights:
-        load_backbone_of_classifier(backbone, classifier_weights)
+    start = config.backbone_weights if config.vwe_init == "backbone" else "classifier"
+    build = partial(build_backbone, config.backbone, config.output_stride)
+    backbone = start_backbone(build, start, classifier_weights, weights)
     net = VisualWordNet(backbone, num_classes, config.vwe_words, config.vwe_variant, config.vwe_temperature, config.vwe_gamma,
                         frozen_batch_norm=config.frozen_batch_norm, frozen_stages=config.frozen_stages)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
+    return load_whole(net, weights)
 
 
 @in_processes

@@ -5,6 +5,7 @@ Every backbone has `stages(images)`, which returns five maps, shallow to deep; `
 that suit heads to it: `feature_scale` and `map_power`. IRN reads all five maps, everything else the last.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from wsss_lib.artifacts import read_tensors
 from wsss_lib.config import project_path
+from wsss_lib.formats import read_tensors
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg import VGG
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
@@ -321,6 +322,52 @@ def load_backbone_of_classifier(backbone: nn.Module, weights: Path | str) -> Non
     state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
              if key.startswith("backbone.")}
     load_weights(backbone, state, str(weights))
+
+
+def start_backbone(build: Callable[[str], nn.Module], start: str, classifier: Path | str, whole: Path | str) -> nn.Module:
+    """Build a backbone with the weights from which the training of a network starts.
+
+    Args:
+        build: the weights' name to the backbone, e.g. `partial(build_backbone, "resnet50", 16)`.
+        start: "classifier", or what `build` takes: "imagenet", "none", a safetensors file.
+        classifier: safetensors file of notebook 10's classifier; read only with start "classifier".
+        whole: a file of the whole network, if one will be loaded; then the backbone needs no weights of its own.
+
+    Returns:
+        the backbone, on the CPU.
+
+    Raises:
+        ValueError: weights that belong to another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 10, section "The network".
+    """
+    if whole:
+        return build("none")
+    if start != "classifier":
+        return build(start)
+    backbone = build("none")
+    load_backbone_of_classifier(backbone, classifier)
+    return backbone
+
+
+def load_whole(net: nn.Module, weights: Path | str) -> nn.Module:
+    """Load the weights of a whole network, where a file is named.
+
+    Args:
+        net: gets the weights, in place.
+        weights: a safetensors file; empty: nothing is loaded.
+
+    Returns:
+        the same network.
+
+    Raises:
+        ValueError: they belong to another network.
+        FileNotFoundError: there is no such file.
+    """
+    if weights:
+        load_weights(net, read_tensors(project_path(weights)), str(weights))
+    return net
 
 
 def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

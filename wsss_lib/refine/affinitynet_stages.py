@@ -12,15 +12,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_maps, read_tensors, write_atomically, write_mask
-from wsss_lib.config import Config, project_path
+from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import IGNORE, DataError, SegmentationDataset
 from wsss_lib.data.samples import sample_rng, steps_per_epoch
+from wsss_lib.formats import read_maps, write_atomically, write_mask
 from wsss_lib.inference import for_each_image
 from wsss_lib.launch import in_processes
 from wsss_lib.nets.affinitynet import AffinityNet
-from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
+from wsss_lib.nets.backbone import (
+    build_backbone,
+    load_whole,
+    normalization_of,
+    start_backbone,
+)
 from wsss_lib.refine.affinity import affinity_labels, feature_affinity, feature_affinity_loss
 from wsss_lib.refine.affinitynet import crf_with_alpha, crop_sample, feature_graph, pooled_scores, walk_mask
 from wsss_lib.refine.random_walk import random_walk
@@ -140,18 +145,14 @@ def build_affinitynet(config: Config, classifier_weights: Path | str, weights: P
         ValueError: weights of another network.
         FileNotFoundError: there is no such file.
     """
-    from_classifier = config.affinitynet_init == "classifier" and not weights
-    backbone = build_backbone(config.backbone, config.output_stride,
-                              "none" if weights or from_classifier else config.backbone_weights)
+    start = config.backbone_weights if config.affinitynet_init == "backbone" else "classifier"
+    build = partial(build_backbone, config.backbone, config.output_stride)
+    backbone = start_backbone(build, start, classifier_weights, weights)
     for module in backbone.shallow_modules(config.frozen_stages):
         module.requires_grad_(False)
-    if from_classifier:
-        load_backbone_of_classifier(backbone, classifier_weights)
     # Published without group normalisation for ResNet-38, with it for VGG-16; the others' maps differ in scale as VGG's do.
     net = AffinityNet(backbone, config.affinitynet_stride, group_norm=config.backbone != "resnet38")
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
+    return load_whole(net, weights)
 
 
 @in_processes

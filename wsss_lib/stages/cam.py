@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_tensors, write_maps
-from wsss_lib.config import Config, project_path
+from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset, image_size
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
+from wsss_lib.formats import write_maps
 from wsss_lib.inference import Localize, batches_of_like_size, shard_of
 from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
-from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
+from wsss_lib.nets.backbone import build_backbone, load_whole, normalization_of
 from wsss_lib.progress import progress
 
 
@@ -36,9 +36,7 @@ def build_classifier(config: Config, num_classes: int, weights: Path | str = "")
     """
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
     net = cam.ClassActivationNet(backbone, num_classes, config.frozen_batch_norm, config.frozen_stages)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
+    return load_whole(net, weights)
 
 
 @in_processes

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss_lib.artifacts import sha256
 from wsss_lib.config import Config, project_path
 from wsss_lib.data.dataset import DataError, SegmentationDataset, load_dataset, without_unreadable_images
+from wsss_lib.formats import sha256
 
 
 def open_data(config: Config, split: str) -> SegmentationDataset:

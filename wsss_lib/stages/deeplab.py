@@ -10,16 +10,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_tensors, write_mask
-from wsss_lib.config import Config, project_path
+from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import IGNORE, SegmentationDataset
 from wsss_lib.data.samples import SegmentationSamples, V3PlusSamples
+from wsss_lib.formats import write_mask
 from wsss_lib.inference import for_each_image
 from wsss_lib.launch import in_processes
 from wsss_lib.metrics import Evaluation
 from wsss_lib.nets import deeplab_v2, deeplab_v3plus
-from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
+from wsss_lib.nets.backbone import (
+    build_backbone,
+    load_whole,
+    normalization_of,
+    start_backbone,
+)
 from wsss_lib.nets.deeplab_v2 import (
     DeepLabV2,
     balanced_cross_entropy,
@@ -62,18 +67,14 @@ def build_deeplab(config: Config, num_classes: int, classifier_weights: Path, we
 
     Explained in notebook 90, section "The network".
     """
-    imagenet = config.deeplab_init == "imagenet" and not weights
     build = build_backbone if config.deeplab_version == "v2" else build_dilated_backbone
-    backbone = build(config.deeplab_backbone, config.deeplab_output_stride, "imagenet" if imagenet else "none")
-    if config.deeplab_init == "classifier" and not weights:
-        load_backbone_of_classifier(backbone, classifier_weights)
+    backbone = start_backbone(partial(build, config.deeplab_backbone, config.deeplab_output_stride), config.deeplab_init,
+                              classifier_weights, weights)
     if config.deeplab_version == "v2":
         net = DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates)
     else:
         net = DeepLabV3Plus(backbone, num_classes + 1, config.deeplab_atrous_rates, config.deeplab_decoder_width)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
+    return load_whole(net, weights)
 
 
 @in_processes

@@ -1,5 +1,6 @@
 """Notebook 80: IRN and the random walk along its boundaries."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,14 +8,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.artifacts import read_maps, read_tensors, write_mask
-from wsss_lib.config import Config, project_path
+from wsss_lib.config import Config
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
+from wsss_lib.formats import read_maps, write_mask
 from wsss_lib.inference import for_each_image
 from wsss_lib.launch import in_processes
-from wsss_lib.nets.backbone import build_backbone, load_backbone_of_classifier, load_weights, normalization_of
+from wsss_lib.nets.backbone import (
+    build_backbone,
+    load_whole,
+    normalization_of,
+    start_backbone,
+)
 from wsss_lib.nets.irn import IRN
 from wsss_lib.progress import progress
 from wsss_lib.refine.affinity import affinity_loss
@@ -38,14 +44,11 @@ def build_irn(config: Config, classifier_weights: Path, weights: Path | str = ""
 
     Explained in notebook 80, section "The network".
     """
-    backbone = build_backbone(config.backbone, config.output_stride,
-                              "none" if weights or config.irn_init == "classifier" else config.backbone_weights)
-    if config.irn_init == "classifier" and not weights:
-        load_backbone_of_classifier(backbone, classifier_weights)
+    start = config.backbone_weights if config.irn_init == "backbone" else "classifier"
+    build = partial(build_backbone, config.backbone, config.output_stride)
+    backbone = start_backbone(build, start, classifier_weights, weights)
     net = IRN(backbone, config.irn_displacement_width)
-    if weights:
-        load_weights(net, read_tensors(project_path(weights)), str(weights))
-    return net
+    return load_whole(net, weights)
 
 
 @in_processes

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsss_lib.artifacts import read_maps, write_mask
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.formats import read_maps, write_mask
 from wsss_lib.inference import for_each_image
 from wsss_lib.metrics import part_recall
 from wsss_lib.progress import progress
