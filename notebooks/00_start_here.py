@@ -13,7 +13,7 @@
 # **Goals.** After this notebook you can
 #
 # 1. say what weakly-supervised semantic segmentation (WSSS) is and why it is hard,
-# 2. name the five steps from image-level labels to a segmentation network, and what each adds,
+# 2. name the steps from image-level labels to a segmentation network, and what each adds,
 # 3. find every result of a run, and start one of your own.
 #
 # ## The task
@@ -21,6 +21,10 @@
 # Semantic segmentation gives every pixel a class. To learn it one needs masks, and a mask takes a person minutes to draw. An
 # *image-level label* ("there is a dog and a person") takes seconds. WSSS learns masks from such labels alone: the
 # network is told *what* is in the picture, never *where*.
+#
+# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a coloured ground. Each has a small
+# *head*, whose pattern tells the class, and a large *body*, whose colour two classes share; one in ten is drawn without a head. Numbers in
+# the text, here and in all notebooks, are those of the stored outputs. New words stand in the glossary at the end.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -69,7 +73,8 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 # | segmentation | 90 | pseudo-masks | a network that needs no labels | smooths the errors of single masks |
 #
 # A method changes one row of this table, the maps; everything else stays the same, so that methods can be compared.
-# The next cell opens the finished stages of one run; if one is missing it names the notebook to run.
+# The next cell opens the finished *stages* of one run (a stage is a step whose results lie in a folder of their own); if one is
+# missing it names the notebook to run.
 
 # %%
 maps = artifacts.open_stage(config, "maps", "10_cam")
@@ -82,8 +87,9 @@ for stage in (maps, seeds, pseudo_masks, predictions):
 # %% [markdown]
 # ## One image through every stage
 #
-# What to look for: in the third picture the score is high on a part of the object only; seeds, refinement and segmentation
-# each bring the mask closer to the second picture, the truth, which no step has seen.
+# What to look for: the second picture is the truth, which no step has seen; its hatched pixels are unknown and not scored. In the third
+# picture bright means a high score (of the class that scores highest): how much of each creature is bright? Do the last two pictures
+# have the right *extent*, and do they have the right *names*?
 
 # %% tags=["nbval-ignore-output"]
 two_classes = [name for name in data.ids if data.label(name).sum() >= 2]
@@ -99,7 +105,12 @@ viz.draw_labels(panels[4], read_mask(pseudo_masks.folder / f"{image_id}.png", da
 viz.show(figure, f"Training image {image_id}: input, truth, class activation map, seed after CRF, pseudo-mask after IRN")
 
 # %% [markdown]
-# The last step is shown on *validation* images, of which the network knows nothing, not even the classes.
+# The extent is nearly right, the names are not: the heads glow and keep their names, but nearly all of both bodies became *striper*. Bodies
+# score low for either class, a small lead decides; they have one colour, so the CRF does not object, and IRN inherits the mistake. A
+# step that helps on average (see the results below) need not help in each image.
+#
+# The last step is shown on *validation* images, of which the network knows nothing, not even the classes. What to look for: are the
+# creatures named rightly, and what does the CRF change?
 
 # %% tags=["nbval-ignore-output"]
 figure, panels = plt.subplots(3, 4, figsize=(10, 7.5))
@@ -112,12 +123,16 @@ for name, line in zip(val_data.ids[:3], panels, strict=True):
 viz.show(figure, "Three validation images: input, truth, DeepLab-v2 without and with the dense CRF")
 
 # %% [markdown]
+# The first creature has no head, so nothing tells a striper from a ringer, and the network guesses wrongly. The four others have their
+# names; the CRF removes most of the crumbs of a third class.
+#
 # ## One image through every method
 #
 # A line is a method, always in the same order: input, truth, CAM, the method's map, its refined mask, the segmentation network that
 # learned from all masks of that kind. Lines appear as methods are finished: `make demo` makes the first and the last
 # one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them. The last line is the upper reference, a
-# network that learned from true masks. (Here it segments a *training* image; scores come from validation images only.)
+# network that learned from true masks. (Here it segments a *training* image; scores come from validation images only.) What to look
+# for, in the fourth column: how far does each map reach from the heads?
 
 # %%
 def refined_mask(method, group):
@@ -169,6 +184,9 @@ viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); 
                  "refined mask, segmentation; panels that say 'not run' belong to stages that are not finished")
 
 # %% [markdown]
+# Two maps differ from CAM's at first sight: AMN's fills a body, DRS's nearly the whole picture, until saliency cuts it. Those of RIB, SC-CAM and
+# VWE look like CAM's; what they change is measured over all images. One image ranks nothing.
+#
 # ## Which method should I choose?
 #
 # There is no winner for all data, and notebook 95 says why a table of scores does not name one. What differs for sure is what a method
@@ -190,7 +208,12 @@ viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); 
 #
 # Every row says which images were scored, whether a CRF was applied, and whether anything was chosen by looking at pixel labels.
 # Rows with method `truth` are trained on true masks: the upper reference, not a weakly-supervised result. For the full
-# VOC 2012 a last column quotes the publications; a run on other images is never put beside them.
+# VOC 2012 a last column quotes the publications; in this table a run on other images is never put beside them.
+#
+# How to read it: *mIoU* is the mean overlap of prediction and truth over all classes (glossary); ± is the standard deviation over *runs*,
+# the number of seeds. "CAM at its best threshold" means the maps of the row's method, whichever it is. "Thresholds and walk, on
+# generated images" says that these settings were once chosen by looking at true masks of such images. Then follow one method from top to
+# bottom: the bars show it for CAM.
 
 # %% tags=["nbval-ignore-output"]
 rows = results.collect(project_path(config.runs_root) / config.dataset)
@@ -207,11 +230,15 @@ axes.set(xlabel="mIoU %", xlim=(0, 100), title="From maps to a segmentation netw
 viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on true masks")
 
 # %% [markdown]
+# Maps and seeds score the same (52.0 and 51.1: a seed is a map with a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's 57.1 is
+# no step back: `val` are other images, whose classes nobody tells it. The same network reaches 78.4 with true masks; the difference
+# is what image-level labels cost here.
+#
 # ## Parameters
 #
 # Every notebook has one cell of parameters, each with a comment; the cell of this one shows those that all notebooks take, the others
-# show their own and the ones that one changes most. All fields of `wsss_lib.config.Config` can be given to every notebook. papermill runs the very same notebook headless with other
-# values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`. The presets in `configs/` are `smoke`
+# show their own and the ones that one changes most. All fields of `wsss_lib.config.Config` can be given to every notebook. papermill
+# runs the very same notebook without a browser and with other values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`. The presets in `configs/` are `smoke`
 # (these generated images), `voc12-small` (real photographs on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names
 # and values that do not fit are refused:
 
@@ -238,7 +265,8 @@ print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inp
 # %% [markdown]
 # ## Sliders
 #
-# In JupyterLab some figures have sliders. No result depends on one: the same figure stands beneath for readers of the page.
+# In JupyterLab some figures have sliders. No result depends on one: the same figure stands beneath for readers of the page. What to
+# look for: at a low threshold the mask floods the ground, at a high one it shrinks to the heads.
 
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=config.seed_threshold):
@@ -261,6 +289,7 @@ draw()
 # | word | meaning |
 # |---|---|
 # | image-level label | which classes are in an image; 0 or 1 for each |
+# | head, body | parts of the generated creatures: the head tells the class, the body does not; real data have no such masks |
 # | CAM | class activation map: a classifier's evidence for a class at each position |
 # | localization map | any score map of a class, in [0, 1]; CAMs are the plainest kind |
 # | seed | label map made from maps by a threshold (and a CRF) |
@@ -268,11 +297,16 @@ draw()
 # | boundary map | probability that a class boundary runs through a position (IRN) |
 # | displacement | vector towards the centre of the object (IRN) |
 # | affinity | how likely two positions belong to the same class |
+# | random walk | scores flow between positions of high affinity, step by step, and so spread over an object (IRN, AffinityNet) |
+# | saliency map | which pixels stand out, of whatever class; made by a network that has learned from masks |
 # | unknown, 255 | pixels without a label; left out of every loss, and of scores where the *truth* has them; in a prediction they count as background |
 # | train / train_aug / val | VOC 2012: 1,464 images / 10,582 with SBD's / 1,449 |
-# | mIoU | mean over classes of intersection over union, from one confusion matrix of the whole split |
+# | IoU | of one class: pixels in both prediction and truth, divided by the pixels in either (intersection over union) |
+# | mIoU | mean of the IoU over background and all classes, counted over all images of the split together |
 # | boundary IoU | like the IoU, but of the masks' inner edges only; notebook 95 |
 # | dense CRF | a model of all pixel pairs that moves label edges to colour edges |
+# | stage | a step of the chain whose results lie in a folder of their own |
+# | smoke, preset | a preset is a file of parameters in `configs/`; `smoke` is the small one, for generated images |
 #
 # ## Which notebook next?
 #

@@ -15,6 +15,8 @@
 # 1. say why a classifier that never saw a mask knows where an object is,
 # 2. compute a class activation map (CAM) in ten lines,
 # 3. name the flaw of CAMs that every method of this repository attacks, and measure it.
+#
+# The stored outputs are of generated images (notebook 00): each creature has a small head, whose pattern tells the class, and a large dull body.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -72,13 +74,13 @@ print(", ".join(train_data.classes))
 # ## 1 The network
 #
 # A classifier of this kind has three parts: a backbone that turns an image $x$ into a map of features
-# $f(x) \in \mathbb{R}^{D \times h \times w}$, an average over all positions, and a linear layer $W$ that gives one logit for
-# each class. Averaging and multiplying by $W$ are both linear, so their order does not matter:
+# $f(x) \in \mathbb{R}^{D \times h \times w}$, an average over all positions $(i, j)$, and a linear layer
+# $W \in \mathbb{R}^{C \times D}$ that gives one logit for each of $C$ classes (its sigmoid is the class's probability). Averaging and multiplying by $W$ are both linear, so their order does not matter:
 #
 # $$ W\,\frac{1}{hw}\sum_{ij} f_{ij}(x) \;=\; \frac{1}{hw}\sum_{ij} \underbrace{W f_{ij}(x)}_{\text{evidence at } (i,j)} $$
 #
 # The right side says that a logit is an average of local evidence. That evidence, cut off below zero, is the CAM:
-# $M_c = \mathrm{ReLU}(W_c f)$. The next cell shows the sizes and that both sides agree.
+# $M_c = \mathrm{ReLU}(W_c f)$, where $W_c$ is the row of class $c$. The next cell shows the sizes and that both sides agree.
 
 # %%
 torch.manual_seed(config.seed)
@@ -94,7 +96,7 @@ assert torch.allclose(evidence.mean((2, 3)), logits, atol=1e-4)
 print("mean of the evidence = logits:", True)
 
 # %% [markdown]
-# The feature map is coarse: one position stands for a block of `output_stride` pixels on each side. ImageNet networks
+# The feature map is coarse: one position stands for a block of `output_stride` pixels on each side (96 / 8 = 12). ImageNet networks
 # end at stride 32; here the last strides are taken out, which costs time and buys resolution.
 #
 # ## 2 Training on image-level labels
@@ -103,8 +105,10 @@ print("mean of the evidence = logits:", True)
 # cross-entropies. Images are scaled to a random long side, mirrored and cropped; nothing else.
 #
 # **A slip to know about.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD in
-# the place of the *momentum*: the published learning rates (0.1 and 1.0) belong to SGD without momentum.
-# `momentum_slip = True` repeats that, by name; with a real momentum of 0.9 a step is ten times as long.
+# the place of the *momentum*: a momentum of 0.0001 is none, so the published learning rates (0.1 and 1.0) belong to SGD without
+# momentum. `momentum_slip = True` repeats that, by name; with a real momentum of 0.9 a step is ten times as long.
+#
+# The next cell trains. As in all notebooks, a step with results of its own is a *stage*, a folder: if it is finished, it is read and not made again.
 
 # %%
 classifier_stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": stages.data_hash(train_data)})
@@ -119,7 +123,8 @@ if not classifier_stage.is_complete():
 net = stages.build_classifier(config, train_data.num_classes, weights_file).to(run_device).eval()
 
 # %% [markdown]
-# The curve should fall and flatten. What to look for: a loss that stays at $\ln 2 \approx 0.69$ means that nothing is learned.
+# The curve should fall and flatten. What to look for: a loss that stays at the dotted line, $\ln 2 \approx 0.69$, means that nothing is
+# learned (every answer is "one half").
 
 # %% tags=["nbval-ignore-output"]
 if not config.cam_weights:
@@ -131,11 +136,13 @@ if not config.cam_weights:
     viz.show(figure, f"Training loss falls from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
 
 # %% [markdown]
+# It falls and flattens near 0.1; the last point, 0.15, is one batch and no rise.
+#
 # ## 3 Score of the classifier
 #
 # Average precision asks for each class: if the validation images are ranked by the class's probability, do those that
-# have the class come first? Classes that no validation image has are left out of the mean. This looks at image-level
-# labels only.
+# have the class come first? 100 % means that all of them do. The mAP is the mean over classes; a class that no validation image has
+# is left out of it. This looks at image-level labels only.
 
 # %% tags=["nbval-ignore-output"]
 if not classifier_stage.is_complete():
@@ -151,12 +158,12 @@ for name, value in zip(train_data.classes, row["class_ap"], strict=True):
     print(f"  {name:12s} {'not in this split' if value is None else f'{value:.1f} %'}")
 
 # %% [markdown]
-# A classifier that gets this right must have found *something* that tells the classes apart. The question of the whole field is
+# A classifier that gets 98.9 % must have found *something* that tells the classes apart. The question of the whole field is
 # whether that something is the object.
 #
 # ## 4 One map in ten lines
 #
-# Take one image and one of its classes. The map is the evidence $W_c f$, cut at zero and divided by its maximum.
+# Take one image and one of its classes. The map is the evidence $W_c f$, cut at zero and divided by its maximum. (Section 5 draws it.)
 
 # %%
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
@@ -186,9 +193,12 @@ print("ten lines = library:", True)
 # ## 5 Several scales and a mirror
 #
 # One pass is coarse and shaky. The usual recipe runs the image at several scales, each also mirrored, *adds* the maps
-# (not averages: the division by the maximum comes last) and brings them to a grid of stride 4:
+# (not averages: the division by the maximum comes last) and brings them to a grid of stride 4. With $M_c^{(s)}$ the map at scale $s$,
+# enlarged to that grid, and the maximum taken over the positions of the sum:
 #
 # $$ M_c \leftarrow \frac{\sum_s \left[M_c^{(s)}(x) + \mathrm{mirror}(M_c^{(s)}(\mathrm{mirror}\,x))\right]}{\max(\cdot) + 10^{-5}} $$
+#
+# What to look for: bright is a high score. Are both creatures found at every scale, and how closely?
 
 # %% tags=["nbval-ignore-output"]
 def maps_at(scales):
@@ -205,15 +215,16 @@ viz.draw_image(panels[0], np.array(photograph), "input")
 for panel, scales in zip(panels[1:], choices, strict=True):
     mappable = viz.draw_scores(panel, np.array(photograph), maps_at(scales), "scales " + ", ".join(map(str, scales)))
 figure.colorbar(mappable, ax=panels, shrink=0.8, label="score")
-viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the scale; the sum of all is the smoothest")
+viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the scale; the last panel is the sum of all scales")
 
 # %% [markdown]
-# Small scales spread over the object, large scales pick out details. The sum keeps some of both.
+# At scale 0.5 (6 x 6 positions) the map is a wide blur that even misses one creature; at 2.0 it keeps to the heads and to traces of the
+# bodies. The sum forgives the failure of a single scale, and in all of them the heads are what glows.
 #
 # ## 6 All images
 #
 # Now the whole training set. Each image's file holds the classes that its label names, the maps at stride 4 as
-# float16, and the image's size: a few kilobytes. **Image-level labels are used here**, which is fair, because these are training
+# float16 (read back as float32), and the image's size: a few kilobytes. **Image-level labels are used here**, which is fair, because these are training
 # images; the segmentation network at the end sees none.
 
 # %%
@@ -227,9 +238,11 @@ assert scores.min() >= 0 and scores.max() <= 1
 # %% [markdown]
 # ## 7 Numbers
 #
-# To score a map it must become a mask: a pixel is background where no class exceeds a threshold. All thresholds are
-# tried in one pass (notebook 70 explains how). **The best threshold is chosen by looking at pixel labels**, so it is an upper
-# bound, marked as such; the published fixed threshold is beside it.
+# To score a map it must become a mask: a pixel is background where no class exceeds a threshold, else it gets the class with the highest
+# score. A mask's score is the *IoU* of each class, the pixels in both mask and truth divided by the pixels in either; **mIoU** is its mean
+# over background and classes. All thresholds are tried in one pass (notebook 70 explains how). **The best threshold is chosen by looking at
+# pixel labels**, so it is an upper bound, marked as such. The second line quotes the paper, with its fixed threshold: it is about
+# other images and no comparison. What to look for in the curve: how sharp is the peak, and on which side is an error dearer?
 
 # %% tags=["nbval-ignore-output"]
 if not maps_stage.is_complete():
@@ -246,6 +259,9 @@ axes.set(xlabel="background threshold", ylabel="mIoU %", title=f"Maps of {row['i
 viz.show(figure, f"The mean IoU has one peak of {row['miou']:.1f} percent at threshold {row['threshold']:.2f} and falls on both sides")
 
 # %% [markdown]
+# The peak, 52.7 % at 0.11, lies far down the scale: most of an object's pixels have a low score. Below it the curve drops at once, because
+# the ground floods in; above it one loses slowly, pixel by pixel of the bodies.
+#
 # ### The flaw, measured
 #
 # Generated images come with a map of *parts*: each creature has a small striking **head**, which tells its class, and a
@@ -259,14 +275,14 @@ for threshold in (0.15, 0.3):
           else "no part masks in this data set")
 
 # %% [markdown]
-# The head is always found; of the body, which is four fifths of the object, a large part is missed, and more with every step of the
-# threshold. Nothing in the classification loss asks for the body: one telling part answers the question. Lowering the threshold
+# The heads are always found (1.00); of the bodies, which are four fifths of the objects, 38 % is missed at 0.15 and 67 % at 0.30. Nothing in the classification loss asks for the body: one telling part answers the question. Lowering the threshold
 # finds more of the body and lets in the background. RIB, DRS, AMN, VWE and SC-CAM are five ways to ask for more; notebooks 70 and 80 spread what was found to
 # the object's edges.
 #
 # ## 8 Look
 #
-# Best, worst and random images by their own IoU, in the project's order: input, truth, CAM. The worst rows are the instructive ones.
+# Best, random and worst image by their own IoU, in the project's order: input, truth (hatched: unknown, not scored), CAM. What to look
+# for: what does the best image have that the others have not?
 
 # %% tags=["nbval-ignore-output"]
 def image_iou(name):
@@ -286,9 +302,12 @@ for name, line in zip(chosen, panels, strict=True):
     viz.draw_image(line[0], picture, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
     viz.draw_scores(line[2], picture, scores.max(0, initial=0), f"CAM, IoU {100 * ranking[name]:.0f} %")
-viz.show(figure, "Best, random and worst image: the maps sit on the telling part and leave out much of the object")
+viz.show(figure, "Best, random and worst image: where there are heads, the maps sit on them and leave out much of the bodies")
 
 # %% [markdown]
+# The best one (92 %) has *no head*: one creature in ten is drawn without, and then the body is all there is to go by. As soon as a head is in
+# the picture the map sits on it (54 and 44 %). The network *can* see bodies; it does not have to.
+#
 # ## 9 Try it
 #
 # Move the threshold and watch the mask grow and shrink. No single value is right for both small telling parts and whole
@@ -320,7 +339,7 @@ viz.show(figure, "A low threshold floods the background, a high one keeps only t
 #
 # * A logit is an average of local evidence; the evidence itself is the map.
 # * The maps find what tells classes apart, not the object: full recall on heads, much less on bodies.
-# * Written: `classifier/` and `maps/`. Next: notebook 70 turns maps into seeds.
+# * Written: `classifier/` and `maps/`. Next: notebook 70 turns maps into seeds; notebooks 20 to 60 make better maps first.
 #
 # **Exercise 1.** The maps are divided by their maximum, so every class of the label gets a score of 1 somewhere, even if
 # the classifier does not believe in it. Write a function that returns how many of an image's present classes have a probability below

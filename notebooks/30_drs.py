@@ -564,6 +564,9 @@ else:
     print("no part masks in this data set")
 
 # %% [markdown]
+# With saliency DRS finds 0.78 of the bodies and plain CAM 0.44. Without it DRS's maps, at their own best threshold, find less than CAM's
+# (0.59 and 0.73).
+#
 # ### Without saliency
 #
 # The official programs cannot run without saliency maps. For data that have none, this project adds three ways, and

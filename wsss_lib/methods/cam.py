@@ -39,7 +39,7 @@ class ClassActivationNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits float32 (N, C) of normalised images float32 (N, 3, H, W)."""
-        features = self.backbone(images)  # f: (N, D, H/16, W/16)
+        features = self.backbone(images)  # f: (N, D, h, w), at the backbone's stride
         return self.classifier(F.adaptive_avg_pool2d(features, 1)).flatten(1)
 
     def activation_maps(self, images: Tensor) -> Tensor:
