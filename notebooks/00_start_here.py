@@ -184,8 +184,8 @@ viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); 
                  "refined mask, segmentation; panels that say 'not run' belong to stages that are not finished")
 
 # %% [markdown]
-# Two maps differ from CAM's at first sight: AMN's fills a body, DRS's nearly the whole picture, until saliency cuts it. Those of RIB, SC-CAM and
-# VWE look like CAM's; what they change is measured over all images. One image ranks nothing.
+# Two maps differ from CAM's at first sight: AMN's fills a body, DRS's nearly the whole picture, until saliency cuts it. Those of
+# RIB, SC-CAM and VWE look like CAM's; what they change is measured over all images. One image ranks nothing.
 #
 # ## Which method should I choose?
 #
@@ -236,11 +236,12 @@ viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to th
 #
 # ## Parameters
 #
-# Every notebook has one cell of parameters, each with a comment; the cell of this one shows those that all notebooks take, the others
-# show their own and the ones that one changes most. All fields of `wsss_lib.config.Config` can be given to every notebook. papermill
-# runs the very same notebook without a browser and with other values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`. The presets in `configs/` are `smoke`
-# (these generated images), `voc12-small` (real photographs on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names
-# and values that do not fit are refused:
+# Every notebook has one cell of parameters, each with a comment; the cell of this one shows those that all notebooks take, the
+# others show their own and the ones that one changes most. All fields of `wsss_lib.config.Config` can be given to every notebook.
+# papermill runs the very same notebook without a browser and with other values:
+# `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`. The presets in `configs/` are `smoke` (these
+# generated images), `voc12-small` (real photographs on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names and
+# values that do not fit are refused:
 
 # %%
 for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):

@@ -16,7 +16,8 @@
 # 2. compute a class activation map (CAM) in ten lines,
 # 3. name the flaw of CAMs that every method of this repository attacks, and measure it.
 #
-# The stored outputs are of generated images (notebook 00): each creature has a small head, whose pattern tells the class, and a large dull body.
+# The stored outputs are of generated images (notebook 00): each creature has a small head, whose pattern tells the class, and a
+# large dull body.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -75,7 +76,8 @@ print(", ".join(train_data.classes))
 #
 # A classifier of this kind has three parts: a backbone that turns an image $x$ into a map of features
 # $f(x) \in \mathbb{R}^{D \times h \times w}$, an average over all positions $(i, j)$, and a linear layer
-# $W \in \mathbb{R}^{C \times D}$ that gives one logit for each of $C$ classes (its sigmoid is the class's probability). Averaging and multiplying by $W$ are both linear, so their order does not matter:
+# $W \in \mathbb{R}^{C \times D}$ that gives one logit for each of $C$ classes (its sigmoid is the class's probability). Averaging
+# and multiplying by $W$ are both linear, so their order does not matter:
 #
 # $$ W\,\frac{1}{hw}\sum_{ij} f_{ij}(x) \;=\; \frac{1}{hw}\sum_{ij} \underbrace{W f_{ij}(x)}_{\text{evidence at } (i,j)} $$
 #
@@ -108,7 +110,8 @@ print("mean of the evidence = logits:", True)
 # the place of the *momentum*: a momentum of 0.0001 is none, so the published learning rates (0.1 and 1.0) belong to SGD without
 # momentum. `momentum_slip = True` repeats that, by name; with a real momentum of 0.9 a step is ten times as long.
 #
-# The next cell trains. As in all notebooks, a step with results of its own is a *stage*, a folder: if it is finished, it is read and not made again.
+# The next cell trains. As in all notebooks, a step with results of its own is a *stage*, a folder: if it is finished, it is read
+# and not made again.
 
 # %%
 classifier_stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": stages.data_hash(train_data)})
@@ -223,9 +226,9 @@ viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the 
 #
 # ## 6 All images
 #
-# Now the whole training set. Each image's file holds the classes that its label names, the maps at stride 4 as
-# float16 (read back as float32), and the image's size: a few kilobytes. **Image-level labels are used here**, which is fair, because these are training
-# images; the segmentation network at the end sees none.
+# Now the whole training set. Each image's file holds the classes that its label names, the maps at stride 4 as float16 (read back
+# as float32), and the image's size: a few kilobytes. **Image-level labels are used here**, which is fair, because these are
+# training images; the segmentation network at the end sees none.
 
 # %%
 maps_stage = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
@@ -275,9 +278,10 @@ for threshold in (0.15, 0.3):
           else "no part masks in this data set")
 
 # %% [markdown]
-# The heads are always found (1.00); of the bodies, which are four fifths of the objects, 38 % is missed at 0.15 and 67 % at 0.30. Nothing in the classification loss asks for the body: one telling part answers the question. Lowering the threshold
-# finds more of the body and lets in the background. RIB, DRS, AMN, VWE and SC-CAM are five ways to ask for more; notebooks 70 and 80 spread what was found to
-# the object's edges.
+# The heads are always found (1.00); of the bodies, which are four fifths of the objects, 38 % is missed at 0.15 and 67 % at 0.30.
+# Nothing in the classification loss asks for the body: one telling part answers the question. Lowering the threshold finds more of
+# the body and lets in the background. RIB, DRS, AMN, VWE and SC-CAM are five ways to ask for more; notebooks 70 and 80 spread what
+# was found to the object's edges.
 #
 # ## 8 Look
 #
@@ -305,8 +309,8 @@ for name, line in zip(chosen, panels, strict=True):
 viz.show(figure, "Best, random and worst image: where there are heads, the maps sit on them and leave out much of the bodies")
 
 # %% [markdown]
-# The best one (92 %) has *no head*: one creature in ten is drawn without, and then the body is all there is to go by. As soon as a head is in
-# the picture the map sits on it (54 and 44 %). The network *can* see bodies; it does not have to.
+# The best one (92 %) has *no head*: one creature in ten is drawn without, and then the body is all there is to go by. As soon as a
+# head is in the picture the map sits on it (54 and 44 %). The network *can* see bodies; it does not have to.
 #
 # ## 9 Try it
 #

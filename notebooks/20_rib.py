@@ -75,10 +75,11 @@ print(f"classifier of seed {config.seed} for {train_data.num_classes} classes; {
 # %% [markdown]
 # ## 1 The problem
 #
-# Notebook 10 ended with a measured flaw: the maps find the part that tells the classes apart and miss much of the rest.
-# RIB's explanation is about **information**. On its way through the network an image is compressed; the last layer keeps only
-# what the answer needs (this narrow passage is the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence. Notebook 01 shows
-# in a small simulation how a region that tells little keeps its influence up to the last layer and loses it there.
+# Notebook 10 ended with a measured flaw: the maps find the part that tells the classes apart and miss much of the rest. RIB's
+# explanation is about **information**. On its way through the network an image is compressed; the last layer keeps only what the
+# answer needs (this narrow passage is the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence.
+# Notebook 01 shows in a small simulation how a region that tells little keeps its influence up to the last layer and loses it
+# there.
 #
 # How sure is our classifier of the classes that are there? The histogram shows the logits of present classes. What to look for: how much
 # of it lies to the right of the dotted line, where the probability exceeds 0.9?
@@ -100,8 +101,9 @@ viz.show(figure, f"{100 * sure:.0f} percent of the present classes have a probab
          f"{max(present_logits):.0f}")
 
 # %% [markdown]
-# 89 % of it. The classification loss has little to say about these: its gradient with respect to the logit $z$ is $\sigma(z) - 1$ ($\sigma$ is
-# the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body of a creature whose head has been seen.
+# 89 % of it. The classification loss has little to say about these: its gradient with respect to the logit $z$ is $\sigma(z) - 1$
+# ($\sigma$ is the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body of a creature whose head has
+# been seen.
 #
 # ## 2 The idea in ten lines
 #
@@ -112,7 +114,8 @@ viz.show(figure, f"{100 * sure:.0f} percent of the present classes have a probab
 # $$ \theta_{k+1} = \theta_k - \eta_k \nabla_\theta \mathcal{L}(\theta_k), \qquad
 #    \mathcal{L} = -\sum_{i,c} y_{ic}\, z_{ic}, \qquad A_c = \sum_{k=0}^{K-1} \mathrm{ReLU}\left(Z_c(x; \theta_k)\right) $$
 #
-# * $\theta_k$ are the weights at step $k$, $\theta_0$ those of the trained classifier; $\eta_k = \eta\,(1 - k/K)^{0.9}$ is the learning rate.
+# * $\theta_k$ are the weights at step $k$, $\theta_0$ those of the trained classifier; $\eta_k = \eta\,(1 - k/K)^{0.9}$ is the
+#   learning rate.
 # * $Z_c = W_c f$ is the raw map of class $c$, and $z_c$ its pooled value (section 4 says over which positions).
 # * The rows $i$ of the loss are the image at its scales, each with its mirror image, and other images, the *companions* (section 5);
 #   $y_{ic}$ is 1 if row $i$ shows class $c$, else 0.
@@ -189,8 +192,8 @@ print("loop = library:", True, "  network as before:", True)
 # %% [markdown]
 # ## 3 A loss without activation
 #
-# Compare what two losses ask of the logit $z$ of a present class. The classification loss asks less the surer the network is; RIB's loss asks
-# the same for ever:
+# Compare what two losses ask of the logit $z$ of a present class. The classification loss asks less the surer the network is; RIB's
+# loss asks the same for ever:
 #
 # $$ \frac{\partial}{\partial z}\left[-\log \sigma(z)\right] = \sigma(z) - 1, \qquad \frac{\partial}{\partial z}\left[-z\right] = -1 $$
 #
@@ -225,10 +228,11 @@ viz.show(figure, f"The classification loss pushes with {1 / (1 + np.exp(middle))
 #
 # $$ z_c = \frac{1}{hw}\sum_p Z_c(p)\,\left[\frac{Z_c(p)}{\max_q Z_c(q)} < \tau\right] $$
 #
-# Here $p$ and $q$ are positions and $\tau$ is a share of the peak. The bracket is 0 or 1 and counts as a constant. Three details matter: the maximum is that of the *raw* map, so that every
-# negative position is kept; the sum is divided by all $hw$ positions, not by the kept ones; and of a map that is negative everywhere nothing is kept,
-# as every ratio is then at least one. In the published code the loop over classes ends at the twentieth, so that 60 of COCO's 80 classes were
-# pooled plainly; we do that only on request (`rib_first_twenty_only`).
+# Here $p$ and $q$ are positions and $\tau$ is a share of the peak. The bracket is 0 or 1 and counts as a constant. Three details
+# matter: the maximum is that of the *raw* map, so that every negative position is kept; the sum is divided by all $hw$ positions,
+# not by the kept ones; and of a map that is negative everywhere nothing is kept, as every ratio is then at least one. In the
+# published code the loop over classes ends at the twentieth, so that 60 of COCO's 80 classes were pooled plainly; we do that only
+# on request (`rib_first_twenty_only`).
 #
 # What to look for: bright positions in the three panels on the right are kept. Are the heads among them?
 
@@ -262,9 +266,9 @@ print(f"the classifier's own logit is the last: {raw[0, present].mean().item():.
 #
 # ## 5 Companions
 #
-# One image alone is soon over-fitted: the map of its class rises at every position that shares a feature with it. So each step also raises the
-# logits of `rib_companions` other images, **of other classes only** (images that share no class with the target), so that the push is
-# spent on all classes alike.
+# One image alone is soon over-fitted: the map of its class rises at every position that shares a feature with it. So each step also
+# raises the logits of `rib_companions` other images, **of other classes only** (images that share no class with the target), so
+# that the push is spent on all classes alike.
 #
 # The official program searches that pool and decodes new companions in each step: 200 files for one image. Here a *bank* of images is
 # drawn once for the run and each is read, cropped and sent through the frozen layers once. For each single image the companions are
@@ -342,8 +346,8 @@ viz.show(figure, f"With short steps both curves stay below the dotted stops; wit
 # None of our length does. With steps four times as long the logits of several images grow by powers of ten, and coverage passes its
 # stop in two of twelve.
 #
-# The next strips show one class of one image, the map of single steps, each divided by its maximum. What to look for: where does the map grow,
-# over the object or over everything?
+# The next strips show one class of one image, the map of single steps, each divided by its maximum. What to look for: where does
+# the map grow, over the object or over everything?
 
 # %% tags=["nbval-ignore-output"]
 def strip(runs, name, title):
@@ -384,8 +388,8 @@ assert scores.min() >= 0 and scores.max() <= 1
 # ## 8 Numbers
 #
 # Both rows are scored on the same images, each at its own best threshold, **which the true masks choose**, and at the fixed
-# threshold 0.15 that IRN published. (RIB's published seed is at its best threshold, too; it is of other images, for orientation only.) What to
-# look for in the curves: does RIB's lie above CAM's everywhere?
+# threshold 0.15 that IRN published. (RIB's published seed is at its best threshold, too; it is of other images, for orientation
+# only.) What to look for in the curves: does RIB's lie above CAM's everywhere?
 
 # %% tags=["nbval-ignore-output"]
 if not maps_stage.is_complete():
@@ -411,9 +415,10 @@ viz.show(figure, f"RIB's peak is {abs(gain):.1f} points {'higher' if gain > 0 el
          f"{rows['RIB']['threshold']:.2f} instead of {rows['CAM']['threshold']:.2f}")
 
 # %% [markdown]
-# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. It is moved to the right, from 0.11 to 0.14, because
-# the maps have become broader; its peak is 0.4 points higher (53.1 and 52.7 %). That is why its thresholds for IRN (notebook 80) differ from
-# IRN's own (0.35 and 0.17 instead of 0.30 and 0.05, and a power of 1.3 before the random walk, in `configs/methods/`).
+# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. It is moved to the right, from 0.11 to 0.14,
+# because the maps have become broader; its peak is 0.4 points higher (53.1 and 52.7 %). That is why its thresholds for IRN
+# (notebook 80) differ from IRN's own (0.35 and 0.17 instead of 0.30 and 0.05, and a power of 1.3 before the random walk, in
+# `configs/methods/`).
 #
 # ### Heads and bodies
 #
@@ -460,9 +465,9 @@ for text, third in zip(("least", "middle", "most"), thirds, strict=True):
 #
 # All trials here run on the same 24 images; differences of a few tenths are noise.
 #
-# **Ten short steps or one long one.** The curves follow ten steps whose total length is that of our setting. Recall of
-# heads and bodies and precision are taken at CAM's best threshold; the mIoU is at each step's own best. What to look for: which curve rises,
-# which one pays for it, and where does the mIoU stop to rise? (Mind its scale: the whole panel is about one point high.)
+# **Ten short steps or one long one.** The curves follow ten steps whose total length is that of our setting. Recall of heads and
+# bodies and precision are taken at CAM's best threshold; the mIoU is at each step's own best. What to look for: which curve rises,
+# which one pays for it, and where does the mIoU stop rising? (Mind its scale: the whole panel is about one point high.)
 
 # %% tags=["nbval-ignore-output"]
 study = score_data.ids[:24] if config.dataset == "toy" else score_data.ids[:4]
@@ -570,8 +575,9 @@ for text, rules in (("no stop", (False, False)), ("target logit", (True, False))
     print(f"{text:12s}: mIoU {miou:.1f} at {threshold:.2f}, {np.mean([len(steps) for steps in runs.values()]):.1f} maps on average")
 
 # %% [markdown]
-# Of the 9 points that were lost (46.1 to 37.1) both stops together save 2.7. They are a safety net and do not replace a fitting learning rate.
-# On images with small objects the published ratio of 0.7 comes late, because a map covers most of the picture by then.
+# Of the 9 points that were lost (46.1 to 37.1) both stops together save 2.7. They are a safety net and do not replace a fitting
+# learning rate. On images with small objects the published ratio of 0.7 comes late, because a map covers most of the picture by
+# then.
 #
 # ## 10 Look
 #
@@ -593,14 +599,15 @@ for name, line in zip(chosen, panels, strict=True):
 viz.show(figure, "Best, random and worst image: RIB's maps reach further from the head than CAM's, also where they should not")
 
 # %% [markdown]
-# Not in the first two rows. The last one is a warning: a creature without a head, of which CAM had found nearly all (92 %), and RIB's push went
-# into the ground beside it (29 %). It is the best image of notebook 10. RIB has no way to know when there is nothing left to find.
+# Not in the first two rows. The last one is a warning: a creature without a head, whose CAM was nearly right (IoU 92 %), and
+# RIB's push went into the ground beside it (29 %). It is the best image of notebook 10. RIB has no way to know when there is
+# nothing left to find.
 #
 # ## 11 Try it
 #
-# Move $k$ and watch the sum of maps grow over ten steps, with the mask at CAM's best threshold. What to look for: how much of the object does
-# each mask find, and does it stay inside? (Sliders appear in JupyterLab; the strip beneath shows
-# the same for readers of the page.)
+# Move $k$ and watch the sum of maps grow over ten steps, with the mask at CAM's best threshold. What to look for: how much of the
+# object does each mask find, and does it stay inside? (Sliders appear in JupyterLab; the strip beneath shows the same for readers
+# of the page.)
 
 # %% tags=["nbval-ignore-output"]
 shown = few[0]
@@ -639,12 +646,13 @@ viz.show(figure, f"The mask of {shown} finds {found[0]:.0f} percent of its objec
 # ## 12 Summary and exercises
 #
 # * A classifier that is sure asks nothing more of its maps. RIB asks again, for each image, without the activation that made it content.
-# * What is pushed matters: positions that are not yet telling, together with images of other classes, in steps short enough.
+# * It pushes positions that are not yet telling, together with images of other classes. Of all parts only the length of the steps mattered
+#   clearly here.
 # * The maps become broader: more body at a given threshold, and more background; the best threshold moves up.
 # * Written: `maps/`. Next: notebooks 70, 80 and 90 with `method = "rib"`.
 #
-# **With three seeds** (200 images, docs/results.md), RIB against CAM: +0.6 ± 0.3 points at the best threshold and +1.4 ± 0.3 at 0.15, every seed above CAM; with
-# a classifier that was trained for ten epochs more, +0.4 ± 0.9. **On 311 real photographs**
+# **With three seeds** (200 images, docs/results.md), RIB against CAM: +0.6 ± 0.3 points at the best threshold and +1.4 ± 0.3 at
+# 0.15, every seed above CAM; with a classifier that was trained for ten epochs more, +0.4 ± 0.9. **On 311 real photographs**
 # (preset `voc12-small`, one seed): 38.5 %, where CAM has 38.7 %; IRN's pseudo-masks 47.5 % on RIB's maps and 48.6 % on CAM's.
 #
 # **Limits.** It costs some fifty to seventy times a plain CAM at the published settings, for each image. On maps that are already broad there is

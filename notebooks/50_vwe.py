@@ -596,8 +596,8 @@ for threshold in (0.15, 0.3):
               if recall else "no part masks in this data set")
 
 # %% [markdown]
-# More of the bodies at the same threshold (0.84 instead of 0.62 at 0.15) is what the method promises. A recall alone says nothing about what spills over
-# into the background; the curves above do.
+# More of the bodies at the same threshold (0.84 instead of 0.62 at 0.15) is what the method promises. A recall alone says nothing
+# about what spills over into the background; the curves above do.
 #
 # ## 10 What helps and what does not
 #
@@ -651,8 +651,8 @@ print(f"HSPP instead of the average, without words: {mixed:+.1f} points")
 #
 # ## 11 Look
 #
-# Best, random and worst image by their own IoU, in the project's order: input, truth, CAM, visual words. What to look for: where is VWE's map
-# broader than CAM's?
+# Best, random and worst image by their own IoU, in the project's order: input, truth, CAM, visual words. What to look for: where is
+# VWE's map broader than CAM's?
 
 # %% tags=["nbval-ignore-output"]
 def image_iou(name):

@@ -495,7 +495,8 @@ for threshold in (0.15, 0.3):
               if recall else f"{words}: no part masks in this data set")
 
 # %% [markdown]
-# More of the bodies at the same threshold (0.71 instead of 0.62 at 0.15). Recall alone is no merit: a map that covers the whole picture finds every body. Read it together with the curves above.
+# More of the bodies at the same threshold (0.71 instead of 0.62 at 0.15). Recall alone is no merit: a map that covers the whole
+# picture finds every body. Read it together with the curves above.
 #
 # ## 9 What helps and what does not
 #
