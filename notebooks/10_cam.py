@@ -166,7 +166,7 @@ for name, value in zip(train_data.classes, row["class_ap"], strict=True):
 #
 # ## 4 One map in ten lines
 #
-# Take one image and one of its classes. The map is the evidence $W_c f$, cut at zero and divided by its maximum. (Section 5 draws it.)
+# Take one image and one of its classes. The map is the evidence $W_c f$, cut at zero and divided by its maximum.
 
 # %%
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
@@ -183,7 +183,8 @@ M = M / (M.max() + 1e-5)
 print(f"image {image_id}, class {train_data.classes[present]}: map of {tuple(M.shape)} positions")
 
 # %% [markdown]
-# The library does the same for a whole batch, all classes at once. Both must agree:
+# The library does the same for a whole batch, all classes at once. Both must agree; then the map is drawn. What to look for: bright is a
+# high score. Which part of the creatures is it?
 
 # %%
 with torch.inference_mode():
@@ -192,7 +193,15 @@ from_library = from_library / (from_library.max() + 1e-5)
 assert torch.allclose(M, from_library, atol=1e-4)
 print("ten lines = library:", True)
 
+# %% tags=["nbval-ignore-output"]
+figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6))
+viz.draw_image(panels[0], np.array(photograph), "input")
+figure.colorbar(viz.draw_map(panels[1], M.cpu(), f"map of {train_data.classes[present]}"), ax=panels[1], shrink=0.8, label="score")
+viz.show(figure, f"The map of {train_data.classes[present]} has {M.shape[0]} x {M.shape[1]} positions, of which {int((M > 0.5).sum())} have more than half of the highest score")
+
 # %% [markdown]
+# The heads. The bodies are hardly there.
+#
 # ## 5 Several scales and a mirror
 #
 # One pass is coarse and shaky. The usual recipe runs the image at several scales, each also mirrored, *adds* the maps
@@ -201,7 +210,7 @@ print("ten lines = library:", True)
 #
 # $$ M_c \leftarrow \frac{\sum_s \left[M_c^{(s)}(x) + \mathrm{mirror}(M_c^{(s)}(\mathrm{mirror}\,x))\right]}{\max(\cdot) + 10^{-5}} $$
 #
-# What to look for: bright is a high score. Are both creatures found at every scale, and how closely?
+# What to look for: are both creatures found at every scale, and how closely?
 
 # %% tags=["nbval-ignore-output"]
 def maps_at(scales):
