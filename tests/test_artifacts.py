@@ -20,6 +20,7 @@ from PIL import Image
 from wsss_lib import artifacts, formats
 from wsss_lib.config import PROJECT_ROOT, Config
 from wsss_lib.data.dataset import DataError, read_mask, voc_palette
+from wsss_lib.machine import peak_memory_mib
 
 
 def files_below(folder: Path) -> list[str]:
@@ -261,6 +262,13 @@ def test_a_finished_stage_holds_its_record(tmp_path):
     assert record["versions"]["torch"] and record["versions"]["python"].startswith("3.")
     assert record["peak_memory_mib"] > 50 and record["seconds"] >= 0
     assert stage.metrics() == [{"what": "test", "miou": 1.0}] and stage.results() == record["results_sha256"]
+
+
+def test_the_peak_of_memory_is_that_of_this_process_not_of_the_one_that_started_it():
+    ask = [sys.executable, "-c", "from wsss_lib.machine import peak_memory_mib; print(peak_memory_mib('cpu'))"]
+    alone = int(subprocess.check_output(ask, cwd=PROJECT_ROOT))
+    much = np.ones(2**28, np.uint8)
+    assert int(subprocess.check_output(ask, cwd=PROJECT_ROOT)) < alone + 64 < peak_memory_mib("cpu"), len(much)
 
 
 def test_run_json_is_written_last(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """What a record says about the machine and the program: versions, randomness, memory."""
 
 import platform
+import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -50,6 +52,9 @@ def peak_memory_mib(device: str) -> int:
 
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() // 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux; its getrusage would also count the process that started this one
+        return next(int(line.split()[1]) // 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 1024)
