@@ -114,7 +114,7 @@ print("mean of the evidence = logits:", True)
 # and not made again.
 
 # %%
-classifier_stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": stages.data_hash(train_data)})
+classifier_stage = artifacts.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(train_data)})
 weights_file = classifier_stage.folder / "weights.safetensors"
 images_seen = 0
 if not classifier_stage.is_complete():

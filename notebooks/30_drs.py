@@ -299,7 +299,7 @@ print("the loss is a mean of binary cross-entropies of averaged score maps:", Tr
 # official programs do, and every score that follows says so.
 
 # %%
-network_stage = artifacts.begin_stage(config, "network", ("drs_",),
+network_stage = artifacts.begin_stage(config, "network", drs_stages.network_fields(config),
                                       {"data": stages.data_hash(train_data), "classifier": classifier_stage})
 network_file = network_stage.folder / "weights.safetensors"
 if not network_stage.is_complete():
@@ -340,7 +340,7 @@ print("six lines = library:", True)
 # present classes are stored at stride 4, as everywhere in this project (`benchmarks/drs.py` compares).
 
 # %% tags=["nbval-ignore-output"]
-localization_stage = artifacts.begin_stage(config, "localization", ("drs_",), {"network": network_stage})
+localization_stage = artifacts.begin_stage(config, "localization", drs_stages.network_fields(config), {"network": network_stage})
 if not localization_stage.is_complete():
     made = stages.make_maps(drs_stages.drs_localization(net, config), train_data, config, localization_stage.folder)
     localization_stage.finish([], made, str(run_device))
@@ -367,7 +367,7 @@ for index, label in enumerate(present):
 assert torch.equal(T.amax(0), M.amax(0)) and ((T > 0).sum(0) <= 1).float().mean() > 0.99
 
 # %%
-refinement_stage = artifacts.begin_stage(config, "refinement", ("drs_",),
+refinement_stage = artifacts.begin_stage(config, "refinement", drs_stages.refinement_fields(config),
                                          {"localization": localization_stage, "classifier": classifier_stage})
 refinement_file = refinement_stage.folder / "weights.safetensors"
 if not refinement_stage.is_complete():
@@ -410,7 +410,7 @@ viz.show(figure, f"Both losses fall; the factors start in a narrow hill around o
 # bounds the network, and are stored as 1.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("drs_",), {"refinement": refinement_stage})
+maps_stage = artifacts.begin_stage(config, "maps", drs_stages.refinement_fields(config), {"refinement": refinement_stage})
 localize = drs_stages.drs_localization(refined, config, normalized=False)
 if not maps_stage.is_complete():
     images_made = stages.make_maps(localize, train_data, config, maps_stage.folder)

@@ -329,7 +329,7 @@ print("plain lines = library:", True, " map", A.shape)
 # such start, so it takes the classifier's weights.
 
 # %%
-network_stage = artifacts.begin_stage(config, "network", ("amn_", "cam_batch_size", "irn_scale", "irn_crop"),
+network_stage = artifacts.begin_stage(config, "network", amn_stages.NETWORK_FIELDS,
                                       {"data": stages.data_hash(train_data), "seeds": seeds_stage, "classifier": classifier_stage})
 weights_file = network_stage.folder / "weights.safetensors"
 if not network_stage.is_complete():

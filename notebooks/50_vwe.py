@@ -377,7 +377,7 @@ except RuntimeError as error:
 inputs = {"data": stages.data_hash(train_data)}
 if config.vwe_init == "classifier":
     inputs["classifier"] = classifier_stage
-network_stage = artifacts.begin_stage(config, "network", ("cam_", "vwe_"), inputs)
+network_stage = artifacts.begin_stage(config, "network", vwe.NETWORK_FIELDS, inputs)
 weights_file = network_stage.folder / "weights.safetensors"
 if not network_stage.is_complete():
     torch.manual_seed(config.seed)

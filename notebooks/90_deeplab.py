@@ -352,7 +352,7 @@ print("factors at iterations", steps, "of 100:", [round(training.poly_factor(ste
 inputs = {"data": stages.data_hash(train_data), "masks": masks_input}
 if config.deeplab_init == "classifier":
     inputs["classifier"] = classifier_stage
-deeplab_stage = artifacts.begin_stage(config, "deeplab", ("deeplab_",), inputs)
+deeplab_stage = artifacts.begin_stage(config, "deeplab", stages.DEEPLAB_FIELDS, inputs)
 weights_file = deeplab_stage.folder / "weights.safetensors"
 if not deeplab_stage.is_complete():
     torch.manual_seed(config.seed)

@@ -110,7 +110,7 @@ for index, word in enumerate(data.classes):
 # photograph count several times.
 
 # %%
-classifier_stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": stages.data_hash(data)})
+classifier_stage = artifacts.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(data)})
 weights_file = classifier_stage.folder / "weights.safetensors"
 if not classifier_stage.is_complete():
     torch.manual_seed(config.seed)

@@ -91,7 +91,7 @@ def check(config: Config) -> None:
 
 def cam_maps(config: Config, data: SegmentationDataset) -> None:
     """Notebook 10."""
-    classifier = begin_stage(config, "classifier", ("cam_",), {"data": stages.data_hash(data)})
+    classifier = begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(data)})
     weights, images_seen = classifier.folder / "weights.safetensors", 0
     if not classifier.is_complete():
         torch.manual_seed(config.seed)
@@ -117,7 +117,7 @@ def amn_maps(config: Config, data: SegmentationDataset) -> None:
     if not refined.is_complete():
         made = amn_stages.make_refined_seeds(data, cam.folder, config, refined.folder)
         refined.finish([{"what": "refined seeds", "unknown": stages.score_masks(data, refined.folder).unknown_share}], made)
-    network = begin_stage(config, "network", ("amn_", "cam_batch_size", "irn_scale", "irn_crop"),
+    network = begin_stage(config, "network", amn_stages.NETWORK_FIELDS,
                           {"data": stages.data_hash(data), "seeds": refined, "classifier": classifier})
     weights, start = network.folder / "weights.safetensors", classifier.folder / "weights.safetensors"
     if not network.is_complete():
@@ -172,7 +172,7 @@ def deeplab(config: Config, data: SegmentationDataset, val_data: SegmentationDat
     """Notebook 90."""
     masks = open_stage(config, *MASKS_OF[config.refinement])
     classifier = open_stage(config, "classifier", "10_cam", method="cam")
-    stage = begin_stage(config, "deeplab", ("deeplab_",),
+    stage = begin_stage(config, "deeplab", stages.DEEPLAB_FIELDS,
                         {"data": stages.data_hash(data), "masks": masks, "classifier": classifier})
     weights, start = stage.folder / "weights.safetensors", classifier.folder / "weights.safetensors"
     if not stage.is_complete():

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.small_chain import chain_server, everything, make_data
+from wsss_lib import stages
+from wsss_lib.config import Config
+from wsss_lib.methods import amn_stages, vwe
 
 STAGES = ["check", "classifier", "maps", "seeds", "irn", "pseudo_masks", "deeplab", "predictions", "overview"]
 
@@ -73,6 +76,8 @@ def test_every_record_lists_what_the_bits_depend_on(first):
 @pytest.mark.parametrize("changed, surely, never", [
     ({"num_workers": 1, "checkpoint_every": 9, "pixel_labels_chose": "something else", "on_bad_image": "skip"}, [], STAGES),
     ({"deeplab_iterations": 5}, ["deeplab", "predictions"], STAGES[:6]),
+    ({"cam_scales": [1.0]}, ["maps"], STAGES[:2]),
+    ({"deeplab_centre_crop": 32}, ["predictions"], STAGES[:7]),
     ({"seed_threshold": 0.3}, ["seeds"], STAGES[:3]),
 ])
 def test_a_changed_parameter_makes_what_depends_on_it_again_and_nothing_else(run, first, tmp_path, changed, surely, never):
@@ -96,3 +101,14 @@ def test_a_lost_result_is_made_again_and_nothing_after_it(run, first, tmp_path):
     after = stages_of(run(copy))
     assert [stage for stage in STAGES if after[stage][0] != before[stage][0]] == ["seeds"]
     assert everything(copy) == everything(first)
+
+
+@pytest.mark.parametrize("fields, changes_nothing", [
+    (stages.CLASSIFIER_FIELDS, {"cam_scales": (1.0,)}), (vwe.NETWORK_FIELDS, {"cam_scales": (1.0,)}),
+    (amn_stages.NETWORK_FIELDS, {"amn_dropout_in_maps": True}), (stages.DEEPLAB_FIELDS, {"deeplab_centre_crop": 513}),
+])
+def test_what_only_later_stages_read_trains_nothing_again(fields, changes_nothing):
+    config = Config()
+    other = config.model_copy(update=changes_nothing)
+    assert other != config and other.parameters_of(*fields) == config.parameters_of(*fields)
+    assert set(changes_nothing) <= set(Config.model_fields) and set(fields) <= set(Config.model_fields)

@@ -387,3 +387,14 @@ def test_presets_select_no_epoch_by_pixel_labels(preset):
 def test_sizes_are_the_published_ones():
     crop = PUBLISHED["drs_crop"][0]
     assert round(drs_stages.RESIZE * crop) == 384 and [round(scale * crop) for scale in drs_stages.SCALES] == [256, 320, 384]
+
+
+def test_only_what_a_network_depends_on_trains_it_again():
+    config = preset_config("voc12", "drs")
+    classifier, refinement = drs_stages.network_fields(config), drs_stages.refinement_fields(config)
+    assert {"drs_delta", "drs_crop", "drs_selection"} < set(classifier) < set(refinement)
+    assert set(refinement) - set(classifier) == {"drs_refine_weights", "drs_refine_epochs", "drs_refine_learning_rate"}
+    assert not {"drs_alpha", "drs_background", "drs_saliency_folder"} & set(refinement)
+    by_labels = config.model_copy(update={"drs_selection": "pixel_labels"})  # pseudo-labels choose the epoch
+    assert {"drs_alpha", "drs_background"} < set(drs_stages.network_fields(by_labels))
+    assert "drs_refine_epochs" in drs_stages.network_fields(by_labels)

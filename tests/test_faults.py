@@ -33,7 +33,7 @@ def short_run(config: Config) -> dict[str, str]:
     """Train a classifier, make maps and seeds; return name to hash of every file that is no record of time."""
     training.seed_everything(config)
     data = stages.open_data(config, "train")
-    classifier = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": stages.data_hash(data)})
+    classifier = artifacts.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(data)})
     weights = classifier.folder / "weights.safetensors"
     if not classifier.is_complete():
         torch.manual_seed(config.seed)

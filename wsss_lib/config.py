@@ -348,6 +348,22 @@ class Config(BaseModel):
                 if name not in result_free and (name.startswith(prefixes) or not name.startswith(stage_prefixes))}
 
 
+def fields_of(*prefixes: str, without: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the fields with one of the prefixes, without those that change nothing in the stage that asks.
+
+    A training names what it depends on in this way, so that a change that matters only to what is made with the network does
+    not train it again.
+
+    Args:
+        prefixes: of the stage's own fields.
+        without: prefixes of fields that only later stages read.
+
+    >>> fields_of("walk_", without=("walk_pad_to", "walk_threshold"))
+    ('walk_radius', 'walk_power', 'walk_beta', 'walk_log2_steps')
+    """
+    return tuple(name for name in Config.model_fields if name.startswith(prefixes) and not name.startswith(without))
+
+
 def project_path(path: Path | str) -> Path:
     """Return an absolute path; a relative one starts at the project's root, whatever the working directory is."""
     return Path(os.path.normpath(PROJECT_ROOT / Path(path).expanduser()))

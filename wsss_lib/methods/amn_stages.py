@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.config import Config
+from wsss_lib.config import Config, fields_of
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
@@ -20,6 +20,10 @@ from wsss_lib.launch import in_processes
 from wsss_lib.methods.amn import ActivationManipulationNet, balanced_loss, localization_maps, seed_on_grid
 from wsss_lib.nets.backbone import build_backbone, load_whole, normalization_of, start_backbone
 from wsss_lib.refine.seeds import irn_labels, upsample_scores
+
+# What the stage of the network depends on, beside the seeds that it learns.
+NETWORK_FIELDS = fields_of("amn_", "cam_batch_size", "irn_scale_", "irn_crop",
+                           without=("amn_dropout_in_maps", "amn_foreground_", "amn_background_"))
 
 
 class ConditionedSamples(AffinitySamples):

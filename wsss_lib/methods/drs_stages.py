@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.config import Config
+from wsss_lib.config import Config, fields_of
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.saliency import read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
@@ -46,6 +46,33 @@ RESIZE = 1.2  # photographs are squeezed to this multiple of the crop's side bef
 SCALES = (0.8, 1.0, 1.2)  # of the crop's side, for the maps: 256, 320 and 384
 
 Choose = Callable[[ScoreNet], float]
+MASK_FIELDS = ("drs_background", "drs_saliency_folder", "drs_alpha")  # of the pseudo-labels alone
+
+
+def network_fields(config: Config) -> tuple[str, ...]:
+    """Return the fields that DRS's classifier and its maps depend on.
+
+    What only refinement or pseudo-labels read is not among them, unless these choose the classifier's epoch.
+
+    Args:
+        config: `drs_selection`.
+
+    Explained in notebook 30, section "Training".
+    """
+    by_pseudo_labels = config.drs_selection == "pixel_labels"
+    return fields_of("drs_", without=() if by_pseudo_labels else ("drs_refine_", *MASK_FIELDS))
+
+
+def refinement_fields(config: Config) -> tuple[str, ...]:
+    """Return the fields that DRS's refinement network and its maps depend on.
+
+    Args:
+        config: `drs_selection`.
+
+    Explained in notebook 30, section "Training".
+    """
+    return fields_of("drs_", without=() if config.drs_selection == "pixel_labels" else MASK_FIELDS)
+
 
 
 def build_drs(config: Config, num_classes: int, classifier: Path | str = "", weights: Path | str = "",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.config import Config
+from wsss_lib.config import Config, fields_of
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.inference import Localize
@@ -29,6 +29,7 @@ from wsss_lib.nets.backbone import (
 )
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
+NETWORK_FIELDS = fields_of("cam_", "vwe_", without=("cam_scales",))  # what the stage of the network depends on
 RHO = 1e-3  # share of the new average in VWL-M's codebook
 
 

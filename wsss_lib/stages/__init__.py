@@ -6,6 +6,7 @@ The stages of a method stand in the method's own file, or, where that would grow
 """
 
 from wsss_lib.stages.cam import (
+    CLASSIFIER_FIELDS,
     build_classifier,
     cam_localization,
     make_maps,
@@ -19,6 +20,7 @@ from wsss_lib.stages.data import (
     truth_hash,
 )
 from wsss_lib.stages.deeplab import (
+    DEEPLAB_FIELDS,
     build_deeplab,
     class_probabilities,
     deeplab_name,
@@ -46,6 +48,8 @@ from wsss_lib.stages.seeds import (
 )
 
 __all__ = [
+    "CLASSIFIER_FIELDS",
+    "DEEPLAB_FIELDS",
     "boundary_map",
     "build_classifier",
     "build_deeplab",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from wsss_lib import training
-from wsss_lib.config import Config
+from wsss_lib.config import Config, fields_of
 from wsss_lib.data.dataset import SegmentationDataset, image_size
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.formats import write_maps
@@ -15,6 +15,8 @@ from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, load_whole, normalization_of
 from wsss_lib.progress import progress
+
+CLASSIFIER_FIELDS = fields_of("cam_", without=("cam_scales",))  # what the stage of the classifier depends on
 
 
 def build_classifier(config: Config, num_classes: int, weights: Path | str = "") -> cam.ClassActivationNet:

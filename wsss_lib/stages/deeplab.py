@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_lib import training
-from wsss_lib.config import Config
+from wsss_lib.config import Config, fields_of
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import IGNORE, SegmentationDataset
 from wsss_lib.data.samples import SegmentationSamples, V3PlusSamples
@@ -36,6 +36,8 @@ from wsss_lib.nets.deeplab_v2 import (
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.progress import progress
 from wsss_lib.refine.crf import crf_segmentation
+
+DEEPLAB_FIELDS = fields_of("deeplab_", without=("deeplab_centre_crop",))  # what the stage of the training depends on
 
 
 def deeplab_name(config: Config) -> str:
