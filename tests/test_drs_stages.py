@@ -1,5 +1,6 @@
 """DRS as stages: training that resumes, maps, pseudo-labels with and without saliency, the choice of an epoch, bad input."""
 
+import pickle
 import re
 from importlib.util import find_spec
 
@@ -225,7 +226,9 @@ def test_the_chosen_epoch_is_what_training_ends_with(data, config, tmp_path):
     saliency = write_saliency(data, tmp_path / "saliency")
     by_labels = config.model_copy(update={"drs_selection": "pixel_labels"})
     net = new_net(config, data)
-    drs_stages.train_drs(net, data, by_labels, tmp_path / "net", drs_stages.chooser(data, saliency, by_labels))
+    choose = drs_stages.chooser(data, saliency, by_labels)
+    assert pickle.dumps(choose), "several processes are given it"
+    drs_stages.train_drs(net, data, by_labels, tmp_path / "net", choose)
     values = read_json(tmp_path / "net" / "epochs.json")
     assert list(values) == ["1", "2", "3", "4", "5", "6"] and all(0 <= value <= 100 for value in values.values())
     best = read_tensors(tmp_path / "net" / "best.safetensors")

@@ -304,13 +304,17 @@ def chooser(data: SegmentationDataset, saliency_folder: Path, config: Config, no
         normalized: see `drs_localization`.
 
     Returns:
-        None, or a function from the network to a value in percent.
+        None, or a function from the network to a value in percent, which can be sent to another process.
 
     Explained in notebook 30, section "Training".
     """
     if config.drs_selection == "last":
         return None
-    return lambda net: pseudo_label_miou(drs_localization(net, config, normalized), data, saliency_folder, config)
+    return partial(_score_network, data=data, saliency_folder=saliency_folder, config=config, normalized=normalized)
+
+
+def _score_network(net: ScoreNet, data: SegmentationDataset, saliency_folder: Path, config: Config, normalized: bool) -> float:
+    return pseudo_label_miou(drs_localization(net, config, normalized), data, saliency_folder, config)
 
 
 def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_folder: Path, config: Config) -> float:
