@@ -46,6 +46,8 @@ base = f"{runs_root}/{settings.dataset}"
 # Networks of full size take turns on the GPU. Small ones on a CPU gain more from running side by side than from a second core.
 # (On a cluster Snakemake knows no number of cores: --set-threads gives it.)
 cores = (workflow.cores or 1) if preset in ("voc12", "coco14") else 1
+# Runs of each notebook that share its images, and what starts one of them on another machine, e.g. "srun --exact -n1".
+shards, launcher = config.get("shards", 1), config.get("launcher", "")
 
 
 def parameters(wildcards):
@@ -71,13 +73,36 @@ def executed(*stages, method="{method}", seed="{seed}"):
     return [f"{base}/{method}/seed{seed}/{stage}/notebook.ipynb" for stage in stages]
 
 
+papermill = r"""{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
+    -r method {params.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
+    --no-progress-bar --log-level ERROR"""
+one_run = papermill + r""" || {{ echo "$running shows in which cell it stopped" >&2; exit 1; }}"""
+# Shard 0 goes from one per-image stage to the next; before each of them the others make its images.
+shard_runs = r"""
+in_shard() {{  # run the notebook as one of the shards; status 0: it went to its end, 3: its images are made
+    {launcher} """ + papermill + r""" -p shards {shards} -p shard "$1" 2> "$running.log" && return
+    grep -q '"ename": "ShardDone"' "$running" && return 3
+    cat "$running.log" >&2; echo "$running shows in which cell it stopped" >&2; return 1
+}}
+until in_shard 0; do
+    [ $? -eq 3 ] || exit 1
+    [ "${{before:-}}" != "$(grep ^ShardDone "$running.log")" ] || {{ echo "its shards leave images out" >&2; exit 1; }}
+    before="$(grep ^ShardDone "$running.log")"
+    pids=()
+    for shard in $(seq {shards}); do
+        ( running="${{running%.ipynb}}.shard$shard.ipynb"; in_shard "$shard" || [ $? -eq 3 ] && rm "$running" "$running.log" ) &
+        pids+=($!)
+    done
+    for pid in "${{pids[@]}}"; do wait "$pid" || failed=1; done
+    [ -z "${{failed:-}}" ] || exit 1
+done
+rm "$running.log"
+"""
 # The running notebook lies above the stage folders, because a stage may move its folder aside (to `<stage>.stale`).
-run_notebook = """
+run_notebook = r"""
 export OMP_WAIT_POLICY=passive  # threads that wait must not take the core from loader processes or other programs
 running="$(dirname "$(dirname {output[0]:q})")/$(basename {input.notebook:q} .ipynb).running.ipynb"
-{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
-    -r method {params.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
-    --no-progress-bar --log-level ERROR || {{ echo "$running shows in which cell it stopped" >&2; exit 1; }}
+""" + (one_run if shards == 1 else shard_runs) + r"""
 for copy in {output:q}; do
     test -f "$(dirname "$copy")/run.json" || {{ echo "{input.notebook} left $(dirname "$copy") unfinished" >&2; exit 1; }}
     cp "$running" "$copy"

@@ -192,7 +192,8 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
     stage = begin_stage(config, "maps", (), {"data": stages.data_hash(data), "files": f"{name} {identity}"})
     if not stage.is_complete():
         work = partial(import_map, folder=folder, data=data, name=name, output=stage.folder)
-        made = for_each_image(data.ids, lambda image_id: stage.folder / f"{image_id}.npz", work, "maps", config.num_workers)
+        made = for_each_image(data.ids, lambda image_id: stage.folder / f"{image_id}.npz", work, "maps", config,
+                              config.num_workers)
         score_data = stages.open_data(config, config.score_split)
         has_masks = all(score_data.mask_path(image_id).is_file() for image_id in score_data.ids)
         stage.finish([stages.score_maps(score_data, stage.folder)] if has_masks else [], made)

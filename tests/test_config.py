@@ -148,8 +148,8 @@ def test_parameters_of_a_stage_are_the_common_ones_and_its_own():
     assert moved.parameters_of("cam_") == cam  # where and how it runs does not change a result
     named = set().union(*(config.parameters_of(prefix) for prefix in STAGE_PREFIXES))
     assert set(Config.model_fields) - named == {"runs_root", "data_root", "labels", "num_workers", "device", "processes",
-                                                "checkpoint_every", "device_batch_size", "method", "pixel_labels_chose",
-                                                "refinement", "on_bad_image"}
+                                                "shards", "shard", "checkpoint_every", "device_batch_size", "method",
+                                                "pixel_labels_chose", "refinement", "on_bad_image"}
 
 
 def test_relative_paths_start_at_the_project():

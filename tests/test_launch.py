@@ -1,18 +1,19 @@
 """Several processes on one training: the result of one process, resumed by another number, errors, shards of images."""
 
-from functools import partial
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.conftest import copy_mask
-from wsss_lib import formats, inference, launch, processes, stages, training
+from wsss_lib import artifacts, formats, inference, launch, processes, stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import SegmentationDataset, load_dataset
+from wsss_lib.data.dataset import DataError, SegmentationDataset, load_dataset
 from wsss_lib.data.samples import StepSampler
+from wsss_lib.lock import unlock_folder
 from wsss_lib.nets.deeplab_v2 import cross_entropy
 from wsss_lib.refine.affinity import affinity_loss
 
@@ -154,42 +155,61 @@ def test_shares_make_up_the_batch(number):
 
 # ---- per-image work in shards
 
-def localize(ids, images, labels):
-    """Maps that depend on the whole batch as little as a network's do: bright pixels."""
-    scores = [np.asarray(image.resize(tuple((side - 1) // 4 + 1 for side in image.size)), np.float32)[None, ..., 0] / 255
-              for image in images]
-    return [(np.flatnonzero(label)[:1], score) for label, score in zip(labels, scores, strict=True)]
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def in_shards(shards: int, config: Config, make: Callable[[Config], int]) -> int:
+    """Call `make(config)` as the Snakefile calls a notebook: shard 0, all others, shard 0 again; return the last result."""
+    for shard in range(shards + 1) if shards > 1 else ():
+        with pytest.raises(inference.ShardDone, match=f"shard {shard} of {shards} is done"):
+            make(config.model_copy(update={"shard": shard, "shards": shards}))
+    return make(config.model_copy(update={"shard": 0, "shards": shards}) if shards > 1 else config)
+
+
 def test_shards_together_make_what_one_process_makes(miniature, small_config, tmp_path):
-    data = load_dataset(miniature, "train")
-    results = {}
-    for shards in (1, 2, 5):
-        folder, made = tmp_path / str(shards), []
-        for shard in range(shards):
-            made += [stages.make_maps(localize, data, small_config, folder / "maps", (shard, shards))]
-            ids = inference.shard_of(data.ids, shard, shards)
-            masks = folder / "masks"
-            made += [inference.for_each_image(ids, lambda name, masks=masks: masks / f"{name}.png",
-                                              partial(copy_mask, data=data, folder=masks), "masks")]
-        assert sum(made) == 2 * len(data)
-        results[shards] = contents(folder / "maps"), contents(folder / "masks")
-    assert len(results[1][0]) == len(data) and results[1] == results[2] == results[5]
-    with pytest.raises(ValueError, match="no shard 2 of 2"):
-        inference.shard_of(data.ids, 2, 2)
-
-
-def test_shards_of_a_network_make_the_same_bits(miniature, small_config, tmp_path):
-    """Batches are those of the whole data set, so that no image meets others in its batch than without shards."""
     data = load_dataset(miniature, "train")
     torch.manual_seed(0)
     net = stages.build_classifier(small_config, data.num_classes)
+    results = {}
     for shards in (1, 2, 5):
-        for shard in reversed(range(shards)):
-            stages.make_maps(stages.cam_localization(net, small_config), data, small_config, tmp_path / str(shards),
-                             (shard, shards))
-    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
+        folder, calls = tmp_path / str(shards), Counter()
+
+        def masks(config, folder=folder / "masks", calls=calls):
+            def work(name):
+                calls[name] += 1
+                copy_mask(name, data, folder)
+
+            return inference.for_each_image(data.ids, lambda name: folder / f"{name}.png", work, "masks", config)
+
+        assert in_shards(shards, small_config, masks) == (len(data) if shards == 1 else 0)
+        assert calls == Counter(data.ids), "each image once"
+        # Batches are those of the whole data set, so that no image meets others in its batch than without shards.
+        in_shards(shards, small_config, lambda config, folder=folder: stages.make_maps(
+            stages.cam_localization(net, config), data, config, folder / "maps"))
+        results[shards] = contents(folder / "maps"), contents(folder / "masks")
+    assert len(results[1][0]) == len(results[1][1]) == len(data) and results[1] == results[2] == results[5]
+
+
+def test_only_shard_0_begins_a_stage_trains_and_finishes(miniature, small_config, tmp_path):
+    zero = small_config.model_copy(update={"runs_root": str(tmp_path), "shard": 0, "shards": 5})
+    second = zero.model_copy(update={"shard": 2})
+    with pytest.raises(DataError, match="run shard 0 before shard 2"):
+        artifacts.begin_stage(second, "maps", (), {})
+    stage = artifacts.begin_stage(zero, "maps", (), {})
+    unlock_folder(stage.lock)  # as at the end of its process
+    assert not artifacts.begin_stage(second, "maps", (), {}).is_complete()
+    with pytest.raises(DataError, match="run shard 0 before shard 2"):
+        artifacts.begin_stage(second, "maps", (), {"other": "input"})
+    stage = artifacts.begin_stage(zero, "maps", (), {})
+    stage.finish([])
+    assert not list(stage.folder.parent.glob(".*.lock"))
+    data = load_dataset(miniature, "train")
+    with pytest.raises(ValueError, match="only shard 0 trains, and this is shard 2 of 5"):
+        stages.train_classifier(stages.build_classifier(second, data.num_classes), data, second, tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"shard": 3, "shards": 2}, {"shard": 0}, {"shard": 2}])
+def test_a_shard_that_does_not_exist_is_refused(values):
+    with pytest.raises(ValueError, match="there is no shard"):
+        Config.from_values(values)

@@ -231,3 +231,43 @@ def test_a_notebook_that_fails_leaves_no_output(small):
     failed = subprocess.run(command, text=True, capture_output=True, timeout=120)
     assert failed.returncode != 0 and not (folder / "check/notebook.ipynb").exists()
     assert "left runs/toy/data/seed0/check unfinished" in failed.stderr
+
+
+# Two per-image stages after each other; who made which image is noted.
+SHARED = """
+import pathlib
+from wsss_lib.config import Config
+from wsss_lib.inference import for_each_image
+config = Config(shard=shard, shards=shards)
+for stage in ("first", "check"):
+    folder = pathlib.Path(runs_root, "toy", method, f"seed{seed}", stage)
+    if (folder / "run.json").exists():
+        continue
+    folder.mkdir(parents=True, exist_ok=True)
+    def work(name):
+        assert (shard, name) != broken
+        (folder / name).write_text(str(shard))
+    for_each_image([f"{number}.txt" for number in range(5)], lambda name: folder / name, work, stage, config)
+    (folder / "run.json").write_text("{}")
+"""
+
+
+def test_images_are_shared_by_shards_and_one_of_them_may_fail(small):
+    notebook, folder = small / "notebooks/02_datasets_and_labels.ipynb", small / "runs/toy/data/seed0"
+    command = snakemake("runs/toy/data/seed0/check/notebook.ipynb", folder=small, config=("shards=2", "launcher=env"))
+
+    def made() -> dict[str, str]:
+        return {f"{path.parent.name}/{path.stem}": path.read_text() for path in sorted(folder.glob("*/*.txt"))}
+
+    write_notebook(notebook, "broken = (2, '3.txt')", SHARED)
+    failed = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    assert failed.returncode != 0 and not (folder / "first/run.json").exists()
+    assert "AssertionError" in failed.stderr and "shard2.ipynb shows in which cell it stopped" in failed.stderr
+    assert made() == {"first/0": "1", "first/1": "2", "first/2": "1", "first/4": "1"}, "the other shard has done its work"
+
+    write_notebook(notebook, "broken = ()", SHARED)
+    output_of(command)
+    assert made() == {f"{stage}/{number}": "12121"[number] for stage in ("first", "check") for number in range(5)}
+    executed = (folder / "check/notebook.ipynb").read_text()
+    assert "ShardDone" not in executed and "shard = 0" in executed
+    assert not list(small.rglob("*.running*"))

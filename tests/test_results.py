@@ -29,16 +29,17 @@ def test_every_missing_image_is_made_once(miniature, tmp_path, num_workers):
 
     work("m_03")
     before = output("m_03").stat().st_mtime_ns
-    assert for_each_image(data.ids, output, work, "copies", num_workers) == 7
+    assert for_each_image(data.ids, output, work, "copies", Config(), num_workers) == 7
     assert output("m_03").stat().st_mtime_ns == before
     assert sorted(path.stem for path in tmp_path.glob("*.png")) == list(data.ids)
-    assert for_each_image(data.ids, output, work, "copies", num_workers) == 0
+    assert for_each_image(data.ids, output, work, "copies", Config(), num_workers) == 0
 
 
 def test_a_worker_gets_the_work_once_and_not_with_every_image(tmp_path):
     """The work holds the data set, with the labels of 82,783 images for COCO."""
     ids = [f"m_{number:02d}" for number in range(40)]
-    assert for_each_image(ids, lambda image_id: tmp_path / f"{image_id}.png", CountedWork(tmp_path), "files", 2) == 40
+    made = for_each_image(ids, lambda image_id: tmp_path / f"{image_id}.png", CountedWork(tmp_path), "files", Config(), 2)
+    assert made == 40
     assert len(list(tmp_path.glob("*.png"))) == 40 and len((tmp_path / "loads").read_text()) <= 2
 
 
@@ -51,7 +52,7 @@ def test_an_error_keeps_what_was_made(miniature, tmp_path):
         copy_mask(image_id, data, tmp_path)
 
     with pytest.raises(ValueError, match="m_02 is broken"):
-        for_each_image(data.ids, lambda image_id: tmp_path / f"{image_id}.png", work, "copies")
+        for_each_image(data.ids, lambda image_id: tmp_path / f"{image_id}.png", work, "copies", Config())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m_00.png", "m_01.png"]
 
 

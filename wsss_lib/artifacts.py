@@ -120,6 +120,7 @@ class Stage:
             "versions": versions(), "device": device, "randomness": randomness(parameters.get("seed")),
             "seconds": round(seconds, 1), "images_per_second": round(num_images / seconds, 2) if num_images else None,
             "peak_memory_mib": peak_memory_mib(device)})
+        _remove_leftovers(self.folder.parent, f".{self.name}.shard*.lock")
         if self.lock:
             unlock_folder(self.lock)
 
@@ -140,7 +141,8 @@ def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[s
         the stage; `is_complete()` says whether there is anything left to do.
 
     Raises:
-        DataError: a stage among the inputs has not finished, or another process is making this one.
+        DataError: a stage among the inputs has not finished, or another process is making this one; a shard comes before
+            shard 0.
 
     Explained in notebook 00, section "A stage's folder".
     """
@@ -153,6 +155,12 @@ def begin_stage(config: Config, name: str, uses: tuple[str, ...], inputs: dict[s
     key = hashlib.sha256(json.dumps([parameters, hashes], sort_keys=True).encode()).hexdigest()[:16]
     begun = stage.folder / "begun.json"
     if stage.is_complete() and begun.is_file() and _entry(read_json(begun), "key", str, begun) == key:
+        return stage
+    if config.shards > 1 and config.shard:  # others make their images beside this run; shard 0 has made the folder ready
+        if not begun.is_file() or _entry(read_json(begun), "key", str, begun) != key:
+            raise DataError(f"{stage.folder}: not begun with these parameters and inputs; run shard 0 before shard "
+                            f"{config.shard}")
+        stage.lock = lock_folder(stage.folder.with_name(f"{name}.shard{config.shard}"))
         return stage
     stage.lock = lock_folder(stage.folder)
     if begun.is_file() and _entry(read_json(begun), "key", str, begun) != key:

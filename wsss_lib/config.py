@@ -85,6 +85,8 @@ class Config(BaseModel):
     num_workers: Count = 2  # loader processes, and processes of per-image stages on the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Positive = 1  # that train one network together, one for each GPU; the global batch is shared among them
+    shards: Positive = 1  # runs of a notebook, on one machine or many, that share the images of its stages, and ...
+    shard: Count = 1  # ... which of them this is, from 1; 0: only what has to be there before the images
     mixed_precision: bool = False  # float16 autocast; on a GPU only
     device_batch_size: Positive = 16  # images at once on a device; a larger global batch is accumulated
     checkpoint_every: Positive = 100  # optimiser steps between two saved states
@@ -255,6 +257,8 @@ class Config(BaseModel):
         for low, high in ordered:
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} ({getattr(self, low)}) must not exceed {high} ({getattr(self, high)})")
+        if self.shard > self.shards or (self.shard, self.shards) == (0, 1):
+            raise ValueError(f"there is no shard {self.shard} of {self.shards}; give one from 0 to {self.shards}, or neither")
         if self.irn_crop % 4:
             raise ValueError(f"irn_crop ({self.irn_crop}) must be a multiple of 4, the stride of the affinity grid")
         if self.affinitynet_crop % self.affinitynet_stride:
@@ -340,8 +344,8 @@ class Config(BaseModel):
         Returns:
             name to value, as JSON has it. Fields that change no result (folders, device, loader processes) are left out.
         """
-        result_free = {"runs_root", "data_root", "labels", "on_bad_image", "num_workers", "device", "processes",
-                       "checkpoint_every", "device_batch_size", "method", "pixel_labels_chose", "refinement"}
+        result_free = {"runs_root", "data_root", "labels", "on_bad_image", "num_workers", "device", "processes", "shards",
+                       "shard", "checkpoint_every", "device_batch_size", "method", "pixel_labels_chose", "refinement"}
         stage_prefixes = ("bottleneck_", "cam_", "rib_", "drs_", "amn_", "vwe_", "sccam_", "seed_", "affinitynet_",
                           "affinity_walk_", "irn_", "walk_", "deeplab_", "own_")
         return {name: value for name, value in self.model_dump(mode="json").items()

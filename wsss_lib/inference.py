@@ -1,4 +1,4 @@
-"""The one per-image loop: skip what exists, shard by index, several processes on a CPU."""
+"""The one per-image loop: skip what exists, share with other runs by index, several processes on a CPU."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from wsss_lib.config import Config
 from wsss_lib.progress import progress
 from wsss_lib.workers import map_in_processes
 
@@ -15,56 +16,73 @@ from wsss_lib.workers import map_in_processes
 Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
 
 
+class ShardDone(Exception):
+    """This run has done its shard of a stage. No failure: when all have, shard 0 is run again and goes on."""
+
+
 def for_each_image(ids: Sequence[str], output: Callable[[str], Path | tuple[Path, ...]], work: Callable[[str], None], name: str,
-                   num_workers: int = 0) -> int:
-    """Call `work(image_id)` for every image whose output is not there yet.
+                   config: Config, num_workers: int = 0) -> int:
+    """Call `work(image_id)` for every image whose output is not there yet, or for those of this run's shard.
 
     Args:
         ids: image ids.
         output: image id to the file, or the files, that `work` writes (atomically).
         work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
         name: for the progress bar.
+        config: gives shard and shards.
         num_workers: processes; 0 works in this one.
 
     Returns:
         the number of images that were worked on.
 
     Raises:
+        ShardDone: as `end_of_shard`.
         OSError: a worker process was killed.
         Exception: whatever `work` raises; results that were written before are kept.
     """
     outputs = ((image_id, output(image_id)) for image_id in ids)
-    missing = [image_id for image_id, paths in outputs
-               if not all(path.is_file() for path in (paths if isinstance(paths, tuple) else (paths,)))]
-    if num_workers == 0 or len(missing) < 2:
-        for image_id in progress(missing, name):
+    missing = {image_id for image_id, paths in outputs
+               if not all(path.is_file() for path in (paths if isinstance(paths, tuple) else (paths,)))}
+    mine = [image_id for image_id in shard_of(ids, config) if image_id in missing]
+    if num_workers == 0 or len(mine) < 2:
+        for image_id in progress(mine, name):
             work(image_id)
-        return len(missing)
-    for _ in progress(map_in_processes(work, missing, num_workers, 4, name), name, total=len(missing)):
-        pass
-    return len(missing)
+    else:
+        for _ in progress(map_in_processes(work, mine, num_workers, 4, name), name, total=len(mine)):
+            pass
+    end_of_shard(config, name, len(missing) > len(mine))
+    return len(mine)
 
 
-def shard_of(items: Sequence, shard: int, shards: int) -> Sequence:
-    """Return every `shards`-th item, so that several processes or machines share them.
-
-    Whoever has no shared memory and no network may work so, on one folder: every image is a file of its own, whole or absent.
+def shard_of(items: Sequence, config: Config) -> Sequence:
+    """Return this run's share: all items, every `shards`-th one from its own on, or for shard 0 none.
 
     Args:
         items: image ids, or batches of them.
-        shard: number of the shard, from 0.
-        shards: how many there are.
-
-    Raises:
-        ValueError: there is no such shard.
+        config: gives shard and shards.
 
     Example:
-        >>> [shard_of("abcde", shard, 2) for shard in range(2)]
-        ['ace', 'bd']
+        >>> [shard_of("abcde", Config(shard=shard, shards=2)) for shard in (0, 1, 2)]
+        ['', 'ace', 'bd']
     """
-    if not 0 <= shard < shards:
-        raise ValueError(f"there is no shard {shard} of {shards}; they are numbered from 0 to {shards - 1}")
-    return items[shard::shards]
+    return items[config.shard - 1::config.shards] if config.shard else items[:0]
+
+
+def end_of_shard(config: Config, name: str, others_missing: bool) -> None:
+    """End the notebook of a shard after its images, and that of shard 0 before images that are to be done.
+
+    So shard 0 alone trains, scores and goes on from one stage to the next; the Snakefile calls them in turn.
+
+    Args:
+        config: gives shard and shards.
+        name: of the work.
+        others_missing: whether images outside this run's shard had no result.
+
+    Raises:
+        ShardDone: see above; never without shards.
+    """
+    if config.shards > 1 and (config.shard or others_missing):
+        raise ShardDone(f"{name}: shard {config.shard} of {config.shards} is done; when all are, run shard 0 again")
 
 
 def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int, int]], batch_size: int) -> list[list[str]]:

@@ -121,10 +121,12 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
             before.
 
     Raises:
-        ValueError: the batch cannot be split or shared evenly, the loss is not finite (says at which step), or `folder` holds
-            the state of another network.
+        ValueError: this is a shard of per-image work, the batch cannot be split or shared evenly, the loss is not finite (says
+            at which step), or `folder` holds the state of another network.
         OSError: a loader process was killed, or a file cannot be written.
     """
+    if config.shards > 1 and config.shard:
+        raise ValueError(f"{name}: only shard 0 trains, and this is shard {config.shard} of {config.shards}; run shard 0 first")
     device = next(model.parameters()).device
     rank, processes = place()
     if batch_size % processes:

@@ -69,7 +69,8 @@ def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Con
     Explained in notebook 40, section "Refined seeds".
     """
     work = partial(_refined_seed, data=data, maps_folder=maps_folder, config=config, folder=folder)
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "refined seeds", config.num_workers)
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "refined seeds", config,
+                          config.num_workers)
 
 
 def _refined_seed(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> None:

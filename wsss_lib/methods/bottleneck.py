@@ -297,7 +297,7 @@ def train_all(config: Config, folder: Path) -> int:
     seeds = range(config.seed, config.seed + config.bottleneck_seeds)
     names = [run_name(*kind, seed) for kind in kinds for seed in seeds]
     return for_each_image(names, lambda name: folder / f"{name}.json", partial(_run, config=config, folder=folder), "networks",
-                          config.num_workers)
+                          config, config.num_workers)
 
 
 def images_of(config: Config, shape_share: float, seed: int) -> tuple[DigitImages, DigitImages]:

@@ -247,7 +247,7 @@ def make_pseudo_labels(data: SegmentationDataset, maps_folder: Path, saliency_fo
     work = partial(_make_pseudo_label, data=data, maps_folder=maps_folder, saliency_folder=saliency_folder, config=config,
                    folder=folder)
     workers = config.num_workers if config.drs_background in ("crf", "irn") else 0  # they pay where a CRF is to be solved
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "pseudo-labels", workers)
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "pseudo-labels", config, workers)
 
 
 def _make_pseudo_label(image_id: str, data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Config,

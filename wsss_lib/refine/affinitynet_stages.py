@@ -87,7 +87,7 @@ def make_affinity_scores(data: SegmentationDataset, maps_folder: Path, config: C
     Explained in notebook 75, section "Two strengths of the background".
     """
     work = partial(_make_scores_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.npz", work, "CRF", config.num_workers)
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.npz", work, "CRF", config, config.num_workers)
 
 
 def _make_scores_of_image(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> None:
@@ -246,4 +246,4 @@ def make_affinitynet_masks(net: AffinityNet, data: SegmentationDataset, maps_fol
         write_mask(folder / f"{image_id}.png",
                    refined_mask(net, data.image(image_id), upsample_scores(scores, size), classes, config))
 
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "AffinityNet's walk")
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "AffinityNet's walk", config)

@@ -10,7 +10,7 @@ from wsss_lib.config import Config, fields_of
 from wsss_lib.data.dataset import SegmentationDataset, image_size
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.formats import write_maps
-from wsss_lib.inference import Localize, batches_of_like_size, shard_of
+from wsss_lib.inference import Localize, batches_of_like_size, end_of_shard, shard_of
 from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, load_whole, normalization_of
@@ -100,20 +100,21 @@ def cam_localization(net: cam.ClassActivationNet, config: Config) -> Localize:
     return lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
 
 
-def make_maps(localize: Localize, data: SegmentationDataset, config: Config, folder: Path,
-              shard: tuple[int, int] = (0, 1)) -> int:
-    """Write `ID.npz` with the localization maps of every image that has none yet.
+def make_maps(localize: Localize, data: SegmentationDataset, config: Config, folder: Path) -> int:
+    """Write `ID.npz` with the localization maps of every image that has none yet, or of those of this run's shard.
 
     Args:
         localize: a method; (ids, photographs of one size, labels uint8 (N, C)) to classes (K,) and scores (K, h, w) at stride
             4 of each image. What it draws at random must depend on the id alone, so that a resumed run makes the same maps.
         data: the images.
-        config: device_batch_size is the number of images handed over at once.
+        config: device_batch_size is the number of images handed over at once; shard and shards.
         folder: of the stage.
-        shard: number of this process's share of the batches and how many shares there are, see `inference.shard_of`.
 
     Returns:
         the number of images made now.
+
+    Raises:
+        ShardDone: as `inference.end_of_shard`.
 
     Explained in notebook 10, section "All images".
     """
@@ -121,10 +122,12 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Config, fol
     done = {image_id for image_id in data.ids if (folder / f"{image_id}.npz").is_file()}
     # All images are grouped, not only the missing ones: the last bits of a map depend on how many images its batch holds.
     batches = batches_of_like_size(data.ids, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
-    groups = [group for group in shard_of(batches, *shard) if not done.issuperset(group)]
+    groups = [group for group in shard_of(batches, config) if not done.issuperset(group)]
     for group in progress(groups, "localization maps"):
         images = [data.image(image_id) for image_id in group]
         labels = data.labels[[row[image_id] for image_id in group]]
         for image_id, image, (classes, scores) in zip(group, images, localize(group, images, labels), strict=True):
             write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
-    return sum(image_id not in done for group in groups for image_id in group)
+    made = sum(image_id not in done for group in groups for image_id in group)
+    end_of_shard(config, folder.name, made < len(data) - len(done))
+    return made

@@ -168,7 +168,7 @@ def make_predictions(net: nn.Module, data: SegmentationDataset, config: Config, 
         write_mask(folder / "crf" / f"{image_id}.png", crf_segmentation(np.array(image), probabilities))
 
     return for_each_image(data.ids, lambda image_id: tuple(folder / name / f"{image_id}.png" for name in ("plain", "crf")),
-                          work, "prediction")
+                          work, "prediction", config)
 
 
 def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Config) -> Evaluation:

@@ -160,4 +160,4 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
         walk = propagate(maps ** config.walk_power, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
         write_mask(folder / f"{image_id}.png", pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy())
 
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "random walk")
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "random walk", config)

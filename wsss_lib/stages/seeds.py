@@ -123,7 +123,7 @@ def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Config, fol
     work = partial(_make_seeds_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)
     return for_each_image(data.ids, lambda image_id: (folder / "seed_masks" / f"{image_id}.png",
                                                       folder / "irn_labels" / f"{image_id}.png"), work, "seeds",
-                          config.num_workers)
+                          config, config.num_workers)
 
 
 def _make_seeds_of_image(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> None:
