@@ -7,7 +7,7 @@
 # |---|---|
 # | **Needs** | notebook 02 (the data set) |
 # | **Writes** | `classifier/weights.safetensors`, `maps/ID.npz` |
-# | **Time and memory** | smoke: about 1 minute on two CPU cores, 1 GB. `voc12-small`: see docs/results.md. VOC and COCO: GPU, estimated in the README |
+# | **Time and memory** | smoke: about 1.5 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 3 minutes, COCO half an hour |
 # | **Paper** | Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016 (figure 2); recipe of Ahn, Cho, Kwak, *IRN*, CVPR 2019, section 3 |
 #
 # **Goals.** After this notebook you can

@@ -7,7 +7,7 @@
 # |---|---|
 # | **Needs** | notebook 10 (`classifier/`, `maps/`); notebook 01 tells where the idea comes from |
 # | **Writes** | `maps/ID.npz` |
-# | **Time and memory** | smoke: about 3 minutes on two CPU cores, 1 GB. VOC: 38 TFLOP an image, `python benchmarks/rib.py` counts them and gives hours |
+# | **Time and memory** | smoke: about 3 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 1.2 hours, COCO 10 |
 # | **Paper** | Lee, Choi, Mok, Yoon, *Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation*, NeurIPS 2021 |
 #
 # **Goals.** After this notebook you can

@@ -8,7 +8,7 @@
 # |---|---|
 # | **Needs** | notebook 10 (`classifier/`, `maps/`); a folder of saliency maps, or `drs_background` other than `saliency` |
 # | **Writes** | `network/`, `localization/`, `refinement/`, `maps/ID.npz`, `drs_masks/ID.png` |
-# | **Time and memory** | smoke: about 3 minutes on one CPU core, 1 GB. Real data: docs/results.md and README |
+# | **Time and memory** | smoke: about 4 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC half an hour, COCO one |
 # | **Paper** | Kim, Han, Kim, *Discriminative Region Suppression for Weakly-Supervised Semantic Segmentation*, AAAI 2021 |
 #
 # **Goals.** After this notebook you can

@@ -8,7 +8,7 @@
 # |---|---|
 # | **Needs** | notebook 02 (the data set), notebook 10 (`classifier/`, `maps/` of CAM with the same seed) |
 # | **Writes** | `network/weights.safetensors`, `maps/ID.npz` |
-# | **Time and memory** | smoke: about 2 minutes on two CPU cores, 1 GB. Real data: docs/results.md and README |
+# | **Time and memory** | smoke: about 2.5 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 3 minutes, COCO 50 |
 # | **Paper** | VWE: Ru, Du, Wu, *Learning Visual Words for Weakly-Supervised Semantic Segmentation*, IJCAI 2021; VWL: Ru, Du, Zhan, Wu, IJCV 2022, arXiv 2202.04812 |
 #
 # **Goals.** After this notebook you can

@@ -7,7 +7,7 @@
 # |---|---|
 # | **Needs** | notebook 10 (`classifier/`, and `maps/` to compare with) |
 # | **Writes** | `round1/`, `round2/`, `round3/` (sub-categories, weights), `maps/ID.npz` |
-# | **Time and memory** | smoke: about 3 minutes of one CPU core for rounds and maps, 1 GB. VOC: three trainings of ResNet-38, about half a GPU day each |
+# | **Time and memory** | smoke: about 3 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 2.5 hours, COCO 21 |
 # | **Paper** | Chang, Wang, Hung, Piramuthu, Tsai, Yang, *Weakly-Supervised Semantic Segmentation via Sub-category Exploration*, CVPR 2020 |
 #
 # **Goals.** After this notebook you can

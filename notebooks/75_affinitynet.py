@@ -7,7 +7,7 @@
 # |---|---|
 # | **Needs** | notebook 10 (`maps/`, `classifier/`) or the notebook of another method, notebook 70 (`seeds/`, to compare with) |
 # | **Writes** | `affinity_scores/ID.npz`, `affinitynet/weights.safetensors`, `affinitynet_masks/ID.png` |
-# | **Time and memory** | smoke: about 1.5 minutes of one CPU core for all stages, 1 GB. VOC: about 1.3 core-hours of CRF, and a GPU for the network |
+# | **Time and memory** | smoke: about 2 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 0.6 hours, COCO 5; and CRFs of one step |
 # | **Paper** | Ahn, Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision*, CVPR 2018 (also called PSA) |
 #
 # Notebook 90 learns the masks of one of them. The parameter `refinement` of a preset (or `snakemake --config refinement=affinitynet`)

@@ -7,7 +7,7 @@
 # |---|---|
 # | **Needs** | notebook 10 (`maps/`), notebook 70 (`seeds/`: seed masks and confident labels) |
 # | **Writes** | `irn/weights.safetensors`, `pseudo_masks/ID.png` |
-# | **Time and memory** | smoke: about 1 minute on two CPU cores, 1 GB. Real data: docs/results.md and README |
+# | **Time and memory** | smoke: about 2 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC a minute, COCO 7, beside the walk on the CPU |
 # | **Paper** | IRN: Ahn, Cho, Kwak, *Instance Segmentation with Inter-pixel Relations*, CVPR 2019, the semantic part |
 #
 # **Goals.** After this notebook you can
