@@ -153,6 +153,8 @@ BROKEN_MAPS = {
     "classes as floats": npz(**GOOD | {"classes": np.float32([0, 2])}),
     "three sides": npz(**GOOD | {"size": np.int32([12, 16, 3])}),
     "no side": npz(**GOOD | {"size": np.int32([0, 16])}),
+    "a score that is no number": npz(**GOOD | {"scores": np.full((2, 3, 4), np.nan, np.float16)}),
+    "an infinite score": npz(**GOOD | {"scores": np.full((2, 3, 4), np.inf, np.float16)}),
     "another image's size": npz(**GOOD | {"size": np.int32([375, 500])}),
 }
 

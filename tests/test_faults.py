@@ -358,7 +358,8 @@ def test_a_file_cut_off_by_an_earlier_crash_is_deleted_and_made_again(config, un
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": "1"}', b'{"files": 0}',
-                                     b'{"files": 0, "results_sha256": 3}'])
+                                     b'{"files": 0, "results_sha256": 3}', b"[" * 100_000],
+                         ids=lambda content: content[:40].decode())
 def test_a_broken_record_gives_one_sentence(tmp_path, content):
     stage = begin(tmp_path)
     (stage.folder / "run.json").write_bytes(content)

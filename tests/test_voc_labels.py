@@ -142,3 +142,10 @@ def test_true_voc_images_give_their_known_counts(tmp_path):
         for image_id, label in zip(data.ids, data.labels, strict=True):
             in_mask = {value - 1 for value in set(data.mask(image_id).flat) - {0, 255}}
             assert in_mask == {i for i, value in enumerate(label) if value}, image_id
+
+
+def test_entities_are_refused_even_if_harmless(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text('<!DOCTYPE a [<!ENTITY b "cat">]><annotation><object><name>&b;</name></object></annotation>')
+    with pytest.raises(DataError, match="a.xml: not a readable XML annotation .*fetch it again"):
+        read_voc_classes(path, VOC_CLASSES)
