@@ -206,6 +206,14 @@ def test_groups_hold_every_trained_parameter_once():
 
 # ---- memory bank
 
+def test_a_word_moves_towards_the_mean_of_its_features_by_hand():
+    codebook = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+    features = torch.tensor([[[3.0, 5.0, 0.0]], [[0.0, 0.0, 7.0]]])[None]  # (1, 2, 1, 3): (3, 0), (5, 0) and (0, 7)
+    moved = vwe.moving_average(codebook, features, torch.tensor([[[0, 0, 1]]]), rho=0.25)
+    # 0.25 * 4 + 0.75 * 1; 0.25 * 7 + 0.75 * 1; the third word has no position
+    torch.testing.assert_close(moved, torch.tensor([[1.75, 0.0], [0.0, 2.5], [1.5, 1.5]]), atol=1e-3, rtol=0)
+
+
 def test_moving_average_by_hand():
     features = torch.tensor([[[[2.0, 4.0, 0.0]], [[0.0, 0.0, 6.0]]]])
     moved = vwe.moving_average(torch.ones(3, 2), features, torch.tensor([[[0, 0, 2]]]), rho=0.5)
