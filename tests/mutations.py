@@ -112,7 +112,7 @@ MUTATIONS = [
     # Bad input: one sentence.
     Mutation("bad input", "wsss_lib/config.py", "    if isinstance(value, bool):", "    if False:", "tests/test_config.py"),
     Mutation("bad input", "wsss_lib/data/saliency.py", '    if mode != "L":', "    if False:",
-             "tests/test_data.py tests/test_drs_stages.py -k salien"),
+             "tests/test_drs_stages.py -k fit"),
     Mutation("bad input", "wsss_lib/comparison.py", "        if conditions != reference:", "        if False:",
              "tests/test_comparison.py -k mixed"),
     Mutation("bad input", "wsss_lib/comparison.py", "                if value != reference[parameter]:",
