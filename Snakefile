@@ -73,7 +73,7 @@ def executed(*stages, method="{method}", seed="{seed}"):
     return [f"{base}/{method}/seed{seed}/{stage}/notebook.ipynb" for stage in stages]
 
 
-papermill = r"""{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
+papermill = """{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
     -r method {params.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
     --no-progress-bar --log-level ERROR"""
 one_run = papermill + r""" || {{ echo "$running shows in which cell it stopped" >&2; exit 1; }}"""
