@@ -230,9 +230,9 @@ axes.set(xlabel="mIoU %", xlim=(0, 100), title="From maps to a segmentation netw
 viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on true masks")
 
 # %% [markdown]
-# Maps and seeds score the same (52.0 and 51.1: a seed is a map with a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's 57.1 is
-# no step back: `val` are other images, whose classes nobody tells it. The same network reaches 78.4 with true masks; the difference
-# is what image-level labels cost here.
+# Maps and seeds score the same (52.7 and 51.7: a seed is a map with a fixed threshold), the CRF brings 65.8, IRN 68.1. DeepLab's 59.5 is
+# no step back: `val` are other images, whose classes nobody tells it. The same network reaches 77.6 with true masks; the difference
+# is what image-level labels cost here. DRS's low rows belong to its maps without saliency; its network learned from labels with it.
 #
 # ## Parameters
 #
