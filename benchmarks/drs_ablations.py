@@ -6,9 +6,11 @@ Needs CAM's finished `maps` and DRS's finished `localization` and `maps` of each
 """
 
 import argparse
+from pathlib import Path
 
 from wsss_lib import artifacts, stages
 from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.saliency import read_saliency
 from wsss_lib.methods import drs
 from wsss_lib.metrics import Evaluation
@@ -20,8 +22,14 @@ MAPS = {"plain CAM": ("maps", "10_cam", "cam"), "DRS before refinement": ("local
         "DRS after refinement": ("maps", "30_drs", "drs")}
 
 
-def label_scores(data, maps_folder, saliency_folder) -> list[float]:
-    """Return the mIoU in percent of the decided pixels of all pseudo-labels for each alpha."""
+def label_scores(data: SegmentationDataset, maps_folder: Path, saliency_folder: Path) -> list[float]:
+    """Return the mIoU in percent of the decided pixels of all pseudo-labels for each of ALPHAS.
+
+    Args:
+        data: with true masks.
+        maps_folder: one file of maps an image.
+        saliency_folder: one grey PNG an image.
+    """
     evaluations = [Evaluation(data.num_classes + 1) for _ in ALPHAS]
     for image_id in data.ids:
         classes, scores = stages.full_size_maps(maps_folder, image_id)

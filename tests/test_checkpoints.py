@@ -30,9 +30,10 @@ from wsss_lib.methods.drs import ScoreNet
 from wsss_lib.methods.sccam import SubcategoryNet
 from wsss_lib.methods.vwe import VisualWordNet
 from wsss_lib.nets.affinitynet import AffinityNet
-from wsss_lib.nets.backbone import ResNet, build_backbone, load_weights
+from wsss_lib.nets.backbone import ResNet, build_backbone
 from wsss_lib.nets.deeplab_v2 import DeepLabV2, multi_scale_logits
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
+from wsss_lib.nets.weights import load_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 LISTS = {  # list of official names: format, number of the layout, beginning of all names
@@ -251,7 +252,7 @@ def test_converted_weights_fit_the_networks_of_the_methods(name):
     load_weights(net, state, "the converted file")  # refuses whatever does not fit
 
 
-def test_imagenet_weights_of_resnet38_come_from_the_mxnet_file(tmp_path):
+def testimagenet_weights_of_resnet38_come_from_the_mxnet_file(tmp_path):
     names = json.loads((GOLDEN / "resnet38_mxnet_name_map.json").read_text())["map"]
     shapes = official_list("psa_resnet38_cls")[0]
     values = light_weights({key: shapes[key] for key in names})

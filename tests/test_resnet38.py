@@ -16,10 +16,11 @@ from wsss_lib.formats import read_tensors
 from wsss_lib.methods.cam import ClassActivationNet
 from wsss_lib.methods.sccam import SubcategoryNet
 from wsss_lib.nets.affinitynet import AffinityNet
-from wsss_lib.nets.backbone import build_backbone, load_weights, normalization_of
+from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.nets.irn import IRN
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
+from wsss_lib.nets.weights import load_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -362,8 +362,14 @@ def fields_of(*prefixes: str, without: tuple[str, ...] = ()) -> tuple[str, ...]:
         prefixes: of the stage's own fields.
         without: prefixes of fields that only later stages read.
 
-    >>> fields_of("walk_", without=("walk_pad_to", "walk_threshold"))
-    ('walk_radius', 'walk_power', 'walk_beta', 'walk_log2_steps')
+    Returns:
+        names of fields of `Config`, in their order there.
+
+    Explained in notebook 10, section "Training on image-level labels".
+
+    Example:
+        >>> fields_of("walk_", without=("walk_pad_to", "walk_threshold"))
+        ('walk_radius', 'walk_power', 'walk_beta', 'walk_log2_steps')
     """
     return tuple(name for name in Config.model_fields if name.startswith(prefixes) and not name.startswith(without))
 

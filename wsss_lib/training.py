@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from wsss_lib.config import Config
 from wsss_lib.data.samples import batches
 from wsss_lib.formats import read_tensors, write_atomically, write_tensors
-from wsss_lib.nets.backbone import load_weights
+from wsss_lib.nets.weights import load_weights
 from wsss_lib.processes import average_gradients, mean_over_processes, place, start_alike
 from wsss_lib.progress import progress
 

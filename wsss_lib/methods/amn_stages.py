@@ -18,7 +18,8 @@ from wsss_lib.formats import read_maps, write_mask
 from wsss_lib.inference import Localize, for_each_image
 from wsss_lib.launch import in_processes
 from wsss_lib.methods.amn import ActivationManipulationNet, balanced_loss, localization_maps, seed_on_grid
-from wsss_lib.nets.backbone import build_backbone, load_whole, normalization_of, start_backbone
+from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.refine.seeds import irn_labels, upsample_scores
 
 # What the stage of the network depends on, beside the seeds that it learns.

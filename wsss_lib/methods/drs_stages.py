@@ -30,15 +30,8 @@ from wsss_lib.methods.drs import (
     staircase,
 )
 from wsss_lib.metrics import Evaluation
-from wsss_lib.nets.backbone import (
-    OWN_STRIDE,
-    build_backbone,
-    freeze_batch_norm,
-    load_weights,
-    load_whole,
-    normalization_of,
-    start_backbone,
-)
+from wsss_lib.nets.backbone import OWN_STRIDE, build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.weights import load_weights, load_whole, start_backbone
 from wsss_lib.progress import progress
 from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
 
@@ -57,6 +50,9 @@ def network_fields(config: Config) -> tuple[str, ...]:
     Args:
         config: `drs_selection`.
 
+    Returns:
+        names of fields, for `begin_stage`.
+
     Explained in notebook 30, section "Training".
     """
     by_pseudo_labels = config.drs_selection == "pixel_labels"
@@ -69,10 +65,12 @@ def refinement_fields(config: Config) -> tuple[str, ...]:
     Args:
         config: `drs_selection`.
 
+    Returns:
+        names of fields, for `begin_stage`.
+
     Explained in notebook 30, section "Training".
     """
     return fields_of("drs_", without=() if config.drs_selection == "pixel_labels" else MASK_FIELDS)
-
 
 
 def build_drs(config: Config, num_classes: int, classifier: Path | str = "", weights: Path | str = "",

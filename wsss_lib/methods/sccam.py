@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wsss_lib import training
 from wsss_lib.artifacts import Stage, begin_stage
-from wsss_lib.config import Config
+from wsss_lib.config import Config, fields_of
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
@@ -33,9 +33,10 @@ from wsss_lib.methods.subcategories import (
     used_subcategories,
     write_subcategories,
 )
-from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, load_whole, normalization_of
+from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.weights import load_whole
 
-ROUND_FIELDS = ("sccam_", "cam_batch_size", "cam_long_side_", "cam_crop")  # what the stage of a round depends on
+ROUND_FIELDS = fields_of("sccam_", "cam_batch_size", "cam_long_side_", "cam_crop")  # what the stage of a round depends on
 
 
 class SubcategoryNet(nn.Module):

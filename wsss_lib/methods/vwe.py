@@ -21,12 +21,8 @@ from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.inference import Localize
 from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
-from wsss_lib.nets.backbone import (
-    build_backbone,
-    load_whole,
-    normalization_of,
-    start_backbone,
-)
+from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.nets.weights import load_whole, start_backbone
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
 NETWORK_FIELDS = fields_of("cam_", "vwe_", without=("cam_scales",))  # what the stage of the network depends on

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from wsss_lib.nets.backbone import ResNet, _imagenet_weights, build_backbone, load_weights
+from wsss_lib.nets.backbone import ResNet, build_backbone
+from wsss_lib.nets.weights import imagenet_weights, load_weights
 
 BACKBONE_MOMENTUM = 0.01  # of batch normalisation's running statistics; the head has torch's 0.1
 
@@ -45,7 +46,7 @@ def build_dilated_backbone(name: str, output_stride: int, weights: str = "none")
             convolution = getattr(backbone, f"layer{number + 1}")[0].conv2
             convolution.dilation = convolution.padding = (dilations[number - 1],) * 2
     if weights == "imagenet":
-        load_weights(backbone, _imagenet_weights(name, backbone), "ImageNet weights")
+        load_weights(backbone, imagenet_weights(name, backbone), "ImageNet weights")
     return backbone
 
 

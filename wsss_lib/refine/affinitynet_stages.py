@@ -20,12 +20,8 @@ from wsss_lib.formats import read_maps, write_atomically, write_mask
 from wsss_lib.inference import for_each_image
 from wsss_lib.launch import in_processes
 from wsss_lib.nets.affinitynet import AffinityNet
-from wsss_lib.nets.backbone import (
-    build_backbone,
-    load_whole,
-    normalization_of,
-    start_backbone,
-)
+from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.refine.affinity import affinity_labels, feature_affinity, feature_affinity_loss
 from wsss_lib.refine.affinitynet import crf_with_alpha, crop_sample, feature_graph, pooled_scores, walk_mask
 from wsss_lib.refine.random_walk import random_walk

