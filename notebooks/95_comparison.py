@@ -219,14 +219,19 @@ print(f"a square moved by 3 of 96 pixels: IoU {100 * plain:.0f} %, boundary IoU 
 # %% tags=["nbval-ignore-output"]
 pairs = [(what, method, mean_of(what, "miou")[method], mean_of(what, "boundary_iou")[method])
          for what in ORDER for method in mean_of(what, "miou")]
-figure, axes = plt.subplots(figsize=(7, 4))
-for index, what in enumerate(dict.fromkeys(pair[0] for pair in pairs)):
-    mine = [pair for pair in pairs if pair[0] == what]
-    axes.plot([pair[2] for pair in mine], [pair[3] for pair in mine], MARKERS[index % 8], label=what, markersize=7)
-    for _, method, x, y in mine:
-        axes.annotate(method, (x, y), xytext=(5, -3), textcoords="offset points", fontsize=8)
-axes.set(xlabel="mIoU %", ylabel="boundary IoU %", title="Interior and edges")
-axes.legend(fontsize=8)
+stages_in = list(dict.fromkeys(pair[0] for pair in pairs))
+figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
+for axes, split in zip(panels, (config.score_split, config.val_split), strict=True):
+    for what in (what for what in stages_in if place[what].startswith(f"{split},")):
+        mine = sorted(pair[1:] for pair in pairs if pair[0] == what)
+        axes.plot([pair[1] for pair in mine], [pair[2] for pair in mine], MARKERS[stages_in.index(what) % 8], label=what)
+        while mine:  # marks that nearly cover each other share one text
+            _, x, y = mine[0]
+            near = [pair for pair in mine if abs(pair[1] - x) < 2 and abs(pair[2] - y) < 1.5]
+            axes.annotate(", ".join(pair[0] for pair in near), (x, y), xytext=(5, -3), textcoords="offset points", fontsize=7)
+            mine = [pair for pair in mine if pair not in near]
+    axes.set(xlabel=f"mIoU % ({split})", ylabel="boundary IoU %")
+    axes.legend(fontsize=7, loc="upper left")
 highest = max(pairs, key=lambda pair: pair[3])
 viz.show(figure, f"Boundary IoU against mean IoU, one mark for each method and stage; {highest[0]} of {highest[1]} has the best edges, {highest[3]:.1f} %")
 

@@ -64,6 +64,13 @@ def config_of(data: Path, runs: Path, method: str, **values) -> Config:
     return Config(**SETTINGS | {"data_root": str(data), "runs_root": str(runs), "dataset": "micro", "method": method} | values)
 
 
+def write_preset(root: Path, data: Path) -> None:
+    """Write the chain's values as the preset `micro` of a checkout, for its notebooks."""
+    values = SETTINGS | {"data_root": str(data), "dataset": "micro", "num_workers": 1}
+    (root / "configs/micro.yaml").write_text(json.dumps({name: list(value) if isinstance(value, tuple) else value
+                                                         for name, value in values.items()}))
+
+
 def run(data_root: Path, runs: Path, methods: tuple[str, ...] = METHODS, **values) -> None:
     """Run all stages of the methods, and the report, or go on where an earlier call was stopped."""
     for method in methods:

@@ -159,25 +159,24 @@ WORDS = [b"../", b"\0", b"\n", b"\r", b'"', b"'", b",", b"{", b"}", b"[", b"]", 
          b"\xf0\x9f\x90\xb1", b"&", b"<!ENTITY", b"*a", b"999999999999999999999", b"image_id", b"\xe2\x80\xae", b" " * 300]
 
 
-def edited(content: bytes, edits: list[tuple[str, int, int]]) -> bytes:
-    """Return the content after some small damages."""
-    data = bytearray(content)
-    for kind, place, value in edits:
-        at = place % (len(data) + 1)
-        if kind == "set" and at < len(data):
-            data[at] = value
-        elif kind == "insert":
-            data[at:at] = bytes([value])
-        elif kind == "cut":
-            del data[at:at + value]
-        elif kind == "double":
-            data[at:at] = data[at:at + value]
-        elif kind == "move":
-            piece = data[at:at + value]
-            del data[at:at + value]
-            data[len(data) // 2:len(data) // 2] = piece
-        elif kind == "word":
-            data[at:at] = WORDS[value % len(WORDS)]
+def edited(content: bytes, edit: tuple[str, int, int]) -> bytes:
+    """Return the content after one small damage."""
+    data, (kind, place, value) = bytearray(content), edit
+    at = place % (len(data) + 1)
+    if kind == "set" and at < len(data):
+        data[at] = value
+    elif kind == "insert":
+        data[at:at] = bytes([value])
+    elif kind == "cut":
+        del data[at:at + value]
+    elif kind == "double":
+        data[at:at] = data[at:at + value]
+    elif kind == "move":
+        piece = data[at:at + value]
+        del data[at:at + value]
+        data[len(data) // 2:len(data) // 2] = piece
+    elif kind == "word":
+        data[at:at] = WORDS[value % len(WORDS)]
     return bytes(data)
 
 
@@ -225,7 +224,7 @@ FUZZ = settings(max_examples=-(-CASES // (len(READERS) + OTHERS)), deadline=None
 
 @pytest.mark.parametrize("name", READERS)
 def test_reader(name, tmp_path):
-    """Each content as it is, then damaged in up to five places."""
+    """Each content as it is, then with one damage after the other, up to five; it is read after each of them."""
     file, read, contents = READERS[name]
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +244,9 @@ def test_reader(name, tmp_path):
     @FUZZ
     @given(st.sampled_from(pool), st.lists(EDIT, min_size=1, max_size=5))
     def search(content, edits):
-        one(edited(content, edits))
+        for edit in edits:
+            content = edited(content, edit)
+            one(content)
 
     search()
     print(f"{name}: {sum(counts)} files, {counts[1]} refused")
@@ -302,8 +303,11 @@ def test_a_whole_folder(voc_folder):
     @FUZZ
     @given(st.sampled_from(files), st.lists(EDIT, min_size=1, max_size=3))
     def search(path, edits):
-        path.write_bytes(edited(contents[path], edits))
-        counts[examine(read, voc_folder, str(voc_folder))] += 1
+        content = contents[path]
+        for edit in edits:
+            content = edited(content, edit)
+            path.write_bytes(content)
+            counts[examine(read, voc_folder, str(voc_folder))] += 1
         path.write_bytes(contents[path])
 
     search()

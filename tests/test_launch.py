@@ -48,6 +48,33 @@ def pixel_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
 
 
+def train_pixels(config: Config, folder: Path, after_step: Callable[[int], None] | None = None) -> nn.Module:
+    """Train a net with the losses of pixels, or go on where an earlier call was stopped."""
+    folder.mkdir(exist_ok=True)
+    net = pixel_net()
+    training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.05, "weight_decay": 1e-4}], 0.9,
+                   STEPS, 6, config, folder, after_step=after_step)
+    return net
+
+
+def stop(step: int) -> None:
+    if step == 11:
+        raise DataError("stopped after eleven steps")
+
+
+def half_way(folder: Path, config: Config) -> None:
+    """Leave the state of a training of all steps as it was after ten of them."""
+    with pytest.raises(DataError, match="eleven"):
+        train_pixels(config, folder, stop)
+    assert (folder / "state.safetensors").is_file()
+
+
+@launch.in_processes
+def train_half(net: nn.Module, config: Config, folder: Path) -> None:
+    """Stop as `half_way` does; the first process raises, the others are ended."""
+    train_pixels(config, folder, stop)
+
+
 @launch.in_processes
 def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder: Path, resumed: Path) -> tuple[int, int]:
     """Train the classifier `net`; a net of its own with the losses of pixels; and another from the state in `resumed` on.
@@ -57,10 +84,7 @@ def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder:
     """
     images = stages.train_classifier(net, data, config, folder)
     for name, where in (("whole", folder / "pixels"), ("resumed", resumed)):
-        where.mkdir(exist_ok=True)
-        model = pixel_net()
-        training.train(model, pixel_losses, Pixels(), [{"params": model.parameters(), "lr": 0.05, "weight_decay": 1e-4}], 0.9,
-                       STEPS, 6, config, where)
+        model = train_pixels(config, where)
         if processes.place()[0] == 0:
             formats.write_tensors(folder / f"{name}.safetensors", model.state_dict())
     return images, processes.place()[1]
@@ -76,24 +100,8 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
     return max((first[key] - second[key]).abs().max().item() for key in first)
 
 
-def half_way(folder: Path, config: Config) -> None:
-    """Leave the state of a training of all steps as it was after ten of them."""
-    class Stop(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 11:
-            raise Stop
-
-    net = pixel_net()
-    with pytest.raises(Stop):
-        training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.05, "weight_decay": 1e-4}], 0.9,
-                       STEPS, 6, config, folder, after_step=stop)
-    assert (folder / "state.safetensors").is_file()
-
-
 @pytest.mark.timeout(600)
-def test_two_processes_train_as_one_and_go_on_where_one_has_stopped(small_config, tmp_path):
+def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_has_stopped(small_config, tmp_path):
     config = small_config.model_copy(update={"frozen_batch_norm": True, "cam_learning_rate": 0.003,
                                              "cam_head_learning_rate": 0.03, "cam_epochs": 10, "checkpoint_every": 10})
     data, nets = stages.open_data(config, "train"), {}
@@ -112,12 +120,17 @@ def test_two_processes_train_as_one_and_go_on_where_one_has_stopped(small_config
             pixel_net().state_dict(), nets[number][1]) > 0.1, "they have learned something"
     assert [largest_difference(one, two) < TOLERANCE for one, two in zip(nets[1], nets[2], strict=True)] == [True] * 3
     assert largest_difference(nets[1][1], nets[1][2]) == 0, "resumed by one process: the same bits"
-    logs = [training.read_log(tmp_path / name) for name in ("1/pixels", "2/pixels", "resumed2", "1", "2")]
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    with pytest.raises(RuntimeError, match="process 0 of 2 has failed: stopped after eleven"):
+        train_half(pixel_net(), config.model_copy(update={"processes": 2}), begun)
+    assert largest_difference(nets[1][1], train_pixels(config, begun).state_dict()) < TOLERANCE
+    logs = [training.read_log(tmp_path / name) for name in ("1/pixels", "2/pixels", "resumed2", "begun", "1", "2")]
     assert all([row["step"] for row in log] == [10, 20] for log in logs), "one writer"
-    for rows in zip(*logs[:3], strict=True):
+    for rows in zip(*logs[:4], strict=True):
         assert all(rows[0][key] == pytest.approx(row[key], abs=TOLERANCE)
                    for row in rows for key in ("loss", "pixels", "pairs"))
-    assert [row["loss"] for row in logs[3]] == pytest.approx([row["loss"] for row in logs[4]], abs=TOLERANCE)
+    assert [row["loss"] for row in logs[4]] == pytest.approx([row["loss"] for row in logs[5]], abs=TOLERANCE)
 
 
 def test_shares_alone_have_other_means():

@@ -135,11 +135,12 @@ def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "
     unknown = labels == IGNORE
     if unknown.any():
         axes.contourf(unknown.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
-    for value in np.unique(labels):
-        if 0 < value <= len(classes):
-            row, column = _inside(labels == value)
-            axes.text(column, row, classes[value - 1], ha="center", va="center", fontsize=8, color="black",
-                      bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})
+    places = sorted((*_inside(labels == value), classes[value - 1]) for value in np.unique(labels) if 0 < value <= len(classes))
+    lowest = -np.inf
+    for row, column, name in places:
+        lowest = max(row, lowest + labels.shape[0] / 7)  # names of small panels would cover each other
+        axes.text(column, lowest, name, ha="center", va="center", fontsize=8, color="black",
+                  bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})
     axes.set_title(title)
     axes.set_axis_off()
 
