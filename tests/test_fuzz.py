@@ -218,7 +218,8 @@ def fresh_peak() -> int:
     return peak_memory_mib("cpu")
 
 
-FUZZ = settings(max_examples=-(-CASES // (len(READERS) + OTHERS)), deadline=None, derandomize=CASES == 10_000,
+# An example is read after each of its damages, about three times; one of parameters once.
+FUZZ = settings(max_examples=-(-CASES // (2 * (len(READERS) + OTHERS))), deadline=None, derandomize=CASES == 10_000,
                 database=None, suppress_health_check=list(HealthCheck))
 
 
