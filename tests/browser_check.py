@@ -125,12 +125,14 @@ def check(names: list[str], chromium: str, minutes: float) -> list[str]:
             for name in names:
                 page = browser.new_page(viewport={"width": 1400, "height": 1000})
                 page.goto(address.replace("NAME", f"{name}.ipynb"))
+                started = time.time()
                 errors = run_all(page, files[name], minutes)
+                seconds = time.time() - started
                 faults += [f"{name}: {error.strip().splitlines()[0]}" for error in errors if error.strip()]
                 page.screenshot(path=shots / f"{name}.png")
                 wrong = move_slider(page, shots, name)
                 faults += [f"{name}: {wrong}"] if wrong else []
-                print(name, "finished", flush=True)
+                print(f"{name} finished, {seconds:.0f} s for opening and all cells", flush=True)
                 page.close()
         finally:
             browser.close()

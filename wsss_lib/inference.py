@@ -48,7 +48,7 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path | tuple[Path
         for image_id in progress(mine, name):
             work(image_id)
     else:
-        for _ in progress(map_in_processes(work, mine, num_workers, 4, name), name, total=len(mine)):
+        for _ in progress(map_in_processes(work, mine, num_workers, 1, name), name, total=len(mine)):
             pass
     end_of_shard(config, name, len(missing) > len(mine))
     return len(mine)
