@@ -73,7 +73,8 @@ for part, (_, labels) in (("training", train_digits), ("testing", test_digits)):
 #
 # ## 2 The images
 #
-# scikit-learn's digits have 8 x 8 pixels and 17 grey levels and come from 43 writers; MNIST's have 28 x 28 pixels, 256 levels and
+# scikit-learn's digits have 8 x 8 pixels and 17 grey levels and come from 13 writers (they are the test part of a set of 43); MNIST's have 28 x
+# 28 pixels, 256 levels and
 # about 500 writers, and twelve thousand of them are a 2 or an 8, against 351 here. Enlarged to 20 x 20 pixels they are softer
 # than MNIST's. Test images are made of digits that no training image shows, and **all** of them have a shape.
 
@@ -410,8 +411,8 @@ figure, panels = plt.subplots(1, 5, figsize=(11.5, 3), sharey=True)
 raised = [draw_raised(axes, number) for number, axes in enumerate(panels)]
 panels[0].set_ylabel("HGR of $G_6$")
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-viz.show(figure, "HGR of the last map over ten updates: nothing happens at the smallest rate, digit and shape rise at 0.001, and at larger "
-                 "rates they rise faster and fall to zero")
+viz.show(figure, "HGR of the last map over ten updates: at the smallest rates the shape only sinks, at 0.001 "
+                 "digit and shape rise, and at the larger rates they rise faster and collapse")
 
 # %% tags=["nbval-ignore-output"]
 print("rate     step where the       digit           shape           background      logit of the image")
@@ -422,8 +423,9 @@ for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
     print(f"{rate:<8g} {best:4d}                 {changes}    {logits[0]:.3g} > {logits[best]:.3g}")
 
 # %% [markdown]
-# There is a gain, and it has a price. At small rates ten steps do nothing for the shape; in the first steps of every rate it even
-# falls, because more of the same digit is the cheapest way up. Then high gradients spread, over digit and shape, and over the background
+# There is a gain, and it has a price. At small rates ten steps do nothing for the shape; in the first steps of every rate but
+# the largest it even falls, because more of the same digit is the cheapest way up. Then high gradients spread, over digit and shape, and over
+# the background
 # by a larger factor still, if from next to nothing. That happens when the logit is many times what it was, and behind it lies the
 # collapse: a logit is a product of all layers' weights, so it feeds on its own growth until the map is empty.
 #
@@ -447,14 +449,14 @@ widgets.explore(lambda rate: draw_updates([rate]), rate=list(bottleneck.RAISE_RA
 draw_updates([3e-4, 1e-3, 5e-3])
 
 # %% [markdown]
-# The single image is plainer than the means: shortly before the end the map is a pattern of the weights that covers digit, shape and background
-# alike. A high HGR of the shape is then no sign that the shape was found. This is why RIB is so careful: a tiny rate ($8 \cdot 10^{-6}$
+# The single image is plainer than the means: shortly before the end the map is a pattern of the weights that no longer follows digit or
+# shape. A high HGR of the shape is then no sign that the shape was found. This is why RIB is so careful: a tiny rate ($8 \cdot 10^{-6}$
 # on VOC), ten steps, maps *added up* over the steps, and two rules that stop it, one when the map covers 70 % of the image, one
 # when the summed logits exceed 600. Whether that brings back the body of an object is a question for real maps: notebook 20.
 # ## 10 Try it
 #
 # Choose the output, the region, the layer and the threshold of a high gradient. What to look for: is there any threshold at which the controls behave
-# differently from the sigmoid? (The strip beneath shows the last layer of all outputs.)
+# differently from the sigmoid? (The strip beneath shows the fifth and the last layer of all outputs, for one image.)
 
 # %% tags=["nbval-ignore-output"]
 def draw(output="sigmoid", region=REGIONS[1], layer=6, threshold=0.3):

@@ -241,7 +241,7 @@ if has_annotations:
 # ### Counts
 #
 # How many images has each class? What to look for: rare classes, whose scores will be unsteady, and one class that
-# outnumbers all others (in VOC it is *person*, in 4,155 of the 10,582 images of `train_aug`).
+# outnumbers all others (in VOC it is *person*, in 4,155 of the 10,582 images of `train_aug`; generated images have all classes about equally often).
 
 # %%
 place, per_class = np.arange(num_classes), train_data.labels.sum(0)
@@ -384,7 +384,8 @@ for split, counts in pixels.items():
 #
 # **Saliency.** DRS uses, beside labels, a *saliency map* for each image: an 8-bit picture of "something stands out
 # here", foreground where it exceeds 50. It comes from a detector that was trained with pixel labels of other images.
-# So a method that uses it has **extra supervision**, and its results say so in every table.
+# So a method that uses it has **extra supervision**, and its results say so in every table. (The generated saliency maps are drawn from the
+# true masks and spoilt on purpose.)
 
 # %%
 def optional(folder, image_id):
@@ -491,7 +492,7 @@ for row in check_stage.metrics():
 # ## 8 Try it
 #
 # Browse the training set. (The slider appears in JupyterLab; the strip shows five images, drawn at random, for
-# readers of the page.) Which of them could be recognized from the background alone?
+# readers of the page.) Which of them could be recognized from the background alone? (Of these five none: all lie on coloured noise.)
 
 # %%
 def browse(number=0):

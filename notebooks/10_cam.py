@@ -231,7 +231,7 @@ viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the 
 
 # %% [markdown]
 # At scale 0.5 (6 x 6 positions) the map is a wide blur that even misses one creature; at 2.0 it keeps to the heads and to traces of the
-# bodies. The sum forgives the failure of a single scale, and in all of them the heads are what glows.
+# bodies. The sum forgives the failure of a single scale, and in it the heads are what glows.
 #
 # ## 6 All images
 #

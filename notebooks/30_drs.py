@@ -275,9 +275,9 @@ print(f"this run: {config.drs_backbone}, {len(modules)} modules, images {tuple(i
 # %% [markdown]
 # Where VGG's weights are not at hand, the modules go into another network: in the place of the ReLUs of its deepest
 # `drs_suppressed_stages` stages and of the three new convolutions. The smoke run takes the small ResNet of notebook 10. That
-# matters more than it seems: see section 9 for what happens to a network in which everything is suppressed.
+# matters more than it seems: section 9 says what can happen to a network in which everything is suppressed.
 #
-# **The published recipe knows three learning rates**: 1 for the backbone (2 for its biases), 10 for the new layers and every
+# **The published recipe knows four learning rates**: 1 for the backbone (2 for its biases), 10 for the new layers and every
 # matrix $W$ (20 for the new biases).
 
 # %%
@@ -397,7 +397,7 @@ panels[2].hist(after, bins, histtype="step", label="trained", linestyle="-")
 panels[2].set(xlabel="factor g", ylabel="channels", title="the controllers' answers")
 panels[2].legend()
 moved = f"between {after.min():.2f} and {after.max():.2f}"
-viz.show(figure, f"Both losses fall; the factors start in a narrow hill around one half and lie {moved} after training")
+viz.show(figure, f"The refinement's loss falls, the classifier's falls at first and then scatters; the factors start in a narrow hill around one half and lie {moved} after training")
 
 # %% [markdown]
 # A short training at a small rate moves the controllers little: in this run the learnable version is close to a fixed factor of
@@ -599,8 +599,10 @@ for title, folder, best in (("plain CAM", cam_stage.folder, cam_row["threshold"]
 # Read the table by columns. Where saliency says what is background, the broader maps of DRS are worth more than CAM's
 # sharp ones, *at the published* $\alpha = 0.2$: much of CAM's bodies lies below that score and stays unexplained. $\alpha$ may
 # also be lowered. At 0.05 plain CAM with saliency catches up or is ahead (docs/results.md), while DRS hardly depends on
-# $\alpha$: on this data its gain under a saliency mask is robustness to a threshold. Where nothing says what is background, what suppression has spread also lies on the background, and the advantage shrinks or turns
-# around. **Suppression and saliency belong together**: the one finds more and is careless about the outside, the other knows the
+# $\alpha$: on this data its gain under a saliency mask is robustness to a threshold. Where nothing says what is background, what suppression has
+# spread also lies on the background, and the advantage turns around:
+# 12 to 25 points below CAM in all three columns. **Suppression and saliency belong together**: the one finds more and is careless about the
+# outside, the other knows the
 # outside and nothing else.
 #
 # **On 311 real photographs** (preset `voc12-small`, one seed, a fixed factor of 0.8 on EfficientNet-Lite0) DRS does not help: its maps reach
@@ -638,8 +640,8 @@ def short_training(delta, depth, folder):
 # A second number per variant looks for the **collapse**: the share of the places outside every object at which the last
 # module's channels sit exactly at their bound. The bound $\tau$ is one number for the whole channel, computed from the
 # whole image. A network in which everything is suppressed can carry the class *in the bound*: it pushes most of the image up to
-# it, and the average of the score map is right although the map says nothing about the place. Trained from scratch,
-# small networks end there for factors below about 0.75, the learnable version included (it starts near 0.5).
+# it, and the average of the score map is right although the map says nothing about the place. In trials from scratch, not
+# kept here, small networks ended there for factors below about 0.75, the learnable version included (it starts near 0.5).
 
 # %%
 def share_at_bound(network, names):
@@ -683,10 +685,11 @@ for line in ablation_stage.metrics():
 # convolutions, which look further around than a 1x1 classifier. What suppression adds is the difference to that line: the body
 # is found more fully, and in the last column more of the background sits at the bound. Without saliency the maps stay below
 # plain CAM's (section 8), suppressed or not. Where every stage is suppressed strongly the price is the *head*: its lead was also
-# what told the classes apart.
+# what told the classes apart. None of these lines has collapsed, because all start from a classifier.
 #
 # These lines are maps *before* refinement. A refinement network that is trained for two epochs blurs them: compare the
-# column *without* with section 8. Under a saliency mask that costs nothing; for notebooks 70 and 80, which have none, it does.
+# column *without* with section 8. Under a saliency mask that costs little here (0.2 to 3.4 points over three seeds, docs/results.md) and much on
+# the real photographs (section 8); for notebooks 70 and 80, which have none, it costs more.
 #
 # **How this notebook avoids the collapse.** It starts from a classifier that already knows the classes (the paper: from
 # ImageNet), suppresses the deepest stage and the new layers only (`drs_suppressed_stages = 1`; the paper's VGG-16 suppresses all five),
@@ -720,10 +723,10 @@ for name, line in zip(chosen, panels, strict=True):
     for panel, folder, title in ((line[2], cam_stage.folder, "CAM"), (line[3], maps_stage.folder, "DRS")):
         viz.draw_scores(panel, image, stages.full_size_maps(folder, name)[1].max(0, initial=0), title)
     viz.draw_labels(line[4], stored_label(name), score_data.classes, f"label, IoU {100 * ranking[name]:.0f} %")
-viz.show(figure, "Best, random and worst image: good labels follow the saliency mask, the worst one misses what saliency missed")
+viz.show(figure, "Best, random and worst image by the IoU of the pseudo-label: input, truth, CAM, DRS, label")
 
 # %% [markdown]
-# The worst labels are mostly not the maps' fault: where the saliency map does not show an object, the background has the score 1
+# The last row is not the maps' fault: the saliency map, not drawn here, does not show the object, so that the background has the score 1 there
 # and no class can win.
 #
 # ## 11 Try it

@@ -182,8 +182,8 @@ viz.show(figure, "Four square patterns of nine points, each wider than the one b
 
 # %% [markdown]
 # A single rate sees corners and edges of one size; the sum sees eight directions at four distances. This is on the
-# feature map. In the image every point is smeared out by the backbone's own receptive field, so the holes are closed:
-# the next figure takes the gradient through the whole network, down to the pixels of an image.
+# feature map. In the image every point is smeared out by the backbone's own receptive field, which closes the holes of the small rates (those of
+# rates 18 and 24 stay open with this small backbone): the next figure takes the gradient through the whole network, down to the pixels of an image.
 
 # %%
 torch.manual_seed(config.seed)
@@ -196,7 +196,7 @@ for panel, (name, chosen) in zip(panels, cases.items(), strict=True):
     z[0, 1, z.shape[2] // 2, z.shape[3] // 2].backward()
     strength = F.avg_pool2d(pixels.grad.abs().sum(1), 4)[0]  # of blocks of 4 x 4 pixels
     viz.draw_map(panel, (strength / strength.max()) ** 0.25, name)
-viz.show(figure, "In the image every point is a soft patch; with all four rates the patches cover the pixel's surroundings")
+viz.show(figure, "In the image every point is a soft patch; all four rates make a star, dense in the middle")
 
 # %% [markdown]
 # **A limit.** A tap that falls off the map sees zeros. On a small map the large rates keep nothing but their centre,
@@ -366,7 +366,8 @@ if not deeplab_stage.is_complete():
 net = stages.build_deeplab(config, train_data.num_classes, classifier_file, weights_file).to(run_device).eval()
 
 # %% [markdown]
-# In version 2 the loss is a sum of four, so guessing costs $4 \ln K$ (dotted) at the start; in version 3+ it is one. The last value is not zero, and should
+# In version 2 the loss is a sum of four, so guessing costs $4 \ln K$ (dotted; the first value drawn, after ten steps, is below it already); in
+# version 3+ it is one. The last value is not zero, and should
 # not be: a network that fits every mistake of the pseudo-masks has learnt the mistakes.
 
 # %% tags=["nbval-ignore-output"]
@@ -456,7 +457,7 @@ assert np.mean(crf_segmentation(picture, probabilities) == stored) > 0.99
 print("no pairwise terms, no change; the stored mask is that of the CRF:", True)
 
 # %% [markdown]
-# The strip shows one image from the network's answer over three steps to ten, and then with other colour constants.
+# The strip shows one image from the network's answer over one step to ten, and then with two other colour constants.
 # (Sliders appear in JupyterLab.)
 
 # %% tags=["nbval-ignore-output"]
@@ -512,8 +513,9 @@ for row in chain:
         print(f"published, VOC 2012 {entry.split}, {entry.what}: {entry.value} % ({entry.source})")
 
 # %% [markdown]
-# The comparison to make is between the pseudo-masks and the network. The network has no labels at hand, and images that
-# it has never seen: how much of its training masks' score is left, or is it even above it? Class by class:
+# The pseudo-masks were scored on `train`, with labels at hand, the network on `val` without: two sets of images, so their numbers may not be
+# subtracted. The fair comparison is the same network, trained on true masks and scored on the same images (method `truth`, notebook 00). Class
+# by class:
 
 # %% tags=["nbval-ignore-output"]
 print(f"{'IoU %':14s} {'plain':>8s} {'+ CRF':>8s}")
@@ -545,7 +547,7 @@ for name, line in zip(chosen, panels, strict=True):
     for panel, folder, title in ((line[2], "plain", "segmentation"), (line[3], "crf", "+ CRF")):
         mask = read_mask(predictions_stage.folder / folder / f"{name}.png", val_data.num_classes)
         viz.draw_labels(panel, mask, val_data.classes, f"{title}, IoU {100 * image_iou(name, folder):.0f} %")
-viz.show(figure, "Best, random and worst validation image: outlines follow the objects where the class is right")
+viz.show(figure, "Best, random and worst validation image: input, truth, segmentation, with CRF; the IoU stands above")
 
 # %% [markdown]
 # There are two kinds of bad images. In one the outline is wrong; a CRF may help. In the other the *name* is wrong: two
@@ -676,7 +678,7 @@ widgets.check(factor_of(1234, 20000), (1 - 1230 / 20000) ** 0.9, "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** A paper reports 68.0 % with weights "I+C", another 67.2 % with "I". A start with COCO's masks is worth
-# at least 1.2 points (VWL's own two rows: 69.2 and 70.6 for one network, 68.7 and 70.6 for another). Does the first
+# at least 1.4 points (VWL's own two rows: 69.2 and 70.6 for one network, 68.7 and 70.6 for another). Does the first
 # method make the better pseudo-masks? Answer `"yes"`, `"no"` or `"unknown"`.
 
 # %%

@@ -232,7 +232,8 @@ viz.show(figure, f"{len(shown)} photographs, their masks, and the sure part of t
 
 # %% [markdown]
 # Three signs that need no true mask. A class whose mask covers nearly the whole photograph has found the background. A mask that
-# is nearly empty has found a spot. And a label with a low probability in section 2 has found nothing.
+# is nearly empty has found a spot. And a label with a low probability in section 2 has found nothing. These
+# signs find gross failures only: the rest takes your eyes.
 
 # %% tags=["nbval-ignore-output"]
 print("photograph           class      share of the photograph   probability")
