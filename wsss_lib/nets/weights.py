@@ -22,7 +22,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
         ValueError: a parameter is missing, foreign, or of another shape; the module is then unchanged.
     """
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    own = {key: value for key, value in module.state_dict().items()}
+    own = module.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
