@@ -1,7 +1,7 @@
-"""Count what the notebooks are made of: `python -m tests.notebook_numbers [runs/toy]` prints the table of docs/notebooks.md.
+"""Count what the notebooks are made of: `python -m tests.notebook_numbers [FOLDER ...]` prints the table of docs/notebooks.md.
 
-With the folder of a finished run the last column holds the seconds that papermill recorded, the longest where a notebook ran
-for several methods, its start included.
+With folders of finished runs, e.g. `runs/toy/*/seed1`, the last column holds the seconds that papermill recorded, start of the
+kernel included; the longest where a notebook ran for several methods.
 """
 
 import re
@@ -18,10 +18,10 @@ from wsss_lib.results import markdown_table
 HEADER = ["notebook", "code cells", "median lines", "longest", "words of prose", "figures", "with text", "seconds"]
 
 
-def seconds_of(run_folder: Path) -> dict[str, float]:
-    """Return the name of each executed notebook and the longest time that it took."""
+def seconds_of(folders: list[Path]) -> dict[str, float]:
+    """Return the name of each executed notebook in some folders of runs, and the longest time that it took."""
     seconds = defaultdict(float)
-    for path in run_folder.glob("*/seed*/*/notebook.ipynb"):
+    for path in (path for folder in folders for path in folder.glob("*/notebook.ipynb")):
         record = nbformat.read(path, as_version=4).metadata.papermill
         name = Path(record["input_path"]).stem
         seconds[name] = max(seconds[name], record["duration"])
@@ -40,7 +40,7 @@ def counts(path: Path) -> tuple[int, float, int, int, int, int]:
 
 def main() -> None:
     """Print one line for each notebook."""
-    seconds = seconds_of(Path(sys.argv[1])) if len(sys.argv) > 1 else {}
+    seconds = seconds_of([Path(name) for name in sys.argv[1:]])
     rows = []
     for path in sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb")):
         rows.append([path.stem, *map(str, counts(path)), f"{seconds[path.stem]:.0f}" if path.stem in seconds else ""])
