@@ -100,6 +100,18 @@ def test_any_size_gives_labels_of_the_same_size_and_range(height, width, num_lab
     assert result.shape == (height, width) and 0 <= result.min() and result.max() < num_labels
 
 
+def test_label_maps_of_one_photograph_are_refined_by_themselves():
+    """The filters of the photograph are shared, and nothing else: the same bits in any order."""
+    rng = np.random.default_rng(3)
+    image, stack = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8), rng.integers(0, 3, (4, 12, 14))
+    stack[2] = stack[0]
+    refined = crf_from_labels(image, stack, 3)
+    assert refined.shape == stack.shape and not np.array_equal(refined[0], refined[1])
+    for labels, result in zip(stack, refined, strict=True):
+        np.testing.assert_array_equal(result, crf_from_labels(image, labels, 3))
+    assert crf_from_labels(image, stack * 0, 1).shape == stack.shape
+
+
 def test_inputs_are_left_unchanged_and_need_not_be_contiguous():
     image, labels = two_halves(), np.zeros((12, 14), np.int64)
     labels[:, 8:] = 1

@@ -1,5 +1,9 @@
 """Several processes on one training: the result of one process, resumed by another number, errors, shards of images."""
 
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +99,22 @@ def train_badly(net: nn.Module, config: Config, folder: Path) -> int:
     training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.1}], 0.9, 1, 5, config, folder)
 
 
+@launch.in_processes
+def train_slow_to_end(net: nn.Module, config: Config, folder: Path) -> None:
+    """Process 0 fails, but only ends after the other, which has lost its connection, has failed too."""
+    if processes.place()[0] == 0:
+        threading.Thread(target=time.sleep, args=[5]).start()  # Python waits for it at its end
+        raise DataError("the cause")
+    processes.mean_over_processes(torch.ones(1))
+
+
+@launch.in_processes
+def train_until_killed(net: nn.Module, config: Config, folder: Path) -> None:
+    if processes.place()[0] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes.mean_over_processes(torch.ones(1))
+
+
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     assert first.keys() == second.keys()
     return max((first[key] - second[key]).abs().max().item() for key in first)
@@ -122,7 +142,7 @@ def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_ha
     assert largest_difference(nets[1][1], nets[1][2]) == 0, "resumed by one process: the same bits"
     begun = tmp_path / "begun"
     begun.mkdir()
-    with pytest.raises(RuntimeError, match="process 0 of 2 has failed: .*stopped after eleven"):
+    with pytest.raises(RuntimeError, match="process 0 of 2 has failed: DataError: stopped after eleven"):
         train_half(pixel_net(), config.model_copy(update={"processes": 2}), begun)
     assert largest_difference(nets[1][1], train_pixels(config, begun).state_dict()) < TOLERANCE
     logs = [training.read_log(tmp_path / name) for name in ("1/pixels", "2/pixels", "resumed2", "begun", "1", "2")]
@@ -146,6 +166,18 @@ def test_a_batch_that_cannot_be_shared_is_told_by_the_process_that_started_all(t
     with pytest.raises(RuntimeError, match="train_badly: process . of 2 has failed: .*cannot be shared by 2 processes"):
         train_badly(pixel_net(), Config(device="cpu", processes=2), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.timeout(600)
+def test_the_cause_is_told_even_if_another_process_ends_first(tmp_path):
+    with pytest.raises(RuntimeError, match="^train_slow_to_end: process 0 of 2 has failed: DataError: the cause$"):
+        train_slow_to_end(pixel_net(), Config(device="cpu", processes=2), tmp_path)
+
+
+@pytest.mark.timeout(600)
+def test_a_process_that_the_system_kills_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match="^train_until_killed: process 1 of 2 has failed: Signal 9"):
+        train_until_killed(pixel_net(), Config(device="cpu", processes=2), tmp_path)
 
 
 def test_alone_nothing_is_touched():

@@ -184,6 +184,19 @@ def test_an_image_that_fails_gets_its_plain_map_with_a_warning(classifier, rib_c
     np.testing.assert_allclose(scores, plain, atol=1e-5)
 
 
+def test_maps_whose_sum_is_too_large_are_not_kept(classifier, rib_config, monkeypatch):
+    """Each step's maps are finite; mirror images and scales together are not."""
+    data = stages.open_data(rib_config, "train")
+    name, make = data.ids[0], rib.tune
+    plain = maps_of(classifier, data, rib_config.model_copy(update={"rib_iterations": 1}), [name])[name]
+    monkeypatch.setattr(rib, "tune", lambda *arguments: (
+        step if arguments[5].rib_iterations == 1 else step._replace(maps=[torch.full_like(maps, 3e38) for maps in step.maps])
+        for step in list(make(*arguments))[-1:]))
+    with pytest.warns(UserWarning, match=f"{name} gets its plain CAM: its tuned maps are not finite"):
+        scores = maps_of(classifier, data, rib_config, [name])[name]
+    np.testing.assert_array_equal(scores, plain)
+
+
 def test_an_image_without_a_class_has_no_map(classifier, rib_config):
     data = stages.open_data(rib_config, "train")
     localize = rib.rib_localization(classifier, data, rib_config)

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsss_lib.refine.crf import crf_from_labels
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
+from wsss_lib.refine.seeds import (
+    argmax_with_background,
+    irn_labels,
+    seed_mask,
+    seed_mask_and_irn_labels,
+    upsample_scores,
+)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**32 - 1))
@@ -97,10 +103,24 @@ def test_confident_labels_follow_the_table(monkeypatch):
     """F and B are replaced by hand-written masks: object wins, then background, then unknown."""
     import wsss_lib.refine.seeds as seeds
 
-    masks = {0.3: np.array([[0, 5, 5, 0, 7]], np.uint8), 0.05: np.array([[0, 5, 0, 5, 5]], np.uint8)}
-    monkeypatch.setattr(seeds, "seed_mask", lambda image, scores, classes, threshold, iterations: masks[threshold])
-    labels = seeds.irn_labels(None, np.zeros((2, 1, 5), np.float32), np.array([4, 6]))
+    masks = {0.3: np.array([[0, 5, 5, 0, 7]], np.uint8), 0.05: np.array([[0, 5, 0, 5, 5]], np.uint8),
+             0.2: np.array([[7, 7, 7, 7, 7]], np.uint8)}
+    monkeypatch.setattr(seeds, "_refined_seeds", lambda image, scores, classes, thresholds, iterations: np.stack(
+        [masks[threshold] for threshold in thresholds]))
+    image_scores_classes = None, np.zeros((2, 1, 5), np.float32), np.array([4, 6])
+    labels = seeds.irn_labels(*image_scores_classes)
     assert labels.tolist() == [[0, 5, 5, 255, 7]] and labels.dtype == np.uint8
+    mask, same = seeds.seed_mask_and_irn_labels(*image_scores_classes, 0.2, 0.3, 0.05)
+    assert mask.tolist() == masks[0.2].tolist() and same.tolist() == labels.tolist()
+
+
+def test_seed_and_confident_labels_together_are_those_made_one_by_one():
+    image, scores, classes, _ = scene()
+    image[5:9, 7:30] = 130
+    mask, labels = seed_mask_and_irn_labels(image, scores, classes, 0.25, 0.6, 0.1)
+    np.testing.assert_array_equal(mask, seed_mask(image, scores, classes, 0.25))
+    np.testing.assert_array_equal(labels, irn_labels(image, scores, classes, 0.6, 0.1))
+    assert set(np.unique(mask)) == {0, 7} and set(np.unique(labels)) == {0, 7, 255}
 
 
 def test_confident_labels_of_a_scene():
@@ -126,6 +146,8 @@ def test_thresholds_in_the_wrong_order_are_refused():
     image, scores, classes, _ = scene()
     with pytest.raises(ValueError, match="background_threshold=0.5 is above foreground_threshold=0.3"):
         irn_labels(image, scores, classes, 0.3, 0.5)
+    with pytest.raises(ValueError, match="background_threshold=0.5 is above foreground_threshold=0.3"):
+        seed_mask_and_irn_labels(image, scores, classes, 0.2, 0.3, 0.5)
 
 
 def test_an_image_of_another_size_is_refused():

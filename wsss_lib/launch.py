@@ -11,8 +11,11 @@ import functools
 import inspect
 import os
 import signal
+import tempfile
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +36,7 @@ def in_processes(train: Callable[..., int]) -> Callable[..., int]:
             names, and all of them can be sent to another process: no function that was defined in a notebook.
 
     Returns:
-        the function. With several processes it raises a RuntimeError that ends in the message of the process that failed.
+        the function. With several processes it raises a RuntimeError that ends in the message of the process that failed first.
     """
     signature = inspect.signature(train)
 
@@ -57,31 +60,38 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
     settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=config.processes, run_id=uuid.uuid4().hex, max_restarts=0,
                             rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", start_method="spawn")
     handlers = {number: signal.getsignal(number) for number in SIGNALS}  # the launcher sets its own and leaves them
-    try:
-        results = elastic_launch(settings, _work)(train, given | {"net": net.cpu()})
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
-        raise RuntimeError(f"{train.__name__}: process {rank} of {config.processes} has failed: {message}") from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        net.to(device)
+    with tempfile.TemporaryDirectory() as notes:
+        first_failure = Path(notes) / "first_failure.txt"
+        try:
+            results = elastic_launch(settings, _work)(train, given | {"net": net.cpu()}, first_failure)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode < 0:  # a signal has ended it, from outside
+                first_failure.write_text(f"process {rank} of {config.processes} has failed: {failure.message}", "utf-8")
+            raise RuntimeError(f"{train.__name__}: {first_failure.read_text('utf-8')}") from None
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            net.to(device)
     net.load_state_dict(read_tensors(folder / TRAINED))
     (folder / TRAINED).unlink()
     net.eval()
     return results[0]
 
 
-def _work(train: Callable[..., int], given: dict[str, Any]) -> int:
-    """What each process does: join the others, train with them; process 0 writes the network for the one that started all."""
+def _work(train: Callable[..., int], given: dict[str, Any], first_failure: Path) -> int:
+    """What each process does: join the others, train with them; process 0 writes the network for the one that started all.
+
+    One failure soon fails all others, which lose the connection; the launcher may see any of them first. So the process that
+    fails first says why in a file, while the others still wait for it.
+    """
     config, rank = given["config"], int(os.environ["RANK"])
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
         device = seed_everything(config)
         net = copy.deepcopy(given["net"]).to(device)  # a copy, as the tensors that arrive lie in memory that all share
         result = train(**given | {"net": net})
@@ -89,5 +99,10 @@ def _work(train: Callable[..., int], given: dict[str, Any]) -> int:
             write_tensors(given["folder"] / TRAINED, net.state_dict())
         dist.barrier()
         return result
+    except Exception as error:
+        with suppress(FileExistsError), open(first_failure, "x", encoding="utf-8") as file:
+            file.write(f"process {rank} of {config.processes} has failed: {type(error).__name__}: {error}")
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

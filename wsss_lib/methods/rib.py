@@ -376,15 +376,16 @@ def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config:
             return classes.numpy(), np.zeros((0, *size), np.float32)
         views, others = frozen_features(net, image, scales, mean, std), companions.of_image(image_id, label)
         target = torch.from_numpy(label.astype(np.float32)).to(views[0].device)
-        problem = "" if others else "no companion is without its classes"
         if others:
             with original_weights(net):
-                maps = add_up(tune(net, views, in_loss, target, others, config))
-            if not all(torch.isfinite(scale_maps).all() for scale_maps in maps):
-                problem = "its tuned maps are not finite, which a lower rib_learning_rate may prevent"
+                maps = merge_scales(add_up(tune(net, views, in_loss, target, others, config)), size, classes)
+            finite = torch.isfinite(maps).all()
+            problem = "" if finite else "its tuned maps are not finite, which a lower rib_learning_rate may prevent"
+        else:
+            problem = "no companion is without its classes"
         if problem:
             warnings.warn(f"{image_id} gets its plain CAM: {problem}", stacklevel=2)
-            maps = add_up(tune(net, views, in_loss, target, (), plain))
-        return classes.numpy(), merge_scales(maps, size, classes).cpu().numpy()
+            maps = merge_scales(add_up(tune(net, views, in_loss, target, (), plain)), size, classes)
+        return classes.numpy(), maps.cpu().numpy()
 
     return lambda ids, images, labels: [of_image(*item) for item in zip(ids, images, labels, strict=True)]

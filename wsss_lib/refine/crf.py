@@ -17,7 +17,8 @@ def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, cert
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        labels: (H, W) integers in 0..L-1; 0 is the background, a label like any other.
+        labels: (H, W) integers in 0..L-1; 0 is the background, a label like any other. Or a stack (N, H, W) of label maps of
+            this photograph, each refined by itself: what depends on the photograph alone, half of the work, is done once.
         num_labels: L, the labels that may come out: 1 + the number of classes IN THIS IMAGE, not in the data set.
         certainty: p in (0, 1), the trust in the given labels (gt_prob).
         iterations: steps of mean field.
@@ -28,7 +29,7 @@ def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, cert
         bilateral_compat: its weight.
 
     Returns:
-        (H, W) int64 in 0..L-1.
+        int64 in 0..L-1, of the shape of `labels`.
 
     Raises:
         ValueError: image, labels or certainty are not as described.
@@ -38,7 +39,7 @@ def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, cert
     Explained in notebook 70, section "Dense CRF".
     """
     labels = np.asarray(labels)
-    _check_image(image, labels.shape)
+    _check_image(image, labels.shape[-2:])
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_labels:
         raise ValueError(f"The label map must hold integers in 0..{num_labels - 1}, it holds {labels.dtype} "
                          f"{labels.min()}..{labels.max()}: number the classes of this image from 1.")
@@ -46,11 +47,12 @@ def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, cert
         raise ValueError(f"certainty={certainty} must lie between 0 and 1, both excluded.")
     if num_labels == 1:  # nothing to decide, and (1 - p) / (L - 1) has no value
         return np.zeros(labels.shape, np.int64)
-    unary = np.full((num_labels, *labels.shape), -np.log((1 - certainty) / (num_labels - 1)), np.float32)
-    np.put_along_axis(unary, labels[None].astype(np.int64), np.float32(-np.log(certainty)), axis=0)  # (L, H, W)
-    q = _mean_field(image, unary, iterations, (gaussian_sxy, gaussian_compat),
+    stack = labels.reshape(-1, 1, *labels.shape[-2:]).astype(np.int64)  # (N, 1, H, W)
+    unaries = np.full((len(stack), num_labels, *stack.shape[-2:]), -np.log((1 - certainty) / (num_labels - 1)), np.float32)
+    np.put_along_axis(unaries, stack, np.float32(-np.log(certainty)), axis=1)  # (N, L, H, W)
+    q = _mean_field(image, unaries, iterations, (gaussian_sxy, gaussian_compat),
                     (bilateral_sxy, bilateral_srgb, bilateral_compat))
-    return q.argmax(0)
+    return q.argmax(1).reshape(labels.shape)
 
 
 def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, iterations: int = 10,
@@ -83,8 +85,8 @@ def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, iterati
         raise ValueError(f"The probabilities range over {probabilities.min():.3g}..{probabilities.max():.3g} instead "
                          "of 0..1: apply soft-max to the logits first.")
     unary = -np.log(np.maximum(probabilities, 1e-5))
-    return _mean_field(image, unary, iterations, (gaussian_sxy, gaussian_compat),
-                       (bilateral_sxy, bilateral_srgb, bilateral_compat))
+    return _mean_field(image, unary[None], iterations, (gaussian_sxy, gaussian_compat),
+                       (bilateral_sxy, bilateral_srgb, bilateral_compat))[0]
 
 
 def crf_segmentation(image: np.ndarray, probabilities: np.ndarray, min_probability: float = 0.01,
@@ -160,18 +162,24 @@ def _check_image(image: np.ndarray, size: tuple[int, ...]) -> None:
                          "the size of the image first.")
 
 
-def _mean_field(image: np.ndarray, unary: np.ndarray, iterations: int, gaussian: tuple[float, float],
+def _mean_field(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussian: tuple[float, float],
                 bilateral: tuple[float, float, float]) -> np.ndarray:
-    """Return Q (K, H, W) after `iterations` steps; gaussian is (sxy, compat), bilateral (sxy, srgb, compat)."""
+    """Return Q for each of the unary energies (N, L, H, W); gaussian is (sxy, compat), bilateral (sxy, srgb, compat).
+
+    The pairwise terms (the lattices of the filters) belong to the photograph and are made once.
+    """
     try:
         import pydensecrf.densecrf as dense_crf
     except ImportError as error:  # not needed by anything else, so imported only here
         raise ImportError("The dense CRF needs pydensecrf: install it with `pip install pydensecrf2` (or conda-forge's "
                           "`pydensecrf`), or run the stage with crf=False.") from error
-    num_labels, height, width = unary.shape
+    num_labels, height, width = unaries.shape[1:]
     crf = dense_crf.DenseCRF2D(width, height, num_labels)  # width first
-    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(num_labels, -1), np.float32))
     crf.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
     crf.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=np.ascontiguousarray(image),
                              compat=bilateral[2])
-    return np.asarray(crf.inference(iterations), np.float32).reshape(num_labels, height, width)
+    results = np.empty(unaries.shape, np.float32)
+    for unary, result in zip(unaries.astype(np.float32), results, strict=True):
+        crf.setUnaryEnergy(unary.reshape(num_labels, -1))
+        result[:] = np.asarray(crf.inference(iterations)).reshape(result.shape)
+    return results

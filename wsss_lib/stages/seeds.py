@@ -13,7 +13,7 @@ from wsss_lib.formats import read_maps, write_mask
 from wsss_lib.inference import for_each_image
 from wsss_lib.metrics import part_recall
 from wsss_lib.progress import progress
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
+from wsss_lib.refine.seeds import argmax_with_background, seed_mask_and_irn_labels, upsample_scores
 from wsss_lib.thresholds import ThresholdSweep
 
 
@@ -129,8 +129,7 @@ def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Config, fol
 def _make_seeds_of_image(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Config, folder: Path) -> None:
     image = np.array(data.image(image_id))
     classes, scores = full_size_maps(maps_folder, image_id)
-    write_mask(folder / "seed_masks" / f"{image_id}.png",
-               seed_mask(image, scores, classes, config.seed_threshold, iterations=config.seed_crf_iterations))
-    write_mask(folder / "irn_labels" / f"{image_id}.png",
-               irn_labels(image, scores, classes, config.seed_foreground_threshold, config.seed_background_threshold,
-                          config.seed_crf_iterations))
+    mask, labels = seed_mask_and_irn_labels(image, scores, classes, config.seed_threshold, config.seed_foreground_threshold,
+                                            config.seed_background_threshold, config.seed_crf_iterations)
+    write_mask(folder / "seed_masks" / f"{image_id}.png", mask)
+    write_mask(folder / "irn_labels" / f"{image_id}.png", labels)
