@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # Snakemake's own lock outlives a killed run; flock's does not.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock $(READY),)
 
-.PHONY: help setup demo test lint refresh site bench lock clean
+.PHONY: help setup demo tour test lint refresh site bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -31,6 +31,11 @@ $(READY): requirements.lock pyproject.toml
 demo: setup  ## run the whole pipeline on generated data, then print the results
 	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke
 	@$(BIN)/python -m wsss_lib.results runs/toy
+
+tour: setup  ## run all six methods in short on 300 generated images, then print the results
+	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke runs_root=runs/tour \
+		methods='[cam,rib,drs,amn,vwe,sccam]' limit=300 cam_epochs=12 deeplab_iterations=200
+	@$(BIN)/python -m wsss_lib.results runs/tour/toy
 
 test: setup  ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=600 \
@@ -52,6 +57,6 @@ lock: setup  ## solve the dependencies of pyproject.toml anew into requirements.
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \
 		--generate-hashes --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
 
-clean:  ## remove the results of make demo, generated data and caches; not the environment, not other runs
-	rm -rf runs/toy data/toy runs/samples data/samples .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
+clean:  ## remove the results of make demo and make tour, generated data and caches; not the environment, not other runs
+	rm -rf runs/toy runs/tour data/toy runs/samples data/samples .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

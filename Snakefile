@@ -2,6 +2,7 @@
 
     snakemake --cores 2 --config preset=voc12-small methods='[cam,sccam]' seeds='[0,1,2]' refinement=affinitynet
 
+What `--config` names beside these and `runs_root`, `shards` and `launcher` is a parameter of all notebooks, as `refinement` is.
 Every rule runs one notebook with papermill. A stage's own record, `run.json`, belongs to the notebook, which finishes an
 interrupted stage and leaves a finished one alone. So Snakemake, which deletes the outputs of a rule before it runs and when
 it fails, must not own that record: a rule's outputs are copies of the executed notebook, one in each stage's folder.
@@ -31,15 +32,20 @@ if config.get("refinement", "irn") not in MASKS_OF:
     raise WorkflowError(f"refinement {config['refinement']!r} is unknown; take one of: {', '.join(MASKS_OF)}")
 
 
+given = {name: value for name, value in config.items()
+         if name not in ("preset", "methods", "seeds", "runs_root", "shards", "launcher")}
+for name in {"method", "seed", "shard"} & set(given):
+    raise WorkflowError(f"{name} differs from run to run: give {name}s instead")
+
+
 def settings_of(method):
     """Return the configuration of a method's stages."""
-    given = {name: config[name] for name in ("refinement",) if name in config}
     return presets.preset_config(preset, method, Path(), **given)
 
 
 try:
     settings = settings_of("cam")
-except FileNotFoundError as error:
+except (FileNotFoundError, ValueError) as error:
     raise WorkflowError(str(error)) from None
 runs_root = config.get("runs_root", settings.runs_root)
 base = f"{runs_root}/{settings.dataset}"
@@ -51,15 +57,16 @@ shards, launcher = config.get("shards", 1), config.get("launcher", "")
 
 
 def parameters(wildcards):
-    """Return all parameter values of a method's stages; a rule runs again when one of them has changed."""
-    return settings_of(wildcards.method).model_dump(mode="json")
+    """Return all parameter values of a method's stages that its results depend on; a rule runs again when one has changed."""
+    return settings_of(wildcards.method).model_dump(mode="json", exclude={"processes"})
 
 
 def preset_options(wildcards):
-    """Return papermill's options that hand over the preset files, and what the command line names: refinement, processes."""
+    """Return papermill's options that hand over the preset files and the parameters of the command line."""
     files = [word for path in presets.preset_files(preset, wildcards.method, Path()) for word in ("-f", str(path))]
-    named = [("-r", "refinement"), ("-p", "processes")]
-    return files + [word for option, name in named if name in config for word in (option, name, str(config[name]))]
+    values = {name: getattr(settings_of(wildcards.method), name) for name in given}  # Snakemake hands over mere text
+    return files + [word for name, value in values.items()
+                    for word in ("-r" if isinstance(value, str) else "-p", name, str(value))]
 
 
 def masks_of(wildcards):

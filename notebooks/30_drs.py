@@ -618,7 +618,7 @@ for title, folder, best in (("plain CAM", cam_stage.folder, cam_row["threshold"]
 # the notebook again costs nothing.)
 
 # %%
-count = max(48, 300 * 128**2 // config.drs_crop**2)  # as many pixels as 300 toy images
+count = max(48, min(300, len(train_data) // 5) * 128**2 // config.drs_crop**2)  # as many pixels as 300 toy images
 small = config.model_copy(update={"limit": count, "drs_epochs": 2, "drs_selection": "last"})
 variants = {"no suppression": (1.0, 0), "0.8, last stage": (0.8, 1), "learnable, last stage": (0.0, 1), "0.55, all stages": (0.55, 5),
             "learnable, all stages": (0.0, 5)}

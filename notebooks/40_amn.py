@@ -480,7 +480,8 @@ from pathlib import Path
 chosen = ("AMN as published", "plain mean, not balanced", "no label conditioning", "image-level loss, not per pixel",
           "maps stretched everywhere", "dropout left on in the maps")
 small = config.model_copy(update={"amn_epochs": 3, "num_workers": 0})
-few_train = replace(train_data, ids=train_data.ids[:480], labels=train_data.labels[:480])
+few = min(480, len(train_data) // 3)
+few_train = replace(train_data, ids=train_data.ids[:few], labels=train_data.labels[:few])
 few_score = replace(few_train, ids=few_train.ids[:100], labels=few_train.labels[:100])
 
 # %%

@@ -116,6 +116,15 @@ def test_the_refinement_is_chosen_by_preset_method_or_command(tmp_path, preset, 
     assert plan.count("-r refinement ") == (plan.count("-m papermill") if refinement else 0)
 
 
+def test_any_parameter_can_be_given_on_the_command_line(tmp_path):
+    plan = output_of(snakemake("--dry-run", "--printshellcmds", config=(
+        f"runs_root={tmp_path}", "methods=[amn]", "cam_scales=[1.0, 0.5]", "limit=3", "mixed_precision=true", "labels=my.csv")))
+    options = "-p cam_scales '(1.0, 0.5)' -p limit 3 -p mixed_precision True -r labels my.csv "
+    assert plan.count(options) == plan.count("-m papermill") > 5
+    files = "-f configs/smoke.yaml -f configs/methods/smoke.amn.yaml"
+    assert f"{files} {options}" in plan, "what the command line says wins over files"
+
+
 @pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
 def test_a_cluster_gets_the_graph_that_the_costs_are_made_for(profile, tmp_path):
     """Five methods, three seeds, as Snakemake itself plans them with the profile (only the executor is not the cluster's)."""
@@ -133,6 +142,9 @@ def test_a_cluster_gets_the_graph_that_the_costs_are_made_for(profile, tmp_path)
     ("refinement=crf", "refinement 'crf' is unknown; take one of: irn, affinitynet, drs"),
     ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco-toy, coco14, "),
     ("methods=cam", "methods and seeds are lists"),
+    ("seed=3", "seed differs from run to run: give seeds instead"),
+    ("limt=30", "unknown parameter 'limt'; did you mean 'limit'?"),
+    ("limit=few", "parameter limit = 'few': Input should be a valid integer"),
     ("methods=[nonsense]", "method 'nonsense' has no notebook; take some of: cam"),
 ])
 def test_wrong_settings_give_one_sentence(config, message):
