@@ -32,6 +32,7 @@ from wsss_lib.results import markdown_table
 METHODS = ("rib", "drs", "amn", "vwe", "sccam")
 PEAK, SHARE = 312e12, 0.30  # float16 matrix peak of an A100, and the share of it that is assumed to be sustained
 CRF_SECONDS = 1.0  # of one core, for ten steps over three labels of 500x375 pixels; other sizes in proportion
+CRF_SHARED = 0.5  # of them, which are spent once on a photograph, however many of its label maps are refined together
 WALK_SECONDS = 0.1  # of one core, for one image of that size
 MAPS_KIB, MASK_KIB = 40, 6  # on disk, an image of that size
 
@@ -161,7 +162,7 @@ def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mi
         return [*costs, Cost("drs_masks", core_seconds=data.train * crf, disk_mib=masks_mib)]
     if method == "amn":
         net, crops, labels = amn_stages.build_amn(config, data.classes, ""), _crops(config.irn_crop), torch.empty
-        seeds = Cost("refined_seeds", core_seconds=2 * data.train * crf, disk_mib=masks_mib)
+        seeds = Cost("refined_seeds", core_seconds=data.train * _crfs(2, crf), disk_mib=masks_mib)
         network = training_cost("network", net, lambda n: [net(crops(n), labels(n, data.classes, device="meta"))],
                                 _passes(config, data, config.amn_epochs, config.cam_batch_size), config.cam_batch_size)
         net.eval()
@@ -221,11 +222,16 @@ def rib_flops(config: Config, num_classes: int, size: tuple[int, int]) -> tuple[
     return plain, ours
 
 
+def _crfs(count: int, crf: float) -> float:
+    """Return the seconds of the CRFs of several label maps of one photograph."""
+    return crf * (CRF_SHARED + count * (1 - CRF_SHARED))
+
+
 def _mask_costs(config: Config, data: Images, crf: float, pixels: float, masks_mib: float) -> list[Cost]:
     """Seeds, and the masks of IRN or AffinityNet (none where DRS makes its own)."""
     if config.refinement == "drs":
         return []
-    costs = [Cost("seeds", core_seconds=3 * data.train * crf, disk_mib=2 * masks_mib)]
+    costs = [Cost("seeds", core_seconds=data.train * _crfs(3, crf), disk_mib=2 * masks_mib)]
     walk = data.train * WALK_SECONDS * pixels
     if config.refinement == "irn":
         net, crops = stages.build_irn(config, ""), _crops(config.irn_crop)
