@@ -239,7 +239,8 @@ viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to th
 # Every notebook has one cell of parameters, each with a comment; the cell of this one shows those that all notebooks take, the
 # others show their own and the ones that one changes most. All fields of `wsss_lib.config.Config` can be given to every notebook.
 # papermill runs the very same notebook without a browser and with other values:
-# `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`. The presets in `configs/` are `smoke` (these
+# `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`; `snakemake --cores 2 --config preset=smoke limit=300 runs_root=runs/few`
+# gives a value to all notebooks of a run. The presets in `configs/` are `smoke` (these
 # generated images), `voc12-small` (real photographs on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names and
 # values that do not fit are refused:
 
