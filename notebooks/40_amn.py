@@ -482,11 +482,12 @@ chosen = ("AMN as published", "plain mean, not balanced", "no label conditioning
 small = config.model_copy(update={"amn_epochs": 3, "num_workers": 0})
 few = min(480, len(train_data) // 3)
 few_train = replace(train_data, ids=train_data.ids[:few], labels=train_data.labels[:few])
-few_score = replace(few_train, ids=few_train.ids[:100], labels=few_train.labels[:100])
+scored = min(100, few // 3)
+few_score = replace(few_train, ids=few_train.ids[:scored], labels=few_train.labels[:scored])
 
 # %%
 def score_variants(names):
-    """Train what is needed and score the maps of each variant on the hundred images: name to summary."""
+    """Train what is needed and score the maps of each variant on the few scored images: name to summary."""
     summaries, trained = {}, {}
     for name in names:
         variant = amn_ablations.VARIANTS[name]

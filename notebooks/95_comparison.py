@@ -103,7 +103,7 @@ print("where all images are counted, the mean IoU is that of the stage's record"
 #
 # The numbers of the stages themselves, on all images: mean and sample standard deviation over the seeds, and in brackets how many
 # seeds there are. A number of one seed has no spread, and two methods whose numbers have different seeds are not yet compared: section 5 does that.
-# The outputs stored here are those of seeds 0 and 1 of all methods; [docs/results.md](../docs/results.md) has three seeds of many stages.
+# The outputs stored here are those of seeds 0, 1 and 2 of all methods (of DRS's maps on IRN's way, seed 0 only).
 
 # %% tags=["nbval-ignore-output"]
 ORDER = ("CAM at its best threshold", "CAM seed", "CAM seed + CRF", "DRS pseudo-label", "IRN pseudo-mask", "AffinityNet pseudo-mask",
