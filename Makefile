@@ -32,10 +32,10 @@ demo: setup  ## run the whole pipeline on generated data, then print the results
 	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke
 	@$(BIN)/python -m wsss_lib.results runs/toy
 
-tour: setup  ## run all six methods in short on 250 generated images, then print the results
+tour: setup  ## run all six methods in short on 200 generated images, then print the results
 	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke runs_root=runs/tour \
-		methods='[cam,rib,drs,amn,vwe,sccam]' limit=250 cam_epochs=16 \
-		deeplab_iterations=300 deeplab_batch_size=8 deeplab_learning_rate=1e-3
+		methods='[cam,rib,drs,amn,vwe,sccam]' limit=200 cam_epochs=20 \
+		deeplab_iterations=200 deeplab_batch_size=8 deeplab_learning_rate=1e-3
 	@$(BIN)/python -m wsss_lib.results runs/tour/toy
 
 test: setup  ## run all tests
