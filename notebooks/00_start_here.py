@@ -230,7 +230,7 @@ axes.set(xlabel="mIoU %", xlim=(0, 100), title="From maps to a segmentation netw
 viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on true masks")
 
 # %% [markdown]
-# Maps and seeds score the same (51.9 and 51.1, means of three seeds: a seed is a map with a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's
+# Maps and seeds score the same (52.0 and 51.1, means of three seeds: a seed is a map with a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's
 # 57.1 is no step back: `val` are other images, whose classes nobody tells it. The same network reaches 78.4 with true masks; the difference
 # is what image-level labels cost here. DRS's low rows belong to its maps without saliency; its network learned from labels with it.
 #

@@ -225,10 +225,10 @@ for axes, split in zip(panels, (config.score_split, config.val_split), strict=Tr
     for what in (what for what in stages_in if place[what].startswith(f"{split},")):
         mine = sorted(pair[1:] for pair in pairs if pair[0] == what)
         axes.plot([pair[1] for pair in mine], [pair[2] for pair in mine], MARKERS[stages_in.index(what) % 8], label=what)
-        while mine:  # marks that nearly cover each other share one text
+        while mine:  # marks whose texts would cover each other share one, beside the last of them
             _, x, y = mine[0]
-            near = [pair for pair in mine if abs(pair[1] - x) < 2 and abs(pair[2] - y) < 1.5]
-            axes.annotate(", ".join(pair[0] for pair in near), (x, y), xytext=(5, -3), textcoords="offset points", fontsize=7)
+            near = sorted((pair for pair in mine if abs(pair[1] - x) < 5 and abs(pair[2] - y) < 1.5), key=lambda pair: pair[1])
+            axes.annotate(", ".join(pair[0] for pair in near), near[-1][1:], xytext=(5, -3), textcoords="offset points", fontsize=7)
             mine = [pair for pair in mine if pair not in near]
     axes.set(xlabel=f"mIoU % ({split})", ylabel="boundary IoU %")
     axes.legend(fontsize=7, loc="upper left")
