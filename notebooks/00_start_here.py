@@ -130,7 +130,7 @@ viz.show(figure, "Three validation images: input, truth, DeepLab-v2 without and 
 #
 # A line is a method, always in the same order: input, truth, CAM, the method's map, its refined mask, the segmentation network that
 # learned from all masks of that kind. Lines appear as methods are finished: `make demo` makes the first and the last
-# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them. The last line is the upper reference, a
+# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make tour` all of them in short (in `runs/tour`). The last line is the upper reference, a
 # network that learned from true masks. (Here it segments a *training* image; scores come from validation images only.) What to look
 # for, in the fourth column: how far does each map reach from the heads?
 
