@@ -30,8 +30,7 @@ if unknown:
     raise WorkflowError(f"method {unknown[0]!r} has no notebook; take some of: {', '.join(['cam', *notebooks_of_methods])}")
 if config.get("refinement", "irn") not in MASKS_OF:
     raise WorkflowError(f"refinement {config['refinement']!r} is unknown; take one of: {', '.join(MASKS_OF)}")
-
-
+# Everything else on the command line is a parameter of all notebooks.
 given = {name: value for name, value in config.items()
          if name not in ("preset", "methods", "seeds", "runs_root", "shards", "launcher")}
 for name in {"method", "seed", "shard"} & set(given):

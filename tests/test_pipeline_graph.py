@@ -125,6 +125,16 @@ def test_any_parameter_can_be_given_on_the_command_line(tmp_path):
     assert f"{files} {options}" in plan, "what the command line says wins over files"
 
 
+def test_the_tour_takes_all_methods_through_the_chain(tmp_path):
+    """What `make tour` calls, planned below a new folder."""
+    line = next(line for line in output_of(["make", "-n", "tour"]).replace("\\\n", " ").splitlines() if "--config" in line)
+    config = [word for word in shlex.split(line.partition("--config")[2]) if not word.startswith("runs_root=")]
+    plan = output_of(snakemake("--dry-run", "--printshellcmds", config=(f"runs_root={tmp_path}", *config)))
+    counts = Counter(run.split()[1] for run in notebooks_of(plan))
+    assert counts["90_deeplab"] == 7 and counts["80_irn"] == 5 and counts["10_cam"] == 1
+    assert {"20_rib", "30_drs", "40_amn", "50_vwe", "60_sccam", "95_comparison"} <= set(counts)
+
+
 @pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
 def test_a_cluster_gets_the_graph_that_the_costs_are_made_for(profile, tmp_path):
     """Five methods, three seeds, as Snakemake itself plans them with the profile (only the executor is not the cluster's)."""
