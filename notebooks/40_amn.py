@@ -7,7 +7,7 @@
 # |---|---|
 # | **Needs** | notebook 10 (`classifier/`, `maps/`) |
 # | **Writes** | `refined_seeds/ID.png`, `network/weights.safetensors`, `maps/ID.npz`, all in the folder of method `amn` |
-# | **Time and memory** | smoke: about 3 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 4 minutes and 4 core hours of CRF, COCO 36 minutes and 56 |
+# | **Time and memory** | smoke: about 3 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 4 minutes and 5 core hours of CRF, COCO 36 minutes and 62 |
 # | **Paper** | Lee, Kim, Shim, *Threshold Matters in WSSS: Manipulating the Activation for the Robust and Accurate Segmentation Model Against Thresholds*, CVPR 2022 |
 #
 # **Goals.** After this notebook you can

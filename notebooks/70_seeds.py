@@ -8,7 +8,7 @@
 # |---|---|
 # | **Needs** | notebook 10 (`maps/`), or the notebook of another method, which writes maps of the same form |
 # | **Writes** | `seeds/seed_masks/ID.png`, `seeds/irn_labels/ID.png` |
-# | **Time and memory** | smoke: about 2 minutes of one CPU core, 1 GB. Estimated in docs/costs.md: VOC 6 core hours of CRF, COCO 75; no GPU is used |
+# | **Time and memory** | smoke: about 2 minutes of one CPU core, 1 GB. Estimated in docs/costs.md: VOC 7 core hours of CRF, COCO 87; no GPU is used |
 # | **Papers** | Krähenbühl, Koltun, NeurIPS 2011 (dense CRF); Ahn, Cho, Kwak, *IRN*, CVPR 2019 (confident areas) |
 #
 # **Goals.** After this notebook you can

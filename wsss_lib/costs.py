@@ -32,7 +32,7 @@ from wsss_lib.results import markdown_table
 METHODS = ("rib", "drs", "amn", "vwe", "sccam")
 PEAK, SHARE = 312e12, 0.30  # float16 matrix peak of an A100, and the share of it that is assumed to be sustained
 CRF_SECONDS = 1.0  # of one core, for ten steps over three labels of 500x375 pixels; other sizes in proportion
-CRF_SHARED = 0.5  # of them, which are spent once on a photograph, however many of its label maps are refined together
+CRF_SHARED = 1 / 3  # of them, which are spent once on a photograph, however many of its label maps are refined together
 WALK_SECONDS = 0.1  # of one core, for one image of that size
 MAPS_KIB, MASK_KIB = 40, 6  # on disk, an image of that size
 

@@ -18,7 +18,7 @@ def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, cert
     Args:
         image: (H, W, 3) uint8, RGB.
         labels: (H, W) integers in 0..L-1; 0 is the background, a label like any other. Or a stack (N, H, W) of label maps of
-            this photograph, each refined by itself: what depends on the photograph alone, half of the work, is done once.
+            this photograph, each refined by itself: what depends on the photograph alone, a third of the work, is done once.
         num_labels: L, the labels that may come out: 1 + the number of classes IN THIS IMAGE, not in the data set.
         certainty: p in (0, 1), the trust in the given labels (gt_prob).
         iterations: steps of mean field.

@@ -143,7 +143,7 @@ def irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, foreg
 def seed_mask_and_irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float,
                              foreground_threshold: float, background_threshold: float,
                              iterations: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Make what `seed_mask` and `irn_labels` make, in two thirds of their time.
+    """Make what `seed_mask` and `irn_labels` make, in three quarters of their time.
 
     Args:
         image: (H, W, 3) uint8 RGB.
