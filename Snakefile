@@ -63,7 +63,8 @@ def parameters(wildcards):
 def preset_options(wildcards):
     """Return papermill's options that hand over the preset files and the parameters of the command line."""
     files = [word for path in presets.preset_files(preset, wildcards.method, Path()) for word in ("-f", str(path))]
-    values = {name: getattr(settings_of(wildcards.method), name) for name in given}  # Snakemake hands over mere text
+    checked = settings_of(wildcards.method)  # Snakemake hands over mere text
+    values = {name: getattr(checked, name) for name in given}
     return files + [word for name, value in values.items()
                     for word in ("-r" if isinstance(value, str) else "-p", name, str(value))]
 

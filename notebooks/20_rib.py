@@ -323,7 +323,7 @@ def settings_for(iterations, length=1.0, **others):
 
 never = {"rib_stop_threshold": 1e30, "rib_explode_ratio": 2.0}
 ten, ten_long = settings_for(10, **never), settings_for(10, 4.0, **never)
-few = score_data.ids[:min(12, len(score_data) // 100) if config.dataset == "toy" else 3]
+few = score_data.ids[:max(3, min(12, len(score_data) // 100)) if config.dataset == "toy" else 3]
 gentle, wild = ({name: steps_of(name, settings) for name in few} for settings in (ten, ten_long))
 print(f"backbone's learning rate: {ten.rib_learning_rate:.1e} and {ten_long.rib_learning_rate:.1e}, {len(few)} images")
 
@@ -470,7 +470,7 @@ for text, third in zip(("least", "middle", "most"), thirds, strict=True):
 # which one pays for it, and where does the mIoU stop rising? (Mind its scale: the whole panel is about one point high.)
 
 # %% tags=["nbval-ignore-output"]
-study = score_data.ids[:min(24, len(score_data) // 50) if config.dataset == "toy" else 4]
+study = score_data.ids[:max(4, min(24, len(score_data) // 50)) if config.dataset == "toy" else 4]
 with_parts = (score_data.root / "PartMasks").is_dir()
 
 

@@ -575,7 +575,7 @@ else:
 # DRS on the first images, mIoU; the constants are each map's best threshold, so this flatters the ways without saliency.
 
 # %% tags=["nbval-ignore-output"]
-few = stages.open_data(config.model_copy(update={"limit": min(100, len(score_data) // 5)}), config.score_split)
+few = stages.open_data(config.model_copy(update={"limit": max(8, min(100, len(score_data) // 5))}), config.score_split)
 
 
 def score_of(folder, background, threshold):

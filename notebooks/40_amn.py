@@ -480,9 +480,9 @@ from pathlib import Path
 chosen = ("AMN as published", "plain mean, not balanced", "no label conditioning", "image-level loss, not per pixel",
           "maps stretched everywhere", "dropout left on in the maps")
 small = config.model_copy(update={"amn_epochs": 3, "num_workers": 0})
-few = min(480, len(train_data) // 3)
+few = max(16, min(480, len(train_data) // 3))
 few_train = replace(train_data, ids=train_data.ids[:few], labels=train_data.labels[:few])
-scored = min(100, few // 3)
+scored = max(8, min(100, few // 3))
 few_score = replace(few_train, ids=few_train.ids[:scored], labels=few_train.labels[:scored])
 
 # %%

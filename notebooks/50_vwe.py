@@ -608,7 +608,7 @@ for threshold in (0.15, 0.3):
 # `benchmarks/vwe_ablations.py` does it on all images with three seeds; its table is in docs/results.md.
 
 # %%
-count, epochs = (min(30, len(train_data) // 50), 4) if config.dataset == "toy" else (2, 1)  # a large network takes its time
+count, epochs = (max(1, min(30, len(train_data) // 50)), 4) if config.dataset == "toy" else (2, 1)  # a large network takes its time
 small = config.model_copy(update={"limit": count * config.cam_batch_size, "vwe_epochs": epochs})
 small_data = stages.open_data(small, config.train_split)
 scored = stages.open_data(small.model_copy(update={"limit": 120}), config.train_split)

@@ -357,7 +357,7 @@ for t in rounds:
         print(f"  agreement with those of the round before: {same:.2f} (1: the same, 0: as by chance)")
 
 # %% tags=["nbval-ignore-output"]
-subset, thresholds = score_data.ids[:min(100, len(score_data) // 5)], np.linspace(0.02, 0.8, 40)
+subset, thresholds = score_data.ids[:max(8, min(100, len(score_data) // 5))], np.linspace(0.02, 0.8, 40)
 
 def quick_maps(network, name, normalization=(mean, std)):
     """Return classes and full-size maps of one image at one scale."""

@@ -623,7 +623,7 @@ for stride in (8, 4):
 
 # %%
 other = config.model_copy(update={"deeplab_version": "v3plus" if config.deeplab_version == "v2" else "v2",
-                                  "deeplab_atrous_rates": config.deeplab_atrous_rates[:3], "deeplab_iterations": min(120, config.deeplab_iterations // 5),
+                                  "deeplab_atrous_rates": config.deeplab_atrous_rates[:3], "deeplab_iterations": max(1, min(120, config.deeplab_iterations // 5)),
                                   "deeplab_learning_rate": config.deeplab_learning_rate * (10 if config.deeplab_version == "v2" else 0.1)})
 other_net = None
 if config.deeplab_crop <= 128:

@@ -130,8 +130,8 @@ MUTATIONS = [
              "tests/test_launch.py -k cause"),
     Mutation("pipeline", "Snakefile", 'input: executed("seeds"), notebook="notebooks/80_irn.ipynb"',
              'input: executed("maps"), notebook="notebooks/80_irn.ipynb"', "tests/test_pipeline_graph.py -k graph"),
-    Mutation("pipeline", "Snakefile", "getattr(settings_of(wildcards.method), name) for name in given}",
-             "getattr(settings_of(wildcards.method), name) for name in ()}",
+    Mutation("pipeline", "Snakefile", "getattr(checked, name) for name in given}",
+             "getattr(checked, name) for name in ()}",
              "tests/test_pipeline_graph.py -k refinement or command_line"),
     # The form of notebooks and documents.
     Mutation("form", "notebooks/10_cam.py", "The mean IoU has one peak", "The mean IoU has a peak",

@@ -130,6 +130,8 @@ IMAGE, LABELS, HALF = two_halves(), np.zeros((12, 14), int), np.full((2, 12, 14)
     (lambda: crf_from_labels(IMAGE / 255, LABELS, 2), "uint8"),
     (lambda: crf_from_labels(IMAGE[..., 0], LABELS, 2), r"\(H, W, 3\)"),
     (lambda: crf_from_labels(IMAGE[1:], LABELS, 2), r"\(11, 14\) pixels.*\(12, 14\)"),
+    (lambda: crf_from_labels(IMAGE, LABELS[None, None], 2), r"\(1, 1, 12, 14\), \(H, W\) or \(N, H, W\)"),
+    (lambda: crf_from_labels(IMAGE, np.zeros((0, 12, 14), int), 2), r"shape \(0, 12, 14\).* none of them 0"),
     (lambda: crf_from_labels(IMAGE, LABELS + 255, 2), r"0\.\.1, it holds int64 255"),
     (lambda: crf_from_labels(IMAGE, LABELS - 1, 2), r"0\.\.1"),
     (lambda: crf_from_labels(IMAGE, LABELS.astype(float), 2), "float64"),

@@ -109,9 +109,9 @@ def train_slow_to_end(net: nn.Module, config: Config, folder: Path) -> None:
 
 
 @launch.in_processes
-def train_until_killed(net: nn.Module, config: Config, folder: Path) -> None:
+def train_until_ended(net: nn.Module, config: Config, folder: Path, end: Callable[[int], None], value: int) -> None:
     if processes.place()[0] == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+        end(value)
     processes.mean_over_processes(torch.ones(1))
 
 
@@ -175,9 +175,10 @@ def test_the_cause_is_told_even_if_another_process_ends_first(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_a_process_that_the_system_kills_is_told(tmp_path):
-    with pytest.raises(RuntimeError, match="^train_until_killed: process 1 of 2 has failed: Signal 9"):
-        train_until_killed(pixel_net(), Config(device="cpu", processes=2), tmp_path)
+@pytest.mark.parametrize("end, value, words", [(signal.raise_signal, int(signal.SIGKILL), "Signal 9"), (os._exit, 3, "")])
+def test_a_process_that_cannot_say_why_it_ends_is_told(end, value, words, tmp_path):
+    with pytest.raises(RuntimeError, match=f"^train_until_ended: process 1 of 2 has failed: {words}"):
+        train_until_ended(pixel_net(), Config(device="cpu", processes=2), tmp_path, end, value)
 
 
 def test_alone_nothing_is_touched():

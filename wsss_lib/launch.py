@@ -66,9 +66,10 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
             results = elastic_launch(settings, _work)(train, given | {"net": net.cpu()}, first_failure)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            if failure.exitcode < 0:  # a signal has ended it, from outside
-                first_failure.write_text(f"process {rank} of {config.processes} has failed: {failure.message}", "utf-8")
-            raise RuntimeError(f"{train.__name__}: {first_failure.read_text('utf-8')}") from None
+            raised = failure.exitcode == 1 and first_failure.is_file()  # else something ended it before it could say why
+            message = (first_failure.read_text("utf-8") if raised
+                       else f"process {rank} of {config.processes} has failed: {failure.message}")
+            raise RuntimeError(f"{train.__name__}: {message}") from None
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

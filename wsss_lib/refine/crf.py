@@ -39,6 +39,8 @@ def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, cert
     Explained in notebook 70, section "Dense CRF".
     """
     labels = np.asarray(labels)
+    if labels.ndim not in (2, 3) or not labels.size:
+        raise ValueError(f"The label map has the shape {labels.shape}, (H, W) or (N, H, W) is needed, none of them 0.")
     _check_image(image, labels.shape[-2:])
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_labels:
         raise ValueError(f"The label map must hold integers in 0..{num_labels - 1}, it holds {labels.dtype} "

@@ -158,8 +158,9 @@ def seed_mask_and_irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.
         two label maps (H, W) uint8: the seed in {0, class + 1} and the confident labels in {0, class + 1, 255}.
 
     Raises:
-        ValueError: as `irn_labels`.
+        ValueError: the shapes do not fit, or t_f and t_b are in the wrong order.
 
+    Source: IRN, Ahn et al., CVPR 2019, confident areas.
     Explained in notebook 70, section "All images".
     """
     _check_order(foreground_threshold, background_threshold)
