@@ -7,9 +7,9 @@ import torch
 from measuring import Case, Row, compare, main
 from torch import Tensor
 
-from wsss_lib.refine.affinity import feature_affinity, search_paths
+from wsss_lib.ops.affinity import feature_affinity, search_paths
+from wsss_lib.ops.random_walk import random_walk
 from wsss_lib.refine.affinitynet import graph_of_pairs
-from wsss_lib.refine.random_walk import random_walk
 
 RADIUS, BETA, LOG2_STEPS = 5, 8.0, 8
 REACHABLE = 56 * 56  # cells: a training crop at stride 8

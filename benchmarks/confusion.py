@@ -6,7 +6,7 @@ python benchmarks/confusion.py [--quick]
 import numpy as np
 from measuring import Case, Row, compare, main
 
-from wsss_lib.metrics import confusion_matrix
+from wsss_lib.ops.metrics import confusion_matrix
 
 CLASSES = 21
 

@@ -20,12 +20,12 @@ from measuring import Case, Row, compare, main
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from wsss_lib import stages
 from wsss_lib.config import Config
+from wsss_lib.core.files import write_maps
 from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.formats import write_maps
-from wsss_lib.refine.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
+from wsss_lib.ops.seeds import argmax_with_background
+from wsss_lib.refine.seed_masks import make_seeds
 
 CLASSES, PRESENT = 21, (0, 8, 15)
 VOC_SIZE = (375, 500)
@@ -76,7 +76,7 @@ def prepare_workers(job: tuple[int, tuple[int, int]]):
 
     def make(workers: int) -> list[np.ndarray]:
         with tempfile.TemporaryDirectory(dir=folder.name) as out:
-            stages.make_seeds(data, root / "maps", Config(num_workers=workers, device="cpu"), Path(out))
+            make_seeds(data, root / "maps", Config(num_workers=workers, device="cpu"), Path(out))
             return [np.array(Image.open(path)) for path in sorted(Path(out).rglob("*.png"))]
 
     return partial(make, 0), partial(make, 2)

@@ -15,8 +15,8 @@ import torch
 from measuring import Case, Row, compare, main
 from PIL import Image
 
+from wsss_lib.core.parallel import batches_of_like_size
 from wsss_lib.data import transforms
-from wsss_lib.inference import batches_of_like_size
 from wsss_lib.methods import amn, cam
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 

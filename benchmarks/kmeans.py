@@ -10,7 +10,7 @@ import numpy as np
 from measuring import Case, Row, compare, main, one_thread, peak_mib, seconds_of
 from sklearn.cluster import KMeans
 
-from wsss_lib.methods.subcategories import cluster_images, used_subcategories
+from wsss_lib.methods.sccam import cluster_images, used_subcategories
 
 NUM_IMAGES, DIMENSIONS, CLUSTERS = 10_582, 4_096, 10
 # Images of train_aug that carry each class; 16,458 labels in all.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from measuring import Row, difference, main
 
-from wsss_lib.formats import read_maps, write_maps
+from wsss_lib.core.files import read_maps, write_maps
 
 VOC_SIZE = (375, 500)
 SIZES = ((96, 128), VOC_SIZE, (750, 1000))

@@ -11,7 +11,7 @@ import torch
 from measuring import Case, Row, compare, main
 from torch import Tensor
 
-from wsss_lib.refine.affinity import edge_to_affinity, path_index
+from wsss_lib.ops.affinity import edge_to_affinity, path_index
 
 RADIUS, CROPS = 10, 2
 

@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.core import files, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import mean_part_recall, score_maps
+from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.methods import cam, rib
+from wsss_lib.methods.cam import build_classifier, train_classifier
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
@@ -30,12 +33,12 @@ FIXED_THRESHOLD = 0.15  # IRN's and RIB's published background score
 
 def classifier_of(config: Config, epochs: int, folder: Path) -> cam.ClassActivationNet:
     """Return CAM's classifier in evaluation mode, trained on for some epochs by CAM's recipe (0: as it is)."""
-    weights = artifacts.open_stage(config, "classifier", "10_cam", method="cam").folder / "weights.safetensors"
+    weights = store.open_stage(config, "classifier", "10_cam", method="cam").folder / "weights.safetensors"
     device = training.seed_everything(config)
-    data = stages.open_data(config, config.train_split)
-    net = stages.build_classifier(config, data.num_classes, weights).to(device)
+    data = open_data(config, config.train_split)
+    net = build_classifier(config, data.num_classes, weights).to(device)
     if epochs:
-        stages.train_classifier(net, data, config.model_copy(update={"cam_epochs": epochs}), folder)
+        train_classifier(net, data, config.model_copy(update={"cam_epochs": epochs}), folder)
     return net.to(memory_format=torch.channels_last).eval()
 
 
@@ -52,28 +55,28 @@ def sure_share(net: cam.ClassActivationNet, data: SegmentationDataset, config: C
 
 def run(config: Config, images: int, epochs: int) -> dict:
     """Score all recipes on one classifier; return {recipe: row}, from an earlier run if there is one."""
-    folder = artifacts.stage_folder(config, f"epochs{epochs}", "rib_ablations")
-    classifier = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
+    folder = store.stage_folder(config, f"epochs{epochs}", "rib_ablations")
+    classifier = store.open_stage(config, "classifier", "10_cam", method="cam")
     settings = {"images": images, "recipes": RECIPES, "classifier": classifier.results(),
                 **config.parameters_of("cam_", "rib_")}
     record = folder / "rows.json"
-    if record.is_file() and (kept := formats.read_json(record))["settings"] == settings:
+    if record.is_file() and (kept := files.read_json(record))["settings"] == settings:
         return kept["rows"]
-    data = stages.open_data(config, config.train_split)
-    scored = stages.open_data(config.model_copy(update={"limit": min(images, len(data))}), config.score_split)
+    data = open_data(config, config.train_split)
+    scored = open_data(config.model_copy(update={"limit": min(images, len(data))}), config.score_split)
     rows = {}
     with tempfile.TemporaryDirectory() as work:
         net = classifier_of(config, epochs, Path(work, "training"))
         share = sure_share(net, scored, config)
         for name, values in RECIPES.items():
             maps = Path(work, f"maps{len(rows)}")
-            stages.make_maps(rib.rib_localization(net, data, config.model_copy(update=values)), scored, config, maps)
-            row = stages.score_maps(scored, maps)
-            recall = stages.mean_part_recall(scored, maps, row["threshold"])
+            make_maps(rib.rib_localization(net, data, config.model_copy(update=values)), scored, config, maps)
+            row = score_maps(scored, maps)
+            recall = mean_part_recall(scored, maps, row["threshold"])
             rows[name] = {"sure": share, "miou": row["miou"], "threshold": row["threshold"], "body": recall and recall["body"],
                           "fixed": float(np.interp(FIXED_THRESHOLD, row["thresholds"], row["curve"]))}
     folder.mkdir(parents=True, exist_ok=True)
-    formats.write_json(record, {"settings": settings, "rows": rows})
+    files.write_json(record, {"settings": settings, "rows": rows})
     return rows
 
 

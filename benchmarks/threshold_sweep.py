@@ -9,7 +9,7 @@ import numpy as np
 from measuring import Case, Row, compare, main
 from scipy.ndimage import zoom
 
-from wsss_lib.thresholds import ThresholdSweep
+from wsss_lib.ops.thresholds import ThresholdSweep
 
 NUM_CLASSES = 21
 THRESHOLDS = np.arange(0.01, 0.605, 0.01)  # 60

@@ -11,10 +11,12 @@ import argparse
 import torch
 from torch import nn
 
-from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import mean_part_recall, score_maps
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.methods import cam, vwe
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.presets import preset_config
@@ -41,16 +43,16 @@ def run(name: str, base: Config, images: int) -> dict:
     """Train one variant with one seed and score its maps; return its row, from an earlier run if there is one."""
     gamma, levels, with_words, values, fixed = VARIANTS[name]
     config = base.model_copy(update=values)
-    classifier = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-    folder = artifacts.stage_folder(config, "".join(letter if letter.isalnum() else "_" for letter in name), "vwe_ablations")
+    classifier = store.open_stage(config, "classifier", "10_cam", method="cam")
+    folder = store.stage_folder(config, "".join(letter if letter.isalnum() else "_" for letter in name), "vwe_ablations")
     settings = {"variant": name, "images": images, "classifier": classifier.results(),
                 **config.parameters_of("cam_", "vwe_")}
     record = folder / "row.json"
-    if record.is_file() and (row := formats.read_json(record))["settings"] == settings:
+    if record.is_file() and (row := files.read_json(record))["settings"] == settings:
         return row
     device = training.seed_everything(config)
-    data = stages.open_data(config, config.train_split)
-    scored = stages.open_data(config.model_copy(update={"limit": min(images, len(data))}), config.score_split)
+    data = open_data(config, config.train_split)
+    scored = open_data(config.model_copy(update={"limit": min(images, len(data))}), config.score_split)
     net = vwe.build_vwe(config, data.num_classes, classifier.folder / "weights.safetensors").to(device)
     net.gamma, net.levels = gamma, levels
     if fixed and isinstance(net.codebook, nn.Parameter):
@@ -60,11 +62,11 @@ def run(name: str, base: Config, images: int) -> dict:
         leftover.unlink(missing_ok=True)
     vwe.train_vwe(net, data, config, folder, vwe.losses if with_words else cam.classification_loss)
     training.save_weights(net, weights)
-    stages.make_maps(vwe.vwe_localization(net, config), scored, config, maps)
-    row = {"settings": settings, **stages.score_maps(scored, maps), "recall": stages.mean_part_recall(scored, maps, 0.3),
+    make_maps(vwe.vwe_localization(net, config), scored, config, maps)
+    row = {"settings": settings, **score_maps(scored, maps), "recall": mean_part_recall(scored, maps, 0.3),
            "first": training.read_log(folder)[0], "last": training.read_log(folder)[-1],
            "words_used": words_used(net, scored, config) if with_words else None}
-    formats.write_json(record, row)
+    files.write_json(record, row)
     return row
 
 

@@ -18,7 +18,9 @@ import numpy as np
 from PIL import Image
 
 from data_prep.workers import map_images
-from wsss_lib.data.dataset import IGNORE, DataError, read_classes, read_labels, read_split, voc_palette
+from wsss_lib.core.files import IGNORE, voc_palette
+from wsss_lib.data.dataset import read_classes, read_labels, read_split
+from wsss_lib.errors import DataError
 
 KINDS = ("list", "missing", "unreadable", "size", "palette", "unknown class", "label")
 
@@ -170,7 +172,7 @@ def _problem_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int)
     colours = np.array(palette or [], np.uint8).reshape(-1, 3)
     if mode == "P" and (len(colours) <= values.max() or (colours[values] != voc_palette()[values]).any()):
         return Problem("palette", f"{path}: its colours are not VOC's; the indices may mean other classes, write it again with "
-                                  "wsss_lib.formats.write_mask")
+                                  "wsss_lib.core.files.write_mask")
     return None
 
 

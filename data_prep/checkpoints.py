@@ -21,8 +21,8 @@ from torch import Tensor
 
 from data_prep.restricted import read_checkpoint, read_npy
 from data_prep.weight_layouts import Layout, Shape, layouts
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import read_json, read_tensors, write_atomically, write_tensors
+from wsss_lib.core.files import read_json, read_tensors, write_atomically, write_tensors
+from wsss_lib.errors import DataError
 
 EXPORTS = ("irn-cam", "irn", "deeplab-v2", "deeplab-v3plus")
 CAFFE_STEM = "backbone.conv1.weight"  # sees blue, green, red in Caffe's form, red, green, blue in ours

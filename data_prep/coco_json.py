@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES, INDEX_OF_ID
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 LIMIT = 1 << 26  # characters of the longest element; the longest of COCO have less than a hundredth
 SPACE = re.compile(r"[ \t\n\r]*")

@@ -30,9 +30,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.voc_labels import write_labels
-from wsss_lib.data.dataset import IGNORE, DataError, load_dataset, read_mask
-from wsss_lib.formats import write_mask
-from wsss_lib.progress import progress
+from wsss_lib.core.files import write_mask
+from wsss_lib.core.progress import progress
+from wsss_lib.core.files import IGNORE, read_mask
+from wsss_lib.data.dataset import load_dataset
+from wsss_lib.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ORIENTATION = 274  # tag of a photograph's EXIF record

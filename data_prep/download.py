@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from data_prep.official import Source
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 BLOCK = 1 << 20
 ATTEMPTS = 4  # in a row without a single new byte

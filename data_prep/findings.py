@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from data_prep.official import ListFacts, Source, list_sha256, matrix_sha256
-from wsss_lib.data.dataset import DataError, read_labels, read_split
+from wsss_lib.data.dataset import read_labels, read_split
+from wsss_lib.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 
 from data_prep.restricted import read_npy
 from data_prep.voc_labels import read_classes_file, write_labels
-from wsss_lib.data.dataset import VOC_CLASSES, DataError
+from wsss_lib.data.dataset import VOC_CLASSES
+from wsss_lib.errors import DataError
 
 
 def image_id(key: int | str) -> str:

@@ -25,12 +25,15 @@ import torch
 import torch.nn.functional as F
 
 from data_prep.restricted import read_npy
-from wsss_lib import stages
-from wsss_lib.artifacts import begin_stage
-from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size
-from wsss_lib.formats import write_maps
-from wsss_lib.inference import for_each_image
+from wsss_lib.parameters import project_path
+from wsss_lib.config import Config
+from wsss_lib.core.files import write_maps
+from wsss_lib.core.parallel import for_each_image
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.store import begin_stage
+from wsss_lib.core.files import image_size
+from wsss_lib.data.dataset import SegmentationDataset, data_hash, open_data
+from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import stride4_size
 from wsss_lib.presets import read_preset
 
@@ -182,21 +185,21 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
         FileNotFoundError: a map is missing; nothing is written then.
         DataError: as `import_map`.
     """
-    data = stages.open_data(config, config.train_split)
+    data = open_data(config, config.train_split)
     paths = [folder / f"{image_id}.npy" for image_id in data.ids]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"{missing[0]}: the map is missing, and {len(missing) - 1} others of split {data.split!r}; "
                                 "give the folder that holds one .npy for each image, or a preset with their train_split")
     identity = hashlib.sha256("".join(f"{path.name} {path.stat().st_size}\n" for path in paths).encode()).hexdigest()
-    stage = begin_stage(config, "maps", (), {"data": stages.data_hash(data), "files": f"{name} {identity}"})
+    stage = begin_stage(config, "maps", (), {"data": data_hash(data), "files": f"{name} {identity}"})
     if not stage.is_complete():
         work = partial(import_map, folder=folder, data=data, name=name, output=stage.folder)
         made = for_each_image(data.ids, lambda image_id: stage.folder / f"{image_id}.npz", work, "maps", config,
                               config.num_workers)
-        score_data = stages.open_data(config, config.score_split)
+        score_data = open_data(config, config.score_split)
         has_masks = all(score_data.mask_path(image_id).is_file() for image_id in score_data.ids)
-        stage.finish([stages.score_maps(score_data, stage.folder)] if has_masks else [], made)
+        stage.finish([score_maps(score_data, stage.folder)] if has_masks else [], made)
     scores = [f"; mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f}, which the masks chose, on {row['images']} "
               f"images of {row['split']}" for row in stage.metrics()]
     return f"{stage.folder}: maps of {len(data)} images{''.join(scores)}\ngo on with -p method {config.method}"

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import write_tensors
+from wsss_lib.core.files import write_tensors
+from wsss_lib.errors import DataError
 from wsss_lib.nets.resnet38 import ResNet38
 
 LIST_MAGIC = 0x112

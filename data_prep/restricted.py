@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 
 class _Refused(pickle.UnpicklingError):

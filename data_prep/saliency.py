@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from wsss_lib.core.files import write_atomically
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset, read_classes, read_split
 from wsss_lib.data.saliency import check_saliency
-from wsss_lib.formats import write_atomically
 
 FOLDER = "saliency_map"
 Network = Callable[[np.ndarray], np.ndarray]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss_lib.data.dataset import VOC_CLASSES, DataError
+from wsss_lib.data.dataset import VOC_CLASSES
+from wsss_lib.errors import DataError
 
 MAX_BYTES = 1 << 22  # of one file; unpacked it stays below 4 GB whatever it claims. SBD's have less than a tenth
 

@@ -21,8 +21,8 @@ from PIL import Image
 from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES
 from data_prep.toy_scenes import CLASSES, draw_scene
 from data_prep.workers import map_images
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import read_json, write_atomically
+from wsss_lib.core.files import read_json, write_atomically
+from wsss_lib.errors import DataError
 
 TILE = 48  # side of a scene in pixels; the smallest that can be drawn
 HUES = 13  # 6 creatures of 13 hues are 78 categories; the first two creatures have a hue more

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from wsss_lib.data.dataset import IGNORE
+from wsss_lib.core.files import IGNORE
 
 CLASSES = ("striper", "ringer", "checker", "crosser", "discus", "starling")  # named after the pattern on the head
 WATER_CLASS = "discus"  # on blue water more often than not; the water is also seen without it

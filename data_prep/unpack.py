@@ -20,8 +20,8 @@ from typing import IO
 from tqdm import tqdm
 
 from data_prep.download import readable
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import write_atomically
+from wsss_lib.errors import DataError
 
 RATIO = 100  # photographs and label files are packed by less than a tenth of this
 SLACK = 1 << 16  # bytes that a tiny archive may have beyond that

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib.data.dataset import VOC_CLASSES, DataError, read_classes, read_split
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import write_atomically
+from wsss_lib.data.dataset import VOC_CLASSES, read_classes, read_split
+from wsss_lib.errors import DataError
 
 
 def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> dict[str, list[str]]:

@@ -50,14 +50,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown, display
 
-from wsss_lib import artifacts, results, stages, viz, widgets
-from wsss_lib.config import MASKS_OF, Config, project_path
-from wsss_lib.data.dataset import read_mask
+from wsss_lib import results, viz, widgets
+from wsss_lib.parameters import project_path
+from wsss_lib.config import MASKS_OF, Config
+from wsss_lib.core import store
+from wsss_lib.core.scoring import full_size_maps
+from wsss_lib.core.files import read_mask
+from wsss_lib.data.dataset import open_data
+from wsss_lib.segment.deeplab import build_deeplab, class_probabilities
 
 config = Config.from_notebook(globals())
 viz.use_style()
-data = stages.open_data(config, config.score_split)
-val_data = stages.open_data(config, config.val_split)
+data = open_data(config, config.score_split)
+val_data = open_data(config, config.val_split)
 print(f"{len(data)} training images and {len(val_data)} validation images are scored")
 
 # %% [markdown]
@@ -77,10 +82,10 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 # missing it names the notebook to run.
 
 # %%
-maps = artifacts.open_stage(config, "maps", "10_cam")
-seeds = artifacts.open_stage(config, "seeds", "70_seeds")
-pseudo_masks = artifacts.open_stage(config, *MASKS_OF[config.refinement])
-predictions = artifacts.open_stage(config, "predictions", "90_deeplab")
+maps = store.open_stage(config, "maps", "10_cam")
+seeds = store.open_stage(config, "seeds", "70_seeds")
+pseudo_masks = store.open_stage(config, *MASKS_OF[config.refinement])
+predictions = store.open_stage(config, "predictions", "90_deeplab")
 for stage in (maps, seeds, pseudo_masks, predictions):
     print(stage.name, "finished")
 
@@ -95,7 +100,7 @@ for stage in (maps, seeds, pseudo_masks, predictions):
 two_classes = [name for name in data.ids if data.label(name).sum() >= 2]
 image_id = (two_classes or data.ids)[1]
 picture = np.array(data.image(image_id))
-classes, scores = stages.full_size_maps(maps.folder, image_id)
+classes, scores = full_size_maps(maps.folder, image_id)
 figure, panels = plt.subplots(1, 5, figsize=(12, 2.8))
 viz.draw_image(panels[0], picture, "input")
 viz.draw_labels(panels[1], data.mask(image_id), data.classes, "truth")
@@ -151,8 +156,8 @@ def segmentation(group):
     if "deeplab" not in group:
         return None
     settings = group["deeplab"].configuration(config)
-    net = stages.build_deeplab(settings, data.num_classes, "", group["deeplab"].folder / "weights.safetensors").eval()
-    return stages.class_probabilities(net, data.image(image_id), settings).argmax(0), "segmentation"
+    net = build_deeplab(settings, data.num_classes, "", group["deeplab"].folder / "weights.safetensors").eval()
+    return class_probabilities(net, data.image(image_id), settings).argmax(0), "segmentation"
 
 
 # %% tags=["nbval-ignore-output"]
@@ -162,7 +167,7 @@ def draw_line(line, method, group):
     viz.draw_labels(line[1], data.mask(image_id), data.classes, "truth")
     viz.draw_scores(line[2], picture, scores.max(0, initial=0), "CAM")
     if "maps" in group and method != "cam":
-        viz.draw_scores(line[3], picture, stages.full_size_maps(group["maps"].folder, image_id)[1].max(0, initial=0), method)
+        viz.draw_scores(line[3], picture, full_size_maps(group["maps"].folder, image_id)[1].max(0, initial=0), method)
     for axes, made in ((line[4], refined_mask(method, group)), (line[5], segmentation(group))):
         if made:
             viz.draw_labels(axes, made[0], data.classes, made[1])
@@ -174,7 +179,7 @@ def draw_line(line, method, group):
 
 
 # %% tags=["nbval-ignore-output"]
-finished = artifacts.finished_stages(project_path(config.runs_root) / config.dataset)
+finished = store.finished_stages(project_path(config.runs_root) / config.dataset)
 groups = {name: group for (name, of_seed), group in finished.items() if of_seed == config.seed and {"maps", "deeplab"} & set(group)}
 order = sorted(groups, key=lambda name: (name == "truth", name != "cam", name))
 figure, grid = plt.subplots(len(order), 6, figsize=(9, 1.65 * len(order)), squeeze=False)
@@ -273,7 +278,7 @@ print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inp
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=config.seed_threshold):
     """Show the mask that one threshold makes of the map above."""
-    from wsss_lib.refine.seeds import argmax_with_background
+    from wsss_lib.ops.seeds import argmax_with_background
 
     figure, panels = plt.subplots(1, 2, figsize=(6, 3))
     viz.draw_scores(panels[0], picture, scores.max(0), "CAM")
@@ -317,6 +322,6 @@ draw()
 # steps take them, as [docs/adding_a_method.md](../docs/adding_a_method.md) shows.
 
 # %% tags=["nbval-ignore-output"]
-if not (stage := artifacts.begin_stage(config, "overview", (), {"results": results.fingerprint(rows)}, method="report")).is_complete():
+if not (stage := store.begin_stage(config, "overview", (), {"results": results.fingerprint(rows)}, method="report")).is_complete():
     stage.finish([{"what": "overview", "split": data.split, "images": len(data)}])
 display(Markdown("**The overview is complete.**"))

@@ -33,10 +33,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, training, viz, widgets
+from wsss_lib import viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.data.digits import CLASSES, REGIONS, companion, read_digits
-from wsss_lib.methods import bottleneck
+from wsss_lib.core import store, training
+from wsss_lib.experiments import bottleneck
+from wsss_lib.experiments.digits import CLASSES, REGIONS, companion, read_digits
 
 config = Config.from_notebook(globals())
 training.seed_everything(config)
@@ -143,7 +144,7 @@ viz.show(figure, "The push of sigmoid, softmax, tanh and softsign fades beyond a
 
 # %%
 digits_hash = hashlib.sha256(b"".join(array.tobytes() for array in (*train_digits, *test_digits))).hexdigest()
-stage = artifacts.begin_stage(config, "bottleneck", ("bottleneck_",), {"digits": digits_hash}, method="rib")
+stage = store.begin_stage(config, "bottleneck", ("bottleneck_",), {"digits": digits_hash}, method="rib")
 if not stage.is_complete():
     trained = bottleneck.train_all(config, stage.folder)
     rows = [{"what": "high gradient ratio", "split": "test", "images": len(test), "loss": loss, "shape_share": part, "runs": len(runs),

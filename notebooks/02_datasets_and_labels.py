@@ -43,10 +43,14 @@ from PIL import Image
 
 from data_prep.toy import make_toy_dataset
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib import artifacts, formats, stages, viz, widgets
-from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import IGNORE, DataError, check_images, image_size, read_split, voc_palette
-from wsss_lib.progress import progress
+from wsss_lib import viz, widgets
+from wsss_lib.parameters import project_path
+from wsss_lib.config import Config
+from wsss_lib.core import files, store
+from wsss_lib.core.progress import progress
+from wsss_lib.core.files import IGNORE, image_size, voc_palette
+from wsss_lib.data.dataset import check_images, data_hash, open_data, read_split
+from wsss_lib.errors import DataError
 
 config = Config.from_notebook(globals())
 viz.use_style()
@@ -66,9 +70,9 @@ viz.use_style()
 root = project_path(config.data_root)
 if config.dataset == "toy" and not (root / "dataset.json").is_file():
     make_toy_dataset(root, seed=0)
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-val_data = stages.open_data(config, config.val_split)
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
+val_data = open_data(config, config.val_split)
 num_classes = train_data.num_classes
 print(f"{len(train_data)} training images, {len(score_data)} of split {score_data.split!r} are scored, "
       f"{len(val_data)} validation images")
@@ -323,8 +327,8 @@ viz.show(figure, f"The class that is least often alone is {train_data.classes[le
 
 # %%
 splits = {data.split: data for data in (train_data, score_data, val_data)}
-hashes = {split: stages.data_hash(data) for split, data in splits.items()}
-check_stage = artifacts.begin_stage(config, "check", (), hashes, method="data")
+hashes = {split: data_hash(data) for split, data in splits.items()}
+check_stage = store.begin_stage(config, "check", (), hashes, method="data")
 
 
 def pixels_of_each_value(data):
@@ -334,7 +338,7 @@ def pixels_of_each_value(data):
         values = [*range(data.num_classes + 1), IGNORE]
         counts = np.array([np.bincount(data.mask(name).ravel(), minlength=256)[values]
                            for name in progress(data.ids, f"masks of {data.split}")])
-        formats.write_atomically(path, lambda temporary: np.save(temporary, counts))
+        files.write_atomically(path, lambda temporary: np.save(temporary, counts))
     return np.load(path, allow_pickle=False)
 
 

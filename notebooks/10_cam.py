@@ -47,13 +47,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, formats, stages, training, viz, widgets
+from wsss_lib import viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps, mean_part_recall, score_maps
 from wsss_lib.data import transforms
+from wsss_lib.data.dataset import data_hash, open_data
 from wsss_lib.methods import cam
-from wsss_lib.metrics import Evaluation, average_precision
+from wsss_lib.methods.cam import build_classifier, cam_localization, score_classifier, train_classifier
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops.metrics import Evaluation, average_precision
+from wsss_lib.ops.seeds import argmax_with_background
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -64,9 +69,9 @@ viz.use_style()
 # notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-val_data = stages.open_data(config, config.val_split)
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
+val_data = open_data(config, config.val_split)
 mean, std = normalization_of(config.backbone)
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes:")
 print(", ".join(train_data.classes))
@@ -86,7 +91,7 @@ print(", ".join(train_data.classes))
 
 # %%
 torch.manual_seed(config.seed)
-net = stages.build_classifier(config, train_data.num_classes)
+net = build_classifier(config, train_data.num_classes)
 images = torch.randn(2, 3, config.cam_crop, config.cam_crop)
 net.eval()
 with torch.no_grad():
@@ -114,16 +119,16 @@ print("mean of the evidence = logits:", True)
 # and not made again.
 
 # %%
-classifier_stage = artifacts.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(train_data)})
+classifier_stage = store.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": data_hash(train_data)})
 weights_file = classifier_stage.folder / "weights.safetensors"
 images_seen = 0
 if not classifier_stage.is_complete():
     torch.manual_seed(config.seed)
-    net = stages.build_classifier(config, train_data.num_classes, config.cam_weights).to(run_device)
+    net = build_classifier(config, train_data.num_classes, config.cam_weights).to(run_device)
     if not config.cam_weights:
-        images_seen = stages.train_classifier(net, train_data, config, classifier_stage.folder)
+        images_seen = train_classifier(net, train_data, config, classifier_stage.folder)
     training.save_weights(net, weights_file)
-net = stages.build_classifier(config, train_data.num_classes, weights_file).to(run_device).eval()
+net = build_classifier(config, train_data.num_classes, weights_file).to(run_device).eval()
 
 # %% [markdown]
 # The curve should fall and flatten. What to look for: a loss that stays at the dotted line, $\ln 2 \approx 0.69$, means that nothing is
@@ -149,7 +154,7 @@ if not config.cam_weights:
 
 # %% tags=["nbval-ignore-output"]
 if not classifier_stage.is_complete():
-    probabilities = stages.score_classifier(net, val_data, config)
+    probabilities = score_classifier(net, val_data, config)
     precisions = average_precision(probabilities, val_data.labels)
     row = {"what": "classifier mAP", "split": val_data.split, "images": len(val_data),
            "map": round(100 * float(np.nanmean(precisions)), 2),
@@ -240,10 +245,10 @@ viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the 
 # training images; the segmentation network at the end sees none.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
+maps_stage = store.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
 if not maps_stage.is_complete():
-    images_made = stages.make_maps(stages.cam_localization(net, config), train_data, config, maps_stage.folder)
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
+    images_made = make_maps(cam_localization(net, config), train_data, config, maps_stage.folder)
+classes, scores, size = files.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 
@@ -258,7 +263,7 @@ assert scores.min() >= 0 and scores.max() <= 1
 
 # %% tags=["nbval-ignore-output"]
 if not maps_stage.is_complete():
-    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
+    maps_stage.finish([score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
 row = maps_stage.metrics()[0]
 print(f"{row['images']} images of {row['split']}: mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f} (its best)")
 print("published, VOC 2012 train (1,464 images), ResNet-50, threshold 0.15: 48.3 % (IRN paper, quoted in jiwoon-ahn/irn#4)")
@@ -282,7 +287,7 @@ viz.show(figure, f"The mean IoU has one peak of {row['miou']:.1f} percent at thr
 
 # %% tags=["nbval-ignore-output"]
 for threshold in (0.15, 0.3):
-    recall = stages.mean_part_recall(score_data, maps_stage.folder, threshold)
+    recall = mean_part_recall(score_data, maps_stage.folder, threshold)
     print(f"threshold {threshold:.2f}: recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}" if recall
           else "no part masks in this data set")
 
@@ -300,7 +305,7 @@ for threshold in (0.15, 0.3):
 # %% tags=["nbval-ignore-output"]
 def image_iou(name):
     """Return the mean IoU of one image at the best threshold (for ranking only, never averaged)."""
-    classes, scores = stages.full_size_maps(maps_stage.folder, name)
+    classes, scores = full_size_maps(maps_stage.folder, name)
     evaluation = Evaluation(score_data.num_classes + 1)
     evaluation.add(score_data.mask(name), argmax_with_background(scores, classes, row["threshold"]))
     return evaluation.scores().miou
@@ -311,7 +316,7 @@ chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
 figure, panels = plt.subplots(len(chosen), 3, figsize=(7, 2.3 * len(chosen)), squeeze=False)
 for name, line in zip(chosen, panels, strict=True):
     picture = np.array(score_data.image(name))
-    classes, scores = stages.full_size_maps(maps_stage.folder, name)
+    classes, scores = full_size_maps(maps_stage.folder, name)
     viz.draw_image(line[0], picture, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
     viz.draw_scores(line[2], picture, scores.max(0, initial=0), f"CAM, IoU {100 * ranking[name]:.0f} %")
@@ -329,7 +334,7 @@ viz.show(figure, "Best, random and worst image: where there are heads, the maps 
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=0.15):
     """Show the mask of the chosen image at one threshold."""
-    classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+    classes, scores = full_size_maps(maps_stage.folder, image_id)
     figure, axes = plt.subplots(figsize=(3, 3))
     mask = argmax_with_background(scores, classes, threshold)
     viz.draw_labels(axes, mask, score_data.classes, f"threshold {threshold:.2f}", np.array(photograph))
@@ -339,7 +344,7 @@ def draw(threshold=0.15):
 widgets.explore(draw, threshold=(0.0, 0.9, 0.05))
 
 # %% tags=["nbval-ignore-output"]
-classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+classes, scores = full_size_maps(maps_stage.folder, image_id)
 figure, panels = plt.subplots(1, 5, figsize=(11, 2.5))
 viz.draw_labels(panels[0], score_data.mask(image_id), score_data.classes, "truth", np.array(photograph))
 for panel, threshold in zip(panels[1:], (0.05, 0.15, 0.3, 0.5), strict=True):

@@ -46,13 +46,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps, mean_part_recall, score_maps
+from wsss_lib.data.dataset import data_hash, open_data
 from wsss_lib.methods import cam, rib
-from wsss_lib.metrics import Evaluation, part_recall
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
-from wsss_lib.thresholds import ThresholdSweep
+from wsss_lib.ops.metrics import Evaluation, part_recall
+from wsss_lib.ops.seeds import argmax_with_background, upsample_scores
+from wsss_lib.ops.thresholds import ThresholdSweep
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -62,12 +67,12 @@ viz.use_style()
 # The first check: are the classifier and its maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-cam_stage = artifacts.open_stage(config, "maps", "10_cam", method="cam")
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
+classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
+cam_stage = store.open_stage(config, "maps", "10_cam", method="cam")
 weights_file = classifier_stage.folder / "weights.safetensors"
-net = stages.build_classifier(config, train_data.num_classes, weights_file).to(run_device).eval()
+net = build_classifier(config, train_data.num_classes, weights_file).to(run_device).eval()
 net.to(memory_format=torch.channels_last)
 mean, std = normalization_of(config.backbone)
 print(f"classifier of seed {config.seed} for {train_data.num_classes} classes; {len(train_data)} images get maps")
@@ -376,11 +381,11 @@ strip(gentle, few[0], "our length")
 # others.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("cam_", "rib_"),
-                                   {"classifier": classifier_stage, "data": stages.data_hash(train_data)})
+maps_stage = store.begin_stage(config, "maps", ("cam_", "rib_"),
+                                   {"classifier": classifier_stage, "data": data_hash(train_data)})
 if not maps_stage.is_complete():
-    images_made = stages.make_maps(rib.rib_localization(net, train_data, config), train_data, config, maps_stage.folder)
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
+    images_made = make_maps(rib.rib_localization(net, train_data, config), train_data, config, maps_stage.folder)
+classes, scores, size = files.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 
@@ -393,7 +398,7 @@ assert scores.min() >= 0 and scores.max() <= 1
 
 # %% tags=["nbval-ignore-output"]
 if not maps_stage.is_complete():
-    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
+    maps_stage.finish([score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
 rows = {"CAM": cam_stage.metrics()[0], "RIB": maps_stage.metrics()[0]}
 for name, row in rows.items():
     fixed = row["curve"][int(np.argmin(np.abs(np.array(row["thresholds"]) - 0.15)))]
@@ -428,7 +433,7 @@ viz.show(figure, f"RIB's peak is {abs(gain):.1f} points {'higher' if gain > 0 el
 # %% tags=["nbval-ignore-output"]
 for text, thresholds in (("common", (0.15, 0.15)), ("best", (rows["CAM"]["threshold"], rows["RIB"]["threshold"]))):
     for name, folder, threshold in zip(rows, (cam_stage.folder, maps_stage.folder), thresholds, strict=True):
-        recall = stages.mean_part_recall(score_data, folder, threshold)
+        recall = mean_part_recall(score_data, folder, threshold)
         print(f"{text} threshold {threshold:.2f}, {name}: recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}" if recall
               else "no part masks in this data set")
 
@@ -442,7 +447,7 @@ for text, thresholds in (("common", (0.15, 0.15)), ("best", (rows["CAM"]["thresh
 # %% tags=["nbval-ignore-output"]
 def image_scores(folder, name, threshold):
     """Return IoU (for ranking only, never averaged into a score) and the share of object pixels found, of one image."""
-    classes, scores = stages.full_size_maps(folder, name)
+    classes, scores = full_size_maps(folder, name)
     evaluation, truth = Evaluation(score_data.num_classes + 1), score_data.mask(name)
     prediction = argmax_with_background(scores, classes, threshold)
     evaluation.add(truth, prediction)
@@ -600,7 +605,7 @@ for name, line in zip(chosen, panels, strict=True):
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
     both = (("CAM", cam_stage, of_cam), ("RIB", maps_stage, of_rib))
     for panel, (text, stage, values) in zip(line[2:], both, strict=True):
-        scores = stages.full_size_maps(stage.folder, name)[1].max(0, initial=0)  # an image may have no class
+        scores = full_size_maps(stage.folder, name)[1].max(0, initial=0)  # an image may have no class
         viz.draw_scores(panel, picture, scores, f"{text}, IoU {100 * values[looked_at.index(name), 0]:.0f} %")
 viz.show(figure, "Best, random and worst image by RIB's map, beside CAM's; the IoU of both stands above them")
 

@@ -46,16 +46,20 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps, metric_row, score_maps, score_masks
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import read_mask
-from wsss_lib.data.saliency import check_saliency, read_saliency
-from wsss_lib.methods import drs, drs_stages
-from wsss_lib.metrics import Evaluation, part_recall
+from wsss_lib.core.files import read_mask
+from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.data.saliency import check_saliency, read_saliency, saliency_hash
+from wsss_lib.methods import drs
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.nets.vgg import VGG
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops.metrics import Evaluation, part_recall
+from wsss_lib.ops.seeds import argmax_with_background
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -66,10 +70,10 @@ viz.use_style()
 # missing map is no reason to stop in the middle of the night: all of them are listed now, before anything is trained.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-cam_stage = artifacts.open_stage(config, "maps", "10_cam", method="cam")
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
+classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
+cam_stage = store.open_stage(config, "maps", "10_cam", method="cam")
 classifier_file = classifier_stage.folder / "weights.safetensors"
 saliency_folder = train_data.root / config.drs_saliency_folder
 with_saliency = config.drs_background == "saliency"
@@ -101,7 +105,7 @@ picture = np.array(photograph)
 figure, panels = plt.subplots(1, 4, figsize=(9, 2.5))
 viz.draw_image(panels[0], picture, f"input {image_id}")
 viz.draw_labels(panels[1], score_data.mask(image_id), score_data.classes, "truth", picture)
-viz.draw_scores(panels[2], picture, stages.full_size_maps(cam_stage.folder, image_id)[1].max(0), "CAM")
+viz.draw_scores(panels[2], picture, full_size_maps(cam_stage.folder, image_id)[1].max(0), "CAM")
 viz.draw_map(panels[3], saliency_of(image_id) / 255, "saliency")
 viz.show(figure, "The class map is bright on small parts of the objects; the saliency map covers objects without naming them")
 
@@ -122,7 +126,7 @@ viz.show(figure, "The class map is bright on small parts of the objects; the sal
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(config.seed)
-net = drs_stages.build_drs(config, train_data.num_classes, classifier_file).to(run_device).eval()
+net = drs.build_drs(config, train_data.num_classes, classifier_file).to(run_device).eval()
 modules = [module for module in net.modules() if isinstance(module, drs.Suppression)]
 square = transforms.normalize(transforms.resize_square(photograph, config.drs_crop), mean, std)
 images = transforms.to_tensor(square)[None].to(run_device)  # (1, 3, S, S)
@@ -196,7 +200,7 @@ widgets.explore(draw_channel, factor=(0.05, 1.0, 0.05))
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(config.seed)
-learnable = drs_stages.build_drs(config, train_data.num_classes, classifier_file, delta=0).to(run_device).eval()
+learnable = drs.build_drs(config, train_data.num_classes, classifier_file, delta=0).to(run_device).eval()
 
 
 def factors_of(network):
@@ -299,20 +303,20 @@ print("the loss is a mean of binary cross-entropies of averaged score maps:", Tr
 # official programs do, and every score that follows says so.
 
 # %%
-network_stage = artifacts.begin_stage(config, "network", drs_stages.network_fields(config),
-                                      {"data": stages.data_hash(train_data), "classifier": classifier_stage})
+network_stage = store.begin_stage(config, "network", drs.network_fields(config),
+                                      {"data": data_hash(train_data), "classifier": classifier_stage})
 network_file = network_stage.folder / "weights.safetensors"
 if not network_stage.is_complete():
     images_seen = 0
     torch.manual_seed(config.seed)
-    net = drs_stages.build_drs(config, train_data.num_classes, classifier_file, config.drs_weights).to(run_device)
+    net = drs.build_drs(config, train_data.num_classes, classifier_file, config.drs_weights).to(run_device)
     if not config.drs_weights:
-        choose = drs_stages.chooser(score_data, saliency_folder, config)
-        images_seen = drs_stages.train_drs(net, train_data, config, network_stage.folder, choose)
+        choose = drs.chooser(score_data, saliency_folder, config)
+        images_seen = drs.train_drs(net, train_data, config, network_stage.folder, choose)
     training.save_weights(net, network_file)
     network_stage.finish([{"what": "DRS classifier", "split": train_data.split, "images": len(train_data),
                            "selection": config.drs_selection}], images_seen, str(run_device))
-net = drs_stages.build_drs(config, train_data.num_classes, weights=network_file).to(run_device).eval()
+net = drs.build_drs(config, train_data.num_classes, weights=network_file).to(run_device).eval()
 
 # %% [markdown]
 # ### From score map to localization map
@@ -324,7 +328,7 @@ net = drs_stages.build_drs(config, train_data.num_classes, weights=network_file)
 
 # %%
 present = torch.from_numpy(np.flatnonzero(score_data.label(image_id)))
-size, sides = photograph.size[::-1], [round(config.drs_crop * scale) for scale in drs_stages.SCALES]
+size, sides = photograph.size[::-1], [round(config.drs_crop * scale) for scale in drs.SCALES]
 with torch.no_grad():
     M = torch.zeros(len(present), *size)
     for side in sides:
@@ -340,9 +344,9 @@ print("six lines = library:", True)
 # present classes are stored at stride 4, as everywhere in this project (`benchmarks/drs.py` compares).
 
 # %% tags=["nbval-ignore-output"]
-localization_stage = artifacts.begin_stage(config, "localization", drs_stages.network_fields(config), {"network": network_stage})
+localization_stage = store.begin_stage(config, "localization", drs.network_fields(config), {"network": network_stage})
 if not localization_stage.is_complete():
-    made = stages.make_maps(drs_stages.drs_localization(net, config), train_data, config, localization_stage.folder)
+    made = make_maps(drs.drs_localization(net, config), train_data, config, localization_stage.folder)
     localization_stage.finish([], made, str(run_device))
 bytes_each = np.mean([path.stat().st_size for path in localization_stage.folder.glob("*.npz")])
 dense = train_data.num_classes * config.drs_crop**2
@@ -367,21 +371,21 @@ for index, label in enumerate(present):
 assert torch.equal(T.amax(0), M.amax(0)) and ((T > 0).sum(0) <= 1).float().mean() > 0.99
 
 # %%
-refinement_stage = artifacts.begin_stage(config, "refinement", drs_stages.refinement_fields(config),
+refinement_stage = store.begin_stage(config, "refinement", drs.refinement_fields(config),
                                          {"localization": localization_stage, "classifier": classifier_stage})
 refinement_file = refinement_stage.folder / "weights.safetensors"
 if not refinement_stage.is_complete():
     images_seen = 0
     torch.manual_seed(config.seed)
-    refined = drs_stages.build_refinement(config, train_data.num_classes, classifier_file, config.drs_refine_weights).to(run_device)
+    refined = drs.build_refinement(config, train_data.num_classes, classifier_file, config.drs_refine_weights).to(run_device)
     if not config.drs_refine_weights:
-        choose = drs_stages.chooser(score_data, saliency_folder, config, normalized=False)
-        images_seen = drs_stages.train_refinement(refined, train_data, localization_stage.folder, config, refinement_stage.folder,
+        choose = drs.chooser(score_data, saliency_folder, config, normalized=False)
+        images_seen = drs.train_refinement(refined, train_data, localization_stage.folder, config, refinement_stage.folder,
                                                   choose)
     training.save_weights(refined, refinement_file)
     refinement_stage.finish([{"what": "DRS refinement", "split": train_data.split, "images": len(train_data),
                               "selection": config.drs_selection}], images_seen, str(run_device))
-refined = drs_stages.build_refinement(config, train_data.num_classes, weights=refinement_file).to(run_device).eval()
+refined = drs.build_refinement(config, train_data.num_classes, weights=refinement_file).to(run_device).eval()
 
 # %% tags=["nbval-ignore-output"]
 figure, panels = plt.subplots(1, 3, figsize=(12, 2.6))
@@ -410,15 +414,15 @@ viz.show(figure, f"The refinement's loss falls, the classifier's falls at first 
 # bounds the network, and are stored as 1.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", drs_stages.refinement_fields(config), {"refinement": refinement_stage})
-localize = drs_stages.drs_localization(refined, config, normalized=False)
+maps_stage = store.begin_stage(config, "maps", drs.refinement_fields(config), {"refinement": refinement_stage})
+localize = drs.drs_localization(refined, config, normalized=False)
 if not maps_stage.is_complete():
-    images_made = stages.make_maps(localize, train_data, config, maps_stage.folder)
-    row = stages.score_maps(score_data, maps_stage.folder)  # shown in section 8
+    images_made = make_maps(localize, train_data, config, maps_stage.folder)
+    row = score_maps(score_data, maps_stage.folder)  # shown in section 8
     if config.drs_selection == "pixel_labels":
         row["pixel_labels_chose"] += "; epochs of DRS"
     maps_stage.finish([row], images_made, str(run_device))
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
+classes, scores, size = files.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 
@@ -438,7 +442,7 @@ assert scores.min() >= 0 and scores.max() <= 1
 # wins. Two sure classes in the salient part are no conflict, they are two channels; outside it they are three.
 
 # %%
-classes, maps = stages.full_size_maps(maps_stage.folder, image_id)
+classes, maps = full_size_maps(maps_stage.folder, image_id)
 S = saliency_of(image_id) > 50
 P = np.concatenate([1.0 - S[None], np.where(maps < config.drs_alpha, 0, maps)])  # (1 + K, H, W)
 decided = np.concatenate([[0], classes + 1])[P.argmax(0)]
@@ -456,7 +460,7 @@ print("six lines = library:", True)
 # %% tags=["nbval-ignore-output"]
 def label_of(name):
     """Return the pseudo-label of an image with saliency."""
-    found, scores = stages.full_size_maps(maps_stage.folder, name)
+    found, scores = full_size_maps(maps_stage.folder, name)
     return drs.pseudo_label(scores, found, saliency_of(name), config.drs_alpha)
 
 
@@ -467,7 +471,7 @@ figure, panels = plt.subplots(1, 7, figsize=(14, 2.4))
 viz.draw_image(panels[0], picture, f"input {shown}")
 viz.draw_labels(panels[1], score_data.mask(shown), score_data.classes, "truth", picture)
 for panel, stage, title in ((panels[2], localization_stage, "DRS"), (panels[3], maps_stage, "refined")):
-    viz.draw_scores(panel, picture, stages.full_size_maps(stage.folder, shown)[1].max(0), title)
+    viz.draw_scores(panel, picture, full_size_maps(stage.folder, shown)[1].max(0), title)
 viz.draw_map(panels[4], saliency_of(shown) / 255, "saliency")
 viz.draw_labels(panels[5], label.mask, score_data.classes, "pseudo-label", picture)
 reasons = np.select([label.conflict, label.unexplained], [1.0, 0.5], 0.0)
@@ -486,13 +490,13 @@ viz.show(figure, f"From map to pseudo-label; unknown pixels: {int(label.unexplai
 # %%
 chosen_by = "; ".join(filter(None, [config.pixel_labels_chose, "saliency maps" if with_saliency else "",
                                     "epochs of DRS" if config.drs_selection == "pixel_labels" else ""]))
-masks_stage = artifacts.begin_stage(config, "drs_masks", ("drs_", "seed_"),
-                                    {"maps": maps_stage} | ({"saliency": stages.saliency_hash(train_data, saliency_folder)}
+masks_stage = store.begin_stage(config, "drs_masks", ("drs_", "seed_"),
+                                    {"maps": maps_stage} | ({"saliency": saliency_hash(train_data, saliency_folder)}
                                                             if with_saliency else {}))
 if not masks_stage.is_complete():
-    made = drs_stages.make_pseudo_labels(train_data, maps_stage.folder, saliency_folder, config, masks_stage.folder)
-    evaluation = stages.score_masks(score_data, masks_stage.folder)
-    row = stages.metric_row("DRS pseudo-label", score_data, evaluation, config.drs_background in ("crf", "irn"), config)
+    made = drs.make_pseudo_labels(train_data, maps_stage.folder, saliency_folder, config, masks_stage.folder)
+    evaluation = score_masks(score_data, masks_stage.folder)
+    row = metric_row("DRS pseudo-label", score_data, evaluation, config.drs_background in ("crf", "irn"), config)
     masks_stage.finish([row | {"pixel_labels_chose": chosen_by}], made, str(run_device))
 print("pseudo-labels of", len(train_data), "images; background from:", config.drs_background)
 
@@ -549,7 +553,7 @@ def parts_of(mask_of, count=300):
 
 def mask_of(name, folder, threshold):
     """Return a mask of stored maps: with saliency where the threshold is None."""
-    found, scores = stages.full_size_maps(folder, name)
+    found, scores = full_size_maps(folder, name)
     if threshold is None:
         return drs.pseudo_label(scores, found, saliency_of(name), config.drs_alpha).decided
     return argmax_with_background(scores, found, threshold)
@@ -575,7 +579,7 @@ else:
 # DRS on the first images, mIoU; the constants are each map's best threshold, so this flatters the ways without saliency.
 
 # %% tags=["nbval-ignore-output"]
-few = stages.open_data(config.model_copy(update={"limit": max(8, min(100, len(score_data) // 5))}), config.score_split)
+few = open_data(config.model_copy(update={"limit": max(8, min(100, len(score_data) // 5))}), config.score_split)
 
 
 def score_of(folder, background, threshold):
@@ -583,11 +587,11 @@ def score_of(folder, background, threshold):
     own = config.model_copy(update={"drs_background": background, "drs_alpha": threshold})
 
     def make(name):
-        found, scores = stages.full_size_maps(folder, name)
-        return drs_stages.label_without_saliency(few.image(name), scores, found, own)
+        found, scores = full_size_maps(folder, name)
+        return drs.label_without_saliency(few.image(name), scores, found, own)
 
     masks = make if background != "saliency" else lambda name: mask_of(name, folder, None)
-    return 100 * stages.score_masks(few, masks).scores().miou
+    return 100 * score_masks(few, masks).scores().miou
 
 
 print(f"{'mIoU %':14s}" + "".join(f"{way:>10s}" for way in ("saliency", "constant", "crf", "irn")))
@@ -622,18 +626,18 @@ count = max(48, min(300, len(train_data) // 5) * 128**2 // config.drs_crop**2)  
 small = config.model_copy(update={"limit": count, "drs_epochs": 2, "drs_selection": "last"})
 variants = {"no suppression": (1.0, 0), "0.8, last stage": (0.8, 1), "learnable, last stage": (0.0, 1), "0.55, all stages": (0.55, 5),
             "learnable, all stages": (0.0, 5)}
-ablation_stage = artifacts.begin_stage(small, "ablation", ("drs_",), {"classifier": classifier_stage})
-subset = stages.open_data(small, config.train_split)
-tested = stages.open_data(config.model_copy(update={"limit": min(100, count)}), config.train_split)
+ablation_stage = store.begin_stage(small, "ablation", ("drs_",), {"classifier": classifier_stage})
+subset = open_data(small, config.train_split)
+tested = open_data(config.model_copy(update={"limit": min(100, count)}), config.train_split)
 
 
 def short_training(delta, depth, folder):
     """Train on the subset and write the maps of the first images."""
     own = small.model_copy(update={"drs_delta": delta, "drs_suppressed_stages": depth})
     torch.manual_seed(own.seed)
-    network = drs_stages.build_drs(own, subset.num_classes, classifier_file).to(run_device)
-    drs_stages.train_drs(network, subset, own, folder)
-    stages.make_maps(drs_stages.drs_localization(network, own), tested, own, folder)
+    network = drs.build_drs(own, subset.num_classes, classifier_file).to(run_device)
+    drs.train_drs(network, subset, own, folder)
+    make_maps(drs.drs_localization(network, own), tested, own, folder)
     return network.eval()
 
 # %% [markdown]
@@ -670,7 +674,7 @@ if not ablation_stage.is_complete():
         for image_name in tested.ids:
             evaluation.add(tested.mask(image_name), mask_of(image_name, folder, None))
         line = {"what": name, "split": tested.split, "images": len(tested), "saliency": round(100 * evaluation.scores().miou, 1),
-                "alone": stages.score_maps(tested, folder)["miou"], "bound": share_at_bound(network, tested.ids[:40])}
+                "alone": score_maps(tested, folder)["miou"], "bound": share_at_bound(network, tested.ids[:40])}
         if (score_data.root / "PartMasks").is_dir():
             line |= parts_of(lambda name, f=folder: mask_of(name, f, None), len(tested))
         rows.append(line)
@@ -721,7 +725,7 @@ for name, line in zip(chosen, panels, strict=True):
     viz.draw_image(line[0], image, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
     for panel, folder, title in ((line[2], cam_stage.folder, "CAM"), (line[3], maps_stage.folder, "DRS")):
-        viz.draw_scores(panel, image, stages.full_size_maps(folder, name)[1].max(0, initial=0), title)
+        viz.draw_scores(panel, image, full_size_maps(folder, name)[1].max(0, initial=0), title)
     viz.draw_labels(line[4], stored_label(name), score_data.classes, f"label, IoU {100 * ranking[name]:.0f} %")
 viz.show(figure, "Best, random and worst image by the IoU of the pseudo-label: input, truth, CAM, DRS, label")
 
@@ -737,7 +741,7 @@ viz.show(figure, "Best, random and worst image by the IoU of the pseudo-label: i
 # %% tags=["nbval-ignore-output"]
 def label_with(alpha, threshold):
     """Return the pseudo-label of the image of section 7 for other thresholds."""
-    found, scores = stages.full_size_maps(maps_stage.folder, shown)
+    found, scores = full_size_maps(maps_stage.folder, shown)
     return drs.pseudo_label(scores, found, saliency_of(shown), alpha, threshold).mask
 
 

@@ -44,14 +44,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps, mean_part_recall, score_maps, score_masks, sweep_maps
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE, read_mask
-from wsss_lib.methods import amn, amn_ablations, amn_stages
+from wsss_lib.core.files import IGNORE, read_mask
+from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.experiments import amn_ablations
+from wsss_lib.methods import amn
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels
-from wsss_lib.thresholds import ImageThresholds, imbalance_and_gap
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels
+from wsss_lib.ops.thresholds import ImageThresholds, imbalance_and_gap
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -61,10 +66,10 @@ viz.use_style()
 # The first check: are CAM's classifier and score maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-cam_stage = artifacts.open_stage(config, "maps", "10_cam", method="cam")
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
+classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
+cam_stage = store.open_stage(config, "maps", "10_cam", method="cam")
 classifier_weights = classifier_stage.folder / "weights.safetensors"
 mean, std = normalization_of(config.backbone)
 num_labels = train_data.num_classes + 1  # C, with the background
@@ -80,7 +85,7 @@ print(f"{len(train_data)} training images, {num_labels} labels with the backgrou
 
 # %% tags=["nbval-ignore-output"]
 thresholds = np.linspace(0.01, 0.99, 99)
-cam_sweep = stages.sweep_maps(score_data, cam_stage.folder, thresholds, ImageThresholds)
+cam_sweep = sweep_maps(score_data, cam_stage.folder, thresholds, ImageThresholds)
 cam_summary = cam_sweep.summary()
 print({name: round(value, 3) for name, value in cam_summary.items()})
 
@@ -119,13 +124,13 @@ viz.show(figure, f"CAM reaches {cam_summary['best']:.1f} percent at threshold {c
 # %% tags=["nbval-ignore-output"]
 def mean_imbalance_and_gap(folder):
     """Return the means of both numbers over the maps of at most 500 images."""
-    values = [imbalance_and_gap(score_data.mask(name), *stages.full_size_maps(folder, name)[::-1]) for name in score_data.ids[:500]]
+    values = [imbalance_and_gap(score_data.mask(name), *full_size_maps(folder, name)[::-1]) for name in score_data.ids[:500]]
     return np.nanmean(np.concatenate(values), axis=0)
 
 
 image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 1), score_data.ids[0])
 picture, truth = np.array(score_data.image(image_id)), score_data.mask(image_id)
-classes, cam_maps = stages.full_size_maps(cam_stage.folder, image_id)
+classes, cam_maps = full_size_maps(cam_stage.folder, image_id)
 cam_imbalance, cam_gap = mean_imbalance_and_gap(cam_stage.folder)
 print(f"CAM: mean imbalance {cam_imbalance:.3f}, mean gap {cam_gap:.3f}")
 
@@ -157,7 +162,7 @@ viz.show(figure, f"The scores of the object spread from the background's level u
 
 # %%
 torch.manual_seed(config.seed)
-net = amn_stages.build_amn(config, train_data.num_classes, classifier_weights, config.amn_weights).eval()
+net = amn.build_amn(config, train_data.num_classes, classifier_weights, config.amn_weights).eval()
 labels_of_image = torch.from_numpy(score_data.label(image_id).astype(np.float32))  # y: (K,)
 image_tensor = transforms.to_tensor(transforms.normalize(picture, mean, std))[None]
 first_seed = irn_labels(picture, cam_maps, classes, config.amn_foreground_threshold, config.amn_background_threshold)
@@ -196,11 +201,11 @@ print("features", tuple(x.shape), "-> logits", tuple(z.shape), "   ten lines = l
 # This is a production step: a stage of its own, made for every training image. No pixel label is read.
 
 # %%
-seeds_stage = artifacts.begin_stage(config, "refined_seeds", ("amn_foreground", "amn_background", "seed_crf"),
-                                    {"maps": cam_stage, "data": stages.data_hash(train_data)})
+seeds_stage = store.begin_stage(config, "refined_seeds", ("amn_foreground", "amn_background", "seed_crf"),
+                                    {"maps": cam_stage, "data": data_hash(train_data)})
 if not seeds_stage.is_complete():
-    images_made = amn_stages.make_refined_seeds(train_data, cam_stage.folder, config, seeds_stage.folder)
-    evaluation = stages.score_masks(score_data, seeds_stage.folder)
+    images_made = amn.make_refined_seeds(train_data, cam_stage.folder, config, seeds_stage.folder)
+    evaluation = score_masks(score_data, seeds_stage.folder)
     seeds_stage.finish([{"what": "refined seeds", "split": score_data.split, "images": len(score_data), "crf": True,
                          "unknown_share": round(evaluation.unknown_share, 4),
                          "miou_with_unknown_as_background": round(100 * evaluation.scores().miou, 2)}], images_made)
@@ -329,18 +334,18 @@ print("plain lines = library:", True, " map", A.shape)
 # such start, so it takes the classifier's weights.
 
 # %%
-network_stage = artifacts.begin_stage(config, "network", amn_stages.NETWORK_FIELDS,
-                                      {"data": stages.data_hash(train_data), "seeds": seeds_stage, "classifier": classifier_stage})
+network_stage = store.begin_stage(config, "network", amn.NETWORK_FIELDS,
+                                      {"data": data_hash(train_data), "seeds": seeds_stage, "classifier": classifier_stage})
 weights_file = network_stage.folder / "weights.safetensors"
 if not network_stage.is_complete():
     torch.manual_seed(config.seed)
-    net = amn_stages.build_amn(config, train_data.num_classes, classifier_weights, config.amn_weights).to(run_device)
+    net = amn.build_amn(config, train_data.num_classes, classifier_weights, config.amn_weights).to(run_device)
     images_seen = 0
     if not config.amn_weights:
-        images_seen = amn_stages.train_amn(net, train_data, seeds_stage.folder, config, network_stage.folder)
+        images_seen = amn.train_amn(net, train_data, seeds_stage.folder, config, network_stage.folder)
     training.save_weights(net, weights_file)
     network_stage.finish([{"what": "AMN", "split": train_data.split, "images": len(train_data)}], images_seen, str(run_device))
-net = amn_stages.build_amn(config, train_data.num_classes, classifier_weights, weights_file).to(run_device).eval()
+net = amn.build_amn(config, train_data.num_classes, classifier_weights, weights_file).to(run_device).eval()
 
 # %% [markdown]
 # The dotted line is the entropy of the smoothed target, which no network can get below. What to look for: object pixels cost only a little more
@@ -366,11 +371,11 @@ if not config.amn_weights:
 # background's channel is not stored, because every reader drops it: the background gets a constant score again.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("amn_", "cam_scales"), {"network": network_stage, "seeds": seeds_stage})
+maps_stage = store.begin_stage(config, "maps", ("amn_", "cam_scales"), {"network": network_stage, "seeds": seeds_stage})
 if not maps_stage.is_complete():
-    localize = amn_stages.amn_localization(net, train_data, seeds_stage.folder, config)
-    images_made = stages.make_maps(localize, train_data, config, maps_stage.folder)
-_, scores, _ = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
+    localize = amn.amn_localization(net, train_data, seeds_stage.folder, config)
+    images_made = make_maps(localize, train_data, config, maps_stage.folder)
+_, scores, _ = files.read_maps(maps_stage.folder / f"{image_id}.npz")
 assert scores.min() >= 0 and scores.max() <= 1
 print(f"{sum(1 for _ in maps_stage.folder.glob('*.npz'))} files of maps")
 
@@ -382,11 +387,11 @@ print(f"{sum(1 for _ in maps_stage.folder.glob('*.npz'))} files of maps")
 # orientation only.
 
 # %% tags=["nbval-ignore-output"]
-amn_sweep = stages.sweep_maps(score_data, maps_stage.folder, thresholds, ImageThresholds)
+amn_sweep = sweep_maps(score_data, maps_stage.folder, thresholds, ImageThresholds)
 amn_summary = amn_sweep.summary()
 if not maps_stage.is_complete():
     spread = {"what": "thresholds", "split": score_data.split, "images": len(score_data), **amn_summary}
-    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder), spread], images_made, str(run_device))
+    maps_stage.finish([score_maps(score_data, maps_stage.folder), spread], images_made, str(run_device))
 cam_row, amn_row = cam_stage.metrics()[0], maps_stage.metrics()[0]
 for name, row, sweep, fixed in (("CAM", cam_row, cam_sweep, 0.15), ("AMN", amn_row, amn_sweep, 0.25)):
     at_fixed = 100 * np.interp(fixed, thresholds, sweep.curve())
@@ -443,7 +448,7 @@ viz.show(figure, f"The range within two points of the best is {widths[0]:.2f} wi
 figure, axes = plt.subplots(figsize=(6, 3.2))
 best_of = {}
 for record in sorted(maps_stage.folder.parents[2].glob(f"*/seed{config.seed}/maps/run.json")):
-    rows = [row for row in formats.read_json(record.parent / "metrics.json") if "curve" in row]
+    rows = [row for row in files.read_json(record.parent / "metrics.json") if "curve" in row]
     for row in rows[:1]:
         name = record.parts[-4]
         axes.plot(row["thresholds"], row["curve"], label=name)
@@ -460,7 +465,7 @@ viz.show(figure, "The best points of the curves: " + ", ".join(best_of.values())
 
 # %% tags=["nbval-ignore-output"]
 for name, folder, threshold in (("CAM", cam_stage.folder, cam_row["threshold"]), ("AMN", maps_stage.folder, amn_row["threshold"])):
-    recall = stages.mean_part_recall(score_data, folder, threshold)
+    recall = mean_part_recall(score_data, folder, threshold)
     print(f"{name} at {threshold:.2f}: recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}" if recall
           else "no part masks in this data set")
 
@@ -497,8 +502,8 @@ def score_variants(names):
                 trained[key] = amn_ablations.train_variant(variant, few_train, seeds_stage.folder, classifier_weights, small,
                                                            Path(folder))
             localize = amn_ablations.variant_localization(variant, trained[key], few_score, seeds_stage.folder, small)
-            stages.make_maps(localize, few_score, small, Path(folder) / "maps")
-            summaries[name] = stages.sweep_maps(few_score, Path(folder) / "maps", thresholds, ImageThresholds).summary()
+            make_maps(localize, few_score, small, Path(folder) / "maps")
+            summaries[name] = sweep_maps(few_score, Path(folder) / "maps", thresholds, ImageThresholds).summary()
     return summaries
 
 # %% tags=["nbval-ignore-output"]
@@ -547,8 +552,8 @@ for name, line in zip(shown, panels, strict=True):
     photograph = np.array(score_data.image(name))
     viz.draw_image(line[0], photograph, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth", photograph)
-    viz.draw_scores(line[2], photograph, stages.full_size_maps(cam_stage.folder, name)[1].max(0, initial=0), "CAM")
-    viz.draw_scores(line[3], photograph, stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0),
+    viz.draw_scores(line[2], photograph, full_size_maps(cam_stage.folder, name)[1].max(0, initial=0), "CAM")
+    viz.draw_scores(line[3], photograph, full_size_maps(maps_stage.folder, name)[1].max(0, initial=0),
                     f"AMN, IoU {100 * ranking[name]:.0f} %")
 viz.show(figure, "Best, random and worst image: input, truth, CAM, and AMN's map with the IoU of its mask")
 
@@ -558,7 +563,7 @@ viz.show(figure, "Best, random and worst image: input, truth, CAM, and AMN's map
 # before and after:
 
 # %% tags=["nbval-ignore-output"]
-amn_classes, amn_maps = stages.full_size_maps(maps_stage.folder, image_id)
+amn_classes, amn_maps = full_size_maps(maps_stage.folder, image_id)
 figure, panels = plt.subplots(1, 2, figsize=(7, 2.6), sharey=True)
 draw_activation(panels[0], cam_maps, "CAM")
 draw_activation(panels[1], amn_maps, "AMN")

@@ -48,14 +48,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps, mean_part_recall, score_maps, score_masks
 from wsss_lib.data import transforms
+from wsss_lib.data.dataset import data_hash, open_data
 from wsss_lib.data.samples import ClassificationSamples
 from wsss_lib.methods import cam, vwe
-from wsss_lib.metrics import Evaluation, confusion_matrix, scores
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops.metrics import Evaluation, confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -66,10 +71,10 @@ viz.use_style()
 # says which notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-cam_stage = artifacts.open_stage(config, "maps", "10_cam", method="cam")
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
+classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
+cam_stage = store.open_stage(config, "maps", "10_cam", method="cam")
 mean, std = normalization_of(config.backbone)
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of split "
       f"{score_data.split!r} are scored")
@@ -85,7 +90,7 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; {le
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
 photograph = score_data.image(image_id)
 picture, present = np.array(photograph), int(np.flatnonzero(score_data.label(image_id))[0])
-_, cam_scores = stages.full_size_maps(cam_stage.folder, image_id)
+_, cam_scores = full_size_maps(cam_stage.folder, image_id)
 figure, panels = plt.subplots(1, 3, figsize=(6.5, 2.3))
 viz.draw_image(panels[0], picture, f"input {image_id}")
 viz.draw_labels(panels[1], score_data.mask(image_id), score_data.classes, "truth", picture)
@@ -111,7 +116,7 @@ def features_of(net, image):
         return net.backbone(tensor.to(run_device)).cpu()
 
 
-classifier = stages.build_classifier(config, train_data.num_classes, classifier_stage.folder / "weights.safetensors")
+classifier = build_classifier(config, train_data.num_classes, classifier_stage.folder / "weights.safetensors")
 classifier = classifier.to(run_device).eval()
 
 # %%
@@ -375,10 +380,10 @@ except RuntimeError as error:
 # therefore compares with an average pooling that is trained on from the same start.
 
 # %%
-inputs = {"data": stages.data_hash(train_data)}
+inputs = {"data": data_hash(train_data)}
 if config.vwe_init == "classifier":
     inputs["classifier"] = classifier_stage
-network_stage = artifacts.begin_stage(config, "network", vwe.NETWORK_FIELDS, inputs)
+network_stage = store.begin_stage(config, "network", vwe.NETWORK_FIELDS, inputs)
 weights_file = network_stage.folder / "weights.safetensors"
 if not network_stage.is_complete():
     torch.manual_seed(config.seed)
@@ -500,11 +505,11 @@ viz.show(figure, f"{used} of {config.vwe_words} words are in use on {len(looked_
 # longer needed.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("cam_", "vwe_"), {"network": network_stage})
+maps_stage = store.begin_stage(config, "maps", ("cam_", "vwe_"), {"network": network_stage})
 if not maps_stage.is_complete():
-    images_made = stages.make_maps(vwe.vwe_localization(net, config), train_data, config, maps_stage.folder)
-    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
-classes, maps, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
+    images_made = make_maps(vwe.vwe_localization(net, config), train_data, config, maps_stage.folder)
+    maps_stage.finish([score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
+classes, maps, size = files.read_maps(maps_stage.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", maps.dtype, maps.shape, " size", size)
 assert maps.min() >= 0 and maps.max() <= 1
 
@@ -556,11 +561,11 @@ for rule in ("union", "present"):
 # %% tags=["nbval-ignore-output"]
 def mask_of(name):
     """Return the mask of an image at the best threshold."""
-    classes, maps = stages.full_size_maps(maps_stage.folder, name)
+    classes, maps = full_size_maps(maps_stage.folder, name)
     return argmax_with_background(maps, classes, row["threshold"])
 
 
-evaluation = stages.score_masks(score_data, mask_of)
+evaluation = score_masks(score_data, mask_of)
 for rule in ("union", "present"):
     print(f"our maps, rule {rule:8s} mIoU {100 * evaluation.scores(rule).miou:.1f} %")
 print("our maps: ", ", ".join(f"{name} {100 * value:.1f}" for name, value in zip(
@@ -574,11 +579,11 @@ for (variant, what, split), values in results.PUBLISHED_CLASSES.items():
 # images, with a background score of 0.15:
 
 # %% tags=["nbval-ignore-output"]
-from wsss_lib.refine.crf import crf_from_maps
+from wsss_lib.ops.crf import crf_from_maps
 
 plain, refined = (Evaluation(score_data.num_classes + 1) for _ in range(2))
 for name in score_data.ids[:60]:
-    classes, maps = stages.full_size_maps(maps_stage.folder, name)
+    classes, maps = full_size_maps(maps_stage.folder, name)
     plain.add(score_data.mask(name), argmax_with_background(maps, classes, 0.15))
     refined.add(score_data.mask(name), crf_from_maps(np.array(score_data.image(name)), maps, classes, 0.15))
 print(f"{plain.images} images, background score 0.15: mIoU {100 * plain.scores().miou:.1f} % without, "
@@ -593,7 +598,7 @@ print(f"{plain.images} images, background score 0.15: mIoU {100 * plain.scores()
 # %% tags=["nbval-ignore-output"]
 for threshold in (0.15, 0.3):
     for name, folder in (("CAM", cam_stage.folder), (config.vwe_variant.upper(), maps_stage.folder)):
-        recall = stages.mean_part_recall(score_data, folder, threshold)
+        recall = mean_part_recall(score_data, folder, threshold)
         print(f"threshold {threshold:.2f}, {name:6s} recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}"
               if recall else "no part masks in this data set")
 
@@ -610,8 +615,8 @@ for threshold in (0.15, 0.3):
 # %%
 count, epochs = (max(1, min(30, len(train_data) // 50)), 4) if config.dataset == "toy" else (2, 1)  # a large network takes its time
 small = config.model_copy(update={"limit": count * config.cam_batch_size, "vwe_epochs": epochs})
-small_data = stages.open_data(small, config.train_split)
-scored = stages.open_data(small.model_copy(update={"limit": 120}), config.train_split)
+small_data = open_data(small, config.train_split)
+scored = open_data(small.model_copy(update={"limit": 120}), config.train_split)
 
 
 def trained_for_a_moment(pooling, with_words):
@@ -621,8 +626,8 @@ def trained_for_a_moment(pooling, with_words):
     net.gamma, net.levels = POOLINGS[pooling]
     with tempfile.TemporaryDirectory() as folder:
         vwe.train_vwe(net, small_data, small, Path(folder), vwe.losses if with_words else cam.classification_loss)
-        stages.make_maps(vwe.vwe_localization(net, small), scored, small, Path(folder) / "maps")
-        entry = stages.score_maps(scored, Path(folder) / "maps")
+        make_maps(vwe.vwe_localization(net, small), scored, small, Path(folder) / "maps")
+        entry = score_maps(scored, Path(folder) / "maps")
     return entry["miou"], entry["threshold"]
 
 # %% tags=["nbval-ignore-output"]
@@ -673,8 +678,8 @@ for name, line in zip(chosen, panels, strict=True):
     shown_picture = np.array(score_data.image(name))
     viz.draw_image(line[0], shown_picture, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], shown_picture, stages.full_size_maps(cam_stage.folder, name)[1].max(0, initial=0), "CAM")
-    own = stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0)
+    viz.draw_scores(line[2], shown_picture, full_size_maps(cam_stage.folder, name)[1].max(0, initial=0), "CAM")
+    own = full_size_maps(maps_stage.folder, name)[1].max(0, initial=0)
     viz.draw_scores(line[3], shown_picture, own, f"visual words, IoU {100 * ranking[name]:.0f} %")
 viz.show(figure, f"Best, random and worst image: IoU {', '.join(f'{100 * ranking[name]:.0f}' for name in chosen)} percent")
 

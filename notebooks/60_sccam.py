@@ -47,15 +47,20 @@ import numpy as np
 import torch
 from sklearn import cluster, decomposition, metrics
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps, mean_part_recall, score_maps
 from wsss_lib.data import transforms
-from wsss_lib.methods import cam, sccam, subcategories
-from wsss_lib.metrics import Evaluation
+from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.methods import cam, sccam
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.nets.resnet38 import ResNet38
-from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
-from wsss_lib.thresholds import ThresholdSweep, near_best_range
+from wsss_lib.ops.metrics import Evaluation
+from wsss_lib.ops.seeds import argmax_with_background, upsample_scores
+from wsss_lib.ops.thresholds import ThresholdSweep, near_best_range
 
 # %%
 config = Config.from_notebook(globals())
@@ -67,16 +72,16 @@ viz.use_style()
 # classifier is *round 0*. It may have another backbone than the rounds to come: only its features are used.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
 mean, std = normalization_of(config.backbone)
-classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-cam_stage = artifacts.open_stage(config, "maps", "10_cam", method="cam")
+classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
+cam_stage = store.open_stage(config, "maps", "10_cam", method="cam")
 round0_config = classifier_stage.configuration(config)
-round0 = stages.build_classifier(round0_config, train_data.num_classes, classifier_stage.folder / "weights.safetensors")
+round0 = build_classifier(round0_config, train_data.num_classes, classifier_stage.folder / "weights.safetensors")
 round0 = round0.to(run_device).eval()
 kinds_file = train_data.root / "subcategories.csv"
-true_kinds = subcategories.read_subcategories(kinds_file) if kinds_file.is_file() else {}
+true_kinds = sccam.read_subcategories(kinds_file) if kinds_file.is_file() else {}
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; true sub-categories are known for "
       f"{', '.join(sorted({name for _, name in true_kinds})) or 'no class'}")
 
@@ -98,7 +103,7 @@ figure, panels = plt.subplots(2, 2 * len(examples), figsize=(4 * len(examples), 
 for position, index in enumerate(examples + [i for i in alone if i not in examples][:len(examples)]):
     row, column = divmod(2 * position, 2 * len(examples))
     name = train_data.ids[index]
-    classes, scores = stages.full_size_maps(cam_stage.folder, name)
+    classes, scores = full_size_maps(cam_stage.folder, name)
     viz.draw_image(panels[row, column], np.array(train_data.image(name)), f"{shown_class}, {kind_of[index]}")
     viz.draw_scores(panels[row, column + 1], np.array(train_data.image(name)), scores[list(classes).index(number)], "CAM")
 viz.show(figure, f"Images of the class {shown_class} and their maps, which are brightest on one telling part")
@@ -116,15 +121,15 @@ viz.show(figure, f"Images of the class {shown_class} and their maps, which are b
 
 # %% tags=["nbval-ignore-output"]
 few = members[:40]
-f = subcategories.image_features(round0.backbone, replace(train_data, ids=tuple(train_data.ids[i] for i in few)),
+f = sccam.image_features(round0.backbone, replace(train_data, ids=tuple(train_data.ids[i] for i in few)),
                                  *normalization_of(round0_config.backbone), batch_size=8)  # f_i: (40, D)
 K = min(4, len(few))
 q = cluster.KMeans(K, n_init=10, random_state=config.seed).fit_predict(f)  # the cluster of each image
 Y_s = np.zeros((len(few), K), int)
 Y_s[np.arange(len(few)), q] = 1  # one sub-category an image
 
-of_library = subcategories.cluster_images(f, np.ones((len(few), 1), int), K, config.seed)
-assert (subcategories.subcategory_labels(of_library, K) == Y_s).all()
+of_library = sccam.cluster_images(f, np.ones((len(few), 1), int), K, config.seed)
+assert (sccam.subcategory_labels(of_library, K) == Y_s).all()
 print("ten lines = library:", True, " images in each sub-category:", np.bincount(q).tolist())
 
 # %% [markdown]
@@ -140,10 +145,10 @@ print("ten lines = library:", True, " images in each sub-category:", np.bincount
 # %%
 small_labels = np.array([[1, 0], [1, 1], [0, 1], [1, 0], [0, 1], [1, 1]])
 small_features = np.array([[0.0, 0.1], [5.0, 5.0], [0.2, 4.0], [0.1, 0.0], [5.1, 4.9], [4.9, 5.2]])
-assignment = subcategories.cluster_images(small_features, small_labels, clusters=2)
-multi_hot = subcategories.subcategory_labels(assignment, clusters=2)
+assignment = sccam.cluster_images(small_features, small_labels, clusters=2)
+multi_hot = sccam.subcategory_labels(assignment, clusters=2)
 print("image  classes  cluster in class 0, 1   Y_s")
-for i in subcategories.class_major_order(small_labels):  # class after class, as the official list goes
+for i in sccam.class_major_order(small_labels):  # class after class, as the official list goes
     print(f"{i:5d}  {small_labels[i]}    {assignment[i, 0]:2d} {assignment[i, 1]:2d}                 {multi_hot[i]}")
 assert (multi_hot.sum(1) == small_labels.sum(1)).all() and assignment[0, 0] == assignment[3, 0] != assignment[1, 0]
 
@@ -156,10 +161,10 @@ assert (multi_hot.sum(1) == small_labels.sum(1)).all() and assignment[0, 0] == a
 # projection, although the official program imports one.
 
 # %% tags=["nbval-ignore-output"]
-features0 = subcategories.image_features(round0.backbone, train_data, *normalization_of(round0_config.backbone),
+features0 = sccam.image_features(round0.backbone, train_data, *normalization_of(round0_config.backbone),
                                          config.device_batch_size)
-assignment0 = subcategories.cluster_images(features0, train_data.labels, config.sccam_clusters, config.seed)
-for name, used, count in zip(train_data.classes, subcategories.used_subcategories(assignment0), train_data.labels.sum(0),
+assignment0 = sccam.cluster_images(features0, train_data.labels, config.sccam_clusters, config.seed)
+for name, used, count in zip(train_data.classes, sccam.used_subcategories(assignment0), train_data.labels.sum(0),
                              strict=True):
     remark = "" if used == config.sccam_clusters else f"  (fewer than K = {config.sccam_clusters})"
     print(f"{name:12s} {count:5d} images, {used:3d} sub-categories{remark}")
@@ -195,8 +200,8 @@ viz.show(figure, f"Features of {len(members)} images of {shown_class} by cluster
 def against_chance(clusters, truth, seed=0):
     """Return the purity of clusters, and its mean when the same clusters are dealt at random."""
     rng = np.random.default_rng(seed)
-    dealt = [subcategories.purity(rng.permutation(clusters), truth) for _ in range(20)]
-    return subcategories.purity(clusters, truth), float(np.mean(dealt))
+    dealt = [sccam.purity(rng.permutation(clusters), truth) for _ in range(20)]
+    return sccam.purity(clusters, truth), float(np.mean(dealt))
 
 
 def report_purity(assignment):
@@ -307,12 +312,12 @@ print(f"by hand = library: True; answering 'no' to all of 200 sub-categories cos
 # %%
 nets, assignments, round_stages = {0: round0}, {0: assignment0}, {0: classifier_stage}
 if not config.sccam_weights:
-    made = sccam.make_rounds(classifier_stage, round0.backbone, train_data, stages.data_hash(train_data), config)
+    made = sccam.make_rounds(classifier_stage, round0.backbone, train_data, data_hash(train_data), config)
     round_stages |= dict(enumerate(made, start=1))
 for t in list(round_stages)[1:]:
     folder = round_stages[t].folder
     nets[t] = sccam.build_sccam(config, train_data.num_classes, folder / "weights.safetensors").to(run_device).eval()
-    assignments[t] = subcategories.assignment_of(folder / "subcategories.csv", train_data, config.sccam_clusters)
+    assignments[t] = sccam.assignment_of(folder / "subcategories.csv", train_data, config.sccam_clusters)
 rounds = list(nets)[1:]
 
 # %% [markdown]
@@ -449,11 +454,11 @@ print("what would be saved:", saved.tolist())
 # another network.
 
 # %%
-inputs = {"data": stages.data_hash(train_data), "network": round_stages[list(round_stages)[-1]]}
-maps_stage = artifacts.begin_stage(config, "maps", ("sccam_", "cam_scales"), inputs)
+inputs = {"data": data_hash(train_data), "network": round_stages[list(round_stages)[-1]]}
+maps_stage = store.begin_stage(config, "maps", ("sccam_", "cam_scales"), inputs)
 if not maps_stage.is_complete():
-    images_made = stages.make_maps(sccam.sccam_localization(last, config), train_data, config, maps_stage.folder)
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{name}.npz")
+    images_made = make_maps(sccam.sccam_localization(last, config), train_data, config, maps_stage.folder)
+classes, scores, size = files.read_maps(maps_stage.folder / f"{name}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 
@@ -465,7 +470,7 @@ assert scores.min() >= 0 and scores.max() <= 1
 
 # %% tags=["nbval-ignore-output"]
 if not maps_stage.is_complete():
-    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
+    maps_stage.finish([score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
 rows = {"cam": cam_stage.metrics()[0], "sccam": maps_stage.metrics()[0]}
 for words, row in rows.items():
     print(f"{words:6s} {row['images']} images of {row['split']}: mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f} (its best)")
@@ -492,7 +497,7 @@ viz.show(figure, f"CAM peaks at {rows['cam']['miou']:.1f} percent (threshold {ro
 # %% tags=["nbval-ignore-output"]
 for threshold in (0.15, 0.3):
     for words, stage in (("cam", cam_stage), ("sccam", maps_stage)):
-        recall = stages.mean_part_recall(score_data, stage.folder, threshold)
+        recall = mean_part_recall(score_data, stage.folder, threshold)
         print(f"{words:6s} threshold {threshold:.2f}: recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}"
               if recall else f"{words}: no part masks in this data set")
 
@@ -528,7 +533,7 @@ def train_on(weight, clusters, assignment):
 
 # %%
 dealt = np.where(train_data.labels, np.random.default_rng(0).integers(0, config.sccam_clusters, train_data.labels.shape), -1)
-two = subcategories.cluster_images(features0, train_data.labels, 2, config.seed)
+two = sccam.cluster_images(features0, train_data.labels, 2, config.seed)
 variants = {"no sub-categories": (0.0, config.sccam_clusters, assignment0), "k-means": (5.0, config.sccam_clusters, assignment0),
             "k-means, K = 2": (5.0, 2, two), "dealt at random": (5.0, config.sccam_clusters, dealt)}
 
@@ -572,7 +577,7 @@ else:
 # %% tags=["nbval-ignore-output"]
 def image_iou(image_id, stage=maps_stage, row=rows["sccam"]):
     """Return the mean IoU of one image in percent (for ranking only, never averaged)."""
-    classes, scores = stages.full_size_maps(stage.folder, image_id)
+    classes, scores = full_size_maps(stage.folder, image_id)
     evaluation = Evaluation(score_data.num_classes + 1)
     evaluation.add(score_data.mask(image_id), argmax_with_background(scores, classes, row["threshold"]))
     return 100 * evaluation.scores().miou
@@ -588,7 +593,7 @@ for image_id, line in zip(chosen, panels, strict=True):
     of_cam = image_iou(image_id, cam_stage, rows["cam"])
     for panel, stage, title in ((line[2], cam_stage, f"CAM, IoU {of_cam:.0f} %"),
                                 (line[3], maps_stage, f"SC-CAM, IoU {ranking[image_id]:.0f} %")):
-        viz.draw_scores(panel, image, stages.full_size_maps(stage.folder, image_id)[1].max(0, initial=0), title)
+        viz.draw_scores(panel, image, full_size_maps(stage.folder, image_id)[1].max(0, initial=0), title)
 viz.show(figure, "Best, random and worst image of SC-CAM beside the maps of plain CAM")
 
 # %% [markdown]
@@ -602,7 +607,7 @@ viz.show(figure, "Best, random and worst image of SC-CAM beside the maps of plai
 def draw_masks(panels, threshold):
     """Draw the masks of both methods at one threshold."""
     for panel, (words, stage) in zip(panels, (("CAM", cam_stage), ("SC-CAM", maps_stage)), strict=True):
-        classes, scores = stages.full_size_maps(stage.folder, name)
+        classes, scores = full_size_maps(stage.folder, name)
         mask = argmax_with_background(scores, classes, threshold)
         viz.draw_labels(panel, mask, score_data.classes, f"{words}, {threshold:.2f}", picture)
 

@@ -45,14 +45,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from wsss_lib import artifacts, results, stages, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import IGNORE, read_mask
-from wsss_lib.metrics import Evaluation, confusion_matrix, scores
-from wsss_lib.progress import progress
-from wsss_lib.refine.crf import crf_from_labels
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels, irn_thresholds, seed_mask
-from wsss_lib.thresholds import ImageThresholds, ThresholdSweep, choice_sentence, split_labelled
+from wsss_lib.core import store
+from wsss_lib.core.progress import progress
+from wsss_lib.core.scoring import full_size_maps, metric_row, score_masks, sweep_maps
+from wsss_lib.core.files import IGNORE, read_mask
+from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.ops.crf import crf_from_labels
+from wsss_lib.ops.metrics import Evaluation, confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, irn_thresholds, seed_mask
+from wsss_lib.ops.thresholds import ImageThresholds, ThresholdSweep, choice_sentence, split_labelled
+from wsss_lib.refine.seed_masks import make_seeds
 
 config = Config.from_notebook(globals())
 viz.use_style()
@@ -61,10 +65,10 @@ viz.use_style()
 # The first check: are the score maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
 maps_notebook = "10_cam" if config.method == "cam" else f"of method {config.method!r}"
-maps_stage = artifacts.open_stage(config, "maps", maps_notebook)
+maps_stage = store.open_stage(config, "maps", maps_notebook)
 num_labels = score_data.num_classes + 1  # with the background
 print(f"{len(train_data)} training images get seeds, {len(score_data)} of split {score_data.split!r} are scored, "
       f"{num_labels} labels with the background")
@@ -170,7 +174,7 @@ print(f"IoU of one matrix over both images: {object_iou(large, tiny):.3f}")
 # %%
 image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 1), score_data.ids[0])
 picture = np.array(score_data.image(image_id))
-classes, maps = stages.full_size_maps(maps_stage.folder, image_id)  # (K,), M: (K, H, W)
+classes, maps = full_size_maps(maps_stage.folder, image_id)  # (K,), M: (K, H, W)
 print(f"image {image_id}: classes {[score_data.classes[c] for c in classes]}, maps {maps.shape}, {maps.dtype}")
 
 # %% tags=["nbval-ignore-output"]
@@ -245,11 +249,11 @@ print(f"{len(thresholds)} thresholds, one pass = naive loop = library:", True)
 # here, and what was finished in an earlier run is not computed again.
 
 # %%
-seeds_stage = artifacts.begin_stage(config, "seeds", ("seed_",), {"maps": maps_stage, "data": stages.data_hash(train_data)})
+seeds_stage = store.begin_stage(config, "seeds", ("seed_",), {"maps": maps_stage, "data": data_hash(train_data)})
 if not seeds_stage.is_complete():
-    sweep = stages.sweep_maps(score_data, maps_stage.folder, thresholds)
+    sweep = sweep_maps(score_data, maps_stage.folder, thresholds)
     tenth = replace(score_data, ids=score_data.ids[::10], labels=score_data.labels[::10])
-    chosen_on_tenth = stages.sweep_maps(tenth, maps_stage.folder, thresholds).best()[0]
+    chosen_on_tenth = sweep_maps(tenth, maps_stage.folder, thresholds).best()[0]
     sweep_row = {"what": "threshold sweep", "split": score_data.split, "images": len(score_data), "crf": False,
                  "thresholds": np.round(thresholds.astype(float), 4).tolist(),
                  "curve": np.round(100 * sweep.curve(), 2).tolist(), "best": round(sweep.best()[0], 4),
@@ -299,7 +303,7 @@ for way, threshold in (("fixed, the parameter seed_threshold", config.seed_thres
 
 # %% tags=["nbval-ignore-output"]
 some = replace(score_data, ids=score_data.ids[:500], labels=score_data.labels[:500])
-per_image = stages.sweep_maps(some, maps_stage.folder, thresholds, ImageThresholds)
+per_image = sweep_maps(some, maps_stage.folder, thresholds, ImageThresholds)
 summary = per_image.summary()
 figure, panels = plt.subplots(1, 2, figsize=(8, 2.6))
 panels[0].hist(per_image.best_thresholds(), bins=np.linspace(0, 0.9, 37))
@@ -318,8 +322,8 @@ viz.show(figure, f"From {summary['low']:.2f} to {summary['high']:.2f} (grey) at 
 
 # %% tags=["nbval-ignore-output"]
 few, others = split_labelled(some)
-scored = stages.sweep_maps(others, maps_stage.folder, thresholds)
-on_few = stages.sweep_maps(few, maps_stage.folder, thresholds).best()[0]
+scored = sweep_maps(others, maps_stage.folder, thresholds)
+on_few = sweep_maps(few, maps_stage.folder, thresholds).best()[0]
 for way, threshold, images in (("fixed", config.seed_threshold, 0), ("labelled", on_few, len(few)),
                                ("best", scored.best()[0], len(others))):
     miou = 100 * np.interp(threshold, thresholds, scored.curve())
@@ -344,7 +348,7 @@ print(f"set for this run: {config.seed_foreground_threshold:.2f} and {config.see
 # costs this image much. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-one_image = stages.sweep_maps(replace(some, ids=(image_id,), labels=score_data.label(image_id)[None]), maps_stage.folder, thresholds,
+one_image = sweep_maps(replace(some, ids=(image_id,), labels=score_data.label(image_id)[None]), maps_stage.folder, thresholds,
                               ImageThresholds)
 own_curve = 100 * one_image.curves()[0]
 
@@ -437,14 +441,14 @@ print(f"{small_labels.size} pixels; both agree on {100 * (exact == fast).mean():
 # %% tags=["nbval-ignore-output"]
 def plain_seed(name):
     """Return the seed of an image without the CRF."""
-    classes, maps = stages.full_size_maps(maps_stage.folder, name)
+    classes, maps = full_size_maps(maps_stage.folder, name)
     return argmax_with_background(maps, classes, config.seed_threshold)
 
 
 figure, panels = plt.subplots(3, 4, figsize=(7, 5.4))
 for name, line in zip(score_data.ids[:3], panels, strict=False):
     photograph = np.array(score_data.image(name))
-    refined = seed_mask(photograph, *stages.full_size_maps(maps_stage.folder, name)[::-1], config.seed_threshold,
+    refined = seed_mask(photograph, *full_size_maps(maps_stage.folder, name)[::-1], config.seed_threshold,
                         iterations=config.seed_crf_iterations)
     viz.draw_image(line[0], photograph, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth", photograph)
@@ -546,7 +550,7 @@ viz.show(figure, f"Given up (hatched): {given_up[0]:.0f} percent of the pixels w
 
 # %%
 if not seeds_stage.is_complete():
-    images_made = stages.make_seeds(train_data, maps_stage.folder, config, seeds_stage.folder)
+    images_made = make_seeds(train_data, maps_stage.folder, config, seeds_stage.folder)
 stored = read_mask(seeds_stage.folder / "irn_labels" / f"{image_id}.png", score_data.num_classes)
 assert (stored == confident).all()
 print(f"{sum(1 for _ in (seeds_stage.folder / 'seed_masks').glob('*.png'))} seed masks; "
@@ -576,11 +580,11 @@ def score_confident(what, mask_of, crf):
 
 # %% tags=["nbval-ignore-output"]
 if not seeds_stage.is_complete():
-    plain = stages.metric_row("CAM seed", score_data, stages.score_masks(score_data, plain_seed), False, config)
-    refined = stages.metric_row("CAM seed + CRF", score_data,
-                                stages.score_masks(score_data, seeds_stage.folder / "seed_masks"), True, config)
+    plain = metric_row("CAM seed", score_data, score_masks(score_data, plain_seed), False, config)
+    refined = metric_row("CAM seed + CRF", score_data,
+                                score_masks(score_data, seeds_stage.folder / "seed_masks"), True, config)
     two_thresholds = score_confident("IRN labels without CRF", lambda name: without_crf(
-        *stages.full_size_maps(maps_stage.folder, name)[::-1], t_f, t_b), crf=False)
+        *full_size_maps(maps_stage.folder, name)[::-1], t_f, t_b), crf=False)
     labels_row = score_confident("IRN labels", lambda name: read_mask(
         seeds_stage.folder / "irn_labels" / f"{name}.png", score_data.num_classes), crf=True)
     seeds_stage.finish([sweep_row, plain, refined, two_thresholds, labels_row], images_made)
@@ -645,7 +649,7 @@ for name, line in zip(chosen, panels, strict=True):
     refined = read_mask(seeds_stage.folder / "seed_masks" / f"{name}.png", score_data.num_classes)
     viz.draw_image(line[0], photograph, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth", photograph)
-    viz.draw_scores(line[2], photograph, stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "CAM")
+    viz.draw_scores(line[2], photograph, full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "CAM")
     viz.draw_labels(line[3], refined, score_data.classes, f"refined, IoU {100 * ranking[name]:.0f} %", photograph)
 viz.show(figure, "Best, random and worst image: a good seed needs a map that covers the object")
 

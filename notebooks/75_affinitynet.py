@@ -48,13 +48,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import IGNORE, read_mask
-from wsss_lib.metrics import Evaluation
-from wsss_lib.refine import affinity, affinitynet, affinitynet_stages
-from wsss_lib.refine.crf import crf_from_labels
-from wsss_lib.refine.random_walk import random_walk
+from wsss_lib.core import store, training
+from wsss_lib.core.scoring import full_size_maps, metric_row, score_masks
+from wsss_lib.core.files import IGNORE, read_mask
+from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.ops import affinity
+from wsss_lib.ops.crf import crf_from_labels
+from wsss_lib.ops.metrics import Evaluation
+from wsss_lib.ops.random_walk import random_walk
+from wsss_lib.refine import affinitynet
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -64,12 +68,12 @@ viz.use_style()
 # The first check: are the score maps and the seeds there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
+train_data = open_data(config, config.train_split)
 count = min(config.affinitynet_images or len(train_data), len(train_data))
 learn_data = replace(train_data, ids=train_data.ids[:count], labels=train_data.labels[:count])
-score_data = stages.open_data(config, config.score_split)
-maps_stage = artifacts.open_stage(config, "maps", "10_cam" if config.method == "cam" else f"of method {config.method!r}")
-seeds_stage = artifacts.open_stage(config, "seeds", "70_seeds")
+score_data = open_data(config, config.score_split)
+maps_stage = store.open_stage(config, "maps", "10_cam" if config.method == "cam" else f"of method {config.method!r}")
+seeds_stage = store.open_stage(config, "seeds", "70_seeds")
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; AffinityNet learns from {len(learn_data)}; "
       f"{len(score_data)} images of split {score_data.split!r} are scored")
 
@@ -93,7 +97,7 @@ measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # o
 image_id = next(name for name in measured if score_data.label(name).sum() == 1)
 photograph = score_data.image(image_id)
 picture = np.array(photograph)
-classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+classes, scores = full_size_maps(maps_stage.folder, image_id)
 low = affinitynet.crf_with_alpha(picture, scores, config.affinitynet_alpha_low)  # (1 + K, H, W)
 high = affinitynet.crf_with_alpha(picture, scores, config.affinitynet_alpha_high)
 named = np.full(256, IGNORE, np.uint8)  # class number of each channel; 255 stays
@@ -125,12 +129,12 @@ print("plain lines = library:", True)
 # training crop averages them over the cells of its own grid. They are stored as float16.
 
 # %%
-scores_stage = artifacts.begin_stage(config, "affinity_scores", ("affinitynet_alpha_",),
-                                     {"data": stages.data_hash(learn_data), "maps": maps_stage})
+scores_stage = store.begin_stage(config, "affinity_scores", ("affinitynet_alpha_",),
+                                     {"data": data_hash(learn_data), "maps": maps_stage})
 if not scores_stage.is_complete():
-    made = affinitynet_stages.make_affinity_scores(learn_data, maps_stage.folder, config, scores_stage.folder)
+    made = affinitynet.make_affinity_scores(learn_data, maps_stage.folder, config, scores_stage.folder)
     scores_stage.finish([{"what": "CRF scores", "split": learn_data.split, "images": len(learn_data)}], made, "cpu")
-low_stored, high_stored = affinitynet_stages.read_scores(scores_stage.folder / f"{image_id}.npz", picture.shape[:2])
+low_stored, high_stored = affinitynet.read_scores(scores_stage.folder / f"{image_id}.npz", picture.shape[:2])
 assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 
 # %% [markdown]
@@ -139,7 +143,7 @@ assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 # %% tags=["nbval-ignore-output"]
 known = right = total = 0
 for name in measured[:100]:
-    label = affinitynet.confident_labels(*map(torch.from_numpy, affinitynet_stages.read_scores(
+    label = affinitynet.confident_labels(*map(torch.from_numpy, affinitynet.read_scores(
         scores_stage.folder / f"{name}.npz", score_data.mask(name).shape))).numpy()
     present = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
     truth, sure = score_data.mask(name), label != IGNORE
@@ -227,10 +231,10 @@ print(f"background {losses.bg:.3f}, objects {losses.fg:.3f}, different {losses.n
 # %%
 classifier_file = ""
 if config.affinitynet_init == "classifier":
-    classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
+    classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
     classifier_file = classifier_stage.folder / "weights.safetensors"
 torch.manual_seed(config.seed)
-net = affinitynet_stages.build_affinitynet(config, classifier_file)
+net = affinitynet.build_affinitynet(config, classifier_file)
 images = torch.randn(2, 3, config.affinitynet_crop, config.affinitynet_crop)
 maps = net.backbone.stages(images)
 print("maps", [tuple(maps[level].shape) for level in net.levels], "-> features", tuple(net(images).shape))
@@ -249,20 +253,20 @@ print("gradients reach head and backbone:", True)
 # read.**
 
 # %%
-inputs = {"data": stages.data_hash(learn_data), "scores": scores_stage}
+inputs = {"data": data_hash(learn_data), "scores": scores_stage}
 if config.affinitynet_init == "classifier":
     inputs["classifier"] = classifier_stage
-net_stage = artifacts.begin_stage(config, "affinitynet", ("affinitynet_",), inputs)
+net_stage = store.begin_stage(config, "affinitynet", ("affinitynet_",), inputs)
 weights_file = net_stage.folder / "weights.safetensors"
 if not net_stage.is_complete():
     torch.manual_seed(config.seed)
-    net = affinitynet_stages.build_affinitynet(config, classifier_file, config.affinitynet_weights).to(run_device)
+    net = affinitynet.build_affinitynet(config, classifier_file, config.affinitynet_weights).to(run_device)
     images_seen = 0
     if not config.affinitynet_weights:
-        images_seen = affinitynet_stages.train_affinitynet(net, learn_data, scores_stage.folder, config, net_stage.folder)
+        images_seen = affinitynet.train_affinitynet(net, learn_data, scores_stage.folder, config, net_stage.folder)
     training.save_weights(net, weights_file)
     net_stage.finish([{"what": "AffinityNet", "split": learn_data.split, "images": len(learn_data)}], images_seen, str(run_device))
-net = affinitynet_stages.build_affinitynet(config, classifier_file, weights_file).to(run_device).eval()
+net = affinitynet.build_affinitynet(config, classifier_file, weights_file).to(run_device).eval()
 
 # %% [markdown]
 # What to look for: the three terms pull against each other. Affinities that are all 1 would make the first two vanish and the
@@ -283,7 +287,7 @@ if not config.affinitynet_weights:
 # The affinities of the same cell as in section 2, now by the trained features:
 
 # %% tags=["nbval-ignore-output"]
-f = affinitynet_stages.grid_features(net, photograph, config).cpu()
+f = affinitynet.grid_features(net, photograph, config).cpu()
 figure, panels = plt.subplots(1, 3, figsize=(8, 2.5))
 viz.draw_image(panels[0], picture, f"input {image_id}")
 panels[0].plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
@@ -361,10 +365,10 @@ except ValueError as error:
 # maps.
 
 # %%
-walk_inputs = {"data": stages.data_hash(train_data), "maps": maps_stage, "affinitynet": net_stage}
-masks_stage = artifacts.begin_stage(config, "affinitynet_masks", ("affinity_walk_",), walk_inputs)
+walk_inputs = {"data": data_hash(train_data), "maps": maps_stage, "affinitynet": net_stage}
+masks_stage = store.begin_stage(config, "affinitynet_masks", ("affinity_walk_",), walk_inputs)
 if not masks_stage.is_complete():
-    images_made = affinitynet_stages.make_affinitynet_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
+    images_made = affinitynet.make_affinitynet_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
 mask = read_mask(masks_stage.folder / f"{image_id}.png", train_data.num_classes)
 assert set(np.unique(mask)) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
 print("every value of the mask is background or a class of the label:", True)
@@ -377,8 +381,8 @@ print("every value of the mask is background or a class of the label:", True)
 
 # %% tags=["nbval-ignore-output"]
 if not masks_stage.is_complete():
-    evaluation = stages.score_masks(score_data, masks_stage.folder)
-    row = stages.metric_row("AffinityNet pseudo-mask", score_data, evaluation, False, config)
+    evaluation = score_masks(score_data, masks_stage.folder)
+    row = metric_row("AffinityNet pseudo-mask", score_data, evaluation, False, config)
     masks_stage.finish([row], images_made, str(run_device))
 rows = [{"method": config.method, "seed": config.seed} | row for row in seeds_stage.metrics() + masks_stage.metrics()
         if row["what"] in ("CAM seed", "CAM seed + CRF", "AffinityNet pseudo-mask")]
@@ -392,7 +396,7 @@ for entry in (entry for entry in results.PUBLISHED if "AffinityNet" in entry.wha
 # If notebook 80 has refined the same maps, its score stands here beside AffinityNet's.
 
 # %% tags=["nbval-ignore-output"]
-irn_masks = artifacts.Stage(artifacts.stage_folder(config, "pseudo_masks"))
+irn_masks = store.Stage(store.stage_folder(config, "pseudo_masks"))
 if irn_masks.is_complete():
     of_irn = [{"method": config.method, "seed": config.seed} | row for row in irn_masks.metrics()]
     print(results.table(results.summarize(rows[-1:] + of_irn), compare=False))
@@ -406,12 +410,12 @@ else:
 
 # %% tags=["nbval-ignore-output"]
 tried = replace(score_data, ids=score_data.ids[:60], labels=score_data.labels[:60])
-features_of = {name: affinitynet_stages.grid_features(net, score_data.image(name), config) for name in tried.ids}
+features_of = {name: affinitynet.grid_features(net, score_data.image(name), config) for name in tried.ids}
 
 
 def walked_mask(name, alpha=config.affinity_walk_alpha, beta=config.affinity_walk_beta, power=config.affinity_walk_log2_steps):
     """Return the pseudo-mask of one image for one setting."""
-    classes, scores = stages.full_size_maps(maps_stage.folder, name)
+    classes, scores = full_size_maps(maps_stage.folder, name)
     graph = affinitynet.feature_graph(features_of[name], config.affinitynet_radius, beta)
     start = affinitynet.pooled_scores(torch.from_numpy(scores).to(run_device), alpha, net.stride)
     walk = random_walk(graph, start, power)
@@ -420,7 +424,7 @@ def walked_mask(name, alpha=config.affinity_walk_alpha, beta=config.affinity_wal
 
 def score_of(**setting):
     """Return the mIoU in percent over the few images."""
-    return 100 * stages.score_masks(tried, lambda name: walked_mask(name, **setting)).scores().miou
+    return 100 * score_masks(tried, lambda name: walked_mask(name, **setting)).scores().miou
 
 
 # %% tags=["nbval-ignore-output"]
@@ -440,8 +444,8 @@ def after_crf(name):
     return ids[crf_from_labels(np.array(score_data.image(name)), label, len(ids))].astype(np.uint8)
 
 
-with_crf = 100 * stages.score_masks(tried, after_crf).scores().miou
-without = 100 * stages.score_masks(tried, masks_stage.folder).scores().miou
+with_crf = 100 * score_masks(tried, after_crf).scores().miou
+without = 100 * score_masks(tried, masks_stage.folder).scores().miou
 print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after a CRF")
 
 # %% [markdown]
@@ -465,7 +469,7 @@ for name, line in zip(chosen, panels, strict=True):
     image = np.array(score_data.image(name))
     viz.draw_image(line[0], image, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], image, stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "map")
+    viz.draw_scores(line[2], image, full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "map")
     for panel, folder, title in ((line[3], seeds_stage.folder / "seed_masks", "refined"),
                                  (line[4], masks_stage.folder, f"AffinityNet, {100 * ranking[name]:.0f} %")):
         viz.draw_labels(panel, read_mask(folder / f"{name}.png", score_data.num_classes), score_data.classes, title)

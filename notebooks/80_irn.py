@@ -45,13 +45,17 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
+from wsss_lib.core.scoring import full_size_maps, metric_row, score_masks
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import read_mask
-from wsss_lib.metrics import Evaluation
-from wsss_lib.refine import affinity
-from wsss_lib.refine.random_walk import propagate, pseudo_mask, walk_scores
+from wsss_lib.core.files import read_mask
+from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.ops import affinity
+from wsss_lib.ops.metrics import Evaluation
+from wsss_lib.ops.random_walk import propagate, pseudo_mask, walk_scores
+from wsss_lib.refine.irn import boundary_map, build_irn, make_pseudo_masks, set_mean_displacement, train_irn
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -62,10 +66,10 @@ viz.use_style()
 # notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-maps_stage = artifacts.open_stage(config, "maps", "10_cam" if config.method == "cam" else f"of method {config.method!r}")
-seeds_stage = artifacts.open_stage(config, "seeds", "70_seeds")
+train_data = open_data(config, config.train_split)
+score_data = open_data(config, config.score_split)
+maps_stage = store.open_stage(config, "maps", "10_cam" if config.method == "cam" else f"of method {config.method!r}")
+seeds_stage = store.open_stage(config, "seeds", "70_seeds")
 label_folder = seeds_stage.folder / "irn_labels"
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of "
       f"split {score_data.split!r} are scored")
@@ -79,7 +83,7 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; {le
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
 photograph = score_data.image(image_id)
 picture = np.array(photograph)
-classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+classes, scores = full_size_maps(maps_stage.folder, image_id)
 confident = read_mask(label_folder / f"{image_id}.png", train_data.num_classes)
 figure, panels = plt.subplots(1, 4, figsize=(8, 2.3))
 viz.draw_image(panels[0], picture, f"input {image_id}")
@@ -311,9 +315,9 @@ viz.show(figure, "Arrows inside the disc point to its centre and vanish outside;
 torch.manual_seed(config.seed)
 classifier_file = ""
 if config.irn_init == "classifier":
-    classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
+    classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
     classifier_file = classifier_stage.folder / "weights.safetensors"
-net = stages.build_irn(config, classifier_file)
+net = build_irn(config, classifier_file)
 images = torch.randn(2, 3, config.irn_crop, config.irn_crop)
 for number, features in enumerate(net.backbone.stages(images), start=1):
     print(f"stage {number}: {tuple(features.shape)}")
@@ -345,21 +349,21 @@ print("gradients reach the two heads only:", True)
 # trains nothing again. Its inputs are the confident labels and, if used, the classifier. **No pixel label is read.**
 
 # %%
-inputs = {"data": stages.data_hash(train_data), "seeds": seeds_stage}
+inputs = {"data": data_hash(train_data), "seeds": seeds_stage}
 if config.irn_init == "classifier":
     inputs["classifier"] = classifier_stage
-irn_stage = artifacts.begin_stage(config, "irn", ("irn_",), inputs)
+irn_stage = store.begin_stage(config, "irn", ("irn_",), inputs)
 weights_file = irn_stage.folder / "weights.safetensors"
 if not irn_stage.is_complete():
     torch.manual_seed(config.seed)
-    net = stages.build_irn(config, classifier_file, config.irn_weights).to(run_device)
+    net = build_irn(config, classifier_file, config.irn_weights).to(run_device)
     images_seen = 0
     if not config.irn_weights:
-        images_seen = stages.train_irn(net, train_data, label_folder, config, irn_stage.folder)
-        stages.set_mean_displacement(net, train_data, config)
+        images_seen = train_irn(net, train_data, label_folder, config, irn_stage.folder)
+        set_mean_displacement(net, train_data, config)
     training.save_weights(net, weights_file)
     irn_stage.finish([{"what": "IRN", "split": train_data.split, "images": len(train_data)}], images_seen, str(run_device))
-net = stages.build_irn(config, classifier_file, weights_file).to(run_device).eval()
+net = build_irn(config, classifier_file, weights_file).to(run_device).eval()
 
 # %% [markdown]
 # Four curves, one for each term. What to look for: the two boundary terms pull against each other, and neither can
@@ -387,7 +391,7 @@ print("mean displacement (dy, dx) in cells:", np.round(net.mean_shift.running_me
 shown = score_data.ids[:3]
 figure, panels = plt.subplots(2, len(shown), figsize=(2 * len(shown), 4))
 for name, column_of_panels in zip(shown, panels.T, strict=True):
-    boundary, _ = stages.boundary_map(net, score_data.image(name), config)
+    boundary, _ = boundary_map(net, score_data.image(name), config)
     viz.draw_image(column_of_panels[0], np.array(score_data.image(name)), f"input {name}")
     mappable = viz.draw_map(column_of_panels[1], boundary.cpu(), "boundary map")
 figure.colorbar(mappable, ax=panels[1], shrink=0.8)
@@ -555,14 +559,14 @@ viz.show(figure, "Left a mask of three objects; right the second object has vani
 # The four steps on the image from the start:
 
 # %% tags=["nbval-ignore-output"]
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
-boundary, _ = stages.boundary_map(net, photograph, config)
+classes, scores, size = files.read_maps(maps_stage.folder / f"{image_id}.npz")
+boundary, _ = boundary_map(net, photograph, config)
 maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
 walk = propagate(maps, boundary, config.walk_radius, config.walk_beta, config.walk_log2_steps)
 mask = pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy()
 figure, panels = plt.subplots(1, 5, figsize=(9, 2.1))
 viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_scores(panels[1], picture, stages.full_size_maps(maps_stage.folder, image_id)[1].max(0), "CAM")
+viz.draw_scores(panels[1], picture, full_size_maps(maps_stage.folder, image_id)[1].max(0), "CAM")
 viz.draw_map(panels[2], boundary.cpu(), "boundary map")
 viz.draw_scores(panels[3], picture, walk_scores(walk, size).amax(0).cpu().numpy(), "after the walk")
 viz.draw_labels(panels[4], mask, train_data.classes, "pseudo-mask", picture)
@@ -575,10 +579,10 @@ viz.show(figure, "The score map of one part, the boundary map, the walked scores
 # label names.
 
 # %%
-walk_inputs = {"data": stages.data_hash(train_data), "maps": maps_stage, "irn": irn_stage}
-masks_stage = artifacts.begin_stage(config, "pseudo_masks", ("walk_",), walk_inputs)
+walk_inputs = {"data": data_hash(train_data), "maps": maps_stage, "irn": irn_stage}
+masks_stage = store.begin_stage(config, "pseudo_masks", ("walk_",), walk_inputs)
 if not masks_stage.is_complete():
-    images_made = stages.make_pseudo_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
+    images_made = make_pseudo_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
 mask = read_mask(masks_stage.folder / f"{image_id}.png", train_data.num_classes)
 assert set(np.unique(mask)) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
 print("every value of the mask is background or a class of the label:", True)
@@ -592,8 +596,8 @@ print("every value of the mask is background or a class of the label:", True)
 
 # %% tags=["nbval-ignore-output"]
 if not masks_stage.is_complete():
-    evaluation = stages.score_masks(score_data, masks_stage.folder)
-    row = stages.metric_row("IRN pseudo-mask", score_data, evaluation, False, config)
+    evaluation = score_masks(score_data, masks_stage.folder)
+    row = metric_row("IRN pseudo-mask", score_data, evaluation, False, config)
     masks_stage.finish([row], images_made, str(run_device))
 rows = [{"method": config.method, "seed": config.seed} | row for row in seeds_stage.metrics() + masks_stage.metrics()
         if row["what"] in ("CAM seed", "CAM seed + CRF", "IRN pseudo-mask")]
@@ -636,7 +640,7 @@ for name, line in zip(chosen, panels, strict=True):
     image = np.array(score_data.image(name))
     viz.draw_image(line[0], image, f"input {name}")
     viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], image, stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "CAM")
+    viz.draw_scores(line[2], image, full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "CAM")
     for panel, folder, title in ((line[3], seeds_stage.folder / "seed_masks", "refined"), (line[4], masks_stage.folder, "IRN")):
         viz.draw_labels(panel, read_mask(folder / f"{name}.png", score_data.num_classes), score_data.classes, title)
     line[4].set_title(f"IRN, IoU {100 * ranking[name]:.0f} %")
@@ -653,7 +657,7 @@ viz.show(figure, "Best, random and worst image: input, truth, CAM, refined seed 
 worst = chosen[-1]
 truth = score_data.mask(worst)
 mask = read_mask(masks_stage.folder / f"{worst}.png", score_data.num_classes)
-classes, scores = stages.full_size_maps(maps_stage.folder, worst)
+classes, scores = full_size_maps(maps_stage.folder, worst)
 for index, label in enumerate(classes):
     objects, found, known = truth == label + 1, mask == label + 1, truth != 255
     peak = np.unravel_index(scores[index].argmax(), truth.shape)
@@ -672,7 +676,7 @@ for index, label in enumerate(classes):
 # for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
+classes, scores, size = files.read_maps(maps_stage.folder / f"{image_id}.npz")
 maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
 
 

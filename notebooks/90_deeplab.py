@@ -48,14 +48,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import MASKS_OF, Config
+from wsss_lib.core import store, training
+from wsss_lib.core.scoring import metric_row, score_masks
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import read_mask
-from wsss_lib.metrics import Evaluation
+from wsss_lib.core.files import read_mask
+from wsss_lib.data.dataset import data_hash, open_data, truth_hash
 from wsss_lib.nets import deeplab_v2, deeplab_v3plus
 from wsss_lib.nets.backbone import build_backbone, normalization_of
-from wsss_lib.refine.crf import crf_from_probabilities, crf_segmentation
+from wsss_lib.ops.crf import crf_from_probabilities, crf_segmentation
+from wsss_lib.ops.metrics import Evaluation
+from wsss_lib.segment.deeplab import (
+    build_deeplab,
+    class_probabilities,
+    deeplab_name,
+    make_predictions,
+    score_centre_crops,
+    train_deeplab,
+)
 
 config = Config.from_notebook(globals())
 run_device = training.seed_everything(config)
@@ -68,12 +79,12 @@ viz.use_style()
 # `train_aug` the true masks are in another folder: add `-p mask_folder SegmentationClassAug`.)
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-val_data = stages.open_data(config, config.val_split)
+train_data = open_data(config, config.train_split)
+val_data = open_data(config, config.val_split)
 if config.method == "truth":
-    training_masks, masks_input = train_data.root / train_data.mask_folder, stages.truth_hash(train_data)
+    training_masks, masks_input = train_data.root / train_data.mask_folder, truth_hash(train_data)
 else:
-    masks_input = artifacts.open_stage(config, *MASKS_OF[config.refinement])
+    masks_input = store.open_stage(config, *MASKS_OF[config.refinement])
     training_masks = masks_input.folder
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background")
 print("trained on", "TRUE MASKS (pixel labels)" if config.method == "truth" else "pseudo-masks (image-level labels only)")
@@ -130,10 +141,10 @@ for name in ("layer1", "layer2", "layer3", "layer4"):
 # %%
 classifier_file = ""
 if config.deeplab_init == "classifier":
-    classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
+    classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
     classifier_file = classifier_stage.folder / "weights.safetensors"
 as_v2 = config.model_copy(update={"deeplab_version": "v2"})  # sections 1 to 5 are about version 2, whatever is trained
-net = stages.build_deeplab(as_v2, train_data.num_classes, classifier_file)
+net = build_deeplab(as_v2, train_data.num_classes, classifier_file)
 images = torch.randn(2, 3, config.deeplab_crop, config.deeplab_crop)
 with torch.no_grad():
     features = net.backbone(images)  # f: (N, D, h, w)
@@ -349,21 +360,21 @@ print("factors at iterations", steps, "of 100:", [round(training.poly_factor(ste
 # stage's inputs are the training masks and, if used, the classifier.
 
 # %%
-inputs = {"data": stages.data_hash(train_data), "masks": masks_input}
+inputs = {"data": data_hash(train_data), "masks": masks_input}
 if config.deeplab_init == "classifier":
     inputs["classifier"] = classifier_stage
-deeplab_stage = artifacts.begin_stage(config, "deeplab", stages.DEEPLAB_FIELDS, inputs)
+deeplab_stage = store.begin_stage(config, "deeplab", stages.DEEPLAB_FIELDS, inputs)
 weights_file = deeplab_stage.folder / "weights.safetensors"
 if not deeplab_stage.is_complete():
     torch.manual_seed(config.seed)
-    net = stages.build_deeplab(config, train_data.num_classes, classifier_file, config.deeplab_weights).to(run_device)
+    net = build_deeplab(config, train_data.num_classes, classifier_file, config.deeplab_weights).to(run_device)
     images_seen = 0
     if not config.deeplab_weights:
-        images_seen = stages.train_deeplab(net, train_data, training_masks, config, deeplab_stage.folder)
+        images_seen = train_deeplab(net, train_data, training_masks, config, deeplab_stage.folder)
     training.save_weights(net, weights_file)
-    deeplab_stage.finish([{"what": f"{stages.deeplab_name(config)} training", "split": train_data.split, "images": len(train_data)}],
+    deeplab_stage.finish([{"what": f"{deeplab_name(config)} training", "split": train_data.split, "images": len(train_data)}],
                          images_seen, str(run_device))
-net = stages.build_deeplab(config, train_data.num_classes, classifier_file, weights_file).to(run_device).eval()
+net = build_deeplab(config, train_data.num_classes, classifier_file, weights_file).to(run_device).eval()
 
 # %% [markdown]
 # In version 2 the loss is a sum of four, so guessing costs $4 \ln K$ (dotted; the first value drawn, after ten steps, is below it already); in
@@ -377,7 +388,7 @@ if not config.deeplab_weights:
     axes.plot([line["step"] for line in log], [line["loss"] for line in log])
     terms = 4 if config.deeplab_version == "v2" else 1
     axes.axhline(terms * np.log(train_data.num_classes + 1), color="grey", linestyle=":")
-    axes.set(xlabel="step", ylabel=f"loss (terms: {terms})", title=f"{stages.deeplab_name(config)}: training loss", ylim=(0, None))
+    axes.set(xlabel="step", ylabel=f"loss (terms: {terms})", title=f"{deeplab_name(config)}: training loss", ylim=(0, None))
     viz.show(figure, f"Training loss falls from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
 
 # %% [markdown]
@@ -388,7 +399,7 @@ if not config.deeplab_weights:
 # %%
 def sure_share(name):
     """Return the share of pixels in which one class has more than half of the probability and is not background."""
-    return (stages.class_probabilities(net, val_data.image(name), config)[1:].max(0) > 0.5).mean()
+    return (class_probabilities(net, val_data.image(name), config)[1:].max(0) > 0.5).mean()
 
 
 image_id = max(val_data.ids[:20], key=sure_share)
@@ -421,16 +432,16 @@ viz.show(figure, "Maps of one image at each scale, coarser with smaller scale, t
 
 # %%
 unlabelled = replace(val_data, labels=np.zeros_like(val_data.labels))
-probabilities = stages.class_probabilities(net, unlabelled.image(image_id), config)  # (K, H, W)
+probabilities = class_probabilities(net, unlabelled.image(image_id), config)  # (K, H, W)
 assert not unlabelled.labels.any()
 assert len(probabilities) == val_data.num_classes + 1 and np.allclose(probabilities.sum(0), 1, atol=1e-4)
 print("prediction without any label:", True)
 
 # %%
-prediction_inputs = {"data": stages.data_hash(val_data), "deeplab": deeplab_stage}
-predictions_stage = artifacts.begin_stage(config, "predictions", ("deeplab_",), prediction_inputs)
+prediction_inputs = {"data": data_hash(val_data), "deeplab": deeplab_stage}
+predictions_stage = store.begin_stage(config, "predictions", ("deeplab_",), prediction_inputs)
 if not predictions_stage.is_complete():
-    images_made = stages.make_predictions(net, unlabelled, config, predictions_stage.folder)
+    images_made = make_predictions(net, unlabelled, config, predictions_stage.folder)
 print("predictions with and without CRF for", len(val_data), "images")
 
 # %% [markdown]
@@ -494,12 +505,12 @@ viz.show(figure, "The mask before the CRF, after one step and after ten, and wit
 # %% tags=["nbval-ignore-output"]
 if not predictions_stage.is_complete():
     honest = "all training masks" if config.method == "truth" else masks_input.metrics()[-1]["pixel_labels_chose"]
-    name, folder = stages.deeplab_name(config), predictions_stage.folder
-    scored = [(name, stages.score_masks(val_data, folder / "plain"), False), (f"{name} + CRF", stages.score_masks(val_data, folder / "crf"), True)]
+    name, folder = deeplab_name(config), predictions_stage.folder
+    scored = [(name, score_masks(val_data, folder / "plain"), False), (f"{name} + CRF", score_masks(val_data, folder / "crf"), True)]
     if config.deeplab_centre_crop:  # another set of pixels, and said so in the row's name
-        crops = stages.score_centre_crops(net, val_data, config)
+        crops = score_centre_crops(net, val_data, config)
         scored.append((f"{name} ({config.deeplab_centre_crop} centre crop)", crops, False))
-    rows = [stages.metric_row(what, val_data, evaluation, crf, config) | {"pixel_labels_chose": honest}
+    rows = [metric_row(what, val_data, evaluation, crf, config) | {"pixel_labels_chose": honest}
             for what, evaluation, crf in scored]
     predictions_stage.finish(rows, images_made, str(run_device))
 rows = predictions_stage.metrics()
@@ -556,7 +567,7 @@ viz.show(figure, "Best, random and worst validation image: input, truth, segment
 # all validation images:
 
 # %% tags=["nbval-ignore-output"]
-evaluation = stages.score_masks(val_data, predictions_stage.folder / "plain")
+evaluation = score_masks(val_data, predictions_stage.folder / "plain")
 confusion = evaluation.confusion
 total = confusion.sum() - np.trace(confusion)
 kinds = {"object called background": confusion[1:, 0].sum(), "background called object": confusion[0, 1:].sum(),
@@ -568,7 +579,7 @@ for name, count in kinds.items():
 # ## The test server
 #
 # VOC's test masks are not public. Scores on `test` come from a server that takes an archive of palette PNGs. A network
-# needs no label for these images, and `stages.make_predictions` writes their masks as above; `python -m
+# needs no label for these images, and `make_predictions` writes their masks as above; `python -m
 # wsss_lib.submission make` packs a folder of them and checks the archive (names, sizes, palette, values) before anybody
 # uploads it, and `--help` says the rest. The server takes few uploads, and choosing parameters by its answers would be
 # using pixel labels of the test set.
@@ -627,24 +638,24 @@ other = config.model_copy(update={"deeplab_version": "v3plus" if config.deeplab_
                                   "deeplab_learning_rate": config.deeplab_learning_rate * (10 if config.deeplab_version == "v2" else 0.1)})
 other_net = None
 if config.deeplab_crop <= 128:
-    other_stage = artifacts.begin_stage(other, "other_version", ("deeplab_",), inputs)
+    other_stage = store.begin_stage(other, "other_version", ("deeplab_",), inputs)
     other_file = other_stage.folder / "weights.safetensors"
     if not other_stage.is_complete():
         torch.manual_seed(config.seed)
-        other_net = stages.build_deeplab(other, train_data.num_classes, classifier_file).to(run_device)
-        images_seen = stages.train_deeplab(other_net, train_data, training_masks, other, other_stage.folder)
+        other_net = build_deeplab(other, train_data.num_classes, classifier_file).to(run_device)
+        images_seen = train_deeplab(other_net, train_data, training_masks, other, other_stage.folder)
         training.save_weights(other_net, other_file)
         other_stage.finish([], images_seen, str(run_device))
-    other_net = stages.build_deeplab(other, train_data.num_classes, classifier_file, other_file).to(run_device).eval()
+    other_net = build_deeplab(other, train_data.num_classes, classifier_file, other_file).to(run_device).eval()
 
 # %% tags=["nbval-ignore-output"]
 if other_net is not None:
     figure, panels = plt.subplots(1, 6, figsize=(12, 2.4))
     viz.draw_image(panels[0], picture, f"input {image_id}")
     viz.draw_labels(panels[1], val_data.mask(image_id), val_data.classes, "truth", picture)
-    pairs = ((config, probabilities), (other, stages.class_probabilities(other_net, photograph, other)))
+    pairs = ((config, probabilities), (other, class_probabilities(other_net, photograph, other)))
     for place, (one, answer) in enumerate(pairs):
-        name = f"{stages.deeplab_name(one).removeprefix('DeepLab-')}, {one.deeplab_iterations} steps"
+        name = f"{deeplab_name(one).removeprefix('DeepLab-')}, {one.deeplab_iterations} steps"
         viz.draw_labels(panels[2 + 2 * place], answer.argmax(0), val_data.classes, name, picture)
         viz.draw_scores(panels[3 + 2 * place], picture, 1 - answer[0], "not background")
     viz.show(figure, "One image by both versions: label and score of not background; the other version, after fewer steps, finds the "

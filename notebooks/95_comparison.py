@@ -32,8 +32,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown, display
 
-from wsss_lib import artifacts, comparison, results, stages, viz, widgets
-from wsss_lib.config import Config, project_path
+from wsss_lib import comparison, results, viz, widgets
+from wsss_lib.parameters import project_path
+from wsss_lib.config import Config
+from wsss_lib.core import store
+from wsss_lib.data.dataset import open_data
 from wsss_lib.results import with_spread
 
 config = Config.from_notebook(globals())
@@ -51,11 +54,11 @@ def table(head, lines):
 # The first check: is anything finished? If not, the next cell stops and says what to run.
 
 # %%
-finished = artifacts.finished_stages(run_folder)
+finished = store.finished_stages(run_folder)
 rows = results.collect(run_folder)
 if not rows:
     raise RuntimeError(f"{run_folder}: no finished stage with scores; run `make demo`, or notebook 10_cam and those after it")
-whole = {name: stages.open_data(config, name) for name in dict.fromkeys((config.score_split, config.val_split))}
+whole = {name: open_data(config, name) for name in dict.fromkeys((config.score_split, config.val_split))}
 print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in whole.items()))
 
 # %% [markdown]
@@ -79,7 +82,7 @@ table(["method", *shown],
 # images of the split, the mean IoU must be the one in the stage's record. The cell takes a while and does nothing when it is run again.
 
 # %% tags=["nbval-ignore-output"]
-stage = artifacts.begin_stage(config, "comparison", (), {"results": results.fingerprint(rows)}, method="report")
+stage = store.begin_stage(config, "comparison", (), {"results": results.fingerprint(rows)}, method="report")
 if not stage.is_complete():
     data_of = {name: comparison.evenly_spaced(data, COUNTED) for name, data in whole.items()}
     counted = []
@@ -201,7 +204,7 @@ table(["what", "method", "precision %", "recall %", "mIoU %", "boundary IoU %", 
 # %%
 from scipy.ndimage import binary_erosion
 
-from wsss_lib.metrics import BoundaryEvaluation
+from wsss_lib.ops.metrics import BoundaryEvaluation
 
 truth = np.zeros((96, 96), np.uint8)
 truth[20:70, 25:75] = 1

@@ -33,11 +33,18 @@ import torch
 
 from data_prep import custom
 from data_prep.sample_photographs import installed_photographs
-from wsss_lib import artifacts, stages, training, viz, widgets
-from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import read_mask
+from wsss_lib import viz, widgets
+from wsss_lib.parameters import project_path
+from wsss_lib.config import Config
+from wsss_lib.core import store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps
+from wsss_lib.core.files import read_mask
+from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.methods.cam import build_classifier, cam_localization, score_classifier, train_classifier
+from wsss_lib.ops.seeds import argmax_with_background, seed_mask
 from wsss_lib.presets import preset_config
-from wsss_lib.refine.seeds import argmax_with_background, seed_mask
+from wsss_lib.refine.seed_masks import make_seeds
 
 given = Config.from_notebook(globals())
 source = project_path(given.own_photographs) if given.own_photographs else None
@@ -73,7 +80,7 @@ else:
 root = project_path(config.data_root)
 if not root.exists():
     custom.make_dataset(dict(sorted(photographs.items())), classes, root, val_share=0, longest=config.own_longest)
-data = stages.open_data(config, "train")
+data = open_data(config, "train")
 assert set(data.ids) == set(photographs), f"{root} holds other photographs than the folder: delete it to make it anew"
 
 # %% [markdown]
@@ -110,15 +117,15 @@ for index, word in enumerate(data.classes):
 # photograph count several times.
 
 # %%
-classifier_stage = artifacts.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(data)})
+classifier_stage = store.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": data_hash(data)})
 weights_file = classifier_stage.folder / "weights.safetensors"
 if not classifier_stage.is_complete():
     torch.manual_seed(config.seed)
-    net = stages.build_classifier(config, data.num_classes, config.cam_weights).to(run_device)
-    images_seen = stages.train_classifier(net, data, config, classifier_stage.folder)
+    net = build_classifier(config, data.num_classes, config.cam_weights).to(run_device)
+    images_seen = train_classifier(net, data, config, classifier_stage.folder)
     training.save_weights(net, weights_file)
     classifier_stage.finish([], images_seen, str(run_device))
-net = stages.build_classifier(config, data.num_classes, weights_file).to(run_device).eval()
+net = build_classifier(config, data.num_classes, weights_file).to(run_device).eval()
 
 # %% [markdown]
 # Does it believe the labels? The next cell asks it about the photographs that it was trained on. **That is no test of the
@@ -126,7 +133,7 @@ net = stages.build_classifier(config, data.num_classes, weights_file).to(run_dev
 # training is a warning: its map will be noise.
 
 # %% tags=["nbval-ignore-output"]
-probabilities = stages.score_classifier(net, data, config)
+probabilities = score_classifier(net, data, config)
 present = data.labels == 1
 doubted = [(data.ids[row], data.classes[index]) for row, index in zip(*np.nonzero(present & (probabilities < 0.5)), strict=True)]
 print(f"labels that are there: probability {probabilities[present].mean():.2f} on average, "
@@ -141,9 +148,9 @@ assert probabilities[present].mean() > probabilities[~present].mean()
 # each also mirrored, for the classes of the label only. A photograph without a class gets an empty file.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
+maps_stage = store.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
 if not maps_stage.is_complete():
-    images_made = stages.make_maps(stages.cam_localization(net, config), data, config, maps_stage.folder)
+    images_made = make_maps(cam_localization(net, config), data, config, maps_stage.folder)
     maps_stage.finish([], images_made, str(run_device))
 shown = [image_id for image_id in data.ids if data.label(image_id).any()][:8]
 print("a file of maps for every photograph:", {path.stem for path in maps_stage.folder.glob("*.npz")} == set(data.ids))
@@ -156,7 +163,7 @@ print("a file of maps for every photograph:", {path.stem for path in maps_stage.
 figure, panels = plt.subplots(2, len(shown), figsize=(1.7 * len(shown), 3.8), squeeze=False)
 for column, image_id in enumerate(shown):
     picture = np.array(data.image(image_id))
-    classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+    classes, scores = full_size_maps(maps_stage.folder, image_id)
     viz.draw_image(panels[0, column], picture, image_id[:14])
     mappable = viz.draw_scores(panels[1, column], picture, scores[0], data.classes[classes[0]])
 figure.colorbar(mappable, ax=panels[1], shrink=0.8, label="score")
@@ -172,7 +179,7 @@ viz.show(figure, f"{len(shown)} photographs and, beneath, the map of the first c
 # %% tags=["nbval-ignore-output"]
 image_id = shown[len(shown) // 2]
 picture = np.array(data.image(image_id))
-classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+classes, scores = full_size_maps(maps_stage.folder, image_id)
 figure, panels = plt.subplots(1, 6, figsize=(12, 2.3))
 viz.draw_scores(panels[0], picture, scores.max(0), "highest score")
 for panel, threshold in zip(panels[1:5], (0.3, 0.45, 0.6, 0.75), strict=True):
@@ -190,7 +197,7 @@ viz.show(figure, f"{image_id}: masks shrink as the threshold grows; with the CRF
 def draw(image_id=shown[0], threshold=config.seed_threshold, crf=True):
     """Show the mask of one photograph."""
     picture = np.array(data.image(image_id))
-    classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
+    classes, scores = full_size_maps(maps_stage.folder, image_id)
     mask = seed_mask(picture, scores, classes, threshold) if crf else argmax_with_background(scores, classes, threshold)
     figure, panel = plt.subplots(figsize=(4, 3))
     viz.draw_labels(panel, mask, data.classes, f"threshold {threshold:.2f}", picture)
@@ -204,9 +211,9 @@ widgets.explore(draw, image_id=list(data.ids), threshold=(0.05, 0.9, 0.05), crf=
 # what AffinityNet and IRN learn from.
 
 # %%
-seeds_stage = artifacts.begin_stage(config, "seeds", ("seed_",), {"maps": maps_stage})
+seeds_stage = store.begin_stage(config, "seeds", ("seed_",), {"maps": maps_stage})
 if not seeds_stage.is_complete():
-    masks_made = stages.make_seeds(data, maps_stage.folder, config, seeds_stage.folder)
+    masks_made = make_seeds(data, maps_stage.folder, config, seeds_stage.folder)
     seeds_stage.finish([], masks_made)
 masks = {image_id: seeds_stage.folder / "seed_masks" / f"{image_id}.png" for image_id in data.ids}
 assert all(path.is_file() for path in masks.values())

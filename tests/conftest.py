@@ -10,8 +10,8 @@ from hypothesis import settings
 from PIL import Image
 
 from wsss_lib.config import Config
+from wsss_lib.core.files import write_mask
 from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.formats import write_mask
 
 # The same examples on every machine, and no time limit for a single one: a slow machine is no failure.
 settings.register_profile("project", deadline=None, derandomize=True)

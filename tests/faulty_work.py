@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from wsss_lib.config import Config
-from wsss_lib.inference import for_each_image
+from wsss_lib.core.parallel import for_each_image
 
 IDS = tuple(f"{number:03d}" for number in range(40))
 

@@ -20,12 +20,11 @@ from torchvision.models.resnet import Bottleneck
 
 from tests import golden_amn, golden_data, golden_drs, golden_psa, golden_rib, golden_sccam, golden_vwe
 from tests.golden_weights import load, load_recipe, recipe, tensor
-from wsss_lib import training
 from wsss_lib.config import Config
+from wsss_lib.core import training
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import voc_palette
+from wsss_lib.core.files import voc_palette
 from wsss_lib.methods import cam
-from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.nets.backbone import ResNet, _make_layer, build_backbone, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     ASPPV2,
@@ -35,10 +34,11 @@ from wsss_lib.nets.deeplab_v2 import (
     multi_scale_loss,
     resize_labels,
 )
-from wsss_lib.nets.irn import IRN
-from wsss_lib.refine import affinity, random_walk
-from wsss_lib.refine.crf import crf_from_labels, crf_from_probabilities
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask
+from wsss_lib.ops import affinity, random_walk
+from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities
+from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
+from wsss_lib.refine.irn import IRN
 
 Arrays = dict[str, np.ndarray]
 

@@ -7,10 +7,10 @@ import torch
 
 from wsss_lib.methods import amn
 from wsss_lib.methods.cam import stride4_size
-from wsss_lib.metrics import scores
-from wsss_lib.refine import random_walk
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask
-from wsss_lib.thresholds import ImageThresholds
+from wsss_lib.ops import random_walk
+from wsss_lib.ops.metrics import scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
+from wsss_lib.ops.thresholds import ImageThresholds
 
 Arrays = dict[str, np.ndarray]
 

@@ -11,11 +11,11 @@ from PIL import Image
 from tests.golden_weights import recipe, tensor
 from wsss_lib.data import transforms
 from wsss_lib.methods import drs
-from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.nets.deeplab_v2 import self_label_loss, self_labels
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.nets.vgg import VGG
+from wsss_lib.ops.metrics import confusion_matrix, scores
 
 Arrays = dict[str, np.ndarray]
 NUM_CLASSES = 20

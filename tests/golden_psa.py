@@ -10,17 +10,18 @@ import torch
 from PIL import Image
 
 from tests.golden_sccam import Arrays, load_recipe, load_weights, normalized, tensor
-from wsss_lib import training
 from wsss_lib.config import Config
+from wsss_lib.core import training
 from wsss_lib.data import transforms
 from wsss_lib.methods.cam import ClassActivationNet
-from wsss_lib.nets.affinitynet import AffinityHead, AffinityNet
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
-from wsss_lib.refine import affinity, affinitynet
-from wsss_lib.refine.random_walk import Graph, random_walk
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops import affinity
+from wsss_lib.ops.random_walk import Graph, random_walk
+from wsss_lib.ops.seeds import argmax_with_background
+from wsss_lib.refine import affinitynet
+from wsss_lib.refine.affinitynet import AffinityHead, AffinityNet
 
 RADIUS = 5
 

@@ -12,7 +12,7 @@ from wsss_lib.config import Config
 from wsss_lib.data import samples
 from wsss_lib.methods import cam, rib
 from wsss_lib.nets.backbone import build_backbone
-from wsss_lib.refine import random_walk
+from wsss_lib.ops import random_walk
 
 Arrays = dict[str, np.ndarray]
 

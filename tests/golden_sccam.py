@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from wsss_lib.methods import cam, sccam, subcategories
-from wsss_lib.metrics import confusion_matrix, scores
+from wsss_lib.methods import cam, sccam
 from wsss_lib.nets.resnet38 import BottleneckBlock, ResBlock, ResNet38
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background
 
 Arrays = dict[str, np.ndarray]
 
@@ -93,10 +93,10 @@ def losses(case: Arrays) -> Arrays:
 def subcategory_labels(case: Arrays) -> Arrays:
     """The numbers of the clusters of a class are arbitrary; only the partition is compared."""
     labels, clusters = case["in_labels"], int(case["in_k"])
-    assignment = subcategories.cluster_images(case["in_features"], labels, clusters)
-    order = subcategories.class_major_order(labels)
+    assignment = sccam.cluster_images(case["in_features"], labels, clusters)
+    order = sccam.class_major_order(labels)
     return {"out_order": order, "out_label_20": labels[order],
-            "out_label_200": subcategories.subcategory_labels(assignment, clusters)[order]}
+            "out_label_200": sccam.subcategory_labels(assignment, clusters)[order]}
 
 
 def response_maps(case: Arrays) -> Arrays:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsss_lib import training
 from wsss_lib.config import Config
+from wsss_lib.core import training
 from wsss_lib.methods import cam, vwe
-from wsss_lib.metrics import confusion_matrix, scores
-from wsss_lib.refine.crf import crf_from_maps, soft_scores
+from wsss_lib.ops.crf import crf_from_maps, soft_scores
+from wsss_lib.ops.metrics import confusion_matrix, scores
 
 Arrays = dict[str, np.ndarray]
 

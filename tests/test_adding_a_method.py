@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.refresh_notebooks import source_notebook
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
 PAGE = (PROJECT_ROOT / "docs/adding_a_method.md").read_text(encoding="utf-8")
 
@@ -21,7 +21,14 @@ import doctest, json, sys
 from pathlib import Path
 from tests.conftest import write_miniature
 from tests.refresh_notebooks import source_notebook
-from wsss_lib import artifacts, formats, stages
+
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods.cam import build_classifier
+from wsss_lib.methods.cam import cam_localization
+from wsss_lib.methods.cam import train_classifier
+from wsss_lib.core import store, files
 from wsss_lib.config import Config
 
 root = Path.cwd()
@@ -29,15 +36,15 @@ write_miniature(root / "small")
 values = dict(dataset="miniature", data_root="small", num_workers=0, device="cpu", cam_crop=32, cam_long_side_min=36,
               cam_long_side_max=48, cam_batch_size=4, cam_epochs=2, cam_scales=[1.0])
 config = Config.from_values(values)
-data = stages.open_data(config, "train")
-net = stages.build_classifier(config, data.num_classes)
-stage = artifacts.begin_stage(config, "classifier", ("cam_",), {})
-stages.train_classifier(net, data, config, stage.folder)
-formats.write_tensors(stage.folder / "weights.safetensors", net.state_dict())
+data = open_data(config, "train")
+net = build_classifier(config, data.num_classes)
+stage = store.begin_stage(config, "classifier", ("cam_",), {})
+train_classifier(net, data, config, stage.folder)
+files.write_tensors(stage.folder / "weights.safetensors", net.state_dict())
 stage.finish([])
-maps = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": stage})
-stages.make_maps(stages.cam_localization(net, config), data, config, maps.folder)
-maps.finish([stages.score_maps(data, maps.folder)])
+maps = store.begin_stage(config, "maps", ("cam_",), {"classifier": stage})
+make_maps(cam_localization(net, config), data, config, maps.folder)
+maps.finish([score_maps(data, maps.folder)])
 
 from tests import test_quantile
 from wsss_lib.methods import quantile

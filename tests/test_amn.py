@@ -14,13 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib import artifacts, stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
-from wsss_lib.formats import read_maps, write_maps, write_mask
-from wsss_lib.methods import amn, amn_ablations, amn_stages
+from wsss_lib.core import store, training
+from wsss_lib.core.files import read_maps, write_maps, write_mask
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.files import read_mask
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.errors import DataError
+from wsss_lib.experiments import amn_ablations
+from wsss_lib.methods import amn
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
-from wsss_lib.refine.seeds import irn_labels, upsample_scores
+from wsss_lib.ops.seeds import irn_labels, upsample_scores
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 GOLDEN = Path(__file__).parent / "golden"
@@ -263,7 +268,7 @@ def config(small_config) -> Config:
 
 @pytest.fixture
 def data(config) -> SegmentationDataset:
-    return stages.open_data(config, "train")
+    return open_data(config, "train")
 
 
 @pytest.fixture
@@ -273,12 +278,12 @@ def seed_folder(config, data, tmp_path) -> Path:
         mask, classes = data.mask(image_id), np.flatnonzero(data.label(image_id))
         full = np.stack([np.where(mask == number + 1, 0.9, 0.02) for number in classes])
         write_maps(tmp_path / "cam" / f"{image_id}.npz", classes, full[:, ::4, ::4], mask.shape)
-    assert amn_stages.make_refined_seeds(data, tmp_path / "cam", config, tmp_path / "seeds") == len(data)
+    assert amn.make_refined_seeds(data, tmp_path / "cam", config, tmp_path / "seeds") == len(data)
     return tmp_path / "seeds"
 
 
 def test_refined_seeds_are_irns_labels_at_amns_thresholds(config, data, seed_folder):
-    assert amn_stages.make_refined_seeds(data, seed_folder.parent / "cam", config, seed_folder) == 0
+    assert amn.make_refined_seeds(data, seed_folder.parent / "cam", config, seed_folder) == 0
     image_id = data.ids[0]
     classes, scores, size = read_maps(seed_folder.parent / "cam" / f"{image_id}.npz")
     expected = irn_labels(np.array(data.image(image_id)), upsample_scores(scores, size), classes, 0.20, 0.06)
@@ -287,7 +292,7 @@ def test_refined_seeds_are_irns_labels_at_amns_thresholds(config, data, seed_fol
 
 
 def test_samples_carry_the_whole_images_label(config, data, seed_folder):
-    samples = amn_stages.ConditionedSamples(8, data, seed_folder, 0, (0.5, 1.5), 33, MEAN, STD)
+    samples = amn.ConditionedSamples(8, data, seed_folder, 0, (0.5, 1.5), 33, MEAN, STD)
     image, label, image_label = samples[3, 2]
     assert image.shape == (3, 33, 33) and label.shape == (5, 5) and image_label.tolist() == data.labels[2].tolist()
     assert label.dtype == torch.int64 and image_label.dtype == torch.float32
@@ -298,16 +303,16 @@ def test_samples_carry_the_whole_images_label(config, data, seed_folder):
 
 def test_grid_of_the_samples_is_that_of_the_logits(config, data, seed_folder):
     for crop in (32, 33, 40):
-        net = amn_stages.build_amn(config, 3, "")
-        samples = amn_stages.ConditionedSamples(net.backbone.strides[-1], data, seed_folder, 0, (0.5, 1.5), crop, MEAN, STD)
+        net = amn.build_amn(config, 3, "")
+        samples = amn.ConditionedSamples(net.backbone.strides[-1], data, seed_folder, 0, (0.5, 1.5), crop, MEAN, STD)
         image, label, image_label = samples[0, 0]
         assert net(image[None], image_label[None]).shape[2:] == label.shape
 
 
 def trained(config: Config, data: SegmentationDataset, seed_folder: Path, folder: Path) -> amn.ActivationManipulationNet:
     training.seed_everything(config)
-    net = amn_stages.build_amn(config, data.num_classes, "")
-    assert amn_stages.train_amn(net, data, seed_folder, config, folder) == 2 * 2 * 4  # epochs, steps, images
+    net = amn.build_amn(config, data.num_classes, "")
+    assert amn.train_amn(net, data, seed_folder, config, folder) == 2 * 2 * 4  # epochs, steps, images
     return net
 
 
@@ -338,15 +343,15 @@ def test_training_resumes_to_the_same_weights_with_adam(config, data, seed_folde
 
 def test_maps_are_the_same_whatever_was_finished_before(config, data, seed_folder, tmp_path):
     config = config.model_copy(update={"amn_dropout_in_maps": True})
-    net = amn_stages.build_amn(config, 3, "")
-    localize = amn_stages.amn_localization(net, data, seed_folder, config)
-    assert stages.make_maps(localize, data, config, tmp_path / "a") == len(data)
+    net = amn.build_amn(config, 3, "")
+    localize = amn.amn_localization(net, data, seed_folder, config)
+    assert make_maps(localize, data, config, tmp_path / "a") == len(data)
     for image_id in data.ids[::2]:
         (tmp_path / "b").mkdir(exist_ok=True)
         (tmp_path / "b" / f"{image_id}.npz").write_bytes((tmp_path / "a" / f"{image_id}.npz").read_bytes())
     small = config.model_copy(update={"device_batch_size": 1})
-    localize = amn_stages.amn_localization(net, data, seed_folder, small)
-    assert stages.make_maps(localize, data, small, tmp_path / "b") == len(data) // 2
+    localize = amn.amn_localization(net, data, seed_folder, small)
+    assert make_maps(localize, data, small, tmp_path / "b") == len(data) // 2
     for image_id in data.ids:
         first, second = (read_maps(tmp_path / side / f"{image_id}.npz") for side in "ab")
         assert first[0].tolist() == second[0].tolist() == np.flatnonzero(data.label(image_id)).tolist()
@@ -354,15 +359,15 @@ def test_maps_are_the_same_whatever_was_finished_before(config, data, seed_folde
 
 
 def test_weights_of_a_classifier_or_of_its_own(config, data, tmp_path):
-    classifier = stages.build_classifier(config, 3)
+    classifier = build_classifier(config, 3)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
-    net = amn_stages.build_amn(config.model_copy(update={"amn_init": "classifier"}), 3, tmp_path / "classifier.safetensors")
+    net = amn.build_amn(config.model_copy(update={"amn_init": "classifier"}), 3, tmp_path / "classifier.safetensors")
     assert torch.equal(net.backbone.layer4[0].conv1.weight, classifier.backbone.layer4[0].conv1.weight)
     training.save_weights(net, tmp_path / "amn.safetensors")
-    again = amn_stages.build_amn(config, 3, "", tmp_path / "amn.safetensors")
+    again = amn.build_amn(config, 3, "", tmp_path / "amn.safetensors")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
     with pytest.raises(ValueError, match="does not fit ActivationManipulationNet"):
-        amn_stages.build_amn(config, 4, "", tmp_path / "amn.safetensors")
+        amn.build_amn(config, 4, "", tmp_path / "amn.safetensors")
 
 
 # ---- bad input: one sentence each
@@ -370,17 +375,17 @@ def test_weights_of_a_classifier_or_of_its_own(config, data, tmp_path):
 def test_missing_refined_seeds_are_named(config, data, seed_folder, tmp_path):
     (seed_folder / f"{data.ids[0]}.png").unlink()
     with pytest.raises(DataError, match=f"{data.ids[0]}.png: the refined seed is missing"):
-        amn_stages.amn_localization(amn_stages.build_amn(config, 3, ""), data, seed_folder, config)
+        amn.amn_localization(amn.build_amn(config, 3, ""), data, seed_folder, config)
     with pytest.raises(DataError, match=f"{data.ids[0]}.png: the refined seed is missing, and 0 others"):
-        amn_stages.train_amn(amn_stages.build_amn(config, 3, ""), data, seed_folder, config, tmp_path / "net")
+        amn.train_amn(amn.build_amn(config, 3, ""), data, seed_folder, config, tmp_path / "net")
     assert not list(tmp_path.glob("net/*"))
 
 
 def test_a_seed_of_another_image_is_refused(config, data, seed_folder, tmp_path):
     write_mask(seed_folder / f"{data.ids[0]}.png", np.zeros((3, 3)))
-    localize = amn_stages.amn_localization(amn_stages.build_amn(config, 3, ""), data, seed_folder, config)
+    localize = amn.amn_localization(amn.build_amn(config, 3, ""), data, seed_folder, config)
     with pytest.raises(DataError, match="the mask is 3x3 pixels but its image is"):
-        stages.make_maps(localize, data, config, tmp_path / "maps")
+        make_maps(localize, data, config, tmp_path / "maps")
     assert not (tmp_path / "maps" / f"{data.ids[0]}.npz").exists() and not list(tmp_path.rglob(".writing-*"))
 
 
@@ -429,10 +434,10 @@ def test_variants_of_the_maps_alone_share_a_network_and_stand_together():
 
 def test_ablations_are_stored_one_by_one(config, data, seed_folder, tmp_path, monkeypatch, capsys):
     program = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "amn_ablations.py"))
-    training.save_weights(stages.build_classifier(config, 3), tmp_path / "classifier.safetensors")
+    training.save_weights(build_classifier(config, 3), tmp_path / "classifier.safetensors")
     made = {"classifier": tmp_path / "classifier.safetensors", "maps": seed_folder.parent / "cam"}
     for name, source in made.items():
-        stage = artifacts.begin_stage(config, name, ("cam_",), {"data": "x"}, method="cam")
+        stage = store.begin_stage(config, name, ("cam_",), {"data": "x"}, method="cam")
         shutil.copytree(source, stage.folder, dirs_exist_ok=True) if source.is_dir() \
             else shutil.copy(source, stage.folder / "weights.safetensors")
         stage.finish([])

@@ -17,10 +17,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib import artifacts, formats
-from wsss_lib.config import PROJECT_ROOT, Config
-from wsss_lib.data.dataset import DataError, read_mask, voc_palette
-from wsss_lib.machine import peak_memory_mib
+from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.config import Config
+from wsss_lib.core import files, store
+from wsss_lib.core.store import peak_memory_mib
+from wsss_lib.core.files import read_mask, voc_palette
+from wsss_lib.errors import DataError
 
 
 def files_below(folder: Path) -> list[str]:
@@ -30,7 +32,7 @@ def files_below(folder: Path) -> list[str]:
 # ---- atomic writes
 
 def test_a_file_is_written_into_a_new_folder_readable_by_all(tmp_path):
-    formats.write_atomically(tmp_path / "a" / "b" / "c.txt", lambda temporary: temporary.write_text("whole"))
+    files.write_atomically(tmp_path / "a" / "b" / "c.txt", lambda temporary: temporary.write_text("whole"))
     assert files_below(tmp_path) == ["a/b/c.txt"] and (tmp_path / "a/b/c.txt").read_text() == "whole"
     assert (tmp_path / "a/b/c.txt").stat().st_mode & 0o777 == 0o644
 
@@ -45,7 +47,7 @@ def test_an_exception_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_pat
         raise problem
 
     with pytest.raises(type(problem)):
-        formats.write_atomically(path, write_half)
+        files.write_atomically(path, write_half)
     assert files_below(tmp_path) == ["result.txt"] and path.read_text() == "old"
 
 
@@ -55,7 +57,7 @@ def test_a_full_disk_gives_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError) as error:
-        formats.write_json(tmp_path / "metrics.json", [])
+        files.write_json(tmp_path / "metrics.json", [])
     assert str(error.value) == (f"{tmp_path}/metrics.json: cannot be written (No space left on device); free some space or set "
                                 "runs_root to another disk, then run again: finished results are kept")
     assert files_below(tmp_path) == []
@@ -64,21 +66,21 @@ def test_a_full_disk_gives_one_sentence(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_gives_one_sentence(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"runs/maps/a.json: cannot be written \((Not a directory|File exists)\); free some"):
-        formats.write_json(tmp_path / "runs" / "maps" / "a.json", [])
+        files.write_json(tmp_path / "runs" / "maps" / "a.json", [])
 
 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from wsss_lib import artifacts, formats
+from wsss_lib.core import store, files
 folder = Path(sys.argv[1])
 random = np.random.default_rng(0)
 work = {
-    "maps": lambda: formats.write_maps(folder / "a.npz", [0, 1], random.random((2, 100, 100)), (400, 400)),
-    "mask": lambda: formats.write_mask(folder / "a.png", random.integers(0, 20, (300, 300))),
-    "json": lambda: formats.write_json(folder / "a.json", list(range(20000))),
-    "tensors": lambda: formats.write_tensors(folder / "a.safetensors", {"a": torch.rand(200, 200)}),
+    "maps": lambda: files.write_maps(folder / "a.npz", [0, 1], random.random((2, 100, 100)), (400, 400)),
+    "mask": lambda: files.write_mask(folder / "a.png", random.integers(0, 20, (300, 300))),
+    "json": lambda: files.write_json(folder / "a.json", list(range(20000))),
+    "tensors": lambda: files.write_tensors(folder / "a.safetensors", {"a": torch.rand(200, 200)}),
 }
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # no file may grow beyond 20 kB
 for name, write in work.items():
@@ -107,8 +109,8 @@ def test_maps_round_trip(tmp_path_factory, height, width, num_classes, seed):
     rng = np.random.default_rng(seed)
     classes = np.sort(rng.choice(80, num_classes, replace=False))
     scores = rng.random((num_classes, (height - 1) // 4 + 1, (width - 1) // 4 + 1))
-    formats.write_maps(path, classes, scores, (height, width))
-    read_classes, read_scores, size = formats.read_maps(path)
+    files.write_maps(path, classes, scores, (height, width))
+    read_classes, read_scores, size = files.read_maps(path)
     assert read_classes.dtype == np.int64 and read_classes.tolist() == classes.tolist()
     assert read_scores.dtype == np.float32 and np.abs(read_scores - scores).max(initial=0) <= 2**-12  # half precision below 1
     assert size == (height, width) and all(type(side) is int for side in size)
@@ -164,7 +166,7 @@ def test_broken_maps_give_one_sentence(tmp_path, kind):
     path = tmp_path / "a.npz"
     path.write_bytes(BROKEN_MAPS[kind])
     with pytest.raises(DataError, match="delete it and run its stage again") as error:
-        formats.read_maps(path)
+        files.read_maps(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
@@ -183,13 +185,13 @@ def test_nothing_pickled_is_ever_loaded(tmp_path):
     scores[0, 0, 0] = Payload(tmp_path / "run by the file")
     (tmp_path / "a.npz").write_bytes(npz(classes=np.int16([0]), size=np.int32([1, 1]), scores=scores))
     with pytest.raises(DataError, match="not a file of localization maps"):
-        formats.read_maps(tmp_path / "a.npz")
+        files.read_maps(tmp_path / "a.npz")
     assert files_below(tmp_path) == ["a.npz"] and not (tmp_path / "run by the file").exists()
 
 
 def test_missing_maps_name_the_notebook(tmp_path):
     with pytest.raises(DataError, match="a.npz: the localization maps are missing; run notebook 10_cam"):
-        formats.read_maps(tmp_path / "a.npz")
+        files.read_maps(tmp_path / "a.npz")
 
 
 @given(place=st.integers(0, 1000), value=st.integers(0, 255), cut=st.integers(0, 600))
@@ -199,7 +201,7 @@ def test_damaged_maps_are_read_rightly_or_refused(tmp_path_factory, place, value
     content[place % len(content)] = value
     path.write_bytes(content[:len(content) - cut] if cut % 3 == 0 else content)
     try:
-        classes, scores, size = formats.read_maps(path)
+        classes, scores, size = files.read_maps(path)
     except DataError:
         return
     assert classes.tolist() == [0, 2] and size == (12, 16) and not scores.any()
@@ -209,7 +211,7 @@ def test_damaged_maps_are_read_rightly_or_refused(tmp_path_factory, place, value
 
 def test_mask_is_a_palette_png_in_voc_colours(tmp_path):
     mask = np.array([[0, 1, 20], [255, 3, 7]], np.uint8)
-    formats.write_mask(tmp_path / "a.png", mask)
+    files.write_mask(tmp_path / "a.png", mask)
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == "P" and np.array(image).tolist() == mask.tolist()
         assert np.array(image.convert("RGB")).tolist() == voc_palette()[mask].tolist()
@@ -220,22 +222,22 @@ def test_mask_is_a_palette_png_in_voc_colours(tmp_path):
 def test_broken_json_names_the_remedy(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(DataError, match="run.json: not valid JSON; delete the folder"):
-        formats.read_json(tmp_path / "run.json")
+        files.read_json(tmp_path / "run.json")
 
 
 def test_tensors_round_trip_and_broken_files(tmp_path):
     tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(7), "c": torch.zeros(2, 3, 4, 5).contiguous(
         memory_format=torch.channels_last)}
-    formats.write_tensors(tmp_path / "w.safetensors", tensors)
-    read = formats.read_tensors(tmp_path / "w.safetensors")
+    files.write_tensors(tmp_path / "w.safetensors", tensors)
+    read = files.read_tensors(tmp_path / "w.safetensors")
     assert set(read) == set(tensors) and all(torch.equal(read[name], tensors[name]) for name in tensors)
     with pytest.raises(FileNotFoundError, match="none.safetensors: there is no such weights file"):
-        formats.read_tensors(tmp_path / "none.safetensors")
+        files.read_tensors(tmp_path / "none.safetensors")
     torch.save({"a": torch.zeros(3)}, tmp_path / "official.pth")
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-5])
     for name in ("official.pth", "half.safetensors"):
         with pytest.raises(DataError, match=r"not a safetensors file \(.*give one that this project has written"):
-            formats.read_tensors(tmp_path / name)
+            files.read_tensors(tmp_path / name)
 
 
 # ---- stages
@@ -245,9 +247,9 @@ def config_of(tmp_path: Path, **values) -> Config:
 
 
 def filled(config: Config, name: str = "maps", uses: tuple[str, ...] = ("cam_",), inputs: dict | None = None,
-           content: str = "a") -> artifacts.Stage:
+           content: str = "a") -> store.Stage:
     """Begin a stage and, unless it is complete, fill it."""
-    stage = artifacts.begin_stage(config, name, uses, {"data": "hash"} if inputs is None else inputs)
+    stage = store.begin_stage(config, name, uses, {"data": "hash"} if inputs is None else inputs)
     if not stage.is_complete():
         (stage.folder / "result.txt").write_text(content)
         stage.finish([{"what": "test", "miou": 1.0}], num_images=3)
@@ -267,16 +269,16 @@ def test_a_finished_stage_holds_its_record(tmp_path):
 
 
 def test_the_peak_of_memory_is_that_of_this_process_not_of_the_one_that_started_it():
-    ask = [sys.executable, "-c", "from wsss_lib.machine import peak_memory_mib; print(peak_memory_mib('cpu'))"]
+    ask = [sys.executable, "-c", "from wsss_lib.core.store import peak_memory_mib; print(peak_memory_mib('cpu'))"]
     alone = int(subprocess.check_output(ask, cwd=PROJECT_ROOT))
     much = np.ones(2**28, np.uint8)
     assert int(subprocess.check_output(ask, cwd=PROJECT_ROOT)) < alone + 64 < peak_memory_mib("cpu"), len(much)
 
 
 def test_run_json_is_written_last(tmp_path, monkeypatch):
-    stage = artifacts.begin_stage(config_of(tmp_path), "maps", ("cam_",), {})
+    stage = store.begin_stage(config_of(tmp_path), "maps", ("cam_",), {})
     written = []
-    write = formats.write_json
+    write = files.write_json
     monkeypatch.setattr(artifacts, "write_json", lambda path, content: (written.append(path.name), write(path, content)))
     stage.finish([])
     assert written == ["metrics.json", "run.json"]
@@ -284,16 +286,16 @@ def test_run_json_is_written_last(tmp_path, monkeypatch):
 
 def test_an_unfinished_stage_is_resumed_and_cannot_be_read(tmp_path):
     config = config_of(tmp_path)
-    stage = artifacts.begin_stage(config, "maps", ("cam_",), {"data": "hash"})
+    stage = store.begin_stage(config, "maps", ("cam_",), {"data": "hash"})
     (stage.folder / "half.txt").write_text("half")
     (stage.folder / "deep").mkdir()
     for leftover in (stage.folder / ".writing-1.npz", stage.folder / "deep" / ".writing-2.png"):
         leftover.write_text("cut off")
     with pytest.raises(DataError, match="maps is not finished: run notebook 10_cam with the same dataset, method and seed"):
-        artifacts.open_stage(config, "maps", "10_cam")
+        store.open_stage(config, "maps", "10_cam")
     with pytest.raises(DataError, match="stage 'maps' has not finished; run its notebook first"):
         stage.results()
-    again = artifacts.begin_stage(config, "maps", ("cam_",), {"data": "hash"})
+    again = store.begin_stage(config, "maps", ("cam_",), {"data": "hash"})
     assert not again.is_complete() and files_below(again.folder) == ["begun.json", "half.txt"]
 
 
@@ -305,7 +307,7 @@ def test_same_parameters_do_nothing(tmp_path, capsys):
     elsewhere = config_of(tmp_path, seed_threshold=0.4, num_workers=2, device_batch_size=1)
     for again in (filled(config, content="b"), filled(elsewhere, content="b")):
         assert again.is_complete() and {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == before
-    assert artifacts.open_stage(config, "maps", "10_cam").results() == first.results()
+    assert store.open_stage(config, "maps", "10_cam").results() == first.results()
     assert capsys.readouterr().out == ""
 
 
@@ -328,7 +330,7 @@ def test_a_weights_file_counts_by_its_content(tmp_path):
     weights.write_bytes(b"second")
     assert (filled(config, content="from second").folder / "result.txt").read_text() == "from second"
     weights.write_bytes(b"first")
-    assert not artifacts.begin_stage(config, "maps", ("cam_",), {"data": "hash"}).is_complete()
+    assert not store.begin_stage(config, "maps", ("cam_",), {"data": "hash"}).is_complete()
 
 
 def test_a_changed_input_makes_everything_after_it_stale(tmp_path):
@@ -346,7 +348,7 @@ def test_a_changed_input_makes_everything_after_it_stale(tmp_path):
 def test_equal_results_give_equal_hashes_whatever_happened_beside_them(tmp_path):
     first, second = filled(config_of(tmp_path / "a")), filled(config_of(tmp_path / "b"))
     assert first.results() == second.results()
-    third = artifacts.begin_stage(config_of(tmp_path / "c"), "maps", ("cam_",), {"data": "hash"})
+    third = store.begin_stage(config_of(tmp_path / "c"), "maps", ("cam_",), {"data": "hash"})
     (third.folder / "notebook.ipynb").write_text("written by papermill, at any time")  # a record, as the metrics are
     (third.folder / "result.txt").write_text("a")
     third.finish([{"what": "test", "miou": 2.0}])
@@ -363,7 +365,7 @@ def test_hash_sees_names_and_contents(files):
             for name, content in contents.items():
                 path = Path(folder) / name.replace("/", "_")
                 path.write_bytes(content)
-            return formats.sha256(Path(folder).iterdir(), Path(folder))
+            return files.sha256(Path(folder).iterdir(), Path(folder))
 
     assert total(files) == total(dict(reversed(files.items())))
     name = next(iter(files))
@@ -390,4 +392,4 @@ def test_zip_with_a_huge_claim_is_refused(tmp_path):
             file.writestr(f"{name}.npy", npy(GOOD[name]))
         file.writestr("scores.npy", header)
     with pytest.raises(DataError, match="not a file of localization maps"):
-        formats.read_maps(tmp_path / "a.npz")
+        files.read_maps(tmp_path / "a.npz")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
 FOLDER = PROJECT_ROOT / "benchmarks"
 

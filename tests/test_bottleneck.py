@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wsss_lib.config import Config
-from wsss_lib.data import digits as source
-from wsss_lib.methods import bottleneck
+from wsss_lib.experiments import bottleneck
+from wsss_lib.experiments import digits as source
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 from wsss_lib.config import Config
+from wsss_lib.core.files import read_maps, write_maps
 from wsss_lib.data import transforms
-from wsss_lib.formats import read_maps, write_maps
 from wsss_lib.methods import cam
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
-from wsss_lib.stages import build_classifier
 
 EFFICIENTNET = pytest.param("efficientnet_lite0", marks=pytest.mark.skipif(find_spec("timm") is None, reason="no timm"))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

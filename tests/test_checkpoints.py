@@ -19,21 +19,22 @@ from data_prep.restricted import read_checkpoint
 from data_prep.weight_layouts import caffe_name, layouts
 from tests.golden_adapters import NAME_MAP
 from tests.golden_weights import load
-from wsss_lib import stages
 from wsss_lib.config import Config
+from wsss_lib.core.files import read_tensors, write_json, write_tensors
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import read_tensors, write_json, write_tensors
+from wsss_lib.errors import DataError
 from wsss_lib.methods.amn import ActivationManipulationNet
-from wsss_lib.methods.cam import ClassActivationNet
+from wsss_lib.methods.cam import ClassActivationNet, build_classifier
 from wsss_lib.methods.drs import ScoreNet
 from wsss_lib.methods.sccam import SubcategoryNet
 from wsss_lib.methods.vwe import VisualWordNet
-from wsss_lib.nets.affinitynet import AffinityNet
 from wsss_lib.nets.backbone import ResNet, build_backbone
 from wsss_lib.nets.deeplab_v2 import DeepLabV2, multi_scale_logits
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.nets.weights import load_weights
+from wsss_lib.refine.affinitynet import AffinityNet
+from wsss_lib.refine.irn import build_irn
+from wsss_lib.segment.deeplab import build_deeplab, class_probabilities
 
 GOLDEN = Path(__file__).parent / "golden"
 LISTS = {  # list of official names: format, number of the layout, beginning of all names
@@ -163,7 +164,7 @@ def test_irns_classifier_runs_as_torchvisions_resnet_without_its_last_stride(tmp
     weights = official_file(tmp_path / "in.pth", "irn_resnet50_cam", random_weights(official_list("irn_resnet50_cam")[0]))
     checkpoints.convert_file(tmp_path / "in.pth", "irn-cam", tmp_path / "cam.safetensors")
     config = Config(backbone="resnet50", output_stride=16)
-    ours = stages.build_classifier(config, 20, tmp_path / "cam.safetensors").eval()
+    ours = build_classifier(config, 20, tmp_path / "cam.safetensors").eval()
     trunk = torchvision.models.resnet50()
     trunk.layer4[0].conv2.stride = trunk.layer4[0].downsample[0].stride = (1, 1)
     trunk.fc = trunk.avgpool = torch.nn.Identity()
@@ -184,7 +185,7 @@ def test_irn_runs_with_the_official_values(tmp_path):
     official_file(tmp_path / "in.pth", "irn_resnet50_irn", weights)
     checkpoints.convert_file(tmp_path / "in.pth", "irn", tmp_path / "irn.safetensors")
     config = Config(backbone="resnet50", output_stride=16, irn_displacement_width=256)
-    net = stages.build_irn(config, Path("unused"), tmp_path / "irn.safetensors").eval()
+    net = build_irn(config, Path("unused"), tmp_path / "irn.safetensors").eval()
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     maps = net.backbone.stages(image)
     # one branch and the mean shift by hand, from the official values
@@ -201,9 +202,9 @@ def test_deeplab_v2_sees_rgb_and_gives_what_the_official_network_gives_on_bgr(tm
     weights = official_file(tmp_path / "in.pth", "deeplabv2_resnet101_msc", random_weights(shapes))
     checkpoints.convert_file(tmp_path / "in.pth", "deeplab-v2", tmp_path / "v2.safetensors")
     config = Config(deeplab_backbone="resnet101_caffe", deeplab_atrous_rates=(6, 12, 18, 24))
-    net = stages.build_deeplab(config, 20, Path("unused"), tmp_path / "v2.safetensors").eval()
+    net = build_deeplab(config, 20, Path("unused"), tmp_path / "v2.safetensors").eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 57, 3), np.uint8))
-    ours = stages.class_probabilities(net, image, config)
+    ours = class_probabilities(net, image, config)
 
     backbone = ResNet(torchvision.models.resnet.Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
                       stride_in_1x1=True, ceil_mode=True)
@@ -485,17 +486,17 @@ def test_export_gives_the_official_file_again(tmp_path, capsys, name, count):
 def test_an_exported_classifier_loads_where_the_official_one_does(tmp_path):
     """A trained classifier of ours, out and in again: bit for bit the same maps."""
     config = Config(backbone="resnet50", output_stride=16)
-    net = stages.build_classifier(config, 3).eval()
+    net = build_classifier(config, 3).eval()
     write_tensors(tmp_path / "ours.safetensors", net.state_dict())
     checkpoints.export_file(tmp_path / "ours.safetensors", "irn-cam", tmp_path / "out.pth")
     checkpoints.convert_file(tmp_path / "out.pth", "irn-cam", tmp_path / "again.safetensors")
-    again = stages.build_classifier(config, 3, tmp_path / "again.safetensors").eval()
+    again = build_classifier(config, 3, tmp_path / "again.safetensors").eval()
     image = torch.randn(1, 3, 32, 48)
     assert torch.equal(net.activation_maps(image), again.activation_maps(image))
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
-    small = stages.build_classifier(Config(), 3)
+    small = build_classifier(Config(), 3)
     write_tensors(tmp_path / "small.safetensors", small.state_dict())
     error = refused(capsys, "export", "--format", "irn-cam", str(tmp_path / "small.safetensors"), str(tmp_path / "out.pth"))
     assert "only published sizes can be exported" in error

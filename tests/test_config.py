@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.refresh_notebooks import source_notebook
-from wsss_lib.config import PROJECT_ROOT, Config, project_path
+from wsss_lib.parameters import PROJECT_ROOT, project_path
+from wsss_lib.config import Config
 from wsss_lib.presets import preset_config, preset_files, read_preset
 
 PRESETS = sorted((PROJECT_ROOT / "configs").glob("*.yaml"))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from wsss_lib import artifacts, costs
+from wsss_lib import costs
+from wsss_lib.core import store
 
 
 def test_operations_by_hand():
@@ -47,7 +48,7 @@ def test_the_published_networks_are_counted(monkeypatch):
 
 
 def test_a_finished_run_tells_what_it_has_cost(small_config, tmp_path, capsys):
-    stage = artifacts.begin_stage(small_config, "maps", ("cam_",), {})
+    stage = store.begin_stage(small_config, "maps", ("cam_",), {})
     (stage.folder / "image.npz").write_bytes(bytes(2**20))
     stage.finish([], num_images=10)
     costs.main([str(tmp_path / "runs" / "miniature")])

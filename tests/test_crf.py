@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_lib.refine.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
+from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
 
 
 def two_halves(height=12, width=14, edge=7):

@@ -12,22 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import CLASSES, SIZES
-from wsss_lib import stages
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import (
-    VOC_CLASSES,
-    DataError,
-    image_size,
-    load_dataset,
-    read_classes,
-    read_image,
-    read_labels,
-    read_mask,
-    read_split,
-    voc_palette,
-)
+from wsss_lib.core.files import read_maps, write_mask
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import score_masks, sweep_maps
+from wsss_lib.core.files import image_size, read_image, read_mask, voc_palette
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, open_data, read_classes, read_labels, read_split
 from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples
-from wsss_lib.formats import read_maps, write_mask
+from wsss_lib.errors import DataError
+from wsss_lib.methods.cam import build_classifier, cam_localization
+from wsss_lib.refine.irn import build_irn, make_pseudo_masks
+from wsss_lib.refine.seed_masks import make_seeds
 
 
 def refusal(action, *words: str) -> str:
@@ -85,19 +80,19 @@ def test_an_image_without_a_class_becomes_background_all_the_way(voc_folder, sma
     table = (voc_folder / "labels.csv").read_text()
     (voc_folder / "labels.csv").write_text(table.replace("m_01,0,1,0", "m_01,0,0,0"))
     config = small_config.model_copy(update={"data_root": str(voc_folder), "limit": 2, "cam_scales": (1.0, 0.5)})
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     folder = Path(config.runs_root)
-    stages.make_maps(stages.cam_localization(stages.build_classifier(config, 3), config), data, config, folder / "maps")
+    make_maps(cam_localization(build_classifier(config, 3), config), data, config, folder / "maps")
     classes, scores, size = read_maps(folder / "maps" / "m_01.npz")
     assert classes.shape == (0,) and scores.shape == (0, 10, 14) and size == (40, 56)
     assert read_maps(folder / "maps" / "m_00.npz")[0].tolist() == [0, 1]
-    assert stages.make_seeds(data, folder / "maps", config, folder) == 2
-    net = stages.build_irn(config, "").eval()
-    stages.make_pseudo_masks(net, data, folder / "maps", config, folder / "pseudo")
+    assert make_seeds(data, folder / "maps", config, folder) == 2
+    net = build_irn(config, "").eval()
+    make_pseudo_masks(net, data, folder / "maps", config, folder / "pseudo")
     for name in ("seed_masks", "irn_labels", "pseudo"):
         mask = read_mask(folder / name / "m_01.png", 3)
         assert mask.shape == (40, 56) and not mask.any()
-    stages.sweep_maps(data, folder / "maps", [0.1, 0.5])
+    sweep_maps(data, folder / "maps", [0.1, 0.5])
     samples = ClassificationSamples(data, 0, (36, 48), 32, (0, 0, 0), (1, 1, 1))
     assert not samples[0, 1][1].any()
 
@@ -148,9 +143,9 @@ def test_unreadable_jpeg(voc_folder, small_config, damage):
     samples = ClassificationSamples(data, 0, (36, 48), 32, (0, 0, 0), (1, 1, 1))
     refusal(lambda: samples[0, 3], "m_03.jpg: the image cannot be read")
     folder = Path(small_config.runs_root) / "maps"
-    net = stages.build_classifier(small_config, 3)
-    localize = stages.cam_localization(net, small_config)
-    refusal(lambda: stages.make_maps(localize, data, small_config, folder), "m_03.jpg: the image cannot be read")
+    net = build_classifier(small_config, 3)
+    localize = cam_localization(net, small_config)
+    refusal(lambda: make_maps(localize, data, small_config, folder), "m_03.jpg: the image cannot be read")
     written = list(folder.glob("*")) if folder.is_dir() else []
     assert all(read_maps(file) for file in written) and folder / "m_03.npz" not in written
 
@@ -218,8 +213,8 @@ def test_mask_of_another_size(voc_folder):
 def test_a_result_of_another_size_is_not_scored(miniature, tmp_path):
     data = load_dataset(miniature, "train", limit=1)
     write_mask(tmp_path / "m_00.png", np.zeros((40, 55), np.uint8))
-    refusal(lambda: stages.score_masks(data, tmp_path), f"{tmp_path}/m_00.png: the mask is 55x40 pixels but its image is 56x40")
-    assert stages.score_masks(data, data.mask).scores().miou == 1.0
+    refusal(lambda: score_masks(data, tmp_path), f"{tmp_path}/m_00.png: the mask is 55x40 pixels but its image is 56x40")
+    assert score_masks(data, data.mask).scores().miou == 1.0
 
 
 def test_missing_or_unreadable_mask(voc_folder):
@@ -278,7 +273,7 @@ def test_list_in_another_encoding(voc_folder):
 
 def test_folder_that_is_not_there(tmp_path):
     refusal(lambda: load_dataset(tmp_path / "voc", "train"), f"{tmp_path}/voc: the data set folder does not exist; run")
-    refusal(lambda: stages.open_data(Config(data_root=str(tmp_path / "voc")), "train"), "run notebook 02")
+    refusal(lambda: open_data(Config(data_root=str(tmp_path / "voc")), "train"), "run notebook 02")
 
 
 # ---- label table

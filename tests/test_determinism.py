@@ -9,7 +9,7 @@ import pytest
 from tests.small_chain import chain_server, everything, make_data
 from wsss_lib import stages
 from wsss_lib.config import Config
-from wsss_lib.methods import amn_stages, vwe
+from wsss_lib.methods import amn, vwe
 
 STAGES = ["check", "classifier", "maps", "seeds", "irn", "pseudo_masks", "deeplab", "predictions", "overview"]
 
@@ -105,7 +105,7 @@ def test_a_lost_result_is_made_again_and_nothing_after_it(run, first, tmp_path):
 
 @pytest.mark.parametrize("fields, changes_nothing", [
     (stages.CLASSIFIER_FIELDS, {"cam_scales": (1.0,)}), (vwe.NETWORK_FIELDS, {"cam_scales": (1.0,)}),
-    (amn_stages.NETWORK_FIELDS, {"amn_dropout_in_maps": True}), (stages.DEEPLAB_FIELDS, {"deeplab_centre_crop": 513}),
+    (amn.NETWORK_FIELDS, {"amn_dropout_in_maps": True}), (stages.DEEPLAB_FIELDS, {"deeplab_centre_crop": 513}),
 ])
 def test_what_only_later_stages_read_trains_nothing_again(fields, changes_nothing):
     config = Config()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
 FILES = sorted(path for package in ("wsss_lib", "data_prep") for path in (PROJECT_ROOT / package).rglob("*.py"))
 NAMES = [path.relative_to(PROJECT_ROOT).as_posix() for path in FILES]

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.download import difference, download, obtain
 from data_prep.official import COCO14_SOURCES, VOC12_SOURCES, Source
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 CONTENT = os.urandom(300_000)
 

@@ -10,13 +10,18 @@ import torch
 from PIL import Image
 
 from data_prep import saliency as command
-from wsss_lib import stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import DataError, load_dataset, read_mask
+from wsss_lib.core import training
+from wsss_lib.core.files import read_json, read_maps, read_tensors, write_maps
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import score_masks
+from wsss_lib.core.files import read_mask
+from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.saliency import check_saliency, read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples
-from wsss_lib.formats import read_json, read_maps, read_tensors, write_maps
-from wsss_lib.methods import drs_stages
+from wsss_lib.errors import DataError
+from wsss_lib.methods import drs
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.presets import preset_config
 
 SMALL = {"drs_crop": 32, "drs_batch_size": 4, "drs_epochs": 6, "drs_refine_epochs": 6,
@@ -46,7 +51,7 @@ def write_saliency(data, folder, seed=0):
 
 def new_net(config, data):
     torch.manual_seed(0)
-    return drs_stages.build_drs(config, data.num_classes)
+    return drs.build_drs(config, data.num_classes)
 
 
 def same(first, second) -> bool:
@@ -63,14 +68,14 @@ class Stop(Exception):
 def test_training_that_was_stopped_ends_in_the_same_bits(data, config, tmp_path, kind):
     """Nesterov's and Adam's state are kept too."""
     config = config.model_copy(update={"checkpoint_every": 2})
-    stages.make_maps(drs_stages.drs_localization(new_net(config, data), config), data, config, tmp_path / "maps")
+    make_maps(drs.drs_localization(new_net(config, data), config), data, config, tmp_path / "maps")
 
     def train(folder, choose=None):
         net = new_net(config, data)
         if kind == "classifier":
-            drs_stages.train_drs(net, data, config, folder, choose)
+            drs.train_drs(net, data, config, folder, choose)
         else:
-            drs_stages.train_refinement(net, data, tmp_path / "maps", config, folder, choose)
+            drs.train_refinement(net, data, tmp_path / "maps", config, folder, choose)
         return net
 
     def stop(net):
@@ -90,21 +95,21 @@ def test_training_that_was_stopped_ends_in_the_same_bits(data, config, tmp_path,
 def test_both_networks_start_from_the_same_classifier(data, config, tmp_path):
     config = config.model_copy(update={"drs_backbone": "resnet_small", "drs_backbone_weights": "classifier", "drs_delta": 0.0,
                                        "drs_suppressed_stages": 5})
-    classifier = stages.build_classifier(config, data.num_classes)
+    classifier = build_classifier(config, data.num_classes)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
     start = classifier.backbone.state_dict()
-    first = drs_stages.build_drs(config, data.num_classes, tmp_path / "classifier.safetensors")
-    second = drs_stages.build_refinement(config, data.num_classes, tmp_path / "classifier.safetensors")
+    first = drs.build_drs(config, data.num_classes, tmp_path / "classifier.safetensors")
+    second = drs.build_refinement(config, data.num_classes, tmp_path / "classifier.safetensors")
     for net in (first, second):
         own = net.backbone.state_dict()
         assert start and all(torch.equal(value, own[key]) for key, value in start.items())
     assert sum(".controller." in name for name in first.state_dict()) == 8  # stem, four blocks, three extra convolutions
     assert set(second.backbone.state_dict()) == set(start)
     training.save_weights(first, tmp_path / "weights.safetensors")
-    assert same(drs_stages.build_drs(config, data.num_classes, weights=tmp_path / "weights.safetensors"), first)
+    assert same(drs.build_drs(config, data.num_classes, weights=tmp_path / "weights.safetensors"), first)
     with pytest.raises(ValueError, match=r"weights.safetensors does not fit ScoreNet: 8 parameters are foreign"):
         fixed = config.model_copy(update={"drs_delta": 0.5})
-        drs_stages.build_drs(fixed, data.num_classes, weights=tmp_path / "weights.safetensors")
+        drs.build_drs(fixed, data.num_classes, weights=tmp_path / "weights.safetensors")
 
 
 def test_frozen_stages_and_batch_norm_of_other_backbones(data, config):
@@ -116,7 +121,7 @@ def test_frozen_stages_and_batch_norm_of_other_backbones(data, config):
 
 
 def test_samples_are_functions_of_seed_epoch_and_index(data, config, tmp_path):
-    stages.make_maps(drs_stages.drs_localization(new_net(config, data), config), data, config, tmp_path)
+    make_maps(drs.drs_localization(new_net(config, data), config), data, config, tmp_path)
     arguments = (0.5,) * 3, (0.25,) * 3
     for first, second in ((SquareSamples(data, 0, 36, 32, *arguments), SquareSamples(data, 0, 36, 32, *arguments)),
                           (MapSamples(data, tmp_path, 0, 32, *arguments), MapSamples(data, tmp_path, 0, 32, *arguments))):
@@ -148,11 +153,11 @@ def test_image_and_maps_of_a_sample_are_mirrored_together(data, tmp_path):
 # ---- maps
 
 def test_maps_are_made_again_equal_and_only_where_missing(data, config, tmp_path):
-    localize = drs_stages.drs_localization(new_net(config, data), config)
-    assert stages.make_maps(localize, data, config, tmp_path) == 8
+    localize = drs.drs_localization(new_net(config, data), config)
+    assert make_maps(localize, data, config, tmp_path) == 8
     first = {image_id: (tmp_path / f"{image_id}.npz").read_bytes() for image_id in data.ids}
     (tmp_path / "m_02.npz").unlink()
-    assert stages.make_maps(localize, data, config, tmp_path) == 1
+    assert make_maps(localize, data, config, tmp_path) == 1
     for image_id in data.ids:
         classes, scores, size = read_maps(tmp_path / f"{image_id}.npz")
         assert classes.tolist() == np.flatnonzero(data.label(image_id)).tolist() and size == data.image(image_id).size[::-1]
@@ -163,9 +168,9 @@ def test_maps_are_made_again_equal_and_only_where_missing(data, config, tmp_path
 
 
 def test_refined_maps_are_cut_at_one(data, config, tmp_path):
-    net = drs_stages.build_drs(config, data.num_classes, delta=1)
+    net = drs.build_drs(config, data.num_classes, delta=1)
     torch.nn.init.constant_(net.classifier.bias, 3.0)
-    stages.make_maps(drs_stages.drs_localization(net, config, normalized=False), data, config, tmp_path)
+    make_maps(drs.drs_localization(net, config, normalized=False), data, config, tmp_path)
     assert all(read_maps(tmp_path / f"{image_id}.npz")[1].max() == 1 for image_id in data.ids)
 
 
@@ -186,9 +191,9 @@ def maps(data, tmp_path):
 def test_pseudo_labels_of_every_kind(data, config, maps, tmp_path, background):
     config = config.model_copy(update={"drs_background": background})
     folder, saliency = tmp_path / "out", write_saliency(data, tmp_path / "saliency")
-    assert drs_stages.make_pseudo_labels(data, maps, saliency, config, folder) == 8
-    assert drs_stages.make_pseudo_labels(data, maps, saliency, config, folder) == 0
-    evaluation = stages.score_masks(data, folder)
+    assert drs.make_pseudo_labels(data, maps, saliency, config, folder) == 8
+    assert drs.make_pseudo_labels(data, maps, saliency, config, folder) == 0
+    evaluation = score_masks(data, folder)
     assert evaluation.scores().miou > 0.7 and (background in ("saliency", "irn") or evaluation.unknown_share == 0)
     for image_id in data.ids:
         allowed = {0, 255, *(np.flatnonzero(data.label(image_id)) + 1)}
@@ -197,9 +202,9 @@ def test_pseudo_labels_of_every_kind(data, config, maps, tmp_path, background):
 
 def test_constant_background_needs_no_saliency(data, config, maps, tmp_path):
     config = config.model_copy(update={"drs_background": "constant"})
-    assert drs_stages.make_pseudo_labels(data, maps, tmp_path / "none", config, tmp_path / "out") == 8
+    assert drs.make_pseudo_labels(data, maps, tmp_path / "none", config, tmp_path / "out") == 8
     with pytest.raises(ValueError, match="drs_background is 'saliency'"):
-        drs_stages.label_without_saliency(data.image("m_00"), np.zeros((0, 40, 56)), np.zeros(0, int),
+        drs.label_without_saliency(data.image("m_00"), np.zeros((0, 40, 56)), np.zeros(0, int),
                                           config.model_copy(update={"drs_background": "saliency"}))
 
 
@@ -212,7 +217,7 @@ def test_the_best_epoch_is_kept_also_after_a_resume(data, config, tmp_path):
         assert scored is net and not net.training
         return next(values)
 
-    after_step = drs_stages.keep_best_epoch(net, score, 2, tmp_path)
+    after_step = drs.keep_best_epoch(net, score, 2, tmp_path)
     for step in (1, 2, 3, 4, 5, 6, 6):  # the last epoch comes twice, as after a resume
         torch.nn.init.constant_(net.classifier.bias, step)
         after_step(step)
@@ -222,19 +227,19 @@ def test_the_best_epoch_is_kept_also_after_a_resume(data, config, tmp_path):
 
 
 def test_the_chosen_epoch_is_what_training_ends_with(data, config, tmp_path):
-    assert drs_stages.chooser(data, tmp_path, config) is None  # the default: the last epoch, no mask is read
+    assert drs.chooser(data, tmp_path, config) is None  # the default: the last epoch, no mask is read
     saliency = write_saliency(data, tmp_path / "saliency")
     by_labels = config.model_copy(update={"drs_selection": "pixel_labels"})
     net = new_net(config, data)
-    choose = drs_stages.chooser(data, saliency, by_labels)
+    choose = drs.chooser(data, saliency, by_labels)
     assert pickle.dumps(choose), "several processes are given it"
-    drs_stages.train_drs(net, data, by_labels, tmp_path / "net", choose)
+    drs.train_drs(net, data, by_labels, tmp_path / "net", choose)
     values = read_json(tmp_path / "net" / "epochs.json")
     assert list(values) == ["1", "2", "3", "4", "5", "6"] and all(0 <= value <= 100 for value in values.values())
     best = read_tensors(tmp_path / "net" / "best.safetensors")
     assert all(torch.equal(value, best[name]) for name, value in net.state_dict().items())
-    localize = drs_stages.drs_localization(net, config)
-    again = drs_stages.pseudo_label_miou(localize, data, saliency, config)
+    localize = drs.drs_localization(net, config)
+    again = drs.pseudo_label_miou(localize, data, saliency, config)
     assert again == pytest.approx(max(values.values()), abs=0.5)
 
 
@@ -251,9 +256,9 @@ def test_pixel_labels_choose_by_the_score_of_pseudo_labels(data, config, tmp_pat
     def nothing(ids, images, labels):
         return [(classes, np.zeros_like(scores)) for classes, scores in truth(ids, images, labels)]
 
-    scores = [drs_stages.pseudo_label_miou(localize, data, saliency, config) for localize in (truth, nothing)]
+    scores = [drs.pseudo_label_miou(localize, data, saliency, config) for localize in (truth, nothing)]
     assert scores[0] > 70 and scores[1] < 30
-    assert drs_stages.pseudo_label_miou(truth, data, saliency, config.model_copy(update={"drs_background": "constant"})) > 70
+    assert drs.pseudo_label_miou(truth, data, saliency, config.model_copy(update={"drs_background": "constant"})) > 70
 
 
 # ---- saliency maps
@@ -389,15 +394,15 @@ def test_presets_select_no_epoch_by_pixel_labels(preset):
 
 def test_sizes_are_the_published_ones():
     crop = PUBLISHED["drs_crop"][0]
-    assert round(drs_stages.RESIZE * crop) == 384 and [round(scale * crop) for scale in drs_stages.SCALES] == [256, 320, 384]
+    assert round(drs.RESIZE * crop) == 384 and [round(scale * crop) for scale in drs.SCALES] == [256, 320, 384]
 
 
 def test_only_what_a_network_depends_on_trains_it_again():
     config = preset_config("voc12", "drs")
-    classifier, refinement = drs_stages.network_fields(config), drs_stages.refinement_fields(config)
+    classifier, refinement = drs.network_fields(config), drs.refinement_fields(config)
     assert {"drs_delta", "drs_crop", "drs_selection"} < set(classifier) < set(refinement)
     assert set(refinement) - set(classifier) == {"drs_refine_weights", "drs_refine_epochs", "drs_refine_learning_rate"}
     assert not {"drs_alpha", "drs_background", "drs_saliency_folder"} & set(refinement)
     by_labels = config.model_copy(update={"drs_selection": "pixel_labels"})  # pseudo-labels choose the epoch
-    assert {"drs_alpha", "drs_background"} < set(drs_stages.network_fields(by_labels))
-    assert "drs_refine_epochs" in drs_stages.network_fields(by_labels)
+    assert {"drs_alpha", "drs_background"} < set(drs.network_fields(by_labels))
+    assert "drs_refine_epochs" in drs.network_fields(by_labels)

@@ -15,7 +15,7 @@ import torch
 
 from tests.refresh_notebooks import source_notebook
 from wsss_lib import widgets
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
 SOLUTIONS = sorted((PROJECT_ROOT / "notebooks/solutions").glob("*.py"))
 NAMES = [path.stem for path in SOLUTIONS]

@@ -21,9 +21,15 @@ from PIL import Image
 
 from data_prep.check import check_dataset
 from tests import faulty_work
-from wsss_lib import artifacts, formats, lock, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config
-from wsss_lib.data.dataset import DataError, check_images, load_dataset
+from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.config import Config
+from wsss_lib.core import files, lock, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import score_masks, sweep_maps
+from wsss_lib.data.dataset import check_images, data_hash, load_dataset, open_data
+from wsss_lib.errors import DataError
+from wsss_lib.methods.cam import build_classifier, cam_localization, train_classifier
+from wsss_lib.refine.seed_masks import make_seeds
 
 HERE = {"cwd": PROJECT_ROOT, "env": os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}}
 REMEDY = "free some space or set runs_root to another disk, then run again: finished results are kept"
@@ -32,28 +38,28 @@ REMEDY = "free some space or set runs_root to another disk, then run again: fini
 def short_run(config: Config) -> dict[str, str]:
     """Train a classifier, make maps and seeds; return name to hash of every file that is no record of time."""
     training.seed_everything(config)
-    data = stages.open_data(config, "train")
-    classifier = artifacts.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(data)})
+    data = open_data(config, "train")
+    classifier = store.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": data_hash(data)})
     weights = classifier.folder / "weights.safetensors"
     if not classifier.is_complete():
         torch.manual_seed(config.seed)
-        net = stages.build_classifier(config, data.num_classes)
-        stages.train_classifier(net, data, config, classifier.folder)
+        net = build_classifier(config, data.num_classes)
+        train_classifier(net, data, config, classifier.folder)
         training.save_weights(net, weights)
         classifier.finish([{"what": "classifier"}], 8)
-    maps = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier})
+    maps = store.begin_stage(config, "maps", ("cam_",), {"classifier": classifier})
     if not maps.is_complete():
-        net = stages.build_classifier(config, data.num_classes, weights).eval()
-        maps.finish([], stages.make_maps(stages.cam_localization(net, config), data, config, maps.folder))
-    seeds = artifacts.begin_stage(config, "seeds", ("seed_",), {"maps": maps})
+        net = build_classifier(config, data.num_classes, weights).eval()
+        maps.finish([], make_maps(cam_localization(net, config), data, config, maps.folder))
+    seeds = store.begin_stage(config, "seeds", ("seed_",), {"maps": maps})
     if not seeds.is_complete():
-        seeds.finish([], stages.make_seeds(data, maps.folder, config, seeds.folder))
+        seeds.finish([], make_seeds(data, maps.folder, config, seeds.folder))
     return files_of(config)
 
 
 def files_of(config: Config) -> dict[str, str]:
     root = Path(config.runs_root)
-    return {path.relative_to(root).as_posix(): formats.sha256([path], root)
+    return {path.relative_to(root).as_posix(): files.sha256([path], root)
             for path in root.rglob("*") if path.is_file() and path.name != "run.json"}
 
 
@@ -114,7 +120,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path):
     runs.mkdir(parents=True)
     runs.chmod(0o555)
     program = ("import sys; from pathlib import Path; from wsss_lib import artifacts; from wsss_lib.config import Config\n"
-               "try: artifacts.begin_stage(Config(runs_root=sys.argv[1]), 'maps', (), {})\n"
+               "try: store.begin_stage(Config(runs_root=sys.argv[1]), 'maps', (), {})\n"
                "except OSError as error: print(error)")
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "runs")], text=True, capture_output=True, **HERE,
                          preexec_fn=without_the_powers_of_root)
@@ -129,7 +135,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from wsss_lib.lock import lock_folder, unlock_folder
+from wsss_lib.core.store import lock_folder, unlock_folder
 held = lock_folder(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.readline()
@@ -149,8 +155,8 @@ def holder(tmp_path):
         process.kill()
 
 
-def begin(tmp_path: Path) -> artifacts.Stage:
-    return artifacts.begin_stage(Config(runs_root=str(tmp_path / "runs")), "maps", (), {})
+def begin(tmp_path: Path) -> store.Stage:
+    return store.begin_stage(Config(runs_root=str(tmp_path / "runs")), "maps", (), {})
 
 
 def test_a_second_run_of_a_stage_is_refused(holder, tmp_path, monkeypatch):
@@ -181,7 +187,7 @@ def test_a_process_may_begin_a_stage_twice_and_a_finished_one_is_free(tmp_path):
     second.finish([])
     assert not first.lock.is_locked and begin(tmp_path).lock is None
     (tmp_path / "runs").rename(tmp_path / "moved")  # a finished run can be read anywhere, also where nothing can be written
-    assert artifacts.open_stage(Config(runs_root=str(tmp_path / "moved")), "maps", "10_cam").is_complete()
+    assert store.open_stage(Config(runs_root=str(tmp_path / "moved")), "maps", "10_cam").is_complete()
 
 
 # ---- processes
@@ -285,7 +291,7 @@ def test_a_training_that_ends_before_its_record_is_not_lost(config, undisturbed,
     monkeypatch.setattr(training, "save_weights", interrupted)
     with pytest.raises(KeyboardInterrupt):
         short_run(config)
-    folder = artifacts.stage_folder(config, "classifier")
+    folder = store.stage_folder(config, "classifier")
     assert (folder / "state.safetensors").is_file() and (folder / "weights.safetensors").is_file()
     monkeypatch.setattr(training, "save_weights", save)
     monkeypatch.setattr(training, "progress", lambda items, *rest, **names: steps.extend(items) or items)
@@ -326,14 +332,14 @@ def test_broken_images_are_listed_before_a_run_begins(two_hundred):
 
 def test_broken_images_are_left_out_on_demand(two_hundred, capsys):
     config = Config(data_root=str(two_hundred), on_bad_image="skip")
-    whole, part = stages.open_data(Config(data_root=str(two_hundred)), "train"), stages.open_data(config, "train")
+    whole, part = open_data(Config(data_root=str(two_hundred)), "train"), open_data(config, "train")
     assert set(whole.ids) - set(part.ids) == {"p100", "p101"} and len(part) == len(part.labels) == 198
     assert capsys.readouterr().out == "train: 2 of 200 images cannot be read and are left out: p100, p101\n"
-    assert stages.data_hash(whole) != stages.data_hash(part)  # so that a stage made with one is not taken for the other
+    assert data_hash(whole) != data_hash(part)  # so that a stage made with one is not taken for the other
     assert config.parameters_of() == Config().parameters_of()
     (two_hundred / "ImageSets/Segmentation/bad.txt").write_text("p100\np101\n")
     with pytest.raises(DataError, match="p100.jpg: .*none of the 2 images of split 'bad' can be read"):
-        stages.open_data(config, "bad")
+        open_data(config, "bad")
 
 
 @pytest.mark.parametrize("name", ["classifier/weights.safetensors", "maps/m_03.npz", "seeds/seed_masks/m_03.png",
@@ -342,19 +348,19 @@ def test_a_file_cut_off_by_an_earlier_crash_is_deleted_and_made_again(config, un
     assert short_run(config) == undisturbed
     path = Path(config.runs_root) / "miniature/cam/seed0" / name
     path.write_bytes(path.read_bytes()[:-40])
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     with pytest.raises(DataError) as error:  # whatever reads it
         if path.suffix == ".safetensors":
-            stages.build_classifier(config, 3, path)
+            build_classifier(config, 3, path)
         elif path.suffix == ".npz":
-            stages.sweep_maps(data, path.parent, [0.1, 0.2])
+            sweep_maps(data, path.parent, [0.1, 0.2])
         else:
-            stages.score_masks(data, path.parent)
+            score_masks(data, path.parent)
     assert str(error.value).startswith(f"{path}: ") and "again" in str(error.value)
     path.unlink()
     stage = path.relative_to(config.runs_root).parts[3]
     with pytest.raises(DataError, match=f"{stage} is not finished: run notebook"):
-        artifacts.open_stage(config, stage, "10_cam")
+        store.open_stage(config, stage, "10_cam")
     assert short_run(config) == undisturbed
 
 
@@ -365,7 +371,7 @@ def test_a_broken_record_gives_one_sentence(tmp_path, content):
     stage = begin(tmp_path)
     (stage.folder / "run.json").write_bytes(content)
     with pytest.raises(DataError, match=r"run.json: .*; delete the folder .*maps and run its stage again$"):
-        artifacts.open_stage(Config(runs_root=str(tmp_path / "runs")), "maps", "10_cam").results()
+        store.open_stage(Config(runs_root=str(tmp_path / "runs")), "maps", "10_cam").results()
 
 
 # ---- the clock

@@ -25,11 +25,13 @@ from safetensors.torch import save
 
 from data_prep.coco_json import read_annotations, read_instances
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib import artifacts, formats
-from wsss_lib.config import PROJECT_ROOT, Config
-from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_classes, read_image, read_labels, read_mask, read_split
+from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.config import Config
+from wsss_lib.core import files, store
+from wsss_lib.core.store import peak_memory_mib
+from wsss_lib.core.files import read_image, read_mask
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_classes, read_labels, read_split
 from wsss_lib.data.saliency import read_saliency
-from wsss_lib.machine import peak_memory_mib
 from wsss_lib.presets import read_preset
 
 CASES = int(os.environ.get("WSSS_FUZZ_CASES", 10_000))
@@ -100,12 +102,12 @@ def check_names(path: Path) -> None:
 
 
 def check_maps(path: Path) -> None:
-    classes, scores, size = formats.read_maps(path)
+    classes, scores, size = files.read_maps(path)
     assert scores.shape == (len(classes), (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1) and np.isfinite(scores).all()
 
 
 def check_record(path: Path) -> None:
-    stage = artifacts.Stage(path.parent)
+    stage = store.Stage(path.parent)
     if stage.is_complete():
         stage.results()
         stage.configuration(Config())
@@ -140,7 +142,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object], list[bytes]]] = {
     "mask": ("a.png", check_mask, [palette_png("P"), palette_png("L"), palette_png("RGB"), palette_png("1")]),
     "saliency": ("s.png", read_saliency, [palette_png("L")]),
     "photograph": ("a.jpg", read_image, [stored(Image.new("RGB", (9, 7)), "JPEG"), palette_png("RGB"), palette_png("LA")]),
-    "weights": ("a.safetensors", formats.read_tensors, [save({"a": torch.zeros(2, 3), "b": torch.ones(1)})]),
+    "weights": ("a.safetensors", files.read_tensors, [save({"a": torch.zeros(2, 3), "b": torch.ones(1)})]),
     "record": ("stage/run.json", check_record,
                [json.dumps({"results_sha256": "0" * 64, "files": 0, "parameters": {"seed": 1, "cam_scales": [1.0]}}).encode()]),
     "preset": ("preset.yaml", read_preset,
@@ -257,7 +259,7 @@ def test_reader(name, tmp_path):
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     (tmp_path / "a.npz").write_bytes(zip_bomb())
     before = fresh_peak()
-    assert examine(lambda: formats.read_maps(tmp_path / "a.npz"), tmp_path, "a.npz")
+    assert examine(lambda: files.read_maps(tmp_path / "a.npz"), tmp_path, "a.npz")
     assert peak_memory_mib("cpu") - before < 64
 
 

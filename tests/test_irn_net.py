@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from wsss_lib.nets.backbone import build_backbone
-from wsss_lib.nets.irn import IRN
-from wsss_lib.refine.affinity import affinity_labels, affinity_loss, edge_to_affinity
+from wsss_lib.ops.affinity import affinity_labels, affinity_loss, edge_to_affinity
+from wsss_lib.refine.irn import IRN
 
 
 def small_net(output_stride=16, seed=0, **options):

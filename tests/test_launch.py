@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import copy_mask
-from wsss_lib import artifacts, formats, inference, launch, processes, stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import DataError, SegmentationDataset, load_dataset
+from wsss_lib.core import files, launch, store, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.store import unlock_folder
+from wsss_lib.data.dataset import SegmentationDataset, load_dataset, open_data
 from wsss_lib.data.samples import StepSampler
-from wsss_lib.lock import unlock_folder
+from wsss_lib.errors import DataError
+from wsss_lib.methods.cam import build_classifier, cam_localization, train_classifier
 from wsss_lib.nets.deeplab_v2 import cross_entropy
-from wsss_lib.refine.affinity import affinity_loss
+from wsss_lib.ops.affinity import affinity_loss
 
 STEPS = 20
 TOLERANCE = 1e-4
@@ -86,11 +89,11 @@ def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder:
     Returns:
         what the stage's function returns, and the number of processes.
     """
-    images = stages.train_classifier(net, data, config, folder)
+    images = train_classifier(net, data, config, folder)
     for name, where in (("whole", folder / "pixels"), ("resumed", resumed)):
         model = train_pixels(config, where)
         if processes.place()[0] == 0:
-            formats.write_tensors(folder / f"{name}.safetensors", model.state_dict())
+            files.write_tensors(folder / f"{name}.safetensors", model.state_dict())
     return images, processes.place()[1]
 
 
@@ -124,17 +127,17 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
 def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_has_stopped(small_config, tmp_path):
     config = small_config.model_copy(update={"frozen_batch_norm": True, "cam_learning_rate": 0.003,
                                              "cam_head_learning_rate": 0.03, "cam_epochs": 10, "checkpoint_every": 10})
-    data, nets = stages.open_data(config, "train"), {}
+    data, nets = open_data(config, "train"), {}
     for number in (1, 2):
         half_way(tmp_path / f"resumed{number}", config)
         torch.manual_seed(0)
-        net, folder = stages.build_classifier(config, data.num_classes), tmp_path / str(number)
+        net, folder = build_classifier(config, data.num_classes), tmp_path / str(number)
         folder.mkdir()
         start = {key: value.clone() for key, value in net.state_dict().items()}
         given = config.model_copy(update={"processes": number})
         assert train_all(net, data, given, folder, tmp_path / f"resumed{number}") == (80, number)
         assert not net.training and not (folder / launch.TRAINED).exists()
-        nets[number] = [net.state_dict()] + [formats.read_tensors(folder / f"{name}.safetensors")
+        nets[number] = [net.state_dict()] + [files.read_tensors(folder / f"{name}.safetensors")
                                              for name in ("whole", "resumed")]
         assert largest_difference(start, nets[number][0]) > 0.01 and largest_difference(
             pixel_net().state_dict(), nets[number][1]) > 0.1, "they have learned something"
@@ -216,7 +219,7 @@ def in_shards(shards: int, config: Config, make: Callable[[Config], int]) -> int
 def test_shards_together_make_what_one_process_makes(miniature, small_config, tmp_path):
     data = load_dataset(miniature, "train")
     torch.manual_seed(0)
-    net = stages.build_classifier(small_config, data.num_classes)
+    net = build_classifier(small_config, data.num_classes)
     results = {}
     for shards in (1, 2, 5):
         folder, calls = tmp_path / str(shards), Counter()
@@ -231,8 +234,8 @@ def test_shards_together_make_what_one_process_makes(miniature, small_config, tm
         assert in_shards(shards, small_config, masks) == (len(data) if shards == 1 else 0)
         assert calls == Counter(data.ids), "each image once"
         # Batches are those of the whole data set, so that no image meets others in its batch than without shards.
-        in_shards(shards, small_config, lambda config, folder=folder: stages.make_maps(
-            stages.cam_localization(net, config), data, config, folder / "maps"))
+        in_shards(shards, small_config, lambda config, folder=folder: make_maps(
+            cam_localization(net, config), data, config, folder / "maps"))
         results[shards] = contents(folder / "maps"), contents(folder / "masks")
     assert len(results[1][0]) == len(results[1][1]) == len(data) and results[1] == results[2] == results[5]
 
@@ -241,18 +244,18 @@ def test_only_shard_0_begins_a_stage_trains_and_finishes(miniature, small_config
     zero = small_config.model_copy(update={"runs_root": str(tmp_path), "shard": 0, "shards": 5})
     second = zero.model_copy(update={"shard": 2})
     with pytest.raises(DataError, match="run shard 0 before shard 2"):
-        artifacts.begin_stage(second, "maps", (), {})
-    stage = artifacts.begin_stage(zero, "maps", (), {})
+        store.begin_stage(second, "maps", (), {})
+    stage = store.begin_stage(zero, "maps", (), {})
     unlock_folder(stage.lock)  # as at the end of its process
-    assert not artifacts.begin_stage(second, "maps", (), {}).is_complete()
+    assert not store.begin_stage(second, "maps", (), {}).is_complete()
     with pytest.raises(DataError, match="run shard 0 before shard 2"):
-        artifacts.begin_stage(second, "maps", (), {"other": "input"})
-    stage = artifacts.begin_stage(zero, "maps", (), {})
+        store.begin_stage(second, "maps", (), {"other": "input"})
+    stage = store.begin_stage(zero, "maps", (), {})
     stage.finish([])
     assert not list(stage.folder.parent.glob(".*.lock"))
     data = load_dataset(miniature, "train")
     with pytest.raises(ValueError, match="only shard 0 trains, and this is shard 2 of 5"):
-        stages.train_classifier(stages.build_classifier(second, data.num_classes), data, second, tmp_path)
+        train_classifier(build_classifier(second, data.num_classes), data, second, tmp_path)
 
 
 @pytest.mark.parametrize("values", [{"shard": 3, "shards": 2}, {"shard": 0}, {"shard": 2}])

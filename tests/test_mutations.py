@@ -3,7 +3,7 @@
 import pytest
 
 from tests.mutations import MUTATIONS
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.file}: {mutation.before.strip()[:40]}")

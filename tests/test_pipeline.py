@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline import RUN, SNAKEMAKE, finish_smoke_run
-from wsss_lib import results, stages
-from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib import results
+from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.config import Config
+from wsss_lib.core.scoring import mean_part_recall
+from wsss_lib.data.dataset import open_data
 
 pytestmark = pytest.mark.timeout(2400)
 
@@ -65,10 +68,10 @@ def test_data_can_be_learned_with_full_supervision(finished_run):
 
 
 def test_plain_maps_find_heads_but_not_bodies(finished_run):
-    data = stages.open_data(Config(), "train")
+    data = open_data(Config(), "train")
     maps = finished_run / "cam/seed0/maps"
     threshold = 0.15  # the published one
-    recall = stages.mean_part_recall(data, maps, threshold, count=400)
+    recall = mean_part_recall(data, maps, threshold, count=400)
     assert recall["head"] > 0.95 and recall["head"] - recall["body"] > 0.3, recall
 
 

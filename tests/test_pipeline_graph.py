@@ -259,7 +259,7 @@ def test_a_notebook_that_fails_leaves_no_output(small):
 SHARED = """
 import pathlib
 from wsss_lib.config import Config
-from wsss_lib.inference import for_each_image
+from wsss_lib.core.parallel import for_each_image
 config = Config(shard=shard, shards=shards)
 for stage in ("first", "check"):
     folder = pathlib.Path(runs_root, "toy", method, f"seed{seed}", stage)

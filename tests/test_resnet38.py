@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.resnet38_mxnet import convert, main, read_mxnet, torch_key
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import read_tensors
+from wsss_lib.core.files import read_tensors
+from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import ClassActivationNet
 from wsss_lib.methods.sccam import SubcategoryNet
-from wsss_lib.nets.affinitynet import AffinityNet
 from wsss_lib.nets.backbone import build_backbone, normalization_of
-from wsss_lib.nets.irn import IRN
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 from wsss_lib.nets.weights import load_weights
+from wsss_lib.refine.affinitynet import AffinityNet
+from wsss_lib.refine.irn import IRN
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from data_prep import labels, maps
 from data_prep.restricted import read_checkpoint, read_npy
-from wsss_lib import stages
-from wsss_lib.artifacts import open_stage
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import VOC_CLASSES, DataError, load_dataset, read_labels
-from wsss_lib.formats import read_maps
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.scoring import full_size_maps
+from wsss_lib.core.store import open_stage
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_labels
+from wsss_lib.errors import DataError
 
 
 def npy(pickled: bytes) -> bytes:
@@ -297,7 +298,7 @@ def test_maps_of_every_method_become_a_finished_stage(miniature, preset, tmp_pat
         classes, ours, size = read_maps(stage.folder / f"{image_id}.npz")
         assert classes.tolist() == np.flatnonzero(data.label(image_id)).tolist() and size == data.image(image_id).size[::-1]
         np.testing.assert_allclose(ours, scores, atol=1e-3)
-    assert stages.full_size_maps(stage.folder, data.ids[0])[1].shape[1:] == data.image(data.ids[0]).size[::-1]
+    assert full_size_maps(stage.folder, data.ids[0])[1].shape[1:] == data.image(data.ids[0]).size[::-1]
     first = (stage.folder / "run.json").read_text()
     maps.main(["import", str(tmp_path / "cam"), "--format", style, "--preset", str(preset), "--method", "official"])
     assert (stage.folder / "run.json").read_text() == first  # a finished stage is left alone

@@ -9,10 +9,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tests.conftest import SIZES, CountedWork, copy_mask
-from wsss_lib import artifacts, report, results, viz
+from wsss_lib import report, results, viz
 from wsss_lib.config import Config
+from wsss_lib.core import store
+from wsss_lib.core.parallel import batches_of_like_size, for_each_image
 from wsss_lib.data.dataset import load_dataset
-from wsss_lib.inference import batches_of_like_size, for_each_image
 
 matplotlib.use("Agg")
 
@@ -67,7 +68,7 @@ def test_batches_hold_images_of_one_size(miniature):
 
 def finished(tmp_path, method: str, seed: int, stage: str, rows: list[dict]) -> None:
     config = Config(runs_root=str(tmp_path), method=method, seed=seed)
-    artifacts.begin_stage(config, stage, (), {}).finish(rows)
+    store.begin_stage(config, stage, (), {}).finish(rows)
 
 
 def row(what: str, miou: float, **values) -> dict:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsss_lib.refine.crf import crf_from_labels
-from wsss_lib.refine.seeds import (
+from wsss_lib.ops.crf import crf_from_labels
+from wsss_lib.ops.seeds import (
     argmax_with_background,
     irn_labels,
     seed_mask,
@@ -101,7 +101,7 @@ def test_seed_of_several_classes_runs_the_crf_on_this_images_numbers():
 
 def test_confident_labels_follow_the_table(monkeypatch):
     """F and B are replaced by hand-written masks: object wins, then background, then unknown."""
-    import wsss_lib.refine.seeds as seeds
+    import wsss_lib.ops.seeds as seeds
 
     masks = {0.3: np.array([[0, 5, 5, 0, 7]], np.uint8), 0.05: np.array([[0, 5, 0, 5, 5]], np.uint8),
              0.2: np.array([[7, 7, 7, 7, 7]], np.uint8)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
 specification = importlib.util.spec_from_file_location("site_build", PROJECT_ROOT / "docs/site/build.py")
 site_build = importlib.util.module_from_spec(specification)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib.formats import write_mask
+from wsss_lib.core.files import write_mask
 from wsss_lib.submission import FOLDER, check_submission, image_sizes, main, make_submission
 
 IDS = ["2008_000006", "2008_000011", "2009_000002"]
@@ -30,7 +30,7 @@ def predictions(tmp_path):
 def png(array, mode="P", **options):
     image = Image.fromarray(np.asarray(array, np.uint8))
     if mode == "P":
-        from wsss_lib.data.dataset import voc_palette
+        from wsss_lib.core.files import voc_palette
 
         image.putpalette(options.get("palette", voc_palette()).tobytes())
     buffer = io.BytesIO()

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_lib import stages
-from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.formats import write_maps
-from wsss_lib.metrics import confusion_matrix, scores
-from wsss_lib.refine.seeds import argmax_with_background, irn_thresholds
-from wsss_lib.thresholds import (
+from wsss_lib.core.files import write_maps
+from wsss_lib.core.scoring import sweep_maps
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_thresholds
+from wsss_lib.ops.thresholds import (
     ImageThresholds,
     ThresholdSweep,
     choice_sentence,
@@ -187,14 +187,14 @@ def test_an_unknown_way_is_refused():
 
 
 def test_stage_function_keeps_image_curves_when_asked(miniature, small_config, tmp_path):
-    data = stages.open_data(small_config, "train")
+    data = open_data(small_config, "train")
     for image_id in data.ids:
         mask, classes = data.mask(image_id), np.flatnonzero(data.label(image_id))
         full = np.stack([np.where(mask == number + 1, 0.9, 0.1) for number in classes])
         write_maps(tmp_path / f"{image_id}.npz", classes, full[:, ::4, ::4], mask.shape)
-    sweep = stages.sweep_maps(data, tmp_path, (0.2, 0.5), ImageThresholds)
+    sweep = sweep_maps(data, tmp_path, (0.2, 0.5), ImageThresholds)
     assert sweep.curves().shape == (len(data), 2)
-    np.testing.assert_array_equal(sweep.curve(), stages.sweep_maps(data, tmp_path, (0.2, 0.5)).curve())
+    np.testing.assert_array_equal(sweep.curve(), sweep_maps(data, tmp_path, (0.2, 0.5)).curve())
     assert sweep.upper_bound() >= sweep.best()[1]
 
 

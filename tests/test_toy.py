@@ -16,7 +16,8 @@ from data_prep import toy
 from data_prep.toy import make_toy_dataset
 from data_prep.toy_scenes import CLASSES, SUBCATEGORIES, VARIED_CLASS, WATER_CLASS, draw_scene, head_pattern
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib.data.dataset import IGNORE, load_dataset, voc_palette
+from wsss_lib.core.files import IGNORE, voc_palette
+from wsss_lib.data.dataset import load_dataset
 
 SIZE = {"num_train": 20, "num_val": 10, "progress": False}
 

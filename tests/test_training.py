@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from wsss_lib import artifacts, formats, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.samples import ClassificationSamples
 from wsss_lib.methods import cam
+from wsss_lib.methods.cam import build_classifier, train_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 
 STEPS = 23
@@ -63,7 +65,7 @@ def die_while_writing_the_state(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    artifacts.os.replace = replace_or_die
+    store.os.replace = replace_or_die
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
@@ -157,7 +159,7 @@ def test_a_second_call_goes_on_from_the_last_state_and_ends_in_the_same(miniatur
     # The state goes when the stage is finished (tests/test_kill.py): before its record is there, a kill must not cost all.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "state.safetensors", "weights.safetensors"]
     again = cam.ClassActivationNet(build_backbone("resnet_small", 16), 3)
-    again.load_state_dict(formats.read_tensors(tmp_path / "weights.safetensors"))
+    again.load_state_dict(files.read_tensors(tmp_path / "weights.safetensors"))
     assert same_weights(again, net)
 
 
@@ -197,8 +199,8 @@ def test_accumulation_equals_the_big_batch(miniature, tmp_path, device_batch_siz
         config = Config(**HERE, device_batch_size=size, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
                         cam_batch_size=8, cam_epochs=3, frozen_batch_norm=True)
         training.seed_everything(config)
-        net = stages.build_classifier(config, 3)
-        assert stages.train_classifier(net, data, config, tmp_path / str(size)) == 3 * 8
+        net = build_classifier(config, 3)
+        assert train_classifier(net, data, config, tmp_path / str(size)) == 3 * 8
         return net
 
     torch.manual_seed(0)
@@ -303,8 +305,8 @@ def test_classifier_is_trained_with_the_configured_optimizer(miniature, tmp_path
                         seen.update(groups=groups, momentum=momentum, steps=steps, batch_size=batch_size))
     config = Config(momentum_slip=momentum_slip, cam_batch_size=3, cam_epochs=5, weight_decay=0.02,
                     cam_learning_rate=0.3, cam_head_learning_rate=0.7)
-    net = stages.build_classifier(config, 3)
-    stages.train_classifier(net, load_dataset(miniature, "train"), config, tmp_path)
+    net = build_classifier(config, 3)
+    train_classifier(net, load_dataset(miniature, "train"), config, tmp_path)
     assert seen["momentum"] == (0.02 if momentum_slip else 0.9) and seen["steps"] == 10 and seen["batch_size"] == 3
     assert [(group["lr"], group["weight_decay"]) for group in seen["groups"]] == [(0.3, 0.02), (0.7, 0.02)]
     assert seen["groups"][1]["params"] == [net.classifier.weight]
@@ -345,7 +347,7 @@ def test_a_state_that_is_no_state_is_refused(miniature, tmp_path):
     with pytest.raises(ValueError, match="state.safetensors: not a safetensors file"):
         train_small(miniature, tmp_path, 5)
     net = cam.ClassActivationNet(build_backbone("resnet_small", 16), 3)
-    formats.write_tensors(tmp_path / "state.safetensors", net.state_dict())
+    files.write_tensors(tmp_path / "state.safetensors", net.state_dict())
     with pytest.raises(ValueError, match="does not fit ClassActivationNet: .* parameters are missing"):
         train_small(miniature, tmp_path, 5)
 
@@ -377,8 +379,8 @@ def test_mixed_precision_on_a_gpu_trains_and_resumes(miniature, tmp_path):
         config = Config(device="cuda", mixed_precision=True, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
                         cam_batch_size=8, device_batch_size=4, cam_epochs=epochs, checkpoint_every=7, frozen_batch_norm=True)
         device = training.seed_everything(config)
-        net = stages.build_classifier(config, 3).to(device)
-        stages.train_classifier(net, data, config, folder)
+        net = build_classifier(config, 3).to(device)
+        train_classifier(net, data, config, folder)
         return net
 
     first = trained(tmp_path / "a")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE, load_dataset
+from wsss_lib.core.files import IGNORE
+from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.samples import (
     AffinitySamples,
     ClassificationSamples,

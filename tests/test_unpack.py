@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_prep.unpack import unpack
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 CONTENT = {"top/a.txt": b"first", "top/deep/b.bin": os.urandom(3000), "other/c.txt": b"left out"}
 

@@ -12,14 +12,18 @@ from PIL import Image
 
 from tests.golden_vwe import Given
 from tests.test_full_size import REDUCED, check_log, tame, write_voc
-from wsss_lib import artifacts, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config
-from wsss_lib.formats import read_maps
+from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.config import Config
+from wsss_lib.core import store, training
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import cam, vwe
-from wsss_lib.metrics import confusion_matrix, scores
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.ops.crf import crf_from_maps
+from wsss_lib.ops.metrics import confusion_matrix, scores
 from wsss_lib.presets import preset_config
-from wsss_lib.refine.crf import crf_from_maps
 
 
 def features_of(size=(2, 6, 5, 7), seed=0) -> torch.Tensor:
@@ -253,14 +257,14 @@ def test_the_maximum_of_image_and_mirror_by_hand():
 
 def test_maps_do_not_depend_on_batches_or_on_where_a_run_stopped(small_config, tmp_path):
     config = small_config.model_copy(update={"vwe_init": "backbone", "vwe_words": 5, "device_batch_size": 3})
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     torch.manual_seed(0)
     localize = vwe.vwe_localization(vwe.build_vwe(config, data.num_classes, ""), config)
-    assert stages.make_maps(localize, data, config, tmp_path / "a") == len(data.ids)
+    assert make_maps(localize, data, config, tmp_path / "a") == len(data.ids)
     (tmp_path / "b").mkdir()
     for image_id in data.ids[::2]:
         (tmp_path / "b" / f"{image_id}.npz").write_bytes((tmp_path / "a" / f"{image_id}.npz").read_bytes())
-    assert stages.make_maps(localize, data, config, tmp_path / "b") == len(data.ids) - len(data.ids[::2])
+    assert make_maps(localize, data, config, tmp_path / "b") == len(data.ids) - len(data.ids[::2])
     for image_id in data.ids:
         classes, first, _ = read_maps(tmp_path / "a" / f"{image_id}.npz")
         np.testing.assert_allclose(first, read_maps(tmp_path / "b" / f"{image_id}.npz")[1], atol=1e-3)
@@ -291,7 +295,7 @@ def test_crf_of_certain_maps_is_their_arg_max():
 def test_a_stopped_training_ends_in_the_same_weights(small_config, tmp_path, variant):
     config = small_config.model_copy(update={"vwe_init": "backbone", "vwe_variant": variant, "vwe_words": 6, "vwe_epochs": 2,
                                              "checkpoint_every": 2})
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     states = []
     for folder, stops in ((tmp_path / "a", False), (tmp_path / "b", True)):
         training.seed_everything(config)
@@ -323,7 +327,7 @@ def stop_after(steps: int):
 
 def test_a_network_starts_at_its_backbone_at_the_classifier_or_at_its_own_weights(tmp_path):
     config = Config(vwe_words=4)
-    classifier = stages.build_classifier(config, 3)
+    classifier = build_classifier(config, 3)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
     net = vwe.build_vwe(config, 3, tmp_path / "classifier.safetensors")
     assert torch.equal(net.backbone.conv1.weight, classifier.backbone.conv1.weight)
@@ -338,7 +342,7 @@ def test_a_crop_that_is_too_small_is_refused_before_anything_is_learned(small_co
     config = small_config.model_copy(update={"vwe_init": "backbone", "cam_crop": 16})
     net = vwe.build_vwe(config, 3, "")
     with pytest.raises(ValueError, match="a map of 2x2 positions has no grid of 4x4 blocks"):
-        vwe.train_vwe(net, stages.open_data(config, "train"), config, tmp_path)
+        vwe.train_vwe(net, open_data(config, "train"), config, tmp_path)
 
 
 def test_absent_classes_and_the_two_rules():
@@ -353,8 +357,8 @@ def test_ablations_start_at_one_classifier_and_are_kept(small_config, tmp_path, 
     config = small_config.model_copy(update={"vwe_words": 6, "vwe_epochs": 1})
     with pytest.raises(ValueError, match="run notebook 10_cam"):
         script["run"]("average", config, 4)
-    stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": "miniature"}, method="cam")
-    training.save_weights(stages.build_classifier(config, 3), stage.folder / "weights.safetensors")
+    stage = store.begin_stage(config, "classifier", ("cam_",), {"data": "miniature"}, method="cam")
+    training.save_weights(build_classifier(config, 3), stage.folder / "weights.safetensors")
     stage.finish([])
     rows = {name: script["run"](name, config, 4) for name in ("average", "hspp+words, fixed random codebook")}
     assert all(row["images"] == 4 and 0 <= row["miou"] <= 100 for row in rows.values())
@@ -375,7 +379,7 @@ def test_two_steps_at_full_size(tmp_path, values):
                            runs_root=str(tmp_path / "runs"), vwe_epochs=2, limit=2)
     assert (config.cam_crop, config.vwe_words, config.momentum_slip) == (512, 256, True)
     training.seed_everything(config)
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     net = vwe.build_vwe(config, data.num_classes, "")
     tame(net)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -385,7 +389,7 @@ def test_two_steps_at_full_size(tmp_path, values):
     heads = {"classifier", "word_head", "codebook", "layer3", "layer4"}
     assert changed == heads | ({"layer1", "layer2", "bank_filled"} if values else {"histogram_head"})
     check_log(tmp_path / "network")
-    one = stages.open_data(config.model_copy(update={"limit": 1}), "train")
-    assert stages.make_maps(vwe.vwe_localization(net, config), one, config, tmp_path / "maps") == 1
+    one = open_data(config.model_copy(update={"limit": 1}), "train")
+    assert make_maps(vwe.vwe_localization(net, config), one, config, tmp_path / "maps") == 1
     classes, maps, _ = read_maps(tmp_path / "maps" / "2007_000001.npz")
     assert maps.shape == (2, 94, 125) and 0 <= maps.min() <= maps.max() <= 1

@@ -8,27 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss_lib.artifacts import Stage
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import SegmentationDataset, image_size, read_mask
-from wsss_lib.metrics import BoundaryEvaluation, Evaluation
-from wsss_lib.progress import progress
-from wsss_lib.refine.seeds import argmax_with_background
-from wsss_lib.results import with_spread
-from wsss_lib.stages import full_size_maps
-from wsss_lib.thresholds import near_best_range
+from wsss_lib.core.files import image_size, read_mask
+from wsss_lib.core.progress import progress
+from wsss_lib.core.scoring import full_size_maps
+from wsss_lib.core.stage import Job, Stage, run_folder_of
+from wsss_lib.core.store import StageFolder, finished_stages
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.ops.metrics import BoundaryEvaluation, Evaluation
+from wsss_lib.ops.seeds import argmax_with_background
+from wsss_lib.ops.thresholds import near_best_range
+from wsss_lib.pipeline import LABEL_MAPS
+from wsss_lib.results import collect, fingerprint, with_spread
 
-# Where the label map of a row of `metrics.json` lies: (stage, folder below it). Plain maps become one at a threshold.
-LABEL_MAPS = {
-    "CAM at its best threshold": ("maps", None), "CAM seed + CRF": ("seeds", "seed_masks"),
-    "DRS pseudo-label": ("drs_masks", ""), "IRN pseudo-mask": ("pseudo_masks", ""),
-    "AffinityNet pseudo-mask": ("affinitynet_masks", ""), "DeepLab-v2": ("predictions", "plain"),
-    "DeepLab-v2 + CRF": ("predictions", "crf"), "DeepLab-v3+": ("predictions", "plain"),
-    "DeepLab-v3+ + CRF": ("predictions", "crf"),
-}
+COUNTED = 300  # images of each split that are scored again
 
 
-def check_settings(stages: dict[tuple[str, int], dict[str, Stage]]) -> None:
+def check_settings(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> None:
     """Refuse runs of one method and stage that differ in more than the seed: their mean would describe neither.
 
     Args:
@@ -39,10 +35,10 @@ def check_settings(stages: dict[tuple[str, int], dict[str, Stage]]) -> None:
 
     Explained in notebook 95, section "Mixed comparisons are refused".
     """
-    first = {}
+    first, defaults = {}, Config().model_dump(mode="json")
     for (method, seed), group in stages.items():
         for name, stage in group.items():
-            values = stage.configuration(Config()).model_dump(exclude={"seed"})  # a parameter younger than the run: its default
+            values = defaults | stage.parameters() | {"seed": 0}  # a parameter younger than the run: its default
             reference_seed, reference = first.setdefault((method, name), (seed, values))
             for parameter, value in values.items():
                 if value != reference[parameter]:
@@ -64,7 +60,7 @@ def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
     return replace(data, ids=tuple(data.ids[index] for index in chosen), labels=data.labels[chosen])
 
 
-def label_map_of(stage: Stage, row: dict, data: SegmentationDataset) -> Callable[[str], np.ndarray]:
+def label_map_of(stage: StageFolder, row: dict, data: SegmentationDataset) -> Callable[[str], np.ndarray]:
     """Return the function that gives the label map of an image behind a row of `metrics.json`.
 
     Args:
@@ -88,7 +84,7 @@ def _label_map(root: Path, folder: str | None, threshold: float | None, data: Se
     return read_mask(root / folder / f"{image_id}.png", data.num_classes, image_size(data.image_path(image_id)))
 
 
-def count_anew(stage: Stage, row: dict, data: SegmentationDataset) -> dict:
+def count_anew(stage: StageFolder, row: dict, data: SegmentationDataset) -> dict:
     """Score a label map in every way that this comparison knows, in one pass over its images.
 
     Args:
@@ -126,6 +122,29 @@ def count_anew(stage: Stage, row: dict, data: SegmentationDataset) -> dict:
 
 def _percent(value: float) -> float | None:
     return None if np.isnan(value) else round(100 * float(value), 2)
+
+
+def _score_again(job: Job) -> list[dict]:
+    """Score every label map of a run on evenly spaced images of its split."""
+    config = job.whole
+    data_of = {name: evenly_spaced(open_data(config, name), COUNTED) for name in {config.score_split, config.val_split}}
+    rows = []
+    for (method, seed), group in finished_stages(run_folder_of(config)).items():
+        for name, made in group.items():
+            for row in made.metrics():
+                if row.get("split") in data_of and LABEL_MAPS.get(row["what"], ("",))[0] == name:
+                    again = count_anew(made, row, data_of[row["split"]])
+                    rows.append({"method": method, "seed": seed, "recorded": row["miou"], "of_images": row["images"]} | again)
+    return rows
+
+
+def _fingerprint(job: Job) -> dict[str, str]:
+    return {"results": fingerprint(collect(run_folder_of(job.whole)))}
+
+
+OVERVIEW = Stage("overview", "00_start_here", lambda job: 0, files=_fingerprint, split="", method="report")
+COMPARISON = Stage("comparison", "95_comparison", lambda job: 0, files=_fingerprint, score=_score_again, split="",
+                   method="report")
 
 
 def side_by_side(rows: Sequence[dict], value: str = "miou") -> dict[str, dict[str, dict[int, float]]]:
@@ -189,7 +208,7 @@ def gains(line: dict[str, dict[int, float]], baseline: str = "cam") -> dict[str,
     return {method: cell for method, cell in shared.items() if cell}
 
 
-def threshold_table(stages: dict[tuple[str, int], dict[str, Stage]], fixed: float, within: float = 2.0) -> list[list[str]]:
+def threshold_table(stages: dict[tuple[str, int], dict[str, StageFolder]], fixed: float, within: float = 2.0) -> list[list[str]]:
     """Say for each method how much its maps depend on the threshold.
 
     Args:
@@ -216,7 +235,7 @@ def threshold_table(stages: dict[tuple[str, int], dict[str, Stage]], fixed: floa
     return lines
 
 
-def cost_table(stages: dict[tuple[str, int], dict[str, Stage]]) -> list[list[str]]:
+def cost_table(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> list[list[str]]:
     """Say what each stage cost, by its record.
 
     Args:

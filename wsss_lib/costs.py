@@ -20,14 +20,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsss_lib import stages
-from wsss_lib.artifacts import finished_stages
-from wsss_lib.config import MASKS_OF, PROJECT_ROOT, Config
-from wsss_lib.methods import amn_stages, drs_stages, rib, sccam, vwe
+from wsss_lib.config import MASKS_OF, Config
+from wsss_lib.core.store import finished_stages
+from wsss_lib.methods import amn, drs, rib, sccam, vwe
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.deeplab_v2 import multi_scale_logits
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
-from wsss_lib.refine import affinitynet_stages
+from wsss_lib.refine import affinitynet
+from wsss_lib.refine.irn import build_irn
 from wsss_lib.results import markdown_table
+from wsss_lib.segment.deeplab import build_deeplab
 
 METHODS = ("rib", "drs", "amn", "vwe", "sccam")
 PEAK, SHARE = 312e12, 0.30  # float16 matrix peak of an A100, and the share of it that is assumed to be sustained
@@ -141,7 +144,7 @@ def _crops(side: int) -> Callable[[int], Tensor]:
 def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mib: float, masks_mib: float) -> list[Cost]:
     """Network and maps: what the method's notebook does."""
     if method == "cam":
-        net = stages.build_classifier(config, data.classes)
+        net = build_classifier(config, data.classes)
         crops = _crops(config.cam_crop)
         first = training_cost("classifier", net, lambda n: [net(crops(n))],
                               _passes(config, data, config.cam_epochs, config.cam_batch_size), config.cam_batch_size)
@@ -152,8 +155,8 @@ def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mi
     if method == "drs":
         costs, crops = [], _crops(config.drs_crop)
         for stage, maps, build, epochs in (
-                ("network", "localization", drs_stages.build_drs, config.drs_epochs),
-                ("refinement", "maps", drs_stages.build_refinement, config.drs_refine_epochs)):
+                ("network", "localization", drs.build_drs, config.drs_epochs),
+                ("refinement", "maps", drs.build_refinement, config.drs_refine_epochs)):
             net = build(config, data.classes)
             costs.append(training_cost(stage, net, lambda n, net=net: [net(crops(n))],
                                        _passes(config, data, epochs, config.drs_batch_size), config.drs_batch_size))
@@ -161,7 +164,7 @@ def _method_costs(method: str, config: Config, data: Images, crf: float, maps_mi
             costs.append(Cost(maps, data.train * forward, disk_mib=maps_mib))
         return [*costs, Cost("drs_masks", core_seconds=data.train * crf, disk_mib=masks_mib)]
     if method == "amn":
-        net, crops, labels = amn_stages.build_amn(config, data.classes, ""), _crops(config.irn_crop), torch.empty
+        net, crops, labels = amn.build_amn(config, data.classes, ""), _crops(config.irn_crop), torch.empty
         seeds = Cost("refined_seeds", core_seconds=data.train * _crfs(2, crf), disk_mib=masks_mib)
         network = training_cost("network", net, lambda n: [net(crops(n), labels(n, data.classes, device="meta"))],
                                 _passes(config, data, config.amn_epochs, config.cam_batch_size), config.cam_batch_size)
@@ -197,7 +200,7 @@ def rib_flops(config: Config, num_classes: int, size: tuple[int, int]) -> tuple[
     Explained in notebook 20, section "The idea in ten lines".
     """
     with torch.device("meta"):
-        net = stages.build_classifier(config, num_classes).eval()
+        net = build_classifier(config, num_classes).eval()
 
     def count(images: int, height: int, width: int) -> tuple[float, float, float]:
         """Return the operations of the frozen stages, of the others forward, and of the others backward."""
@@ -234,14 +237,14 @@ def _mask_costs(config: Config, data: Images, crf: float, pixels: float, masks_m
     costs = [Cost("seeds", core_seconds=data.train * _crfs(3, crf), disk_mib=2 * masks_mib)]
     walk = data.train * WALK_SECONDS * pixels
     if config.refinement == "irn":
-        net, crops = stages.build_irn(config, ""), _crops(config.irn_crop)
+        net, crops = build_irn(config, ""), _crops(config.irn_crop)
         costs.append(training_cost("irn", net, lambda n: list(net(crops(n))),
                                    _passes(config, data, config.irn_epochs, config.irn_batch_size), config.irn_batch_size))
         net.eval()
         side = (max(data.size[0], config.walk_pad_to), max(data.size[1], config.walk_pad_to))
         costs.append(Cost("pseudo_masks", data.train * inference_flops(net, side, (1.0,)), walk, disk_mib=masks_mib))
     else:
-        net, crops = affinitynet_stages.build_affinitynet(config, ""), _crops(config.affinitynet_crop)
+        net, crops = affinitynet.build_affinitynet(config, ""), _crops(config.affinitynet_crop)
         costs.append(training_cost("affinitynet", net, lambda n: [net(crops(n))],
                                    _passes(config, data, config.affinitynet_epochs, config.affinitynet_batch_size),
                                    config.affinitynet_batch_size))
@@ -251,7 +254,7 @@ def _mask_costs(config: Config, data: Images, crf: float, pixels: float, masks_m
 
 
 def _deeplab_costs(config: Config, data: Images, crf: float, masks_mib: float) -> list[Cost]:
-    net = stages.build_deeplab(config, data.classes, "")
+    net = build_deeplab(config, data.classes, "")
     crops, scales = _crops(config.deeplab_crop), config.deeplab_test_scales
     training = training_cost("deeplab", net, lambda n: multi_scale_logits(net, crops(n), scales),
                              config.deeplab_iterations * config.deeplab_batch_size, config.deeplab_batch_size)

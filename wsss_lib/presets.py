@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.config import Config
+from wsss_lib.parameters import PROJECT_ROOT
 
 
 def read_preset(path: Path | str) -> dict[str, Any]:

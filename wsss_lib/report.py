@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import write_atomically
 from wsss_lib.results import collect, summarize, table
 
 PAGE = """<!doctype html>

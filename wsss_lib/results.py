@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from wsss_lib.artifacts import finished_stages
+from wsss_lib.core.store import finished_stages
+from wsss_lib.methods import METHODS
+from wsss_lib.pipeline import ROWS
 
 
 @dataclass(frozen=True)
@@ -223,10 +225,14 @@ def summarize(rows: list[dict]) -> list[dict]:
         summary.append({"method": method, "what": what, "split": split, "images": images, "crf": crf, "miou": mean(values),
                         "spread": stdev(values) if len(values) > 1 else None, "runs": len(values),
                         "pixel_labels_chose": "; ".join(chosen)})
-    order = ["CAM at its best threshold", "DRS pseudo-label", "CAM seed", "CAM seed + CRF", "IRN pseudo-mask",
-             "AffinityNet pseudo-mask", "DeepLab-v2", "DeepLab-v2 + CRF", "DeepLab-v3+", "DeepLab-v3+ + CRF"]
-    return sorted(summary, key=lambda row: (row["method"] == "truth", row["method"],
-                                            order.index(row["what"]) if row["what"] in order else len(order)))
+    return sorted(summary, key=lambda row: (place_of_method(row["method"]),
+                                            ROWS.index(row["what"]) if row["what"] in ROWS else len(ROWS)))
+
+
+def place_of_method(method: str) -> tuple[int, str]:
+    """Return where a method stands in all tables: the methods in the order of their notebooks, then others, then "truth"."""
+    known = list(METHODS)
+    return (known.index(method) if method in known else len(known) + (method == "truth"), method)
 
 
 def with_spread(values: Sequence[float], digits: int = 1) -> str:

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsss_lib.data.dataset import image_size, voc_palette
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import image_size, voc_palette, write_atomically
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"  # comp6: segmentation, any training data
 NUM_CLASSES = 21

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
-from wsss_lib.data.dataset import IGNORE, voc_palette
+from wsss_lib.core.files import IGNORE, voc_palette
 
 
 def use_style() -> None:

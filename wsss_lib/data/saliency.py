@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size
+from wsss_lib.core.files import image_size, sha256
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.errors import DataError
 
 
 def read_saliency(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -72,3 +74,21 @@ def _problem(path: Path, size: tuple[int, int] | None) -> str:
     if size and found != size:
         return f"is {found[0]}x{found[1]} pixels but its image is {size[0]}x{size[1]}; make it again from the image"
     return ""
+
+
+def saliency_hash(data: SegmentationDataset, folder: Path) -> str:
+    """Return a hash of the saliency maps of a split, for a stage that uses them.
+
+    Args:
+        data: one split.
+        folder: of `ID.png`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: a map is missing (`check_saliency` lists them all).
+
+    Explained in notebook 30, section "Pseudo-labels with saliency".
+    """
+    return sha256([folder / f"{image_id}.png" for image_id in data.ids], folder)

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from wsss_lib.core.files import IGNORE, read_maps, read_mask
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE, SegmentationDataset, read_mask
-from wsss_lib.formats import read_maps
+from wsss_lib.data.dataset import SegmentationDataset
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> random.Random:

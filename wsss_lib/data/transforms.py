@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import functional as pictures
 
-from wsss_lib.data.dataset import IGNORE
+from wsss_lib.core.files import IGNORE
 
 
 def resize_image(image: Image.Image, scale: float) -> Image.Image:

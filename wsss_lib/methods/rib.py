@@ -16,18 +16,41 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from wsss_lib.config import Config
+from wsss_lib.core.parallel import Localize, make_maps
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.stage import Job, Stage
+from wsss_lib.core.training import poly_factor
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, batches_of_pool, disjoint_pool
-from wsss_lib.inference import Localize
-from wsss_lib.methods.cam import ClassActivationNet, merge_scales, stride4_size
+from wsss_lib.methods.cam import CLASSIFIER, ClassActivationNet, merge_scales, stride4_size
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.training import momentum_of, poly_factor
+from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Rate, Settings
 
+NOTEBOOK = "20_rib"
 FROZEN_STAGES = 3  # stem, layer1 and layer2 stay as they are, whatever the classifier's own training froze
 COMPANION_BANK = 512  # images that companions are drawn from: enough for the 9 x 20 of one image
 KEPT_PUSHES = 32  # label sets whose first push is remembered; 90 MB each with ResNet-50
+
+
+
+
+class Parameters(ParameterGroup):
+    """20: the classifier is tuned for every image anew; the small network in one long step instead of nine short ones."""
+
+    rib_learning_rate: Rate = 1e-3  # published: 8e-6 (VOC), 5e-6 (COCO)
+    rib_head_learning_rate: Rate = 1e-2  # ten times the backbone's
+    # Published: the weight decay, which the official program hands SGD where it expects the momentum.
+    rib_momentum: Fraction = 1e-4
+    rib_weight_decay: Rate = 1e-4
+    rib_iterations: Positive = 2  # K maps are added up, after 0 to K - 1 updates; published: 10
+    rib_companions: Positive = 20  # other images in each update; published: 20 (VOC), 15 (COCO)
+    rib_region_threshold: Rate = 0.2  # tau; published: 0.4 (VOC), 0.5 (COCO); above 1 it is average pooling
+    rib_stop_threshold: Rate = 600.0  # of the image's summed logits; published: 600 (VOC), 1000 (COCO)
+    rib_explode_threshold: Fraction = 0.3  # what counts as covered, and ...
+    rib_explode_ratio: Rate = 0.7  # ... how much covered stops the steps; published: 0.7 (VOC), 0.8 (COCO)
+    rib_variant: Literal["code", "paper"] = "code"  # "paper": mean over the kept positions, the stop threshold is the margin m
+    rib_first_twenty_only: bool = False  # True in the published COCO run: classes from index 20 on are pooled plainly
 
 
 # ---- what is optimised
@@ -180,7 +203,7 @@ def evidence(net: ClassActivationNet, features: Tensor) -> Tensor:
     return net.classifier(net.backbone.deep(features, FROZEN_STAGES))
 
 
-def push(raw: Tensor, labels: Tensor, config: Config) -> Tensor:
+def push(raw: Tensor, labels: Tensor, config: Settings) -> Tensor:
     """Add the gradient of these rows' loss to the parameters'.
 
     The loss is a plain sum over rows, so that each part's gradient can be taken at once and its activations freed.
@@ -198,12 +221,12 @@ def push(raw: Tensor, labels: Tensor, config: Config) -> Tensor:
     return z.detach()
 
 
-def _margin(config: Config) -> float:
+def _margin(config: Settings) -> float:
     return config.rib_stop_threshold if config.rib_variant == "paper" else float("inf")
 
 
 def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[bool], label: Tensor,
-         companions: Iterable[tuple[Tensor, Tensor] | Push], config: Config, last_update: bool = False) -> Iterator[Step]:
+         companions: Iterable[tuple[Tensor, Tensor] | Push], config: Settings, last_update: bool = False) -> Iterator[Step]:
     """Make the iterations of one image; call it inside `original_weights`.
 
     Args:
@@ -221,10 +244,9 @@ def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[boo
 
     Source: official code, obtain_RIB_CAM.py; paper, section 4. Explained in notebook 20, section "The idea in ten lines".
     """
-    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.weight_decay)
+    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.rib_weight_decay)
     rates = [group["lr"] for group in groups]
-    # The published rates belong to an optimiser that was given the weight decay as its momentum, i.e. to one without.
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum_of(0.9, config.weight_decay, slip=True))
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.rib_momentum)
     optimizer.zero_grad()
     paper = config.rib_variant == "paper"
     classes, label, companions = label.nonzero()[:, 0], label[None], iter(companions)
@@ -294,7 +316,7 @@ class Companions:
     Explained in notebook 20, section "Companions".
     """
 
-    def __init__(self, net: ClassActivationNet, data: SegmentationDataset, config: Config):
+    def __init__(self, net: ClassActivationNet, data: SegmentationDataset, config: Settings):
         self.net, self.data, self.config = net, data, config
         self.samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
                                              config.cam_crop, *normalization_of(config.backbone))
@@ -354,7 +376,7 @@ class Companions:
 
 # ---- all images
 
-def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Config) -> Localize:
+def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Settings) -> Localize:
     """Return the function that makes RIB's maps, for `stages.make_maps`.
 
     Args:
@@ -389,3 +411,16 @@ def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config:
         return classes.numpy(), maps.cpu().numpy()
 
     return lambda ids, images, labels: [of_image(*item) for item in zip(ids, images, labels, strict=True)]
+
+
+# ---- stages
+
+def _make_maps(job: Job) -> int:
+    net = job.inputs["classifier"].net
+    return make_maps(rib_localization(net, job.data, job.config), job.data, job.config, job.folder)
+
+
+MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"classifier": CLASSIFIER}, score=score_maps, method="rib",
+             reads=("backbone", "cam_scales", "cam_crop", "cam_long_side_min", "cam_long_side_max", "rib_*", "seed"),
+             shows={"CAM at its best threshold": None})
+STAGES = (MAPS,)

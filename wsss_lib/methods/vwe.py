@@ -14,19 +14,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_lib import training
-from wsss_lib.config import Config, fields_of
+from wsss_lib.core import training
+from wsss_lib.core.distributed import in_processes
+from wsss_lib.core.parallel import Localize, make_maps
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
-from wsss_lib.inference import Localize
-from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.nets.weights import load_whole, start_backbone
+from wsss_lib.parameters import (
+    BACKBONE,
+    TRAINING,
+    AtLeastTwo,
+    Factor,
+    Fraction,
+    FrozenStages,
+    ParameterGroup,
+    Positive,
+    Rate,
+    Settings,
+    Text,
+)
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
-NETWORK_FIELDS = fields_of("cam_", "vwe_", without=("cam_scales",))  # what the stage of the network depends on
+NOTEBOOK = "50_vwe"
 RHO = 1e-3  # share of the new average in VWL-M's codebook
+
+
+class Parameters(ParameterGroup):
+    """50: visual words; images, crops, batches and scales are those of the classifier."""
+
+    vwe_weights: Text = ""  # a network to use instead of training one
+    vwe_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet
+    vwe_variant: Variant = "vwe"  # the journal's: words pushed apart; a memory bank
+    vwe_words: AtLeastTwo = 32  # K; published: 256
+    vwe_temperature: Factor = 1.0  # tau of the soft assignment
+    vwe_gamma: Rate = 2.0  # weight of the average in the pooling
+    vwe_epochs: Positive = 4  # published: 6
+    vwe_learning_rate: Rate = 0.01  # published: 0.01 without momentum, a tenth of the classifier's
+    vwe_head_learning_rate: Rate = 0.1
+    vwe_momentum: Fraction = 0.9  # published: 1e-4, the weight decay
+    vwe_weight_decay: Rate = 1e-4
+    vwe_frozen_batch_norm: bool = False  # published: true
+    vwe_frozen_stages: FrozenStages = 0  # published: 3, the stem, layer1 and layer2; VWL-M: 1
 
 
 class Words(NamedTuple):
@@ -312,7 +344,7 @@ def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor
 
 # ---- what the notebook runs
 
-def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> VisualWordNet:
+def build_vwe(config: Settings, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> VisualWordNet:
     """Build the network on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
     Args:
@@ -332,12 +364,12 @@ def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, 
     build = partial(build_backbone, config.backbone, config.output_stride)
     backbone = start_backbone(build, start, classifier_weights, weights)
     net = VisualWordNet(backbone, num_classes, config.vwe_words, config.vwe_variant, config.vwe_temperature, config.vwe_gamma,
-                        frozen_batch_norm=config.frozen_batch_norm, frozen_stages=config.frozen_stages)
+                        frozen_batch_norm=config.vwe_frozen_batch_norm, frozen_stages=config.vwe_frozen_stages)
     return load_whole(net, weights)
 
 
 @in_processes
-def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, folder: Path,
+def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Settings, folder: Path,
               loss_of: Callable[..., dict[str, Tensor]] = losses) -> int:
     """Train on image-level labels, with the images, batches and crops of CAM's classifier.
 
@@ -360,13 +392,13 @@ def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, fol
     samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
                                     config.cam_crop, mean, std)
     steps = config.vwe_epochs * steps_per_epoch(len(data), config.cam_batch_size)
-    momentum = training.momentum_of(config.momentum, config.weight_decay, config.momentum_slip)
-    groups = net.parameter_groups(config.vwe_learning_rate, config.vwe_head_learning_rate, config.weight_decay)
-    training.train(net, loss_of, samples, groups, momentum, steps, config.cam_batch_size, config, folder, name="visual words")
+    groups = net.parameter_groups(config.vwe_learning_rate, config.vwe_head_learning_rate, config.vwe_weight_decay)
+    training.train(net, loss_of, samples, groups, config.vwe_momentum, steps, config.cam_batch_size, config, folder,
+                   name="visual words")
     return steps * config.cam_batch_size
 
 
-def vwe_localization(net: VisualWordNet, config: Config) -> Localize:
+def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
     """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror.
 
     Args:
@@ -380,3 +412,25 @@ def vwe_localization(net: VisualWordNet, config: Config) -> Localize:
     net.eval().to(memory_format=torch.channels_last)
     localize = partial(cam.localization_maps, scales=config.cam_scales, mean=mean, std=std, join=torch.maximum)
     return lambda ids, images, labels: localize(net, images, labels)
+
+
+# ---- stages
+
+def _make_network(job: Job) -> int:
+    given, start = job.config.vwe_weights, job.inputs["classifier"].weights if job.inputs else ""
+    return network_made(job, lambda: build_vwe(job.config, job.data.num_classes, start, given),
+                        lambda net: train_vwe(net, job.data, job.config, job.folder), given)
+
+
+def _load_network(job: Job) -> VisualWordNet:
+    return build_vwe(job.config, job.data.num_classes, "", job.weights).to(job.device).eval()
+
+
+NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network, method="vwe",
+                inputs=lambda config: {"classifier": cam.CLASSIFIER} if config.vwe_init == "classifier" else {},
+                reads=(*BACKBONE, *cam.CROPS, "vwe_*", *TRAINING))
+MAPS = Stage("maps", NOTEBOOK,
+             lambda job: make_maps(vwe_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder),
+             inputs=lambda config: {"network": NETWORK}, score=score_maps, method="vwe", reads=("backbone", "cam_scales"),
+             shows={"CAM at its best threshold": None})
+STAGES = (NETWORK, MAPS)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from wsss_lib.config import project_path
-from wsss_lib.formats import read_tensors
+from wsss_lib.core.files import read_tensors
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg import VGG
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 from wsss_lib.nets.weights import imagenet_weights, load_weights
+from wsss_lib.parameters import project_path
 
 BACKBONES = ("resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0", "resnet38",
              "vgg16_largefov", "vgg16", "vgg_small")

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_lib.data.dataset import IGNORE
+from wsss_lib.core.distributed import mean_over_processes
+from wsss_lib.core.files import IGNORE
 from wsss_lib.nets.backbone import freeze_batch_norm
-from wsss_lib.processes import mean_over_processes
 
 
 class ASPPV2(nn.Module):

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wsss_lib.config import project_path
-from wsss_lib.formats import read_tensors
+from wsss_lib.core.files import read_tensors
+from wsss_lib.parameters import project_path
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
