@@ -461,7 +461,7 @@ ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {
     "trace__irn_cam": irn_cam,
     "trace__psa": psa,
     "trace__rib": rib_tuning,
-    "trace__sccam": sccam,
+    "trace__sccam": subcategories,
     "trace__vwe": lambda case: visual_words(case, "vwe"),
     "trace__vwl_l": lambda case: visual_words(case, "vwl_l"),
 }

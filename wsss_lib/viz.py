@@ -5,7 +5,7 @@ is shown with a text that says what is seen.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -152,6 +152,104 @@ def _inside(region: np.ndarray) -> tuple[int, int]:
     depth = distance_transform_cdt(np.pad(region, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return int(row), int(column)
+
+
+Panel = Callable[..., object]  # draws into the axes that it is given; returns what a color bar needs, or None
+
+
+def image(picture: np.ndarray, title: str = "") -> Panel:
+    """Return a panel for `show_panels`; as `draw_image`."""
+    return lambda axes: draw_image(axes, np.asarray(picture), title)
+
+
+def scores(picture: np.ndarray, values: np.ndarray, title: str = "") -> Panel:
+    """Return a panel for `show_panels`; as `draw_scores`."""
+    return lambda axes: draw_scores(axes, np.asarray(picture), values, title)
+
+
+def heat_map(values, title: str = "") -> Panel:
+    """Return a panel for `show_panels`; as `draw_map`."""
+    return lambda axes: draw_map(axes, values, title)
+
+
+def labels(mask: np.ndarray, classes: Sequence[str], title: str = "", picture: np.ndarray | None = None) -> Panel:
+    """Return a panel for `show_panels`; as `draw_labels`."""
+    return lambda axes: draw_labels(axes, mask, classes, title, picture)
+
+
+def show_panels(panels: Sequence[Panel] | Sequence[Sequence[Panel]], alt: str, size: float = 2.2, bar: str = "") -> None:
+    """Draw a row, or rows of equal length, of panels and show them.
+
+    Args:
+        panels: of `image`, `scores`, `heat_map`, `labels`, or functions of the axes.
+        alt: as for `show`.
+        size: side of a panel in inches.
+        bar: what the color bar of the last panel with values says; empty: no bar.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = [list(row) for row in panels] if isinstance(panels[0], Sequence) else [list(panels)]
+    figure, grid = plt.subplots(len(rows), len(rows[0]), figsize=(size * len(rows[0]), size * 1.05 * len(rows)), squeeze=False)
+    mappable = None
+    for axes, draw in zip(grid.flat, (draw for row in rows for draw in row), strict=True):
+        mappable = draw(axes) or mappable
+    if bar:
+        figure.colorbar(mappable, ax=grid, shrink=0.8, label=bar)
+    show(figure, alt)
+
+
+def show_training(log: Sequence[Mapping[str, float]], *panels: Mapping[str, str], alt: str, title: str = "training loss",
+                  ylabel: str = "loss", chance: float | None = None) -> None:
+    """Draw a training's log.
+
+    Args:
+        log: of `Job.log`; nothing is drawn if it is empty.
+        panels: of each panel the names in the log, each to its words in the legend; none: the loss alone.
+        alt: as for `show`; `{first[loss]:.2f}` and `{last[loss]:.2f}` stand for values of the first and the last row.
+        title: above a single panel.
+        ylabel: beside the first panel.
+        chance: loss of a network that knows nothing, drawn as a dotted line.
+    """
+    import matplotlib.pyplot as plt
+
+    if not log:
+        return
+    chosen = panels or ({"loss": ""},)
+    figure, grid = plt.subplots(1, len(chosen), figsize=(0.5 + 4.5 * len(chosen), 2.6), squeeze=False)
+    for axes, names in zip(grid[0], chosen, strict=True):
+        for name, words in names.items():
+            axes.plot([row["step"] for row in log], [row[name] for row in log], label=words)
+        axes.set(xlabel="step", ylim=(0, None))
+        if any(names.values()):
+            axes.legend()
+    if chance is not None:
+        grid[0, 0].axhline(chance, color="grey", linestyle=":")
+    grid[0, 0].set(ylabel=ylabel, title=title if len(chosen) == 1 else "")
+    show(figure, alt.format(first=log[0], last=log[-1]))
+
+
+def show_threshold_curves(rows: Mapping[str, Mapping], alt: str, title: str = "", marks: Mapping[str, float] | None = None) -> None:
+    """Draw mIoU over the background threshold, with a dot at each curve's best.
+
+    Args:
+        rows: name to a row of `metrics.json` with thresholds, curve, threshold and miou.
+        alt: as for `show`.
+        title: above the picture; empty: which images.
+        marks: words to a threshold that is marked by a vertical line.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5.5, 2.8))
+    for name, row in rows.items():
+        axes.plot(row["thresholds"], row["curve"], label=name)
+        axes.plot(row["threshold"], row["miou"], "o", color="black")
+    for words, threshold in (marks or {}).items():
+        axes.axvline(threshold, color="grey", linestyle=":", label=words)
+    first = next(iter(rows.values()))
+    axes.set(xlabel="background threshold", ylabel="mIoU %", title=title or f"{first['images']} images of {first['split']}")
+    if len(rows) > 1 or marks:
+        axes.legend()
+    show(figure, alt)
 
 
 def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -> list[str]:

@@ -72,6 +72,32 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
             "unknown_share": round(evaluation.unknown_share, 4), "pixel_labels_chose": config.pixel_labels_chose}
 
 
+def iou_of_images(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray], count: int = 200) -> dict[str, float]:
+    """Return the mean IoU in [0, 1] of single images that have a label: for ranking only, never averaged.
+
+    Args:
+        data: with ground truth.
+        mask_of: image id to a uint8 (H, W) map.
+        count: only the first images.
+    """
+    ranking = {}
+    for image_id in data.ids[:count]:
+        if data.label(image_id).any():
+            evaluation = Evaluation(data.num_classes + 1)
+            evaluation.add(data.mask(image_id), mask_of(image_id))
+            ranking[image_id] = evaluation.scores().miou
+    return ranking
+
+
+def mask_at(maps_folder: Path, threshold: float) -> Callable[[str], np.ndarray]:
+    """Return the function from an image id to its maps' mask at a threshold, uint8 (H, W)."""
+    def mask_of(image_id: str) -> np.ndarray:
+        classes, scores = full_size_maps(maps_folder, image_id)
+        return argmax_with_background(scores, classes, threshold)
+
+    return mask_of
+
+
 def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Read an image's maps at full resolution.
 
