@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss_lib.parameters import project_path
 from wsss_lib.config import Config
 from wsss_lib.core import files, store
 from wsss_lib.core.parallel import make_maps
@@ -23,6 +22,7 @@ from wsss_lib.data.dataset import open_data
 from wsss_lib.experiments.amn_ablations import VARIANTS, train_variant, variant_localization
 from wsss_lib.methods import amn
 from wsss_lib.ops.thresholds import ImageThresholds
+from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
 

@@ -8,13 +8,13 @@ Needs CAM's finished `maps` and DRS's finished `localization` and `maps` of each
 import argparse
 from pathlib import Path
 
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.core import store
 from wsss_lib.core.scoring import full_size_maps
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.data.saliency import read_saliency
 from wsss_lib.methods import drs
 from wsss_lib.ops.metrics import Evaluation
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
 from wsss_lib.results import markdown_table
 

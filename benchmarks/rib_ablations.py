@@ -16,7 +16,7 @@ import torch
 from wsss_lib.config import Config
 from wsss_lib.core import files, store, training
 from wsss_lib.core.parallel import make_maps
-from wsss_lib.core.scoring import mean_part_recall, score_maps
+from wsss_lib.core.scoring import best_threshold_row, mean_part_recall
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.methods import cam, rib
 from wsss_lib.methods.cam import build_classifier, train_classifier
@@ -71,7 +71,7 @@ def run(config: Config, images: int, epochs: int) -> dict:
         for name, values in RECIPES.items():
             maps = Path(work, f"maps{len(rows)}")
             make_maps(rib.rib_localization(net, data, config.model_copy(update=values)), scored, config, maps)
-            row = score_maps(scored, maps)
+            row = best_threshold_row(scored, maps)
             recall = mean_part_recall(scored, maps, row["threshold"])
             rows[name] = {"sure": share, "miou": row["miou"], "threshold": row["threshold"], "body": recall and recall["body"],
                           "fixed": float(np.interp(FIXED_THRESHOLD, row["thresholds"], row["curve"]))}

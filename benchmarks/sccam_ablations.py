@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsss_lib.parameters import project_path
 from wsss_lib.config import Config
 from wsss_lib.core import files, store, training
 from wsss_lib.core.parallel import make_maps
-from wsss_lib.core.scoring import mean_part_recall, score_maps
+from wsss_lib.core.scoring import best_threshold_row, mean_part_recall
 from wsss_lib.data.dataset import SegmentationDataset, data_hash, open_data
 from wsss_lib.methods import sccam
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.ops.thresholds import near_best_range
+from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
 
@@ -35,7 +35,7 @@ COLUMNS = {"miou": "best mIoU %", "threshold": "at", "low": "within 2 from", "hi
 
 def scored(data: SegmentationDataset, folder: Path) -> dict[str, float]:
     """Return the best mIoU of a folder of maps, its threshold, the range within two points, and the parts found at 0.3."""
-    row = score_maps(data, folder)
+    row = best_threshold_row(data, folder)
     low, high = near_best_range(row["thresholds"], row["curve"], within=2)
     return {"miou": row["miou"], "threshold": row["threshold"], "low": low, "high": high,
             **(mean_part_recall(data, folder, 0.3) or {})}

@@ -14,7 +14,7 @@ from torch import nn
 from wsss_lib.config import Config
 from wsss_lib.core import files, store, training
 from wsss_lib.core.parallel import make_maps
-from wsss_lib.core.scoring import mean_part_recall, score_maps
+from wsss_lib.core.scoring import best_threshold_row, mean_part_recall
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.methods import cam, vwe
@@ -63,7 +63,7 @@ def run(name: str, base: Config, images: int) -> dict:
     vwe.train_vwe(net, data, config, folder, vwe.losses if with_words else cam.classification_loss)
     training.save_weights(net, weights)
     make_maps(vwe.vwe_localization(net, config), scored, config, maps)
-    row = {"settings": settings, **score_maps(scored, maps), "recall": mean_part_recall(scored, maps, 0.3),
+    row = {"settings": settings, **best_threshold_row(scored, maps), "recall": mean_part_recall(scored, maps, 0.3),
            "first": training.read_log(folder)[0], "last": training.read_log(folder)[-1],
            "words_used": words_used(net, scored, config) if with_words else None}
     files.write_json(record, row)

@@ -30,7 +30,7 @@
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 labels = ""  # table of image-level labels; empty: data_root/labels.csv
-mask_folder = "SegmentationClass"  # true masks below data_root
+mask_folder = "SegmentationClass"  # ground truth below data_root
 runs_root = "runs"  # where the finished run is
 method = "cam"  # the run to walk through
 seed = 0  # of the run to walk through
@@ -43,26 +43,24 @@ device = "auto"  # auto, cpu or cuda
 mixed_precision = False  # float16 autocast on a GPU
 device_batch_size = 16  # images at once on the device; a larger batch is accumulated
 checkpoint_every = 100  # steps between two saved states
-seed_threshold = 0.15  # background threshold of the seeds, as in the run
+seed_threshold = 0.15  # background threshold of the initial seed masks, as in the run
 
 # %%
-import matplotlib.pyplot as plt
-import numpy as np
-from IPython.display import Markdown, display
-
 from wsss_lib import results, viz, widgets
-from wsss_lib.parameters import project_path
-from wsss_lib.config import MASKS_OF, Config
-from wsss_lib.core import store
-from wsss_lib.core.scoring import full_size_maps
+from wsss_lib.comparison import OVERVIEW
+from wsss_lib.config import Config
 from wsss_lib.core.files import read_mask
+from wsss_lib.core.scoring import full_size_maps, mask_at
+from wsss_lib.core.stage import open_stage, run, run_folder_of
+from wsss_lib.core.store import finished_stages
 from wsss_lib.data.dataset import open_data
-from wsss_lib.segment.deeplab import build_deeplab, class_probabilities
+from wsss_lib.methods import maps_of
+from wsss_lib.refine import seed_masks
+from wsss_lib.segment import deeplab
 
 config = Config.from_notebook(globals())
 viz.use_style()
-data = open_data(config, config.score_split)
-val_data = open_data(config, config.val_split)
+data, val_data = open_data(config, config.score_split), open_data(config, config.val_split)
 print(f"{len(data)} training images and {len(val_data)} validation images are scored")
 
 # %% [markdown]
@@ -82,12 +80,12 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 # missing it names the notebook to run.
 
 # %%
-maps = store.open_stage(config, "maps", "10_cam")
-seeds = store.open_stage(config, "seeds", "70_seeds")
-pseudo_masks = store.open_stage(config, *MASKS_OF[config.refinement])
-predictions = store.open_stage(config, "predictions", "90_deeplab")
-for stage in (maps, seeds, pseudo_masks, predictions):
-    print(stage.name, "finished")
+maps = open_stage(maps_of(config.method), config)
+seeds = open_stage(seed_masks.SEEDS, config)
+pseudo_masks = open_stage(deeplab.masks_of(config), config)
+predictions = open_stage(deeplab.PREDICTIONS, config)
+for job in (maps, seeds, pseudo_masks, predictions):
+    print(job.stage.name, "finished")
 
 # %% [markdown]
 # ## One image through every stage
@@ -97,17 +95,20 @@ for stage in (maps, seeds, pseudo_masks, predictions):
 # have the right *extent*, and do they have the right *names*?
 
 # %% tags=["nbval-ignore-output"]
-two_classes = [name for name in data.ids if data.label(name).sum() >= 2]
-image_id = (two_classes or data.ids)[1]
-picture = np.array(data.image(image_id))
-classes, scores = full_size_maps(maps.folder, image_id)
-figure, panels = plt.subplots(1, 5, figsize=(12, 2.8))
-viz.draw_image(panels[0], picture, "input")
-viz.draw_labels(panels[1], data.mask(image_id), data.classes, "truth")
-viz.draw_scores(panels[2], picture, scores.max(0), "CAM")
-viz.draw_labels(panels[3], read_mask(seeds.folder / "seed_masks" / f"{image_id}.png", data.num_classes), data.classes, "seed")
-viz.draw_labels(panels[4], read_mask(pseudo_masks.folder / f"{image_id}.png", data.num_classes), data.classes, "refined (IRN)")
-viz.show(figure, f"Training image {image_id}: input, truth, class activation map, seed after CRF, pseudo-mask after IRN")
+def stored(folder):
+    """Return the function from an image id to its label map in a folder."""
+    return lambda name: read_mask(folder / f"{name}.png", data.num_classes)
+
+
+def highest_score(folder):
+    """Return the function from an image id to the highest score of every pixel over the classes of the image."""
+    return lambda name: full_size_maps(folder, name)[1].max(0, initial=0)
+
+
+image_id = ([name for name in data.ids if data.label(name).sum() >= 2] or data.ids)[1]
+viz.show_examples(data, [image_id], {"CAM": highest_score(maps.folder), "seed mask": stored(seeds.folder / "seed_masks"),
+                                     "refined (IRN)": stored(pseudo_masks.folder)},
+                  f"Training image {image_id}: input, ground truth, class activation map, seed mask after CRF, pseudo-mask after IRN", size=2.4)
 
 # %% [markdown]
 # The extent is nearly right, the names are not: the heads glow and keep their names, but nearly all of both bodies became *striper*. Bodies
@@ -118,14 +119,9 @@ viz.show(figure, f"Training image {image_id}: input, truth, class activation map
 # creatures named rightly, and what does the CRF change?
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(3, 4, figsize=(10, 7.5))
-for name, line in zip(val_data.ids[:3], panels, strict=True):
-    viz.draw_image(line[0], np.array(val_data.image(name)), f"input {name}")
-    viz.draw_labels(line[1], val_data.mask(name), val_data.classes, "truth")
-    for axes, folder, title in zip(line[2:], ("plain", "crf"), ("segmentation", "segmentation + CRF"), strict=True):
-        mask = read_mask(predictions.folder / folder / f"{name}.png", val_data.num_classes)
-        viz.draw_labels(axes, mask, val_data.classes, title)
-viz.show(figure, "Three validation images: input, truth, DeepLab-v2 without and with the dense CRF")
+viz.show_examples(val_data, val_data.ids[:3], {"segmentation": stored(predictions.folder / "plain"),
+                                               "segmentation + CRF": stored(predictions.folder / "crf")},
+                  "Three validation images: input, ground truth, DeepLab-v2 without and with the dense CRF", size=2.4)
 
 # %% [markdown]
 # The first creature has no head, so nothing tells a striper from a ringer, and the network guesses wrongly. The four others have their
@@ -140,53 +136,47 @@ viz.show(figure, "Three validation images: input, truth, DeepLab-v2 without and 
 # for, in the fourth column: how far does each map reach from the heads?
 
 # %%
+REFINED = {"drs_masks": ("", "saliency"), "pseudo_masks": ("", "IRN"), "affinitynet_masks": ("", "AffinityNet"),
+           "seeds": ("seed_masks", "seed mask + CRF")}  # a method's most refined masks first
+
+
 def refined_mask(method, group):
-    """Return a method's most refined mask of the image and its name, or None."""
-    if method == "truth":
-        return data.mask(image_id), "true mask"
-    for stage, folder, title in (("drs_masks", "", "saliency"), ("pseudo_masks", "", "IRN"),
-                                 ("affinitynet_masks", "", "AffinityNet"), ("seeds", "seed_masks", "seed + CRF")):
-        if stage in group:
-            return read_mask(group[stage].folder / folder / f"{image_id}.png", data.num_classes), title
-    return None
+    """Return a panel with a method's most refined mask of the image."""
+    found = next((stage for stage in REFINED if stage in group), None)
+    if method == "truth" or found is None:
+        return labelled(data.mask(image_id), "ground truth") if method == "truth" else viz.blank("not run")
+    folder, title = REFINED[found]
+    return labelled(stored(group[found].folder / folder)(image_id), title)
 
 
-def segmentation(group):
-    """Return what a method's DeepLab makes of the image, or None; it sees no label."""
+def segmentation(method, group):
+    """Return a panel with what a method's DeepLab makes of the image; it sees no label."""
     if "deeplab" not in group:
-        return None
-    settings = group["deeplab"].configuration(config)
-    net = build_deeplab(settings, data.num_classes, "", group["deeplab"].folder / "weights.safetensors").eval()
-    return class_probabilities(net, data.image(image_id), settings).argmax(0), "segmentation"
-
+        return viz.blank("not run")
+    network = open_stage(deeplab.DEEPLAB, config.model_copy(update={"method": method}))
+    return labelled(deeplab.class_probabilities(network.net, data.image(image_id), network.config).argmax(0), "segmentation")
 
 # %% tags=["nbval-ignore-output"]
-def draw_line(line, method, group):
-    """Draw one method's line of the grid."""
-    viz.draw_image(line[0], picture, f"{method}: input")
-    viz.draw_labels(line[1], data.mask(image_id), data.classes, "truth")
-    viz.draw_scores(line[2], picture, scores.max(0, initial=0), "CAM")
+def labelled(mask, title):
+    """Return a panel with a label map of the image."""
+    return viz.labels(mask, data.classes, title)
+
+
+def method_panels(method, group):
+    """Return one method's row of the grid."""
+    picture, own = data.image(image_id), viz.blank("none" if method == "truth" else "CAM itself" if method == "cam" else "not run")
     if "maps" in group and method != "cam":
-        viz.draw_scores(line[3], picture, full_size_maps(group["maps"].folder, image_id)[1].max(0, initial=0), method)
-    for axes, made in ((line[4], refined_mask(method, group)), (line[5], segmentation(group))):
-        if made:
-            viz.draw_labels(axes, made[0], data.classes, made[1])
-    for axes in line:
-        if not axes.has_data():
-            reason = "not run" if axes is not line[3] else "none" if method == "truth" else "CAM itself"
-            axes.text(0.5, 0.5, reason, ha="center", va="center")
-            axes.set_axis_off()
-
+        own = viz.scores(picture, highest_score(group["maps"].folder)(image_id), method)
+    return [viz.image(picture, f"{method}: input"), labelled(data.mask(image_id), "ground truth"),
+            viz.scores(picture, highest_score(maps.folder)(image_id), "CAM"), own, refined_mask(method, group), segmentation(method, group)]
 
 # %% tags=["nbval-ignore-output"]
-finished = store.finished_stages(project_path(config.runs_root) / config.dataset)
-groups = {name: group for (name, of_seed), group in finished.items() if of_seed == config.seed and {"maps", "deeplab"} & set(group)}
-order = sorted(groups, key=lambda name: (name == "truth", name != "cam", name))
-figure, grid = plt.subplots(len(order), 6, figsize=(9, 1.65 * len(order)), squeeze=False)
-for line, name in zip(grid, order, strict=True):
-    draw_line(line, name, groups[name])
-viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); in each: input, truth, CAM, the method's map, "
-                 "refined mask, segmentation; panels that say 'not run' belong to stages that are not finished")
+finished = {method: group for (method, seed), group in finished_stages(run_folder_of(config)).items()
+            if seed == config.seed and {"maps", "deeplab"} & set(group)}
+order = sorted(finished, key=results.place_of_method)
+viz.show_panels([method_panels(method, finished[method]) for method in order],
+                f"Image {image_id} in {len(order)} lines ({', '.join(order)}); in each: input, ground truth, CAM, the method's map, refined "
+                "mask, segmentation; panels that say 'not run' belong to stages that are not finished", size=1.55)
 
 # %% [markdown]
 # Two maps differ from CAM's at first sight: AMN's fills a body, DRS's nearly the whole picture, until saliency cuts it. Those of
@@ -221,18 +211,13 @@ viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); 
 # bottom: the bars show it for CAM.
 
 # %% tags=["nbval-ignore-output"]
-rows = results.collect(project_path(config.runs_root) / config.dataset)
-print(results.table(results.summarize(rows), compare=config.dataset == "voc12"))
+rows = results.summarize(results.collect(run_folder_of(config)))
+print(results.table(rows, compare=config.dataset == "voc12"))
 
 # %% tags=["nbval-ignore-output"]
-mine = [row for row in results.summarize(rows) if row["method"] in (config.method, "truth")]
-figure, axes = plt.subplots(figsize=(7, 0.42 * len(mine) + 1))
-names = [f"{row['what']} ({row['method']}, {row['split']})" for row in mine]
-bars = axes.barh(names, [row["miou"] for row in mine], hatch=["//" if row["method"] == "truth" else "" for row in mine])
-axes.bar_label(bars, fmt="%.1f", padding=3)
-axes.invert_yaxis()
-axes.set(xlabel="mIoU %", xlim=(0, 100), title="From maps to a segmentation network")
-viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on true masks")
+bars = {f"{row['what']} ({row['method']}, {row['split']})": row["miou"] for row in rows if row["method"] in (config.method, "truth")}
+viz.show_bars(bars, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on the ground truth",
+              "From maps to a segmentation network", hatched=[name for name in bars if "(truth" in name])
 
 # %% [markdown]
 # Maps and seeds score the same (52.0 and 51.1, means of three seeds: a seed is a map with a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's
@@ -264,9 +249,9 @@ for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):
 # old folder is moved aside to `<stage>.stale` and the stage is made anew.
 
 # %%
-record = pseudo_masks.record()
-print("parameters:", ", ".join(sorted(record["parameters"])[:6]), "and more")
-print("inputs:", ", ".join(sorted(record["inputs"])))
+record = pseudo_masks.files.record()
+for name in ("parameters", "inputs"):
+    print(f"{name}:", ", ".join(sorted(record[name])))
 print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inputs"})))
 
 # %% [markdown]
@@ -278,13 +263,8 @@ print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inp
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=config.seed_threshold):
     """Show the mask that one threshold makes of the map above."""
-    from wsss_lib.ops.seeds import argmax_with_background
-
-    figure, panels = plt.subplots(1, 2, figsize=(6, 3))
-    viz.draw_scores(panels[0], picture, scores.max(0), "CAM")
-    mask = argmax_with_background(scores, classes, threshold)
-    viz.draw_labels(panels[1], mask, data.classes, f"threshold {threshold:.2f}")
-    viz.show(figure, f"The map of {image_id} and its mask at threshold {threshold:.2f}")
+    viz.show_examples(data, [image_id], {"CAM": highest_score(maps.folder), f"threshold {threshold:.2f}": mask_at(maps.folder, threshold)},
+                      f"The map of {image_id} and its mask at threshold {threshold:.2f}", size=2.4)
 
 
 widgets.explore(draw, threshold=(0.0, 0.9, 0.05))
@@ -322,6 +302,5 @@ draw()
 # steps take them, as [docs/adding_a_method.md](../docs/adding_a_method.md) shows.
 
 # %% tags=["nbval-ignore-output"]
-if not (stage := store.begin_stage(config, "overview", (), {"results": results.fingerprint(rows)}, method="report")).is_complete():
-    stage.finish([{"what": "overview", "split": data.split, "images": len(data)}])
-display(Markdown("**The overview is complete.**"))
+run(OVERVIEW, config)
+print("The overview is complete.")

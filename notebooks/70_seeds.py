@@ -41,22 +41,21 @@ seed_num_thresholds = 60  # thresholds in the sweep
 # %%
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.core import store
-from wsss_lib.core.progress import progress
-from wsss_lib.core.scoring import full_size_maps, metric_row, score_masks, sweep_maps
 from wsss_lib.core.files import IGNORE, read_mask
-from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.core.scoring import full_size_maps, iou_of_images, mask_at, sweep_maps
+from wsss_lib.core.stage import open_stage, run
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import maps_of
 from wsss_lib.ops.crf import crf_from_labels
-from wsss_lib.ops.metrics import Evaluation, confusion_matrix, scores
+from wsss_lib.ops.metrics import confusion_matrix, scores
 from wsss_lib.ops.seeds import argmax_with_background, irn_labels, irn_thresholds, seed_mask
 from wsss_lib.ops.thresholds import ImageThresholds, ThresholdSweep, choice_sentence, split_labelled
-from wsss_lib.refine.seed_masks import make_seeds
+from wsss_lib.refine import seed_masks
 
 config = Config.from_notebook(globals())
 viz.use_style()
@@ -65,12 +64,10 @@ viz.use_style()
 # The first check: are the score maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = open_data(config, config.train_split)
-score_data = open_data(config, config.score_split)
-maps_notebook = "10_cam" if config.method == "cam" else f"of method {config.method!r}"
-maps_stage = store.open_stage(config, "maps", maps_notebook)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+maps_folder = open_stage(maps_of(config.method), config).folder
 num_labels = score_data.num_classes + 1  # with the background
-print(f"{len(train_data)} training images get seeds, {len(score_data)} of split {score_data.split!r} are scored, "
+print(f"{len(train_data)} training images get initial seed masks, {len(score_data)} of split {score_data.split!r} are scored, "
       f"{num_labels} labels with the background")
 
 # %% [markdown]
@@ -107,16 +104,10 @@ print(f"mIoU {sum(iou) / 3:.3f}")
 # matrix.
 
 # %%
-figure, panels = plt.subplots(1, 3, figsize=(9, 2.4))
-viz.draw_labels(panels[0], truth, ["cat", "dog"], "truth")
-viz.draw_labels(panels[1], prediction, ["cat", "dog"], "prediction")
-panels[2].imshow(n, cmap="Greys", vmax=8)
-for (c, d), count in np.ndenumerate(n):
-    panels[2].text(d, c, count, ha="center", va="center")
 names = ["background", "cat", "dog"]
-panels[2].set(xticks=range(3), yticks=range(3), xticklabels=names, yticklabels=names, title="pixels",
-              xlabel="prediction", ylabel="truth")
-viz.show(figure, f"Of {known.sum()} known pixels {np.trace(n)} lie on the diagonal of the matrix; two cat pixels were lost")
+viz.show_panels([viz.labels(truth, names[1:], "ground truth"), viz.labels(prediction, names[1:], "prediction"),
+                 viz.matrix(n, names, names, "pixels", cmap="Greys", limits=(0, 8), xlabel="prediction", ylabel="ground truth")],
+                f"Of {known.sum()} known pixels {np.trace(n)} lie on the diagonal of the matrix; two cat pixels were lost", size=(3, 2.4))
 
 # %% [markdown]
 # The library counts the same, and is what every score of this project comes from:
@@ -173,18 +164,22 @@ print(f"IoU of one matrix over both images: {object_iou(large, tiny):.3f}")
 
 # %%
 image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 1), score_data.ids[0])
-picture = np.array(score_data.image(image_id))
-classes, maps = full_size_maps(maps_stage.folder, image_id)  # (K,), M: (K, H, W)
+picture, true_mask = np.array(score_data.image(image_id)), score_data.mask(image_id)
+classes, maps = full_size_maps(maps_folder, image_id)  # (K,), M: (K, H, W)
+best = maps.max(0, initial=0)
 print(f"image {image_id}: classes {[score_data.classes[c] for c in classes]}, maps {maps.shape}, {maps.dtype}")
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 3, figsize=(8, 2.6))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], score_data.mask(image_id), score_data.classes, "truth", picture)
-mappable = viz.draw_scores(panels[2], picture, maps.max(0), config.method.upper())
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="score")
-found = (maps.max(0) > 0.5)[(score_data.mask(image_id) > 0) & (score_data.mask(image_id) != IGNORE)].mean()
-viz.show(figure, f"Of the object pixels {100 * found:.0f} percent score above one half; the scores fade out from bright spots")
+def labelled(label, title):
+    """Return a panel with a label map of the chosen image."""
+    return viz.labels(label, score_data.classes, title, picture)
+
+
+found = (best > 0.5)[(true_mask > 0) & (true_mask != IGNORE)].mean()
+viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "ground truth"),
+                 viz.scores(picture, best, config.method.upper())],
+                f"Of the object pixels {100 * found:.0f} percent score above one half; the scores fade out from bright spots",
+                size=2.6, bar="score")
 
 # %% [markdown]
 # A map has no score for the background, because the classifier knows none. So the background gets a constant score
@@ -209,16 +204,13 @@ print("plain lines = library:", True)
 # picture shows these counts for one image.
 
 # %% tags=["nbval-ignore-output"]
-true_mask = score_data.mask(image_id)
-best = maps.max(0, initial=0)
-figure, axes = plt.subplots(figsize=(6, 2.8))
-axes.hist([best[true_mask == 0], best[(true_mask > 0) & (true_mask != IGNORE)]], bins=np.linspace(0, 1, 41), stacked=True,
-          label=["truly background", "truly object"])
-axes.axvline(t, color="black", linestyle=":", label=f"threshold {t}")
-axes.set(xlabel="best score of the pixel", ylabel="pixels", title=f"Image {image_id}", yscale="symlog")
-axes.legend()
+objects = (true_mask > 0) & (true_mask != IGNORE)
 wrong = int((best[true_mask == 0] > t).sum())
-viz.show(figure, f"Everything left of the line becomes background; {wrong} background pixels on its right become object")
+viz.show_panels([viz.histogram({"background in the ground truth": best[true_mask == 0], "object in the ground truth": best[objects]},
+                               np.linspace(0, 1, 41), f"Image {image_id}", {f"threshold {t}": t}, xlabel="best score of the pixel",
+                               ylabel="pixels", yscale="symlog")],
+                f"Everything left of the line becomes background; {wrong} background pixels on its right become object",
+                size=(6, 2.8))
 
 # %% [markdown]
 # Moving $t$ by one bin moves one bin's pixels from "believed" to "background". The confusion matrices of all
@@ -226,7 +218,7 @@ viz.show(figure, f"Everything left of the line becomes background; {wrong} backg
 # all three must give the same integers.
 
 # %%
-thresholds = np.linspace(0.9 / config.seed_num_thresholds, 0.9, config.seed_num_thresholds).astype(np.float32)
+thresholds = seed_masks.sweep_thresholds(config.seed_num_thresholds)  # evenly spaced up to 0.9
 label = argmax_with_background(maps, classes, -1.0)  # the best class, nothing is background
 bins = np.searchsorted(thresholds, best)  # how many thresholds lie below the pixel's score
 histogram = np.zeros((len(thresholds) + 1, num_labels, num_labels), int)
@@ -249,32 +241,22 @@ print(f"{len(thresholds)} thresholds, one pass = naive loop = library:", True)
 # here, and what was finished in an earlier run is not computed again.
 
 # %%
-seeds_stage = store.begin_stage(config, "seeds", ("seed_",), {"maps": maps_stage, "data": data_hash(train_data)})
-if not seeds_stage.is_complete():
-    sweep = sweep_maps(score_data, maps_stage.folder, thresholds)
-    tenth = replace(score_data, ids=score_data.ids[::10], labels=score_data.labels[::10])
-    chosen_on_tenth = sweep_maps(tenth, maps_stage.folder, thresholds).best()[0]
-    sweep_row = {"what": "threshold sweep", "split": score_data.split, "images": len(score_data), "crf": False,
-                 "thresholds": np.round(thresholds.astype(float), 4).tolist(),
-                 "curve": np.round(100 * sweep.curve(), 2).tolist(), "best": round(sweep.best()[0], 4),
-                 "best_on_every_tenth_image": round(chosen_on_tenth, 4)}
-else:
-    sweep_row = seeds_stage.metrics()[0]
+seeds = run(seed_masks.SEEDS, config)
+row_of = {row["what"]: row for row in seeds.metrics}
+sweep = row_of["threshold sweep"]
 
 # %% tags=["nbval-ignore-output"]
 def at(threshold):
     """Read the curve at a threshold."""
-    return float(np.interp(threshold, sweep_row["thresholds"], sweep_row["curve"]))
+    return float(np.interp(threshold, sweep["thresholds"], sweep["curve"]))
 
 
-figure, axes = plt.subplots(figsize=(6, 3))
-axes.plot(sweep_row["thresholds"], sweep_row["curve"])
-axes.plot(sweep_row["best"], at(sweep_row["best"]), "o", color="black", label=f"best: {sweep_row['best']:.2f}")
-axes.plot(config.seed_threshold, at(config.seed_threshold), "s", color="C1", label=f"fixed: {config.seed_threshold:.2f}")
-axes.set(xlabel="threshold of the background", ylabel="mIoU %", title=f"{sweep_row['images']} images of {sweep_row['split']}")
-axes.legend()
-viz.show(figure, f"The curve has one peak of {at(sweep_row['best']):.1f} percent at threshold {sweep_row['best']:.2f}; "
-                 f"the fixed threshold {config.seed_threshold:.2f} reaches {at(config.seed_threshold):.1f} percent")
+fixed = config.seed_threshold
+viz.show_panels([viz.curves(sweep["thresholds"], {"": sweep["curve"]}, f"{sweep['images']} images of {sweep['split']}",
+                            {f"best: {sweep['best']:.2f}": (sweep["best"], at(sweep["best"])), f"fixed: {fixed:.2f}": (fixed, at(fixed))},
+                            xlabel="background threshold", ylabel="mIoU %")],
+                f"The curve has one peak of {at(sweep['best']):.1f} percent at threshold {sweep['best']:.2f}; the fixed threshold "
+                f"{fixed:.2f} reaches {at(fixed):.1f} percent", size=(6, 3))
 
 # %% [markdown]
 # **Choosing the best threshold uses the pixel labels of the very images that are scored.** It is common in the
@@ -283,9 +265,8 @@ viz.show(figure, f"The curve has one peak of {at(sweep_row['best']):.1f} percent
 # whose masks one is willing to pay for (here every tenth image).
 
 # %% tags=["nbval-ignore-output"]
-for way, threshold in (("fixed, the parameter seed_threshold", config.seed_threshold),
-                       ("best of every tenth image", sweep_row["best_on_every_tenth_image"]),
-                       ("best of all, an upper bound", sweep_row["best"])):
+for way, threshold in (("fixed, the parameter seed_threshold", fixed), ("best of every tenth image", sweep["best_on_every_tenth_image"]),
+                       ("best of all, an upper bound", sweep["best"])):
     print(f"{way:36s} threshold {threshold:.3f}  mIoU {at(threshold):5.1f} %")
 
 # %% [markdown]
@@ -303,17 +284,15 @@ for way, threshold in (("fixed, the parameter seed_threshold", config.seed_thres
 
 # %% tags=["nbval-ignore-output"]
 some = replace(score_data, ids=score_data.ids[:500], labels=score_data.labels[:500])
-per_image = sweep_maps(some, maps_stage.folder, thresholds, ImageThresholds)
-summary = per_image.summary()
-figure, panels = plt.subplots(1, 2, figsize=(8, 2.6))
-panels[0].hist(per_image.best_thresholds(), bins=np.linspace(0, 0.9, 37))
-panels[0].set(xlabel="best threshold of an image", ylabel="images", title="one value an image")
-panels[1].plot(thresholds, 100 * per_image.curve())
-panels[1].axhline(summary["upper_bound"], color="black", linestyle=":")
-panels[1].axvspan(summary["low"], summary["high"], color="grey", alpha=0.3)
-panels[1].set(xlabel="threshold for all", ylabel="mIoU %", title="one value for all")
-viz.show(figure, f"From {summary['low']:.2f} to {summary['high']:.2f} (grey) at most two points are lost; with every image at its own "
-                 f"threshold (dotted) the score would be {summary['upper_bound']:.1f} instead of {summary['best']:.1f} percent")
+per_image = sweep_maps(some, maps_folder, thresholds, ImageThresholds)
+low, high, best_miou, bound = (per_image.summary()[name] for name in ("low", "high", "best", "upper_bound"))
+near = {"": 100 * per_image.curve(), "own thresholds": np.full(len(thresholds), bound)}
+viz.show_panels([viz.histogram({"": per_image.best_thresholds()}, np.linspace(0, 0.9, 37), "one value an image",
+                               xlabel="best threshold of an image", ylabel="images"),
+                 viz.curves(thresholds, near, "one value for all", marks={"2 points lost": low, "": high}, xlabel="threshold for all",
+                            ylabel="mIoU %")],
+                f"From {low:.2f} to {high:.2f} (between the dotted lines) at most two points are lost; with every image at its own threshold "
+                f"(dashed) the score would be {bound:.1f} instead of {best_miou:.1f} percent", size=(4, 2.6))
 
 # %% [markdown]
 # If a few masks are to choose the threshold, they should not be among those that are scored afterwards. `split_labelled` sets aside up to
@@ -322,10 +301,9 @@ viz.show(figure, f"From {summary['low']:.2f} to {summary['high']:.2f} (grey) at 
 
 # %% tags=["nbval-ignore-output"]
 few, others = split_labelled(some)
-scored = sweep_maps(others, maps_stage.folder, thresholds)
-on_few = sweep_maps(few, maps_stage.folder, thresholds).best()[0]
-for way, threshold, images in (("fixed", config.seed_threshold, 0), ("labelled", on_few, len(few)),
-                               ("best", scored.best()[0], len(others))):
+scored = sweep_maps(others, maps_folder, thresholds)
+on_few = sweep_maps(few, maps_folder, thresholds).best()[0]
+for way, threshold, images in (("fixed", fixed, 0), ("labelled", on_few, len(few)), ("best", scored.best()[0], len(others))):
     miou = 100 * np.interp(threshold, thresholds, scored.curve())
     print(f"mIoU {miou:4.1f} % on {len(others)} images; {choice_sentence(way, threshold, images)}")
 
@@ -348,19 +326,17 @@ print(f"set for this run: {config.seed_foreground_threshold:.2f} and {config.see
 # costs this image much. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-one_image = sweep_maps(replace(some, ids=(image_id,), labels=score_data.label(image_id)[None]), maps_stage.folder, thresholds,
-                              ImageThresholds)
+one_image = ImageThresholds(num_labels, thresholds)
+one_image.add(true_mask, maps, classes)
 own_curve = 100 * one_image.curves()[0]
 
 
 def draw_mask_at(threshold=0.15):
     """Show the mask of the chosen image at one threshold, and where that lies on the image's own curve."""
-    figure, panels = plt.subplots(1, 2, figsize=(6, 2.6))
-    viz.draw_labels(panels[0], argmax_with_background(maps, classes, threshold), score_data.classes, f"threshold {threshold:.2f}", picture)
-    panels[1].plot(thresholds, own_curve)
-    panels[1].plot(threshold, np.interp(threshold, thresholds, own_curve), "o", color="black")
-    panels[1].set(xlabel="threshold", ylabel="mIoU % of this image")
-    viz.show(figure, f"Mask of {image_id} at threshold {threshold:.2f}, and its place on the curve of this image")
+    here = (threshold, np.interp(threshold, thresholds, own_curve))
+    viz.show_panels([labelled(mask_at(maps_folder, threshold)(image_id), f"threshold {threshold:.2f}"),
+                     viz.curves(thresholds, {"": own_curve}, "", {"": here}, xlabel="threshold", ylabel="mIoU % of this image")],
+                    f"Mask of {image_id} at threshold {threshold:.2f}, and its place on the curve of this image", size=3)
 
 
 widgets.explore(draw_mask_at, threshold=(0.0, 0.9, 0.01))
@@ -368,13 +344,11 @@ widgets.explore(draw_mask_at, threshold=(0.0, 0.9, 0.01))
 # %% tags=["nbval-ignore-output"]
 own_best = float(one_image.best_thresholds()[0])
 choices = [own_best / 3, own_best, min(0.9, own_best + 0.1), min(0.9, own_best + 0.3)]
-figure, panels = plt.subplots(1, 5, figsize=(9.5, 2.4))
-viz.draw_labels(panels[0], true_mask, score_data.classes, "truth", picture)
-for panel, threshold in zip(panels[1:], choices, strict=True):
-    viz.draw_labels(panel, argmax_with_background(maps, classes, threshold), score_data.classes, f"threshold {threshold:.2f}", picture)
 reached = np.interp(choices, thresholds, own_curve)
-viz.show(figure, f"The image's own best threshold is {own_best:.2f} with {reached[1]:.0f} percent mIoU of this image; a third of it "
-                 f"gives {reached[0]:.0f} percent, 0.1 more {reached[2]:.0f} and 0.3 more {reached[3]:.0f}")
+viz.show_panels([labelled(true_mask, "ground truth"),
+                 *(labelled(mask_at(maps_folder, choice)(image_id), f"threshold {choice:.2f}") for choice in choices)],
+                f"The image's own best threshold is {own_best:.2f} with {reached[1]:.0f} percent mIoU of this image; a third of it "
+                f"gives {reached[0]:.0f} percent, 0.1 more {reached[2]:.0f} and 0.3 more {reached[3]:.0f}", size=1.9)
 
 # %% [markdown]
 # ## 3 Dense CRF
@@ -439,22 +413,13 @@ print(f"{small_labels.size} pixels; both agree on {100 * (exact == fast).mean():
 # edge of the object? And what happens where the seed holds a small part of the object only?
 
 # %% tags=["nbval-ignore-output"]
-def plain_seed(name):
-    """Return the seed of an image without the CRF."""
-    classes, maps = full_size_maps(maps_stage.folder, name)
-    return argmax_with_background(maps, classes, config.seed_threshold)
+def refined(name):
+    """Return the seed mask of an image after the CRF."""
+    return read_mask(seeds.folder / "seed_masks" / f"{name}.png", score_data.num_classes)
 
 
-figure, panels = plt.subplots(3, 4, figsize=(7, 5.4))
-for name, line in zip(score_data.ids[:3], panels, strict=False):
-    photograph = np.array(score_data.image(name))
-    refined = seed_mask(photograph, *full_size_maps(maps_stage.folder, name)[::-1], config.seed_threshold,
-                        iterations=config.seed_crf_iterations)
-    viz.draw_image(line[0], photograph, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth", photograph)
-    viz.draw_labels(line[2], plain_seed(name), score_data.classes, "seed", photograph)
-    viz.draw_labels(line[3], refined, score_data.classes, "seed + CRF", photograph)
-viz.show(figure, "Round blobs become regions with the edges of the photograph; what the seed does not touch is not found")
+viz.show_examples(score_data, score_data.ids[:3], {"initial seed mask": mask_at(maps_folder, fixed), "seed mask + CRF": refined},
+                  "Round blobs become regions with the edges of the image; what the initial seed mask does not touch is not found")
 
 # %% [markdown]
 # The CRF sharpens; it does not search. Where the seed lies mostly on one thing, the mask fills that thing; where it
@@ -465,32 +430,28 @@ viz.show(figure, "Round blobs become regions with the edges of the photograph; w
 # alike. In JupyterLab there are sliders; the strip beneath shows the same.
 
 # %% tags=["nbval-ignore-output"]
-def crf_at(steps, colour):
-    """Return the mask of the chosen image after some steps of mean field (0: the seed)."""
+def crf_at(steps, color):
+    """Return the mask of the chosen image after some steps of mean field (0: the initial seed mask)."""
     if steps == 0 or not len(classes):
         return mask
-    refined = crf_from_labels(picture, ids, len(classes) + 1, iterations=steps, bilateral_srgb=colour)
+    refined = crf_from_labels(picture, ids, len(classes) + 1, iterations=steps, bilateral_srgb=color)
     return np.array([0, *(classes + 1)], np.uint8)[refined]
 
 
-def draw_crf(steps=10, colour=5):
-    """Show one mask."""
-    figure, axes = plt.subplots(figsize=(3, 3))
-    viz.draw_labels(axes, crf_at(steps, colour), score_data.classes, f"{steps} steps, $\\sigma_3$ = {colour}", picture)
-    viz.show(figure, f"Mask after {steps} steps with a colour deviation of {colour}")
+def after(steps, color):
+    """Return a panel with that mask."""
+    return labelled(crf_at(steps, color), f"{steps} steps, $\\sigma_3$ = {color}")
 
 
-widgets.explore(draw_crf, steps=(0, 20, 1), colour=(1, 60, 1))
+widgets.explore(lambda steps=10, color=5: viz.show_panels(
+    [after(steps, color)], f"Mask after {steps} steps with a color deviation of {color}", size=3), steps=(0, 20, 1), color=(1, 60, 1))
 
 # %% tags=["nbval-ignore-output"]
 settings = [[(0, 5), (1, 5), (2, 5), (5, 5), (10, 5)], [(0, 5), (10, 2), (10, 10), (10, 20), (10, 60)]]
-figure, panels = plt.subplots(2, 5, figsize=(9.5, 4.2))
-for panel, (steps, colour) in zip(panels.ravel(), sum(settings, []), strict=True):
-    title = "seed" if steps == 0 else f"{steps} steps, $\\sigma_3$ = {colour}"
-    viz.draw_labels(panel, crf_at(steps, colour), score_data.classes, title, picture)
-changed = [100 * (crf_at(*setting) != mask).mean() for setting in settings[0]]
-viz.show(figure, f"Upper row: more steps, after 10 of them {changed[-1]:.0f} percent of the pixels have changed. "
-                 "Lower row: the more colours count as alike, the less an edge in the photograph stops the vote")
+changed = 100 * (crf_at(10, 5) != mask).mean()
+viz.show_panels([[after(*setting) for setting in line] for line in settings],
+                f"Upper row: more steps, after 10 of them {changed:.0f} percent of the pixels have changed. Lower row: the more colors "
+                "count as alike, the less an edge in the image stops the vote", size=1.9)
 
 # %% [markdown]
 # The first steps do most of the work, and ten are the usual number. The colour deviation matters more: it says how
@@ -522,20 +483,12 @@ print("plain lines = library:", True)
 # photograph, where without it there is only a circle around the brightest spot.
 
 # %% tags=["nbval-ignore-output"]
-def without_crf(maps, classes, t_f, t_b):
-    """Return confident labels made by the two thresholds alone."""
-    F, B = (argmax_with_background(maps, classes, threshold) for threshold in (t_f, t_b))
-    return np.where(F > 0, F, np.where(B == 0, 0, IGNORE)).astype(np.uint8)
-
-
-figure, panels = plt.subplots(1, 5, figsize=(9.5, 2.2))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], true_mask, score_data.classes, "truth", picture)
-viz.draw_scores(panels[2], picture, best, config.method.upper())
-viz.draw_labels(panels[3], without_crf(maps, classes, t_f, t_b), score_data.classes, "without CRF", picture)
-viz.draw_labels(panels[4], confident, score_data.classes, "confident label", picture)
-given_up = [100 * (label == IGNORE).mean() for label in (without_crf(maps, classes, t_f, t_b), confident)]
-viz.show(figure, f"Given up (hatched): {given_up[0]:.0f} percent of the pixels without the CRF, {given_up[1]:.0f} with it")
+plain_label = seed_masks.labels_without_crf(maps, classes, t_f, t_b)
+unknown = [100 * (label == IGNORE).mean() for label in (plain_label, confident)]
+viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "ground truth"),
+                 viz.scores(picture, best, config.method.upper()), labelled(plain_label, "without CRF"),
+                 labelled(confident, "confident label")],
+                f"Given up (hatched): {unknown[0]:.0f} percent of the pixels without the CRF, {unknown[1]:.0f} with it", size=1.9)
 
 # %% [markdown]
 # The published pairs differ by method, because their maps do: IRN 0.30 and 0.05, RIB 0.35 and 0.17, AMN 0.45 and
@@ -549,12 +502,9 @@ viz.show(figure, f"Given up (hatched): {given_up[0]:.0f} percent of the pixels w
 # The production step: two label maps for every training image. No pixel label is read here.
 
 # %%
-if not seeds_stage.is_complete():
-    images_made = make_seeds(train_data, maps_stage.folder, config, seeds_stage.folder)
-stored = read_mask(seeds_stage.folder / "irn_labels" / f"{image_id}.png", score_data.num_classes)
+stored = read_mask(seeds.folder / "irn_labels" / f"{image_id}.png", score_data.num_classes)
 assert (stored == confident).all()
-print(f"{sum(1 for _ in (seeds_stage.folder / 'seed_masks').glob('*.png'))} seed masks; "
-      f"the stored label of {image_id} is the one made above:", True)
+print(f"{len(list((seeds.folder / 'seed_masks').glob('*.png')))} masks; the stored label of {image_id} is the one made above:", True)
 
 # %% [markdown]
 # ## 6 Numbers
@@ -563,39 +513,17 @@ print(f"{sum(1 for _ in (seeds_stage.folder / 'seed_masks').glob('*.png'))} seed
 # kept is right? For the second, the unknown pixels are taken out of the truth, so that only known ones are counted.
 
 # %%
-def score_confident(what, mask_of, crf):
-    """Return a row about labels of which a part is unknown (no mIoU: it would punish the silence)."""
-    everything, known = Evaluation(num_labels), Evaluation(num_labels)
-    for name in progress(score_data.ids, what):
-        truth, label = score_data.mask(name), mask_of(name)
-        everything.add(truth, label)
-        known.add(np.where(label == IGNORE, IGNORE, truth), label)
-    n, k = everything.confusion, known.confusion
-    return {"what": what, "split": score_data.split, "images": len(score_data), "crf": crf,
-            "pixel_labels_chose": config.pixel_labels_chose,
-            "unknown_share": round(everything.unknown_share, 4),
-            "object_precision": round(100 * float(np.trace(k[1:, 1:]) / max(k[:, 1:].sum(), 1)), 2),
-            "background_precision": round(100 * float(k[0, 0] / max(k[:, 0].sum(), 1)), 2),
-            "object_recall": round(100 * float(np.trace(n[1:, 1:]) / max(n[1:].sum(), 1)), 2)}
+kept = np.where(confident == IGNORE, IGNORE, true_mask)  # only known pixels count
+n = confusion_matrix(kept, confident, num_labels)
+print(f"{image_id}: objects right {100 * np.trace(n[1:, 1:]) / max(1, n[:, 1:].sum()):.1f} %, "
+      f"background right {100 * n[0, 0] / max(1, n[:, 0].sum()):.1f} %")
 
 # %% tags=["nbval-ignore-output"]
-if not seeds_stage.is_complete():
-    plain = metric_row("CAM seed", score_data, score_masks(score_data, plain_seed), False, config)
-    refined = metric_row("CAM seed + CRF", score_data,
-                                score_masks(score_data, seeds_stage.folder / "seed_masks"), True, config)
-    two_thresholds = score_confident("IRN labels without CRF", lambda name: without_crf(
-        *full_size_maps(maps_stage.folder, name)[::-1], t_f, t_b), crf=False)
-    labels_row = score_confident("IRN labels", lambda name: read_mask(
-        seeds_stage.folder / "irn_labels" / f"{name}.png", score_data.num_classes), crf=True)
-    seeds_stage.finish([sweep_row, plain, refined, two_thresholds, labels_row], images_made)
-by_name = {row["what"]: row for row in seeds_stage.metrics()}
 for what in ("CAM seed", "CAM seed + CRF"):
-    row = by_name[what]
+    row = row_of[what]
     print(f"{what:15s} {row['images']} images of {row['split']}: mIoU {row['miou']:.1f} %, precision {row['precision']:.1f} %, "
           f"recall {row['recall']:.1f} %")
-published = results.published(config.method, "CAM seed", "train")
-if published:
-    print(f"published, VOC 2012 train (1,464 images): {published.value} % ({published.source})")
+print(results.quote([results.published(config.method, "CAM seed", "train")]))
 
 # %% [markdown]
 # (Rows are named "CAM seed" for every method, because the name says the stage; the run's folder says the method.)
@@ -603,25 +531,17 @@ if published:
 
 # %% tags=["nbval-ignore-output"]
 names = ["background", *score_data.classes]
-place = np.arange(num_labels)
-figure, axes = plt.subplots(figsize=(max(6, 0.24 * num_labels), 3))
-for shift, what, hatch in ((-0.2, "CAM seed", ""), (0.2, "CAM seed + CRF", "//")):
-    values = np.array(by_name[what]["class_iou"], float)  # an absent class: None, drawn as nothing
-    axes.bar(place + shift, values, 0.4, label=what, hatch=hatch, edgecolor="white")
-axes.set_xticks(place, names, rotation=90)
-axes.set(ylabel="IoU %", xlim=(-0.6, num_labels - 0.4), title=f"{len(score_data)} images of {score_data.split}")
-axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-before, after = (np.array(by_name[what]["class_iou"], float) for what in ("CAM seed", "CAM seed + CRF"))
-most, least = int(np.nanargmax(after - before)), int(np.nanargmin(after - before))
-gain = by_name["CAM seed + CRF"]["miou"] - by_name["CAM seed"]["miou"]
-viz.show(figure, f"The CRF changes the mean by {gain:+.1f} points, {names[most]} by {after[most] - before[most]:+.1f}, "
-                 f"{names[least]} by {after[least] - before[least]:+.1f}")
+iou = {what: np.array(row_of[what]["class_iou"], float) for what in ("CAM seed", "CAM seed + CRF")}
+gain = iou["CAM seed + CRF"] - iou["CAM seed"]
+most, least = int(np.nanargmax(gain)), int(np.nanargmin(gain))
+viz.show_class_bars(iou, names, f"The CRF changes the mean by {row_of['CAM seed + CRF']['miou'] - row_of['CAM seed']['miou']:+.1f} "
+                    f"points, {names[most]} by {gain[most]:+.1f}, {names[least]} by {gain[least]:+.1f}",
+                    title=f"{len(score_data)} images of {score_data.split}")
 
 # %% tags=["nbval-ignore-output"]
 print(f"{'':24s}{'unknown':>9s}{'objects right':>15s}{'background right':>18s}{'objects found':>15s}")
-for what in ("IRN labels without CRF", "IRN labels"):
-    row = by_name[what]
-    print(f"{what:24s}{100 * row['unknown_share']:7.1f} %{row['object_precision']:13.1f} %{row['background_precision']:16.1f} %"
+for row in (row_of["IRN labels without CRF"], row_of["IRN labels"]):
+    print(f"{row['what']:24s}{100 * row['unknown_share']:7.1f} %{row['object_precision']:13.1f} %{row['background_precision']:16.1f} %"
           f"{row['object_recall']:13.1f} %")
 
 # %% [markdown]
@@ -635,23 +555,10 @@ for what in ("IRN labels without CRF", "IRN labels"):
 # order: input, truth, CAM, refined.
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(name):
-    """Return the mean IoU of one image after the CRF."""
-    refined = read_mask(seeds_stage.folder / "seed_masks" / f"{name}.png", score_data.num_classes)
-    return scores(confusion_matrix(score_data.mask(name), refined, num_labels)).miou
-
-
-ranking = {name: image_iou(name) for name in score_data.ids[:200]}
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 4, figsize=(7, 1.85 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    photograph = np.array(score_data.image(name))
-    refined = read_mask(seeds_stage.folder / "seed_masks" / f"{name}.png", score_data.num_classes)
-    viz.draw_image(line[0], photograph, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth", photograph)
-    viz.draw_scores(line[2], photograph, full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "CAM")
-    viz.draw_labels(line[3], refined, score_data.classes, f"refined, IoU {100 * ranking[name]:.0f} %", photograph)
-viz.show(figure, "Best, random and worst image: a good seed needs a map that covers the object")
+ranking = iou_of_images(score_data, refined)
+viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed),
+                  {"CAM": lambda name: full_size_maps(maps_folder, name)[1].max(0, initial=0), "refined": refined},
+                  "Best, random and worst image: a good seed mask needs a map that covers the object", iou={"refined": ranking})
 
 # %% [markdown]
 # The worst row is the instructive one. Compare its map with the truth: most often the error is there already, a
@@ -664,25 +571,21 @@ viz.show(figure, "Best, random and worst image: a good seed needs a map that cov
 # less background is trusted. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-def draw_confident(foreground=0.30, background=0.05):
-    """Show the confident label of the chosen image at two thresholds, before and after the CRF."""
-    pair = (max(foreground, background), background)
-    figure, panels = plt.subplots(1, 2, figsize=(6, 2.9))
-    viz.draw_labels(panels[0], without_crf(maps, classes, *pair), score_data.classes, "without CRF", picture)
-    viz.draw_labels(panels[1], irn_labels(picture, maps, classes, *pair), score_data.classes, "with CRF", picture)
-    viz.show(figure, f"Confident labels for the thresholds {foreground:.2f} and {background:.2f}")
+def confident_panels(above, below):
+    """Return two panels with the confident label of the chosen image, before and after the CRF."""
+    pair = (max(above, below), below)
+    return [labelled(seed_masks.labels_without_crf(maps, classes, *pair), f"$t_f$ {pair[0]:.2f}, $t_b$ {below:.2f}"),
+            labelled(irn_labels(picture, maps, classes, *pair), "with CRF")]
 
 
-widgets.explore(draw_confident, foreground=(0.0, 0.9, 0.05), background=(0.0, 0.5, 0.01))
+widgets.explore(lambda foreground=0.30, background=0.05: viz.show_panels(
+    confident_panels(foreground, background), f"Confident labels for the thresholds {foreground:.2f} and {background:.2f}", size=3),
+    foreground=(0.0, 0.9, 0.05), background=(0.0, 0.5, 0.01))
 
 # %% tags=["nbval-ignore-output"]
 pairs = [(0.30, 0.05), (0.35, 0.17), (0.45, 0.15), (0.60, 0.05), (0.30, 0.30)]
-figure, panels = plt.subplots(2, len(pairs), figsize=(9.5, 4.2))
-for (above, below), pair in zip(panels.T, pairs, strict=True):
-    title = f"$t_f$ {pair[0]:.2f}, $t_b$ {pair[1]:.2f}"
-    viz.draw_labels(above, without_crf(maps, classes, *pair), score_data.classes, title, picture)
-    viz.draw_labels(below, irn_labels(picture, maps, classes, *pair), score_data.classes, "with CRF", picture)
-viz.show(figure, "The wider apart the two thresholds, the wider the hatched zone; with equal thresholds nothing is given up")
+viz.show_panels(list(zip(*(confident_panels(*pair) for pair in pairs), strict=True)),
+                "The wider apart the two thresholds, the wider the hatched zone; with equal thresholds nothing is given up", size=1.9)
 
 # %% [markdown]
 # The first three pairs are those of IRN, RIB and AMN. The last is a plain seed: no pixel is given up, and the label

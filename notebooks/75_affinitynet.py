@@ -22,11 +22,11 @@
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
-method = "cam"  # whose score maps are refined
+method = "cam"  # whose class activation maps are refined
 seed = 0  # of everything that is random
 affinitynet_weights = ""  # a finished AffinityNet instead of training
 affinitynet_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone has not
-affinitynet_stride = 4  # pixels a cell of the grid; 8 in the paper, on pictures five times as large
+affinitynet_stride = 4  # pixels a cell of the grid; 8 in the paper, on images five times as large
 affinitynet_radius = 5  # pairs are closer than this, in cells
 affinitynet_alpha_low = 8.0  # exponent of a strong background; 4 in the paper, whose maps are wider
 affinitynet_alpha_high = 48.0  # exponent of a weak background; 24 in the paper, 32 in its released models
@@ -34,6 +34,7 @@ affinitynet_images = 400  # the first ones are enough to learn affinities here; 
 affinitynet_epochs = 5  # 8 in the paper
 affinitynet_batch_size = 8
 affinitynet_learning_rate = 0.03  # of the backbone, ten times that for the new layers; 0.01 in the paper, with next to no momentum
+affinitynet_momentum = 0.9  # 5e-4 in the official program, the weight decay: see notebook 10, section 2
 affinitynet_weight_decay = 5.0e-4
 affinitynet_crop = 64  # 448 in the paper
 affinity_walk_alpha = 16.0  # exponent of the background in the walk
@@ -43,37 +44,32 @@ affinity_walk_log2_steps = 6  # 2^6 steps of the random walk; 2^8 in the paper, 
 # %%
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.core import store, training
-from wsss_lib.core.scoring import full_size_maps, metric_row, score_masks
 from wsss_lib.core.files import IGNORE, read_mask
-from wsss_lib.data.dataset import data_hash, open_data
+from wsss_lib.core.scoring import full_size_maps, iou_of_images, score_masks
+from wsss_lib.core.stage import folder_of, open_stage, run
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import cam, maps_of
 from wsss_lib.ops import affinity
 from wsss_lib.ops.crf import crf_from_labels
-from wsss_lib.ops.metrics import Evaluation
 from wsss_lib.ops.random_walk import random_walk
-from wsss_lib.refine import affinitynet
+from wsss_lib.refine import affinitynet, irn, seed_masks
 
 config = Config.from_notebook(globals())
-run_device = training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
 # The first check: are the score maps and the seeds there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = open_data(config, config.train_split)
-count = min(config.affinitynet_images or len(train_data), len(train_data))
-learn_data = replace(train_data, ids=train_data.ids[:count], labels=train_data.labels[:count])
-score_data = open_data(config, config.score_split)
-maps_stage = store.open_stage(config, "maps", "10_cam" if config.method == "cam" else f"of method {config.method!r}")
-seeds_stage = store.open_stage(config, "seeds", "70_seeds")
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+learn_data = affinitynet.images_to_learn_from(train_data, config.affinitynet_images)
+maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; AffinityNet learns from {len(learn_data)}; "
       f"{len(score_data)} images of split {score_data.split!r} are scored")
 
@@ -93,26 +89,21 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; Aff
 # learning rate, $\beta$ and the number of steps were tried on a hundred images of seed 0 **with their true masks in view**.
 
 # %% tags=["nbval-ignore-output"]
-measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # of these there will be scores and true masks
+measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # of these there will be scores and ground truth
 image_id = next(name for name in measured if score_data.label(name).sum() == 1)
-photograph = score_data.image(image_id)
-picture = np.array(photograph)
-classes, scores = full_size_maps(maps_stage.folder, image_id)
-low = affinitynet.crf_with_alpha(picture, scores, config.affinitynet_alpha_low)  # (1 + K, H, W)
-high = affinitynet.crf_with_alpha(picture, scores, config.affinitynet_alpha_high)
-named = np.full(256, IGNORE, np.uint8)  # class number of each channel; 255 stays
-named[:len(low)] = [0, *(classes + 1)]
-
+image = score_data.image(image_id)
+classes, scores = full_size_maps(maps.folder, image_id)
+low, high = (affinitynet.crf_with_alpha(np.array(image), scores, alpha)  # (1 + K, H, W)
+             for alpha in (config.affinitynet_alpha_low, config.affinitynet_alpha_high))
 merged = affinitynet.confident_labels(torch.from_numpy(low), torch.from_numpy(high)).numpy()
-panels_of = ((low.argmax(0), f"alpha {config.affinitynet_alpha_low:g}"), (high.argmax(0), f"alpha {config.affinitynet_alpha_high:g}"),
-             (merged, "merged"))
-figure, panels = plt.subplots(1, 6, figsize=(12, 2.4))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], score_data.mask(image_id), score_data.classes, "truth", picture)
-viz.draw_scores(panels[2], picture, scores.max(0), "map")
-for panel, (label, title) in zip(panels[3:], panels_of, strict=True):
-    viz.draw_labels(panel, named[label], score_data.classes, title, picture)
-viz.show(figure, "With a strong background the object is small, with a weak one large; merged, a hatched zone lies between")
+class_of = np.full(256, IGNORE, np.uint8)  # of each channel; 255 stays
+class_of[:len(low)] = [0, *(classes + 1)]
+of_title = {f"alpha {config.affinitynet_alpha_low:g}": low.argmax(0), f"alpha {config.affinitynet_alpha_high:g}": high.argmax(0),
+            "merged": merged}
+viz.show_panels([viz.image(image, f"input {image_id}"), viz.labels(score_data.mask(image_id), score_data.classes, "ground truth", image),
+                 viz.scores(image, scores.max(0), "map"),
+                 *(viz.labels(class_of[label], score_data.classes, title, image) for title, label in of_title.items())],
+                "With a strong background the object is small, with a weak one large; merged, a hatched zone lies between", size=2)
 
 # %% [markdown]
 # The merged label in plain lines; the order matters, because a pixel that the strong background gives to an object and the weak one
@@ -129,28 +120,23 @@ print("plain lines = library:", True)
 # training crop averages them over the cells of its own grid. They are stored as float16.
 
 # %%
-scores_stage = store.begin_stage(config, "affinity_scores", ("affinitynet_alpha_",),
-                                     {"data": data_hash(learn_data), "maps": maps_stage})
-if not scores_stage.is_complete():
-    made = affinitynet.make_affinity_scores(learn_data, maps_stage.folder, config, scores_stage.folder)
-    scores_stage.finish([{"what": "CRF scores", "split": learn_data.split, "images": len(learn_data)}], made, "cpu")
-low_stored, high_stored = affinitynet.read_scores(scores_stage.folder / f"{image_id}.npz", picture.shape[:2])
+score_folder = run(affinitynet.SCORES, config).folder
+low_stored, high_stored = affinitynet.read_scores(score_folder / f"{image_id}.npz", image.size[::-1])
 assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 
 # %% [markdown]
 # How good are these labels? (The true masks are read here to *measure*, nothing else.)
 
 # %% tags=["nbval-ignore-output"]
-known = right = total = 0
+known, right = [], []
 for name in measured[:100]:
-    label = affinitynet.confident_labels(*map(torch.from_numpy, affinitynet.read_scores(
-        scores_stage.folder / f"{name}.npz", score_data.mask(name).shape))).numpy()
-    present = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
-    truth, sure = score_data.mask(name), label != IGNORE
-    counted = sure & (truth != IGNORE)
-    known, total = known + sure.sum(), total + label.size
-    right += (present[label[counted]] == truth[counted]).sum() / max(1, counted.sum())
-print(f"{100 * known / total:.0f} % of the pixels get a label, {right:.0f} % of those are right (mean of {min(100, len(measured))} images)")
+    truth, present = score_data.mask(name), np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
+    pair = affinitynet.read_scores(score_folder / f"{name}.npz", truth.shape)
+    label = affinitynet.confident_labels(*map(torch.from_numpy, pair)).numpy()
+    counted = (label != IGNORE) & (truth != IGNORE)
+    known.append((label != IGNORE).mean())
+    right.append((present[label[counted]] == truth[counted]).sum() / max(1, counted.sum()))
+print(f"{100 * np.mean(known):.0f} % of the pixels get a label, {100 * np.mean(right):.0f} % of those are right (mean of {len(right)} images)")
 
 # %% [markdown]
 # ## 2 Affinity of features
@@ -164,7 +150,7 @@ print(f"{100 * known / total:.0f} % of the pixels get a label, {right:.0f} % of 
 # each cell.
 
 # %%
-colour = F.avg_pool2d(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 32, config.affinitynet_stride)[0]  # f: (3, h, w)
+color = F.avg_pool2d(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 32, config.affinitynet_stride)[0]  # f: (3, h, w)
 
 
 def plain_affinity(f, radius):
@@ -175,8 +161,8 @@ def plain_affinity(f, radius):
                         for dy, dx in (path.destination for path in affinity.search_paths(radius))])
 
 
-W = affinity.feature_affinity(colour[None], 5)[0]
-assert torch.allclose(plain_affinity(colour, 5), W, atol=1e-6)
+W = affinity.feature_affinity(color[None], 5)[0]
+assert torch.allclose(plain_affinity(color, 5), W, atol=1e-6)
 print("ten lines = library:", True, "for", tuple(W.shape), "directions and sources")
 
 # %% [markdown]
@@ -190,15 +176,16 @@ def affinities_of(f, cell, radius=5, beta=1.0):
     return row.view(f.shape[1:])
 
 
-outline = (score_data.mask(image_id) == classes[0] + 1)[::config.affinitynet_stride, ::config.affinitynet_stride]
-points = np.argwhere(outline)
-cell = tuple(points[np.abs(points - points.mean(0)).sum(1).argmin()])  # of the object, near its centre
-figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.5))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-panels[0].plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
-mappable = viz.draw_map(panels[1], affinities_of(colour, cell), "affinity by colour")
-figure.colorbar(mappable, ax=panels, shrink=0.8)
-viz.show(figure, "A photograph with one marked cell, and the affinities of that cell to its neighbours by colour")
+def marked_image(axes):
+    """Draw the image with the chosen cell."""
+    viz.draw_image(axes, np.array(image), f"input {image_id}")
+    axes.plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
+
+
+points = np.argwhere((score_data.mask(image_id) == classes[0] + 1)[::config.affinitynet_stride, ::config.affinitynet_stride])
+cell = tuple(points[np.abs(points - points.mean(0)).sum(1).argmin()])  # of the object, near its center
+viz.show_panels([marked_image, viz.heat_map(affinities_of(color, cell), "affinity by color")],
+                "An image with one marked cell, and the affinities of that cell to its neighbors by color", size=2.5, bar=" ")
 
 # %% [markdown]
 # ## 3 The loss
@@ -229,15 +216,12 @@ print(f"background {losses.bg:.3f}, objects {losses.fg:.3f}, different {losses.n
 # the grid, and the deeper ones are enlarged to it. **Unlike IRN, the backbone is trained along**; only batch normalisation is frozen.
 
 # %%
-classifier_file = ""
-if config.affinitynet_init == "classifier":
-    classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
-    classifier_file = classifier_stage.folder / "weights.safetensors"
 torch.manual_seed(config.seed)
-net = affinitynet.build_affinitynet(config, classifier_file)
+start = open_stage(cam.CLASSIFIER, config).weights if config.affinitynet_init == "classifier" else ""
+net = affinitynet.build_affinitynet(config, start)
 images = torch.randn(2, 3, config.affinitynet_crop, config.affinitynet_crop)
-maps = net.backbone.stages(images)
-print("maps", [tuple(maps[level].shape) for level in net.levels], "-> features", tuple(net(images).shape))
+levels = net.backbone.stages(images)
+print("maps", [tuple(levels[level].shape) for level in net.levels], "-> features", tuple(net(images).shape))
 
 net.train()
 net(images).mean().backward()
@@ -253,48 +237,25 @@ print("gradients reach head and backbone:", True)
 # read.**
 
 # %%
-inputs = {"data": data_hash(learn_data), "scores": scores_stage}
-if config.affinitynet_init == "classifier":
-    inputs["classifier"] = classifier_stage
-net_stage = store.begin_stage(config, "affinitynet", ("affinitynet_",), inputs)
-weights_file = net_stage.folder / "weights.safetensors"
-if not net_stage.is_complete():
-    torch.manual_seed(config.seed)
-    net = affinitynet.build_affinitynet(config, classifier_file, config.affinitynet_weights).to(run_device)
-    images_seen = 0
-    if not config.affinitynet_weights:
-        images_seen = affinitynet.train_affinitynet(net, learn_data, scores_stage.folder, config, net_stage.folder)
-    training.save_weights(net, weights_file)
-    net_stage.finish([{"what": "AffinityNet", "split": learn_data.split, "images": len(learn_data)}], images_seen, str(run_device))
-net = affinitynet.build_affinitynet(config, classifier_file, weights_file).to(run_device).eval()
+network = run(affinitynet.NETWORK, config)
+net = network.net
 
 # %% [markdown]
 # What to look for: the three terms pull against each other. Affinities that are all 1 would make the first two vanish and the
 # third infinite.
 
 # %% tags=["nbval-ignore-output"]
-if not config.affinitynet_weights:
-    log = training.read_log(net_stage.folder)
-    figure, panel = plt.subplots(figsize=(5.5, 2.8))
-    for key, words in (("bg", "background pairs"), ("fg", "object pairs"), ("neg", "different pairs")):
-        means = [np.mean([line[key] for line in log[max(0, i - 4):i + 1]]) for i in range(len(log))]  # of five lines
-        panel.plot([line["step"] for line in log], means, label=words)
-    panel.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    panel.legend()
-    viz.show(figure, f"The total loss goes from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
+viz.show_training(network.log(), {"bg": "background pairs", "fg": "object pairs", "neg": "different pairs"},
+                  alt="The total loss goes from {first[loss]:.2f} to {last[loss]:.2f} in {last[step]} steps", mean_of=5)
 
 # %% [markdown]
 # The affinities of the same cell as in section 2, now by the trained features:
 
 # %% tags=["nbval-ignore-output"]
-f = affinitynet.grid_features(net, photograph, config).cpu()
-figure, panels = plt.subplots(1, 3, figsize=(8, 2.5))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-panels[0].plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
-viz.draw_map(panels[1], affinities_of(colour, cell), "by colour")
-mappable = viz.draw_map(panels[2], affinities_of(f, cell), "by AffinityNet")
-figure.colorbar(mappable, ax=panels, shrink=0.8)
-viz.show(figure, "Affinities of the marked cell to its neighbours, by colour and by the trained features")
+f = affinitynet.grid_features(net, image, config).cpu()
+viz.show_panels([marked_image, viz.heat_map(affinities_of(color, cell), "by color"),
+                 viz.heat_map(affinities_of(f, cell), "by AffinityNet")],
+                "Affinities of the marked cell to its neighbors, by color and by the trained features", size=2.5, bar=" ")
 
 # %% [markdown]
 # ## 6 The random walk
@@ -331,12 +292,10 @@ print("dense = sparse:", True, f" entries that are not 0: {100 * (V > 0).double(
 graph = affinitynet.feature_graph(f, config.affinitynet_radius, config.affinity_walk_beta)
 single = torch.zeros(1, *f.shape[1:])
 single[0, cell[0], cell[1]] = 1
-figure, panels = plt.subplots(1, 6, figsize=(12, 2.3))
-viz.draw_labels(panels[0], score_data.mask(image_id), score_data.classes, "truth", picture)
-for panel, power in zip(panels[1:], (0, 2, 4, 6, 8), strict=True):
-    spread = random_walk(graph, single, power)[0]
-    viz.draw_map(panel, spread / spread.max(), f"t = {2**power}")
-viz.show(figure, "The score of one cell after 1 to 256 steps, each divided by its maximum, beside the true mask")
+spread = {2**power: random_walk(graph, single, power)[0] for power in (0, 2, 4, 6, 8)}
+truth = viz.labels(score_data.mask(image_id), score_data.classes, "ground truth", image)
+viz.show_panels([truth, *(viz.heat_map(walk / walk.max(), f"t = {steps}") for steps, walk in spread.items())],
+                "The score of one cell after 1 to 256 steps, each divided by its maximum, beside the ground truth", size=2)
 
 # %% [markdown]
 # **A curiosity that is kept.** Only cells whose whole neighbourhood lies inside the map begin a pair. For radius 5 ten cells
@@ -365,12 +324,13 @@ except ValueError as error:
 # maps.
 
 # %%
-walk_inputs = {"data": data_hash(train_data), "maps": maps_stage, "affinitynet": net_stage}
-masks_stage = store.begin_stage(config, "affinitynet_masks", ("affinity_walk_",), walk_inputs)
-if not masks_stage.is_complete():
-    images_made = affinitynet.make_affinitynet_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
-mask = read_mask(masks_stage.folder / f"{image_id}.png", train_data.num_classes)
-assert set(np.unique(mask)) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
+def stored(folder):
+    """Return the function from an image id to its label map in a folder."""
+    return lambda name: read_mask(folder / f"{name}.png", score_data.num_classes)
+
+
+masks = run(affinitynet.MASKS, config)
+assert set(np.unique(stored(masks.folder)(image_id))) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
 print("every value of the mask is background or a class of the label:", True)
 
 # %% [markdown]
@@ -380,15 +340,8 @@ print("every value of the mask is background or a class of the label:", True)
 # labels, the lines beneath what was published for the full VOC 2012 (orientation only).
 
 # %% tags=["nbval-ignore-output"]
-if not masks_stage.is_complete():
-    evaluation = score_masks(score_data, masks_stage.folder)
-    row = metric_row("AffinityNet pseudo-mask", score_data, evaluation, False, config)
-    masks_stage.finish([row], images_made, str(run_device))
-rows = [{"method": config.method, "seed": config.seed} | row for row in seeds_stage.metrics() + masks_stage.metrics()
-        if row["what"] in ("CAM seed", "CAM seed + CRF", "AffinityNet pseudo-mask")]
-print(results.table(results.summarize(rows), compare=config.dataset == "voc12"))
-for entry in (entry for entry in results.PUBLISHED if "AffinityNet" in entry.what):
-    print(f"published, VOC 2012 {entry.split}, {entry.method}, {entry.what}: {entry.value} % ({entry.source})")
+print(results.run_table([row for row in seeds.metrics + masks.metrics if "miou" in row], config))
+print(results.quote(entry for entry in results.PUBLISHED if "AffinityNet" in entry.what))
 
 # %% [markdown]
 # ### Against IRN
@@ -396,10 +349,8 @@ for entry in (entry for entry in results.PUBLISHED if "AffinityNet" in entry.wha
 # If notebook 80 has refined the same maps, its score stands here beside AffinityNet's.
 
 # %% tags=["nbval-ignore-output"]
-irn_masks = store.Stage(store.stage_folder(config, "pseudo_masks"))
-if irn_masks.is_complete():
-    of_irn = [{"method": config.method, "seed": config.seed} | row for row in irn_masks.metrics()]
-    print(results.table(results.summarize(rows[-1:] + of_irn), compare=False))
+if (folder_of(irn.MASKS, config) / "run.json").is_file():
+    print(results.run_table(masks.metrics + open_stage(irn.MASKS, config).metrics, config))
 else:
     print("no masks of IRN in this run's folder: notebook 80 makes them")
 
@@ -415,17 +366,16 @@ features_of = {name: affinitynet.grid_features(net, score_data.image(name), conf
 
 def walked_mask(name, alpha=config.affinity_walk_alpha, beta=config.affinity_walk_beta, power=config.affinity_walk_log2_steps):
     """Return the pseudo-mask of one image for one setting."""
-    classes, scores = full_size_maps(maps_stage.folder, name)
+    classes, scores = full_size_maps(maps.folder, name)
     graph = affinitynet.feature_graph(features_of[name], config.affinitynet_radius, beta)
-    start = affinitynet.pooled_scores(torch.from_numpy(scores).to(run_device), alpha, net.stride)
-    walk = random_walk(graph, start, power)
+    pooled = affinitynet.pooled_scores(torch.from_numpy(scores).to(network.device), alpha, net.stride)
+    walk = random_walk(graph, pooled, power)
     return affinitynet.walk_mask(walk, classes, scores.shape[1:], net.stride).cpu().numpy()
 
 
 def score_of(**setting):
     """Return the mIoU in percent over the few images."""
     return 100 * score_masks(tried, lambda name: walked_mask(name, **setting)).scores().miou
-
 
 # %% tags=["nbval-ignore-output"]
 usual = score_of()
@@ -438,14 +388,12 @@ for words, settings in (("alpha", (4, 8, 32)), ("beta", (4, 8, 32)), ("power", (
 # %% tags=["nbval-ignore-output"]
 def after_crf(name):
     """Return the pseudo-mask of one image after the dense CRF on its labels."""
-    classes = np.flatnonzero(score_data.label(name))
-    ids = np.array([0, *(classes + 1)])
-    label = np.searchsorted(ids, read_mask(masks_stage.folder / f"{name}.png", score_data.num_classes))
+    ids = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
+    label = np.searchsorted(ids, stored(masks.folder)(name))
     return ids[crf_from_labels(np.array(score_data.image(name)), label, len(ids))].astype(np.uint8)
 
 
-with_crf = 100 * score_masks(tried, after_crf).scores().miou
-without = 100 * score_masks(tried, masks_stage.folder).scores().miou
+without, with_crf = (100 * score_masks(tried, masks_of).scores().miou for masks_of in (masks.folder, after_crf))
 print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after a CRF")
 
 # %% [markdown]
@@ -455,25 +403,11 @@ print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after
 # AffinityNet.
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(name):
-    """Return the mean IoU of one image (for ranking only, never averaged)."""
-    evaluation = Evaluation(score_data.num_classes + 1)
-    evaluation.add(score_data.mask(name), read_mask(masks_stage.folder / f"{name}.png", score_data.num_classes))
-    return evaluation.scores().miou
-
-
-ranking = {name: image_iou(name) for name in score_data.ids[:200]}
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 5, figsize=(8, 1.7 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    image = np.array(score_data.image(name))
-    viz.draw_image(line[0], image, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], image, full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "map")
-    for panel, folder, title in ((line[3], seeds_stage.folder / "seed_masks", "refined"),
-                                 (line[4], masks_stage.folder, f"AffinityNet, {100 * ranking[name]:.0f} %")):
-        viz.draw_labels(panel, read_mask(folder / f"{name}.png", score_data.num_classes), score_data.classes, title)
-viz.show(figure, "Best, random and worst image: maps, seeds after the CRF, and AffinityNet's masks")
+ranking = iou_of_images(score_data, stored(masks.folder))
+viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed),
+                  {"map": lambda name: full_size_maps(maps.folder, name)[1].max(0, initial=0),
+                   "refined": stored(seeds.folder / "seed_masks"), "AffinityNet": stored(masks.folder)},
+                  "Best, random and worst image: maps, seed masks after the CRF, and AffinityNet's masks", iou={"AffinityNet": ranking})
 
 # %% [markdown]
 # ## 11 Try it
@@ -482,25 +416,21 @@ viz.show(figure, "Best, random and worst image: maps, seeds after the CRF, and A
 # shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-features_of[image_id] = f.to(run_device)
+features_of[image_id] = f.to(network.device)
 
 
-def draw(power=6, alpha=16.0):
-    """Show the pseudo-mask of the chosen image."""
-    figure, axes = plt.subplots(figsize=(3, 3))
-    mask = walked_mask(image_id, alpha=alpha, power=power)
-    viz.draw_labels(axes, mask, score_data.classes, f"t = {2**power}, alpha {alpha:g}", picture)
-    viz.show(figure, f"Pseudo-mask of {image_id} after {2**power} steps with alpha {alpha:g}")
+def refined(power, alpha):
+    """Return a panel with the pseudo-mask of the chosen image."""
+    return viz.labels(walked_mask(image_id, alpha=alpha, power=power), score_data.classes, f"t = {2**power}, alpha {alpha:g}", image)
 
 
-widgets.explore(draw, power=(0, 10, 1), alpha=(1.0, 40.0, 1.0))
+widgets.explore(lambda power=6, alpha=16.0: viz.show_panels(
+    [refined(power, alpha)], f"Pseudo-mask of {image_id} after {2**power} steps with alpha {alpha:g}", size=3),
+    power=(0, 10, 1), alpha=(1.0, 40.0, 1.0))
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 6, figsize=(11, 2.2))
-viz.draw_labels(panels[0], score_data.mask(image_id), score_data.classes, "truth", picture)
-for panel, (power, alpha) in zip(panels[1:], ((0, 16), (3, 16), (6, 4), (6, 16), (6, 32)), strict=True):
-    viz.draw_labels(panel, walked_mask(image_id, alpha=alpha, power=power), score_data.classes, f"t = {2**power}, alpha {alpha}", picture)
-viz.show(figure, "Masks after 1, 8 and 64 steps; a larger alpha weakens the background and enlarges the mask")
+viz.show_panels([truth, *(refined(*pair) for pair in ((0, 16), (3, 16), (6, 4), (6, 16), (6, 32)))],
+                "Masks after 1, 8 and 64 steps; a larger alpha weakens the background and enlarges the mask", size=1.9)
 
 # %% [markdown]
 # ## 12 Summary and exercises

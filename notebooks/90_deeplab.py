@@ -20,7 +20,7 @@
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
-method = "cam"  # whose pseudo-masks; "truth": the true masks, an upper reference
+method = "cam"  # whose pseudo-masks; "truth": the ground truth, an upper reference
 seed = 0  # of everything that is random
 val_split = "val"  # images that are segmented
 deeplab_version = "v2"  # or "v3plus", see section 11
@@ -42,34 +42,25 @@ deeplab_test_scales = [0.5, 0.75]  # beside 1.0, in training and in testing
 # %%
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from wsss_lib import results, viz, widgets
-from wsss_lib.config import MASKS_OF, Config
-from wsss_lib.core import store, training
-from wsss_lib.core.scoring import metric_row, score_masks
-from wsss_lib.data import transforms
+from wsss_lib.config import Config
 from wsss_lib.core.files import read_mask
-from wsss_lib.data.dataset import data_hash, open_data, truth_hash
-from wsss_lib.nets import deeplab_v2, deeplab_v3plus
-from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.core.scoring import iou_of_images, score_masks
+from wsss_lib.core.stage import open_stage, run
+from wsss_lib.core.training import poly_factor
+from wsss_lib.data import transforms
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import cam
+from wsss_lib.nets import backbone, deeplab_v2, deeplab_v3plus
 from wsss_lib.ops.crf import crf_from_probabilities, crf_segmentation
-from wsss_lib.ops.metrics import Evaluation
-from wsss_lib.segment.deeplab import (
-    build_deeplab,
-    class_probabilities,
-    deeplab_name,
-    make_predictions,
-    score_centre_crops,
-    train_deeplab,
-)
+from wsss_lib.segment import deeplab
 
 config = Config.from_notebook(globals())
-run_device = training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
@@ -79,15 +70,10 @@ viz.use_style()
 # `train_aug` the true masks are in another folder: add `-p mask_folder SegmentationClassAug`.)
 
 # %%
-train_data = open_data(config, config.train_split)
-val_data = open_data(config, config.val_split)
-if config.method == "truth":
-    training_masks, masks_input = train_data.root / train_data.mask_folder, truth_hash(train_data)
-else:
-    masks_input = store.open_stage(config, *MASKS_OF[config.refinement])
-    training_masks = masks_input.folder
+train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split)
+training_masks = None if config.method == "truth" else open_stage(deeplab.masks_of(config), config)
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background")
-print("trained on", "TRUE MASKS (pixel labels)" if config.method == "truth" else "pseudo-masks (image-level labels only)")
+print("trained on", "pseudo-masks (image-level labels only)" if training_masks else "THE GROUND TRUTH (pixel labels)")
 
 # %% [markdown]
 # Why train another network at all, when every training image has a mask already? For two reasons. The pseudo-masks need
@@ -132,19 +118,16 @@ print("plain lines = nn.Conv2d for rates 1, 6 and 12:", True)
 
 # %%
 with torch.device("meta"):
-    published_net = deeplab_v2.DeepLabV2(build_backbone("resnet101", output_stride=8), num_classes=21)
+    published_net = deeplab_v2.DeepLabV2(backbone.build_backbone("resnet101", output_stride=8), num_classes=21)
 print(f"ResNet-101, 21 classes: strides {published_net.backbone.strides}, "
       f"{sum(parameter.numel() for parameter in published_net.parameters()):,} parameters")
 for name in ("layer1", "layer2", "layer3", "layer4"):
     print(f"  {name}: rate {getattr(published_net.backbone, name)[-1].conv2.dilation[0]}")
 
 # %%
-classifier_file = ""
-if config.deeplab_init == "classifier":
-    classifier_stage = store.open_stage(config, "classifier", "10_cam", method="cam")
-    classifier_file = classifier_stage.folder / "weights.safetensors"
+start = open_stage(cam.CLASSIFIER, config).weights if config.deeplab_init == "classifier" else ""
 as_v2 = config.model_copy(update={"deeplab_version": "v2"})  # sections 1 to 5 are about version 2, whatever is trained
-net = build_deeplab(as_v2, train_data.num_classes, classifier_file)
+net = deeplab.build_deeplab(as_v2, train_data.num_classes, start)
 images = torch.randn(2, 3, config.deeplab_crop, config.deeplab_crop)
 with torch.no_grad():
     features = net.backbone(images)  # f: (N, D, h, w)
@@ -153,7 +136,7 @@ print("images", tuple(images.shape), "-> features", tuple(features.shape), "-> l
 net.train()
 frozen = [module for module in net.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 assert not any(module.training or module.weight.requires_grad for module in frozen)
-print(f"{len(frozen)} batch normalisations frozen, even after train():", True)
+print(f"{len(frozen)} batch normalizations frozen, even after train():", True)
 
 # %% [markdown]
 # Batch normalisation is frozen entirely, statistics and affine parameters: ten images in a batch are too few to
@@ -173,7 +156,6 @@ print(f"{len(frozen)} batch normalisations frozen, even after train():", True)
 # %%
 rates = (6, 12, 18, 24)
 cases = {f"rate {rate}": (rate,) for rate in rates} | {"sum of all four": rates}
-figure, panels = plt.subplots(1, 5, figsize=(12, 2.7))
 
 
 def seen_by_one_pixel(rates, side=57):
@@ -184,12 +166,9 @@ def seen_by_one_pixel(rates, side=57):
     return x.grad[0, 0] != 0
 
 
-for panel, (name, chosen) in zip(panels, cases.items(), strict=True):
-    y, x = torch.nonzero(seen_by_one_pixel(chosen), as_tuple=True)
-    panel.scatter(x, y, s=12, marker="s")
-    panel.set(title=f"{name}: {len(x)} points", xlim=(-1, 57), ylim=(57, -1), aspect="equal", xticks=[], yticks=[])
-    panel.spines[:].set_visible(True)
-viz.show(figure, "Four square patterns of nine points, each wider than the one before; their sum is a star of 33 points")
+seen = {name: seen_by_one_pixel(chosen) for name, chosen in cases.items()}
+viz.show_panels([viz.heat_map(points, f"{name}: {points.sum()} points") for name, points in seen.items()],
+                "Four square patterns of nine points, each wider than the one before; their sum is a star of 33 points", size=2.6)
 
 # %% [markdown]
 # A single rate sees corners and edges of one size; the sum sees eight directions at four distances. This is on the
@@ -197,17 +176,19 @@ viz.show(figure, "Four square patterns of nine points, each wider than the one b
 # rates 18 and 24 stay open with this small backbone): the next figure takes the gradient through the whole network, down to the pixels of an image.
 
 # %%
-torch.manual_seed(config.seed)
-side = 417
-figure, panels = plt.subplots(1, 5, figsize=(12, 2.7))
-for panel, (name, chosen) in zip(panels, cases.items(), strict=True):
-    probe = deeplab_v2.DeepLabV2(build_backbone("resnet_small", 8), 2, chosen).eval()
+def strength_in_image(rates, side=417):
+    """Return how much each block of 4 x 4 pixels matters for the central output pixel: (h, w), the largest 1."""
+    probe = deeplab_v2.DeepLabV2(backbone.build_backbone("resnet_small", 8), 2, rates).eval()
     pixels = torch.full((1, 3, side, side), 0.1, requires_grad=True)
     z = probe(pixels)
     z[0, 1, z.shape[2] // 2, z.shape[3] // 2].backward()
-    strength = F.avg_pool2d(pixels.grad.abs().sum(1), 4)[0]  # of blocks of 4 x 4 pixels
-    viz.draw_map(panel, (strength / strength.max()) ** 0.25, name)
-viz.show(figure, "In the image every point is a soft patch; all four rates make a star, dense in the middle")
+    strength = F.avg_pool2d(pixels.grad.abs().sum(1), 4)[0]
+    return strength / strength.max()
+
+
+torch.manual_seed(config.seed)
+viz.show_panels([viz.heat_map(strength_in_image(chosen) ** 0.25, name) for name, chosen in cases.items()],
+                "In the image every point is a soft patch; all four rates make a star, dense in the middle", size=2.6)
 
 # %% [markdown]
 # **A limit.** A tap that falls off the map sees zeros. On a small map the large rates keep nothing but their centre,
@@ -216,10 +197,9 @@ viz.show(figure, "In the image every point is a soft patch; all four rates make 
 
 # %%
 for side in (12, 41, 63):
-    centre = side // 2
-    inside = [sum(0 <= centre + a * rate < side and 0 <= centre + b * rate < side for a in (-1, 0, 1) for b in (-1, 0, 1))
-              for rate in rates]
-    print(f"map of {side} x {side}:", dict(zip(rates, inside, strict=True)), "of 9 taps")
+    inside = {rate: sum(0 <= side // 2 + a * rate < side and 0 <= side // 2 + b * rate < side for a in (-1, 0, 1) for b in (-1, 0, 1))
+              for rate in rates}
+    print(f"map of {side} x {side}:", inside, "of 9 taps")
 print("rates of this run:", config.deeplab_atrous_rates)
 
 # %% [markdown]
@@ -329,22 +309,21 @@ assert own.flatten().tolist() == (z * present[..., None, None]).argmax(1).flatte
 
 # %%
 groups = deeplab_v2.parameter_groups(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
+names = ("backbone", "head, weights", "head, biases")
 iterations = np.arange(config.deeplab_iterations)
-factor = np.array([training.poly_factor(int(t), config.deeplab_iterations, every=10) for t in iterations])
-figure, panels = plt.subplots(1, 2, figsize=(10, 2.8))
-for panel, shown in zip(panels, (len(iterations), 50), strict=True):
-    for name, group in zip(("backbone", "head, weights", "head, biases"), groups, strict=True):
-        panel.step(iterations[:shown], group["lr"] * factor[:shown], where="post", label=name)
-    panel.set(xlabel="iteration", ylabel="learning rate", yscale="log", title=f"{shown} of {len(iterations)} iterations")
-panels[0].legend(loc="lower left")
-viz.show(figure, "Three parallel curves, a factor of ten and one of two apart, fall to zero in stairs of ten iterations")
+factor = np.array([poly_factor(int(t), config.deeplab_iterations, every=10) for t in iterations])
+rates_of = {name: group["lr"] * factor for name, group in zip(names, groups, strict=True)}
+viz.show_panels([viz.curves(iterations[:shown], {name: values[:shown] for name, values in rates_of.items()},
+                            f"{len(iterations[:shown])} of {len(iterations)} iterations", xlabel="iteration", ylabel="learning rate",
+                            yscale="log") for shown in (len(iterations), 50)],
+                "Three parallel curves, a factor of ten and one of two apart, fall to zero in stairs of ten iterations", size=(5, 2.8))
 
 # %%
-for name, group in zip(("backbone", "head, weights", "head, biases"), groups, strict=True):
+for name, group in zip(names, groups, strict=True):
     print(f"{name:14s} {group['lr'] / config.deeplab_learning_rate:3.0f} x, weight decay {group['weight_decay']}, "
           f"{len(group['params'])} tensors")
 steps = (0, 9, 10, 19, 20)
-print("factors at iterations", steps, "of 100:", [round(training.poly_factor(step, 100, every=10), 3) for step in steps])
+print("factors at iterations", steps, "of 100:", [round(poly_factor(step, 100, every=10), 3) for step in steps])
 
 # %% [markdown]
 # ## 6 Training
@@ -360,21 +339,8 @@ print("factors at iterations", steps, "of 100:", [round(training.poly_factor(ste
 # stage's inputs are the training masks and, if used, the classifier.
 
 # %%
-inputs = {"data": data_hash(train_data), "masks": masks_input}
-if config.deeplab_init == "classifier":
-    inputs["classifier"] = classifier_stage
-deeplab_stage = store.begin_stage(config, "deeplab", stages.DEEPLAB_FIELDS, inputs)
-weights_file = deeplab_stage.folder / "weights.safetensors"
-if not deeplab_stage.is_complete():
-    torch.manual_seed(config.seed)
-    net = build_deeplab(config, train_data.num_classes, classifier_file, config.deeplab_weights).to(run_device)
-    images_seen = 0
-    if not config.deeplab_weights:
-        images_seen = train_deeplab(net, train_data, training_masks, config, deeplab_stage.folder)
-    training.save_weights(net, weights_file)
-    deeplab_stage.finish([{"what": f"{deeplab_name(config)} training", "split": train_data.split, "images": len(train_data)}],
-                         images_seen, str(run_device))
-net = build_deeplab(config, train_data.num_classes, classifier_file, weights_file).to(run_device).eval()
+network = run(deeplab.DEEPLAB, config)
+net = network.net
 
 # %% [markdown]
 # In version 2 the loss is a sum of four, so guessing costs $4 \ln K$ (dotted; the first value drawn, after ten steps, is below it already); in
@@ -382,14 +348,10 @@ net = build_deeplab(config, train_data.num_classes, classifier_file, weights_fil
 # not be: a network that fits every mistake of the pseudo-masks has learnt the mistakes.
 
 # %% tags=["nbval-ignore-output"]
-if not config.deeplab_weights:
-    log = training.read_log(deeplab_stage.folder)
-    figure, axes = plt.subplots(figsize=(5, 2.6))
-    axes.plot([line["step"] for line in log], [line["loss"] for line in log])
-    terms = 4 if config.deeplab_version == "v2" else 1
-    axes.axhline(terms * np.log(train_data.num_classes + 1), color="grey", linestyle=":")
-    axes.set(xlabel="step", ylabel=f"loss (terms: {terms})", title=f"{deeplab_name(config)}: training loss", ylim=(0, None))
-    viz.show(figure, f"Training loss falls from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
+terms = 4 if config.deeplab_version == "v2" else 1
+viz.show_training(network.log(), alt="Training loss falls from {first[loss]:.2f} to {last[loss]:.2f} in {last[step]} steps",
+                  title=f"{deeplab.deeplab_name(config)}: training loss", ylabel=f"loss (terms: {terms})",
+                  chance=terms * np.log(train_data.num_classes + 1))
 
 # %% [markdown]
 # Now the three scales again, on that one of the first twenty validation images in which the network is surest to see an
@@ -397,31 +359,28 @@ if not config.deeplab_weights:
 # at the right, which scale gave the maximum for the winning class (1.0 is brightest).
 
 # %%
-def sure_share(name):
-    """Return the share of pixels in which one class has more than half of the probability and is not background."""
-    return (class_probabilities(net, val_data.image(name), config)[1:].max(0) > 0.5).mean()
+def sure_pixels(name):
+    """Return the fraction of pixels in which one class has more than half of the probability and is not background."""
+    return (deeplab.class_probabilities(net, val_data.image(name), config)[1:].max(0) > 0.5).mean()
 
 
-image_id = max(val_data.ids[:20], key=sure_share)
-photograph = val_data.image(image_id)
-picture = np.array(photograph)
+image_id = max(val_data.ids[:20], key=sure_pixels)
+image = val_data.image(image_id)
+picture = np.array(image)
 
 # %% tags=["nbval-ignore-output"]
-mean, std = normalization_of(config.deeplab_backbone)
-x = transforms.to_tensor(transforms.normalize(photograph, mean, std))[None].to(run_device)
+x = transforms.to_tensor(transforms.normalize(image, *backbone.normalization_of(config.deeplab_backbone)))[None].to(network.device)
 with torch.inference_mode():
     maps = deeplab_v2.multi_scale_logits(net, x, config.deeplab_test_scales)
 maps = torch.cat([F.interpolate(part, size=picture.shape[:2], mode="bilinear", align_corners=False) for part in maps]).cpu()
-labels_of_max = maps[-1].argmax(0)
-winner = maps[:-1].gather(1, labels_of_max[None, None].expand(len(maps) - 1, 1, -1, -1))[:, 0].argmax(0)
+winner = maps[:-1].gather(1, maps[-1].argmax(0)[None, None].expand(len(maps) - 1, 1, -1, -1))[:, 0].argmax(0)
 scales = np.array([1.0, *config.deeplab_test_scales])
-figure, panels = plt.subplots(1, len(maps) + 2, figsize=(13, 2.6))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-for panel, part, name in zip(panels[1:-1], maps, [*(f"scale {p}" for p in scales), "maximum"], strict=True):
-    mappable = viz.draw_scores(panel, picture, 1 - part.softmax(0)[0].numpy(), name)
-viz.draw_map(panels[-1], scales[winner], "scale that decided")
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="not background; scale")
-viz.show(figure, "Maps of one image at each scale, coarser with smaller scale, their maximum, and which scale decided where")
+viz.show_panels([viz.image(picture, f"input {image_id}"),
+                 *(viz.scores(picture, 1 - part.softmax(0)[0].numpy(), name)
+                   for part, name in zip(maps, [*(f"scale {p}" for p in scales), "maximum"], strict=True)),
+                 viz.heat_map(scales[winner], "scale that decided")],
+                "Maps of one image at each scale, coarser with smaller scale, their maximum, and which scale decided where",
+                bar="not background; scale")
 
 # %% [markdown]
 # ## 7 All validation images
@@ -432,16 +391,18 @@ viz.show(figure, "Maps of one image at each scale, coarser with smaller scale, t
 
 # %%
 unlabelled = replace(val_data, labels=np.zeros_like(val_data.labels))
-probabilities = class_probabilities(net, unlabelled.image(image_id), config)  # (K, H, W)
+probabilities = deeplab.class_probabilities(net, unlabelled.image(image_id), config)  # (K, H, W)
 assert not unlabelled.labels.any()
 assert len(probabilities) == val_data.num_classes + 1 and np.allclose(probabilities.sum(0), 1, atol=1e-4)
 print("prediction without any label:", True)
 
 # %%
-prediction_inputs = {"data": data_hash(val_data), "deeplab": deeplab_stage}
-predictions_stage = store.begin_stage(config, "predictions", ("deeplab_",), prediction_inputs)
-if not predictions_stage.is_complete():
-    images_made = make_predictions(net, unlabelled, config, predictions_stage.folder)
+def stored(folder):
+    """Return the function from an image id to its predicted mask, "plain" or after the "crf"."""
+    return lambda name: read_mask(predictions.folder / folder / f"{name}.png", val_data.num_classes)
+
+
+predictions = run(deeplab.PREDICTIONS, config)
 print("predictions with and without CRF for", len(val_data), "images")
 
 # %% [markdown]
@@ -463,8 +424,7 @@ print("predictions with and without CRF for", len(val_data), "images")
 # %%
 same = crf_from_probabilities(picture, probabilities, bilateral_compat=0, gaussian_compat=0)
 assert np.array_equal(same.argmax(0), probabilities.argmax(0)) and picture.dtype == np.uint8
-stored = read_mask(predictions_stage.folder / "crf" / f"{image_id}.png", val_data.num_classes)
-assert np.mean(crf_segmentation(picture, probabilities) == stored) > 0.99
+assert np.mean(crf_segmentation(picture, probabilities) == stored("crf")(image_id)) > 0.99
 print("no pairwise terms, no change; the stored mask is that of the CRF:", True)
 
 # %% [markdown]
@@ -472,29 +432,21 @@ print("no pairwise terms, no change; the stored mask is that of the CRF:", True)
 # (Sliders appear in JupyterLab.)
 
 # %% tags=["nbval-ignore-output"]
-def refined(iterations=10, colour=3.0, space=67.0):
-    """Return the labels of the chosen image after the CRF."""
-    return crf_segmentation(picture, probabilities, iterations=iterations, bilateral_srgb=colour, bilateral_sxy=space)
+def refined(iterations=10, color=3.0, space=67.0):
+    """Return a panel with the labels of the chosen image after the CRF."""
+    mask = crf_segmentation(picture, probabilities, iterations=iterations, bilateral_srgb=color, bilateral_sxy=space)
+    return viz.labels(mask, val_data.classes, f"{iterations} steps, color {color:g}", picture)
 
 
-def draw(iterations=10, colour=3.0, space=67.0):
-    """Show them."""
-    figure, axes = plt.subplots(figsize=(3, 3))
-    title = f"{iterations} steps, colour {colour:.0f}, space {space:.0f}"
-    viz.draw_labels(axes, refined(iterations, colour, space), val_data.classes, title, picture)
-    viz.show(figure, f"Segmentation of {image_id} after the CRF with {title}")
-
-
-widgets.explore(draw, iterations=(0, 10, 1), colour=(1.0, 30.0, 1.0), space=(5.0, 100.0, 5.0))
+widgets.explore(lambda iterations=10, color=3.0, space=67.0: viz.show_panels(
+    [refined(iterations, color, space)], f"Segmentation of {image_id} after {iterations} steps of the CRF, color {color:.0f}, space "
+    f"{space:.0f}", size=3), iterations=(0, 10, 1), color=(1.0, 30.0, 1.0), space=(5.0, 100.0, 5.0))
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 7, figsize=(14, 2.5))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], val_data.mask(image_id), val_data.classes, "truth", picture)
-settings = ((0, 3), (1, 3), (10, 3), (10, 10), (10, 30))
-for panel, (iterations, colour) in zip(panels[2:], settings, strict=True):
-    viz.draw_labels(panel, refined(iterations, colour), val_data.classes, f"{iterations} steps, colour {colour}", picture)
-viz.show(figure, "The mask before the CRF, after one step and after ten, and with two wider colour constants")
+truth = viz.labels(val_data.mask(image_id), val_data.classes, "ground truth", picture)
+viz.show_panels([viz.image(picture, f"input {image_id}"), truth,
+                 *(refined(*setting) for setting in ((0, 3), (1, 3), (10, 3), (10, 10), (10, 30)))],
+                "The mask before the CRF, after one step and after ten, and with two wider color constants", size=2)
 
 # %% [markdown]
 # ## 9 Numbers
@@ -503,25 +455,11 @@ viz.show(figure, "The mask before the CRF, after one step and after ten, and wit
 # pixel labels: for `truth`, everything that the network has learnt.
 
 # %% tags=["nbval-ignore-output"]
-if not predictions_stage.is_complete():
-    honest = "all training masks" if config.method == "truth" else masks_input.metrics()[-1]["pixel_labels_chose"]
-    name, folder = deeplab_name(config), predictions_stage.folder
-    scored = [(name, score_masks(val_data, folder / "plain"), False), (f"{name} + CRF", score_masks(val_data, folder / "crf"), True)]
-    if config.deeplab_centre_crop:  # another set of pixels, and said so in the row's name
-        crops = score_centre_crops(net, val_data, config)
-        scored.append((f"{name} ({config.deeplab_centre_crop} centre crop)", crops, False))
-    rows = [metric_row(what, val_data, evaluation, crf, config) | {"pixel_labels_chose": honest}
-            for what, evaluation, crf in scored]
-    predictions_stage.finish(rows, images_made, str(run_device))
-rows = predictions_stage.metrics()
-chain = [] if config.method == "truth" else masks_input.metrics()
-chain = [{"method": config.method, "seed": config.seed} | row for row in chain + rows]
-print(results.table(results.summarize(chain), compare=config.dataset == "voc12"))
+rows = predictions.metrics
+chain = (training_masks.metrics if training_masks else []) + rows
+print(results.run_table(chain, config))
 print("initial weights of this run:", config.deeplab_init)
-for row in chain:
-    entry = results.published(config.method, row["what"], row["split"])
-    if entry:
-        print(f"published, VOC 2012 {entry.split}, {entry.what}: {entry.value} % ({entry.source})")
+print(results.quote(results.published(config.method, row["what"], row["split"]) for row in chain))
 
 # %% [markdown]
 # The pseudo-masks were scored on `train`, with labels at hand, the network on `val` without: two sets of images, so their numbers may not be
@@ -529,11 +467,8 @@ for row in chain:
 # by class:
 
 # %% tags=["nbval-ignore-output"]
-print(f"{'IoU %':14s} {'plain':>8s} {'+ CRF':>8s}")
-for name, *values in zip(("background", *val_data.classes), *(row["class_iou"] for row in rows), strict=True):
-    cells = ["not in split" if value is None else f"{value:8.1f}" for value in values]
-    print(f"{name:14s} {cells[0]:>8s} {cells[1]:>8s}")
-print(f"{'mean':14s} {rows[0]['miou']:8.1f} {rows[1]['miou']:8.1f}")
+iou_of = {title: [*row["class_iou"], row["miou"]] for title, row in zip(("plain", "+ CRF"), rows, strict=False)}
+print(results.class_table(iou_of, ["background", *val_data.classes, "mean"]))
 
 # %% [markdown]
 # ## 10 Look
@@ -542,23 +477,11 @@ print(f"{'mean':14s} {rows[0]['miou']:8.1f} {rows[1]['miou']:8.1f}")
 # segmentation, and the segmentation after the CRF.
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(name, folder):
-    """Return the mean IoU of one image (for ranking only, never averaged)."""
-    evaluation = Evaluation(val_data.num_classes + 1)
-    evaluation.add(val_data.mask(name), read_mask(predictions_stage.folder / folder / f"{name}.png", val_data.num_classes))
-    return evaluation.scores().miou
-
-
-ranking = {name: image_iou(name, "plain") for name in val_data.ids[:200]}
+ranking = iou_of_images(val_data, stored("plain"))
 chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 4, figsize=(9, 2.3 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    viz.draw_image(line[0], np.array(val_data.image(name)), f"input {name}")
-    viz.draw_labels(line[1], val_data.mask(name), val_data.classes, "truth")
-    for panel, folder, title in ((line[2], "plain", "segmentation"), (line[3], "crf", "+ CRF")):
-        mask = read_mask(predictions_stage.folder / folder / f"{name}.png", val_data.num_classes)
-        viz.draw_labels(panel, mask, val_data.classes, f"{title}, IoU {100 * image_iou(name, folder):.0f} %")
-viz.show(figure, "Best, random and worst validation image: input, truth, segmentation, with CRF; the IoU stands above")
+viz.show_examples(val_data, chosen, {"plain": stored("plain"), "+ CRF": stored("crf")},
+                  "Best, random and worst validation image: input, ground truth, segmentation, with CRF; the IoU stands above", size=2.2,
+                  iou={"plain": ranking, "+ CRF": iou_of_images(val_data, stored("crf"))})
 
 # %% [markdown]
 # There are two kinds of bad images. In one the outline is wrong; a CRF may help. In the other the *name* is wrong: two
@@ -567,13 +490,11 @@ viz.show(figure, "Best, random and worst validation image: input, truth, segment
 # all validation images:
 
 # %% tags=["nbval-ignore-output"]
-evaluation = score_masks(val_data, predictions_stage.folder / "plain")
-confusion = evaluation.confusion
-total = confusion.sum() - np.trace(confusion)
-kinds = {"object called background": confusion[1:, 0].sum(), "background called object": confusion[0, 1:].sum(),
-         "one class called another": confusion[1:, 1:].sum() - np.trace(confusion[1:, 1:])}
-for name, count in kinds.items():
-    print(f"{name:26s} {100 * count / max(1, total):5.1f} % of the wrong pixels")
+confusion = score_masks(val_data, predictions.folder / "plain").confusion
+wrong = confusion - np.diag(np.diag(confusion))
+kinds = {"object called background": wrong[1:, 0], "background called object": wrong[0, 1:], "one class called another": wrong[1:, 1:]}
+for name, pixels in kinds.items():
+    print(f"{name:26s} {100 * pixels.sum() / max(1, wrong.sum()):5.1f} % of the wrong pixels")
 
 # %% [markdown]
 # ## The test server
@@ -604,28 +525,29 @@ for name, count in kinds.items():
 
 # %%
 with torch.device("meta"):
-    both = {"v2": deeplab_v2.DeepLabV2(build_backbone("resnet101", 8), 21),
+    both = {"v2": deeplab_v2.DeepLabV2(backbone.build_backbone("resnet101", 8), 21),
             "v3+": deeplab_v3plus.DeepLabV3Plus(deeplab_v3plus.build_dilated_backbone("resnet101", 16), 21)}
-    crop = torch.zeros(2, 3, 513, 513)
     for name, published in both.items():
         print(f"{name:4s} ResNet-101: {sum(part.numel() for part in published.parameters()):,} parameters, 513 pixels -> "
-              f"logits {tuple(published(crop).shape[2:])}")
+              f"logits {tuple(published(torch.zeros(2, 3, 513, 513)).shape[2:])}")
 
 # %% [markdown]
 # What does the stride alone cost? The true masks themselves, reduced to logits of stride 8 and of stride 4 and enlarged
 # again, are the best that either grid can hold:
 
 # %%
+def on_grid(name, stride):
+    """Return the ground truth of an image after it was reduced to a grid and enlarged again."""
+    mask = torch.from_numpy(val_data.mask(name)).long()
+    one_hot = F.one_hot(torch.where(mask == 255, 0, mask), val_data.num_classes + 1).permute(2, 0, 1)[None].float()
+    coarse = F.interpolate(one_hot, size=[-(-side // stride) for side in mask.shape], mode="area")
+    return F.interpolate(coarse, size=mask.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy().astype(np.uint8)
+
+
 few = replace(val_data, ids=val_data.ids[:100], labels=val_data.labels[:100])
 for stride in (8, 4):
-    evaluation = Evaluation(val_data.num_classes + 1)
-    for name in few.ids:
-        mask = torch.from_numpy(few.mask(name)).long()
-        known = F.one_hot(torch.where(mask == 255, 0, mask), val_data.num_classes + 1).permute(2, 0, 1)[None].float()
-        coarse = F.interpolate(known, size=[(side + stride - 1) // stride for side in mask.shape], mode="area")
-        fine = F.interpolate(coarse, size=mask.shape, mode="bilinear", align_corners=False)
-        evaluation.add(mask.numpy(), fine[0].argmax(0).numpy())
-    print(f"stride {stride}: at most {100 * evaluation.scores().miou:.1f} % mIoU on {len(few)} images")
+    best = score_masks(few, lambda name, stride=stride: on_grid(name, stride)).scores().miou
+    print(f"stride {stride}: at most {100 * best:.1f} % mIoU on {len(few)} images")
 
 # %% [markdown]
 # Now a short training of the *other* version from the same start on the same masks. It has far fewer iterations, so this is a look, no
@@ -633,33 +555,21 @@ for stride in (8, 4):
 # large images this cell does nothing.)
 
 # %%
-other = config.model_copy(update={"deeplab_version": "v3plus" if config.deeplab_version == "v2" else "v2",
-                                  "deeplab_atrous_rates": config.deeplab_atrous_rates[:3], "deeplab_iterations": max(1, min(120, config.deeplab_iterations // 5)),
-                                  "deeplab_learning_rate": config.deeplab_learning_rate * (10 if config.deeplab_version == "v2" else 0.1)})
-other_net = None
-if config.deeplab_crop <= 128:
-    other_stage = store.begin_stage(other, "other_version", ("deeplab_",), inputs)
-    other_file = other_stage.folder / "weights.safetensors"
-    if not other_stage.is_complete():
-        torch.manual_seed(config.seed)
-        other_net = build_deeplab(other, train_data.num_classes, classifier_file).to(run_device)
-        images_seen = train_deeplab(other_net, train_data, training_masks, other, other_stage.folder)
-        training.save_weights(other_net, other_file)
-        other_stage.finish([], images_seen, str(run_device))
-    other_net = build_deeplab(other, train_data.num_classes, classifier_file, other_file).to(run_device).eval()
+version, rate = ("v3plus", 10) if config.deeplab_version == "v2" else ("v2", 0.1)
+other = config.model_copy(update={"deeplab_version": version, "deeplab_atrous_rates": config.deeplab_atrous_rates[:3],
+                                  "deeplab_iterations": max(1, min(120, config.deeplab_iterations // 5)),
+                                  "deeplab_learning_rate": config.deeplab_learning_rate * rate})
+OTHER = replace(deeplab.DEEPLAB, name="other_version")
+other_net = run(OTHER, other).net if config.deeplab_crop <= 128 else None
 
 # %% tags=["nbval-ignore-output"]
 if other_net is not None:
-    figure, panels = plt.subplots(1, 6, figsize=(12, 2.4))
-    viz.draw_image(panels[0], picture, f"input {image_id}")
-    viz.draw_labels(panels[1], val_data.mask(image_id), val_data.classes, "truth", picture)
-    pairs = ((config, probabilities), (other, class_probabilities(other_net, photograph, other)))
-    for place, (one, answer) in enumerate(pairs):
-        name = f"{deeplab_name(one).removeprefix('DeepLab-')}, {one.deeplab_iterations} steps"
-        viz.draw_labels(panels[2 + 2 * place], answer.argmax(0), val_data.classes, name, picture)
-        viz.draw_scores(panels[3 + 2 * place], picture, 1 - answer[0], "not background")
-    viz.show(figure, "One image by both versions: label and score of not background; the other version, after fewer steps, finds the "
-             "same parts but less of the bodies")
+    panels = [viz.image(picture, f"input {image_id}"), truth]
+    for one, answer in ((config, probabilities), (other, deeplab.class_probabilities(other_net, image, other))):
+        words = f"{deeplab.deeplab_name(one).removeprefix('DeepLab-')}, {one.deeplab_iterations} steps"
+        panels += [viz.labels(answer.argmax(0), val_data.classes, words, picture), viz.scores(picture, 1 - answer[0], "not background")]
+    viz.show_panels(panels, "One image by both versions: label and score of not background; the other version, after fewer steps, finds "
+                    "the same parts but less of the bodies", size=2)
 
 # %% [markdown]
 # ## 12 Summary and exercises

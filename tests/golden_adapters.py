@@ -22,8 +22,8 @@ from tests import golden_amn, golden_data, golden_drs, golden_psa, golden_rib, g
 from tests.golden_weights import load, load_recipe, recipe, tensor
 from wsss_lib.config import Config
 from wsss_lib.core import training
-from wsss_lib.data import transforms
 from wsss_lib.core.files import voc_palette
+from wsss_lib.data import transforms
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import ResNet, _make_layer, build_backbone, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
@@ -100,7 +100,7 @@ def poly_sgd(case: Arrays) -> Arrays:
     net.p, net.q = (torch.nn.Parameter(tensor(case[name]).clone()) for name in ("in_p0", "in_q0"))
     lr, weight_decay = case["in_lr"].item(), case["in_weight_decay"].item()
     steps, max_step = len(case["in_grad_p"]), int(case["in_max_step"])
-    momentum = training.momentum_of(0.9, weight_decay, slip=True)
+    momentum = weight_decay  # the program hands it over where SGD expects the momentum
     rates, before = [], []
 
     def schedule(step: int, _: int) -> float:

@@ -152,7 +152,7 @@ def poly_sgd(case: Arrays) -> Arrays:
     base, decay, total = case["in_base_lr"].tolist(), case["in_weight_decay"].tolist(), int(case["in_max_step"])
     groups = [{"params": [row], "lr": lr, "weight_decay": weight_decay}
               for row, lr, weight_decay in zip(net.rows, base, decay, strict=True)]
-    momentum = training.momentum_of(0.9, max(decay), slip=True)
+    momentum = max(decay)  # the program hands it over where SGD expects the momentum
     steps, factors, before = len(case["in_grads"]), [], []
 
     def schedule(step: int, _: int) -> float:

@@ -77,7 +77,8 @@ def run(net: cam.ClassActivationNet, views: list[torch.Tensor], scales: list[flo
 def configuration(case: Arrays, **values) -> Config:
     rate = values.pop("rate")
     return Config(rib_learning_rate=rate, rib_head_learning_rate=10 * rate, rib_iterations=int(case["in_steps"]),
-                  rib_region_threshold=case["in_score_threshold"].item(), weight_decay=case["in_weight_decay"].item(),
+                  rib_region_threshold=case["in_score_threshold"].item(), rib_weight_decay=case["in_weight_decay"].item(),
+                  rib_momentum=case["in_weight_decay"].item(),
                   rib_first_twenty_only=True, **values)
 
 

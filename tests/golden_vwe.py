@@ -126,7 +126,7 @@ def poly_sgd(case: Arrays) -> Arrays:
     net.p, net.q = (torch.nn.Parameter(tensor(case[name]).clone()) for name in ("in_p0", "in_q0"))
     rates, weight_decay = case["in_lr"].tolist(), case["in_weight_decay"].item()
     steps, max_step, power = len(case["in_grad_p"]), int(case["in_max_step"]), case["in_power"].item()
-    momentum = training.momentum_of(0.9, weight_decay, slip=True)
+    momentum = weight_decay  # the program hands it over where SGD expects the momentum
     used, before = [], []
 
     def schedule(step: int, _: int) -> float:

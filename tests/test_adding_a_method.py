@@ -23,7 +23,7 @@ from tests.conftest import write_miniature
 from tests.refresh_notebooks import source_notebook
 
 from wsss_lib.core.parallel import make_maps
-from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.scoring import best_threshold_row
 from wsss_lib.data.dataset import open_data
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.methods.cam import cam_localization
@@ -44,7 +44,7 @@ files.write_tensors(stage.folder / "weights.safetensors", net.state_dict())
 stage.finish([])
 maps = store.begin_stage(config, "maps", ("cam_",), {"classifier": stage})
 make_maps(cam_localization(net, config), data, config, maps.folder)
-maps.finish([score_maps(data, maps.folder)])
+maps.finish([best_threshold_row(data, maps.folder)])
 
 from tests import test_quantile
 from wsss_lib.methods import quantile

@@ -14,8 +14,7 @@ from tests.test_full_size import check_log, write_voc
 from tests.test_sccam import tame
 from wsss_lib.config import Config
 from wsss_lib.core import training
-from wsss_lib.core.files import write_maps
-from wsss_lib.core.files import read_mask
+from wsss_lib.core.files import read_mask, write_maps
 from wsss_lib.data.dataset import open_data
 from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import build_classifier

@@ -16,9 +16,8 @@ from PIL import Image
 
 from wsss_lib.config import Config
 from wsss_lib.core import store, training
-from wsss_lib.core.files import read_maps, write_maps, write_mask
+from wsss_lib.core.files import read_maps, read_mask, write_maps, write_mask
 from wsss_lib.core.parallel import make_maps
-from wsss_lib.core.files import read_mask
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.errors import DataError
 from wsss_lib.experiments import amn_ablations

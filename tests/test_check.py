@@ -9,8 +9,7 @@ from PIL import Image
 
 from data_prep import check
 from data_prep.check import check_dataset
-from wsss_lib.core.files import write_mask
-from wsss_lib.core.files import voc_palette
+from wsss_lib.core.files import voc_palette, write_mask
 from wsss_lib.errors import DataError
 
 

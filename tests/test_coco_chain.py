@@ -16,14 +16,14 @@ from PIL import Image  # noqa: E402
 from data_prep.coco14 import prepare_coco14  # noqa: E402
 from data_prep.coco_json import image_id  # noqa: E402
 from data_prep.toy_coco import make_toy_coco  # noqa: E402
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config  # noqa: E402
 from wsss_lib.core.files import read_maps, write_tensors  # noqa: E402
 from wsss_lib.core.parallel import make_maps
-from wsss_lib.core.scoring import full_size_maps, metric_row, score_maps, score_masks
+from wsss_lib.core.scoring import best_threshold_row, full_size_maps, metric_row, score_masks
 from wsss_lib.data.dataset import load_dataset, open_data, read_mask  # noqa: E402
 from wsss_lib.methods import amn, rib  # noqa: E402
 from wsss_lib.methods.cam import build_classifier, cam_localization, train_classifier
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config  # noqa: E402
 from wsss_lib.refine.irn import build_irn, make_pseudo_masks, set_mean_displacement, train_irn
 from wsss_lib.refine.seed_masks import make_seeds
@@ -108,7 +108,7 @@ def test_every_stage_runs_with_80_classes(method, coco_run, tmp_path):
     assert make_predictions(net, val, config, folders["predictions"]) == 3
     evaluation = score_masks(val, folders["predictions"] / "plain")
     assert evaluation.confusion.shape == (81, 81) and evaluation.images == 3
-    rows = [score_maps(train, maps), metric_row("seed", train, score_masks(
+    rows = [best_threshold_row(train, maps), metric_row("seed", train, score_masks(
         train, folders["seeds"] / "seed_masks"), True, config)]
     assert all(0 <= row["miou"] <= 100 and row["images"] == 20 for row in rows) and len(rows[1]["class_iou"]) == 81
 

@@ -13,10 +13,10 @@ from PIL import Image
 from data_prep import custom
 from data_prep.sample_photographs import SAMPLES, installed_photographs
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.core.files import read_mask
 from wsss_lib.data.dataset import VOC_CLASSES, load_dataset
 from wsss_lib.errors import DataError
+from wsss_lib.parameters import PROJECT_ROOT
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 

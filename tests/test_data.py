@@ -13,10 +13,9 @@ from PIL import Image
 
 from tests.conftest import CLASSES, SIZES
 from wsss_lib.config import Config
-from wsss_lib.core.files import read_maps, write_mask
+from wsss_lib.core.files import image_size, read_image, read_maps, read_mask, voc_palette, write_mask
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import score_masks, sweep_maps
-from wsss_lib.core.files import image_size, read_image, read_mask, voc_palette
 from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, open_data, read_classes, read_labels, read_split
 from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples
 from wsss_lib.errors import DataError

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core import training
 from wsss_lib.core.scoring import score_masks
@@ -22,6 +21,7 @@ from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.nets.deeplab_v2 import cross_entropy, self_label_loss, self_labels
 from wsss_lib.nets.deeplab_v3plus import Decoder, DeepLabV3Plus, build_dilated_backbone, parameter_groups
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config, read_preset
 from wsss_lib.segment.deeplab import build_deeplab, class_probabilities, score_centre_crops, train_deeplab
 

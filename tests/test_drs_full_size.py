@@ -6,7 +6,6 @@ import torch
 
 from tests.test_drs_stages import write_saliency
 from tests.test_full_size import check_log, check_mask, tame, write_voc
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core import training
 from wsss_lib.core.files import read_maps
@@ -14,6 +13,7 @@ from wsss_lib.core.parallel import make_maps
 from wsss_lib.data.dataset import open_data
 from wsss_lib.data.saliency import check_saliency
 from wsss_lib.methods import drs
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config, read_preset
 from wsss_lib.segment.deeplab import build_deeplab, make_predictions, score_centre_crops, train_deeplab
 

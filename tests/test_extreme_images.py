@@ -11,9 +11,9 @@ from PIL import Image
 from tests import small_chain
 from wsss_lib.config import Config
 from wsss_lib.core import files, training
+from wsss_lib.core.files import read_mask
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import metric_row, score_masks
-from wsss_lib.core.files import read_mask
 from wsss_lib.data.dataset import open_data
 from wsss_lib.errors import DataError
 from wsss_lib.methods import drs, rib, sccam, vwe

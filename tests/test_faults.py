@@ -21,7 +21,6 @@ from PIL import Image
 
 from data_prep.check import check_dataset
 from tests import faulty_work
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core import files, lock, store, training
 from wsss_lib.core.parallel import make_maps
@@ -29,6 +28,7 @@ from wsss_lib.core.scoring import score_masks, sweep_maps
 from wsss_lib.data.dataset import check_images, data_hash, load_dataset, open_data
 from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import build_classifier, cam_localization, train_classifier
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.refine.seed_masks import make_seeds
 
 HERE = {"cwd": PROJECT_ROOT, "env": os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}}

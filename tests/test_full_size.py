@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 
 from wsss_lib.core import training
-from wsss_lib.core.files import read_maps, write_maps, write_mask
+from wsss_lib.core.files import read_maps, read_mask, write_maps, write_mask
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import metric_row, score_masks, sweep_maps
-from wsss_lib.core.files import read_mask
 from wsss_lib.data.dataset import VOC_CLASSES, open_data
 from wsss_lib.methods import amn
 from wsss_lib.methods.cam import build_classifier, cam_localization, score_classifier, train_classifier

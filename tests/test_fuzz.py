@@ -25,13 +25,13 @@ from safetensors.torch import save
 
 from data_prep.coco_json import read_annotations, read_instances
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core import files, store
-from wsss_lib.core.store import peak_memory_mib
 from wsss_lib.core.files import read_image, read_mask
+from wsss_lib.core.store import peak_memory_mib
 from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_classes, read_labels, read_split
 from wsss_lib.data.saliency import read_saliency
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import read_preset
 
 CASES = int(os.environ.get("WSSS_FUZZ_CASES", 10_000))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.conftest import copy_mask
 from wsss_lib.config import Config
-from wsss_lib.core import files, launch, store, training
+from wsss_lib.core import distributed, files, store, training
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.store import unlock_folder
 from wsss_lib.data.dataset import SegmentationDataset, load_dataset, open_data
@@ -76,13 +76,13 @@ def half_way(folder: Path, config: Config) -> None:
     assert (folder / "state.safetensors").is_file()
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_half(net: nn.Module, config: Config, folder: Path) -> None:
     """Stop as `half_way` does; the first process raises, the others are ended."""
     train_pixels(config, folder, stop)
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder: Path, resumed: Path) -> tuple[int, int]:
     """Train the classifier `net`; a net of its own with the losses of pixels; and another from the state in `resumed` on.
 
@@ -92,30 +92,30 @@ def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder:
     images = train_classifier(net, data, config, folder)
     for name, where in (("whole", folder / "pixels"), ("resumed", resumed)):
         model = train_pixels(config, where)
-        if processes.place()[0] == 0:
+        if distributed.place()[0] == 0:
             files.write_tensors(folder / f"{name}.safetensors", model.state_dict())
-    return images, processes.place()[1]
+    return images, distributed.place()[1]
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_badly(net: nn.Module, config: Config, folder: Path) -> int:
     training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.1}], 0.9, 1, 5, config, folder)
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_slow_to_end(net: nn.Module, config: Config, folder: Path) -> None:
     """Process 0 fails, but only ends after the other, which has lost its connection, has failed too."""
-    if processes.place()[0] == 0:
+    if distributed.place()[0] == 0:
         threading.Thread(target=time.sleep, args=[5]).start()  # Python waits for it at its end
         raise DataError("the cause")
-    processes.mean_over_processes(torch.ones(1))
+    distributed.mean_over_processes(torch.ones(1))
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_until_ended(net: nn.Module, config: Config, folder: Path, end: Callable[[int], None], value: int) -> None:
-    if processes.place()[0] == 1:
+    if distributed.place()[0] == 1:
         end(value)
-    processes.mean_over_processes(torch.ones(1))
+    distributed.mean_over_processes(torch.ones(1))
 
 
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -136,7 +136,7 @@ def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_ha
         start = {key: value.clone() for key, value in net.state_dict().items()}
         given = config.model_copy(update={"processes": number})
         assert train_all(net, data, given, folder, tmp_path / f"resumed{number}") == (80, number)
-        assert not net.training and not (folder / launch.TRAINED).exists()
+        assert not net.training and not (folder / distributed.TRAINED).exists()
         nets[number] = [net.state_dict()] + [files.read_tensors(folder / f"{name}.safetensors")
                                              for name in ("whole", "resumed")]
         assert largest_difference(start, nets[number][0]) > 0.01 and largest_difference(
@@ -186,11 +186,11 @@ def test_a_process_that_cannot_say_why_it_ends_is_told(end, value, words, tmp_pa
 
 def test_alone_nothing_is_touched():
     values = torch.tensor([1, 2])
-    assert processes.place() == (0, 1) and processes.mean_over_processes(values) is values
+    assert distributed.place() == (0, 1) and distributed.mean_over_processes(values) is values
     net = pixel_net()
     net(torch.ones(1, 3, 4, 4)).sum().backward()
     before = [parameter.grad.clone() for parameter in net.parameters()]
-    processes.average_gradients(list(net.parameters()))
+    distributed.average_gradients(list(net.parameters()))
     assert all(torch.equal(parameter.grad, old) for parameter, old in zip(net.parameters(), before, strict=True))
 
 
@@ -211,7 +211,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def in_shards(shards: int, config: Config, make: Callable[[Config], int]) -> int:
     """Call `make(config)` as the Snakefile calls a notebook: shard 0, all others, shard 0 again; return the last result."""
     for shard in range(shards + 1) if shards > 1 else ():
-        with pytest.raises(inference.ShardDone, match=f"shard {shard} of {shards} is done"):
+        with pytest.raises(parallel.ShardDone, match=f"shard {shard} of {shards} is done"):
             make(config.model_copy(update={"shard": shard, "shards": shards}))
     return make(config.model_copy(update={"shard": 0, "shards": shards}) if shards > 1 else config)
 
@@ -229,7 +229,7 @@ def test_shards_together_make_what_one_process_makes(miniature, small_config, tm
                 calls[name] += 1
                 copy_mask(name, data, folder)
 
-            return inference.for_each_image(data.ids, lambda name: folder / f"{name}.png", work, "masks", config)
+            return parallel.for_each_image(data.ids, lambda name: folder / f"{name}.png", work, "masks", config)
 
         assert in_shards(shards, small_config, masks) == (len(data) if shards == 1 else 0)
         assert calls == Counter(data.ids), "each image once"

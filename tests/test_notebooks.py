@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.refresh_notebooks import source_notebook
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
+from wsss_lib.parameters import PROJECT_ROOT
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]

@@ -13,10 +13,10 @@ import pytest
 
 from tests.pipeline import RUN, SNAKEMAKE, finish_smoke_run
 from wsss_lib import results
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core.scoring import mean_part_recall
 from wsss_lib.data.dataset import open_data
+from wsss_lib.parameters import PROJECT_ROOT
 
 pytestmark = pytest.mark.timeout(2400)
 

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from data_prep.voc_labels import labels_from_xml, write_labels
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import full_size_maps
@@ -19,6 +18,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import VOC_CLASSES, SegmentationDataset, load_dataset
 from wsss_lib.methods.cam import ClassActivationNet, build_classifier, cam_localization
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"

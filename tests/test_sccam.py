@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_full_size import check_log, write_voc
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core import files, store, training
 from wsss_lib.core.parallel import make_maps
@@ -22,6 +21,7 @@ from wsss_lib.errors import DataError
 from wsss_lib.methods import sccam
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
 
 # ---- sub-categories

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core import files, store, training
 from wsss_lib.data.dataset import load_dataset
@@ -23,6 +22,7 @@ from wsss_lib.data.samples import ClassificationSamples
 from wsss_lib.methods import cam
 from wsss_lib.methods.cam import build_classifier, train_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.parameters import PROJECT_ROOT
 
 STEPS = 23
 HERE = {"device": "cpu", "num_workers": 0}

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib.data import transforms
 from wsss_lib.core.files import IGNORE
+from wsss_lib.data import transforms
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.samples import (
     AffinitySamples,

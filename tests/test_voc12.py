@@ -20,11 +20,10 @@ from data_prep.official import SBD_PAGE, VOC_PAGE, ListFacts, Source, list_sha25
 from data_prep.sbd import read_sbd_mask, train_aug_ids
 from data_prep.voc12 import prepare_voc12, survey_voc12
 from data_prep.voc_xml import VocObject, write_voc_xml
-from wsss_lib.parameters import PROJECT_ROOT
-from wsss_lib.core.files import write_mask
-from wsss_lib.core.files import read_mask, voc_palette
+from wsss_lib.core.files import read_mask, voc_palette, write_mask
 from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_labels
 from wsss_lib.errors import DataError
+from wsss_lib.parameters import PROJECT_ROOT
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 TRAIN, VAL = ["2007_000032", "2008_000007"], ["2007_000033", "2009_000011"]

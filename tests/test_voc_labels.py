@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from data_prep import voc_labels
 from data_prep.voc_xml import VocObject, read_voc_classes, write_voc_xml
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.data.dataset import VOC_CLASSES, load_dataset
 from wsss_lib.errors import DataError
+from wsss_lib.parameters import PROJECT_ROOT
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="skipped: no real data")

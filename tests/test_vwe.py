@@ -12,7 +12,6 @@ from PIL import Image
 
 from tests.golden_vwe import Given
 from tests.test_full_size import REDUCED, check_log, tame, write_voc
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.config import Config
 from wsss_lib.core import store, training
 from wsss_lib.core.files import read_maps
@@ -23,6 +22,7 @@ from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.ops.crf import crf_from_maps
 from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
 
 

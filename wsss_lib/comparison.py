@@ -19,7 +19,7 @@ from wsss_lib.ops.metrics import BoundaryEvaluation, Evaluation
 from wsss_lib.ops.seeds import argmax_with_background
 from wsss_lib.ops.thresholds import near_best_range
 from wsss_lib.pipeline import LABEL_MAPS
-from wsss_lib.results import collect, fingerprint, with_spread
+from wsss_lib.results import IMAGES_OF, PUBLISHED, collect, fingerprint, place_of_method, with_spread
 
 COUNTED = 300  # images of each split that are scored again
 
@@ -208,7 +208,73 @@ def gains(line: dict[str, dict[int, float]], baseline: str = "cam") -> dict[str,
     return {method: cell for method, cell in shared.items() if cell}
 
 
-def threshold_table(stages: dict[tuple[str, int], dict[str, StageFolder]], fixed: float, within: float = 2.0) -> list[list[str]]:
+def gain_table(scored: dict[str, dict[str, dict[int, float]]]) -> list[list[str]]:
+    """Say for each line of `side_by_side` and each method what it gains over plain CAM, seed by seed.
+
+    Args:
+        scored: from `side_by_side`.
+
+    Returns:
+        one line each: what, method, the gains, their mean and spread, and whether all have one sign.
+
+    Explained in notebook 95, section "Gains, seed by seed".
+    """
+    lines = []
+    for what, line in scored.items():
+        for method, cell in gains(line).items():
+            if method != "truth":
+                values = list(cell.values())
+                agree = "one seed only" if len(values) == 1 else "yes" if len({gain > 0 for gain in values}) == 1 else "no"
+                lines.append([what, method, " / ".join(f"{gain:+.1f}" for gain in values), with_spread(values), agree])
+    return lines
+
+
+def mean_over_seeds(counted: Sequence[dict], what: str, value: str) -> dict[str, np.ndarray]:
+    """Return method to the mean over its seeds of a number, or of a list of numbers, of the counted rows of one name."""
+    values = defaultdict(list)
+    for row in counted:
+        if row["what"] == what:
+            values[row["method"]].append(row[value])
+    return {method: np.nanmean(np.array(values[method], float), axis=0) for method in sorted(values, key=place_of_method)}
+
+
+def counted_table(counted: Sequence[dict], names: Sequence[str]) -> list[list[str]]:
+    """Return a line for each name and method of counted rows: precision, recall, mIoU, boundary IoU in percent, seeds."""
+    lines = []
+    for what in names:
+        means = [mean_over_seeds(counted, what, value) for value in ("precision", "recall", "miou", "boundary_iou")]
+        for method in means[0]:
+            seeds = sum((row["what"], row["method"]) == (what, method) for row in counted)
+            lines.append([what, method, *(f"{mean[method]:.1f}" for mean in means), str(seeds)])
+    return lines
+
+
+def published_table(summary: Sequence[dict], dataset: str) -> list[list[str]]:
+    """Return a line for each published value, with ours beside it or the reason why none may stand there.
+
+    Args:
+        summary: from `results.summarize`.
+        dataset: on which ours were scored.
+
+    Explained in notebook 95, section "Published values".
+    """
+    rows = {(row["method"], row["what"], row["split"]): row for row in summary}
+    lines = []
+    for entry in PUBLISHED:
+        row, there = rows.get((entry.method, entry.what, entry.split)), IMAGES_OF[entry.split]
+        if row is None:
+            ours = "not run here"
+        elif dataset != "voc12" or row["images"] != there:
+            ours = f"refused: {row['images']} images of {dataset} are not {there} of VOC"
+        else:
+            ours = f"{row['miou']:.1f} ({row['runs']} runs)"
+        lines.append([entry.method, entry.what, entry.split, f"{entry.value:g}", ours, entry.start, entry.pixel_labels,
+                      entry.source])
+    return lines
+
+
+def threshold_table(stages: dict[tuple[str, int], dict[str, StageFolder]], fixed: float,
+                    within: float = 2.0) -> list[list[str]]:
     """Say for each method how much its maps depend on the threshold.
 
     Args:

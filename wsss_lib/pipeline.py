@@ -49,3 +49,11 @@ def needed_by(notebook: str, config: Config) -> list[Stage]:
     for stage in (stage for stage in SHARED if stage.notebook == notebook):
         found |= {other: None for other in stage.inputs(config).values() if other.notebook != notebook}
     return list(found) or list(cam.STAGES)  # DeepLab on ground truth
+
+
+def notebooks() -> dict[str, list[Stage]]:
+    """Return the notebooks of the pipeline, each with the stages whose results other notebooks read."""
+    found: dict[str, list[Stage]] = {}
+    for stage in STAGES:
+        found.setdefault(stage.notebook, []).append(stage)
+    return found

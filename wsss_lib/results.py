@@ -7,11 +7,12 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from wsss_lib.config import Config
 from wsss_lib.core.store import finished_stages
 from wsss_lib.methods import METHODS
 from wsss_lib.pipeline import ROWS
@@ -275,6 +276,38 @@ def table(rows: list[dict], compare: bool) -> str:
     rule = ["-" * width for width in widths]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in [head, rule, *lines])
+
+
+def run_table(rows: list[dict], config: Config) -> str:
+    """Return `table` for rows of `metrics.json` of one method and seed."""
+    own = [{"method": config.method, "seed": config.seed} | row for row in rows]
+    return table(summarize(own), compare=config.dataset == "voc12")
+
+
+def class_table(columns: Mapping[str, Sequence[float | None]], names: Sequence[str], digits: int = 1) -> str:
+    """Return a plain-text table with a line for each class.
+
+    Args:
+        columns: words above a column to its values in percent; None: the class is not in the split.
+        names: of the classes.
+        digits: after the point.
+
+    >>> print(class_table({"IoU %": [50.0, None]}, ["cat", "dog"]))
+                            IoU %
+    cat                      50.0
+    dog              not in split
+    """
+    def line(name: str, cells: Sequence[str]) -> str:
+        return f"{name:14s}" + "".join(f"{cell:>15s}" for cell in cells)
+
+    cells = [["not in split" if value is None else f"{value:.{digits}f}" for value in values] for values in columns.values()]
+    return "\n".join([line("", list(columns)), *map(line, names, zip(*cells, strict=True))])
+
+
+def quote(entries: Iterable[Published | None]) -> str:
+    """Return a line for each published number with its source; None is left out."""
+    return "\n".join(f"published, VOC 2012 {entry.split}, {entry.method}, {entry.what}: {entry.value:g} % ({entry.source})"
+                     for entry in entries if entry)
 
 
 def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

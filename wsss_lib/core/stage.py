@@ -119,9 +119,8 @@ class Job:
         return self.files.metrics()
 
     def log(self) -> list[dict[str, float]]:
-        """Return the rows of the training's log: step, factor on the rates, and every loss; empty if nothing was trained."""
-        path = self.folder / "log.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        """Return the rows of the training's log, as `training.read_log`."""
+        return training.read_log(self.folder)
 
     def scoring(self) -> "Job":
         """Return the job as `Stage.score` is given it: what only scores depend on may be read, too."""

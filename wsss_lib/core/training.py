@@ -225,6 +225,12 @@ def _trim_log(path: Path, done: int):
     return open(path, "a", encoding="utf-8")
 
 
+def read_log(folder: Path) -> list[dict]:
+    """Return the rows of a training's log: dicts with step, factor and every named loss; empty if nothing was trained."""
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a network's weights as safetensors; the training state beside them goes when the stage is finished.
 

@@ -21,6 +21,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes, mean_over_processes
 from wsss_lib.core.files import IGNORE, read_maps, read_mask, write_mask
 from wsss_lib.core.parallel import Localize, for_each_image, make_maps
@@ -51,6 +52,7 @@ from wsss_lib.parameters import (
 )
 
 NOTEBOOK = "40_amn"
+SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of other notebooks
 DROPOUT = 0.1
 
 
@@ -566,3 +568,20 @@ MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"network": NET
              score=_score_maps, method="amn", reads=("backbone", "cam_scales", "amn_dropout_in_maps", "seed"),
              shows={"CAM at its best threshold": None})
 STAGES = (REFINED_SEEDS, NETWORK, MAPS)
+
+
+# ---- costs
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count refined seeds, network and maps."""
+    net, batch = build_amn(config, data.classes, ""), crops(config.irn_crop)
+
+    def labels(count: int) -> Tensor:
+        return torch.empty(count, data.classes, device="meta")
+
+    seeds = Cost("refined_seeds", core_seconds=data.train * data.crf_seconds(2), disk_mib=data.masks_mib)
+    network = training_cost("network", net, lambda n: [net(batch(n), labels(n))],
+                            data.seen(config.amn_epochs, config.cam_batch_size), config.cam_batch_size)
+    net.eval()
+    forward = inference_flops(lambda views: net(views, labels(len(views))), data.size, config.cam_scales)
+    return [seeds, network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -15,6 +15,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.progress import progress
@@ -336,3 +337,14 @@ CLASSIFIER = Stage("classifier", NOTEBOOK, _make_classifier, load=_load_classifi
 MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"classifier": CLASSIFIER}, score=score_maps, method="cam",
              reads=("backbone", "cam_scales"), shows={"CAM at its best threshold": None})
 STAGES = (CLASSIFIER, MAPS)
+
+
+# ---- costs
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count the classifier and its maps."""
+    net, batch = build_classifier(config, data.classes), crops(config.cam_crop)
+    classifier = training_cost("classifier", net, lambda n: [net(batch(n))], data.seen(config.cam_epochs, config.cam_batch_size),
+                               config.cam_batch_size)
+    forward = inference_flops(net.eval().activation_maps, data.size, config.cam_scales)
+    return [classifier, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import IGNORE, read_json, read_maps, read_tensors, write_json, write_mask, write_tensors
 from wsss_lib.core.parallel import Localize, for_each_image, make_maps
@@ -38,6 +39,7 @@ from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask, up
 from wsss_lib.parameters import TRAINING, Fraction, FrozenStages, ParameterGroup, Positive, Rate, Settings, Text
 
 NOTEBOOK = "30_drs"
+SETS_FOR_OTHERS = ("refinement", "seed_*", "walk_*", "deeplab_*")  # what its presets may set of stages of other notebooks
 REFINEMENT = "drs"  # the value of the parameter `refinement` that names this method's own masks
 CONFLICT = 0.9  # more than two channels above this: the pixel is unknown
 
@@ -849,3 +851,18 @@ MASKS = Stage("drs_masks", NOTEBOOK,
               reads=(*MASK_READS, "seed_crf_iterations", "seed_foreground_threshold", "seed_background_threshold"),
               score_reads=("pixel_labels_chose", "drs_selection"), shows={"DRS pseudo-label": ""})
 STAGES = (NETWORK, LOCALIZATION, REFINED, MAPS, MASKS)
+
+
+# ---- costs
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count both networks, their maps and the pseudo-labels."""
+    found, batch = [], crops(config.drs_crop)
+    for stage, maps, build, epochs in (("network", "localization", build_drs, config.drs_epochs),
+                                       ("refinement", "maps", build_refinement, config.drs_refine_epochs)):
+        net = build(config, data.classes)
+        found.append(training_cost(stage, net, lambda n, net=net: [net(batch(n))], data.seen(epochs, config.drs_batch_size),
+                                   config.drs_batch_size))
+        forward = inference_flops(net.eval(), (config.drs_crop, config.drs_crop), (1.0,), views=1)
+        found.append(Cost(maps, data.train * forward, disk_mib=data.maps_mib))
+    return [*found, Cost("drs_masks", core_seconds=data.train * data.crf_seconds(), disk_mib=data.masks_mib)]

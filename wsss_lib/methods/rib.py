@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from wsss_lib.core.counting import Cost, Images
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.scoring import score_maps
 from wsss_lib.core.stage import Job, Stage
@@ -23,11 +25,12 @@ from wsss_lib.core.training import poly_factor
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, batches_of_pool, disjoint_pool
-from wsss_lib.methods.cam import CLASSIFIER, ClassActivationNet, merge_scales, stride4_size
+from wsss_lib.methods.cam import CLASSIFIER, ClassActivationNet, build_classifier, merge_scales, stride4_size
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Rate, Settings
 
 NOTEBOOK = "20_rib"
+SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of other notebooks
 FROZEN_STAGES = 3  # stem, layer1 and layer2 stay as they are, whatever the classifier's own training froze
 COMPANION_BANK = 512  # images that companions are drawn from: enough for the 9 x 20 of one image
 KEPT_PUSHES = 32  # label sets whose first push is remembered; 90 MB each with ResNet-50
@@ -424,3 +427,50 @@ MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"classifier": 
              reads=("backbone", "cam_scales", "cam_crop", "cam_long_side_min", "cam_long_side_max", "rib_*", "seed"),
              shows={"CAM at its best threshold": None})
 STAGES = (MAPS,)
+
+
+# ---- costs
+
+def rib_flops(config: Settings, num_classes: int, size: tuple[int, int]) -> tuple[float, float]:
+    """Return the operations of RIB's steps on one image, in the plain formulation and in ours.
+
+    Plain runs the whole network in every step. Ours runs its frozen stages once for all steps, and the last step, whose update
+    nobody uses, without its backward pass.
+
+    Args:
+        config: `rib_*`, the backbone and `cam_scales`, without weights.
+        num_classes: foreground classes.
+        size: (H, W) of the image.
+
+    Explained in notebook 20, section "The idea in ten lines".
+    """
+    with torch.device("meta"):
+        net = build_classifier(config, num_classes).eval()
+
+    def count(images: int, height: int, width: int) -> tuple[float, float, float]:
+        """Return the operations of the frozen stages, of the others forward, and of the others backward."""
+        batch, numbers = torch.empty(images, 3, height, width, device="meta"), []
+        with FlopCounterMode(display=False) as counter:
+            features = net.backbone.shallow(batch, FROZEN_STAGES).detach()
+            numbers.append(counter.get_total_flops())
+            raw = evidence(net, features)
+            numbers.append(counter.get_total_flops())
+            raw.sum().backward()
+            numbers.append(counter.get_total_flops())
+        return numbers[0], numbers[1] - numbers[0], numbers[2] - numbers[1]
+
+    steps = config.rib_iterations
+    frozen, forward, backward = count(config.rib_companions, config.cam_crop, config.cam_crop)
+    plain, ours = steps * (frozen + forward + backward), (steps - 1) * (forward + backward)
+    for scale in config.cam_scales:
+        frozen, forward, backward = count(2, *(round(side * scale) for side in size))
+        backward = backward if scale > 0.5 else 0.0
+        plain += steps * (frozen + forward + backward)
+        ours += frozen + steps * forward + (steps - 1) * backward
+    return plain, ours
+
+
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count the maps; RIB trains nothing that stays."""
+    return [Cost("maps", data.train * rib_flops(config, data.classes, data.size)[1], disk_mib=data.maps_mib)]

@@ -24,6 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import image_size, read_tensors, write_atomically, write_tensors
 from wsss_lib.core.parallel import Localize, batches_of_like_size, make_maps
@@ -52,6 +53,7 @@ from wsss_lib.parameters import (
 )
 
 NOTEBOOK = "60_sccam"
+SETS_FOR_OTHERS = ("refinement", "backbone", "backbone_weights", "output_stride", "affinitynet_*", "seed_*", "walk_*")  # what its presets may set of stages of other notebooks
 STARTS = 10  # of k-means; scikit-learn's default when the method was published, 1 today
 
 
@@ -590,3 +592,14 @@ MAPS = Stage("maps", NOTEBOOK, _make_maps,
              method="sccam", reads=lambda config: ("backbone", "cam_scales", "sccam_weights", *(
                  (*BACKBONE, "sccam_*") if config.sccam_weights else ())), shows={"CAM at its best threshold": None})
 STAGES = (MAPS,)  # after the rounds, whose number is a parameter
+
+
+# ---- costs
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count all rounds and the maps of the last."""
+    net, batch = build_sccam(config, data.classes), crops(config.cam_crop)
+    trained = [training_cost(f"round{number}", net, lambda n: list(net(batch(n))), data.seen(epochs, config.cam_batch_size),
+                             config.cam_batch_size) for number, epochs in enumerate(config.sccam_round_epochs, start=1)]
+    forward = inference_flops(net.eval().activation_maps, data.size, config.cam_scales)
+    return [*trained, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

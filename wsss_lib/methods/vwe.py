@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.scoring import score_maps
@@ -40,6 +41,7 @@ from wsss_lib.parameters import (
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
 NOTEBOOK = "50_vwe"
+SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone")  # what its presets may set of stages of other notebooks
 RHO = 1e-3  # share of the new average in VWL-M's codebook
 
 
@@ -434,3 +436,14 @@ MAPS = Stage("maps", NOTEBOOK,
              inputs=lambda config: {"network": NETWORK}, score=score_maps, method="vwe", reads=("backbone", "cam_scales"),
              shows={"CAM at its best threshold": None})
 STAGES = (NETWORK, MAPS)
+
+
+# ---- costs
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count network and maps."""
+    net, batch = build_vwe(config, data.classes, ""), crops(config.cam_crop)
+    network = training_cost("network", net, lambda n: [net(batch(n))], data.seen(config.vwe_epochs, config.cam_batch_size),
+                            config.cam_batch_size)
+    forward = inference_flops(net.eval(), data.size, config.cam_scales)
+    return [network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from wsss_lib.core import training
+from wsss_lib.core.counting import WALK_SECONDS, Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import IGNORE, read_maps, write_atomically, write_mask
 from wsss_lib.core.parallel import for_each_image
@@ -650,3 +651,15 @@ MASKS = Stage("affinitynet_masks", NOTEBOOK, _make_masks, score=_score_masks,
               reads=("backbone", "affinitynet_radius", "affinity_walk_*"), score_reads=("pixel_labels_chose",),
               shows={"AffinityNet pseudo-mask": ""})
 STAGES = (SCORES, NETWORK, MASKS)
+
+
+# ---- costs
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count AffinityNet and the walk."""
+    net, batch = build_affinitynet(config, ""), crops(config.affinitynet_crop)
+    network = training_cost("affinitynet", net, lambda n: [net(batch(n))],
+                            data.seen(config.affinitynet_epochs, config.affinitynet_batch_size), config.affinitynet_batch_size)
+    forward = inference_flops(net.eval(), data.size, (1.0,), views=1)
+    return [network, Cost("affinitynet_masks", data.train * forward, data.train * WALK_SECONDS * data.pixels,
+                          disk_mib=data.masks_mib)]

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
+from wsss_lib.core.counting import WALK_SECONDS, Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import read_maps, write_mask
 from wsss_lib.core.parallel import for_each_image
@@ -399,3 +400,15 @@ MASKS = Stage("pseudo_masks", NOTEBOOK, _make_masks, score=_score_masks,
               inputs=lambda config: {"maps": maps_of(config.method), "irn": NETWORK},
               reads=("backbone", "walk_*"), score_reads=("pixel_labels_chose",), shows={"IRN pseudo-mask": ""})
 STAGES = (NETWORK, MASKS)
+
+
+# ---- costs
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count IRN and the walk."""
+    net, batch = build_irn(config, Path()), crops(config.irn_crop)
+    network = training_cost("irn", net, lambda n: list(net(batch(n))), data.seen(config.irn_epochs, config.irn_batch_size),
+                            config.irn_batch_size)
+    side = (max(data.size[0], config.walk_pad_to), max(data.size[1], config.walk_pad_to))
+    return [network, Cost("pseudo_masks", data.train * inference_flops(net.eval(), side, (1.0,)),
+                          data.train * WALK_SECONDS * data.pixels, disk_mib=data.masks_mib)]

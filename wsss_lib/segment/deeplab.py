@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import IGNORE, write_mask
 from wsss_lib.core.parallel import for_each_image
@@ -299,3 +300,16 @@ PREDICTIONS = Stage("predictions", NOTEBOOK, _make_predictions, inputs=lambda co
                     score_reads=("deeplab_centre_crop", "pixel_labels_chose"),
                     shows={"DeepLab-v2": "plain", "DeepLab-v2 + CRF": "crf", "DeepLab-v3+": "plain", "DeepLab-v3+ + CRF": "crf"})
 STAGES = (DEEPLAB, PREDICTIONS)
+
+
+# ---- costs
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count the training and the predictions of the validation images."""
+    net, batch, scales = build_deeplab(config, data.classes, Path()), crops(config.deeplab_crop), config.deeplab_test_scales
+    network = training_cost("deeplab", net, lambda n: multi_scale_logits(net, batch(n), scales),
+                            config.deeplab_iterations * config.deeplab_batch_size, config.deeplab_batch_size)
+    net.eval()
+    forward = inference_flops(lambda image: multi_scale_logits(net, image, scales), data.size, (1.0,), views=1)
+    crf = 2 * data.val * data.crf_seconds()  # twice the labels of a seed: what the network holds possible in an image
+    return [network, Cost("predictions", data.val * forward, crf, disk_mib=2 * data.masks_mib * data.val / data.train)]

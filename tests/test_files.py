@@ -1,12 +1,10 @@
-"""Files are whole or absent, stages are resumed or moved aside, and every broken file gives one sentence."""
+"""Files are whole or absent, and every broken file gives one sentence."""
 
 import errno
 import io
-import json
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -17,12 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib.parameters import PROJECT_ROOT
-from wsss_lib.config import Config
-from wsss_lib.core import files, store
-from wsss_lib.core.store import peak_memory_mib
+from wsss_lib.core import files
 from wsss_lib.core.files import read_mask, voc_palette
 from wsss_lib.errors import DataError
+from wsss_lib.parameters import PROJECT_ROOT
 
 
 def files_below(folder: Path) -> list[str]:
@@ -240,147 +236,22 @@ def test_tensors_round_trip_and_broken_files(tmp_path):
             files.read_tensors(tmp_path / name)
 
 
-# ---- stages
-
-def config_of(tmp_path: Path, **values) -> Config:
-    return Config(runs_root=str(tmp_path / "runs"), **values)
-
-
-def filled(config: Config, name: str = "maps", uses: tuple[str, ...] = ("cam_",), inputs: dict | None = None,
-           content: str = "a") -> store.Stage:
-    """Begin a stage and, unless it is complete, fill it."""
-    stage = store.begin_stage(config, name, uses, {"data": "hash"} if inputs is None else inputs)
-    if not stage.is_complete():
-        (stage.folder / "result.txt").write_text(content)
-        stage.finish([{"what": "test", "miou": 1.0}], num_images=3)
-    return stage
-
-
-def test_a_finished_stage_holds_its_record(tmp_path):
-    stage = filled(config_of(tmp_path, seed=3))
-    assert stage.folder == tmp_path / "runs" / "toy" / "cam" / "seed3" / "maps"
-    assert files_below(stage.folder) == ["begun.json", "metrics.json", "result.txt", "run.json"]
-    record = stage.record()
-    assert record["stage"] == "maps" and record["parameters"]["cam_epochs"] == 8 and record["parameters"]["seed"] == 3
-    assert record["inputs"] == {"data": "hash"} and record["files"] == 1 and record["device"] == "cpu"
-    assert record["versions"]["torch"] and record["versions"]["python"].startswith("3.")
-    assert record["peak_memory_mib"] > 50 and record["seconds"] >= 0
-    assert stage.metrics() == [{"what": "test", "miou": 1.0}] and stage.results() == record["results_sha256"]
-
-
-def test_the_peak_of_memory_is_that_of_this_process_not_of_the_one_that_started_it():
-    ask = [sys.executable, "-c", "from wsss_lib.core.store import peak_memory_mib; print(peak_memory_mib('cpu'))"]
-    alone = int(subprocess.check_output(ask, cwd=PROJECT_ROOT))
-    much = np.ones(2**28, np.uint8)
-    assert int(subprocess.check_output(ask, cwd=PROJECT_ROOT)) < alone + 64 < peak_memory_mib("cpu"), len(much)
-
-
-def test_run_json_is_written_last(tmp_path, monkeypatch):
-    stage = store.begin_stage(config_of(tmp_path), "maps", ("cam_",), {})
-    written = []
-    write = files.write_json
-    monkeypatch.setattr(artifacts, "write_json", lambda path, content: (written.append(path.name), write(path, content)))
-    stage.finish([])
-    assert written == ["metrics.json", "run.json"]
-
-
-def test_an_unfinished_stage_is_resumed_and_cannot_be_read(tmp_path):
-    config = config_of(tmp_path)
-    stage = store.begin_stage(config, "maps", ("cam_",), {"data": "hash"})
-    (stage.folder / "half.txt").write_text("half")
-    (stage.folder / "deep").mkdir()
-    for leftover in (stage.folder / ".writing-1.npz", stage.folder / "deep" / ".writing-2.png"):
-        leftover.write_text("cut off")
-    with pytest.raises(DataError, match="maps is not finished: run notebook 10_cam with the same dataset, method and seed"):
-        store.open_stage(config, "maps", "10_cam")
-    with pytest.raises(DataError, match="stage 'maps' has not finished; run its notebook first"):
-        stage.results()
-    again = store.begin_stage(config, "maps", ("cam_",), {"data": "hash"})
-    assert not again.is_complete() and files_below(again.folder) == ["begun.json", "half.txt"]
-
-
-def test_same_parameters_do_nothing(tmp_path, capsys):
-    config = config_of(tmp_path)
-    first = filled(config)
-    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    time.sleep(0.01)
-    elsewhere = config_of(tmp_path, seed_threshold=0.4, num_workers=2, device_batch_size=1)
-    for again in (filled(config, content="b"), filled(elsewhere, content="b")):
-        assert again.is_complete() and {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == before
-    assert store.open_stage(config, "maps", "10_cam").results() == first.results()
-    assert capsys.readouterr().out == ""
-
-
-def test_a_changed_parameter_moves_the_old_results_aside(tmp_path, capsys):
-    old = filled(config_of(tmp_path), content="old")
-    new = filled(config_of(tmp_path, cam_epochs=9), content="new")
-    assert capsys.readouterr().out == "maps: parameters or inputs have changed; the old results are now in maps.stale\n"
-    assert new.folder == old.folder and (new.folder / "result.txt").read_text() == "new"
-    assert (new.folder.with_name("maps.stale") / "result.txt").read_text() == "old"
-    assert new.record()["parameters"]["cam_epochs"] == 9
-    filled(config_of(tmp_path, cam_epochs=10), content="newer")  # the older stale folder makes room
-    assert (new.folder.with_name("maps.stale") / "result.txt").read_text() == "new"
-
-
-def test_a_weights_file_counts_by_its_content(tmp_path):
-    weights = tmp_path / "own.safetensors"
-    weights.write_bytes(b"first")
-    config = config_of(tmp_path, cam_weights=str(weights))
-    assert set(filled(config, content="from first").record()["inputs"]) == {"data", "cam_weights"}
-    weights.write_bytes(b"second")
-    assert (filled(config, content="from second").folder / "result.txt").read_text() == "from second"
-    weights.write_bytes(b"first")
-    assert not store.begin_stage(config, "maps", ("cam_",), {"data": "hash"}).is_complete()
-
-
-def test_a_changed_input_makes_everything_after_it_stale(tmp_path):
-    def chain(config):
-        classifier = filled(config, "classifier", ("cam_",), content=f"weights after {config.cam_epochs} epochs")
-        return filled(config, "seeds", ("seed_",), {"classifier": classifier})
-
-    chain(config_of(tmp_path))
-    same = chain(config_of(tmp_path, irn_epochs=9))
-    assert not same.folder.with_name("seeds.stale").exists()
-    changed = chain(config_of(tmp_path, cam_epochs=9))
-    assert changed.folder.with_name("seeds.stale").is_dir() and changed.is_complete()
-
-
-def test_equal_results_give_equal_hashes_whatever_happened_beside_them(tmp_path):
-    first, second = filled(config_of(tmp_path / "a")), filled(config_of(tmp_path / "b"))
-    assert first.results() == second.results()
-    third = store.begin_stage(config_of(tmp_path / "c"), "maps", ("cam_",), {"data": "hash"})
-    (third.folder / "notebook.ipynb").write_text("written by papermill, at any time")  # a record, as the metrics are
-    (third.folder / "result.txt").write_text("a")
-    third.finish([{"what": "test", "miou": 2.0}])
-    assert third.results() == first.results()
-
-
 @given(st.dictionaries(st.text("ab/", min_size=1, max_size=3).map(lambda name: name.strip("/").replace("//", "/") or "a"),
                        st.binary(max_size=3), min_size=1, max_size=3))
-def test_hash_sees_names_and_contents(files):
+def test_hash_sees_names_and_contents(contents):
     import tempfile
 
-    def total(contents) -> str:
+    def total(named) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in contents.items():
+            for name, content in named.items():
                 path = Path(folder) / name.replace("/", "_")
                 path.write_bytes(content)
             return files.sha256(Path(folder).iterdir(), Path(folder))
 
-    assert total(files) == total(dict(reversed(files.items())))
-    name = next(iter(files))
-    assert total(files) != total(files | {name: files[name] + b"x"})
+    assert total(contents) == total(dict(reversed(contents.items())))
+    name = next(iter(contents))
+    assert total(contents) != total(contents | {name: contents[name] + b"x"})
     assert total({"a": b"x", "b": b""}) != total({"a": b"", "b": b"x"})
-
-
-def test_broken_record_names_the_folder_to_delete(tmp_path):
-    stage = filled(config_of(tmp_path))
-    (stage.folder / "run.json").write_text('{"results_sha')
-    with pytest.raises(DataError, match="not valid JSON; delete the folder .*maps and run its stage again"):
-        stage.record()
-    (stage.folder / "begun.json").write_text(json.dumps([])[:1])
-    with pytest.raises(DataError, match="not valid JSON; delete the folder"):
-        filled(config_of(tmp_path))
 
 
 def test_zip_with_a_huge_claim_is_refused(tmp_path):
