@@ -127,13 +127,12 @@ rule all:
 
 # One rule for each notebook. What it writes and what it needs stands in the table of stages, wsss_lib/pipeline.py.
 for notebook, stages in pipeline.notebooks().items():
-    owners = {stage.method for stage in stages}
 
     rule:
         name: notebook
         input: lambda wildcards, notebook=notebook: needed(wildcards, notebook), notebook=f"notebooks/{notebook}.ipynb"
         output: [executed(stage.name) for stage in stages]
-        wildcard_constraints: method="|".join(owners) if "" not in owners else "|".join([*METHODS, "truth"])
+        wildcard_constraints: method="|".join(pipeline.methods_of(notebook))
         params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
         threads: 1 if notebook == CHECK.notebook else cores
         shell: run_notebook

@@ -21,11 +21,11 @@ from data_prep.toy import make_toy_dataset
 from wsss_lib.config import Config
 from wsss_lib.core import files, store, training
 from wsss_lib.core.training import poly_factor
-from wsss_lib.costs import rib_flops
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import cam, rib
 from wsss_lib.methods.cam import build_classifier, train_classifier
+from wsss_lib.methods.rib import rib_flops
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config

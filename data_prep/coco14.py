@@ -29,8 +29,7 @@ from data_prep.official import COCO14_LISTS, COCO14_SOURCES, COCO_PAGE, ListFact
 from data_prep.unpack import unpack
 from data_prep.voc_labels import write_labels
 from data_prep.workers import map_images
-from wsss_lib.core.files import read_json, write_atomically, write_json, write_mask
-from wsss_lib.core.files import IGNORE, image_size
+from wsss_lib.core.files import IGNORE, image_size, read_json, write_atomically, write_json, write_mask
 from wsss_lib.errors import DataError
 
 MASK_FOLDERS = {"paint": "SegmentationClass", "ignore": "SegmentationClassCrowd255"}

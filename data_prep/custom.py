@@ -30,9 +30,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.voc_labels import write_labels
-from wsss_lib.core.files import write_mask
+from wsss_lib.core.files import IGNORE, read_mask, write_mask
 from wsss_lib.core.progress import progress
-from wsss_lib.core.files import IGNORE, read_mask
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.errors import DataError
 

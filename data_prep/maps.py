@@ -25,16 +25,15 @@ import torch
 import torch.nn.functional as F
 
 from data_prep.restricted import read_npy
-from wsss_lib.parameters import project_path
 from wsss_lib.config import Config
-from wsss_lib.core.files import write_maps
+from wsss_lib.core.files import image_size, write_maps
 from wsss_lib.core.parallel import for_each_image
 from wsss_lib.core.scoring import score_maps
-from wsss_lib.core.store import begin_stage
-from wsss_lib.core.files import image_size
-from wsss_lib.data.dataset import SegmentationDataset, data_hash, open_data
+from wsss_lib.core.stage import Job, Stage, run
+from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import stride4_size
+from wsss_lib.parameters import project_path
 from wsss_lib.presets import read_preset
 
 Maps = tuple[np.ndarray, np.ndarray]  # classes (K,), scores (K, h, w)
@@ -192,16 +191,18 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
         raise FileNotFoundError(f"{missing[0]}: the map is missing, and {len(missing) - 1} others of split {data.split!r}; "
                                 "give the folder that holds one .npy for each image, or a preset with their train_split")
     identity = hashlib.sha256("".join(f"{path.name} {path.stat().st_size}\n" for path in paths).encode()).hexdigest()
-    stage = begin_stage(config, "maps", (), {"data": data_hash(data), "files": f"{name} {identity}"})
-    if not stage.is_complete():
-        work = partial(import_map, folder=folder, data=data, name=name, output=stage.folder)
-        made = for_each_image(data.ids, lambda image_id: stage.folder / f"{image_id}.npz", work, "maps", config,
+
+    def make(job: Job) -> int:
+        work = partial(import_map, folder=folder, data=data, name=name, output=job.folder)
+        return for_each_image(data.ids, lambda image_id: job.folder / f"{image_id}.npz", work, "maps", config,
                               config.num_workers)
-        score_data = open_data(config, config.score_split)
-        has_masks = all(score_data.mask_path(image_id).is_file() for image_id in score_data.ids)
-        stage.finish([score_maps(score_data, stage.folder)] if has_masks else [], made)
+
+    score_data = open_data(config, config.score_split)
+    has_masks = all(score_data.mask_path(image_id).is_file() for image_id in score_data.ids)
+    stage = run(Stage("maps", f"of method {config.method!r}", make, files=lambda job: {"files": f"{name} {identity}"},
+                      score=score_maps if has_masks else None, method=config.method), config)
     scores = [f"; mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f}, which the masks chose, on {row['images']} "
-              f"images of {row['split']}" for row in stage.metrics()]
+              f"images of {row['split']}" for row in stage.metrics]
     return f"{stage.folder}: maps of {len(data)} images{''.join(scores)}\ngo on with -p method {config.method}"
 
 

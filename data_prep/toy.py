@@ -21,8 +21,7 @@ from data_prep.toy_scenes import CLASSES, VARIED_CLASS, Scene, draw_scene
 from data_prep.voc_labels import write_labels
 from data_prep.voc_xml import VocObject, write_voc_xml
 from data_prep.workers import map_images
-from wsss_lib.core.files import read_json, sha256, write_atomically, write_json, write_mask
-from wsss_lib.core.files import IGNORE
+from wsss_lib.core.files import IGNORE, read_json, sha256, write_atomically, write_json, write_mask
 from wsss_lib.errors import DataError
 
 VERSION = 1  # raised whenever the same seed gives other pictures

@@ -23,8 +23,7 @@ from data_prep.sbd import read_sbd_mask, train_aug_ids
 from data_prep.unpack import unpack
 from data_prep.voc_labels import labels_from_xml, write_labels
 from data_prep.workers import map_images
-from wsss_lib.core.files import read_json, write_atomically, write_json, write_mask
-from wsss_lib.core.files import IGNORE, image_size, read_mask
+from wsss_lib.core.files import IGNORE, image_size, read_json, read_mask, write_atomically, write_json, write_mask
 from wsss_lib.data.dataset import VOC_CLASSES, read_split
 from wsss_lib.errors import DataError
 

@@ -46,11 +46,9 @@ checkpoint_every = 100  # steps between two saved states
 seed_threshold = 0.15  # background threshold of the initial seed masks, as in the run
 
 # %%
-from wsss_lib import results, viz, widgets
-from wsss_lib.comparison import OVERVIEW
+from wsss_lib import comparison, results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.core.files import read_mask
-from wsss_lib.core.scoring import full_size_maps, mask_at
+from wsss_lib.core.scoring import mask_at
 from wsss_lib.core.stage import open_stage, run, run_folder_of
 from wsss_lib.core.store import finished_stages
 from wsss_lib.data.dataset import open_data
@@ -95,19 +93,9 @@ for job in (maps, seeds, pseudo_masks, predictions):
 # have the right *extent*, and do they have the right *names*?
 
 # %% tags=["nbval-ignore-output"]
-def stored(folder):
-    """Return the function from an image id to its label map in a folder."""
-    return lambda name: read_mask(folder / f"{name}.png", data.num_classes)
-
-
-def highest_score(folder):
-    """Return the function from an image id to the highest score of every pixel over the classes of the image."""
-    return lambda name: full_size_maps(folder, name)[1].max(0, initial=0)
-
-
 image_id = ([name for name in data.ids if data.label(name).sum() >= 2] or data.ids)[1]
-viz.show_examples(data, [image_id], {"CAM": highest_score(maps.folder), "seed mask": stored(seeds.folder / "seed_masks"),
-                                     "refined (IRN)": stored(pseudo_masks.folder)},
+cam_of, mask_of = viz.highest_scores(maps.folder), viz.masks_in(pseudo_masks.folder, data)
+viz.show_examples(data, [image_id], {"CAM": cam_of, "seed mask": viz.masks_in(seeds.folder / "seed_masks", data), "refined (IRN)": mask_of},
                   f"Training image {image_id}: input, ground truth, class activation map, seed mask after CRF, pseudo-mask after IRN", size=2.4)
 
 # %% [markdown]
@@ -119,8 +107,8 @@ viz.show_examples(data, [image_id], {"CAM": highest_score(maps.folder), "seed ma
 # creatures named rightly, and what does the CRF change?
 
 # %% tags=["nbval-ignore-output"]
-viz.show_examples(val_data, val_data.ids[:3], {"segmentation": stored(predictions.folder / "plain"),
-                                               "segmentation + CRF": stored(predictions.folder / "crf")},
+viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(predictions.folder / "plain", data),
+                                               "segmentation + CRF": viz.masks_in(predictions.folder / "crf", data)},
                   "Three validation images: input, ground truth, DeepLab-v2 without and with the dense CRF", size=2.4)
 
 # %% [markdown]
@@ -136,17 +124,15 @@ viz.show_examples(val_data, val_data.ids[:3], {"segmentation": stored(prediction
 # for, in the fourth column: how far does each map reach from the heads?
 
 # %%
-REFINED = {"drs_masks": ("", "saliency"), "pseudo_masks": ("", "IRN"), "affinitynet_masks": ("", "AffinityNet"),
-           "seeds": ("seed_masks", "seed mask + CRF")}  # a method's most refined masks first
+def labelled(mask, title):
+    """Return a panel with a label map of the image."""
+    return viz.labels(mask, data.classes, title)
 
 
 def refined_mask(method, group):
     """Return a panel with a method's most refined mask of the image."""
-    found = next((stage for stage in REFINED if stage in group), None)
-    if method == "truth" or found is None:
-        return labelled(data.mask(image_id), "ground truth") if method == "truth" else viz.blank("not run")
-    folder, title = REFINED[found]
-    return labelled(stored(group[found].folder / folder)(image_id), title)
+    found = (data.root / data.mask_folder, "ground truth") if method == "truth" else comparison.most_refined(group)
+    return labelled(viz.masks_in(found[0], data)(image_id), found[1]) if found else viz.blank("not run")
 
 
 def segmentation(method, group):
@@ -157,18 +143,13 @@ def segmentation(method, group):
     return labelled(deeplab.class_probabilities(network.net, data.image(image_id), network.config).argmax(0), "segmentation")
 
 # %% tags=["nbval-ignore-output"]
-def labelled(mask, title):
-    """Return a panel with a label map of the image."""
-    return viz.labels(mask, data.classes, title)
-
-
 def method_panels(method, group):
     """Return one method's row of the grid."""
     picture, own = data.image(image_id), viz.blank("none" if method == "truth" else "CAM itself" if method == "cam" else "not run")
     if "maps" in group and method != "cam":
-        own = viz.scores(picture, highest_score(group["maps"].folder)(image_id), method)
+        own = viz.scores(picture, viz.highest_scores(group["maps"].folder)(image_id), method)
     return [viz.image(picture, f"{method}: input"), labelled(data.mask(image_id), "ground truth"),
-            viz.scores(picture, highest_score(maps.folder)(image_id), "CAM"), own, refined_mask(method, group), segmentation(method, group)]
+            viz.scores(picture, cam_of(image_id), "CAM"), own, refined_mask(method, group), segmentation(method, group)]
 
 # %% tags=["nbval-ignore-output"]
 finished = {method: group for (method, seed), group in finished_stages(run_folder_of(config)).items()
@@ -263,7 +244,7 @@ print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inp
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=config.seed_threshold):
     """Show the mask that one threshold makes of the map above."""
-    viz.show_examples(data, [image_id], {"CAM": highest_score(maps.folder), f"threshold {threshold:.2f}": mask_at(maps.folder, threshold)},
+    viz.show_examples(data, [image_id], {"CAM": cam_of, f"threshold {threshold:.2f}": mask_at(maps.folder, threshold)},
                       f"The map of {image_id} and its mask at threshold {threshold:.2f}", size=2.4)
 
 
@@ -302,5 +283,5 @@ draw()
 # steps take them, as [docs/adding_a_method.md](../docs/adding_a_method.md) shows.
 
 # %% tags=["nbval-ignore-output"]
-run(OVERVIEW, config)
+run(comparison.OVERVIEW, config)
 print("The overview is complete.")

@@ -216,16 +216,9 @@ viz.show_panels([[viz.image(np.repeat(test.images[item, 0, ..., None], 3, 2), "i
 # %% tags=["nbval-ignore-output"]
 def hgr_curves(rows, title, published=False, legend=True):
     """Return a panel with the HGR of the three regions over the layers, for the runs of one kind."""
-    values = np.array([row["hgr"] for row in rows])  # (seeds, 3, 6)
-    panel = viz.bands(range(1, 7), dict(zip(REGIONS, values.transpose(1, 0, 2), strict=True)), title,
-                      bottleneck.PUBLISHED_HGR if published else None, legend, xticks=range(1, 7),
-                      xticklabels=[f"$G_{layer}$" for layer in range(1, 7)], ylim=(-0.03, 1.05))
-
-    def draw(axes):
-        axes.axvspan(4.8, 6.2, facecolor="none", edgecolor="black", linestyle="--", linewidth=0.8)
-        panel(axes)
-
-    return draw
+    values = np.array([row["hgr"] for row in rows]).transpose(1, 0, 2)  # (3, seeds, 6)
+    return viz.bands(range(1, 7), dict(zip(REGIONS, values, strict=True)), title, bottleneck.PUBLISHED_HGR if published else None, legend,
+                     frame=(4.8, 6.2), xticks=range(1, 7), xticklabels=[f"$G_{layer}$" for layer in range(1, 7)], ylim=(-0.03, 1.05))
 
 
 digit, shape, ground = np.mean([row["hgr"] for row in main["sigmoid"]], 0)

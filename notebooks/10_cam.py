@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.core.files import read_maps
-from wsss_lib.core.scoring import full_size_maps, iou_of_images, mask_at, mean_part_recall
+from wsss_lib.core.scoring import iou_of_images, mask_at, mean_part_recall
 from wsss_lib.core.stage import run
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import open_data
@@ -259,8 +259,7 @@ for threshold in (0.15, 0.3):
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_at(maps.folder, row["threshold"]))
-viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed),
-                  {"CAM": lambda name: full_size_maps(maps.folder, name)[1].max(0, initial=0)},
+viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed), {"CAM": viz.highest_scores(maps.folder)},
                   "Best, random and worst image: where there are heads, the maps sit on them and leave out much of the bodies",
                   size=2.2, iou={"CAM": ranking})
 

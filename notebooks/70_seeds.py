@@ -46,7 +46,7 @@ from PIL import Image
 
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.core.files import IGNORE, read_mask
+from wsss_lib.core.files import IGNORE
 from wsss_lib.core.scoring import full_size_maps, iou_of_images, mask_at, sweep_maps
 from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data.dataset import open_data
@@ -413,11 +413,7 @@ print(f"{small_labels.size} pixels; both agree on {100 * (exact == fast).mean():
 # edge of the object? And what happens where the seed holds a small part of the object only?
 
 # %% tags=["nbval-ignore-output"]
-def refined(name):
-    """Return the seed mask of an image after the CRF."""
-    return read_mask(seeds.folder / "seed_masks" / f"{name}.png", score_data.num_classes)
-
-
+refined = viz.masks_in(seeds.folder / "seed_masks", score_data)
 viz.show_examples(score_data, score_data.ids[:3], {"initial seed mask": mask_at(maps_folder, fixed), "seed mask + CRF": refined},
                   "Round blobs become regions with the edges of the image; what the initial seed mask does not touch is not found")
 
@@ -502,8 +498,8 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "g
 # The production step: two label maps for every training image. No pixel label is read here.
 
 # %%
-stored = read_mask(seeds.folder / "irn_labels" / f"{image_id}.png", score_data.num_classes)
-assert (stored == confident).all()
+stored = viz.masks_in(seeds.folder / "irn_labels", score_data)
+assert (stored(image_id) == confident).all()
 print(f"{len(list((seeds.folder / 'seed_masks').glob('*.png')))} masks; the stored label of {image_id} is the one made above:", True)
 
 # %% [markdown]
@@ -557,7 +553,7 @@ for row in (row_of["IRN labels without CRF"], row_of["IRN labels"]):
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, refined)
 viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed),
-                  {"CAM": lambda name: full_size_maps(maps_folder, name)[1].max(0, initial=0), "refined": refined},
+                  {"CAM": viz.highest_scores(maps_folder), "refined": refined},
                   "Best, random and worst image: a good seed mask needs a map that covers the object", iou={"refined": ranking})
 
 # %% [markdown]

@@ -50,7 +50,7 @@ import torch.nn.functional as F
 
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.core.files import IGNORE, read_mask
+from wsss_lib.core.files import IGNORE
 from wsss_lib.core.scoring import full_size_maps, iou_of_images, score_masks
 from wsss_lib.core.stage import folder_of, open_stage, run
 from wsss_lib.data.dataset import open_data
@@ -176,16 +176,11 @@ def affinities_of(f, cell, radius=5, beta=1.0):
     return row.view(f.shape[1:])
 
 
-def marked_image(axes):
-    """Draw the image with the chosen cell."""
-    viz.draw_image(axes, np.array(image), f"input {image_id}")
-    axes.plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
-
-
 points = np.argwhere((score_data.mask(image_id) == classes[0] + 1)[::config.affinitynet_stride, ::config.affinitynet_stride])
-cell = tuple(points[np.abs(points - points.mean(0)).sum(1).argmin()])  # of the object, near its center
-viz.show_panels([marked_image, viz.heat_map(affinities_of(color, cell), "affinity by color")],
-                "An image with one marked cell, and the affinities of that cell to its neighbors by color", size=2.5, bar=" ")
+cell = points[np.abs(points - points.mean(0)).sum(1).argmin()]  # of the object, near its center
+marked = viz.image(image, f"input {image_id}", dot=(cell[::-1] + 0.5) * config.affinitynet_stride)
+by_color = viz.heat_map(affinities_of(color, cell), "affinity by color")
+viz.show_panels([marked, by_color], "An image with one marked cell, and the affinities of that cell to its neighbors by color", size=2.5, bar=" ")
 
 # %% [markdown]
 # ## 3 The loss
@@ -253,8 +248,7 @@ viz.show_training(network.log(), {"bg": "background pairs", "fg": "object pairs"
 
 # %% tags=["nbval-ignore-output"]
 f = affinitynet.grid_features(net, image, config).cpu()
-viz.show_panels([marked_image, viz.heat_map(affinities_of(color, cell), "by color"),
-                 viz.heat_map(affinities_of(f, cell), "by AffinityNet")],
+viz.show_panels([marked, by_color, viz.heat_map(affinities_of(f, cell), "by AffinityNet")],
                 "Affinities of the marked cell to its neighbors, by color and by the trained features", size=2.5, bar=" ")
 
 # %% [markdown]
@@ -324,13 +318,9 @@ except ValueError as error:
 # maps.
 
 # %%
-def stored(folder):
-    """Return the function from an image id to its label map in a folder."""
-    return lambda name: read_mask(folder / f"{name}.png", score_data.num_classes)
-
-
 masks = run(affinitynet.MASKS, config)
-assert set(np.unique(stored(masks.folder)(image_id))) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
+mask_of = viz.masks_in(masks.folder, score_data)
+assert set(np.unique(mask_of(image_id))) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
 print("every value of the mask is background or a class of the label:", True)
 
 # %% [markdown]
@@ -389,11 +379,11 @@ for words, settings in (("alpha", (4, 8, 32)), ("beta", (4, 8, 32)), ("power", (
 def after_crf(name):
     """Return the pseudo-mask of one image after the dense CRF on its labels."""
     ids = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
-    label = np.searchsorted(ids, stored(masks.folder)(name))
-    return ids[crf_from_labels(np.array(score_data.image(name)), label, len(ids))].astype(np.uint8)
+    refined = crf_from_labels(np.array(score_data.image(name)), np.searchsorted(ids, mask_of(name)), len(ids))
+    return ids[refined].astype(np.uint8)
 
 
-without, with_crf = (100 * score_masks(tried, masks_of).scores().miou for masks_of in (masks.folder, after_crf))
+without, with_crf = (100 * score_masks(tried, masks_of).scores().miou for masks_of in (mask_of, after_crf))
 print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after a CRF")
 
 # %% [markdown]
@@ -403,10 +393,9 @@ print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after
 # AffinityNet.
 
 # %% tags=["nbval-ignore-output"]
-ranking = iou_of_images(score_data, stored(masks.folder))
-viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed),
-                  {"map": lambda name: full_size_maps(maps.folder, name)[1].max(0, initial=0),
-                   "refined": stored(seeds.folder / "seed_masks"), "AffinityNet": stored(masks.folder)},
+ranking = iou_of_images(score_data, mask_of)
+columns = {"map": viz.highest_scores(maps.folder), "refined": viz.masks_in(seeds.folder / "seed_masks", score_data), "AffinityNet": mask_of}
+viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed), columns,
                   "Best, random and worst image: maps, seed masks after the CRF, and AffinityNet's masks", iou={"AffinityNet": ranking})
 
 # %% [markdown]

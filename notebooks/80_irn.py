@@ -47,7 +47,7 @@ from scipy import ndimage
 
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.core.files import read_maps, read_mask
+from wsss_lib.core.files import read_maps
 from wsss_lib.core.scoring import full_size_maps, iou_of_images
 from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data import transforms
@@ -76,19 +76,9 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; {le
 # lies in the zone where nobody knows.** The whole notebook is about getting it out of there.
 
 # %% tags=["nbval-ignore-output"]
-def stored(folder):
-    """Return the function from an image id to its label map in a folder."""
-    return lambda name: read_mask(folder / f"{name}.png", score_data.num_classes)
-
-
-def highest_score(name):
-    """Return the highest score of every pixel over the classes of the image."""
-    return full_size_maps(maps.folder, name)[1].max(0, initial=0)
-
-
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
-image, confident = score_data.image(image_id), stored(seeds.folder / "irn_labels")(image_id)
-viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident label": stored(seeds.folder / "irn_labels")},
+image, highest_score, confident = score_data.image(image_id), viz.highest_scores(maps.folder), viz.masks_in(seeds.folder / "irn_labels", data=score_data)
+viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident label": confident},
                   "The map lights up on a part of the object; the confident label leaves a hatched zone around it", size=2.2)
 
 # %% [markdown]
@@ -116,22 +106,17 @@ for destination in ((0, 3), (2, 3), (4, -1)):
 
 # %%
 def neighborhood(radius, destination=None):
-    """Return a panel with the cells of a half disc, or of the path to one of them."""
+    """Return a panel with the cells of a half disc, or of the path to one of them; (0, 0) is brightest."""
     found = {path.destination: path.points for path in affinity.search_paths(radius)}
-    dy, dx = np.array(found[destination] if destination else list(found)).T
-
-    def draw(axes):
-        axes.scatter(dx, dy, s=30 if radius > 5 else 90, marker="s", color="lightgrey" if destination else None)
-        axes.plot(*zip((0, 0), (destination or (0, 0))[::-1], strict=True), "o-", color="black", markevery=[0])
-        axes.set(xlim=(-radius, radius), ylim=(radius, -1), aspect="equal")
-        axes.set_title(f"path to {destination}: {len(dx)} cells" if destination else f"{len(dx)} directions, radius {radius}")
-        axes.set_axis_off()
-
-    return draw
+    cells = np.array(found[destination] if destination else list(found))
+    grid = np.zeros((radius, 2 * radius - 1))
+    grid[cells[:, 0], cells[:, 1] + radius - 1] = 0.6
+    grid[0, radius - 1] = 1
+    return viz.heat_map(grid, f"path to {destination}: {len(cells)} cells" if destination else f"{len(cells)} directions, radius {radius}")
 
 
 viz.show_panels([neighborhood(5), *(neighborhood(5, cell) for cell in ((0, 3), (2, 3), (4, -1))), neighborhood(10)],
-                "A lower half disc of 34 neighbors, paths of 4, 8 and 10 cells, and a half disc of 152 neighbors", size=2.4)
+                "A lower half disc of 34 neighbors, paths of 4, 8 and 10 cells, and a half disc of 152 neighbors", size=(2.4, 1.7))
 
 # %% [markdown]
 # **Which pairs are labelled.** There are three useful kinds: both cells background, both the same class, or two
@@ -150,7 +135,7 @@ assert (counts, dropped) == ({"bg_pos": 1, "fg_pos": 3, "neg": 2}, 2)
 # On the image from above, reduced to the grid as in training (rows and columns 2, 6, 10, …), with the walk's radius 3 (training: 5):
 
 # %% tags=["nbval-ignore-output"]
-grid_label = torch.from_numpy(transforms.quarter_label(confident).astype(np.int64))
+grid_label = torch.from_numpy(transforms.quarter_label(confident(image_id)).astype(np.int64))
 pairs = affinity.affinity_labels(grid_label, config.walk_radius, train_data.num_classes + 1)
 for name, mask in pairs._asdict().items():
     print(f"{name:7s} {100 * mask.float().mean():5.1f} % of {mask.numel()} pairs")
@@ -542,8 +527,8 @@ viz.show_panels([viz.image(image, f"input {image_id}"), viz.scores(image, highes
 
 # %%
 masks = run(irn.MASKS, config)
-mask = stored(masks.folder)(image_id)
-assert set(np.unique(mask)) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
+mask_of = viz.masks_in(masks.folder, score_data)
+assert set(np.unique(mask_of(image_id))) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
 print("every value of the mask is background or a class of the label:", True)
 
 # %% [markdown]
@@ -574,9 +559,9 @@ print(results.class_table({"IoU of the mask": rows[-1]["class_iou"]}, ["backgrou
 # dense CRF), and IRN.
 
 # %% tags=["nbval-ignore-output"]
-ranking = iou_of_images(score_data, stored(masks.folder))
+ranking = iou_of_images(score_data, mask_of)
 chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-viz.show_examples(score_data, chosen, {"CAM": highest_score, "refined": stored(seeds.folder / "seed_masks"), "IRN": stored(masks.folder)},
+viz.show_examples(score_data, chosen, {"CAM": highest_score, "refined": viz.masks_in(seeds.folder / "seed_masks", score_data), "IRN": mask_of},
                   "Best, random and worst image: input, ground truth, CAM, refined seed mask and IRN's mask with its IoU", iou={"IRN": ranking})
 
 # %% [markdown]
@@ -588,7 +573,7 @@ viz.show_examples(score_data, chosen, {"CAM": highest_score, "refined": stored(s
 
 # %% tags=["nbval-ignore-output"]
 worst = chosen[-1]
-truth, mask = score_data.mask(worst), stored(masks.folder)(worst)
+truth, mask = score_data.mask(worst), mask_of(worst)
 for label, scores in zip(*full_size_maps(maps.folder, worst), strict=True):
     objects, found = truth == label + 1, (mask == label + 1) & (truth != 255)
     peak = np.unravel_index(scores.argmax(), truth.shape)

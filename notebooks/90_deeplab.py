@@ -49,7 +49,6 @@ from torch import nn
 
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.core.files import read_mask
 from wsss_lib.core.scoring import iou_of_images, score_masks
 from wsss_lib.core.stage import open_stage, run
 from wsss_lib.core.training import poly_factor
@@ -397,12 +396,8 @@ assert len(probabilities) == val_data.num_classes + 1 and np.allclose(probabilit
 print("prediction without any label:", True)
 
 # %%
-def stored(folder):
-    """Return the function from an image id to its predicted mask, "plain" or after the "crf"."""
-    return lambda name: read_mask(predictions.folder / folder / f"{name}.png", val_data.num_classes)
-
-
 predictions = run(deeplab.PREDICTIONS, config)
+plain, with_crf = (viz.masks_in(predictions.folder / folder, val_data) for folder in ("plain", "crf"))
 print("predictions with and without CRF for", len(val_data), "images")
 
 # %% [markdown]
@@ -424,7 +419,7 @@ print("predictions with and without CRF for", len(val_data), "images")
 # %%
 same = crf_from_probabilities(picture, probabilities, bilateral_compat=0, gaussian_compat=0)
 assert np.array_equal(same.argmax(0), probabilities.argmax(0)) and picture.dtype == np.uint8
-assert np.mean(crf_segmentation(picture, probabilities) == stored("crf")(image_id)) > 0.99
+assert np.mean(crf_segmentation(picture, probabilities) == with_crf(image_id)) > 0.99
 print("no pairwise terms, no change; the stored mask is that of the CRF:", True)
 
 # %% [markdown]
@@ -477,11 +472,10 @@ print(results.class_table(iou_of, ["background", *val_data.classes, "mean"]))
 # segmentation, and the segmentation after the CRF.
 
 # %% tags=["nbval-ignore-output"]
-ranking = iou_of_images(val_data, stored("plain"))
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-viz.show_examples(val_data, chosen, {"plain": stored("plain"), "+ CRF": stored("crf")},
+ranking = iou_of_images(val_data, plain)
+viz.show_examples(val_data, viz.best_worst_random(ranking, count=1, seed=config.seed), {"segmentation": plain, "+ CRF": with_crf},
                   "Best, random and worst validation image: input, ground truth, segmentation, with CRF; the IoU stands above", size=2.2,
-                  iou={"plain": ranking, "+ CRF": iou_of_images(val_data, stored("crf"))})
+                  iou={"segmentation": ranking, "+ CRF": iou_of_images(val_data, with_crf)})
 
 # %% [markdown]
 # There are two kinds of bad images. In one the outline is wrong; a CRF may help. In the other the *name* is wrong: two

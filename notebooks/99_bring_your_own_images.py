@@ -35,7 +35,6 @@ from data_prep import custom
 from data_prep.sample_photographs import installed_photographs
 from wsss_lib import viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.core.files import read_mask
 from wsss_lib.core.scoring import full_size_maps, mask_at
 from wsss_lib.core.stage import run
 from wsss_lib.data.dataset import open_data
@@ -208,13 +207,8 @@ print("a mask for every photograph:", True)
 # rocket and none has that sky without one, so the sky answers the question as well as the rocket does.
 
 # %% tags=["nbval-ignore-output"]
-def stored(name, folder="seed_masks"):
-    """Return a mask of a photograph: the full one, or "irn_labels", what is sure of it."""
-    return read_mask(seeds.folder / folder / f"{name}.png", data.num_classes)
-
-
-viz.show_panels([inputs, *([viz.labels(stored(name, folder), data.classes, "", data.image(name)) for name in shown]
-                           for folder in ("seed_masks", "irn_labels"))],
+full, sure = (viz.masks_in(seeds.folder / folder, data) for folder in ("seed_masks", "irn_labels"))
+viz.show_panels([inputs, *([viz.labels(mask_of(name), data.classes, "", data.image(name)) for name in shown] for mask_of in (full, sure))],
                 f"{len(shown)} photographs, their masks, and the sure part of these, where hatched pixels are unknown", size=1.7)
 
 # %% [markdown]
@@ -226,7 +220,7 @@ viz.show_panels([inputs, *([viz.labels(stored(name, folder), data.classes, "", d
 print("photograph           class      fraction of the photograph   probability")
 for name in shown:
     for index in np.flatnonzero(data.label(name)):
-        covered, belief = float((stored(name) == index + 1).mean()), probabilities[data.ids.index(name), index]
+        covered, belief = float((full(name) == index + 1).mean()), probabilities[data.ids.index(name), index]
         sign = "  <- look" if not 0.02 <= covered <= 0.8 or belief < 0.5 else ""
         print(f"{name[:20]:20s} {data.classes[index][:10]:10s} {100 * covered:15.0f} %           {belief:12.2f}{sign}")
 

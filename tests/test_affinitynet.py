@@ -17,6 +17,7 @@ from wsss_lib.core import training
 from wsss_lib.core.files import read_mask, write_maps
 from wsss_lib.data.dataset import open_data
 from wsss_lib.errors import DataError
+from wsss_lib.methods import cam
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.nets.resnet38 import ResNet38
@@ -24,7 +25,7 @@ from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 from wsss_lib.ops import affinity
 from wsss_lib.ops.random_walk import random_walk
 from wsss_lib.presets import preset_config
-from wsss_lib.refine import affinitynet
+from wsss_lib.refine import affinitynet, irn
 from wsss_lib.refine.affinitynet import AffinityHead, AffinityNet
 
 # ---- affinities and loss
@@ -283,9 +284,9 @@ def test_network_starts_from_the_classifier_or_its_own_weights(small, tmp_path):
 
 
 def test_the_choice_of_the_refinement_changes_no_other_stage():
-    stages_of_others = ("cam_", "irn_", "walk_")
-    assert Config(refinement="affinitynet").parameters_of(*stages_of_others) == Config().parameters_of(*stages_of_others)
-    names = Config().parameters_of("affinitynet_alpha_")
+    for stage in (*irn.STAGES, *cam.STAGES):
+        assert "refinement" not in Config().names_of(*stage.read_by(Config()))
+    names = affinitynet.SCORES.reads
     assert "affinitynet_alpha_low" in names and "affinitynet_epochs" not in names and "affinity_walk_beta" not in names
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsss_lib.config import Config
-from wsss_lib.core import store, training
+from wsss_lib.core import training
 from wsss_lib.core.files import read_maps, read_mask, write_maps, write_mask
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.data.dataset import SegmentationDataset, open_data
@@ -436,10 +436,10 @@ def test_ablations_are_stored_one_by_one(config, data, seed_folder, tmp_path, mo
     training.save_weights(build_classifier(config, 3), tmp_path / "classifier.safetensors")
     made = {"classifier": tmp_path / "classifier.safetensors", "maps": seed_folder.parent / "cam"}
     for name, source in made.items():
-        stage = store.begin_stage(config, name, ("cam_",), {"data": "x"}, method="cam")
+        stage = made.begin(config, name, ("backbone", "output_stride"), method="cam")
         shutil.copytree(source, stage.folder, dirs_exist_ok=True) if source.is_dir() \
             else shutil.copy(source, stage.folder / "weights.safetensors")
-        stage.finish([])
+        made.finish(stage)
     config = config.model_copy(update={"method": "amn", "amn_init": "classifier", "amn_epochs": 1, "cam_scales": (1.0,)})
     names = ["AMN as published", "dropout left on in the maps", "image-level loss, not per pixel"]
     out, rows = tmp_path / "out.json", {}

@@ -106,7 +106,7 @@ def test_frozen_batch_norm_keeps_its_statistics_but_learns_scale_and_shift():
 
 
 def test_live_batch_norm_when_it_is_not_frozen():
-    net = build_classifier(Config(frozen_batch_norm=False), 3).train()
+    net = build_classifier(Config(cam_frozen_batch_norm=False), 3).train()
     net(torch.randn(2, 3, 32, 32))
     assert net.backbone.bn1.num_batches_tracked == 1
 

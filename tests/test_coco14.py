@@ -20,10 +20,11 @@ from data_prep.coco_categories import COCO_CLASSES  # noqa: E402
 from data_prep.coco_json import image_id  # noqa: E402
 from data_prep.official import COCO_PAGE, ListFacts, Source, list_sha256  # noqa: E402
 from data_prep.toy_coco import make_toy_coco  # noqa: E402
-from wsss_lib.config import PROJECT_ROOT  # noqa: E402
-from wsss_lib.data.dataset import load_dataset, voc_palette  # noqa: E402
+from wsss_lib.core.files import voc_palette  # noqa: E402
+from wsss_lib.data.dataset import load_dataset  # noqa: E402
 from wsss_lib.errors import DataError
 from wsss_lib.ops.metrics import Evaluation, confusion_matrix  # noqa: E402
+from wsss_lib.parameters import PROJECT_ROOT  # noqa: E402
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "coco128"
 NUM_TRAIN, NUM_VAL = 24, 8

@@ -17,10 +17,14 @@ from data_prep.coco14 import prepare_coco14  # noqa: E402
 from data_prep.coco_json import image_id  # noqa: E402
 from data_prep.toy_coco import make_toy_coco  # noqa: E402
 from wsss_lib.config import Config  # noqa: E402
-from wsss_lib.core.files import read_maps, write_tensors  # noqa: E402
+from wsss_lib.core.files import (  # noqa: E402
+    read_maps,
+    read_mask,  # noqa: E402
+    write_tensors,
+)
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import best_threshold_row, full_size_maps, metric_row, score_masks
-from wsss_lib.data.dataset import load_dataset, open_data, read_mask  # noqa: E402
+from wsss_lib.data.dataset import load_dataset, open_data  # noqa: E402
 from wsss_lib.methods import amn, rib  # noqa: E402
 from wsss_lib.methods.cam import build_classifier, cam_localization, train_classifier
 from wsss_lib.parameters import PROJECT_ROOT

@@ -15,7 +15,7 @@ from data_prep import coco_json, coco_masks  # noqa: E402
 from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES, INDEX_OF_ID  # noqa: E402
 from data_prep.coco_json import read_annotations, read_instances  # noqa: E402
 from data_prep.coco_masks import instance_mask, mask_of_annotations  # noqa: E402
-from wsss_lib.data.dataset import DataError  # noqa: E402
+from wsss_lib.errors import DataError  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden" / "data__coco_paint.npz"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")

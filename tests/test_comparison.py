@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
+from tests import made
 from wsss_lib import comparison, results
 from wsss_lib.config import Config
 from wsss_lib.core import files, store
+from wsss_lib.core.stage import run_folder_of
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.ops.metrics import BoundaryEvaluation, boundary_band
 
@@ -71,11 +73,9 @@ def test_void_borders_are_filled_and_not_counted():
 ROW = {"what": "CAM seed", "split": "train", "images": 8, "crf": False, "seed": 0, "method": "cam", "miou": 40.0}
 
 
-def finish(config: Config, name: str, rows: list[dict], method: str = "", uses: tuple[str, ...] = ("cam_",)) -> store.Stage:
+def finish(config: Config, name: str, rows: list[dict], method: str = "") -> store.StageFolder:
     """Begin and finish a stage without files."""
-    stage = store.begin_stage(config, name, uses, {}, method)
-    stage.finish(rows)
-    return stage
+    return made.finish(made.begin(config, name, ("cam_*", "seed"), method=method), rows)
 
 
 def test_cells_hold_seeds_and_gains_only_those_that_both_have():
@@ -103,7 +103,7 @@ def test_seeds_with_other_settings_are_refused(small_config):
     runs = {seed: small_config.model_copy(update={"seed": seed}) for seed in range(3)}
     for seed in range(2):
         finish(runs[seed], "maps", [])
-    folder = store.stage_folder(small_config, "maps").parents[2]
+    folder = run_folder_of(small_config)
     comparison.check_settings(store.finished_stages(folder))
     finish(runs[2].model_copy(update={"cam_epochs": 5}), "maps", [])
     with pytest.raises(ValueError, match="cam, stage maps: cam_epochs is 5 for seed 2 and 2 for seed 0; run one of them again"):
@@ -111,22 +111,22 @@ def test_seeds_with_other_settings_are_refused(small_config):
 
 
 def test_stages_of_reports_and_stale_ones_do_not_count(small_config):
-    for name, method in (("maps", "cam"), ("maps.stale", "cam"), ("overview", "report"), ("check", "data")):
+    for name, method in (("maps", "cam"), ("maps.0123456789abcdef", "cam"), ("overview", "report"), ("check", "data")):
         finish(small_config, name, [], method)
-    store.begin_stage(small_config, "seeds", (), {})  # not finished
-    found = store.finished_stages(store.stage_folder(small_config, "maps").parents[2])
+    made.begin(small_config, "seeds")  # not finished
+    found = store.finished_stages(run_folder_of(small_config))
     assert {key: list(group) for key, group in found.items()} == {("cam", 0): ["maps"]}
 
 
 def test_true_masks_score_everything(miniature, small_config):
     data = load_dataset(miniature, "train")
-    stage = store.begin_stage(small_config, "pseudo_masks", (), {})
+    stage = made.begin(small_config, "pseudo_masks")
     for image_id in data.ids:  # the void border gets the nearest label
         mask = data.mask(image_id)
         nearest = distance_transform_edt(mask == 255, return_distances=False, return_indices=True)
         files.write_mask(stage.folder / f"{image_id}.png", mask[tuple(nearest)])
     row = ROW | {"what": "IRN pseudo-mask", "pixel_labels_chose": ""}
-    stage.finish([row], 8)
+    made.finish(stage, [row], 8)
     half = comparison.evenly_spaced(data, 4)
     assert half.ids == (data.ids[0], data.ids[2], data.ids[5], data.ids[7]) and half.labels.shape == (4, 3)
     assert comparison.evenly_spaced(data, 100).ids == data.ids
@@ -139,13 +139,13 @@ def test_true_masks_score_everything(miniature, small_config):
 
 def test_maps_are_cut_at_their_own_threshold(miniature, small_config):
     data = load_dataset(miniature, "train")
-    stage = store.begin_stage(small_config, "maps", (), {})
+    stage = made.begin(small_config, "maps")
     for image_id in data.ids:
         height, width = data.mask(image_id).shape
         scores = np.full((1, (height - 1) // 4 + 1, (width - 1) // 4 + 1), 0.5, np.float32)
         files.write_maps(stage.folder / f"{image_id}.npz", np.array([1]), scores, (height, width))
     row = ROW | {"what": "CAM at its best threshold"}
-    stage.finish([row])
+    made.finish(stage, [row])
     for threshold, label in ((0.4, 2), (0.6, 0)):
         prediction = comparison.label_map_of(stage, row | {"threshold": threshold}, data)(data.ids[0])
         assert prediction.shape == data.mask(data.ids[0]).shape and (prediction == label).all()
@@ -156,7 +156,7 @@ def test_thresholds_and_costs_are_read_from_the_records(small_config):
              "curve": [40.0, 49.0, 50.0, 45.0]}
     for seed in (0, 1):
         finish(small_config.model_copy(update={"seed": seed}), "maps", [curve])
-    stages = store.finished_stages(store.stage_folder(small_config, "maps").parents[2])
+    stages = store.finished_stages(run_folder_of(small_config))
     assert comparison.threshold_table(stages, 0.15) == [["cam", "50.0 ± 0.0", "0.30 / 0.30", "5.5 ± 0.0", "0.10 ± 0.00", "2"]]
     ((method, name, fastest, all_runs, speed, memory, device),) = comparison.cost_table(stages)
     assert (method, name, speed, device) == ("cam", "maps", "–", "cpu") and int(memory) > 0

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests import made
 from wsss_lib import costs
-from wsss_lib.core import store
 
 
 def test_operations_by_hand():
@@ -48,9 +48,9 @@ def test_the_published_networks_are_counted(monkeypatch):
 
 
 def test_a_finished_run_tells_what_it_has_cost(small_config, tmp_path, capsys):
-    stage = store.begin_stage(small_config, "maps", ("cam_",), {})
+    stage = made.begin(small_config, "maps")
     (stage.folder / "image.npz").write_bytes(bytes(2**20))
-    stage.finish([], num_images=10)
+    made.finish(stage, images=10)
     costs.main([str(tmp_path / "runs" / "miniature")])
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith("| cam | 0 | maps | 0 | ") and row.endswith(" | 1.0 | cpu |")

@@ -20,16 +20,17 @@ from jupyter_client.manager import start_new_kernel
 from PIL import Image
 
 from data_prep.check import check_dataset
-from tests import faulty_work
+from tests import faulty_work, made
 from wsss_lib.config import Config
-from wsss_lib.core import files, lock, store, training
-from wsss_lib.core.parallel import make_maps
+from wsss_lib.core import files, store, training
 from wsss_lib.core.scoring import score_masks, sweep_maps
+from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data.dataset import check_images, data_hash, load_dataset, open_data
 from wsss_lib.errors import DataError
-from wsss_lib.methods.cam import build_classifier, cam_localization, train_classifier
+from wsss_lib.methods import cam
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.parameters import PROJECT_ROOT
-from wsss_lib.refine.seed_masks import make_seeds
+from wsss_lib.refine import seed_masks
 
 HERE = {"cwd": PROJECT_ROOT, "env": os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}}
 REMEDY = "free some space or set runs_root to another disk, then run again: finished results are kept"
@@ -37,23 +38,8 @@ REMEDY = "free some space or set runs_root to another disk, then run again: fini
 
 def short_run(config: Config) -> dict[str, str]:
     """Train a classifier, make maps and seeds; return name to hash of every file that is no record of time."""
-    training.seed_everything(config)
-    data = open_data(config, "train")
-    classifier = store.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": data_hash(data)})
-    weights = classifier.folder / "weights.safetensors"
-    if not classifier.is_complete():
-        torch.manual_seed(config.seed)
-        net = build_classifier(config, data.num_classes)
-        train_classifier(net, data, config, classifier.folder)
-        training.save_weights(net, weights)
-        classifier.finish([{"what": "classifier"}], 8)
-    maps = store.begin_stage(config, "maps", ("cam_",), {"classifier": classifier})
-    if not maps.is_complete():
-        net = build_classifier(config, data.num_classes, weights).eval()
-        maps.finish([], make_maps(cam_localization(net, config), data, config, maps.folder))
-    seeds = store.begin_stage(config, "seeds", ("seed_",), {"maps": maps})
-    if not seeds.is_complete():
-        seeds.finish([], make_seeds(data, maps.folder, config, seeds.folder))
+    for stage in (cam.CLASSIFIER, cam.MAPS, seed_masks.SEEDS):
+        run(stage, config)
     return files_of(config)
 
 
@@ -119,8 +105,8 @@ def test_a_folder_that_may_not_be_written_to(tmp_path):
     runs = tmp_path / "runs/toy/cam/seed0"
     runs.mkdir(parents=True)
     runs.chmod(0o555)
-    program = ("import sys; from pathlib import Path; from wsss_lib import artifacts; from wsss_lib.config import Config\n"
-               "try: store.begin_stage(Config(runs_root=sys.argv[1]), 'maps', (), {})\n"
+    program = ("import sys; from pathlib import Path; from tests import made; from wsss_lib.config import Config\n"
+               "try: made.begin(Config(runs_root=sys.argv[1]), 'maps')\n"
                "except OSError as error: print(error)")
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "runs")], text=True, capture_output=True, **HERE,
                          preexec_fn=without_the_powers_of_root)
@@ -155,12 +141,12 @@ def holder(tmp_path):
         process.kill()
 
 
-def begin(tmp_path: Path) -> store.Stage:
-    return store.begin_stage(Config(runs_root=str(tmp_path / "runs")), "maps", (), {})
+def begin(tmp_path: Path) -> store.StageFolder:
+    return made.begin(Config(runs_root=str(tmp_path / "runs")), "maps")
 
 
 def test_a_second_run_of_a_stage_is_refused(holder, tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "WAIT", 0.2)
+    monkeypatch.setattr(store, "WAIT", 0.2)
     with pytest.raises(DataError) as error:
         begin(tmp_path)
     assert f"seed0/maps: another run is making this stage (process {holder.pid} on " in str(error.value)
@@ -172,22 +158,22 @@ def test_a_second_run_of_a_stage_is_refused(holder, tmp_path, monkeypatch):
 def test_a_run_that_was_killed_locks_nothing(holder, tmp_path):
     holder.kill()
     stage = begin(tmp_path)  # waits until it is dead
-    assert lock.FileLock(stage.lock.lock_file, is_singleton=True, thread_local=False).is_locked
+    assert store.FileLock(stage.lock.lock_file, is_singleton=True, thread_local=False).is_locked
 
 
 def test_a_second_run_waits_for_one_that_is_just_ending(holder, tmp_path):
     print(file=holder.stdin, flush=True)
-    begin(tmp_path).finish([])
+    made.finish(begin(tmp_path))
     assert [path.name for path in (tmp_path / "runs/toy/cam/seed0").iterdir()] == ["maps"]
 
 
 def test_a_process_may_begin_a_stage_twice_and_a_finished_one_is_free(tmp_path):
     first, second = begin(tmp_path), begin(tmp_path)
     assert first.lock is second.lock and first.lock.is_locked
-    second.finish([])
+    made.finish(second)
     assert not first.lock.is_locked and begin(tmp_path).lock is None
     (tmp_path / "runs").rename(tmp_path / "moved")  # a finished run can be read anywhere, also where nothing can be written
-    assert store.open_stage(Config(runs_root=str(tmp_path / "moved")), "maps", "10_cam").is_complete()
+    assert open_stage(cam.MAPS, Config(runs_root=str(tmp_path / "moved"))).files.is_complete()
 
 
 # ---- processes
@@ -291,7 +277,7 @@ def test_a_training_that_ends_before_its_record_is_not_lost(config, undisturbed,
     monkeypatch.setattr(training, "save_weights", interrupted)
     with pytest.raises(KeyboardInterrupt):
         short_run(config)
-    folder = store.stage_folder(config, "classifier")
+    folder = made.place(config, "classifier")
     assert (folder / "state.safetensors").is_file() and (folder / "weights.safetensors").is_file()
     monkeypatch.setattr(training, "save_weights", save)
     monkeypatch.setattr(training, "progress", lambda items, *rest, **names: steps.extend(items) or items)
@@ -336,7 +322,6 @@ def test_broken_images_are_left_out_on_demand(two_hundred, capsys):
     assert set(whole.ids) - set(part.ids) == {"p100", "p101"} and len(part) == len(part.labels) == 198
     assert capsys.readouterr().out == "train: 2 of 200 images cannot be read and are left out: p100, p101\n"
     assert data_hash(whole) != data_hash(part)  # so that a stage made with one is not taken for the other
-    assert config.parameters_of() == Config().parameters_of()
     (two_hundred / "ImageSets/Segmentation/bad.txt").write_text("p100\np101\n")
     with pytest.raises(DataError, match="p100.jpg: .*none of the 2 images of split 'bad' can be read"):
         open_data(config, "bad")
@@ -360,7 +345,7 @@ def test_a_file_cut_off_by_an_earlier_crash_is_deleted_and_made_again(config, un
     path.unlink()
     stage = path.relative_to(config.runs_root).parts[3]
     with pytest.raises(DataError, match=f"{stage} is not finished: run notebook"):
-        store.open_stage(config, stage, "10_cam")
+        open_stage({"classifier": cam.CLASSIFIER, "maps": cam.MAPS, "seeds": seed_masks.SEEDS}[stage], config)
     assert short_run(config) == undisturbed
 
 
@@ -371,7 +356,7 @@ def test_a_broken_record_gives_one_sentence(tmp_path, content):
     stage = begin(tmp_path)
     (stage.folder / "run.json").write_bytes(content)
     with pytest.raises(DataError, match=r"run.json: .*; delete the folder .*maps and run its stage again$"):
-        store.open_stage(Config(runs_root=str(tmp_path / "runs")), "maps", "10_cam").results()
+        open_stage(cam.MAPS, Config(runs_root=str(tmp_path / "runs"))).files.results()
 
 
 # ---- the clock
@@ -382,7 +367,7 @@ def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
     stage = begin(tmp_path)
     (stage.folder / "a.txt").write_text("a")
     os.utime(stage.folder / "a.txt", (2**32, 2**32))  # made in the year 2106
-    stage.finish([], num_images=5)
+    made.finish(stage, images=5)
     record = json.loads((stage.folder / "run.json").read_text())
     assert 0 <= record["seconds"] < 60 and record["images_per_second"] > 0
     assert begin(tmp_path).is_complete()

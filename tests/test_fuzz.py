@@ -107,10 +107,10 @@ def check_maps(path: Path) -> None:
 
 
 def check_record(path: Path) -> None:
-    stage = store.Stage(path.parent)
+    stage = store.StageFolder(path.parent)
     if stage.is_complete():
         stage.results()
-        stage.configuration(Config())
+        stage.parameters()
 
 
 def check_mask(path: Path) -> None:
@@ -281,7 +281,7 @@ def test_parameters(tmp_path):
             config = Config.from_values(values)
             assert Config.from_values(config.model_dump()) == config
             assert ".." not in (config.dataset, config.method) and "/" not in config.dataset + config.method
-            json.dumps(config.parameters_of(), allow_nan=False)
+            json.dumps(config.parameters_of("*"), allow_nan=False)
 
         counts[examine(read, tmp_path, "")] += 1
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import copy_mask
+from tests.made import begin, finish
 from wsss_lib.config import Config
-from wsss_lib.core import distributed, files, store, training
+from wsss_lib.core import distributed, files, parallel, training
 from wsss_lib.core.parallel import make_maps
-from wsss_lib.core.store import unlock_folder
 from wsss_lib.data.dataset import SegmentationDataset, load_dataset, open_data
 from wsss_lib.data.samples import StepSampler
 from wsss_lib.errors import DataError
@@ -125,7 +125,7 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
 
 @pytest.mark.timeout(600)
 def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_has_stopped(small_config, tmp_path):
-    config = small_config.model_copy(update={"frozen_batch_norm": True, "cam_learning_rate": 0.003,
+    config = small_config.model_copy(update={"cam_frozen_batch_norm": True, "cam_learning_rate": 0.003,
                                              "cam_head_learning_rate": 0.03, "cam_epochs": 10, "checkpoint_every": 10})
     data, nets = open_data(config, "train"), {}
     for number in (1, 2):
@@ -244,14 +244,14 @@ def test_only_shard_0_begins_a_stage_trains_and_finishes(miniature, small_config
     zero = small_config.model_copy(update={"runs_root": str(tmp_path), "shard": 0, "shards": 5})
     second = zero.model_copy(update={"shard": 2})
     with pytest.raises(DataError, match="run shard 0 before shard 2"):
-        store.begin_stage(second, "maps", (), {})
-    stage = store.begin_stage(zero, "maps", (), {})
-    unlock_folder(stage.lock)  # as at the end of its process
-    assert not store.begin_stage(second, "maps", (), {}).is_complete()
+        begin(second, "maps")
+    stage = begin(zero, "maps")
+    stage.release()  # as at the end of its process
+    assert not begin(second, "maps").is_complete()
     with pytest.raises(DataError, match="run shard 0 before shard 2"):
-        store.begin_stage(second, "maps", (), {"other": "input"})
-    stage = store.begin_stage(zero, "maps", (), {})
-    stage.finish([])
+        begin(second, "maps", inputs={"other": "input"})
+    stage = begin(zero, "maps")
+    finish(stage)
     assert not list(stage.folder.parent.glob(".*.lock"))
     data = load_dataset(miniature, "train")
     with pytest.raises(ValueError, match="only shard 0 trains, and this is shard 2 of 5"):

@@ -7,14 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_lib.ops.metrics import (
-    Evaluation,
-    average_precision,
-    confusion_matrix,
-    mean_average_precision,
-    part_recall,
-    scores,
-)
+from wsss_lib.ops.metrics import Evaluation, average_precision, confusion_matrix, mean_average_precision, part_recall, scores
 from wsss_lib.ops.thresholds import ThresholdSweep
 
 # truth row by row: 0 0 0 | 1 1 2, prediction: 0 0 1 | 1 2 2

@@ -18,9 +18,10 @@ from data_prep.restricted import read_checkpoint, read_npy
 from wsss_lib.config import Config
 from wsss_lib.core.files import read_maps
 from wsss_lib.core.scoring import full_size_maps
-from wsss_lib.core.store import open_stage
+from wsss_lib.core.stage import open_stage
 from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_labels
 from wsss_lib.errors import DataError
+from wsss_lib.methods import maps_of
 
 
 def npy(pickled: bytes) -> bytes:
@@ -293,7 +294,7 @@ def test_maps_of_every_method_become_a_finished_stage(miniature, preset, tmp_pat
     maps.main(["import", str(tmp_path / "cam"), "--format", style, "--preset", str(preset), "--method", "official"])
     assert "maps of 8 images; mIoU" in capsys.readouterr().out
     config = Config(dataset="miniature", runs_root=str(tmp_path / "runs"), method="official", data_root=str(miniature))
-    stage = open_stage(config, "maps", "of method 'official'")
+    stage = open_stage(maps_of("official"), config)
     for image_id, scores in expected.items():
         classes, ours, size = read_maps(stage.folder / f"{image_id}.npz")
         assert classes.tolist() == np.flatnonzero(data.label(image_id)).tolist() and size == data.image(image_id).size[::-1]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from tests import made
 from tests.conftest import SIZES, CountedWork, copy_mask
 from wsss_lib import report, results, viz
 from wsss_lib.config import Config
-from wsss_lib.core import store
 from wsss_lib.core.parallel import batches_of_like_size, for_each_image
 from wsss_lib.data.dataset import load_dataset
 
@@ -68,7 +68,7 @@ def test_batches_hold_images_of_one_size(miniature):
 
 def finished(tmp_path, method: str, seed: int, stage: str, rows: list[dict]) -> None:
     config = Config(runs_root=str(tmp_path), method=method, seed=seed)
-    store.begin_stage(config, stage, (), {}).finish(rows)
+    made.finish(made.begin(config, stage, ("seed",)), rows)
 
 
 def row(what: str, miou: float, **values) -> dict:

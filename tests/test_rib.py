@@ -224,7 +224,7 @@ def test_a_resumed_stage_ends_in_the_same_files(classifier, rib_config, tmp_path
 @pytest.mark.slow
 def test_two_steps_with_the_published_network_at_full_size(rib_config):
     config = Config.from_values(rib_config.model_dump() | {
-        "backbone": "resnet50", "output_stride": 16, "frozen_batch_norm": True, "frozen_stages": 3, "rib_iterations": 2,
+        "backbone": "resnet50", "output_stride": 16, "cam_frozen_batch_norm": True, "cam_frozen_stages": 3, "rib_iterations": 2,
         "rib_companions": 2, "cam_crop": 512, "cam_long_side_min": 320, "cam_long_side_max": 640, "cam_scales": (1.0, 0.5),
         "rib_learning_rate": 8e-6, "rib_head_learning_rate": 8e-5})
     torch.manual_seed(0)

@@ -12,13 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import made
 from tests.test_full_size import check_log, write_voc
 from wsss_lib.config import Config
-from wsss_lib.core import files, store, training
+from wsss_lib.core import files, training
 from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.stage import open_stage
 from wsss_lib.data.dataset import open_data
 from wsss_lib.errors import DataError
-from wsss_lib.methods import sccam
+from wsss_lib.methods import cam, sccam
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.parameters import PROJECT_ROOT
@@ -304,14 +306,14 @@ def test_rounds_and_controls_are_scored_one_by_one(small, tmp_path, capsys):
     data = open_data(config, "train")
     kinds = [[data.ids[i], data.classes[0], "a" if i % 2 else "b"] for i in np.flatnonzero(data.labels[:, 0])]
     table = np.where(data.labels, (np.arange(len(data)) % 2)[:, None], -1)
-    maps = store.begin_stage(config, "maps", ("cam_",), {}, method="cam")
+    maps = made.begin(config, "maps", ("cam_scales",), method="cam")
     torch.manual_seed(0)
     net = sccam.build_sccam(config, 3)
     make_maps(sccam.sccam_localization(net, config), data, config, maps.folder)
-    maps.finish([])
-    classifier = store.begin_stage(config, "classifier", ("cam_",), {}, method="cam")
+    made.finish(maps)
+    classifier = made.begin(config, "classifier", ("backbone", "output_stride"), method="cam")
     training.save_weights(build_classifier(config, 3), classifier.folder / "weights.safetensors")
-    classifier.finish([])
+    made.finish(classifier)
     out, rows = tmp_path / "out.json", {}
     program["run_seed"](config, 0, [], rows, out)
     first = files.read_json(out)["0"]
@@ -331,12 +333,11 @@ def test_rounds_and_controls_are_scored_one_by_one(small, tmp_path, capsys):
     assert values["purity"] == 1 and 0.5 <= values["chance"] < 1 and values["beside"] <= 1
 
 
-def test_a_finished_stage_tells_its_configuration(small):
-    stage = store.begin_stage(small, "classifier", ("cam_",), {}, method="cam")
-    stage.finish([])
-    other = small.model_copy(update={"backbone": "resnet38", "cam_epochs": 7, "sccam_clusters": 9})
-    remembered = stage.configuration(other)
-    assert (remembered.backbone, remembered.cam_epochs, remembered.sccam_clusters) == ("resnet_small", 2, 9)
+def test_a_finished_stage_keeps_the_values_that_it_was_made_with(small):
+    made.finish(made.begin(small, "classifier", cam.CLASSIFIER.reads, method="cam"))
+    other = small.model_copy(update={"backbone": "resnet38", "cam_epochs": 7})
+    remembered = open_stage(cam.CLASSIFIER, other).config
+    assert (remembered.backbone, remembered.cam_epochs) == ("resnet_small", 2)
 
 
 # ---- the published network

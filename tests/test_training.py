@@ -23,6 +23,7 @@ from wsss_lib.methods import cam
 from wsss_lib.methods.cam import build_classifier, train_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.presets import preset_config
 
 STEPS = 23
 HERE = {"device": "cpu", "num_workers": 0}
@@ -197,7 +198,7 @@ def test_accumulation_equals_the_big_batch(miniature, tmp_path, device_batch_siz
 
     def trained(size: int) -> nn.Module:
         config = Config(**HERE, device_batch_size=size, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
-                        cam_batch_size=8, cam_epochs=3, frozen_batch_norm=True)
+                        cam_batch_size=8, cam_epochs=3, cam_frozen_batch_norm=True)
         training.seed_everything(config)
         net = build_classifier(config, 3)
         assert train_classifier(net, data, config, tmp_path / str(size)) == 3 * 8
@@ -267,12 +268,10 @@ def test_adam_by_hand(tmp_path):
     assert scalar_run(tmp_path, momentum=None) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_momentum_slip_means_almost_no_momentum(tmp_path):
-    assert training.momentum_of(0.9, 1e-4, slip=False) == 0.9
-    assert training.momentum_of(0.9, 1e-4, slip=True) == 1e-4
+def test_the_weight_decay_in_the_place_of_the_momentum_means_almost_none(tmp_path):
     plain = scalar_run(tmp_path / "plain", momentum=0.0, weight_decay=0)
-    slip = scalar_run(tmp_path / "slip", momentum=training.momentum_of(0.9, 1e-4, slip=True), weight_decay=0)
-    assert plain == pytest.approx([0.0, -1.0, -2.0]) and slip == pytest.approx(plain, abs=1e-3) and slip != plain
+    swapped = scalar_run(tmp_path / "swapped", momentum=preset_config("voc12").cam_momentum, weight_decay=0)
+    assert plain == pytest.approx([0.0, -1.0, -2.0]) and swapped == pytest.approx(plain, abs=1e-3) and swapped != plain
 
 
 def test_schedule_by_hand():
@@ -298,16 +297,15 @@ def test_a_senseless_schedule_is_refused(arguments):
         training.poly_factor(*arguments)
 
 
-@pytest.mark.parametrize("momentum_slip", [False, True])
-def test_classifier_is_trained_with_the_configured_optimizer(miniature, tmp_path, monkeypatch, momentum_slip):
+def test_classifier_is_trained_with_the_configured_optimizer(miniature, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(training, "train", lambda net, loss, samples, groups, momentum, steps, batch_size, *rest, **names:
                         seen.update(groups=groups, momentum=momentum, steps=steps, batch_size=batch_size))
-    config = Config(momentum_slip=momentum_slip, cam_batch_size=3, cam_epochs=5, weight_decay=0.02,
+    config = Config(cam_momentum=0.8, cam_batch_size=3, cam_epochs=5, cam_weight_decay=0.02,
                     cam_learning_rate=0.3, cam_head_learning_rate=0.7)
     net = build_classifier(config, 3)
     train_classifier(net, load_dataset(miniature, "train"), config, tmp_path)
-    assert seen["momentum"] == (0.02 if momentum_slip else 0.9) and seen["steps"] == 10 and seen["batch_size"] == 3
+    assert seen["momentum"] == 0.8 and seen["steps"] == 10 and seen["batch_size"] == 3
     assert [(group["lr"], group["weight_decay"]) for group in seen["groups"]] == [(0.3, 0.02), (0.7, 0.02)]
     assert seen["groups"][1]["params"] == [net.classifier.weight]
 
@@ -377,7 +375,7 @@ def test_mixed_precision_on_a_gpu_trains_and_resumes(miniature, tmp_path):
 
     def trained(folder: Path, epochs: int = 20) -> nn.Module:
         config = Config(device="cuda", mixed_precision=True, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
-                        cam_batch_size=8, device_batch_size=4, cam_epochs=epochs, checkpoint_every=7, frozen_batch_norm=True)
+                        cam_batch_size=8, device_batch_size=4, cam_epochs=epochs, checkpoint_every=7, cam_frozen_batch_norm=True)
         device = training.seed_everything(config)
         net = build_classifier(config, 3).to(device)
         train_classifier(net, data, config, folder)

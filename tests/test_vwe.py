@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests import made
 from tests.golden_vwe import Given
 from tests.test_full_size import REDUCED, check_log, tame, write_voc
 from wsss_lib.config import Config
-from wsss_lib.core import store, training
+from wsss_lib.core import training
 from wsss_lib.core.files import read_maps
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.data.dataset import open_data
@@ -357,9 +358,9 @@ def test_ablations_start_at_one_classifier_and_are_kept(small_config, tmp_path, 
     config = small_config.model_copy(update={"vwe_words": 6, "vwe_epochs": 1})
     with pytest.raises(ValueError, match="run notebook 10_cam"):
         script["run"]("average", config, 4)
-    stage = store.begin_stage(config, "classifier", ("cam_",), {"data": "miniature"}, method="cam")
+    stage = made.begin(config, "classifier", ("backbone", "output_stride"), method="cam")
     training.save_weights(build_classifier(config, 3), stage.folder / "weights.safetensors")
-    stage.finish([])
+    made.finish(stage)
     rows = {name: script["run"](name, config, 4) for name in ("average", "hspp+words, fixed random codebook")}
     assert all(row["images"] == 4 and 0 <= row["miou"] <= 100 for row in rows.values())
     assert rows["average"]["words_used"] is None and 1 <= rows["hspp+words, fixed random codebook"]["words_used"] <= 6
@@ -371,13 +372,13 @@ def test_ablations_start_at_one_classifier_and_are_kept(small_config, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", [{}, {"vwe_variant": "vwl_m", "backbone": "resnet101", "frozen_stages": 1}])
+@pytest.mark.parametrize("values", [{}, {"vwe_variant": "vwl_m", "backbone": "resnet101", "vwe_frozen_stages": 1}])
 def test_two_steps_at_full_size(tmp_path, values):
     """VWE as published (ResNet-50, 512-pixel crops, 256 words), and VWL-M, which trains layer1 and layer2 too."""
     write_voc(tmp_path / "VOC2012")
     config = preset_config("voc12", "vwe", **REDUCED | values, data_root=str(tmp_path / "VOC2012"),
                            runs_root=str(tmp_path / "runs"), vwe_epochs=2, limit=2)
-    assert (config.cam_crop, config.vwe_words, config.momentum_slip) == (512, 256, True)
+    assert (config.cam_crop, config.vwe_words, config.vwe_momentum) == (512, 256, 1e-4)
     training.seed_everything(config)
     data = open_data(config, "train")
     net = vwe.build_vwe(config, data.num_classes, "")

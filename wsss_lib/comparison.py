@@ -84,6 +84,20 @@ def _label_map(root: Path, folder: str | None, threshold: float | None, data: Se
     return read_mask(root / folder / f"{image_id}.png", data.num_classes, image_size(data.image_path(image_id)))
 
 
+def most_refined(stages: dict[str, StageFolder]) -> tuple[Path, str] | None:
+    """Return the folder of a method's last training masks and the name of their row, or None if it has none yet.
+
+    Args:
+        stages: of one method and seed, as `finished_stages` gives them.
+    """
+    of_stage = {stage: (folder, what) for what, (stage, folder) in LABEL_MAPS.items() if folder is not None}
+    for name in ("drs_masks", "pseudo_masks", "affinitynet_masks", "seeds"):
+        if name in stages and name in of_stage:
+            folder, what = of_stage[name]
+            return stages[name].folder / folder, what
+    return None
+
+
 def count_anew(stage: StageFolder, row: dict, data: SegmentationDataset) -> dict:
     """Score a label map in every way that this comparison knows, in one pass over its images.
 

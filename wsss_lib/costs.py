@@ -16,7 +16,7 @@ from wsss_lib.config import Config
 from wsss_lib.core.check import CHECK
 from wsss_lib.core.counting import CRF_SECONDS, PEAK, SUSTAINED, Cost, Images
 from wsss_lib.core.store import finished_stages
-from wsss_lib.methods import METHODS, maps_of
+from wsss_lib.methods import METHODS
 from wsss_lib.presets import preset_config
 from wsss_lib.refine import affinitynet, irn
 from wsss_lib.results import markdown_table
@@ -36,8 +36,8 @@ def stage_costs(preset: str, method: str) -> list[Cost]:
         ValueError: there is no such method.
     """
     data = DATA[preset]
-    if method != "truth":
-        maps_of(method)
+    if method not in (*METHODS, "truth"):
+        raise ValueError(f"there is no method {method!r}; take one of {', '.join(METHODS)}")
     config = _without_weights(preset_config(preset, method))
     with torch.device("meta"):
         costs = deeplab.costs(config, data)

@@ -57,3 +57,11 @@ def notebooks() -> dict[str, list[Stage]]:
     for stage in STAGES:
         found.setdefault(stage.notebook, []).append(stage)
     return found
+
+
+def methods_of(notebook: str) -> list[str]:
+    """Return the methods for which a notebook runs, as names of folders."""
+    if notebook == CHECK.notebook:
+        return [CHECK.method]
+    own = [name for name, method in METHODS.items() if method.NOTEBOOK == notebook]
+    return own or [*METHODS, "truth"]

@@ -6,13 +6,14 @@ is shown with a text that says what is seen.
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
-from wsss_lib.core.files import IGNORE, voc_palette
+from wsss_lib.core.files import IGNORE, read_mask, voc_palette
 
 
 def use_style() -> None:
@@ -157,9 +158,14 @@ def _inside(region: np.ndarray) -> tuple[int, int]:
 Panel = Callable[..., object]  # draws into the axes that it is given; returns what a color bar needs, or None
 
 
-def image(picture: np.ndarray, title: str = "") -> Panel:
-    """Return a panel for `show_panels`; as `draw_image`."""
-    return lambda axes: draw_image(axes, np.asarray(picture), title)
+def image(picture: np.ndarray, title: str = "", dot: tuple[float, float] | None = None) -> Panel:
+    """Return a panel for `show_panels`; as `draw_image`, with a dot at (x, y) if there is one."""
+    def draw(axes) -> None:
+        draw_image(axes, np.asarray(picture), title)
+        if dot is not None:
+            axes.plot(*dot, "o", color="#D55E00")
+
+    return draw
 
 
 def scores(picture: np.ndarray, values: np.ndarray, title: str = "") -> Panel:
@@ -209,7 +215,7 @@ def curves(x, lines: Mapping[str, Sequence], title: str = "", dots: Mapping[str,
 
 
 def bands(x, groups: Mapping[str, np.ndarray], title: str = "", dotted: Mapping[str, Sequence] | None = None,
-          legend: bool = True, **settings) -> Panel:
+          legend: bool = True, frame: tuple[float, float] | None = None, **settings) -> Panel:
     """Return a panel for `show_panels` with the means of several runs as lines, and one standard deviation as a band.
 
     Args:
@@ -218,6 +224,7 @@ def bands(x, groups: Mapping[str, np.ndarray], title: str = "", dotted: Mapping[
         title: above the picture.
         dotted: words of a group to values that are drawn dotted in its color, with hollow marks.
         legend: whether there is one.
+        frame: from where to where on the x axis a dashed frame is drawn.
         settings: as for `curves`.
     """
     def draw(axes) -> None:
@@ -227,6 +234,8 @@ def bands(x, groups: Mapping[str, np.ndarray], title: str = "", dotted: Mapping[
             axes.fill_between(x, middle - spread, middle + spread, color=line.get_color(), alpha=0.2, linewidth=0)
             if words in (dotted or {}):
                 axes.plot(x, dotted[words], ":", marker=marker, markerfacecolor="white", color=line.get_color(), linewidth=1)
+        if frame:
+            axes.axvspan(*frame, facecolor="none", edgecolor="black", linestyle="--", linewidth=0.8)
         axes.set(title=title, **settings)
         if legend:
             axes.legend(fontsize=8)
@@ -372,6 +381,18 @@ def show_panels(panels: Sequence[Panel] | Sequence[Sequence[Panel]], alt: str, s
     if bar:
         figure.colorbar(mappable, ax=grid, shrink=0.8, label=bar)
     show(figure, alt)
+
+
+def masks_in(folder: Path, data) -> Callable[[str], np.ndarray]:
+    """Return the function from an image id to its stored label map, uint8 (H, W); `data` says how many classes there are."""
+    return lambda image_id: read_mask(folder / f"{image_id}.png", data.num_classes)
+
+
+def highest_scores(maps_folder: Path) -> Callable[[str], np.ndarray]:
+    """Return the function from an image id to the highest score of each pixel over the classes of its label: (H, W)."""
+    from wsss_lib.core.scoring import full_size_maps
+
+    return lambda image_id: full_size_maps(maps_folder, image_id)[1].max(0, initial=0)
 
 
 def show_examples(data, ids: Sequence[str], columns: Mapping[str, Callable[[str], np.ndarray]], alt: str, size: float = 1.8,

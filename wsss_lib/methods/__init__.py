@@ -8,7 +8,8 @@ import pkgutil
 from importlib import import_module
 from types import ModuleType
 
-from wsss_lib.core.stage import Stage
+from wsss_lib.core.stage import Job, Stage
+from wsss_lib.errors import DataError
 
 
 def _find_methods() -> dict[str, ModuleType]:
@@ -20,11 +21,12 @@ METHODS = _find_methods()  # name to module, in the order of their notebooks; "c
 
 
 def maps_of(method: str) -> Stage:
-    """Return the stage of a method's maps.
+    """Return the stage of a method's maps; of a name that no file has, that of imported maps (`data_prep.maps`)."""
+    if method in METHODS:
+        return METHODS[method].MAPS
+    return Stage("maps", f"of method {method!r}", _refuse, method=method, reads=("backbone",))
 
-    Raises:
-        ValueError: there is no such method; the known ones are named.
-    """
-    if method not in METHODS:
-        raise ValueError(f"there is no method {method!r}; take one of {', '.join(METHODS)}")
-    return METHODS[method].MAPS
+
+def _refuse(job: Job) -> int:
+    raise DataError(f"{job.folder}: there is no method {job.stage.method!r} that could make these maps; import some with "
+                    f"python -m data_prep.maps, or take one of {', '.join(METHODS)}")

@@ -556,16 +556,16 @@ def _score_maps(job: Job) -> list[dict]:
 
 REFINED_SEEDS = Stage("refined_seeds", NOTEBOOK,
                       lambda job: make_refined_seeds(job.data, job.inputs["maps"].folder, job.config, job.folder),
-                      inputs=lambda config: {"maps": cam.MAPS}, score=_score_seeds, method="amn",
+                      inputs=lambda config: {"maps": cam.MAPS}, score=_score_seeds,
                       reads=("amn_foreground_threshold", "amn_background_threshold", "seed_crf_iterations"))
-NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network, method="amn",
+NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network,
                 inputs=lambda config: {"seeds": REFINED_SEEDS} | (
                     {"classifier": cam.CLASSIFIER} if config.amn_init == "classifier" else {}),
                 reads=(*BACKBONE, "cam_batch_size", "irn_scale_min", "irn_scale_max", "irn_crop", "amn_weights", "amn_init",
                        "amn_epochs", "amn_learning_rate", "amn_head_learning_rate", "amn_weight_decay", "amn_smoothing",
                        "amn_atrous_rates", *TRAINING))
 MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"network": NETWORK, "seeds": REFINED_SEEDS},
-             score=_score_maps, method="amn", reads=("backbone", "cam_scales", "amn_dropout_in_maps", "seed"),
+             score=_score_maps, reads=("backbone", "cam_scales", "amn_dropout_in_maps", "seed"),
              shows={"CAM at its best threshold": None})
 STAGES = (REFINED_SEEDS, NETWORK, MAPS)
 

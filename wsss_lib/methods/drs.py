@@ -832,20 +832,20 @@ def _choosing_masks(job: Job) -> dict[str, str]:
     return {"chosen by": mask_hash(open_data(job.whole, job.whole.score_split))}
 
 
-NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load(build_drs), method="drs", inputs=_classifier_input,
+NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load(build_drs), inputs=_classifier_input,
                 files=_choosing_masks, reads=_network_reads("drs_weights", "drs_delta", "drs_suppressed_stages", "drs_epochs",
                                                             "drs_learning_rate"))
-LOCALIZATION = Stage("localization", NOTEBOOK, _make_localization, inputs=lambda config: {"network": NETWORK}, method="drs",
+LOCALIZATION = Stage("localization", NOTEBOOK, _make_localization, inputs=lambda config: {"network": NETWORK},
                      reads=("drs_backbone", "drs_crop"))
-REFINED = Stage("refinement", NOTEBOOK, _make_refinement, load=_load(build_refinement), method="drs",
+REFINED = Stage("refinement", NOTEBOOK, _make_refinement, load=_load(build_refinement),
                 inputs=lambda config: {"localization": LOCALIZATION} | _classifier_input(config),
                 files=_choosing_masks,
                 reads=_network_reads("drs_refine_weights", "drs_refine_epochs", "drs_refine_learning_rate"))
-MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"refinement": REFINED}, score=_score_maps, method="drs",
+MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"refinement": REFINED}, score=_score_maps,
              reads=("drs_backbone", "drs_crop"), score_reads=("drs_selection",), shows={"CAM at its best threshold": None})
 MASKS = Stage("drs_masks", NOTEBOOK,
               lambda job: make_pseudo_labels(job.data, job.inputs["maps"].folder, _saliency_folder(job), job.config, job.folder),
-              inputs=lambda config: {"maps": MAPS}, method="drs", score=_score_masks,
+              inputs=lambda config: {"maps": MAPS}, score=_score_masks,
               files=lambda job: ({"saliency": saliency_hash(job.data, _saliency_folder(job))}
                                  if job.config.drs_background == "saliency" else {}),
               reads=(*MASK_READS, "seed_crf_iterations", "seed_foreground_threshold", "seed_background_threshold"),

@@ -423,7 +423,7 @@ def _make_maps(job: Job) -> int:
     return make_maps(rib_localization(net, job.data, job.config), job.data, job.config, job.folder)
 
 
-MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"classifier": CLASSIFIER}, score=score_maps, method="rib",
+MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"classifier": CLASSIFIER}, score=score_maps,
              reads=("backbone", "cam_scales", "cam_crop", "cam_long_side_min", "cam_long_side_max", "rib_*", "seed"),
              shows={"CAM at its best threshold": None})
 STAGES = (MAPS,)

@@ -564,7 +564,7 @@ def round_stage(number: int) -> Stage:
         used = used_subcategories(assignment_of(job.folder / "subcategories.csv", job.data, job.config.sccam_clusters))
         return [{"what": f"SC-CAM, round {number}", "split": job.data.split, "images": len(job.data), "used": used.tolist()}]
 
-    return Stage(f"round{number}", NOTEBOOK, make, load=_load_round, score=score, score_split="train_split", method="sccam",
+    return Stage(f"round{number}", NOTEBOOK, make, load=_load_round, score=score, score_split="train_split",
                  inputs=lambda config: {"previous": round_stage(number - 1) if number > 1 else cam.CLASSIFIER},
                  reads=(*BACKBONE, *cam.CROPS, "sccam_*", *TRAINING))
 
@@ -588,8 +588,7 @@ def _make_maps(job: Job) -> int:
 
 
 MAPS = Stage("maps", NOTEBOOK, _make_maps,
-             inputs=lambda config: {} if config.sccam_weights else {"network": rounds(config)[-1]}, score=score_maps,
-             method="sccam", reads=lambda config: ("backbone", "cam_scales", "sccam_weights", *(
+             inputs=lambda config: {} if config.sccam_weights else {"network": rounds(config)[-1]}, score=score_maps, reads=lambda config: ("backbone", "cam_scales", "sccam_weights", *(
                  (*BACKBONE, "sccam_*") if config.sccam_weights else ())), shows={"CAM at its best threshold": None})
 STAGES = (MAPS,)  # after the rounds, whose number is a parameter
 

@@ -428,12 +428,12 @@ def _load_network(job: Job) -> VisualWordNet:
     return build_vwe(job.config, job.data.num_classes, "", job.weights).to(job.device).eval()
 
 
-NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network, method="vwe",
+NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network,
                 inputs=lambda config: {"classifier": cam.CLASSIFIER} if config.vwe_init == "classifier" else {},
                 reads=(*BACKBONE, *cam.CROPS, "vwe_*", *TRAINING))
 MAPS = Stage("maps", NOTEBOOK,
              lambda job: make_maps(vwe_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder),
-             inputs=lambda config: {"network": NETWORK}, score=score_maps, method="vwe", reads=("backbone", "cam_scales"),
+             inputs=lambda config: {"network": NETWORK}, score=score_maps, reads=("backbone", "cam_scales"),
              shows={"CAM at its best threshold": None})
 STAGES = (NETWORK, MAPS)
 
