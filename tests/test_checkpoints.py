@@ -81,9 +81,9 @@ def random_weights(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, tor
 
 
 def light_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Return weights that take no space: every tensor shows one number, another one for each name."""
+    """Return weights of which every tensor holds one number, another one for each name."""
     whole = torch.tensor(7)
-    return {key: whole if key.endswith("num_batches_tracked") else torch.tensor(0.5 + number / 1000).expand(shape)
+    return {key: whole if key.endswith("num_batches_tracked") else torch.full(shape, 0.5 + number / 1000)
             for number, (key, shape) in enumerate(shapes.items())}
 
 
@@ -343,7 +343,7 @@ def not_a_number(weights):
 
 
 def whole_numbers(weights):
-    weights["classifier.weight"] = torch.ones((), dtype=torch.int32).expand(20, 2048, 1, 1)
+    weights["classifier.weight"] = torch.ones((20, 2048, 1, 1), dtype=torch.int32)
 
 
 def no_tensor(weights):

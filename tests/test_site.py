@@ -60,7 +60,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 def clone(tmp_path, monkeypatch) -> Path:
     """A small project in the place of this one."""
     root = tmp_path / "work/clone"
-    for name in (".git/HEAD", "docs/site/conf.py", "docs/site/site.css", "docs/a.md", "README.md", "notebooks/a.ipynb", "runs/kept"):
+    for name in (".git/HEAD", "docs/site/conf.py", "docs/site/site.css", "docs/a.md", "README.md", "notebooks/a.ipynb",
+                 "runs/kept"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("precious")
     monkeypatch.setattr(site_build, "ROOT", root)

@@ -20,7 +20,7 @@ MARKER = ".made-by-docs-site-build"  # in every folder that this program may emp
 
 
 def check_ours(folder: Path) -> None:
-    """Refuse a folder that holds anything which this program has not made, is part of the repository's store, or contains it."""
+    """Refuse a folder that this program has not made, that contains the project, or that lies in its .git."""
     if folder.exists() and any(folder.samefile(parent) for parent in (ROOT, *ROOT.parents)):
         sys.exit(f"{folder}: contains the project, and a site's folder is emptied; give another folder, e.g. build/site")
     if ROOT / ".git" in folder.resolve().parents:
@@ -38,7 +38,7 @@ def empty(folder: Path) -> None:
 
 
 def gather(source: Path, names: list[str]) -> None:
-    """Copy what the site shows to an empty folder: the README as its first page, documents, and notebooks, all or those named."""
+    """Copy what the site shows to an empty folder: the README as its first page, documents, notebooks (all or those named)."""
     shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("site"))
     (source / "notebooks/solutions").mkdir(parents=True)
     for notebook in sorted((ROOT / "notebooks").rglob("*.ipynb")):
