@@ -25,6 +25,7 @@ from wsss_lib.data.dataset import DataError
 from wsss_lib.formats import read_json, read_tensors, write_atomically, write_tensors
 
 EXPORTS = ("irn-cam", "irn", "deeplab-v2", "deeplab-v3plus")
+HIGHEST = {"C": 254, "S": 100, "W": 4096}  # values of a layout's letters: masks are of 8 bits; published are 80, 10 and 256
 CAFFE_STEM = "backbone.conv1.weight"  # sees blue, green, red in Caffe's form, red, green, blue in ours
 
 
@@ -184,7 +185,7 @@ def _fits(shape: tuple[int, ...], expected: Shape, letters: dict[str, int]) -> b
                 letters[wanted[0]] = side - 1 if wanted == "C+1" else side
         if side != _side(wanted, letters) or side < 1:
             return False
-    return True
+    return all(value <= HIGHEST[letter] for letter, value in letters.items())
 
 
 def _side(wanted: int | str, letters: dict[str, int]) -> int | None:

@@ -130,8 +130,11 @@ def read_pickle(stream: BoundedStream, calls: Mapping[Name, Callable[..., Any]],
         if number > MAX_OPERATIONS:
             raise RefusedError(f"it has more than {MAX_OPERATIONS} parts")
         match opcode.name:
-            case "PROTO" | "FRAME":
+            case "PROTO":
                 pass
+            case "FRAME":
+                if argument > stream.size:
+                    raise RefusedError("a frame is longer than the file")
             case "STOP":
                 (result,) = stack
                 return result
