@@ -3,13 +3,17 @@
 The random ones are tried by the hundred; `WSSS_ATTACKS=100000 python -m pytest tests/test_attacks.py -k random` tries so many.
 """
 
+import gzip
 import io
 import os
 import pickle
+import shutil
 import struct
 import sys
+import tarfile
 import time
 import tracemalloc
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +27,7 @@ from hypothesis import strategies as st
 
 from data_prep import checkpoints
 from data_prep.restricted import read_checkpoint, read_npy
+from data_prep.unpack import unpack
 from wsss_lib.data.dataset import DataError
 
 SECONDS, BYTES = 3.0, 64 << 20  # of processor time and memory that a small file may take
@@ -265,3 +270,62 @@ def test_random_weights(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "random.pth"
     path.write_bytes(content)
     assert is_plain(tried(lambda: read_checkpoint(path)))
+
+
+# ---- archives
+
+NAMES = st.one_of(st.sampled_from(["a", "A", "a/b", "a/B/c", "", ".", "..", "/a", "../a", "a//b", "a/../b", "\u00e9", "e\u0301",
+                                   "a\\b", "a/", "C:a", "a\0b", "\u017f", "s", "x" * 300]), st.text(max_size=6))
+
+
+def random_tar(members: list[tuple[str, bytes, bytes, dict[str, str]]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, kind, content, records in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.linkname = kind, len(content), "a"
+            info.pax_headers = records
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def random_zip(members: list[tuple[str, bytes, bytes, dict[str, str]]]) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "w") as archive:
+        for name, kind, content, _ in members:
+            archive.writestr(name or "\0", content, zipfile.ZIP_DEFLATED if kind == b"0" else zipfile.ZIP_STORED)
+    return file.getvalue()
+
+
+RECORDS = st.dictionaries(st.sampled_from(["GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.realsize",
+                                           "size", "path", "linkpath", "mtime"]),
+                          st.sampled_from(["1", "-1", "x", "1,2", "1,x", "9" * 30, "../a", "b"]), max_size=3)
+MEMBERS = st.lists(st.tuples(NAMES, st.sampled_from([b"0", b"0", b"0", b"5", b"1", b"2", b"S", b"L", b"K", b"x", b"g", b"\0"]),
+                             st.binary(max_size=30), RECORDS), max_size=5)
+
+
+@many
+@given(MEMBERS, st.sampled_from(["x.zip", "x.tar", "x.tgz"]), st.one_of(st.just([]), damages), st.booleans())
+def test_random_archives(tmp_path_factory, members, name, changes, with_folder):
+    """Whatever an archive holds: what was there stays, all else lies in the folder, and nothing half or half named is left."""
+    base = tmp_path_factory.getbasetemp() / "archives"
+    shutil.rmtree(base, ignore_errors=True)
+    kept = base / "out/a" if with_folder else base / "out/kept"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"precious")
+    try:
+        content = (random_zip if name == "x.zip" else random_tar)(members)
+    except (ValueError, UnicodeEncodeError, IndexError):  # names that cannot be written
+        return
+    content = damaged(content, changes) if changes else content
+    (base / name).write_bytes(gzip.compress(content) if name == "x.tgz" else content)
+    try:
+        result = tried(lambda: unpack(base / name, base / "out", lambda member: member, progress=False))
+    except OSError as error:  # a name that this disk does not take
+        result = str(error)
+    assert kept.read_bytes() == b"precious"
+    left = {path.relative_to(base).as_posix(): path for path in base.rglob("*")}
+    assert not [path for path in left.values() if path.is_symlink() or path.name.startswith(".writing-")]
+    assert {path.split("/")[0] for path in left} <= {"out", name}
+    if isinstance(result, str) and "nothing was unpacked" in result:
+        assert {path.name for path in left.values() if path.is_file()} == {name, kept.name}
