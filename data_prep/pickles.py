@@ -36,18 +36,26 @@ class Built:
     """What a function of the reader returns when the pickle has to give it a state."""
 
     def build(self, state: Any) -> None:
-        """Take the state."""
-        raise NotImplementedError
+        """Take the state; one that does not fit is refused."""
 
 
 class BoundedStream:
-    """A file that is never asked for more bytes than it has."""
+    """A file that is never asked for more bytes than it has.
+
+    Args:
+        file: opened for reading bytes, and able to tell its position.
+        size: of the file in bytes.
+    """
 
     def __init__(self, file: IO[bytes], size: int):
         self.file, self.size = file, size
 
     def read(self, count: int) -> bytes:
-        """Return exactly so many bytes."""
+        """Return exactly so many bytes.
+
+        Raises:
+            RefusedError: the file ends before.
+        """
         if not 0 <= count <= self.size - self.file.tell():
             raise RefusedError(f"it ends where {count} more bytes should follow")
         return self.file.read(count)
@@ -62,7 +70,11 @@ class BoundedStream:
 
 
 class Budget:
-    """How many bytes a file may still become."""
+    """How many bytes a file may still become.
+
+    Args:
+        left: this many.
+    """
 
     def __init__(self, left: int):
         self.left = left

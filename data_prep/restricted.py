@@ -252,6 +252,29 @@ def _finish_array(value: Any) -> Any:
     raise RefusedError(f"it holds a {type(value).__name__.strip('_').lower()}")
 
 
+def _content_of_npy(path: Path, tensors: bool) -> Any:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, dtype = read_header(file)
+        if not dtype.hasobject:
+            if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != size - file.tell():
+                raise RefusedError(f"an array of shape {shape!r:.60} has not the numbers that it needs")
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+        if shape != () or dtype != np.dtype("O"):
+            raise RefusedError(f"it holds {shape} objects instead of one")
+        budget = Budget(GROWTH * size + SLACK)
+        calls = _numpy_calls(budget)
+        if tensors:
+            calls |= _torch_calls(budget) | {Name("torch.storage", "_load_from_bytes"): partial(_load_storage, budget)}
+        content = plain(read_pickle(BoundedStream(file, size), calls), _finish_array)
+        if file.read(1):
+            raise RefusedError("something follows the pickle")
+        return content
+
+
 def read_npy(path: Path | str, tensors: bool = False) -> Any:
     """Read a `.npy` file, pickled or not, without running anything that it contains.
 
@@ -271,26 +294,7 @@ def read_npy(path: Path | str, tensors: bool = False) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, _, dtype = read_header(file)
-            if not dtype.hasobject:
-                if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != size - file.tell():
-                    raise RefusedError(f"an array of shape {shape!r:.60} has not the numbers that it needs")
-                file.seek(0)
-                return np.load(file, allow_pickle=False)
-            if shape != () or dtype != np.dtype("O"):
-                raise RefusedError(f"it holds {shape} objects instead of one")
-            budget = Budget(GROWTH * size + SLACK)
-            calls = _numpy_calls(budget)
-            if tensors:
-                calls |= _torch_calls(budget) | {Name("torch.storage", "_load_from_bytes"): partial(_load_storage, budget)}
-            content = plain(read_pickle(BoundedStream(file, size), calls), _finish_array)
-            if file.read(1):
-                raise RefusedError("something follows the pickle")
-            return content
+        return _content_of_npy(path, tensors)
     except Exception as error:  # damaged bytes can make NumPy and Python raise nearly every type
         said = str(error).splitlines()[0] if isinstance(error, ValueError) and str(error) else type(error).__name__
         raise DataError(f"{path}: not a .npy file that can be read safely ({said}); fetch it again from its authors") from None
