@@ -27,7 +27,7 @@ from wsss_lib.data.dataset import DataError
 from wsss_lib.formats import read_json, read_tensors
 
 EXPORTS = ("irn-cam", "irn", "deeplab-v2", "deeplab-v3plus")
-HIGHEST = {"C": 254, "S": 100, "W": 4096}  # values of a layout's letters: masks are of 8 bits; published are 80, 10 and 256
+HIGHEST = {"C": 254, "K": 255, "S": 100, "W": 4096}  # values of a layout's letters; masks have 8 bits
 CAFFE_STEM = "backbone.conv1.weight"  # sees blue, green, red in Caffe's form, red, green, blue in ours
 
 

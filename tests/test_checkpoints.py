@@ -285,7 +285,7 @@ def test_second_names_data_parallel_prefixes_and_counts_may_be_missing_or_there(
     results = []
     for name, content in forms.items():
         torch.save(content, tmp_path / "in.pth")
-        checkpoints.convert_file(tmp_path / "in.pth", "irn-cam", tmp_path / "out.safetensors")
+        checkpoints.convert_file(tmp_path / "in.pth", "irn-cam", tmp_path / "out.safetensors", overwrite=True)
         results.append(read_tensors(tmp_path / "out.safetensors"))
         assert len(results[-1]) == 266, name
         assert all(torch.equal(results[0][key], value) for key, value in results[-1].items()), name
