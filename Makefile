@@ -58,6 +58,12 @@ lock: setup  ## solve the dependencies of pyproject.toml anew into requirements.
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \
 		--generate-hashes --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
 
+# From another folder too (make -f PATH/Makefile clean): everything is named from the Makefile's own, or nothing is removed. Only
+# the project's own code is searched, so that neither an environment nor data lose anything, whatever their names are.
+clean: export MAKEFILE_GIVEN := $(MAKEFILE_LIST)
 clean:  ## remove the results of make demo and make tour, generated data and caches; not the environment, not other runs
-	rm -rf runs/toy runs/tour data/toy runs/samples data/samples .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@cd -- "$$(dirname -- "$${MAKEFILE_GIVEN# }")" && set -x && \
+	rm -rf runs/toy runs/tour data/toy runs/samples data/samples .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info \
+		__pycache__ && \
+	for folder in wsss_lib data_prep tests docs benchmarks notebooks; do test ! -d $$folder || \
+		find $$folder -name __pycache__ -prune -exec rm -rf {} +; done

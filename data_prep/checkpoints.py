@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from data_prep.restricted import read_checkpoint, read_npy
 from data_prep.weight_layouts import Layout, Shape, layouts
-from wsss_lib.core.files import read_json, read_tensors, write_atomically, write_tensors
+from data_prep.writing import write_new
+from wsss_lib.core.files import read_json, read_tensors
 from wsss_lib.errors import DataError
 
 EXPORTS = ("irn-cam", "irn", "deeplab-v2", "deeplab-v3plus")
+HIGHEST = {"C": 254, "K": 255, "S": 100, "W": 4096}  # values of a layout's letters; masks have 8 bits
 CAFFE_STEM = "backbone.conv1.weight"  # sees blue, green, red in Caffe's form, red, green, blue in ours
 
 
@@ -184,7 +187,7 @@ def _fits(shape: tuple[int, ...], expected: Shape, letters: dict[str, int]) -> b
                 letters[wanted[0]] = side - 1 if wanted == "C+1" else side
         if side != _side(wanted, letters) or side < 1:
             return False
-    return True
+    return all(value <= HIGHEST[letter] for letter, value in letters.items())
 
 
 def _side(wanted: int | str, letters: dict[str, int]) -> int | None:
@@ -218,7 +221,7 @@ def _separate_codebook(layout: Layout, words: int, codebook: Tensor | None, sour
     return {"codebook": codebook.float(), "bank_filled": torch.tensor(True)}
 
 
-def convert_file(path: Path, name: str, output: Path, codebook: Path | None = None) -> str:
+def convert_file(path: Path, name: str, output: Path, codebook: Path | None = None, overwrite: bool = False) -> str:
     """Convert an official file and write it as safetensors.
 
     Args:
@@ -226,13 +229,14 @@ def convert_file(path: Path, name: str, output: Path, codebook: Path | None = No
         name: of the format, one of `layouts()`.
         output: the safetensors file to make.
         codebook: VWL-M's `.npy`.
+        overwrite: replace a file that is there with other content.
 
     Returns:
         a sentence about the result, with the parameters for the notebook.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: as `convert`, or the file cannot be read safely.
+        DataError: as `convert`, or the file cannot be read safely, or `output` is there with other content.
     """
     if name == "resnet38-mxnet":
         from data_prep import resnet38_mxnet
@@ -244,27 +248,31 @@ def convert_file(path: Path, name: str, output: Path, codebook: Path | None = No
     tensors, layout, letters = convert(content, name, str(path), words)
     with open(path, "rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()
-    write_tensors(output, tensors, {"format": name, "source_sha256": source})
+    # One entry: safetensors writes several in an order that changes, and the same file must give the same bytes.
+    content = save(tensors, {"converted_from": f"{name}, SHA-256 {source}"})
+    write_new(output, content, overwrite, [path, codebook or path])
     classes = f", {letters['C']} classes" if "C" in letters else ""
     numbers = sum(map(Tensor.numel, tensors.values()))
     return (f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {numbers:,} numbers\n"
             f"take it with a preset of published sizes and {layout.usage.format_map(letters).replace('FILE', str(output))}")
 
 
-def export_file(path: Path, name: str, output: Path) -> str:
+def export_file(path: Path, name: str, output: Path, overwrite: bool = False) -> str:
     """Write weights of this project as the authors' programs read them.
 
     Args:
         path: safetensors file of a stage.
         name: one of `EXPORTS`.
         output: the `.pth` to make.
+        overwrite: replace a file that is there with other content.
 
     Returns:
         a sentence about the result.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: as `export`, or a DeepLab-v2 whose backbone the official program would compute differently.
+        DataError: as `export`, or a DeepLab-v2 whose backbone the official program would compute differently, or `output` is
+            there with other content.
     """
     record = path.parent / "begun.json"
     backbone = read_json(record)["parameters"].get("deeplab_backbone") if record.is_file() else None
@@ -275,7 +283,7 @@ def export_file(path: Path, name: str, output: Path) -> str:
     content = export(read_tensors(path), name, str(path))
     buffer = io.BytesIO()  # torch.save itself reports a full disk as no OSError
     torch.save(content, buffer)
-    write_atomically(output, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    write_new(output, buffer.getvalue(), overwrite, [path])
     names = content.get("model_state", content)
     different = len({id(value) for value in names.values()})
     return f"{output}: {layouts()[name][0].network}, {len(names)} names of {different} tensors"
@@ -297,12 +305,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for command in (reading, writing):
         command.add_argument("file", type=Path)
         command.add_argument("output", type=Path)
+        command.add_argument("--overwrite", action="store_true", help="replace a file that is there with other content")
     options = parser.parse_args(arguments)
     try:
         if options.command == "convert":
-            print(convert_file(options.file, options.format, options.output, options.codebook))
+            print(convert_file(options.file, options.format, options.output, options.codebook, options.overwrite))
         else:
-            print(export_file(options.file, options.format, options.output))
+            print(export_file(options.file, options.format, options.output, options.overwrite))
     except (OSError, ValueError) as error:
         parser.exit(1, re.sub(r"\s+", " ", str(error)) + "\n")
 

@@ -11,6 +11,7 @@ downloaded unless they are there (in ROOT, ROOT/archives or the folder given).
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -27,9 +28,10 @@ from data_prep.download import obtain
 from data_prep.findings import Finding, report, survey, survey_archives
 from data_prep.official import COCO14_LISTS, COCO14_SOURCES, COCO_PAGE, ListFacts, Source
 from data_prep.unpack import unpack
-from data_prep.voc_labels import write_labels
+from data_prep.voc_labels import label_table
 from data_prep.workers import map_images
-from wsss_lib.core.files import IGNORE, image_size, read_json, write_atomically, write_json, write_mask
+from data_prep.writing import check_tables, description, write_new, write_tables
+from wsss_lib.core.files import IGNORE, image_size, write_atomically, write_json, write_mask
 from wsss_lib.errors import DataError
 
 MASK_FOLDERS = {"paint": "SegmentationClass", "ignore": "SegmentationClassCrowd255"}
@@ -62,7 +64,8 @@ class Task(NamedTuple):
 def prepare_coco14(root: Path | str, train: Path | str | None = None, val: Path | str | None = None,
                    images: Sequence[Path | str] = (), archives: Path | str | None = None, crowd: str = "paint",
                    fetch: bool = True, partial_data: bool = False, progress: bool = True, workers: int | None = None,
-                   sources: dict[str, Source] = COCO14_SOURCES, lists: dict[str, ListFacts] = COCO14_LISTS) -> list[Finding]:
+                   sources: dict[str, Source] = COCO14_SOURCES, lists: dict[str, ListFacts] = COCO14_LISTS,
+                   overwrite: bool = False) -> list[Finding]:
     """Make the data set, or complete one that was interrupted.
 
     Args:
@@ -78,6 +81,7 @@ def prepare_coco14(root: Path | str, train: Path | str | None = None, val: Path 
         progress: show progress bars where there is a terminal.
         workers: processes; None: up to four for a large set.
         sources, lists: what the official archives and lists are.
+        overwrite: replace lists, labels and the description of another maker; without it they are a reason to refuse.
 
     Returns:
         what is there, missing or wrong now.
@@ -99,18 +103,21 @@ def prepare_coco14(root: Path | str, train: Path | str | None = None, val: Path 
         paths = {split: root / "annotations" / f"instances_{split}2014.json" for split in ("train", "val")}
         if not all(path.is_file() for path in paths.values()):
             names = {f"annotations/{path.name}" for path in paths.values()}
-            unpack(get(sources["annotations"]), root, lambda name: name if name in names else None, progress)
+            unpack(get(sources["annotations"]), root, lambda name: name if name in names else None, progress,
+                   overwrite)
     instances = {split: read_instances(path) for split, path in paths.items()}
     twice = set.intersection(*(set(index.images) for index in instances.values())) if len(instances) > 1 else ()
     if twice:
         raise DataError(f"{paths['val']}: image {min(twice)} is also in {paths['train']}; no image may be in both")
     parameters = {split: _sha256(path) for split, path in paths.items()}
-    _begin(root, parameters)
-
     where = {split: _find_images(root, index, images) for split, index in instances.items()}
+    chosen = {split: set(where[split] if partial_data else index.images) for split, index in instances.items()}
+    tables = _tables(instances, chosen, parameters)
+    _begin(root, parameters, tables, overwrite)
+
     for split, index in instances.items():
         if len(where[split]) < len(index.images) and not partial_data:
-            _unpack_images(get(sources[split]), root, index, progress)
+            _unpack_images(get(sources[split]), root, index, progress, overwrite)
             where[split] = _find_images(root, index, images)
         _check_found(root, split, index, where[split], partial_data)
     tasks = [Task(image_id(number), where[split][number], (entry.height, entry.width), index.path, places)
@@ -119,9 +126,9 @@ def prepare_coco14(root: Path | str, train: Path | str | None = None, val: Path 
     work = partial(_prepare_image, root=root, mask_folder=MASK_FOLDERS[crowd], ignore_crowd=crowd == "ignore")
     for _ in map_images(work, tasks, "images and masks", progress, workers):
         pass
-    _write_tables(root, instances, where)
-    write_json(root / "dataset.json", {"name": "coco14", "classes": list(COCO_CLASSES), "ignore_index": IGNORE,
-                                       "annotations_sha256": parameters})
+    facts = tables.pop("dataset.json")
+    write_tables(root, tables, overwrite)
+    write_new(root / "dataset.json", facts, overwrite)
     (root / "unfinished.json").unlink(missing_ok=True)
     found = [Finding("have", f"images of {split}", f"{len(where[split])} of {len(index.images)} that {index.path.name} names")
              for split, index in instances.items()]
@@ -147,13 +154,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _begin(root: Path, parameters: dict[str, str]) -> None:
-    """Mark the folder as unfinished with its parameters, and clear up after a run that was killed."""
-    for marker in (root / "dataset.json", root / "unfinished.json"):
-        there = read_json(marker) if marker.is_file() else None
-        if there is not None and (there.get("annotations_sha256") if isinstance(there, dict) else None) != parameters:
-            raise DataError(f"{marker}: the folder holds another data set, or was made from other annotation files; give "
-                            "another folder, or delete this file and the folders of masks")
+def _begin(root: Path, parameters: dict[str, str], tables: dict[str, str], overwrite: bool) -> None:
+    """Refuse another data set, mark the folder as unfinished, and clear up after a run that was killed."""
+    for name in ("dataset.json", "unfinished.json"):
+        if (root / name).is_file() and description(root, name).get("annotations_sha256") != parameters:
+            raise DataError(f"{root / name}: the folder holds another data set, or was made from other annotation files; give "
+                            "another folder, or move this file and the folders of masks away")
+    check_tables(root, tables, overwrite)
     for folder in ("JPEGImages", *MASK_FOLDERS.values()):
         for leftover in (root / folder).glob(".writing-*"):
             leftover.unlink()
@@ -172,7 +179,7 @@ def _find_images(root: Path, index: Instances, more: Sequence[Path | str]) -> di
     return found
 
 
-def _unpack_images(archive: Path, root: Path, index: Instances, progress: bool) -> None:
+def _unpack_images(archive: Path, root: Path, index: Instances, progress: bool, overwrite: bool) -> None:
     """Unpack the images of one split straight to their names of twelve digits."""
     numbers = {entry.file_name: number for number, entry in index.images.items()}
 
@@ -180,7 +187,7 @@ def _unpack_images(archive: Path, root: Path, index: Instances, progress: bool) 
         number = numbers.get(name.rsplit("/", 1)[-1])
         return None if number is None else f"JPEGImages/{image_id(number)}.jpg"
 
-    unpack(archive, root, place, progress)
+    unpack(archive, root, place, progress, overwrite)
 
 
 def _check_found(root: Path, split: str, index: Instances, found: dict[int, Path], partial_data: bool) -> None:
@@ -224,17 +231,19 @@ def _link(source: Path, target: Path) -> None:
         write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
-def _write_tables(root: Path, instances: dict[str, Instances], where: dict[str, dict[int, Path]]) -> None:
-    """Write the lists of both traditions and the label table; images without annotation have a row of zeros."""
-    names = {}
+def _tables(instances: dict[str, Instances], chosen: dict[str, set[int]], parameters: dict[str, str]) -> dict[str, str]:
+    """Return the texts of the lists of both traditions, the label table and the description, which comes last.
+
+    Images without annotation have a row of zeros.
+    """
+    names, texts = {}, {}
     for split, index in instances.items():
-        labels = {image_id(number): label for number, label in index.labels().items() if number in where[split]}
+        labels = {image_id(number): label for number, label in index.labels().items() if number in chosen[split]}
         lists = {split: sorted(labels), f"{split}_annotated": sorted(name for name, label in labels.items() if label.any())}
-        for name, ids in lists.items():
-            text = "".join(f"{member}\n" for member in ids)
-            write_atomically(root / f"ImageSets/Segmentation/{name}.txt", partial(Path.write_text, data=text, encoding="utf-8"))
+        texts |= {f"ImageSets/Segmentation/{name}.txt": "".join(f"{member}\n" for member in ids) for name, ids in lists.items()}
         names |= {name: {COCO_CLASSES[channel] for channel in np.flatnonzero(labels[name])} for name in sorted(labels)}
-    write_labels(root / "labels.csv", names, COCO_CLASSES)
+    facts = {"name": "coco14", "classes": list(COCO_CLASSES), "ignore_index": IGNORE, "annotations_sha256": parameters}
+    return texts | {"labels.csv": label_table(names, COCO_CLASSES), "dataset.json": json.dumps(facts, indent=1) + "\n"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -253,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         f"masks of the folder {MASK_FOLDERS['ignore']} (default: paint)")
     parser.add_argument("--no-download", action="store_true", help="use only what is there")
     parser.add_argument("--partial", action="store_true", help="accept a part of the official images")
+    parser.add_argument("--overwrite", action="store_true", help="replace lists and labels that others made")
     parser.add_argument("--status", action="store_true", help="only say what is there, missing or wrong")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: up to 4)")
     options = parser.parse_args(arguments)
@@ -261,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if not options.status:
             counts = prepare_coco14(options.root, options.train, options.val, options.images, options.archives, options.crowd,
-                                    not options.no_download, options.partial, workers=options.workers)
+                                    not options.no_download, options.partial, workers=options.workers,
+                                    overwrite=options.overwrite)
             report(found for found in counts if found.what.startswith("images"))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         problem = f"{error}\n"

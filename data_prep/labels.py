@@ -87,11 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("file", type=Path, help="the authors' file")
     command.add_argument("output", type=Path, help="the table to write, usually ROOT/labels.csv")
     command.add_argument("--classes-from", type=Path, metavar="dataset.json", help="class names; default: the 20 of VOC")
+    command.add_argument("--overwrite", action="store_true", help="replace a file that is there with other content")
     options = parser.parse_args(arguments)
     try:
         classes = read_classes_file(options.classes_from) if options.classes_from else VOC_CLASSES
         table = labels_from_npy(options.file, classes)
-        write_labels(options.output, table, classes)
+        write_labels(options.output, table, classes, options.overwrite, [options.file, options.classes_from or options.file])
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{options.output}: {len(table)} images, {sum(map(len, table.values()))} labels")

@@ -44,7 +44,10 @@ class _Unfit(ValueError):
 
 
 def _integers(values: Any) -> np.ndarray:
-    values = np.asarray(values)
+    try:
+        values = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise _Unfit("its classes are no list of whole numbers") from None
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise _Unfit("its classes are no list of whole numbers")
     return values.astype(np.int64)

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
-from wsss_lib.core.files import write_tensors
+from data_prep.writing import write_new
 from wsss_lib.errors import DataError
 from wsss_lib.nets.resnet38 import ResNet38
 
@@ -153,10 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.resnet38_mxnet", description=__doc__.splitlines()[0])
     parser.add_argument("params", type=Path, help="the authors' file, e.g. ilsvrc-cls_rna-a1_cls1000_ep-0001.params")
     parser.add_argument("output", type=Path, help="the file to write, e.g. data/resnet38.safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there with other content")
     options = parser.parse_args(arguments)
     try:
         tensors = convert(read_mxnet(options.params))
-        write_tensors(options.output, tensors)
+        write_new(options.output, save(tensors), options.overwrite, [options.params])
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{options.output}: {len(tensors)} arrays, {sum(value.numel() for value in tensors.values()):,} numbers")

@@ -10,6 +10,7 @@ network with torch.onnx.export, or call `make_saliency` from Python with any fun
 """
 
 import argparse
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from wsss_lib.core.files import write_atomically
+from data_prep.writing import write_new
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset, read_classes, read_split
 from wsss_lib.data.saliency import check_saliency
@@ -95,7 +96,9 @@ def make_saliency(data: SegmentationDataset, network: Network, folder: Path, sid
                              "0..1; give --logits if it lacks a sigmoid")
         full = np.asarray(Image.fromarray(scores).resize(image.size, Image.Resampling.BILINEAR))
         grey = Image.fromarray((np.clip(full, 0, 1) * 255).round().astype(np.uint8))
-        write_atomically(folder / f"{image_id}.png", lambda temporary, grey=grey: grey.save(temporary, format="PNG"))
+        content = io.BytesIO()
+        grey.save(content, format="PNG")
+        write_new(folder / f"{image_id}.png", content.getvalue())
     return len(missing)
 
 

@@ -10,6 +10,7 @@ that has two) and `dataset.json`, which is written last.
 import argparse
 import csv
 import io
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +22,8 @@ from data_prep.toy_scenes import CLASSES, VARIED_CLASS, Scene, draw_scene
 from data_prep.voc_labels import write_labels
 from data_prep.voc_xml import VocObject, write_voc_xml
 from data_prep.workers import map_images
-from wsss_lib.core.files import IGNORE, read_json, sha256, write_atomically, write_json, write_mask
+from data_prep.writing import description, write_new
+from wsss_lib.core.files import IGNORE, sha256, write_atomically, write_json, write_mask
 from wsss_lib.errors import DataError
 
 VERSION = 1  # raised whenever the same seed gives other pictures
@@ -69,8 +71,9 @@ def make_toy_dataset(root: Path | str, seed: int = 0, num_train: int = 1500, num
     _begin(root, parameters)
     kinds = list(map_images(partial(_make_image, root, seed, side), ids, "toy scenes", progress, workers))
     _write_lists(root, dict(zip(ids, kinds, strict=True)), num_train)
-    write_json(root / "dataset.json", {"name": "toy", "classes": list(CLASSES), "ignore_index": IGNORE, **parameters,
-                                       "lists_sha256": _hash_of_lists(root)})
+    facts = {"name": "toy", "classes": list(CLASSES), "ignore_index": IGNORE, **parameters,
+             "lists_sha256": _hash_of_lists(root)}
+    write_new(root / "dataset.json", json.dumps(facts, indent=1) + "\n")
     (root / "unfinished.json").unlink(missing_ok=True)
     return root
 
@@ -81,7 +84,7 @@ def _is_finished(root: Path, parameters: dict[str, int], ids: list[str]) -> bool
     if not path.is_file():
         return False
     _compare(path, parameters)
-    if read_json(path).get("lists_sha256") != _hash_of_lists(root):
+    if description(root).get("lists_sha256") != _hash_of_lists(root):
         raise DataError(f"{root}: a list or label table is missing or was changed after the data set was made; delete the "
                         "folder and make it again")
     present = {folder: set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
@@ -103,9 +106,9 @@ def _begin(root: Path, parameters: dict[str, int]) -> None:
 
 
 def _compare(path: Path, parameters: dict[str, int]) -> None:
-    found = read_json(path)
+    found = description(path.parent, path.name)
     for name, value in parameters.items():
-        there = found.get(name) if isinstance(found, dict) else None
+        there = found.get(name)
         if there != value:
             raise DataError(f"{path}: the folder was made with {name} = {there}, not {value}; give another folder or delete "
                             "this one")
@@ -144,18 +147,14 @@ def _write_lists(root: Path, kinds: dict[str, dict[str, str]], num_train: int) -
     """Write the three lists, the label table and the table of sub-categories."""
     ids = list(kinds)
     for split, members in (("train", ids[:num_train]), ("val", ids[num_train:]), ("trainval", ids)):
-        _write_text(root / f"ImageSets/Segmentation/{split}.txt", "".join(f"{image_id}\n" for image_id in members))
+        write_new(root / f"ImageSets/Segmentation/{split}.txt", "".join(f"{image_id}\n" for image_id in members))
     write_labels(root / "labels.csv", kinds, CLASSES)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", "class", "subcategory"])
     writer.writerows([image_id, VARIED_CLASS, present[VARIED_CLASS]]
                      for image_id, present in kinds.items() if VARIED_CLASS in present)
-    _write_text(root / "subcategories.csv", text.getvalue())
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_new(root / "subcategories.csv", text.getvalue())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ creatures become 80 categories by their colours: creature k in the hue v is cate
 """
 
 import argparse
+import io
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -21,12 +22,14 @@ from PIL import Image
 from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES
 from data_prep.toy_scenes import CLASSES, draw_scene
 from data_prep.workers import map_images
-from wsss_lib.core.files import read_json, write_atomically
+from data_prep.writing import description, write_new
+from wsss_lib.core.files import write_json
 from wsss_lib.errors import DataError
 
 TILE = 48  # side of a scene in pixels; the smallest that can be drawn
 HUES = 13  # 6 creatures of 13 hues are 78 categories; the first two creatures have a hue more
 LAYOUTS = ((1, 1), (3, 2), (2, 1), (2, 3), (3, 3))  # columns and rows of the mosaic, in turn
+MARKER = "unfinished_toy_coco.json"
 GREY, UNLABELLED, TINY, CROWD = 0, 7, 13, 3  # which of every 20 images are special
 
 
@@ -48,7 +51,7 @@ def make_toy_coco(root: Path | str, seed: int = 0, num_train: int = 400, num_val
 
     Raises:
         ValueError: a parameter out of range.
-        DataError: the folder holds annotations that were made with other parameters.
+        DataError: the folder holds something else, or what was made with other parameters.
     """
     root = Path(root)
     if min(num_train, num_val) < 1 or seed < 0 or width < 3 * TILE or names not in ("2014", "2017"):
@@ -56,21 +59,34 @@ def make_toy_coco(root: Path | str, seed: int = 0, num_train: int = 400, num_val
                          f"2017; not {num_train}, {num_val}, {seed}, {width}, {names}")
     info = {"description": "generated, not COCO", "seed": seed, "num_train": num_train, "num_val": num_val, "width": width,
             "names": names}
+    _begin(root, info)
     begin = 1
     for split, count in (("train", num_train), ("val", num_val)):
         path = root / "annotations" / f"instances_{split}2014.json"
-        if path.is_file():
-            if read_json(path).get("info") != info:
-                raise DataError(f"{path}: made with other parameters; give another folder or delete this one")
-        else:
+        if not path.is_file():
             prefix = f"COCO_{split}2014_" if names == "2014" else ""
             pattern = f"{split}{names}/{prefix}{{:012d}}.jpg"
             make_one = partial(_make_image, root, seed, width, pattern)
             made = list(map_images(make_one, range(begin, begin + count), f"{split} mosaics", progress, workers))
             text = json.dumps(_instances(info, made, seed))  # on one line, as COCO's
-            write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+            write_new(path, text)
         begin += count
+    (root / MARKER).unlink(missing_ok=True)
     return root
+
+
+def _begin(root: Path, info: dict[str, Any]) -> None:
+    """Refuse a folder that holds anything else, and mark one that is not finished."""
+    paths = [root / "annotations" / f"instances_{split}2014.json" for split in ("train", "val")]
+    there = [path for path in paths if path.is_file()]
+    for path in there:
+        if description(path.parent, path.name).get("info") != info:
+            raise DataError(f"{path}: made with other parameters; give another folder")
+    if len(there) < len(paths):
+        ours = bool(there) or description(root, MARKER).get("info") == info
+        if not ours and root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise DataError(f"{root}: holds something else than these generated images; give an empty or new folder")
+        write_json(root / MARKER, {"info": info})
 
 
 def draw_mosaic(seed: int, index: int, columns: int, rows: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
@@ -129,7 +145,9 @@ def _make_image(root: Path, seed: int, width: int, pattern: str, number: int) ->
     picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
     picture = picture.convert("L") if kind == GREY else picture
     path = root / pattern.format(number)
-    write_atomically(path, lambda temporary: picture.save(temporary, quality=90))
+    content = io.BytesIO()
+    picture.save(content, format="JPEG", quality=90)
+    write_new(path, content.getvalue())
     entry = {"id": number, "file_name": path.name, "width": size[0], "height": size[1]}
     annotations = [_annotation(number, category, visible, size, crowd=kind % 10 == CROWD and place == 0)
                    for place, (category, visible) in enumerate(objects)]

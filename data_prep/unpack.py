@@ -1,14 +1,17 @@
 """Unpack an archive that others made: every member is checked before the first file is written.
 
-Refused as a whole: paths that lead outside the folder, links and devices, two members of one name, archives that grow more
-than a hundredfold (bombs), encrypted, cut or damaged ones. Each file is written atomically, so that an interrupted run leaves
-whole files only, and the next one goes on.
+Refused as a whole: paths that lead outside the folder, links and devices, two members of one name (also where capitals or
+the form of an accent tell them apart, as not every disk does), archives that grow more than a hundredfold (bombs), encrypted,
+cut or damaged ones, and those that would change a file which is there. Each file is written atomically, so that an interrupted
+run leaves whole files only, and the next one goes on.
 """
 
 import gzip
+import os
 import shutil
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -50,7 +53,8 @@ class Member:
     handle: zipfile.ZipInfo | tarfile.TarInfo
 
 
-def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], progress: bool = True) -> int:
+def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], progress: bool = True,
+           overwrite: bool = False) -> int:
     """Check all members of a .zip, .tar, .tgz or .tar.gz file, then write those that are wanted and not there yet.
 
     Args:
@@ -58,12 +62,14 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], prog
         folder: where the files go; it is made.
         place: path inside the archive to the path below `folder`, or None to leave the file out.
         progress: show a progress bar where there is a terminal.
+        overwrite: replace files of another size; without it they are a reason to refuse.
 
     Returns:
         the number of files written now.
 
     Raises:
-        DataError: the archive is hostile or damaged; a hostile one has written nothing.
+        DataError: the archive is hostile or damaged, or would change a file that is there; nothing was written then, save by a
+            damaged one.
         FileNotFoundError: there is no such archive.
         OSError: there is too little space.
     """
@@ -72,13 +78,15 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], prog
             wanted = _check(archive, folder, members, place)
             missing = [(member, path) for member, path in wanted
                        if not (path.is_file() and path.stat().st_size == member.size)]
+            _check_free(archive, folder, [path for _, path in missing], overwrite)
             _need_space(folder, sum(member.size for member, _ in missing))
             for member, path in tqdm(missing, desc=f"unpacking {archive.name}", unit="file",
                                      disable=None if progress else True):
                 write_atomically(path, lambda temporary, member=member: _copy(archive, member, open_member, temporary))
             return len(missing)
     except DAMAGED as error:
-        raise DataError(f"{archive}: the archive is damaged ({error}); fetch it again") from None
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{archive}: the archive is damaged ({reason}); fetch it again") from None
 
 
 @contextmanager
@@ -87,11 +95,15 @@ def _members(archive: Path) -> Iterator[tuple[Iterator[Member], Callable[[Member
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: there is no such archive")
     if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as file:
+        with _malformed():
+            file = zipfile.ZipFile(archive)
+        with file:
             yield map(_zip_member, file.infolist()), lambda member: file.open(member.handle)
     elif archive.name.endswith((".tar", ".tgz", ".tar.gz")):
         opened = open(archive, "rb") if archive.suffix == ".tar" else gzip.open(archive)
-        with opened, tarfile.open(fileobj=_Bounded(archive, opened), mode="r:") as file:
+        with opened:
+            with _malformed():
+                file = tarfile.open(fileobj=_Bounded(archive, opened), mode="r:")
             yield _tar_members(archive, file), lambda member: file.extractfile(member.handle)
     else:
         raise DataError(f"{archive}: only .zip, .tar, .tgz and .tar.gz archives can be unpacked")
@@ -99,9 +111,11 @@ def _members(archive: Path) -> Iterator[tuple[Iterator[Member], Callable[[Member
 
 def _zip_member(info: zipfile.ZipInfo) -> Member:
     mode = info.external_attr >> 16
-    kind = "folder" if info.is_dir() else "file"
+    kind = "folder" if info.filename.endswith("/") else "file"
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         kind = "a link" if stat.S_ISLNK(mode) else "a device"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        kind = "packed in an unusual way"
     if info.flag_bits & 1:
         kind = "encrypted"
     return Member(info.filename, info.file_size, kind, info.compress_size, info)
@@ -133,7 +147,7 @@ class _Bounded:
 
 def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[Member]:
     """Yield the members, then make sure that the list ended because the archive did, and that gzip's checksum is right."""
-    for info in file:
+    for info in _headers(file):
         kind = "folder" if info.isdir() else "file" if info.isreg() and info.sparse is None else "a link or a device"
         yield Member(info.name, info.size, kind, None, info)
     file.fileobj.seek(file.offset)  # a broken header ends tarfile's list in silence
@@ -144,13 +158,31 @@ def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[Member]:
         pass
 
 
+def _headers(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    with _malformed():
+        yield from file
+
+
+@contextmanager
+def _malformed() -> Iterator[None]:
+    """Turn into one the dozen types that a malformed header makes the standard library raise."""
+    try:
+        yield
+    except (DataError, OSError, *DAMAGED):
+        raise
+    except Exception as error:
+        raise tarfile.ReadError(f"a header is malformed, {type(error).__name__}") from None
+
+
 def _check(archive: Path, folder: Path, members: Iterator[Member],
            place: Callable[[str], str | None]) -> list[tuple[Member, Path]]:
     """Return the wanted files with their paths; refuse the whole archive if any member is hostile."""
     size = archive.stat().st_size
-    wanted, names, total = [], set(), 0
-    for member in members:
-        _check_name(archive, member.name)
+    wanted, names, folders, total, count = [], set(), set(), 0, 0
+    for count, member in enumerate(members, start=1):
+        if count > MAX_MEMBERS:
+            raise DataError(f"{archive}: more than {MAX_MEMBERS} members; nothing was unpacked")
+        _check_name(archive, member)
         if member.kind not in ("file", "folder"):
             raise DataError(f"{archive}: member {member.name!r} is {member.kind}; nothing was unpacked, fetch the archive "
                             "again from its official page")
@@ -162,21 +194,42 @@ def _check(archive: Path, folder: Path, members: Iterator[Member],
             continue
         name = str(PurePosixPath(member.name))
         target = place(name)
-        same = {name} if target is None else {name, f"to {target}"}
+        same = {name} if target is None else {name, f"to {_folded(target)}"}
         if names & same:
             raise DataError(f"{archive}: two members would become the file {target or name!r}; nothing was unpacked, fetch the "
                             "archive again")
         names |= same
-        if len(names) > 2 * MAX_MEMBERS:
-            raise DataError(f"{archive}: more than {MAX_MEMBERS} members; nothing was unpacked")
         if target is not None:
             wanted.append((member, folder / target))
+            folders |= {f"to {_folded(str(parent))}" for parent in PurePosixPath(target).parents}
+    if names & folders:
+        both = min(names & folders).removeprefix("to ")
+        raise DataError(f"{archive}: {both!r} is both a file and a folder in it; nothing was unpacked, fetch the archive again")
     return wanted
 
 
-def _check_name(archive: Path, name: str) -> None:
-    """Refuse a path that could lead outside the folder on any system."""
-    path = PurePosixPath(name)
+def _folded(name: str) -> str:
+    """Return the same text for names that some disk takes for one: capitals, and the forms of an accent."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+
+
+def _check_free(archive: Path, folder: Path, paths: list[Path], overwrite: bool) -> None:
+    """Refuse to write where something else is already."""
+    for path in paths:
+        taken = next((parent for parent in path.parents if parent.is_relative_to(folder) and os.path.lexists(parent)
+                      and not parent.is_dir()), None)
+        if taken or path.is_dir() or os.path.lexists(path) and not overwrite:
+            remedy = "move it away" + ("" if taken or path.is_dir() else ", or give --overwrite")
+            raise DataError(f"{taken or path}: is there already with other content than in {archive}; {remedy}; nothing was "
+                            "unpacked")
+
+
+def _check_name(archive: Path, member: Member) -> None:
+    """Refuse a path that could lead outside the folder on any system, or nowhere."""
+    name, path = member.name, PurePosixPath(member.name)
+    if member.kind != "folder" and not path.parts or member.size < 0:
+        raise DataError(f"{archive}: a member {name!r} of {member.size} bytes has no name or no size; nothing was unpacked, "
+                        "fetch the archive again from its official page")
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable():
         raise DataError(f"{archive}: member {name!r} leads outside the folder; nothing was unpacked, fetch the archive again "
                         "from its official page")

@@ -8,9 +8,10 @@ or the folder given). VOC2012test.tar, whose page asks for a login, is unpacked 
 """
 
 import argparse
+import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -21,9 +22,10 @@ from data_prep.findings import Finding, report, survey, survey_archives
 from data_prep.official import SBD_PAGE, VOC12_LISTS, VOC12_SOURCES, VOC_PAGE, ListFacts, Source, list_sha256
 from data_prep.sbd import read_sbd_mask, train_aug_ids
 from data_prep.unpack import unpack
-from data_prep.voc_labels import labels_from_xml, write_labels
+from data_prep.voc_labels import label_table, labels_from_xml
 from data_prep.workers import map_images
-from wsss_lib.core.files import IGNORE, image_size, read_json, read_mask, write_atomically, write_json, write_mask
+from data_prep.writing import description, write_new, write_tables
+from wsss_lib.core.files import IGNORE, image_size, read_mask, write_mask
 from wsss_lib.data.dataset import VOC_CLASSES, read_split
 from wsss_lib.errors import DataError
 
@@ -40,7 +42,8 @@ REMEDIES = {"train": DEVKIT_REMEDY, "val": DEVKIT_REMEDY, "JPEGImages": DEVKIT_R
 
 def prepare_voc12(root: Path | str, archives: Path | str | None = None, labels: str = "xml", fetch: bool = True,
                   partial_data: bool = False, progress: bool = True, workers: int | None = None,
-                  sources: dict[str, Source] = VOC12_SOURCES, lists: dict[str, ListFacts] = VOC12_LISTS) -> list[Finding]:
+                  sources: dict[str, Source] = VOC12_SOURCES, lists: dict[str, ListFacts] = VOC12_LISTS,
+                  overwrite: bool = False) -> list[Finding]:
     """Make the data set, or complete one that was interrupted.
 
     Args:
@@ -53,6 +56,7 @@ def prepare_voc12(root: Path | str, archives: Path | str | None = None, labels: 
         progress: show progress bars where there is a terminal.
         workers: processes; None: up to four for a large set.
         sources, lists: what the official archives and lists are.
+        overwrite: replace files that others made; without it they are a reason to refuse.
 
     Returns:
         what is there, missing or wrong now.
@@ -70,10 +74,10 @@ def prepare_voc12(root: Path | str, archives: Path | str | None = None, labels: 
     folders = [Path(archives) if archives else root / "archives", root]
     get = partial(obtain, folders=folders, fetch=fetch, progress=progress)
     if not partial_data and not _has_devkit(root):
-        unpack(get(sources["devkit"]), root, _place_of_devkit, progress)
+        unpack(get(sources["devkit"]), root, _place_of_devkit, progress, overwrite)
     for folder in folders:
         if (folder / TEST_ARCHIVE).is_file() and not (root / "ImageSets/Segmentation/test.txt").is_file():
-            unpack(folder / TEST_ARCHIVE, root, _place_of_devkit, progress)
+            unpack(folder / TEST_ARCHIVE, root, _place_of_test, progress, overwrite)
     if partial_data:
         splits = [split for split in ("train", "val") if (root / f"ImageSets/Segmentation/{split}.txt").is_file()]
         if not splits:
@@ -81,11 +85,12 @@ def prepare_voc12(root: Path | str, archives: Path | str | None = None, labels: 
                                     "folder that holds ImageSets, for VOC it is named VOC2012")
         mask_folders = dict.fromkeys(splits, "SegmentationClass")
     else:
-        _make_augmented(root, lambda: get(sources["sbd"]), lists, progress, workers)
+        _make_augmented(root, lambda: get(sources["sbd"]), lists, progress, workers, overwrite)
         mask_folders = {"train": "SegmentationClass", "val": "SegmentationClass", "train_aug": AUGMENTED}
     table = labels_from_xml(root) if labels == "xml" else _labels_from_masks(root, mask_folders, progress, workers)
-    write_labels(root / "labels.csv", table, VOC_CLASSES)
-    write_json(root / "dataset.json", {"name": "voc12", "classes": list(VOC_CLASSES), "ignore_index": IGNORE, "labels": labels})
+    facts = {"name": "voc12", "classes": list(VOC_CLASSES), "ignore_index": IGNORE, "labels": labels}
+    write_tables(root, {"labels.csv": label_table(table, VOC_CLASSES), "dataset.json": json.dumps(facts, indent=1) + "\n"},
+                 overwrite)
     return survey_voc12(root, {} if partial_data else lists, tuple(mask_folders))
 
 
@@ -98,16 +103,15 @@ def survey_voc12(root: Path, lists: dict[str, ListFacts] = VOC12_LISTS,
         lists: what the official lists are.
         splits: the lists that are needed.
     """
-    description = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
+    way = description(root).get("labels", "xml")
     mask_folders = {split: AUGMENTED if split == "train_aug" else "SegmentationClass" for split in splits}
-    return survey(root, mask_folders, VOC_CLASSES, lists, VOC_PAGE, description.get("labels", "xml"), REMEDIES)
+    return survey(root, mask_folders, VOC_CLASSES, lists, VOC_PAGE, way, REMEDIES)
 
 
 def _begin(root: Path) -> None:
     """Refuse another data set, and clear up after a run that was killed."""
-    path = root / "dataset.json"
-    if path.is_file() and (not isinstance(read_json(path), dict) or read_json(path).get("classes") != list(VOC_CLASSES)):
-        raise DataError(f"{path}: the folder holds another data set than VOC; give another folder")
+    if (root / "dataset.json").is_file() and description(root).get("classes") != list(VOC_CLASSES):
+        raise DataError(f"{root / 'dataset.json'}: the folder holds another data set than VOC; give another folder")
     inner = next((folder for folder in ("VOCdevkit/VOC2012", "VOC2012") if (root / folder / "ImageSets").is_dir()), None)
     if inner:
         raise DataError(f"{root}: the devkit lies deeper; give {root / inner}, the folder that holds JPEGImages")
@@ -140,6 +144,12 @@ def _place_of_devkit(name: str) -> str | None:
     return inside if inside.startswith(tuple(f"{folder}/" for folder in KEPT)) else None
 
 
+def _place_of_test(name: str) -> str | None:
+    """Return where a file of the test images' archive goes; it has no known checksum, so only photographs and their list go."""
+    inside = _place_of_devkit(name) or ""
+    return inside if inside == "ImageSets/Segmentation/test.txt" or inside.startswith("JPEGImages/") else None
+
+
 def _place_of_sbd(name: str) -> str | None:
     """Return where a file of SBD's archive goes: `benchmark_RELEASE/dataset/cls/1.mat` to `SBD/cls/1.mat`."""
     inside = name.partition("dataset/")[2]
@@ -148,7 +158,7 @@ def _place_of_sbd(name: str) -> str | None:
 
 
 def _make_augmented(root: Path, get_archive: Callable[[], Path], lists: dict[str, ListFacts], progress: bool,
-                    workers: int | None) -> None:
+                    workers: int | None, overwrite: bool) -> None:
     """Write the list train_aug and a mask for each of its images and of VOC's val: SBD's, and VOC's own where there is one."""
     voc = {split: set(read_split(root, split)) for split in ("train", "val")}
     augmented = root / AUGMENTED
@@ -158,7 +168,7 @@ def _make_augmented(root: Path, get_archive: Callable[[], Path], lists: dict[str
     else:
         sbd = _sbd_folder(root)
         if sbd is None:
-            unpack(get_archive(), root, _place_of_sbd, progress)
+            unpack(get_archive(), root, _place_of_sbd, progress, overwrite)
             sbd = root / "SBD"
         ids = train_aug_ids(_lines(sbd / "train.txt"), _lines(sbd / "val.txt"), voc["train"], voc["val"])
         absent = [image_id for image_id in ids if not (root / "JPEGImages" / f"{image_id}.jpg").is_file()]
@@ -168,12 +178,12 @@ def _make_augmented(root: Path, get_archive: Callable[[], Path], lists: dict[str
         tasks = [image_id for image_id in ids if image_id not in voc["train"] and image_id not in there]
         for _ in map_images(partial(_convert, root=root, sbd=sbd), tasks, "masks of SBD", progress, workers):
             pass
-    write_atomically(root / "ImageSets/Segmentation/train_aug.txt",
-                     partial(Path.write_text, data="".join(f"{image_id}\n" for image_id in ids), encoding="utf-8"))
+    listed = root / "ImageSets/Segmentation/train_aug.txt"
+    if not listed.is_file() or set(read_split(root, "train_aug")) != set(ids):  # another order is as good
+        write_tables(root, {"ImageSets/Segmentation/train_aug.txt": "".join(f"{image_id}\n" for image_id in ids)}, overwrite)
     for image_id in sorted(voc["train"] | voc["val"]):  # VOC's own masks, which have the 255 borders, count over SBD's
         ours, theirs = augmented / f"{image_id}.png", root / "SegmentationClass" / f"{image_id}.png"
-        if not ours.is_file() or ours.read_bytes() != theirs.read_bytes():
-            write_atomically(ours, partial(shutil.copyfile, theirs))
+        write_new(ours, theirs.read_bytes(), overwrite)
 
 
 def _sbd_folder(root: Path) -> Path | None:
@@ -234,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "DRS's way, from the masks (default: xml)")
     parser.add_argument("--no-download", action="store_true", help="use only what is there")
     parser.add_argument("--partial", action="store_true", help="accept a part of VOC, without SBD")
+    parser.add_argument("--overwrite", action="store_true", help="replace lists, labels and masks that others made")
     parser.add_argument("--status", action="store_true", help="only say what is there, missing or wrong")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: up to 4)")
     options = parser.parse_args(arguments)
@@ -242,10 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if not options.status:
             prepare_voc12(options.root, options.archives, options.labels, not options.no_download, options.partial,
-                          workers=options.workers)
+                          workers=options.workers, overwrite=options.overwrite)
+        whole = report(survey_voc12(options.root, *what))
     except (OSError, ValueError) as error:
-        problem = f"{error}\n"
-    whole = report(survey_voc12(options.root, *what))
+        problem, whole = f"{error}\n", False
+        with suppress(OSError, ValueError):
+            report(survey_voc12(options.root, *what))
     if not whole and not options.partial:
         report(survey_archives(VOC12_SOURCES.values(), [options.archives or options.root / "archives", options.root]))
     if problem or not whole:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib.core.files import write_atomically
+from data_prep.writing import write_new
 from wsss_lib.data.dataset import VOC_CLASSES, read_classes, read_split
 from wsss_lib.errors import DataError
 
@@ -51,11 +51,10 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
     return table
 
 
-def write_labels(path: Path | str, table: dict[str, Sequence[str]], classes: Sequence[str]) -> None:
-    """Write a label table atomically: a row for each image, first `image_id`, then 0 or 1 for each class in order.
+def label_table(table: dict[str, Sequence[str]], classes: Sequence[str]) -> str:
+    """Return the text of a label table: a row for each image, first `image_id`, then 0 or 1 for each class in order.
 
     Args:
-        path: the CSV file to make.
         table: image id to names of its classes.
         classes: names of all foreground classes, in order.
 
@@ -65,7 +64,25 @@ def write_labels(path: Path | str, table: dict[str, Sequence[str]], classes: Seq
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", *classes])
     writer.writerows([image_id, *(int(name in present) for name in classes)] for image_id, present in table.items())
-    write_atomically(Path(path), lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+    return text.getvalue()
+
+
+def write_labels(path: Path | str, table: dict[str, Sequence[str]], classes: Sequence[str], overwrite: bool = False,
+                 inputs: Sequence[Path] = ()) -> None:
+    """Write a label table atomically.
+
+    Args:
+        path: the CSV file to make.
+        table, classes: as `label_table`.
+        overwrite: replace a file that is there with other content.
+        inputs: files that the table was made of, which are never replaced.
+
+    Raises:
+        DataError: the file is there with other content, or is one of the inputs.
+
+    Explained in notebook 02, section "Image-level labels".
+    """
+    write_new(Path(path), label_table(table, classes), overwrite, inputs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,11 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("root", type=Path, help="devkit folder, with Annotations and ImageSets")
     parser.add_argument("output", type=Path, help="the table to write, usually ROOT/labels.csv")
     parser.add_argument("--classes-from", type=Path, metavar="dataset.json", help="class names; default: the 20 of VOC")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there with other content")
     options = parser.parse_args(arguments)
     try:
         classes = read_classes_file(options.classes_from) if options.classes_from else VOC_CLASSES
         table = labels_from_xml(options.root, classes)
-        write_labels(options.output, table, classes)
+        write_labels(options.output, table, classes, options.overwrite, [options.classes_from] if options.classes_from else [])
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{options.output}: {len(table)} images, {sum(map(len, table.values()))} labels")

@@ -82,9 +82,9 @@ def random_weights(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, tor
 
 
 def light_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Return weights that take no space: every tensor shows one number, another one for each name."""
+    """Return weights of which every tensor holds one number, another one for each name."""
     whole = torch.tensor(7)
-    return {key: whole if key.endswith("num_batches_tracked") else torch.tensor(0.5 + number / 1000).expand(shape)
+    return {key: whole if key.endswith("num_batches_tracked") else torch.full(shape, 0.5 + number / 1000)
             for number, (key, shape) in enumerate(shapes.items())}
 
 
@@ -286,7 +286,7 @@ def test_second_names_data_parallel_prefixes_and_counts_may_be_missing_or_there(
     results = []
     for name, content in forms.items():
         torch.save(content, tmp_path / "in.pth")
-        checkpoints.convert_file(tmp_path / "in.pth", "irn-cam", tmp_path / "out.safetensors")
+        checkpoints.convert_file(tmp_path / "in.pth", "irn-cam", tmp_path / "out.safetensors", overwrite=True)
         results.append(read_tensors(tmp_path / "out.safetensors"))
         assert len(results[-1]) == 266, name
         assert all(torch.equal(results[0][key], value) for key, value in results[-1].items()), name
@@ -344,7 +344,7 @@ def not_a_number(weights):
 
 
 def whole_numbers(weights):
-    weights["classifier.weight"] = torch.ones((), dtype=torch.int32).expand(20, 2048, 1, 1)
+    weights["classifier.weight"] = torch.ones((20, 2048, 1, 1), dtype=torch.int32)
 
 
 def no_tensor(weights):

@@ -17,11 +17,7 @@ from data_prep.coco14 import prepare_coco14  # noqa: E402
 from data_prep.coco_json import image_id  # noqa: E402
 from data_prep.toy_coco import make_toy_coco  # noqa: E402
 from wsss_lib.config import Config  # noqa: E402
-from wsss_lib.core.files import (  # noqa: E402
-    read_maps,
-    read_mask,  # noqa: E402
-    write_tensors,
-)
+from wsss_lib.core.files import read_maps, read_mask, write_tensors
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import best_threshold_row, full_size_maps, metric_row, score_masks
 from wsss_lib.data.dataset import load_dataset, open_data  # noqa: E402

@@ -314,3 +314,40 @@ def test_a_full_disk_leaves_nothing(photographs, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left on device"):
         custom.make_dataset(found, classes, tmp_path / "mine")
     assert not (tmp_path / "mine").exists() and not list(tmp_path.glob(".writing-*"))
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch) -> Path:
+    """A program of Ghostscript's name that leaves a mark when it is started; return where."""
+    from PIL import EpsImagePlugin
+
+    (tmp_path / "bin").mkdir()
+    for name in ("gs", "gswin32c"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ntouch '{tmp_path}/bin/started'\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return tmp_path / "bin/started"
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("where", ["photograph", pytest.param("mask", marks=pytest.mark.xfail(
+    strict=True, reason="wsss_lib.data.dataset.read_mask opens every kind of file"))])
+def test_a_file_of_another_kind_starts_no_program(photographs, tmp_path, capsys, ghostscript, where):
+    table, folder = by_name(photographs), masks(photographs)
+    (photographs / "beach.jpg" if where == "photograph" else folder / "beach.png").write_bytes(EPS)
+    words = [photographs, tmp_path / "mine", "--labels", table, *(
+        ["--masks", folder, "--classes", "cat,dog,person"] if where == "mask" else [])]
+    assert "cannot be read" in refused(capsys, tmp_path / "mine", *words)
+    assert not ghostscript.exists()
+
+
+def test_checking_a_data_set_starts_no_program(voc_folder, ghostscript):
+    from data_prep.check import check_dataset
+
+    (voc_folder / "JPEGImages/m_00.jpg").write_bytes(EPS)
+    (voc_folder / "SegmentationClass/m_01.png").write_bytes(EPS)
+    report = check_dataset(voc_folder, progress=False)
+    assert report.counts["unreadable"] == 2 and not ghostscript.exists()

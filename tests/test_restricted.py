@@ -316,6 +316,7 @@ SIZE = (40, 56)
     ("amn", {"keys": np.array([1]), "cam": np.zeros((1, 10, 14), np.float32)}, "1 classes and maps (0, 10, 14)"),
     ("irn", {"keys": np.array([3]), "cam": np.zeros((1, 10, 14), np.float32)}, "[3] are not different numbers below 3"),
     ("irn", {"keys": np.array([1, 1]), "cam": np.zeros((2, 10, 14), np.float32)}, "not different numbers"),
+    ("irn", {"keys": [[1], [1, 2]], "cam": np.zeros((1, 10, 14), np.float32)}, "no list of whole numbers"),
     ("irn", {"keys": np.array([0.5]), "cam": np.zeros((1, 10, 14), np.float32)}, "no list of whole numbers"),
     ("irn", {"keys": np.array([1]), "cam": np.full((1, 10, 14), np.nan, np.float32)}, "do not lie between 0 and 1"),
     ("irn", {"keys": np.array([1]), "cam": np.full((1, 10, 14), 9, np.float32)}, "do not lie between 0 and 1"),

@@ -49,3 +49,52 @@ def test_no_page_loads_anything_from_elsewhere(site):
 def test_faults_are_found(tmp_path, body, fault):
     (tmp_path / "index.html").write_text(f"<html><body>{body}</body></html>")
     assert site_build.faults(tmp_path) == ([fault] if fault else [])
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file of a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A small project in the place of this one."""
+    root = tmp_path / "work/clone"
+    for name in (".git/HEAD", "docs/site/conf.py", "docs/site/site.css", "docs/a.md", "README.md", "notebooks/a.ipynb",
+                 "runs/kept"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("precious")
+    monkeypatch.setattr(site_build, "ROOT", root)
+    monkeypatch.setattr(site_build, "sphinx", lambda options: 0)
+    return root
+
+
+@pytest.mark.parametrize("target", [".", "..", "docs", ".git", ".git/site", "runs", "../elsewhere", "../mine", "../link",
+                                    "../of-clone", "../clone-link/.", "../file"])
+def test_a_folder_that_the_site_did_not_make_is_never_emptied(clone, target):
+    work = clone.parent
+    for name in ("elsewhere/photograph.jpg", "mine-source/thesis.tex", "file"):
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).write_text("precious")
+    (work / "link").symlink_to(work / "elsewhere")
+    (work / "clone-link").symlink_to(clone)
+    (work / "of-clone-source").symlink_to(clone)
+    before = tree(work)
+    with pytest.raises(SystemExit) as stop:
+        site_build.build(clone / target, [])
+    assert str(stop.value).count("\n") == 0 and ": " in str(stop.value)
+    assert tree(work) == before
+
+
+def test_a_site_is_built_again_in_its_own_folder(clone):
+    site = clone / "build/site"
+    site.mkdir(parents=True)  # an empty folder may be filled
+    site_build.build(site, [])
+    (site / "old.html").write_text("of the last time")
+    (site.parent / "site-source/old.md").write_text("of the last time")
+    (clone.parent / "link").symlink_to(site)
+    site_build.build(clone.parent / "link", [])
+    assert not (site / "old.html").exists()
+    site_build.build(site, [])
+    assert not (site.parent / "site-source/old.md").exists()
+    assert tree(clone / "docs") and (clone / "runs/kept").read_text() == "precious"

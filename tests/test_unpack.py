@@ -63,7 +63,12 @@ def test_an_interrupted_run_is_completed(tmp_path, name):
     unpack(archive, folder, place)
     (folder / "a.txt").unlink()
     (folder / "deep/b.bin").write_bytes(b"half")
-    assert unpack(archive, folder, place) == 2 and files(folder)["deep/b.bin"] == CONTENT["top/deep/b.bin"]
+    before = files(folder)
+    with pytest.raises(DataError, match=r"b.bin: is there already with other content .*--overwrite"):
+        unpack(archive, folder, place)
+    assert files(folder) == before
+    assert unpack(archive, folder, place, overwrite=True) == 2
+    assert files(folder)["deep/b.bin"] == CONTENT["top/deep/b.bin"]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -137,6 +142,81 @@ def test_two_members_of_one_name_or_for_one_file_are_refused(tmp_path, name):
     with pytest.raises(DataError, match="two members would become the file '1.jpg'"):
         unpack(archive, tmp_path / "out", lambda member: Path(member).name)
     assert not (tmp_path / "out").exists()
+
+
+ODD = {"empty name": ({"": b"1"}, "has no name or no size"), "dot": ({"./": b"", ".": b"1"}, "has no name or no size"),
+       "file and folder": ({"a": b"1", "a/b": b"2"}, "both a file and a folder"),
+       "folder and file": ({"a/b/c": b"1", "a/B": b"2"}, "both a file and a folder"),
+       "upper case": ({"a/x.jpg": b"1", "A/X.JPG": b"2"}, "two members would become the file"),
+       "two forms of a letter": ({"caf\u00e9": b"1", "cafe\u0301": b"2"}, "two members would become the file"),
+       "long s": ({"a\u017f": b"1", "as": b"2"}, "two members would become the file")}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("kind", ODD)
+def test_names_that_no_two_files_can_have_are_refused(tmp_path, name, kind):
+    content, words = ODD[kind]
+    if (name, kind) == ("x.zip", "empty name"):  # which zipfile does not write
+        archive = zip_of(tmp_path / name, {"QQ": b"1"})
+        archive.write_bytes(archive.read_bytes().replace(b"QQ", b"\0Q"))
+    else:
+        archive = archive_of(tmp_path / name, content)
+    with pytest.raises(DataError, match=words):
+        unpack(archive, tmp_path / "out", lambda member: member)
+    assert not (tmp_path / "out").exists()
+
+
+def sparse_by_pax(records: dict[str, str]) -> bytes:
+    """Return a tar file whose one member claims to be sparse."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("top/a")
+        info.size, info.pax_headers = 3, records
+        archive.addfile(info, io.BytesIO(b"abc"))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("records", [
+    {"GNU.sparse.map": "1,x"}, {"GNU.sparse.map": "1"}, {"GNU.sparse.size": "x"}, {"GNU.sparse.realsize": "-5"},
+    {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, {"size": "-512"}, {"size": "x"}, {"GNU.sparse.offset": "1"},
+])
+@pytest.mark.parametrize("name", ["x.tar", "x.tgz"])
+def test_malformed_headers_give_a_sentence(tmp_path, records, name):
+    content = sparse_by_pax(records)
+    (tmp_path / name).write_bytes(content if name == "x.tar" else gzip.compress(content))
+    try:
+        unpack(tmp_path / name, tmp_path / "out", place)
+    except DataError as error:
+        assert str(tmp_path / name) in str(error) and "\n" not in str(error)
+        assert not (tmp_path / "out").exists()
+    else:
+        assert files(tmp_path / "out") == {"a": b"abc"}
+
+
+def test_what_a_zip_file_packs_in_an_unusual_way_is_refused(tmp_path):
+    """LZMA's header says how much memory to reserve."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("top/a", b"1" * 1000)
+    with pytest.raises(DataError, match="is packed in an unusual way"):
+        unpack(tmp_path / "x.zip", tmp_path / "out", place)
+
+
+def test_folders_count_as_members(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.unpack.MAX_MEMBERS", 50)
+    archive = tar_of(tmp_path / "x.tar", {f"top/{number}": b"" for number in range(101)},
+                     lambda info: setattr(info, "type", tarfile.DIRTYPE))
+    with pytest.raises(DataError, match="more than 50 members"):
+        unpack(archive, tmp_path / "out", place)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path, name):
+    archive, folder = archive_of(tmp_path / name, CONTENT), tmp_path / "out"
+    folder.mkdir()
+    (folder / "deep").write_text("mine")
+    with pytest.raises(DataError, match="deep: is there already"):
+        unpack(archive, folder, place, overwrite=True)
+    assert files(folder) == {"deep": b"mine"}
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tgz"])

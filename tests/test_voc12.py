@@ -194,7 +194,11 @@ def test_a_folder_of_augmented_masks_that_is_there_needs_no_sbd(official, prepar
         with Image.open(path) as image:
             values = np.array(image)
         Image.fromarray(np.where(values == 255, 0, values).astype(np.uint8)).save(path)
-    assert states(official.prepare(prepared, archives=tmp_path / "none")) == {"have"}
+    before = contents(prepared)
+    with pytest.raises(DataError, match="2007_000032.png: is there already with other content"):
+        official.prepare(prepared, archives=tmp_path / "none")
+    assert contents(prepared).items() >= before.items()
+    assert states(official.prepare(prepared, archives=tmp_path / "none", overwrite=True)) == {"have"}
     data = load_dataset(prepared, "train_aug", mask_folder="SegmentationClassAug")
     assert data.ids == tuple(TRAIN_AUG) and 255 in data.mask("2007_000032")
 

@@ -16,11 +16,29 @@ from PIL import Image
 from sphinx.cmd.build import main as sphinx
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+MARKER = ".made-by-docs-site-build"  # in every folder that this program may empty
+
+
+def check_ours(folder: Path) -> None:
+    """Refuse a folder that this program has not made, that contains the project, or that lies in its .git."""
+    if folder.exists() and any(folder.samefile(parent) for parent in (ROOT, *ROOT.parents)):
+        sys.exit(f"{folder}: contains the project, and a site's folder is emptied; give another folder, e.g. build/site")
+    if ROOT / ".git" in folder.resolve().parents:
+        sys.exit(f"{folder}: lies inside the project's .git; give another folder, e.g. build/site")
+    if folder.exists() and not folder.is_dir() or folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        sys.exit(f"{folder}: was not made by this program, which would empty it; give a new folder, or remove it yourself")
+
+
+def empty(folder: Path) -> None:
+    """Make a folder, or empty one that `check_ours` has accepted, and mark it."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
 
 
 def gather(source: Path, names: list[str]) -> None:
-    """Copy what the site shows to a folder: the README as its first page, documents, and notebooks, all or those named."""
-    shutil.rmtree(source, ignore_errors=True)
+    """Copy what the site shows to an empty folder: the README as its first page, documents, notebooks (all or those named)."""
     shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("site"))
     (source / "notebooks/solutions").mkdir(parents=True)
     for notebook in sorted((ROOT / "notebooks").rglob("*.ipynb")):
@@ -48,7 +66,7 @@ def mend(page: Path) -> None:
     """Give every picture of a page the text that its notebook has stored in it, and repair what keeps readers out."""
     def described(match: re.Match) -> str:
         file = page.parent / unquote(match[2])
-        text = Image.open(file).text.get("Description") if file.suffix == ".png" and file.is_file() else None
+        text = Image.open(file, formats=("PNG",)).text.get("Description") if file.suffix == ".png" and file.is_file() else None
         return f'<img alt="{escape(text)}" src="{match[2]}"' if text else match[0]
 
     html = re.sub(r'<img alt="([^"]*)" src="([^"]+)"', described, page.read_text(encoding="utf-8"))
@@ -97,10 +115,14 @@ def faults(site: Path) -> list[str]:
 
 
 def build(site: Path, names: list[str]) -> list[str]:
-    """Build the site into a folder and return its faults."""
-    source = site.with_name(site.name + "-source")
+    """Build the site into a folder, beside one of its sources, and return its faults."""
+    site = site.resolve()
+    source = (site.parent / f"{site.name}-source").resolve()
+    for folder in (site, source):
+        check_ours(folder)
+    for folder in (site, source):
+        empty(folder)
     gather(source, names)
-    shutil.rmtree(site, ignore_errors=True)
     if sphinx(["-q", "-c", str(ROOT / "docs/site"), "-d", str(source / ".doctrees"), str(source), str(site)]):
         sys.exit("sphinx-build failed")
     for page in site.rglob("*.html"):
@@ -111,6 +133,6 @@ def build(site: Path, names: list[str]) -> list[str]:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python docs/site/build.py FOLDER [NOTEBOOK ...]")
-    problems = build(Path(sys.argv[1]).resolve(), sys.argv[2:])
+    problems = build(Path(sys.argv[1]), sys.argv[2:])
     print("\n".join(problems) or f"{sys.argv[1]}/index.html: all internal links lead somewhere, all pictures have a text")
     sys.exit(bool(problems))
