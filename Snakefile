@@ -37,7 +37,7 @@ for name in {"method", "seed", "shard"} & set(given):
 
 def settings_of(method):
     """Return the configuration of a method's stages."""
-    return presets.preset_config(preset, method, Path(), **given)
+    return presets.preset_config(preset, method, Path("configs"), **given)
 
 
 try:
@@ -61,7 +61,7 @@ def parameters(wildcards):
 
 def preset_options(wildcards):
     """Return papermill's options that hand over the preset files and the parameters of the command line."""
-    files = [word for path in presets.preset_files(preset, wildcards.method, Path()) for word in ("-f", str(path))]
+    files = [word for path in presets.preset_files(preset, wildcards.method, Path("configs")) for word in ("-f", str(path))]
     checked = settings_of(wildcards.method)  # Snakemake hands over mere text
     values = {name: getattr(checked, name) for name in given}
     return files + [word for name, value in values.items()

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from wsss_lib.config import Config
-from wsss_lib.core import files, store
+from wsss_lib.core import files
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import sweep_maps
+from wsss_lib.core.stage import folder_of, open_stage
 from wsss_lib.data.dataset import open_data
 from wsss_lib.experiments.amn_ablations import VARIANTS, train_variant, variant_localization
-from wsss_lib.methods import amn
+from wsss_lib.methods import amn, cam
 from wsss_lib.ops.thresholds import ImageThresholds
 from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
@@ -39,13 +40,13 @@ def scored(data, folder: Path) -> dict[str, float]:
 def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
     """Train and score the variants of one seed that `rows` does not hold yet."""
     data, score_data = (open_data(config, split) for split in (config.train_split, config.score_split))
-    classifier = store.open_stage(config, "classifier", "10_cam", method="cam").folder / "weights.safetensors"
-    cam_maps = store.open_stage(config, "maps", "10_cam", method="cam").folder
+    classifier = open_stage(cam.CLASSIFIER, config).weights
+    cam_maps = open_stage(cam.MAPS, config).folder
     finished = rows.setdefault(str(config.seed), {})
     if "CAM" not in finished:
         finished["CAM"] = scored(score_data, cam_maps)
     work, trained = Path(tempfile.mkdtemp()), {}
-    seed_folder = store.stage_folder(config, "refined_seeds")
+    seed_folder = folder_of(amn.REFINED_SEEDS, config)
     if not (seed_folder / "run.json").is_file():
         seed_folder = work / "seeds"
         amn.make_refined_seeds(data, cam_maps, config, seed_folder)

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from data_prep.toy import make_toy_dataset
 from wsss_lib.config import Config
-from wsss_lib.core import files, store, training
+from wsss_lib.core import files, training
+from wsss_lib.core.stage import folder_of
 from wsss_lib.core.training import poly_factor
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import open_data
@@ -47,9 +48,9 @@ def plain_rib(net: cam.ClassActivationNet, weights: Path, image_id: str, rows: I
     batches = [next(rows) for _ in range(config.rib_iterations)]
     assert set(sum(batches, [])) <= set(pool)
     loader = iter(DataLoader(companions, batch_sampler=[[(0, index) for index in batch] for batch in batches]))
-    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.weight_decay)
+    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.rib_weight_decay)
     rates = [group["lr"] for group in groups]
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.rib_momentum)
     pairs = []
     for scale in config.cam_scales:
         array = transforms.normalize(transforms.resize_image(data.image(image_id), scale), *normalization_of(config.backbone))
@@ -92,7 +93,7 @@ def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[
     Data and classifier are those of a finished `make demo`; without one, and for `quick`, small ones are made.
     """
     config = Config(num_workers=0, device="cpu", cam_epochs=1 if quick else 4)
-    weights = store.stage_folder(config, "classifier", "cam") / "weights.safetensors"
+    weights = folder_of(cam.CLASSIFIER, config) / "weights.safetensors"
     finished = not quick and weights.is_file() and (project_path(config.data_root) / "dataset.json").is_file()
     if not finished:
         root = make_toy_dataset(folder / "toy", num_train=60 if quick else 600, num_val=1, progress=False)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from wsss_lib.config import Config
-from wsss_lib.core import files, store, training
+from wsss_lib.core import files, training
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import best_threshold_row, mean_part_recall
+from wsss_lib.core.stage import open_stage, run_folder_of
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.methods import cam, rib
 from wsss_lib.methods.cam import build_classifier, train_classifier
@@ -33,7 +34,7 @@ FIXED_THRESHOLD = 0.15  # IRN's and RIB's published background score
 
 def classifier_of(config: Config, epochs: int, folder: Path) -> cam.ClassActivationNet:
     """Return CAM's classifier in evaluation mode, trained on for some epochs by CAM's recipe (0: as it is)."""
-    weights = store.open_stage(config, "classifier", "10_cam", method="cam").folder / "weights.safetensors"
+    weights = open_stage(cam.CLASSIFIER, config).weights
     device = training.seed_everything(config)
     data = open_data(config, config.train_split)
     net = build_classifier(config, data.num_classes, weights).to(device)
@@ -55,10 +56,10 @@ def sure_share(net: cam.ClassActivationNet, data: SegmentationDataset, config: C
 
 def run(config: Config, images: int, epochs: int) -> dict:
     """Score all recipes on one classifier; return {recipe: row}, from an earlier run if there is one."""
-    folder = store.stage_folder(config, f"epochs{epochs}", "rib_ablations")
-    classifier = store.open_stage(config, "classifier", "10_cam", method="cam")
-    settings = {"images": images, "recipes": RECIPES, "classifier": classifier.results(),
-                **config.parameters_of("cam_", "rib_")}
+    folder = run_folder_of(config) / "rib_ablations" / f"seed{config.seed}" / f"epochs{epochs}"
+    classifier = open_stage(cam.CLASSIFIER, config)
+    settings = {"images": images, "recipes": RECIPES, "classifier": classifier.files.results(),
+                **config.parameters_of("cam_*", "rib_*")}
     record = folder / "rows.json"
     if record.is_file() and (kept := files.read_json(record))["settings"] == settings:
         return kept["rows"]

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from wsss_lib.config import Config
-from wsss_lib.core import files, store, training
+from wsss_lib.core import files, training
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import best_threshold_row, mean_part_recall
-from wsss_lib.data.dataset import SegmentationDataset, data_hash, open_data
-from wsss_lib.methods import sccam
-from wsss_lib.methods.cam import build_classifier
+from wsss_lib.core.stage import open_stage, run
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.methods import cam, sccam
 from wsss_lib.ops.thresholds import near_best_range
 from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
@@ -82,12 +82,9 @@ def control(name: str, data: SegmentationDataset, assignment: np.ndarray, config
     return net
 
 
-def made_rounds(config: Config, data: SegmentationDataset, device: torch.device) -> list[Path]:
+def made_rounds(config: Config) -> list[Path]:
     """Return the folders of all rounds, as notebook 60 makes them."""
-    classifier = store.open_stage(config, "classifier", "10_cam", method="cam")
-    net = build_classifier(classifier.configuration(config), data.num_classes, classifier.folder / "weights.safetensors")
-    rounds = sccam.make_rounds(classifier, net.to(device).eval().backbone, data, data_hash(data), config)
-    return [stage.folder for stage in rounds]
+    return [run(stage, config).folder for stage in sccam.rounds(config)]
 
 
 def run_seed(config: Config, images: int, controls: list[str], rows: dict, out: Path) -> None:
@@ -97,8 +94,8 @@ def run_seed(config: Config, images: int, controls: list[str], rows: dict, out: 
     some = open_data(config.model_copy(update={"limit": min(images or len(data), len(data))}), config.score_split)
     finished = rows.setdefault(str(config.seed), {})
     if "CAM" not in finished:
-        finished["CAM"] = scored(some, store.open_stage(config, "maps", "10_cam", method="cam").folder)
-    folders = made_rounds(config, data, device)
+        finished["CAM"] = scored(some, open_stage(cam.MAPS, config).folder)
+    folders = made_rounds(config)
     tables = [sccam.assignment_of(folder / "subcategories.csv", data, config.sccam_clusters) for folder in folders]
     for name, folder, table in zip([f"round {t + 1}" for t in range(len(folders))], folders, tables, strict=True):
         if name not in finished:

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from wsss_lib.config import Config
-from wsss_lib.core import files, store, training
+from wsss_lib.core import files, training
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import best_threshold_row, mean_part_recall
+from wsss_lib.core.stage import open_stage, run_folder_of
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.methods import cam, vwe
@@ -43,10 +44,11 @@ def run(name: str, base: Config, images: int) -> dict:
     """Train one variant with one seed and score its maps; return its row, from an earlier run if there is one."""
     gamma, levels, with_words, values, fixed = VARIANTS[name]
     config = base.model_copy(update=values)
-    classifier = store.open_stage(config, "classifier", "10_cam", method="cam")
-    folder = store.stage_folder(config, "".join(letter if letter.isalnum() else "_" for letter in name), "vwe_ablations")
-    settings = {"variant": name, "images": images, "classifier": classifier.results(),
-                **config.parameters_of("cam_", "vwe_")}
+    classifier = open_stage(cam.CLASSIFIER, config)
+    folder = (run_folder_of(config) / "vwe_ablations" / f"seed{config.seed}"
+              / "".join(letter if letter.isalnum() else "_" for letter in name))
+    settings = {"variant": name, "images": images, "classifier": classifier.files.results(),
+                **config.parameters_of("cam_*", "vwe_*")}
     record = folder / "row.json"
     if record.is_file() and (row := files.read_json(record))["settings"] == settings:
         return row

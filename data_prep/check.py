@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_prep.pictures import FORMATS
 from data_prep.workers import map_images
-from wsss_lib.core.files import IGNORE, voc_palette
+from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, voc_palette
 from wsss_lib.data.dataset import read_classes, read_labels, read_split
 from wsss_lib.errors import DataError
 
@@ -140,7 +139,7 @@ def _check_image(task: tuple[str, tuple[str, ...]], root: Path, num_classes: int
     path = root / "JPEGImages" / f"{image_id}.jpg"
     size, problems = None, []
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             image.convert("RGB")
             size = image.size
     except FileNotFoundError:
@@ -154,7 +153,7 @@ def _check_image(task: tuple[str, tuple[str, ...]], root: Path, num_classes: int
 def _problem_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> Problem | None:
     """Return what is wrong with a mask, if anything; `size` is (width, height) of its image."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             mode, palette, mask = image.mode, image.getpalette(), np.array(image)
     except FileNotFoundError:
         return Problem("missing", f"{path}: make it again from the annotation")

@@ -29,9 +29,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_prep.pictures import FORMATS
 from data_prep.voc_labels import write_labels
-from wsss_lib.core.files import IGNORE, read_mask, write_mask
+from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, read_mask, write_mask
 from wsss_lib.core.progress import progress
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.errors import DataError
@@ -250,7 +249,7 @@ def _write_image(image: str, path: Path, root: Path, masks: Path | None, num_cla
     """Write one photograph and its mask; return the classes of the mask, 0-based."""
     target = root / "JPEGImages" / f"{image}.jpg"
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:
             opened.load()
             mode = opened.mode
             upright = ImageOps.exif_transpose(opened).convert("RGB")

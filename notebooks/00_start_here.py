@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# *In: a finished run (`make demo` makes one on generated data in a few minutes). Out: the map of the whole project, and the
+# *In: a finished run (`make smoke` makes one on generated data in a few minutes). Out: the map of the whole project, and the
 # results table.*
 #
 # | | |
 # |---|---|
-# | **Needs** | a finished run: `make demo`, or notebooks 02, 10, 70, 80 and 90 in this order. To *read*, nothing |
+# | **Needs** | a finished run: `make smoke`, or notebooks 02, 10, 70, 80 and 90 in this order. To *read*, nothing |
 # | **Writes** | `report/seed0/overview/` |
 # | **Time and memory** | seconds, below 1 GB |
 #
@@ -78,12 +78,9 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 # missing it names the notebook to run.
 
 # %%
-maps = open_stage(maps_of(config.method), config)
-seeds = open_stage(seed_masks.SEEDS, config)
-pseudo_masks = open_stage(deeplab.masks_of(config), config)
-predictions = open_stage(deeplab.PREDICTIONS, config)
-for job in (maps, seeds, pseudo_masks, predictions):
-    print(job.stage.name, "finished")
+maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
+pseudo_masks, predictions = open_stage(deeplab.masks_of(config), config), open_stage(deeplab.PREDICTIONS, config)
+print("finished:", ", ".join(job.stage.name for job in (maps, seeds, pseudo_masks, predictions)))
 
 # %% [markdown]
 # ## One image through every stage
@@ -118,8 +115,8 @@ viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(pred
 # ## One image through every method
 #
 # A line is a method, always in the same order: input, truth, CAM, the method's map, its refined mask, the segmentation network that
-# learned from all masks of that kind. Lines appear as methods are finished: `make demo` makes the first and the last
-# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make tour` all of them in short (in `runs/tour`). The last line is the upper reference, a
+# learned from all masks of that kind. Lines appear as methods are finished: `make smoke` makes the first and the last
+# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make demo` all of them in short (in `runs/tour`). The last line is the upper reference, a
 # network that learned from true masks. (Here it segments a *training* image; scores come from validation images only.) What to look
 # for, in the fourth column: how far does each map reach from the heads?
 
@@ -227,7 +224,7 @@ for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):
 #
 # Results lie in `runs/<dataset>/<method>/seed<k>/<stage>/`. `run.json` is written last and says how everything was made; a
 # stage without it is unfinished and goes on where it stopped. If a parameter or an upstream result changes, the
-# old folder is moved aside to `<stage>.stale` and the stage is made anew.
+# old results are kept beside the new ones as `<stage>.<key>`. They come back when the parameter is set back.
 
 # %%
 record = pseudo_masks.files.record()

@@ -84,10 +84,9 @@ print(f"the disc has {companion(0).sum()} pixels, the square {companion(1).sum()
 has_shape = train.regions[1].any(2).any(1)  # (N,)
 shown = [int(index) for shape, count in ((False, 3), (True, 1)) for label in (0, 1)
          for index in torch.nonzero((train.labels == label) & (has_shape == shape))[:count, 0]]
-regions = (train.regions[0] + 2.0 * train.regions[1]) / 2  # (N, H, W)
-viz.show_panels([[viz.image(np.repeat(train.images[index, 0, ..., None], 3, 2), CLASSES[train.labels[index]]
-                            + (" with its shape" if has_shape[index] else "")) for index in shown],
-                 [viz.heat_map(regions[index]) for index in shown]],
+titles = [f"{CLASSES[train.labels[index]]}" + (" with its shape" if has_shape[index] else "") for index in shown]
+viz.show_panels([[viz.image(train.images[index, 0, ..., None].repeat(1, 1, 3), title) for index, title in zip(shown, titles, strict=True)],
+                 [viz.heat_map(train.regions[0, index] / 2 + 1.0 * train.regions[1, index]) for index in shown]],
                 "Eight training images: three 2s, three 8s, and one of each with its companion shape, a small disc and a small square; "
                 "beneath them their regions: digit grey, shape bright, background dark", size=1.4)
 
@@ -204,7 +203,7 @@ def outlined(values, title, item=index):
 
 pair = [int(torch.nonzero(test.labels == label)[0]) for label in (0, 1)]
 maps = bottleneck.gradient_maps(net, test.images[pair], test.labels[pair])  # (6, 2, H, W)
-viz.show_panels([[viz.image(np.repeat(test.images[item, 0, ..., None], 3, 2), "input"),
+viz.show_panels([[viz.image(test.images[item, 0, ..., None].repeat(1, 1, 3), "input"),
                   *(outlined(maps[layer, row], f"$G_{layer + 1}$", item) for layer in range(6))] for row, item in enumerate(pair)],
                 "Gradient maps of a 2 and an 8 from the first layer to the logit; the dashed outline is the shape: it is as bright as the "
                 "digit up to the fifth layer and mostly dark in the last", size=1.6, bar="gradient / max")
@@ -308,15 +307,14 @@ for name, rows in {**groups, "untrained": untrained}.items():
 ratios = sorted(part for loss, part in runs if loss == "sigmoid")
 
 
-def over_ratios(value_of):
-    """Return a number of every sigmoid run, (seeds, ratios)."""
-    return np.array([[value_of(row) for row in runs["sigmoid", part]] for part in ratios]).T
+def over_ratios(key):
+    """Return a measurement of all networks with sigmoid, (seeds, ratios, ...)."""
+    return np.array([[row[key] for row in runs["sigmoid", part]] for part in ratios]).swapaxes(0, 1)
 
 
-hgr = {f"{name}, $G_{layer + 1}$": over_ratios(lambda row, number=number, layer=layer: row["hgr"][number][layer])
-       for number, name in enumerate(REGIONS[:2]) for layer in (4, 5)}
-accuracy = {name: over_ratios(lambda row, key=key: row[key]) for name, key in (
-    ("digits alone", "accuracy_digits_alone"), ("digit and shape", "accuracy"), ("shapes alone", "accuracy_shapes_alone"))}
+hgr = {f"{name}, $G_{layer + 1}$": over_ratios("hgr")[:, :, number, layer] for number, name in enumerate(REGIONS[:2]) for layer in (4, 5)}
+accuracy = {"digits alone": over_ratios("accuracy_digits_alone"), "digit and shape": over_ratios("accuracy"),
+            "shapes alone": over_ratios("accuracy_shapes_alone")}
 last = dict(zip(ratios, hgr[f"{REGIONS[1]}, $G_6$"].mean(0), strict=True))
 axes = {"xticks": range(len(ratios)), "xticklabels": [f"{100 * part:g} %" for part in ratios], "ylim": (0, 1.05), "xlabel": "training images with a shape"}
 viz.show_panels([viz.bands(range(len(ratios)), values, title, **axes) for title, values in (("high gradient ratio", hgr), ("accuracy", accuracy))],
@@ -355,10 +353,9 @@ draw_ratios(ratios)
 # with one companion $x'$ of the other class, a new one in each step (RIB: 20 of them on VOC). How large may the learning rate $\eta$ be?
 
 # %% tags=["nbval-ignore-output"]
-steps, raised = range(11), []
-for number in range(len(bottleneck.RAISE_RATES)):
-    of_rate = [row["raised"][number] for row in main["sigmoid"]]
-    raised.append((np.array([row["hgr"] for row in of_rate]), np.median([row["logit"] for row in of_rate], 0)))  # (seeds, 3, 11), (11,)
+steps = range(11)
+of_rate = list(zip(*(row["raised"] for row in main["sigmoid"]), strict=True))  # (rates, seeds)
+raised = [(np.array([row["hgr"] for row in rows]), np.median([row["logit"] for row in rows], 0)) for rows in of_rate]  # (seeds, 3, 11), (11,)
 viz.show_panels([viz.bands(steps, dict(zip(REGIONS, hgr.transpose(1, 0, 2), strict=True)), f"rate {rate:g}", legend=rate == 1e-4, xlabel="step",
                            ylabel="HGR of $G_6$", xticks=steps[::2], ylim=(-0.03, 0.85))
                  for rate, (hgr, _) in zip(bottleneck.RAISE_RATES, raised, strict=True)],

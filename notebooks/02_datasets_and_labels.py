@@ -317,12 +317,11 @@ for split, counts in pixels.items():
 
 # %%
 for split, counts in pixels.items():
-    objects, known, everything = counts[:, 1:-1].sum(1), counts[:, :-1].sum(), counts.sum(1)
-    covered = (objects / everything)[objects > 0]
-    print(f"{split}: background {100 * counts[:, 0].sum() / known:.1f} % of the labelled pixels, "
-          f"unknown {100 * counts[:, -1].sum() / counts.sum():.1f} % of all pixels")
-    print(f"{'':{len(split)}s}  objects cover {100 * np.median(covered):.0f} % of an image (median), "
-          f"in the smallest tenth less than {100 * np.quantile(covered, 0.1):.0f} %")
+    objects, known = counts[:, 1:-1].sum(1), counts[:, :-1].sum()
+    covered = (objects / counts.sum(1))[objects > 0]
+    print(f"{split}: background {100 * counts[:, 0].sum() / known:.1f} % of the labelled pixels, unknown "
+          f"{100 * counts[:, -1].sum() / counts.sum():.1f} % of all pixels; objects cover {100 * np.median(covered):.0f} % of an image "
+          f"(median), in the smallest tenth less than {100 * np.quantile(covered, 0.1):.0f} %")
 
 # %% [markdown]
 # ## 6 More than a label
@@ -414,24 +413,21 @@ for row in check.metrics:
 # readers of the page.) Which of them could be recognized from the background alone? (Of these five none: all lie on coloured noise.)
 
 # %%
-def with_ground_truth(name):
-    """Return two panels: an image and its ground truth, if there is any."""
-    return [viz.image(score_data.image(name), name),
-            viz.labels(score_data.mask(name), score_data.classes, "ground truth", score_data.image(name)) if has_masks else viz.blank()]
-
-
 def browse(number=0):
     """Show one scored image and its ground truth."""
-    words = " and ".join(label_names(score_data, score_data.ids[number])) or "no class"
-    viz.show_panels(with_ground_truth(score_data.ids[number]), f"Image {score_data.ids[number]} with {words}", size=3)
+    name = score_data.ids[number]
+    words = " and ".join(label_names(score_data, name)) or "no class"
+    viz.show_examples(score_data, [name], {}, f"Image {name} with {words}", size=3, ground_truth=has_masks)
 
 
 widgets.explore(browse, number=(0, len(score_data) - 1, 1))
 
 # %%
-drawn = np.random.default_rng(config.seed).choice(len(score_data), size=min(5, len(score_data)), replace=False)
-viz.show_panels(list(zip(*(with_ground_truth(score_data.ids[index]) for index in drawn), strict=True)),
-                f"Five images of {score_data.split}, drawn at random, and beneath them their ground truth where there is any", size=1.9)
+drawn = np.random.default_rng(config.seed).choice(score_data.ids, size=min(5, len(score_data)), replace=False).tolist()
+panels = [[viz.image(score_data.image(name), name) for name in drawn]]
+if has_masks:
+    panels.append([viz.labels(score_data.mask(name), score_data.classes, "ground truth", score_data.image(name)) for name in drawn])
+viz.show_panels(panels, f"Five images of {score_data.split}, drawn at random, and beneath them their ground truth where there is any", size=1.9)
 
 # %% [markdown]
 # ## 9 Summary and exercises

@@ -104,7 +104,7 @@ print("mean of the evidence = logits:", True)
 #
 # **A slip to know about.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD in
 # the place of the *momentum*: a momentum of 0.0001 is none, so the published learning rates (0.1 and 1.0) belong to SGD without
-# momentum. `momentum_slip = True` repeats that, by name; with a real momentum of 0.9 a step is ten times as long.
+# momentum. The presets of the papers repeat that with `cam_momentum: 1.0e-4`; with a momentum of 0.9 a step is ten times as long.
 #
 # The next cell trains. As in all notebooks, a step with results of its own is a *stage*, a folder: if it is finished, it is read
 # and not made again.

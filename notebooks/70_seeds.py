@@ -67,8 +67,7 @@ viz.use_style()
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
 maps_folder = open_stage(maps_of(config.method), config).folder
 num_labels = score_data.num_classes + 1  # with the background
-print(f"{len(train_data)} training images get initial seed masks, {len(score_data)} of split {score_data.split!r} are scored, "
-      f"{num_labels} labels with the background")
+print(f"{len(train_data)} training images, {len(score_data)} of split {score_data.split!r} are scored, {num_labels} labels with the background")
 
 # %% [markdown]
 # ## 1 Scores
@@ -84,19 +83,14 @@ print(f"{len(train_data)} training images get initial seed masks, {len(score_dat
 # *unknown*.
 
 # %%
-truth = np.array([[0, 0, 1, 1],
-                  [0, 2, 1, 1],
-                  [0, 2, 2, 255]])
-prediction = np.array([[0, 0, 0, 1],
-                       [0, 2, 2, 1],
-                       [0, 2, 2, 1]])
+truth = np.array([[0, 0, 1, 1], [0, 2, 1, 1], [0, 2, 2, 255]])
+prediction = np.array([[0, 0, 0, 1], [0, 2, 2, 1], [0, 2, 2, 1]])
 known = truth != IGNORE
 n = np.zeros((3, 3), int)
 for c, d in zip(truth[known], prediction[known], strict=True):
-    n[c, d] += 1  # row: truth, column: prediction
+    n[c, d] += 1  # row: ground truth, column: prediction
 iou = [n[c, c] / (n[c].sum() + n[:, c].sum() - n[c, c]) for c in range(3)]
-print("IoU of background, cat, dog:", [f"{value:.3f}" for value in iou])
-print(f"mIoU {sum(iou) / 3:.3f}")
+print("IoU of background, cat, dog:", [f"{value:.3f}" for value in iou], f"mIoU {sum(iou) / 3:.3f}")
 
 # %% [markdown]
 # The picture shows both label maps and the matrix. What to look for: right pixels are on the diagonal; each wrong
@@ -175,10 +169,10 @@ def labelled(label, title):
     return viz.labels(label, score_data.classes, title, picture)
 
 
-found = (best > 0.5)[(true_mask > 0) & (true_mask != IGNORE)].mean()
+objects = (true_mask > 0) & (true_mask != IGNORE)
 viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "ground truth"),
                  viz.scores(picture, best, config.method.upper())],
-                f"Of the object pixels {100 * found:.0f} percent score above one half; the scores fade out from bright spots",
+                f"Of the object pixels {100 * (best > 0.5)[objects].mean():.0f} percent score above one half; the scores fade out from bright spots",
                 size=2.6, bar="score")
 
 # %% [markdown]
@@ -204,7 +198,6 @@ print("plain lines = library:", True)
 # picture shows these counts for one image.
 
 # %% tags=["nbval-ignore-output"]
-objects = (true_mask > 0) & (true_mask != IGNORE)
 wrong = int((best[true_mask == 0] > t).sum())
 viz.show_panels([viz.histogram({"background in the ground truth": best[true_mask == 0], "object in the ground truth": best[objects]},
                                np.linspace(0, 1, 41), f"Image {image_id}", {f"threshold {t}": t}, xlabel="best score of the pixel",
@@ -251,12 +244,10 @@ def at(threshold):
     return float(np.interp(threshold, sweep["thresholds"], sweep["curve"]))
 
 
-fixed = config.seed_threshold
-viz.show_panels([viz.curves(sweep["thresholds"], {"": sweep["curve"]}, f"{sweep['images']} images of {sweep['split']}",
-                            {f"best: {sweep['best']:.2f}": (sweep["best"], at(sweep["best"])), f"fixed: {fixed:.2f}": (fixed, at(fixed))},
-                            xlabel="background threshold", ylabel="mIoU %")],
-                f"The curve has one peak of {at(sweep['best']):.1f} percent at threshold {sweep['best']:.2f}; the fixed threshold "
-                f"{fixed:.2f} reaches {at(fixed):.1f} percent", size=(6, 3))
+best_t, fixed = sweep["best"], config.seed_threshold
+viz.show_threshold_curves({f"best: {best_t:.2f}": sweep | {"threshold": best_t, "miou": at(best_t)}},
+                          f"The curve has one peak of {at(best_t):.1f} percent at threshold {best_t:.2f}; the fixed threshold "
+                          f"{fixed:.2f} reaches {at(fixed):.1f} percent", marks={f"fixed: {fixed:.2f}": fixed})
 
 # %% [markdown]
 # **Choosing the best threshold uses the pixel labels of the very images that are scored.** It is common in the
@@ -509,8 +500,7 @@ print(f"{len(list((seeds.folder / 'seed_masks').glob('*.png')))} masks; the stor
 # kept is right? For the second, the unknown pixels are taken out of the truth, so that only known ones are counted.
 
 # %%
-kept = np.where(confident == IGNORE, IGNORE, true_mask)  # only known pixels count
-n = confusion_matrix(kept, confident, num_labels)
+n = confusion_matrix(np.where(confident == IGNORE, IGNORE, true_mask), confident, num_labels)  # only known pixels count
 print(f"{image_id}: objects right {100 * np.trace(n[1:, 1:]) / max(1, n[:, 1:].sum()):.1f} %, "
       f"background right {100 * n[0, 0] / max(1, n[:, 0].sum()):.1f} %")
 

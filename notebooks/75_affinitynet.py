@@ -70,8 +70,7 @@ viz.use_style()
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
 learn_data = affinitynet.images_to_learn_from(train_data, config.affinitynet_images)
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
-print(f"{len(train_data)} training images, {train_data.num_classes} classes; AffinityNet learns from {len(learn_data)}; "
-      f"{len(score_data)} images of split {score_data.split!r} are scored")
+print(f"{len(train_data)} training images; AffinityNet learns from {len(learn_data)}; {len(score_data)} of split {score_data.split!r} are scored")
 
 # %% [markdown]
 # ## 1 Two strengths of the background

@@ -67,8 +67,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
-print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of "
-      f"split {score_data.split!r} are scored")
+print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of split {score_data.split!r} are scored")
 
 # %% [markdown]
 # What is at hand for one image: the score map, which finds a part of the object, and the confident label of notebook
@@ -77,7 +76,8 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; {le
 
 # %% tags=["nbval-ignore-output"]
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
-image, highest_score, confident = score_data.image(image_id), viz.highest_scores(maps.folder), viz.masks_in(seeds.folder / "irn_labels", data=score_data)
+image, highest_score = score_data.image(image_id), viz.highest_scores(maps.folder)
+confident = viz.masks_in(seeds.folder / "irn_labels", score_data)
 viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident label": confident},
                   "The map lights up on a part of the object; the confident label leaves a hatched zone around it", size=2.2)
 
@@ -268,19 +268,8 @@ for name, field in fields.items():
     print(f"{name:16s} dp_fg {losses.dp_fg:.2f}, dp_bg {losses.dp_bg:.2f}")
 
 # %%
-def arrows(title):
-    """Return a panel with every third vector of a field."""
-    def draw(axes):
-        dy, dx = fields[title][:, ::3, ::3]
-        axes.quiver(column[::3, ::3], row[::3, ::3], dx, dy, angles="xy", scale_units="xy", scale=2, width=0.003)
-        axes.set(title=title, xlim=(-1, 48), ylim=(36, -1), aspect="equal")
-        axes.set_axis_off()
-
-    return draw
-
-
-viz.show_panels([arrows("perfect field"), arrows("plus a constant")], "Arrows inside the disc point to its center and vanish "
-                "outside; with a constant all lean to one side", size=(4, 2.8))
+viz.show_panels([viz.arrows(fields[title], title) for title in ("perfect field", "plus a constant")],
+                "Arrows inside the disc point to its center and vanish outside; with a constant all lean to one side", size=(4, 2.8))
 
 # %% [markdown]
 # The loss sees differences only, so a constant is invisible to it. Therefore, after training, the average of $D$ over
@@ -299,12 +288,11 @@ torch.manual_seed(config.seed)
 start = open_stage(cam.CLASSIFIER, config).weights if config.irn_init == "classifier" else ""
 net = irn.build_irn(config, start)
 images = torch.randn(2, 3, config.irn_crop, config.irn_crop)
-for number, features in enumerate(net.backbone.stages(images), start=1):
-    print(f"stage {number}: {tuple(features.shape)}")
+print("stages:", *(tuple(features.shape) for features in net.backbone.stages(images)))
 edge_logit, displacement = net(images)
 print("boundary", tuple(edge_logit.shape), "displacement", tuple(displacement.shape))
-print(sum(p.numel() for p in net.edge_parameters()), "boundary and",
-      sum(p.numel() for p in net.displacement_parameters()), "displacement parameters")
+boundary_count, displacement_count = (sum(p.numel() for p in part) for part in (net.edge_parameters(), net.displacement_parameters()))
+print(boundary_count, "boundary and", displacement_count, "displacement parameters")
 
 # %% [markdown]
 # "Frozen" means that no gradient enters the backbone and that its batch normalisation stays in inference form. One
@@ -457,14 +445,10 @@ for name, edge in edges.items():
 # the strip above is the same for readers of the page):
 
 # %%
-def draw_walk(power=4, boundary="with gaps", beta=10.0):
-    """Show the walk over the synthetic scene after 2^power steps."""
-    walked = walk_after(edges[boundary], 2**power, beta)
-    viz.show_panels([viz.heat_map(walked, f"t = {2**power}, {boundary}, beta {beta:.0f}")],
-                    f"Scores after {2**power} steps over the boundary map '{boundary}'", size=(5, 3))
-
-
-widgets.explore(draw_walk, power=(0, 10, 1), boundary=list(edges), beta=(1.0, 20.0, 1.0))
+widgets.explore(lambda power=4, boundary="with gaps", beta=10.0: viz.show_panels(
+    [viz.heat_map(walk_after(edges[boundary], 2**power, beta), f"t = {2**power}, {boundary}, beta {beta:.0f}")],
+    f"Scores after {2**power} steps over the boundary map '{boundary}'", size=(5, 3)),
+    power=(0, 10, 1), boundary=list(edges), beta=(1.0, 20.0, 1.0))
 
 # %% [markdown]
 # **The exponent.** A network's boundary map is never quite 0 or 1. With half-hearted outlines and faint noise

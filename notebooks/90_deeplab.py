@@ -71,8 +71,8 @@ viz.use_style()
 # %%
 train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split)
 training_masks = None if config.method == "truth" else open_stage(deeplab.masks_of(config), config)
-print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background")
-print("trained on", "pseudo-masks (image-level labels only)" if training_masks else "THE GROUND TRUTH (pixel labels)")
+print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background;",
+      "trained on", "pseudo-masks (image-level labels only)" if training_masks else "THE GROUND TRUTH (pixel labels)")
 
 # %% [markdown]
 # Why train another network at all, when every training image has a mask already? For two reasons. The pseudo-masks need
@@ -391,8 +391,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"),
 # %%
 unlabelled = replace(val_data, labels=np.zeros_like(val_data.labels))
 probabilities = deeplab.class_probabilities(net, unlabelled.image(image_id), config)  # (K, H, W)
-assert not unlabelled.labels.any()
-assert len(probabilities) == val_data.num_classes + 1 and np.allclose(probabilities.sum(0), 1, atol=1e-4)
+assert not unlabelled.labels.any() and len(probabilities) == val_data.num_classes + 1 and np.allclose(probabilities.sum(0), 1, atol=1e-4)
 print("prediction without any label:", True)
 
 # %%
@@ -452,8 +451,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), truth,
 # %% tags=["nbval-ignore-output"]
 rows = predictions.metrics
 chain = (training_masks.metrics if training_masks else []) + rows
-print(results.run_table(chain, config))
-print("initial weights of this run:", config.deeplab_init)
+print(results.run_table(chain, config), "initial weights of this run: " + config.deeplab_init, sep="\n")
 print(results.quote(results.published(config.method, row["what"], row["split"]) for row in chain))
 
 # %% [markdown]

@@ -5,7 +5,7 @@
 #
 # | | |
 # |---|---|
-# | **Needs** | at least one finished method, e.g. `make demo`; more: `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]' seeds='[0,1,2]'` |
+# | **Needs** | at least one finished method, e.g. `make smoke`; more: `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]' seeds='[0,1,2]'` |
 # | **Writes** | `report/seed0/comparison/` |
 # | **Time and memory** | on one CPU core about 2 seconds for each method, stage and seed; below 1 GB |
 # | **Paper** | Cheng et al., *Boundary IoU*, CVPR 2021; Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020 |
@@ -29,7 +29,6 @@ seed_threshold = 0.15  # a background threshold that no mask has chosen, for sec
 
 # %%
 import numpy as np
-from IPython.display import Markdown, display
 from scipy.ndimage import binary_erosion
 
 from wsss_lib import comparison, pipeline, results, viz, widgets
@@ -42,18 +41,13 @@ from wsss_lib.ops.metrics import BoundaryEvaluation
 config = Config.from_notebook(globals())
 viz.use_style()
 
-
-def table(head, lines):
-    """Show a table."""
-    display(Markdown(results.markdown_table(head, lines)))
-
 # %% [markdown]
 # The first check: is anything finished? If not, the next cell stops and says what to run.
 
 # %%
 finished, rows = finished_stages(run_folder_of(config)), results.collect(run_folder_of(config))
 if not rows:
-    raise RuntimeError(f"{run_folder_of(config)}: no finished stage with scores; run `make demo`, or notebook 10_cam and those after it")
+    raise RuntimeError(f"{run_folder_of(config)}: no finished stage with scores; run `make smoke`, or notebook 10_cam and those after it")
 whole = {name: open_data(config, name) for name in dict.fromkeys((config.score_split, config.val_split))}
 print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in whole.items()))
 
@@ -66,7 +60,7 @@ print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in w
 # %% tags=["nbval-ignore-output"]
 methods = sorted({name for name, _ in finished}, key=results.place_of_method)
 names = [name for name in dict.fromkeys(stage.name for stage in pipeline.STAGES) if any(name in group for group in finished.values())]
-table(["method", *names],
+results.show_table(["method", *names],
       [[method, *(" ".join(str(seed) for (name, seed), group in finished.items() if name == method and stage in group) or "–"
                   for stage in names)] for method in methods])
 
@@ -98,7 +92,7 @@ comparison.check_settings(finished)
 scored = comparison.side_by_side(rows)
 place = {row["what"]: f"{row['split']}, {row['images']} images" for row in rows}
 lines = [what for what in pipeline.ROWS if what in scored]
-table(["mIoU %", "scored on", *methods],
+results.show_table(["mIoU %", "scored on", *methods],
       [[what, place[what], *(comparison.cell_text(scored[what].get(method)) for method in methods)] for what in lines])
 
 # %% [markdown]
@@ -125,7 +119,7 @@ for other in ({"images": 10582}, {"split": "val", "images": 1449}, {"crf": True}
 # another, but what a method gains *over plain CAM of the same seed*. The luck of that classifier drops out of the difference.
 
 # %% tags=["nbval-ignore-output"]
-table(["gain over CAM, points", "method", "seed by seed", "mean ± spread", "all of one sign?"],
+results.show_table(["gain over CAM, points", "method", "seed by seed", "mean ± spread", "all of one sign?"],
       comparison.gain_table({what: scored[what] for what in lines}))
 
 # %% tags=["nbval-ignore-output"]
@@ -155,7 +149,7 @@ viz.show_panels([viz.matrix(np.array(list(class_iou.values())), list(class_iou),
 # neither, at its best threshold: half of the body is missing and some background is taken. Means over the classes:
 
 # %% tags=["nbval-ignore-output"]
-table(["what", "method", "precision %", "recall %", "mIoU %", "boundary IoU %", "seeds"], comparison.counted_table(counted, lines))
+results.show_table(["what", "method", "precision %", "recall %", "mIoU %", "boundary IoU %", "seeds"], comparison.counted_table(counted, lines))
 
 # %% [markdown]
 # ## 7 Boundaries
@@ -197,7 +191,7 @@ viz.show_panels([viz.points(groups, xlabel=f"mIoU % ({split})", ylabel="boundary
 # much a method leans on that: what it loses at a threshold that no mask has chosen, and how wide the range is that loses at most 2 points.
 
 # %% tags=["nbval-ignore-output"]
-table(["method", "best mIoU %", "best threshold, seed by seed", f"points lost at {config.seed_threshold}",
+results.show_table(["method", "best mIoU %", "best threshold, seed by seed", f"points lost at {config.seed_threshold}",
        "width of the range within 2 points", "seeds"], comparison.threshold_table(finished, config.seed_threshold))
 
 # %% tags=["nbval-ignore-output"]
@@ -235,7 +229,7 @@ draw()
 # A method's cost is the sum of *its own* stages; all of them need CAM's classifier as well.
 
 # %% tags=["nbval-ignore-output"]
-table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "images/s", "peak memory, MiB", "device"],
+results.show_table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "images/s", "peak memory, MiB", "device"],
       comparison.cost_table(finished))
 
 # %% [markdown]
@@ -246,7 +240,7 @@ table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "im
 # A number of ours stands beside one of theirs only if it was scored on the same images; else the reason stands there.
 
 # %% tags=["nbval-ignore-output"]
-table(["method", "what", "split", "published", "ours", "start", "pixel labels", "source"],
+results.show_table(["method", "what", "split", "published", "ours", "start", "pixel labels", "source"],
       comparison.published_table(results.summarize(rows), config.dataset))
 
 # %% [markdown]

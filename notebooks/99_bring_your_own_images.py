@@ -123,11 +123,9 @@ classifier = run(CLASSIFIER, config)
 # training is a warning: its map will be noise.
 
 # %% tags=["nbval-ignore-output"]
-probabilities = cam.score_classifier(classifier.net, data, config)
-present = data.labels == 1
+probabilities, present = cam.score_classifier(classifier.net, data, config), data.labels == 1
 doubted = [(data.ids[row], data.classes[index]) for row, index in zip(*np.nonzero(present & (probabilities < 0.5)), strict=True)]
-print(f"labels that are there: probability {probabilities[present].mean():.2f} on average, "
-      f"{len(doubted)} of {present.sum()} below one half {doubted or ''}")
+print(f"labels that are there: probability {probabilities[present].mean():.2f} on average, {len(doubted)} of {present.sum()} below one half", doubted or "")
 print(f"labels that are not there: {probabilities[~present].mean():.2f} on average")
 assert probabilities[present].mean() > probabilities[~present].mean()
 
@@ -182,12 +180,9 @@ viz.show_panels([viz.scores(data.image(image_id), full_size_maps(maps_folder, im
 # page.)
 
 # %% tags=["nbval-ignore-output"]
-def draw(image_id=shown[0], threshold=config.seed_threshold, crf=True):
-    """Show the mask of one photograph."""
-    viz.show_panels([mask_of(image_id, threshold, crf)], f"Mask of {image_id} where the score exceeds {threshold:.2f}", size=4)
-
-
-widgets.explore(draw, image_id=list(data.ids), threshold=(0.05, 0.9, 0.05), crf=[True, False])
+widgets.explore(lambda image_id=shown[0], threshold=config.seed_threshold, crf=True: viz.show_panels(
+    [mask_of(image_id, threshold, crf)], f"Mask of {image_id} where the score exceeds {threshold:.2f}", size=4),
+    image_id=list(data.ids), threshold=(0.05, 0.9, 0.05), crf=[True, False])
 
 # %% [markdown]
 # Now all photographs. Two masks each: a full one, and one that keeps only what is sure and leaves the rest unknown, which is

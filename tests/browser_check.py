@@ -1,7 +1,7 @@
 """Open the project in a real browser: run notebooks in JupyterLab, move a slider, see the picture change, keep screenshots.
 
     pip install playwright                       # and a Chromium: `playwright install chromium`, or the system's
-    python tests/browser_check.py                # needs a finished smoke run (make demo); pictures go to build/browser
+    python tests/browser_check.py                # needs a finished smoke run (make smoke); pictures go to build/browser
     python tests/browser_check.py 00_start_here 10_cam --chromium /usr/bin/chromium
 
 Not a part of `make test`: it needs a browser and takes some minutes.

@@ -201,14 +201,14 @@ def test_what_a_method_sets_wins_over_the_preset_and_given_values_over_both(tmp_
     (tmp_path / "configs" / "methods").mkdir(parents=True)
     (tmp_path / "configs" / "small.yaml").write_text("cam_epochs: 3\nrib_iterations: 4\nseed: 1\n")
     (tmp_path / "configs" / "methods" / "small.rib.yaml").write_text("rib_iterations: 5\nseed: 2\n")
-    config = preset_config("small", "rib", tmp_path, seed=3)
+    config = preset_config("small", "rib", tmp_path / "configs", seed=3)
     assert (config.method, config.cam_epochs, config.rib_iterations, config.seed) == ("rib", 3, 5, 3)
-    assert preset_config("small", "amn", tmp_path).rib_iterations == 4
+    assert preset_config("small", "amn", tmp_path / "configs").rib_iterations == 4
 
 
 def test_all_presets_are_there():
-    """The four sizes, and the rehearsal of coco14 on generated images."""
-    assert {path.stem for path in PRESETS} == {"smoke", "voc12-small", "voc12", "coco14", "coco-toy"}
+    """The four sizes, the short run of all methods, and the rehearsal of coco14 on generated images."""
+    assert {path.stem for path in PRESETS} == {"smoke", "demo", "voc12-small", "voc12", "coco14", "coco-toy"}
 
 
 @pytest.mark.parametrize("text, words", [

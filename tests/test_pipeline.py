@@ -1,4 +1,4 @@
-"""The smoke pipeline from an empty folder to the report, by the same command as `make demo`; nbval uses its results later."""
+"""The smoke pipeline from an empty folder to the report, by the same command as `make smoke`; nbval uses its results later."""
 
 import json
 import os

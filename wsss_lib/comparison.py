@@ -51,7 +51,6 @@ def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
     """Return every n-th image of a split, so that about `count` of them stay; no random number and no label has a part in it.
 
     Args:
-        data: a split.
         count: of images, at least 1; a smaller split is returned whole.
 
     Explained in notebook 95, section "Counted anew".
@@ -66,7 +65,6 @@ def label_map_of(stage: StageFolder, row: dict, data: SegmentationDataset) -> Ca
     Args:
         stage: a finished stage with a row named in `LABEL_MAPS`.
         row: of its `metrics()`.
-        data: the images of that row.
 
     Returns:
         image id to uint8 (H, W).
@@ -104,7 +102,6 @@ def count_anew(stage: StageFolder, row: dict, data: SegmentationDataset) -> dict
     Args:
         stage: a finished stage with a row named in `LABEL_MAPS`.
         row: of its `metrics()`.
-        data: the split of that row, or evenly spaced images of it.
 
     Returns:
         what, split, images (those counted here), crf and pixel_labels_chose; `miou`, mean `precision` and `recall`,

@@ -113,6 +113,11 @@ BACKBONE = ("backbone", "backbone_weights", "output_stride")
 TRAINING = ("seed", "mixed_precision")  # what `training.train` reads beside RUNTIME
 
 
+def start_of(init: str) -> tuple[str, ...]:
+    """Return the parameters that a network's start reads: "backbone" asks for its own weights, "classifier" for CAM's."""
+    return BACKBONE if init == "backbone" else ("backbone", "output_stride")
+
+
 class Settings:
     """A configuration cut down to what a stage declares that it reads; reading anything else is an error.
 
@@ -148,6 +153,7 @@ def _project_root() -> Path:
 
 
 PROJECT_ROOT = _project_root()
+PRESETS = next(folder for folder in (PROJECT_ROOT / "configs", Path(__file__).parent / "configs") if folder.is_dir())
 
 
 def project_path(path: Path | str) -> Path:

@@ -327,6 +327,13 @@ def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 
+def show_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Show `markdown_table` in a notebook."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(markdown_table(head, lines)))
+
+
 def main(arguments: list[str]) -> None:
     """Print the table of a run folder; ends the program with a sentence when there is none.
 

@@ -181,7 +181,6 @@ def image_sizes(folder: Path | str, ids: Sequence[str]) -> dict[str, tuple[int, 
     """Read the sizes of photographs from the file headers.
 
     Args:
-        folder: holds `ID.jpg`.
         ids: image ids.
 
     Returns:

@@ -243,6 +243,36 @@ def bands(x, groups: Mapping[str, np.ndarray], title: str = "", dotted: Mapping[
     return draw
 
 
+def families(groups: Mapping[str, Sequence[Sequence[float]]], title: str = "", level: float | None = None, **settings) -> Panel:
+    """Return a panel for `show_panels` with a line for each run, over its index, and one color for each group of runs.
+
+    Args:
+        groups: words in the legend to the runs, each a sequence of numbers.
+        title: above the picture.
+        level: where a dotted horizontal line is drawn.
+        settings: as for `curves`.
+    """
+    def draw(axes) -> None:
+        for number, (words, runs) in enumerate(groups.items()):
+            for index, values in enumerate(runs):
+                axes.plot(values, color=f"C{number}", linestyle=("-", "--", "-.")[number % 3],
+                          label=None if index else words)
+        if level is not None:
+            axes.axhline(level, color="black", linestyle=":")
+        _finish(axes, title, groups, {}, settings)
+
+    return draw
+
+
+def bars(heights: Sequence[float], title: str = "", **settings) -> Panel:
+    """Return a panel for `show_panels` with a bar for each number, at 0, 1, …; `settings` as for `curves`."""
+    def draw(axes) -> None:
+        axes.bar(range(len(heights)), heights)
+        axes.set(title=title, **settings)
+
+    return draw
+
+
 def histogram(values: Mapping[str, np.ndarray], bins: np.ndarray, title: str = "", marks: Mapping[str, float] | None = None,
               **settings) -> Panel:
     """Return a panel for `show_panels` with stacked bars: words in the legend to values; the rest as for `curves`."""
@@ -259,6 +289,22 @@ def _finish(axes, title: str, words: Iterable[str], marks: Mapping[str, float], 
     axes.set(title=title, **settings)
     if any((*words, *marks)):
         axes.legend()
+
+
+def links(left: Sequence[str], right: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Panel:
+    """Return a panel for `show_panels` with two columns of names, and an arrow for each pair, from the left to the right."""
+    def draw(axes) -> None:
+        heights = [{name: 1 - place / max(1, len(names) - 1) for place, name in enumerate(names)} for names in (left, right)]
+        for start, end in pairs:
+            axes.annotate("", (1, heights[1][end]), (0, heights[0][start]),
+                          arrowprops={"arrowstyle": "->", "color": f"C{list(left).index(start)}", "lw": 2})
+        for column, (x, align) in zip(heights, ((-0.02, "right"), (1.02, "left")), strict=True):
+            for name, height in column.items():
+                axes.text(x, height, name, ha=align, va="center")
+        axes.set(xlim=(-0.4, 1.6), ylim=(-0.15, 1.15))
+        axes.set_axis_off()
+
+    return draw
 
 
 def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "", text: str = "{:.0f}",
@@ -309,6 +355,19 @@ def points(groups: Mapping[str, Sequence[tuple[str, float, float]]], **settings)
         axes.set(**settings)
         if groups:
             axes.legend(fontsize=7, loc="upper left")
+
+    return draw
+
+
+def arrows(field: np.ndarray, title: str = "", every: int = 3) -> Panel:
+    """Return a panel for `show_panels` with every n-th vector of a field of (dy, dx), (2, h, w), at half its length."""
+    def draw(axes) -> None:
+        height, width = field.shape[1:]
+        y, x = np.mgrid[:height:every, :width:every]
+        axes.quiver(x, y, field[1, ::every, ::every], field[0, ::every, ::every], angles="xy", scale_units="xy", scale=2,
+                    width=0.003)
+        axes.set(title=title, xlim=(-1, width), ylim=(height, -1), aspect="equal")
+        axes.set_axis_off()
 
     return draw
 
@@ -400,7 +459,6 @@ def show_examples(data, ids: Sequence[str], columns: Mapping[str, Callable[[str]
     """Draw a row for each image: input, ground truth, and the columns.
 
     Args:
-        data: a `SegmentationDataset`.
         ids: of the images.
         columns: title to a function from an image id to a label map, uint8 (H, W), or to scores in [0, 1], float (H, W).
         alt: as for `show`.

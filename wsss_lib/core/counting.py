@@ -71,7 +71,6 @@ def training_cost(stage: str, net: torch.nn.Module, run: Callable[[int], list[Te
 
     Args:
         stage: its name.
-        net: on the meta device, in training mode.
         run: number of images to the outputs of the network.
         images: seen in the whole training.
         at_once: images on the device.

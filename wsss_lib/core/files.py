@@ -18,6 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from wsss_lib.errors import DataError
 
 IGNORE = 255  # the label of a pixel that is not known
+# Left alone, Pillow tries some seventy formats, and starts Ghostscript for one of them.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 LARGEST_MAPS = 1 << 28  # bytes; those of twenty classes on an image of 10,000 x 10,000 pixels
 
 
@@ -190,7 +192,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def _read(path: Path, read: Callable[[Image.Image], Any]) -> Any:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             return read(image)
     except FileNotFoundError:
         raise DataError(f"{path}: the image is missing; put it there or take its id out of the list") from None
@@ -216,7 +218,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
     Explained in notebook 02, section "Masks".
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             mode, mask = image.mode, np.array(image)
     except FileNotFoundError:
         raise DataError(f"{path}: the mask is missing; scoring and training need one for every image of the split") from None

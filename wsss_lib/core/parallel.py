@@ -38,7 +38,6 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path | tuple[Path
         output: image id to the file, or the files, that `work` writes (atomically).
         work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
         name: for the progress bar.
-        config: gives shard and shards.
         num_workers: processes; 0 works in this one.
 
     Returns:
@@ -68,7 +67,6 @@ def shard_of(items: Sequence, config: Settings) -> Sequence:
 
     Args:
         items: image ids, or batches of them.
-        config: gives shard and shards.
 
     Example:
         >>> [shard_of("abcde", Config(shard=shard, shards=2)) for shard in (0, 1, 2)]
@@ -83,7 +81,6 @@ def end_of_shard(config: Settings, name: str, others_missing: bool) -> None:
     So shard 0 alone trains, scores and goes on from one stage to the next; the Snakefile calls them in turn.
 
     Args:
-        config: gives shard and shards.
         name: of the work.
         others_missing: whether images outside this run's shard had no result.
 
@@ -126,9 +123,6 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Settings, f
     Args:
         localize: a method; (ids, images of one size, labels uint8 (N, C)) to classes (K,) and scores (K, h, w) at stride
             4 of each image. What it draws at random must depend on the id alone, so that a resumed run makes the same maps.
-        data: the images.
-        config: device_batch_size is the number of images handed over at once; shard and shards.
-        folder: of the stage.
 
     Returns:
         the number of images made now.

@@ -20,7 +20,6 @@ def score_masks(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray] 
     """Compare masks with the true ones over a split.
 
     Args:
-        data: with true masks.
         mask_of: a folder of `ID.png`, or a function from image id to a uint8 (H, W) map.
 
     Returns:
@@ -47,10 +46,8 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
 
     Args:
         what: the stage in words, e.g. "CAM seed".
-        data: the split that was scored.
         evaluation: its confusion matrix.
         crf: whether a dense CRF was applied.
-        config: says what was chosen by looking at pixel labels.
 
     Returns:
         what, split, images, crf, pixel_labels_chose; `miou`, mean `precision` and mean `recall` in percent; `class_iou`, one
@@ -76,7 +73,6 @@ def iou_of_images(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray
     """Return the mean IoU in [0, 1] of single images that have a label: for ranking only, never averaged.
 
     Args:
-        data: with ground truth.
         mask_of: image id to a uint8 (H, W) map.
         count: only the first images.
     """
@@ -122,7 +118,6 @@ def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequenc
     """Compare the maps of a split with the true masks at all thresholds in one pass.
 
     Args:
-        data: with true masks.
         maps_folder: of `ID.npz`.
         thresholds: (T,) strictly increasing, in [0, 1].
         kind: `ImageThresholds` also keeps each image's own curve.
@@ -146,7 +141,6 @@ def best_threshold_row(data: SegmentationDataset, maps_folder: Path) -> dict:
     """Return the row of `metrics.json` for maps at their best threshold, which the true masks choose, with the whole curve.
 
     Args:
-        data: with true masks.
         maps_folder: of `ID.npz`.
 
     Returns:
@@ -167,7 +161,6 @@ def mean_part_recall(data: SegmentationDataset, maps_folder: Path, threshold: fl
     """Return which share of the heads and of the bodies of generated creatures the maps find.
 
     Args:
-        data: with part masks in the folder `PartMasks`.
         maps_folder: of `ID.npz`.
         threshold: the score of the background.
         count: only the first images.

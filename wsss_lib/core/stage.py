@@ -218,7 +218,6 @@ def network_made(job: Job, build: Callable[[], torch.nn.Module], train: Callable
     """Build a network, train it unless a file of finished weights is named, and save it: the `make` of every network's stage.
 
     Args:
-        job: of the stage.
         build: returns the network with its start weights, or with the finished ones.
         train: changes it in place; returns the number of images seen.
         finished_weights: the parameter that names a file of weights to use instead of training; may be empty.

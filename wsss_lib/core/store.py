@@ -18,9 +18,6 @@ WAIT = 20.0  # seconds for what is left of a killed run: a kernel sees within on
 def lock_folder(folder: Path) -> FileLock:
     """Keep other processes from a stage's folder, after a short wait for one that is just ending.
 
-    Args:
-        folder: of the stage; the lock is the file `.<name>.lock` beside it.
-
     Returns:
         the lock, held until `unlock_folder`, the end of this process or that of the last object that refers to it. The same
         process may take it again.
@@ -71,7 +68,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def randomness(seed: int | None) -> dict[str, Any]:
+def randomness(seed: int) -> dict[str, Any]:
     """Return everything beside parameters, inputs and versions on which the bits of a result depend.
 
     Args:
@@ -199,7 +196,7 @@ class StageFolder:
         content = read_json(self.folder / "begun.json")
         write_json(self.folder / "run.json", {
             "stage": self.name, **content, "results_sha256": sha256(files, self.folder), "files": len(files),
-            "versions": versions(), "device": device, "randomness": randomness(self.parameters().get("seed")),
+            "versions": versions(), "device": device, "randomness": randomness(int(self.folder.parent.name.removeprefix("seed"))),
             "seconds": round(seconds, 1), "images_per_second": round(num_images / seconds, 2) if num_images else None,
             "peak_memory_mib": peak_memory_mib(device)})
         _remove_leftovers(self.folder.parent, f".{self.name}.shard*.lock")
@@ -218,7 +215,6 @@ def claim(folder: Path, content: dict[str, Any], shard: int) -> StageFolder:
     parameters do.
 
     Args:
-        folder: of the stage.
         content: of `begun.json`: key, parameters, inputs.
         shard: of per-image work; 0: the one run that may make the folder ready.
 

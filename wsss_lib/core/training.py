@@ -94,8 +94,6 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
         momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
         steps: optimiser steps T of the whole run.
         batch_size: images in one optimiser step, whatever a device can hold and however many processes there are.
-        config: seed, device, device_batch_size, checkpoint_every, mixed_precision, num_workers.
-        folder: gets `log.jsonl` and, until its stage is finished, `state.safetensors`.
         schedule: (steps already made, T) to the factor on every group's lr.
         name: for the progress bar.
         nesterov: the momentum is Nesterov's (DRS).

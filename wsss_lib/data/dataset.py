@@ -101,9 +101,6 @@ class SegmentationDataset:
 def unreadable_images(data: SegmentationDataset) -> dict[str, str]:
     """Return the ids of the images that cannot be read, each with the sentence that says why; every image is decoded.
 
-    Args:
-        data: the split.
-
     Explained in notebook 02, section "The check".
     """
     found = {}
@@ -118,9 +115,6 @@ def unreadable_images(data: SegmentationDataset) -> dict[str, str]:
 def check_images(data: SegmentationDataset) -> None:
     """Decode every image of a split before a run starts.
 
-    Args:
-        data: the split.
-
     Raises:
         DataError: some cannot be read; ALL of them are listed.
 
@@ -134,9 +128,6 @@ def check_images(data: SegmentationDataset) -> None:
 
 def without_unreadable_images(data: SegmentationDataset) -> SegmentationDataset:
     """Return a split without the images that cannot be read, which are listed in print.
-
-    Args:
-        data: the split.
 
     Raises:
         DataError: no image can be read.
@@ -284,7 +275,6 @@ def open_data(config: Settings, split: str) -> SegmentationDataset:
     """Open one split of the configured data set.
 
     Args:
-        config: gives data_root, labels, limit, mask_folder and on_bad_image.
         split: name of a list in `ImageSets/Segmentation`.
 
     Returns:
@@ -300,9 +290,6 @@ def open_data(config: Settings, split: str) -> SegmentationDataset:
 
 def data_hash(data: SegmentationDataset) -> str:
     """Return a hash of what a stage sees of a data set: ids, image sizes in bytes, classes and image-level labels.
-
-    Args:
-        data: one split.
 
     Returns:
         64 hexadecimal digits.
@@ -322,9 +309,6 @@ def mask_hash(data: SegmentationDataset) -> str:
 
 def truth_hash(data: SegmentationDataset) -> str:
     """Return a hash of the true masks of a split, for a stage that trains on them.
-
-    Args:
-        data: one split.
 
     Returns:
         64 hexadecimal digits.

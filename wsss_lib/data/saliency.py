@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from wsss_lib.core.files import image_size, sha256
+from wsss_lib.core.files import IMAGE_FORMATS, image_size, sha256
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.errors import DataError
 
@@ -31,7 +31,7 @@ def read_saliency(path: Path, size: tuple[int, int] | None = None) -> np.ndarray
     if problem := _problem(path, size):
         raise DataError(f"{path}: the saliency map {problem}")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             return np.array(image)
     except Exception as error:  # a broken file; Pillow raises one of a dozen types
         raise DataError(f"{path}: the saliency map cannot be read ({error}); make it again") from None
@@ -39,10 +39,6 @@ def read_saliency(path: Path, size: tuple[int, int] | None = None) -> np.ndarray
 
 def check_saliency(data: SegmentationDataset, folder: Path) -> None:
     """Check, before a run starts, that every image of a split has a saliency map of its size.
-
-    Args:
-        data: the split.
-        folder: of `ID.png`.
 
     Raises:
         DataError: maps are missing or do not fit; ALL of them are listed.
@@ -63,7 +59,7 @@ def check_saliency(data: SegmentationDataset, folder: Path) -> None:
 def _problem(path: Path, size: tuple[int, int] | None) -> str:
     """Say what is wrong with a map, from its header; empty: nothing."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             mode, found = image.mode, image.size
     except FileNotFoundError:
         return "is missing; make it with python -m data_prep.saliency make"
@@ -78,10 +74,6 @@ def _problem(path: Path, size: tuple[int, int] | None) -> str:
 
 def saliency_hash(data: SegmentationDataset, folder: Path) -> str:
     """Return a hash of the saliency maps of a split, for a stage that uses them.
-
-    Args:
-        data: one split.
-        folder: of `ID.png`.
 
     Returns:
         64 hexadecimal digits.

@@ -40,7 +40,6 @@ class ClassificationSamples(Dataset):
     Yields image float32 (3, crop, crop), normalised, 0 outside the image; label float32 (C,), 0 or 1.
 
     Args:
-        data: the split.
         seed: of the run.
         long_side: the shortest and the longest random long side, both included, in pixels.
         crop: side of the crop in pixels.
@@ -72,7 +71,6 @@ class SquareSamples(Dataset):
     Yields image float32 (3, crop, crop), normalised, and label float32 (C,).
 
     Args:
-        data: the split.
         seed: of the run.
         resize: side in pixels that photographs are squeezed to.
         crop: side of the crop in pixels, at most `resize`.
@@ -105,7 +103,6 @@ class MapSamples(Dataset):
     Yields image float32 (3, side, side), normalised, and maps float32 (C, side, side), 0 for absent classes.
 
     Args:
-        data: the split.
         maps_folder: holds the classifier's maps `ID.npz`.
         seed: of the run.
         side: of the square in pixels.
@@ -142,7 +139,6 @@ class AffinitySamples(Dataset):
     Yields image float32 (3, crop, crop) and label int64 (crop/4, crop/4) with 255 outside the image.
 
     Args:
-        data: the split.
         label_folder: holds the confident labels `ID.png` at the images' sizes.
         seed: of the run.
         scale: the smallest and the largest random factor on the image's size.
@@ -187,7 +183,6 @@ class SegmentationSamples(Dataset):
     image-level label with background in front, float32 (1 + C,).
 
     Args:
-        data: the split.
         mask_folder: holds the masks `ID.png` at the images' sizes.
         seed: of the run.
         scales: factors on the image's size, one of which is drawn.

@@ -110,11 +110,8 @@ def train_variant(variant: Variant, data: SegmentationDataset, seed_folder: Path
 
     Args:
         variant: of `VARIANTS`, or your own.
-        data: the training images.
         seed_folder: of `ID.png`, the refined seeds.
         classifier_weights: CAM's classifier, for `amn_init` "classifier".
-        config: `variant.settings` are put into a copy of it.
-        folder: gets the log.
 
     Returns:
         the network in evaluation mode.
@@ -144,10 +141,7 @@ def variant_localization(variant: Variant, net: ActivationManipulationNet, data:
 
     Args:
         variant: of `VARIANTS`, or your own.
-        net: of `train_variant`, or of a variant with the same `training_key`.
-        data: the images whose maps will be made.
         seed_folder: of `ID.png`, their refined seeds.
-        config: cam_scales; `variant.settings` are put into a copy of it.
 
     Raises:
         DataError: a refined seed is missing.

@@ -123,7 +123,6 @@ def train_network(loss: str, data: DigitImages, epochs: int, seed: int, batch_si
 
     Args:
         loss: a name in `LOSSES`.
-        data: the training images.
         epochs: 0 returns the network as it is drawn.
         seed: of weights and order; torch's own random state stays as it is.
         batch_size, learning_rate: ours.
@@ -151,12 +150,7 @@ def train_network(loss: str, data: DigitImages, epochs: int, seed: int, batch_si
 
 @torch.inference_mode()
 def accuracy(net: FiveConvolutions, data: DigitImages) -> float:
-    """Return the share of images whose own class has the larger logit (one logit: the right sign), in [0, 1].
-
-    Args:
-        net: trained.
-        data: at least one image.
-    """
+    """Return the share of images whose own class has the larger logit (one logit: the right sign), in [0, 1]."""
     logits = net(data.images)
     own = own_logit(logits, data.labels)
     other = -own if logits.shape[1] == 1 else own_logit(logits, 1 - data.labels)
@@ -171,7 +165,6 @@ def gradient_maps(net: FiveConvolutions, images: Tensor, labels: Tensor) -> Tens
     G_k = |d sum(T_k) / dx| / max; for the last layer T_6 is the logit of the image's own class.
 
     Args:
-        net: any network with `layers`.
         images: float (N, 1, H, W).
         labels: int64 (N,).
 
@@ -221,8 +214,6 @@ def hgr_curves(net: FiveConvolutions, data: DigitImages, threshold: float = THRE
     """Return the HGR of digit, shape and background after each layer: float (3, 6) in [0, 1].
 
     Args:
-        net: trained.
-        data: images of which at least one has a shape.
         threshold: a gradient above it is high.
 
     Raises:
@@ -242,7 +233,6 @@ def raise_logit(net: FiveConvolutions, image: Tensor, label: Tensor, others: Dig
     nothing saturates, and nothing but the learning rate holds the logits back.
 
     Args:
-        net: trained; it is not changed.
         image: float (1, H, W).
         label: int64 scalar.
         others: images to draw the companions from.
@@ -298,10 +288,6 @@ def run_name(loss: str, shape_share: float, seed: int) -> str:
 def train_all(config: Settings, folder: Path) -> int:
     """Train the networks of all losses and of all shares of images with a shape, each with several seeds.
 
-    Args:
-        config: its `bottleneck_` fields, seed and num_workers; what is there already is not made again.
-        folder: gets `NAME.safetensors` and `NAME.json` of each run.
-
     Returns:
         the number of networks trained.
 
@@ -319,7 +305,6 @@ def images_of(config: Settings, shape_share: float, seed: int) -> tuple[DigitIma
     """Return the training images of a run and the test images, which are the same for all runs and all have a shape.
 
     Args:
-        config: its bottleneck_mnist_root, bottleneck_images and seed (of the test images).
         shape_share: share of the training images that have a shape, in [0, 1].
         seed: of the run.
 
@@ -351,7 +336,6 @@ def raised_hgr(net: FiveConvolutions, train: DigitImages, test: DigitImages, lea
     """Return the mean HGR of the three regions and the median own logit while the logits of some test images are raised.
 
     Args:
-        net: trained; it is not changed.
         train: images to draw the companions from.
         test: its first `RAISED_IMAGES` images are raised, each alone.
         learning_rate: of the updates.
@@ -375,7 +359,6 @@ def read_network(folder: Path, loss: str, shape_share: float, seed: int) -> Five
     """Return a trained network of `train_all`, in inference form.
 
     Args:
-        folder: the one given to `train_all`.
         loss: a name in `LOSSES`.
         shape_share: share of the training images that had a shape, in [0, 1].
         seed: of the run.

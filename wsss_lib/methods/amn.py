@@ -39,7 +39,6 @@ from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.seeds import irn_labels, upsample_scores
 from wsss_lib.ops.thresholds import ImageThresholds
 from wsss_lib.parameters import (
-    BACKBONE,
     TRAINING,
     Fraction,
     Integers,
@@ -49,6 +48,7 @@ from wsss_lib.parameters import (
     Settings,
     Text,
     require_order,
+    start_of,
 )
 
 NOTEBOOK = "40_amn"
@@ -322,7 +322,6 @@ def localization_maps(net: ActivationManipulationNet, images: Sequence[Image.Ima
     """Return the stride-4 foreground maps of a batch of photographs of equal size.
 
     Args:
-        net: in evaluation mode.
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, K), the image-level labels.
         seeds: for each image its refined seed uint8 (H, W), or None to stretch the maps everywhere.
@@ -397,10 +396,7 @@ def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Set
     """Write `ID.png`, the refined seed of every image that has none yet: CAM, two thresholds, dense CRF.
 
     Args:
-        data: the images.
         maps_folder: of CAM's `ID.npz`.
-        config: amn_foreground_threshold, amn_background_threshold, seed_crf_iterations, num_workers.
-        folder: gets the seeds, uint8 with 255 for unknown.
 
     Returns:
         the number of images made now.
@@ -435,7 +431,6 @@ def build_amn(config: Settings, num_classes: int, classifier_weights: Path | str
     """Build AMN on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
     Args:
-        config: backbone, output_stride, backbone_weights, amn_init, amn_atrous_rates.
         num_classes: foreground classes K.
         classifier_weights: CAM's classifier, read when amn_init says so.
         weights: a safetensors file of a whole network of this kind; empty: none.
@@ -462,11 +457,7 @@ def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_fo
     Where a batch does not fit the device (`device_batch_size`), the loss's two means run over each of its parts.
 
     Args:
-        net: from `build_amn`.
-        data: the training images.
         seed_folder: of `ID.png`, the refined seeds.
-        config: amn_*, weight_decay, and what AMN shares: cam_batch_size, irn_scale_min, irn_scale_max, irn_crop.
-        folder: of the stage.
         loss_of: (network, batch of `ConditionedSamples`) to named losses; None: `balanced_loss` with `amn_smoothing`.
 
     Returns:
@@ -500,10 +491,7 @@ def amn_localization(net: ActivationManipulationNet, data: SegmentationDataset, 
     """Return the function that makes AMN's maps, for `stages.make_maps`.
 
     Args:
-        net: trained; put into evaluation mode here.
-        data: the images whose maps will be made.
         seed_folder: of `ID.png`, their refined seeds; None: the maps are stretched everywhere (not the published way).
-        config: cam_scales, amn_dropout_in_maps, seed.
 
     Raises:
         DataError: a refined seed is missing.
@@ -561,7 +549,7 @@ REFINED_SEEDS = Stage("refined_seeds", NOTEBOOK,
 NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network,
                 inputs=lambda config: {"seeds": REFINED_SEEDS} | (
                     {"classifier": cam.CLASSIFIER} if config.amn_init == "classifier" else {}),
-                reads=(*BACKBONE, "cam_batch_size", "irn_scale_min", "irn_scale_max", "irn_crop", "amn_weights", "amn_init",
+                reads=lambda config: (*start_of(config.amn_init), "cam_batch_size", "irn_scale_min", "irn_scale_max", "irn_crop", "amn_weights", "amn_init",
                        "amn_epochs", "amn_learning_rate", "amn_head_learning_rate", "amn_weight_decay", "amn_smoothing",
                        "amn_atrous_rates", *TRAINING))
 MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"network": NETWORK, "seeds": REFINED_SEEDS},

@@ -182,7 +182,6 @@ def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], la
     """Return the stride-4 maps of a batch of photographs of equal size.
 
     Args:
-        net: in evaluation mode.
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         scales: factors on the image's size.
@@ -214,7 +213,6 @@ def classification_scores(net: ClassActivationNet, images: Sequence[Image.Image]
     """Return the class probabilities of photographs at scale 1: float32 (N, C) in [0, 1].
 
     Args:
-        net: in evaluation mode.
         images: N RGB photographs of one size.
         mean, std: of the normalisation, in 0..1.
 
@@ -229,7 +227,6 @@ def build_classifier(config: Settings, num_classes: int, weights: Path | str = "
     """Build the classifier, from its own weights or from the backbone's.
 
     Args:
-        config: gives backbone, backbone_weights, output_stride, frozen_batch_norm and frozen_stages.
         num_classes: foreground classes C.
         weights: a safetensors file of a whole classifier; empty: config.backbone_weights and a random last layer.
 
@@ -250,12 +247,6 @@ def build_classifier(config: Settings, num_classes: int, weights: Path | str = "
 @in_processes
 def train_classifier(net: ClassActivationNet, data: SegmentationDataset, config: Settings, folder: Path) -> int:
     """Train the classifier on image-level labels, in place.
-
-    Args:
-        net: on the device.
-        data: the training split.
-        config: gives cam_* and the fields of SGD.
-        folder: gets the log and the state of the training (`training.train`).
 
     Returns:
         the number of images of the whole training.
@@ -278,11 +269,6 @@ def train_classifier(net: ClassActivationNet, data: SegmentationDataset, config:
 def score_classifier(net: ClassActivationNet, data: SegmentationDataset, config: Settings) -> np.ndarray:
     """Return class probabilities of all images of a split: float32 (N, C) in [0, 1].
 
-    Args:
-        net: on the device; it is put in evaluation mode.
-        data: one split of N images.
-        config: gives the backbone's name, which says how to normalise.
-
     Explained in notebook 10, section "Score of the classifier".
     """
     mean, std = normalization_of(config.backbone)
@@ -293,10 +279,6 @@ def score_classifier(net: ClassActivationNet, data: SegmentationDataset, config:
 
 def cam_localization(net: ClassActivationNet, config: Settings) -> Localize:
     """Return the function that makes a classifier's plain maps, for `make_maps`.
-
-    Args:
-        net: on the device; it is put in evaluation mode.
-        config: gives cam_scales and the backbone's name.
 
     Explained in notebook 10, section "Several scales and a mirror".
     """

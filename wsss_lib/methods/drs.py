@@ -223,7 +223,6 @@ def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -
     Biases and scales of batch normalisation count as the backbone's.
 
     Args:
-        net: the classifier with suppression.
         learning_rate: of the backbone's weights.
         weight_decay: of everything, W included.
 
@@ -261,7 +260,6 @@ def classification_loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[st
     """Return the multi-label soft-margin loss of the averaged score maps: {"loss": scalar}.
 
     Args:
-        net: images (N, 3, H, W) to score maps (N, C, h, w).
         batch: images, and labels float32 (N, C) of 0 and 1.
 
     Explained in notebook 30, section "The network".
@@ -308,7 +306,6 @@ def fused_maps(net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: 
     """Return the maximum over scales of an image's maps.
 
     Args:
-        net: the classifier, or the refinement network.
         images: (N, 3, S, S), normalised, squeezed to a square.
         classes: of each image, int64 (K,), the classes present.
         sides: to which the images are resized for each scale (published: 256, 320, 384 of S = 320).
@@ -336,7 +333,6 @@ def localization_maps(net: ScoreNet, images: Sequence[Image.Image], labels: np.n
     """Return the stride-4 maps of photographs of one size.
 
     Args:
-        net: in evaluation mode.
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         side: S of the square that a photograph is squeezed to (published: 320).
@@ -385,7 +381,6 @@ def refinement_loss(net: ScoreNet, batch: tuple[Tensor, Tensor]) -> dict[str, Te
     """Return the mean squared error between the refinement network's answer and the target: {"loss": scalar}.
 
     Args:
-        net: the refinement network.
         batch: images (N, 3, S, S) and targets (N, C, S, S).
 
     Source: refinement learning. Explained in notebook 30, section "Refinement learning".
@@ -460,7 +455,6 @@ def build_drs(config: Settings, num_classes: int, classifier: Path | str = "", w
     """Build the classifier with suppression.
 
     Args:
-        config: the `drs_` fields.
         num_classes: foreground classes C.
         classifier: weights of notebook 10's classifier, whose backbone is the start where `drs_backbone_weights` says so.
         weights: a safetensors file of a whole network of this kind, instead of a start.
@@ -484,7 +478,7 @@ def build_refinement(config: Settings, num_classes: int, classifier: Path | str 
     """Build the refinement network: the same start again (not the first network's weights), no suppression.
 
     Args:
-        config, num_classes, classifier: as for `build_drs`.
+        num_classes, classifier: as for `build_drs`.
         weights: a safetensors file of a whole refinement network, instead of a start.
 
     Returns:
@@ -519,10 +513,6 @@ def train_drs(net: ScoreNet, data: SegmentationDataset, config: Settings, folder
     """Train the classifier on image-level labels, in place.
 
     Args:
-        net: changed in place.
-        data: with image-level labels.
-        config: the `drs_` fields.
-        folder: for log and state.
         choose: None: the last epoch is kept; else the epoch for which this gives the highest value (see `chooser`).
 
     Returns:
@@ -546,11 +536,7 @@ def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path
     """Train the refinement network on the classifier's maps, in place.
 
     Args:
-        net: changed in place.
-        data: the images.
         maps_folder: holds the classifier's maps `ID.npz`.
-        config: the `drs_` fields.
-        folder: for log and state.
         choose: as for `train_drs`.
 
     Returns:
@@ -589,8 +575,6 @@ def drs_localization(net: ScoreNet, config: Settings, normalized: bool = True) -
     """Return the function that makes maps for `stages.make_maps`.
 
     Args:
-        net: on the device; it is put in evaluation mode.
-        config: gives drs_crop and drs_backbone.
         normalized: True: the classifier's maps; False: the refinement network's answers, cut to 0..1.
 
     Explained in notebook 30, section "All images".
@@ -611,11 +595,8 @@ def make_pseudo_labels(data: SegmentationDataset, maps_folder: Path, saliency_fo
     labels, 255 between the two thresholds).
 
     Args:
-        data: the images.
         maps_folder: holds the refined maps `ID.npz`.
         saliency_folder: holds `ID.png`; read only where saliency is asked for.
-        config: gives drs_background, drs_alpha, seed_* and num_workers.
-        folder: of the stage.
 
     Returns:
         the number of images made now.
@@ -650,7 +631,6 @@ def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.nda
         image: RGB photograph, (H, W).
         maps: float32 (K, H, W) in [0, 1].
         classes: int64 (K,), 0-based.
-        config: gives drs_background, drs_alpha and seed_*.
 
     Returns:
         uint8 (H, W): 0, class + 1, or 255 (only with "irn").
@@ -679,9 +659,7 @@ def chooser(data: SegmentationDataset, saliency_folder: Path, config: Settings, 
     labels, and must say so.
 
     Args:
-        data: the split with the true masks.
         saliency_folder: of `ID.png`.
-        config: `drs_selection`, and how pseudo-labels are made.
         normalized: see `drs_localization`.
 
     Returns:
@@ -703,9 +681,7 @@ def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_fo
 
     Args:
         localize: of `drs_localization`.
-        data: the split with the true masks.
         saliency_folder: of `ID.png`.
-        config: gives drs_background and drs_alpha.
 
     Raises:
         DataError: a true mask or a saliency map is missing or broken.
@@ -730,10 +706,8 @@ def keep_best_epoch(net: ScoreNet, choose: Choose, steps_per_epoch: int, folder:
     """Return a function for `training.train`'s `after_step` that scores every epoch and keeps the best weights.
 
     Args:
-        net: the network in training.
         choose: gives the value to choose by; the network is in evaluation mode.
         steps_per_epoch: optimiser steps of an epoch.
-        folder: gets `best.safetensors` and `epochs.json` (epoch to value).
 
     Returns:
         the function, which takes the number of finished steps.
@@ -816,13 +790,15 @@ def _score_masks(job: Job) -> list[dict]:
     return [row | {"pixel_labels_chose": "; ".join(filter(None, used))}]
 
 
+BACKGROUND_READS = {"saliency": (), "constant": (), "crf": ("seed_crf_iterations",), "irn": (
+    "seed_crf_iterations", "seed_foreground_threshold", "seed_background_threshold")}
 MASK_READS = ("drs_background", "drs_saliency_folder", "drs_alpha")
 
 
 def _network_reads(*own: str) -> Callable[[Any], tuple[str, ...]]:
     """What a training reads; where pseudo-labels choose the epoch, also what makes them."""
-    common = ("drs_backbone", "drs_backbone_weights", "output_stride", "drs_momentum", "drs_weight_decay",
-              "drs_frozen_batch_norm", "drs_frozen_stages", "drs_batch_size", "drs_crop", "drs_selection", *TRAINING)
+    common = ("drs_backbone", "drs_backbone_weights", "output_stride", "drs_frozen_batch_norm", "drs_frozen_stages",
+              "drs_batch_size", "drs_crop", "drs_selection", *TRAINING)
     return lambda config: (*common, *own, *(MASK_READS if config.drs_selection == "pixel_labels" else ()))
 
 
@@ -834,7 +810,7 @@ def _choosing_masks(job: Job) -> dict[str, str]:
 
 NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load(build_drs), inputs=_classifier_input,
                 files=_choosing_masks, reads=_network_reads("drs_weights", "drs_delta", "drs_suppressed_stages", "drs_epochs",
-                                                            "drs_learning_rate"))
+                                                            "drs_learning_rate", "drs_momentum", "drs_weight_decay"))
 LOCALIZATION = Stage("localization", NOTEBOOK, _make_localization, inputs=lambda config: {"network": NETWORK},
                      reads=("drs_backbone", "drs_crop"))
 REFINED = Stage("refinement", NOTEBOOK, _make_refinement, load=_load(build_refinement),
@@ -848,7 +824,7 @@ MASKS = Stage("drs_masks", NOTEBOOK,
               inputs=lambda config: {"maps": MAPS}, score=_score_masks,
               files=lambda job: ({"saliency": saliency_hash(job.data, _saliency_folder(job))}
                                  if job.config.drs_background == "saliency" else {}),
-              reads=(*MASK_READS, "seed_crf_iterations", "seed_foreground_threshold", "seed_background_threshold"),
+              reads=lambda config: (*MASK_READS, *BACKGROUND_READS[config.drs_background]),
               score_reads=("pixel_labels_chose", "drs_selection"), shows={"DRS pseudo-label": ""})
 STAGES = (NETWORK, LOCALIZATION, REFINED, MAPS, MASKS)
 

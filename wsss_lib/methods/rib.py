@@ -173,7 +173,6 @@ def frozen_features(net: ClassActivationNet, image: Image.Image, scales: Sequenc
     """Return what the tuned part of the network sees of an image and its mirror image, which is the same in all steps.
 
     Args:
-        net: in evaluation mode.
         image: RGB photograph.
         scales: factors on its size.
         mean, std: of the normalisation.
@@ -200,7 +199,6 @@ def evidence(net: ClassActivationNet, features: Tensor) -> Tensor:
     """Return the raw maps Z, float (N, C, h, w), before any cut or activation.
 
     Args:
-        net: the classifier.
         features: float (N, D, h, w), the output of its frozen stages.
     """
     return net.classifier(net.backbone.deep(features, FROZEN_STAGES))
@@ -214,7 +212,6 @@ def push(raw: Tensor, labels: Tensor, config: Settings) -> Tensor:
     Args:
         raw: Z, float (N, C, h, w).
         labels: y, (N, C) or (1, C), 0 or 1.
-        config: rib_region_threshold, rib_variant, rib_first_twenty_only, rib_stop_threshold.
 
     Returns:
         the pooled logits z, float (N, C), detached.
@@ -233,13 +230,11 @@ def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[boo
     """Make the iterations of one image; call it inside `original_weights`.
 
     Args:
-        net: the trained classifier, in evaluation mode; changed in place.
         views: from `frozen_features`, for each scale float (2, D, h_s, w_s).
         in_loss: for each scale whether it takes part in the loss (published: all but 0.5).
         label: y, float (C,).
         companions: for each update features (B, D, h, w) and labels (B, C) of other images, without a class of this one; the
             first may be a `Push`.
-        config: rib_*, weight_decay.
         last_update: make the last update too, although no map is computed with its result.
 
     Yields:
@@ -311,11 +306,6 @@ class Companions:
     at most once; and images with the same labels share their first batch, whose push on the untouched network is then the
     same and computed once.
 
-    Args:
-        net: the trained classifier, in evaluation mode and untouched.
-        data: the training images.
-        config: seed, cam_crop, cam_long_side_*, rib_*.
-
     Explained in notebook 20, section "Companions".
     """
 
@@ -382,11 +372,6 @@ class Companions:
 def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Settings) -> Localize:
     """Return the function that makes RIB's maps, for `stages.make_maps`.
 
-    Args:
-        net: the trained classifier; its weights are the same before and after every image.
-        data: the training images, from which companions are drawn.
-        config: cam_scales, cam_crop, cam_long_side_*, rib_*, weight_decay, seed.
-
     Explained in notebook 20, section "All images".
     """
     net.eval().to(memory_format=torch.channels_last)
@@ -438,7 +423,6 @@ def rib_flops(config: Settings, num_classes: int, size: tuple[int, int]) -> tupl
     nobody uses, without its backward pass.
 
     Args:
-        config: `rib_*`, the backbone and `cam_scales`, without weights.
         num_classes: foreground classes.
         size: (H, W) of the image.
 

@@ -88,7 +88,6 @@ def image_features(backbone: nn.Module, data: SegmentationDataset, mean: tuple, 
 
     Args:
         backbone: a trunk, in evaluation mode.
-        data: the images.
         mean, std: of the normalisation.
         batch_size: images of one size at once.
 
@@ -217,7 +216,6 @@ def write_subcategories(path: Path, data: SegmentationDataset, assignment: np.nd
 
     Args:
         path: the table.
-        data: the images.
         assignment: from `cluster_images`, (N, C).
     """
     text = io.StringIO()
@@ -257,7 +255,6 @@ def assignment_of(path: Path, data: SegmentationDataset, clusters: int) -> np.nd
 
     Args:
         path: the table.
-        data: the images.
         clusters: K.
 
     Returns:
@@ -416,7 +413,6 @@ class SubcategorySamples(ClassificationSamples):
     Yields image float32 (3, crop, crop), normalised, 0 outside the image; labels float32 (C,) and (C * K,).
 
     Args:
-        data: the split.
         subcategories: Y_s, 0 or 1, (N, C * K).
         seed: of the run.
         long_side: the shortest and the longest random long side, both included, in pixels.
@@ -450,7 +446,6 @@ def build_sccam(config: Settings, num_classes: int, weights: Path | str = "") ->
     """Build the network from the backbone's pre-trained weights (as every round begins) or from its own.
 
     Args:
-        config: backbone and `sccam_*`.
         num_classes: foreground classes C.
         weights: safetensors file of a trained network; empty: none.
 
@@ -478,9 +473,6 @@ def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: Se
     Args:
         previous: the trunk of the round before, in evaluation mode; in round 1 that of a plain classifier.
         normalization: mean and standard deviation for `previous`.
-        data: the training images.
-        config: `sccam_*`, and the crops and batches of the classifier.
-        folder: gets `features.safetensors`, `subcategories.csv` and `weights.safetensors`.
         number: of the round.
 
     Returns:
@@ -510,11 +502,7 @@ def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.n
     The learning rate is laid out for `sccam_schedule_epochs`, of which the round uses the first `sccam_round_epochs`.
 
     Args:
-        net: in place.
-        data: the training images.
         assignment: their sub-categories, (N, C), from `cluster_images`.
-        config: `sccam_*`, and the crops and batches of the classifier.
-        folder: for log and training state.
         number: of the round.
 
     Returns:
@@ -540,18 +528,18 @@ def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.n
 
 
 def sccam_localization(net: SubcategoryNet, config: Settings) -> Localize:
-    """Return the function that makes the parent head's maps, for `stages.make_maps`.
-
-    Args:
-        net: of the last round.
-        config: scales and backbone.
-    """
+    """Return the function that makes the parent head's maps, for `stages.make_maps`."""
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
     return lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
 
 
 # ---- stages
+
+ROUND_READS = ("sccam_clusters", "sccam_loss_weight", "sccam_round_epochs", "sccam_schedule_epochs", "sccam_dropout",
+               "sccam_color_jitter", "sccam_learning_rate", "sccam_head_learning_rate", "sccam_momentum", "sccam_weight_decay",
+               "sccam_frozen_batch_norm", "sccam_frozen_stages")
+
 
 def round_stage(number: int) -> Stage:
     """Return the stage of round `number` (1, 2, …), which clusters the features of the round before; round 0 is CAM's classifier."""
@@ -566,7 +554,7 @@ def round_stage(number: int) -> Stage:
 
     return Stage(f"round{number}", NOTEBOOK, make, load=_load_round, score=score, score_split="train_split",
                  inputs=lambda config: {"previous": round_stage(number - 1) if number > 1 else cam.CLASSIFIER},
-                 reads=(*BACKBONE, *cam.CROPS, "sccam_*", *TRAINING))
+                 reads=(*BACKBONE, *cam.CROPS, *ROUND_READS, *TRAINING))
 
 
 def rounds(config: Any) -> tuple[Stage, ...]:
@@ -589,7 +577,7 @@ def _make_maps(job: Job) -> int:
 
 MAPS = Stage("maps", NOTEBOOK, _make_maps,
              inputs=lambda config: {} if config.sccam_weights else {"network": rounds(config)[-1]}, score=score_maps, reads=lambda config: ("backbone", "cam_scales", "sccam_weights", *(
-                 (*BACKBONE, "sccam_*") if config.sccam_weights else ())), shows={"CAM at its best threshold": None})
+                 (*BACKBONE, "sccam_clusters", "sccam_dropout", "sccam_frozen_batch_norm", "sccam_frozen_stages") if config.sccam_weights else ())), shows={"CAM at its best threshold": None})
 STAGES = (MAPS,)  # after the rounds, whose number is a parameter
 
 

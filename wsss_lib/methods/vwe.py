@@ -26,7 +26,6 @@ from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.parameters import (
-    BACKBONE,
     TRAINING,
     AtLeastTwo,
     Factor,
@@ -37,6 +36,7 @@ from wsss_lib.parameters import (
     Rate,
     Settings,
     Text,
+    start_of,
 )
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
@@ -281,7 +281,6 @@ def heads(net: VisualWordNet, features: Tensor) -> Outputs:
     """Return class logits from P(x), class logits from the histogram, word logits from the average of x, and the words.
 
     Args:
-        net: the network.
         features: x, float (N, D, h, w), of its backbone.
     """
     words = net.encode(features)
@@ -301,7 +300,6 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
     * decorrelation trains the codebook (VWL-L only).
 
     Args:
-        net: the network.
         features: x, float (N, D, h, w), of its backbone.
         labels: y, float (N, C), 0 or 1.
 
@@ -327,7 +325,6 @@ def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor
     In training, VWL-M's codebook moves on here; where a batch is accumulated in parts, it moves with each part.
 
     Args:
-        net: the network.
         batch: images float32 (N, 3, H, W), normalised; labels float32 (N, C), 0 or 1.
 
     Explained in notebook 50, section "Training".
@@ -350,7 +347,6 @@ def build_vwe(config: Settings, num_classes: int, classifier_weights: Path | str
     """Build the network on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
     Args:
-        config: what `backbone` and the fields `vwe_` say.
         num_classes: C, foreground only.
         classifier_weights: CAM's (safetensors); read where vwe_init is "classifier".
         weights: of a finished network (safetensors); empty: a new one.
@@ -376,10 +372,6 @@ def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Settings, f
     """Train on image-level labels, with the images, batches and crops of CAM's classifier.
 
     Args:
-        net: trained in place.
-        data: the training images.
-        config: fields `vwe_` and, for images and batches, `cam_`.
-        folder: of the stage; gets the log and the state, as in `training.train`.
         loss_of: as `training.train` takes it; `cam.classification_loss` trains the pooling without the words.
 
     Returns:
@@ -402,10 +394,6 @@ def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Settings, f
 
 def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
     """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror.
-
-    Args:
-        net: the trained network; set to evaluation mode.
-        config: cam_scales and backbone.
 
     Source: VWE, its program; IRN adds the maps of image and mirror.
     Explained in notebook 50, section "All images".
@@ -430,7 +418,7 @@ def _load_network(job: Job) -> VisualWordNet:
 
 NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network,
                 inputs=lambda config: {"classifier": cam.CLASSIFIER} if config.vwe_init == "classifier" else {},
-                reads=(*BACKBONE, *cam.CROPS, "vwe_*", *TRAINING))
+                reads=lambda config: (*start_of(config.vwe_init), *cam.CROPS, "vwe_*", *TRAINING))
 MAPS = Stage("maps", NOTEBOOK,
              lambda job: make_maps(vwe_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder),
              inputs=lambda config: {"network": NETWORK}, score=score_maps, reads=("backbone", "cam_scales"),

@@ -75,7 +75,6 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
     align_corners=False. Training puts a loss on every entry, evaluation uses the last.
 
     Args:
-        net: images to logits.
         images: (N, 3, H, W).
         scales: the factors p beside 1.
 
@@ -224,7 +223,6 @@ def parameter_groups(net: DeepLabV2, base_lr: float = 2.5e-4, weight_decay: floa
     parameters of batch normalisation are in no group.
 
     Args:
-        net: the network.
         base_lr: learning rate of the backbone.
         weight_decay: of the first two groups.
 

@@ -122,7 +122,6 @@ def parameter_groups(net: DeepLabV3Plus, learning_rate: float, weight_decay: flo
     """Split the parameters into SGD's two groups: the backbone at a tenth of the rate, the decoder at the rate.
 
     Args:
-        net: the network.
         learning_rate: of the decoder.
         weight_decay: of everything, batch normalisation included.
 

@@ -81,7 +81,6 @@ def load_whole(net: nn.Module, weights: Path | str) -> nn.Module:
     """Load the weights of a whole network, where a file is named.
 
     Args:
-        net: gets the weights, in place.
         weights: a safetensors file; empty: nothing is loaded.
 
     Returns:

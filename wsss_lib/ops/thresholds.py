@@ -315,7 +315,6 @@ def split_labelled(data: SegmentationDataset, per_class: int = 5) -> tuple[Segme
     fewer). No random number, no score and no mask has a part in that, so the set is the same for all methods and seeds.
 
     Args:
-        data: a split with image-level labels.
         per_class: images for each class; an image with two classes may be taken for both.
 
     Returns:

@@ -35,7 +35,6 @@ from wsss_lib.ops.crf import crf_from_probabilities
 from wsss_lib.ops.random_walk import Graph, pair_graph, random_walk
 from wsss_lib.ops.seeds import upsample_scores
 from wsss_lib.parameters import (
-    BACKBONE,
     TRAINING,
     AtLeastTwo,
     Count,
@@ -48,6 +47,7 @@ from wsss_lib.parameters import (
     Settings,
     Text,
     require_order,
+    start_of,
 )
 
 NOTEBOOK = "75_affinitynet"
@@ -430,10 +430,7 @@ def make_affinity_scores(data: SegmentationDataset, maps_folder: Path, config: S
     """Write `ID.npz` with the CRF's scores at both strengths of the background for every image that has none yet.
 
     Args:
-        data: the images.
         maps_folder: of their localization maps.
-        config: the two exponents (`affinitynet_alpha_`) and the number of processes.
-        folder: of the stage.
 
     Returns:
         the number of images made now.
@@ -459,9 +456,7 @@ class AffinityScoreSamples(Dataset):
     of the image, 0 background, 255 unknown.
 
     Args:
-        data: the split.
         score_folder: of the CRF's scores.
-        config: seed, crop, stride and backbone.
 
     Source: AffinityNet's program. Explained in notebook 75, section "Training".
     """
@@ -488,7 +483,6 @@ def build_affinitynet(config: Settings, classifier_weights: Path | str, weights:
     """Build AffinityNet on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
     Args:
-        config: backbone, `affinitynet_init` and stride.
         classifier_weights: safetensors file of notebook 10's classifier, read where `affinitynet_init` is "classifier".
         weights: safetensors file of a trained AffinityNet; empty: none.
 
@@ -514,11 +508,7 @@ def train_affinitynet(net: AffinityNet, data: SegmentationDataset, score_folder:
     """Train backbone and head on the confident labels.
 
     Args:
-        net: in place.
-        data: the training images.
         score_folder: of the CRF's scores.
-        config: `affinitynet_*`.
-        folder: of the stage, for log and training state.
 
     Returns:
         the number of images seen.
@@ -545,9 +535,7 @@ def grid_features(net: AffinityNet, image: Image.Image, config: Settings) -> Ten
     """Return f of a photograph, filled at the right and bottom to whole cells.
 
     Args:
-        net: in evaluation mode.
         image: RGB.
-        config: names the backbone, for the normalisation.
 
     Returns:
         float32 (D, ceil(H/stride), ceil(W/stride)), on the device of the network.
@@ -562,11 +550,9 @@ def refined_mask(net: AffinityNet, image: Image.Image, scores: np.ndarray, class
     """Return the pseudo-mask of one photograph.
 
     Args:
-        net: in evaluation mode.
         image: RGB.
         scores: its maps at full resolution, (K, H, W) in [0, 1].
         classes: K foreground classes, 0-based.
-        config: alpha, beta and number of steps (`affinity_walk_`), radius.
 
     Returns:
         uint8 (H, W).
@@ -584,11 +570,7 @@ def make_affinitynet_masks(net: AffinityNet, data: SegmentationDataset, maps_fol
     """Write `ID.png`, the maps after AffinityNet's walk, for every image that has none yet.
 
     Args:
-        net: AffinityNet.
-        data: the images.
         maps_folder: of their localization maps.
-        config: as in `refined_mask`.
-        folder: of the stage.
 
     Returns:
         the number of images made now.
@@ -642,7 +624,7 @@ SCORES = Stage("affinity_scores", NOTEBOOK,
 NETWORK = Stage("affinitynet", NOTEBOOK, _make_network, load=_load_network,
                 inputs=lambda config: {"scores": SCORES} | (
                     {"classifier": CLASSIFIER} if config.affinitynet_init == "classifier" else {}),
-                reads=(*BACKBONE, "affinitynet_weights", "affinitynet_init", "affinitynet_stride", "affinitynet_radius",
+                reads=lambda config: (*start_of(config.affinitynet_init), "affinitynet_weights", "affinitynet_init", "affinitynet_stride", "affinitynet_radius",
                        "affinitynet_images", "affinitynet_epochs", "affinitynet_batch_size", "affinitynet_learning_rate",
                        "affinitynet_momentum", "affinitynet_weight_decay", "affinitynet_frozen_stages", "affinitynet_crop",
                        *TRAINING))

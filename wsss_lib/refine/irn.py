@@ -28,7 +28,6 @@ from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.affinity import affinity_loss
 from wsss_lib.ops.random_walk import propagate, pseudo_mask
 from wsss_lib.parameters import (
-    BACKBONE,
     TRAINING,
     AtLeastTwo,
     Count,
@@ -40,6 +39,7 @@ from wsss_lib.parameters import (
     Settings,
     Text,
     require_order,
+    start_of,
 )
 from wsss_lib.refine.seed_masks import SEEDS
 
@@ -236,7 +236,6 @@ def build_irn(config: Settings, classifier_weights: Path, weights: Path | str = 
     """Build IRN on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
     Args:
-        config: gives irn_init, irn_displacement_width, backbone, backbone_weights and output_stride.
         classifier_weights: safetensors file of the classifier; read only with irn_init "classifier" and without `weights`.
         weights: a safetensors file of a whole IRN; empty: only the backbone has weights.
 
@@ -261,11 +260,7 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: S
     """Train IRN's two heads on the confident labels, in place.
 
     Args:
-        net: on the device.
-        data: the training split.
         label_folder: of the confident labels `ID.png`.
-        config: gives irn_* and the fields of SGD.
-        folder: gets the log and the state of the training (`training.train`).
 
     Returns:
         the number of images of the whole training.
@@ -297,11 +292,6 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: S
 def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Settings) -> None:
     """Set IRN's mean shift to the average displacement over a split (top-left crops, as published).
 
-    Args:
-        net: trained, on the device; it is put in evaluation mode.
-        data: the training split.
-        config: gives irn_crop and the backbone's name.
-
     Explained in notebook 80, section "The network".
     """
     mean, std = normalization_of(config.backbone)
@@ -321,9 +311,7 @@ def boundary_map(net: IRN, image: Image.Image, config: Settings) -> tuple[Tensor
     """Return IRN's boundary map and displacement field of one photograph at stride 4.
 
     Args:
-        net: on the device, in evaluation mode.
         image: RGB photograph, (H, W).
-        config: gives walk_pad_to and the backbone's name.
 
     Returns:
         edge float32 (h, w) in [0, 1]; displacement float32 (2, h, w), (dy, dx) in cells; on the device.
@@ -341,11 +329,7 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
     """Write `ID.png`, the maps after the random walk and a threshold, of every image that has none yet.
 
     Args:
-        net: trained, on the device, in evaluation mode.
-        data: the images.
         maps_folder: of `ID.npz`.
-        config: gives walk_* and the backbone's name.
-        folder: of the stage.
 
     Returns:
         the number of images made now.
@@ -395,7 +379,7 @@ def _score_masks(job: Job) -> list[dict]:
 
 NETWORK = Stage("irn", NOTEBOOK, _make_network, load=_load_network,
                 inputs=lambda config: {"seeds": SEEDS} | ({"classifier": CLASSIFIER} if config.irn_init == "classifier" else {}),
-                reads=(*BACKBONE, "irn_*", *TRAINING))
+                reads=lambda config: (*start_of(config.irn_init), "irn_*", *TRAINING))
 MASKS = Stage("pseudo_masks", NOTEBOOK, _make_masks, score=_score_masks,
               inputs=lambda config: {"maps": maps_of(config.method), "irn": NETWORK},
               reads=("backbone", "walk_*"), score_reads=("pixel_labels_chose",), shows={"IRN pseudo-mask": ""})

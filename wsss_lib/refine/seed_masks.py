@@ -41,10 +41,7 @@ def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Settings, f
     """Write seed masks after the CRF (`seed_masks/ID.png`) and IRN's labels (`irn_labels/ID.png`) of every image without them.
 
     Args:
-        data: the images.
         maps_folder: of `ID.npz`.
-        config: gives seed_* and num_workers.
-        folder: of the stage.
 
     Returns:
         the number of images made now.

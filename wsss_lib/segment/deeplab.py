@@ -81,9 +81,6 @@ class Parameters(ParameterGroup):
 def deeplab_name(config: Settings) -> str:
     """Return "DeepLab-v2" or "DeepLab-v3+".
 
-    Args:
-        config: gives deeplab_version.
-
     Explained in notebook 90, section "The network".
     """
     return {"v2": "DeepLab-v2", "v3plus": "DeepLab-v3+"}[config.deeplab_version]
@@ -93,7 +90,6 @@ def build_deeplab(config: Settings, num_classes: int, classifier_weights: Path, 
     """Build DeepLab-v2 or -v3+ for the foreground classes and background.
 
     Args:
-        config: gives deeplab_version, -backbone, -init, -output_stride, -atrous_rates and, for v3+, -decoder_width.
         num_classes: foreground classes C.
         classifier_weights: safetensors file of the classifier; read only with deeplab_init "classifier" and without `weights`.
         weights: a safetensors file of a whole DeepLab; empty: the backbone starts as deeplab_init says.
@@ -122,11 +118,7 @@ def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, 
     """Train DeepLab on (pseudo-)masks, in place.
 
     Args:
-        net: of `build_deeplab`, on the device.
-        data: the training split.
         mask_folder: of the masks `ID.png` to learn from.
-        config: gives deeplab_*.
-        folder: gets the log and the state of the training (`training.train`).
 
     Returns:
         the number of images of the whole training.
@@ -170,9 +162,7 @@ def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) ->
     """Return DeepLab's class probabilities of one photograph, no image-level label used: float32 (K, H, W) in [0, 1].
 
     Args:
-        net: on the device, in evaluation mode.
         image: RGB photograph, (H, W).
-        config: gives deeplab_version, deeplab_test_scales (of v2) and deeplab_backbone.
 
     Explained in notebook 90, section "Training".
     """
@@ -185,12 +175,6 @@ def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) ->
 
 def make_predictions(net: nn.Module, data: SegmentationDataset, config: Settings, folder: Path) -> int:
     """Write `plain/ID.png` and, after the CRF, `crf/ID.png` of every image that has none yet.
-
-    Args:
-        net: trained, on the device; it is put in evaluation mode.
-        data: the images; neither labels nor masks are read.
-        config: as for `class_probabilities`.
-        folder: of the stage.
 
     Returns:
         the number of images made now.
@@ -211,11 +195,6 @@ def make_predictions(net: nn.Module, data: SegmentationDataset, config: Settings
 
 def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Settings) -> Evaluation:
     """Score a network on centre crops; not comparable with a score of full images.
-
-    Args:
-        net: trained, on the device; it is put in evaluation mode.
-        data: with true masks.
-        config: gives deeplab_centre_crop, the side of the crops in pixels, and as for `class_probabilities`.
 
     Returns:
         the filled `Evaluation`.
