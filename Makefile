@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # Snakemake's own lock outlives a killed run; flock's does not.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock $(READY),)
 
-.PHONY: help setup demo smoke check test lint refresh site bench lock clean
+.PHONY: help setup demo smoke check test lint types refresh site bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,9 +38,8 @@ smoke: setup  ## the whole chain of CAM on generated data, into runs/toy: what t
 	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke
 	@$(BIN)/python -m wsss_lib.results runs/toy
 
-check: setup  ## the fast loop: linter, types, and all tests that start no process and train no network
+check: setup  ## the fast loop: linter, and all tests that start no process and train no network
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not system" --numprocesses=$(CORES) --dist=loadfile --quiet
 
 test: setup  ## run all tests, those of the notebooks and of the pipeline included
@@ -49,6 +48,8 @@ test: setup  ## run all tests, those of the notebooks and of the pipeline includ
 
 lint: setup  ## check the code
 	@$(BIN)/ruff check .
+
+types: setup  ## what the type checker finds; not yet clean
 	@$(BIN)/mypy
 
 refresh: setup  ## run the notebooks again and store their outputs

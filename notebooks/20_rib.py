@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 20 · RIB: reducing the information bottleneck
 #
-# *In: a trained classifier and photographs. Out: score maps of the same form as notebook 10's, for the same chain.*
+# *In: a trained classifier and images. Out: class activation maps of the same form as notebook 10's, for the same chain.*
 #
 # | | |
 # |---|---|
@@ -14,7 +14,7 @@
 #
 # 1. say why a classifier that is sure of itself has no reason to look at the rest of an object,
 # 2. tune a classifier for a single image, collect its maps, and give it its weights back,
-# 3. tell which parts of the recipe find more of the object and which only keep it from flooding the picture.
+# 3. tell which parts of the recipe find more of the object and which only keep it from flooding the image.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -71,14 +71,14 @@ print(f"classifier of seed {config.seed} for {train_data.num_classes} classes; {
 # %% [markdown]
 # ## 1 The problem
 #
-# Notebook 10 ended with a measured flaw: the maps find the part that tells the classes apart and miss much of the rest. RIB's
-# explanation is about **information**. On its way through the network an image is compressed; the last layer keeps only what the
-# answer needs (this narrow passage is the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence.
-# Notebook 01 shows in a small simulation how a region that the classifier does not *need* keeps its influence up to the last layer and
-# loses it there, with a sigmoid and without.
+# Notebook 10 ended with a measured flaw: the maps find the discriminative region and miss much of the rest. RIB's explanation
+# is about **information**. On its way through the network an image is compressed; the last layer keeps only what the answer
+# needs (this narrow passage is the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence.
+# Notebook 01 shows in a small simulation how a region that the classifier does not *need* keeps its influence up to the last
+# layer and loses it there, with a sigmoid and without.
 #
-# How sure is our classifier of the classes that are there? The histogram shows the logits of present classes. What to look for: how much
-# of it lies to the right of the dotted line, where the probability exceeds 0.9?
+# How sure is our classifier of the classes that are there? The histogram shows the logits of present classes. What to look for:
+# how much of it lies to the right of the dotted line, where the probability exceeds 0.9?
 
 # %% tags=["nbval-ignore-output"]
 @torch.inference_mode()
@@ -96,14 +96,14 @@ viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?
                 size=(5.5, 2.6))
 
 # %% [markdown]
-# 89 % of it. The classification loss has little to say about these: its gradient with respect to the logit $z$ is $\sigma(z) - 1$
-# ($\sigma$ is the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body of a creature whose head has
-# been seen.
+# 89 % of it lies there. The classification loss has little to say about these: its gradient with respect to the logit $z$ is
+# $\sigma(z) - 1$ ($\sigma$ is the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body of a
+# creature whose head has been seen.
 #
 # ## 2 The idea in ten lines
 #
-# RIB takes the trained classifier and, **for one image at a time**, pushes the raw logits of the image's classes further up, as if
-# it were not sure: step by step, with a small step each time. To get there, the network must use evidence that it ignored.
+# RIB takes the trained classifier and, **for one image at a time**, pushes the raw logits of the image's classes further up, as
+# if it were not sure: step by step, with a small step each time. To get there, the network must use evidence that it ignored.
 # The maps of all steps are added up; then the tuned weights are thrown away and the next image starts from the same classifier:
 #
 # $$ \theta_{k+1} = \theta_k - \eta_k \nabla_\theta \mathcal{L}(\theta_k), \qquad
@@ -112,9 +112,10 @@ viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?
 # * $\theta_k$ are the weights at step $k$, $\theta_0$ those of the trained classifier; $\eta_k = \eta\,(1 - k/K)^{0.9}$ is the
 #   learning rate.
 # * $Z_c = W_c f$ is the raw map of class $c$, and $z_c$ its pooled value (section 4 says over which positions).
-# * The rows $i$ of the loss are the image at its scales, each with its mirror image, and other images, the *companions* (section 5);
-#   $y_{ic}$ is 1 if row $i$ shows class $c$, else 0.
-# * $A_c$ is the sum of $K$ maps. The first is plain CAM's, so $K$ maps need $K - 1$ updates: one here ($K = 2$), nine in the paper.
+# * The rows $i$ of the loss are the image at its scales, each with its horizontal flip, and other images, the *companions*
+#   (section 5); $y_{ic}$ is 1 if row $i$ shows class $c$, else 0.
+# * $A_c$ is the sum of $K$ maps. The first is plain CAM's, so $K$ maps need $K - 1$ updates: one here ($K = 2$), nine in the
+#   paper.
 #
 # Only layer3, layer4 and the classifier change. So whatever the frozen layers make of the image is computed once:
 
@@ -130,9 +131,9 @@ y = torch.from_numpy(label.astype(np.float32))[None].to(classifier.device)
 print("\n".join(f"scale {scale:3.1f}: features {tuple(view.shape)}" for scale, view in zip(scales, views, strict=True)))
 
 # %% [markdown]
-# Now the whole method, on a copy of the network (the loop is the ten lines, what stands above it only prepares). Each turn of the
-# outer loop is one step $k$; the inner loop goes over the image's scales `s` and ends with the companions (`s` is None). Two lines
-# will be explained later: `kept` in section 4, the batches of companions in section 5.
+# Now the whole method, on a copy of the network. The loop is the ten lines; what stands above it only prepares. Each turn of
+# the outer loop is one step $k$; the inner loop goes over the image's scales `s` and ends with the companions (`s` is None).
+# Two lines will be explained later: `kept` in section 4, the batches of companions in section 5.
 
 # %%
 tuned, K, tau = copy.deepcopy(net), config.rib_iterations, config.rib_region_threshold
@@ -156,8 +157,7 @@ for k in range(K):
 
 # %% [markdown]
 # The library does the same. It leaves out the last update, because no map is computed with it, and puts the network back
-# exactly as it was, whatever happens. The next cell wraps it up for this notebook (`steps_of` returns what happened in each step of one
-# image); the one after it checks that both agree:
+# exactly as it was, whatever happens. Below, `images.steps` returns what happened in each step of one image. Both must agree:
 
 # %%
 before = net.classifier.weight.clone()
@@ -170,16 +170,17 @@ print("loop = library:", True, "  network as before:", True)
 # %% [markdown]
 # ## 3 A loss without activation
 #
-# Compare what two losses ask of the logit $z$ of a present class. The classification loss asks less the surer the network is; RIB's
-# loss asks the same for ever:
+# Compare what two losses ask of the logit $z$ of a present class. The classification loss asks less the surer the network is;
+# RIB's loss asks the same for ever:
 #
 # $$ \frac{\partial}{\partial z}\left[-\log \sigma(z)\right] = \sigma(z) - 1, \qquad \frac{\partial}{\partial z}\left[-z\right] = -1 $$
 #
-# Nothing in RIB's loss pulls the other way: absent classes are not mentioned. Only the small learning rate, the weight
-# decay and the stops of section 6 limit the growth. (The paper writes $-\min(m, z)$ with a margin $m$; the program that made the published
-# maps has no margin but stops. `rib_variant = "paper"` takes the margin, the mean over the kept positions of section 4, and one map more.)
+# Nothing in RIB's loss pulls the other way: absent classes are not mentioned. Only the small learning rate, the weight decay
+# and the stops of section 6 limit the growth. (The paper writes $-\min(m, z)$ with a margin $m$; the program that made the
+# published maps has no margin but stops. `rib_variant = "paper"` takes the margin, the mean over the kept positions of section
+# 4, and one map more.)
 #
-# What to look for: the push (minus the gradient) at the grey line, where the middle one of the present classes is.
+# What to look for: the push (minus the gradient) at the grey line, the median of the present classes.
 
 # %% tags=["nbval-ignore-output"]
 z = torch.linspace(-4, 12, 200, requires_grad=True)
@@ -196,16 +197,16 @@ viz.show_panels([viz.curves(z.detach(), pushes, "What a loss asks of the logit o
 #
 # ## 4 Where to push
 #
-# A logit is a mean over positions, so the cheapest way to raise it would be to raise the peak that is already there. RIB therefore pools
-# only over positions that are **not** yet telling (global non-discriminative region pooling, GNDRP):
+# A logit is a mean over positions, so the cheapest way to raise it would be to raise the peak that is already there. RIB
+# therefore pools only over positions that are **not** yet discriminative (global non-discriminative region pooling, GNDRP):
 #
 # $$ z_c = \frac{1}{hw}\sum_p Z_c(p)\,\left[\frac{Z_c(p)}{\max_q Z_c(q)} < \tau\right] $$
 #
-# Here $p$ and $q$ are positions and $\tau$ is a share of the peak. The bracket is 0 or 1 and counts as a constant. Three details
-# matter: the maximum is that of the *raw* map, so that every negative position is kept; the sum is divided by all $hw$ positions,
-# not by the kept ones; and of a map that is negative everywhere nothing is kept, as every ratio is then at least one. In the
-# published code the loop over classes ends at the twentieth, so that 60 of COCO's 80 classes were pooled plainly; we do that only
-# on request (`rib_first_twenty_only`).
+# Here $p$ and $q$ are positions and $\tau$ is a fraction of the peak. The bracket is 0 or 1 and counts as a constant. Three
+# details matter: the maximum is that of the *raw* map, so that every negative position is kept; the sum is divided by all $hw$
+# positions, not by the kept ones; and of a map that is negative everywhere nothing is kept, as every ratio is then at least
+# one. In the published code the loop over classes ends at the twentieth, so that 60 of COCO's 80 classes were pooled plainly;
+# we do that only on request (`rib_first_twenty_only`).
 #
 # What to look for: bright positions in the three panels on the right are kept. Are the heads among them?
 
@@ -231,22 +232,22 @@ for threshold in choices:
 print(f"the classifier's own logit is the last: {raw[0, present].mean().item():.2f}")
 
 # %% [markdown]
-# With $\tau = 0.2$ 2.9 of 16.8, although three quarters of the positions are kept: nearly all evidence is in the heads and around them. To
-# raise *this* number the network must find evidence elsewhere.
+# With $\tau = 0.2$, 2.9 of 16.8 is left, although three quarters of the positions are kept: nearly all evidence is in the heads
+# and around them. To raise *this* number the network must find evidence elsewhere.
 #
 # ## 5 Companions
 #
-# One image alone is soon over-fitted: the map of its class rises at every position that shares a feature with it. So each step also
-# raises the logits of `rib_companions` other images, **of other classes only** (images that share no class with the target), so
-# that the push is spent on all classes alike.
+# One image alone is soon overfitted: the map of its class rises at every position that shares a feature with it. So each step
+# also raises the logits of `rib_companions` other images, **of other classes only** (images that share no class with the
+# target), so that the push is spent on all classes alike.
 #
-# The official program searches that pool and decodes new companions in each step: 200 files for one image. Here a *bank* of images is
-# drawn once for the run and each is read, cropped and sent through the frozen layers once. For each single image the companions are
-# distributed as before: random crops of random disjoint images. Images with the same labels also share their first batch;
-# at that moment they share the weights too, so its gradient is computed once.
+# The official program searches that pool and decodes new companions in each step: 200 files for one image. Here a *bank* of
+# images is drawn once for the run and each is read, cropped and sent through the frozen layers once. For each single image the
+# companions are distributed as before: random crops of random disjoint images. Images with the same labels also share their
+# first batch; at that moment they share the weights too, so its gradient is computed once.
 #
-# The next cells check the rule and show the target with the first six of its twenty companions. What to look for: no companion shows the
-# target's class.
+# The next cells check the rule and show the target with the first six of its twenty companions. What to look for: no companion
+# shows the target's class.
 
 # %%
 pool = [index for index in companions.bank.tolist() if not (train_data.labels[index] & label).any()]
@@ -272,13 +273,14 @@ viz.show_panels([viz.image(image, f"target: {train_data.classes[present]}"), *ma
 #
 # Two rules end the steps of an image early.
 #
-# * **Target logit.** After an update: is $\left|\sum y z\right|$ over the six rows of the image itself (three scales, each mirrored) above
-#   `rib_stop_threshold`?
-# * **Explosion.** Before an update, at scale 1: does the *coverage*, the share of positions whose map exceeds 0.3 of its maximum, pass
-#   `rib_explode_ratio`? Then the step ends at once. (The map of scale 1 has been added by then, those of the other scales have not.)
+# * **Target logit.** After an update: is $\left|\sum y z\right|$ over the six rows of the image itself (three scales, each with
+#   its flip) above `rib_stop_threshold`?
+# * **Explosion.** Before an update, at scale 1: does the *coverage*, the fraction of positions whose map exceeds 0.3 of its
+#   maximum, pass `rib_explode_ratio`? Then the step ends at once. (The map of scale 1 has been added by then, those of the
+#   other scales have not.)
 #
-# To see them work, a few images get ten steps without any stop: once with steps that together are as long as those
-# of our settings, and once with steps four times as long. What to look for in the two panels: one line is one image; which lines cross
+# To see them work, a few images get ten steps without any stop: once with steps that together are as long as those of our
+# settings, and once with steps four times as long. What to look for in the two panels: one line is one image; which lines cross
 # a dotted stop?
 
 # %%
@@ -301,11 +303,11 @@ viz.show_panels([viz.families(targets, "Summed logit of the image", config.rib_s
                 f"{crossing} of {len(few)} images", size=(4.5, 2.8))
 
 # %% [markdown]
-# None of our length does. With steps four times as long the logits of several images grow by powers of ten, and coverage passes its
-# stop in two of twelve.
+# No line of our length does. With steps four times as long the logits of several images grow by powers of ten, and coverage
+# passes its stop in two of twelve.
 #
-# The next strips show one class of one image, the map of single steps, each divided by its maximum. What to look for: where does
-# the map grow, over the object or over everything?
+# The next strips show one class of one image, the map of single steps, each divided by its maximum. What to look for: where
+# does the map grow, over the object or over everything?
 
 # %% tags=["nbval-ignore-output"]
 def strip(runs, name, title):
@@ -325,13 +327,13 @@ strip(wild, few[0], "steps too long")
 strip(gentle, few[0], "our length")
 
 # %% [markdown]
-# Above, it spreads over everything (coverage from 23 to 72 %), and the body does not stand out. Below, at our length, a single map
-# hardly changes (23 to 24 %): what is gained there is small, and section 8 has to measure it on all images.
+# Above, it spreads over everything (coverage from 23 to 72 %), and the body does not stand out. Below, at our length, a single
+# map hardly changes (23 to 24 %): what is gained there is small, and section 8 has to measure it on all images.
 #
 # ## 7 All images
 #
-# Now the whole training set. As everywhere, an interrupted stage goes on where it stopped, and an image's map does not depend on the
-# others.
+# Now the whole training set. As everywhere, an interrupted stage goes on where it stopped, and an image's map does not depend
+# on the others.
 
 # %%
 maps = run(rib.MAPS, config)
@@ -342,9 +344,9 @@ assert scores.min() >= 0 and scores.max() <= 1
 # %% [markdown]
 # ## 8 Numbers
 #
-# Both rows are scored on the same images, each at its own best threshold, **which the true masks choose**, and at the fixed
-# threshold 0.15 that IRN published. (RIB's published seed is at its best threshold, too; it is of other images, for orientation
-# only.) What to look for in the curves: does RIB's lie above CAM's everywhere?
+# Both rows are scored on the same images, each at its own best threshold, **which the ground truth chooses**, and at the fixed
+# threshold 0.15 that IRN published. (RIB's published seed masks are at their best threshold, too; they are of other images, for
+# orientation only.) What to look for in the curves: does RIB's lie above CAM's everywhere?
 
 # %% tags=["nbval-ignore-output"]
 folders = {"CAM": cam_maps.folder, "RIB": maps.folder}
@@ -364,26 +366,26 @@ viz.show_threshold_curves(rows, f"RIB's peak is {abs(gain):.1f} points {'higher'
                           f"{best['RIB']:.2f} instead of {best['CAM']:.2f}")
 
 # %% [markdown]
-# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. It is moved to the right, from 0.11 to 0.14,
-# because the maps have become broader; its peak is 0.4 points higher (53.1 and 52.7 %). That is why its thresholds for IRN
-# (notebook 80) differ from IRN's own (0.35 and 0.17 instead of 0.30 and 0.05, and a power of 1.3 before the random walk, in
+# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. It is moved to the right, from 0.11 to
+# 0.14, because the maps have become broader; its peak is 0.4 points higher (53.1 and 52.7 %). That is why its thresholds for
+# IRN (notebook 80) differ from IRN's own (0.35 and 0.17 instead of 0.30 and 0.05, and a power of 1.3 before the random walk, in
 # `configs/methods/`).
 #
 # ### Heads and bodies
 #
-# Which pixels were won? At one common threshold the broader maps must find more; at each one's own best threshold the comparison is fair.
-# What to look for: the difference in bodies, in both pairs of lines.
+# Which pixels were won? At one common threshold the broader maps must find more; at each one's own best threshold the
+# comparison is fair. What to look for: the difference in bodies, in both pairs of lines.
 
 # %% tags=["nbval-ignore-output"]
 for thresholds in ({"CAM": 0.15, "RIB": 0.15}, best):
     print(trials.part_recall_table(score_data, {name: (folders[name], thresholds[name]) for name in folders}))
 
 # %% [markdown]
-# The common threshold shows the paper's effect: more of the bodies (0.71 instead of 0.62). At each one's best threshold both find 0.73: the
-# advantage is spent on shutting out background that grew as well. What remains is the small gain of the peak.
+# The common threshold shows the paper's effect: more of the bodies (0.71 instead of 0.62). At each one's best threshold both
+# find 0.73: the advantage is spent on shutting out background that grew as well. What remains is the small gain of the peak.
 #
-# Where is it won? The next cell sorts the first 200 images by how much of their objects **CAM** finds and gives the mean change of
-# the image's own IoU and of its recall for each third. What to look for: does RIB help where CAM found little?
+# Where is it won? The next cell sorts the first 200 images by how much of their objects **CAM** finds and gives the mean change
+# of the image's own IoU and of its recall for each third. What to look for: does RIB help where CAM found little?
 
 # %% tags=["nbval-ignore-output"]
 def found_by(name):
@@ -402,16 +404,16 @@ for text, third in zip(("least", "middle", "most"), np.array_split(np.argsort(of
     print(f"CAM finds {text:6s} ({of_cam[1, third].mean():.0f} % of the object): IoU {change[0]:+.1f}, recall {change[1]:+.1f} points")
 
 # %% [markdown]
-# It does: +1.1 points of IoU in the third of which CAM found least, and -0.7 where CAM had nearly all. (Some of that is chance: what is
-# sorted to the bottom tends to rise.)
+# It does: +1.1 points of IoU in the third of which CAM found least, and -0.7 where CAM had nearly all. (Some of that is chance:
+# what is sorted to the bottom tends to rise.)
 #
 # ## 9 What helps and what does not
 #
 # All trials here but those of the stops (twelve images) run on the same 24; differences of a few tenths are noise.
 #
-# **Ten short steps or one long one.** The curves follow ten steps whose total length is that of our setting. Recall of heads and
-# bodies and precision are taken at CAM's best threshold; the mIoU is at each step's own best. What to look for: which curve rises,
-# which one pays for it, and where does the mIoU stop rising? (Mind its scale: the whole panel is about one point high.)
+# **Ten short steps or one long one.** The curves follow ten steps whose total length is that of our setting. Recall of heads
+# and bodies and precision are taken at CAM's best threshold; the mIoU is at each step's own best. What to look for: which curve
+# rises, which one pays for it, and where does the mIoU stop rising? (Mind its scale: the whole panel is about one point high.)
 
 # %% tags=["nbval-ignore-output"]
 def best_miou(maps):
@@ -435,11 +437,11 @@ viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of b
                 f"goes from {miou_after[0]:.1f} to {miou_after[-1]:.1f} and is highest after step {int(np.argmax(miou_after))}", size=(4.5, 2.8))
 
 # %% [markdown]
-# The body is won (+9 points of recall) and precision is lost (-3), step by step: the mIoU rises from 47.9 to 49.0 and stops after
-# step 7. The sum is careful, because the first, untouched map is a part of it: it changes less than the last map does.
+# The body is won (+9 points of recall) and precision is lost (-3), step by step: the mIoU rises from 47.9 to 49.0 and stops
+# after step 7. The sum is careful, because the first, untouched map is a part of it: it changes less than the last map does.
 #
-# **The parts of the recipe.** Each line changes one setting. What to look for: which lines differ from "RIB as configured" by more than
-# some tenths?
+# **The parts of the recipe.** Each line changes one setting. What to look for: which lines differ from "RIB as configured" by
+# more than some tenths?
 
 # %% tags=["nbval-ignore-output"]
 def times(factor):
@@ -458,14 +460,13 @@ for name, change in changes.items():
     print(f"{name:34s} mIoU {miou:.1f} at {threshold:.2f}, recall of bodies {body:.2f}")
 
 # %% [markdown]
-# One line is far off: four times the learning rate is too much, the threshold moves up to 0.29 and the mIoU falls from 48.9 to 44.7, below
-# plain CAM's 47.9. A quarter of the rate, average pooling and another $\tau$ (48.1 to 48.5) lie between CAM and RIB,
-# hardly outside the noise. The number of companions and whether the classifier's own weights move change nothing here. One long step ("RIB as
-# configured", 48.9) does what
-# nine short ones do (49.0 in the figure above).
+# One line is far off: four times the learning rate is too much, the threshold moves up to 0.29 and the mIoU falls from 48.9 to
+# 44.7, below plain CAM's 47.9. A quarter of the rate, average pooling and another $\tau$ (48.1 to 48.5) lie between CAM and
+# RIB, hardly outside the noise. The number of companions and whether the classifier's own weights move change nothing here. One
+# long step ("RIB as configured", 48.9) does what nine short ones do (49.0 in the figure above).
 #
-# **The stops**, on the runs of section 6 whose steps were four times as long. A stopped process is the beginning of one that was not
-# stopped, so no new steps are needed. What to look for: how much of the damage do the stops prevent?
+# **The stops**, on the runs of section 6 whose steps were four times as long. A stopped process is the beginning of one that
+# was not stopped, so no new steps are needed. What to look for: how much of the damage do the stops prevent?
 
 # %% tags=["nbval-ignore-output"]
 print(f"plain CAM: mIoU {best_miou({name: images.merged(name, steps[:1]) for name, steps in wild.items()})[1]:.1f}, {len(few)} images")
@@ -480,13 +481,13 @@ for text, rules in (("no stop", (False, False)), ("target logit", (True, False))
 
 # %% [markdown]
 # Of the 9 points that were lost (46.1 to 37.1) both stops together save 2.7. They are a safety net and do not replace a fitting
-# learning rate. On images with small objects the published ratio of 0.7 comes late, because a map covers most of the picture by
+# learning rate. On images with small objects the published ratio of 0.7 comes late, because a map covers most of the image by
 # then.
 #
 # ## 10 Look
 #
-# Best, random and worst image by RIB's own IoU, in the project's order: input, truth, CAM, RIB. What to look for: can you see the 0.4
-# points?
+# Best, random and worst image by RIB's own IoU, in the project's order: input, ground truth, CAM, RIB. What to look for: can
+# you see the 0.4 points?
 
 # %% tags=["nbval-ignore-output"]
 viz.show_examples(score_data, viz.best_worst_random(iou_rib, count=1, seed=config.seed),
@@ -495,15 +496,15 @@ viz.show_examples(score_data, viz.best_worst_random(iou_rib, count=1, seed=confi
                   size=2.2, iou={"CAM": iou_cam, "RIB": iou_rib})
 
 # %% [markdown]
-# Not in the first two rows. The last one is a warning: a creature without a head, whose CAM was nearly right (IoU 92 %), and
-# RIB's push went into the ground beside it (29 %). It is the best image of notebook 10. RIB has no way to know when there is
-# nothing left to find.
+# The first two rows do not show them. The last one is a warning: a creature without a head had a CAM that was nearly right (IoU
+# 92 %), and RIB's push went into the background beside it (29 %). It is the best image of notebook 10. RIB has no way to know
+# when there is nothing left to find.
 #
 # ## 11 Try it
 #
-# Move $k$ and watch the sum of maps grow over ten steps, with the mask at CAM's best threshold. What to look for: how much of the
-# object does each mask find, and does it stay inside? (Sliders appear in JupyterLab; the strip beneath shows the same for readers
-# of the page.)
+# Move $k$ and watch the sum of maps grow over ten steps, with the mask at CAM's best threshold. What to look for: how much of
+# the object does each mask find, and does it stay inside? (Sliders appear in JupyterLab; the strip beneath shows the same for
+# readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
 shown, ground_truth = few[0], score_data.mask(few[0])
@@ -535,33 +536,35 @@ viz.show_panels([[viz.image(picture, f"input {shown}"), *sums],
 #
 # ## 12 Summary and exercises
 #
-# * A classifier that is sure asks nothing more of its maps. RIB asks again, for each image, without the activation that made it content.
-# * It pushes positions that are not yet telling, together with images of other classes. Of all parts only the length of the steps mattered
-#   clearly here.
+# * A classifier that is sure asks nothing more of its maps. RIB asks again, for each image, without the activation that made it
+#   content.
+# * It pushes positions that are not yet discriminative, together with images of other classes. Of all parts only the length of
+#   the steps mattered clearly here.
 # * The maps become broader: more body at a given threshold, and more background; the best threshold moves up.
 # * Written: `maps/`. Next: notebooks 70, 80 and 90 with `method = "rib"`.
 #
 # **With three seeds** (200 images, docs/results.md), RIB against CAM: +0.6 ± 0.3 points at the best threshold and +1.4 ± 0.3 at
-# 0.15, every seed above CAM; with a classifier that was trained for ten epochs more, +0.4 ± 0.9. **On 311 real photographs**
-# (preset `voc12-small`, one seed): 38.5 %, where CAM has 38.7 %; IRN's pseudo-masks 47.5 % on RIB's maps and 48.6 % on CAM's.
+# 0.15, every seed above CAM; with a classifier that was trained for ten epochs more, +0.4 ± 0.9. **On 311 real images** (preset
+# `voc12-small`, one seed): 38.5 %, where CAM has 38.7 %; IRN's pseudo-masks 47.5 % on RIB's maps and 48.6 % on CAM's.
 #
-# **Limits.** It costs some fifty to seventy times a plain CAM at the published settings of VOC (36 times at COCO's). On maps that are already
-# broad there is
-# nothing to win, as on those photographs. Our network is small, so its learning rate is not the published one, and one
-# long step does here what ten short ones do: both were chosen on 100 images with their masks.
+# **Limits.** It costs some fifty to seventy times a plain CAM at the published settings of VOC (36 times at COCO's). On maps
+# that are already broad there is nothing to win, as on those images. Our network is small, so its learning rate is not the
+# published one, and one long step does here what ten short ones do: both were chosen on 100 images with their ground truth.
 #
-# **Paper and code** differ: the paper has a margin, a mean over the kept positions, and the maps of $\theta_0$ to $\theta_K$; the program has
-# stops, division by $hw$, and $\theta_0$ to $\theta_{K-1}$. The program is the default here, because its maps were released.
+# **Paper and code** differ: the paper has a margin, a mean over the kept positions, and the maps of $\theta_0$ to $\theta_K$;
+# the program has stops, division by $hw$, and $\theta_0$ to $\theta_{K-1}$. The program is the default here, because its maps
+# were released.
 #
-# **Exercise 1.** A raw map of two rows and two columns is [[6, 2], [1, -1]]. What is its pooled logit (code's form) with $\tau = 0.4$?
+# **Exercise 1.** A raw map of two rows and two columns is [[6, 2], [1, -1]]. What is its pooled logit (code's form) with $\tau
+# = 0.4$?
 
 # %%
 pooled_logit = None  # your answer
 widgets.check(pooled_logit, 0.5, "exercise 1")
 
 # %% [markdown]
-# **Exercise 2.** How many files of companions does the official program decode for VOC's 10,582 training images, with 20 companions and ten
-# steps?
+# **Exercise 2.** How many files of companions does the official program decode for VOC's 10,582 training images, with 20
+# companions and ten steps?
 
 # %%
 files = None  # your answer
@@ -579,6 +582,6 @@ def may_be_companions(labels, label):
 widgets.check(may_be_companions(np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]), np.array([1, 0, 0])), [1, 2], "exercise 3")
 
 # %% [markdown]
-# **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS 2021.
-# Tishby, Zaslavsky: Deep Learning and the Information Bottleneck Principle, ITW 2015.
-# Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019.
+# **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS
+# 2021. Tishby, Zaslavsky: Deep Learning and the Information Bottleneck Principle, ITW 2015. Ahn, Cho, Kwak: Weakly Supervised
+# Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019.

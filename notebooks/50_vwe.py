@@ -134,7 +134,7 @@ print("sum of the histogram = number of positions:", round(H.sum().item()) == le
 # learned ones. To predict *all* words of an object, a network has to look at all of it.
 
 # %% tags=["nbval-ignore-output"]
-viz.show_panels([truth, visual_words.word_map(words.index[0], image, f"{int(w.sum())} of {len(c)} words")],
+viz.show_panels([truth, visual_words.word_panel(words.index[0], image, f"{int(w.sum())} of {len(c)} words")],
                 f"{int(w.sum())} words share the image; random ones hardly tell object and background apart", size=2.5)
 
 # %% [markdown]
@@ -162,8 +162,8 @@ viz.show_panels([viz.bars(heights, title, xlabel="word k") for title, heights in
 
 # %% [markdown]
 # **Memory.** The textbook way to get all cosines is a tensor of positions x words x channels. The cosines themselves are a
-# matrix product, here a 1x1 convolution whose weights are the words, so that tensor is never built. What that saves for one
-# 512-pixel crop with the paper's sizes (`benchmarks/visual_words.py` measures it):
+# matrix product, here a 1x1 convolution whose weights are the words, so that tensor is never built. This is what it saves for
+# one 512-pixel crop with the paper's sizes (`benchmarks/visual_words.py` measures it):
 
 # %%
 positions_of_crop, paper_words, paper_channels = 32 * 32, 256, 2048
@@ -219,7 +219,8 @@ except ValueError as error:
 # %% [markdown]
 # ## 5 Losses
 #
-# Three heads, each a 1x1 convolution without bias; $M$ is the multi-label soft-margin loss of notebook 10, $y$ the image label.
+# There are three heads, each a 1x1 convolution without bias. $M$ is the multi-label soft-margin loss of notebook 10, and $y$ is
+# the image label.
 #
 # | term | logits | target | asks |
 # |---|---|---|---|
@@ -356,7 +357,7 @@ for name in looked_at:
 # %% tags=["nbval-ignore-output"]
 shown = {name: (word_maps[name][0], score_data.image(name)) for name in looked_at[:4]}
 above = [viz.labels(score_data.mask(name), score_data.classes, name, picture) for name, (_, picture) in shown.items()]
-below = [visual_words.word_map(index, picture, f"{len(index.unique())} words") for index, picture in shown.values()]
+below = [visual_words.word_panel(index, picture, f"{len(index.unique())} words") for index, picture in shown.values()]
 viz.show_panels([above, below], "Ground truth of four images and their word maps; an image holds "
                 f"{np.mean([len(index.unique()) for index, _ in word_maps.values()]):.0f} words on average", size=2.5)
 
@@ -364,23 +365,6 @@ viz.show_panels([above, below], "Ground truth of four images and their word maps
 # What does a word stand for? Its **nearest patches** say it: the positions of all these images with the largest cosine, at most
 # one of each image, each cut out of its image. What to look for: some words are background, others are heads, others bodies.
 # Since the histogram has to tell the classes, many words belong to one class.
-
-# %% tags=["nbval-ignore-output"]
-def patch(name, row, column, side):
-    """Cut a square of `side` pixels around a position of the word map out of a photograph."""
-    image, shape = np.array(score_data.image(name)), word_maps[name][0].shape
-    y, x = (int((place + 0.5) * image.shape[axis] / shape[axis]) for axis, place in enumerate((row, column)))
-    return np.pad(image, ((side, side), (side, side), (0, 0)), mode="edge")[y + side // 2:, x + side // 2:][:side, :side]
-
-
-def nearest_patches(word, count):
-    """Return the patches of a word from the images in which it is nearest, best first."""
-    found = []
-    for name, (index, cosine) in word_maps.items():
-        if (index == word).any():
-            place = int(torch.where(index == word, cosine, -2.0).argmax())
-            found.append((float(cosine.flatten()[place]), name, *divmod(place, index.shape[1])))
-    return [patch(name, row, column, 2 * config.cam_crop // 8) for _, name, row, column in sorted(found, reverse=True)[:count]]
 
 # %% tags=["nbval-ignore-output"]
 wins = torch.stack([index.flatten().bincount(minlength=config.vwe_words) for index, _ in word_maps.values()])  # (images, K)
@@ -512,7 +496,7 @@ scored = open_data(small.model_copy(update={"limit": 120}), config.train_split)
 print(f"{len(small_data)} images, {small.vwe_epochs} epochs, scored on {len(scored)}; best mIoU and its threshold")
 best = {}
 for pooling, with_words in [(name, words) for name in ("average", "mix (HSPP)") for words in (False, True)]:
-    entry = visual_words.short_training(small, small_data, scored, classifier.weights, POOLINGS[pooling], with_words)
+    entry = visual_words.short_training(POOLINGS[pooling], with_words, small_data, scored, classifier.weights, small)
     best[pooling, with_words] = entry["miou"]
     print(f"{pooling:15s} {'with words' if with_words else 'without   '}  {entry['miou']:5.1f} %  at {entry['threshold']:.2f}")
 

@@ -29,6 +29,7 @@ irn_batch_size = 16  # 32 in the paper
 irn_learning_rate = 0.1  # of the boundary head
 irn_displacement_learning_rate = 0.1  # 1.0 in the paper, with next to no momentum
 irn_momentum = 0.9  # 1e-4 in the official runs, the weight decay: see notebook 10, section 2
+irn_weight_decay = 1.0e-4
 irn_scale_min = 0.5
 irn_scale_max = 1.5
 irn_crop = 96  # 512 in the paper

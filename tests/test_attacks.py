@@ -30,6 +30,8 @@ from data_prep.restricted import read_checkpoint, read_npy
 from data_prep.unpack import unpack
 from wsss_lib.errors import DataError
 
+pytestmark = pytest.mark.system
+
 SECONDS, BYTES = 3.0, 64 << 20  # of processor time and memory that a small file may take
 ATTACKS = int(os.environ.get("WSSS_ATTACKS", "300"))
 FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "ctypes.dlopen", "socket.connect")

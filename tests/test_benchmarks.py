@@ -10,6 +10,8 @@ import torch
 
 from wsss_lib.parameters import PROJECT_ROOT
 
+pytestmark = pytest.mark.system
+
 FOLDER = PROJECT_ROOT / "benchmarks"
 
 

@@ -159,6 +159,7 @@ def test_every_value_arrives_under_our_name(tmp_path, name, legacy):
 
 # ---- load and run, the same result as by the official names
 
+@pytest.mark.system
 @torch.inference_mode()
 def test_irns_classifier_runs_as_torchvisions_resnet_without_its_last_stride(tmp_path):
     weights = official_file(tmp_path / "in.pth", "irn_resnet50_cam", random_weights(official_list("irn_resnet50_cam")[0]))
@@ -176,6 +177,7 @@ def test_irns_classifier_runs_as_torchvisions_resnet_without_its_last_stride(tmp
     torch.testing.assert_close(ours.classifier(ours.backbone(image)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.system
 @torch.inference_mode()
 def test_irn_runs_with_the_official_values(tmp_path):
     shapes = official_list("irn_resnet50_irn")[0]
@@ -196,6 +198,7 @@ def test_irn_runs_with_the_official_values(tmp_path):
     torch.testing.assert_close(plain - shifted, weights["mean_shift.running_mean"].view(1, 2, 1, 1).expand_as(plain))
 
 
+@pytest.mark.system
 @torch.inference_mode()
 def test_deeplab_v2_sees_rgb_and_gives_what_the_official_network_gives_on_bgr(tmp_path):
     shapes = official_list("deeplabv2_resnet101_msc")[0]
@@ -253,6 +256,7 @@ def test_converted_weights_fit_the_networks_of_the_methods(name):
     load_weights(net, state, "the converted file")  # refuses whatever does not fit
 
 
+@pytest.mark.system
 def testimagenet_weights_of_resnet38_come_from_the_mxnet_file(tmp_path):
     names = json.loads((GOLDEN / "resnet38_mxnet_name_map.json").read_text())["map"]
     shapes = official_list("psa_resnet38_cls")[0]
@@ -413,6 +417,7 @@ def test_a_damaged_list_of_names_never_gives_anything_but_a_sentence(data):
         checkpoints.convert(light_weights(shapes), LISTS[name][0], "file.pth")
 
 
+@pytest.mark.system
 def test_the_separate_codebook(tmp_path, capsys):
     official_file(tmp_path / "m.pth", "vwl_m_resnet101")
     official_file(tmp_path / "l.pth", "vwl_l_resnet101")
@@ -464,6 +469,7 @@ def test_missing_truncated_and_other_files_are_refused(tmp_path, capsys):
 
 # ---- the way back
 
+@pytest.mark.system
 @pytest.mark.parametrize("name, count", [("irn_resnet50_cam", 956), ("irn_resnet50_irn", 1035),
                                          ("deeplabv2_resnet101_msc", 632), ("deeplabv3plus_resnet101", 674)])
 def test_export_gives_the_official_file_again(tmp_path, capsys, name, count):
@@ -482,6 +488,7 @@ def test_export_gives_the_official_file_again(tmp_path, capsys, name, count):
     assert all(torch.equal(content[key], value) for key, value in expected.items())
 
 
+@pytest.mark.system
 @torch.inference_mode()
 def test_an_exported_classifier_loads_where_the_official_one_does(tmp_path):
     """A trained classifier of ours, out and in again: bit for bit the same maps."""

@@ -60,6 +60,7 @@ def states(found: list) -> set[str]:
     return {finding.state for finding in found}
 
 
+@pytest.mark.system
 def test_a_ready_folder_has_lists_labels_and_masks(prepared, toy):
     assert states(survey_coco14(prepared, {})) == {"have"} and not check_dataset(prepared, progress=False).counts
     data, annotated = load_dataset(prepared, "train"), load_dataset(prepared, "train_annotated")
@@ -82,6 +83,7 @@ def test_images_are_linked_and_not_copied(prepared, toy):
     assert os.path.samefile(prepared / f"JPEGImages/{image_id(1)}.jpg", toy / f"train2014/COCO_train2014_{image_id(1)}.jpg")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("others", [{"workers": 2}, {"names": "2017"}])
 def test_both_traditions_of_names_and_any_number_of_workers_give_the_same(prepared, toy, tmp_path, others):
     source = toy
@@ -248,6 +250,7 @@ def real(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.system
 def test_true_images_have_labels_and_masks(real):
     data = load_dataset(real, "train")
     assert (len(data), len(load_dataset(real, "train_annotated")), data.num_classes) == (128, 126, 80)

@@ -30,7 +30,7 @@ from wsss_lib.refine.seed_masks import make_seeds
 from wsss_lib.segment.deeplab import build_deeplab, make_predictions, train_deeplab
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "coco128"
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
+pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")]
 
 
 def test_the_preset_fits_the_prepared_folder():

@@ -184,6 +184,7 @@ def test_a_label_that_is_no_class_fails_loudly():
         cross_entropy(torch.zeros(1, 3, 1, 1), torch.tensor([[[7]]]))
 
 
+@pytest.mark.system
 def test_a_tiny_network_learns_a_toy_scene(net):
     torch.manual_seed(0)
     images = torch.rand(4, 3, 64, 64) * 0.2

@@ -13,7 +13,7 @@ from wsss_lib.segment import deeplab
 
 STAGES = ["check", "classifier", "maps", "seeds", "irn", "pseudo_masks", "deeplab", "predictions", "overview"]
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

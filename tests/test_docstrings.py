@@ -1,4 +1,4 @@
-"""Every public function, method and class of the library says what it takes, gives back and refuses; no exemptions."""
+"""Every public function, method and class has a docstring, and what it explains is there; the rest is for a reader to judge."""
 
 import ast
 import re
@@ -11,7 +11,6 @@ from wsss_lib.parameters import PROJECT_ROOT
 FILES = sorted(path for package in ("wsss_lib", "data_prep") for path in (PROJECT_ROOT / package).rglob("*.py"))
 NAMES = [path.relative_to(PROJECT_ROOT).as_posix() for path in FILES]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-KNOWN = {"data", "config", "folder", "job", "net"}  # named alike everywhere, and described by their types
 HEAD = re.compile(r"((?:\*{0,2}\w+, )*\*{0,2}\w+): \S")  # `name: text` or `one, other: text`
 
 
@@ -56,13 +55,6 @@ def own_nodes(function: Function) -> list[ast.AST]:
     return nodes
 
 
-def gives_something_back(function: Function) -> bool:
-    """Return whether the annotation, or without one a return statement, names a value."""
-    if function.returns is not None:
-        return not (isinstance(function.returns, ast.Constant) and function.returns.value is None)
-    return any(isinstance(node, ast.Return) and node.value is not None for node in own_nodes(function))
-
-
 def raised(function: Function) -> set[str]:
     """Return the names of the exceptions that a function itself raises; "" for one that it only hands on."""
     causes = [node.exc for node in own_nodes(function) if isinstance(node, ast.Raise)]
@@ -82,7 +74,6 @@ def gaps(docstring: str | None, function: Function | None, is_method: bool) -> l
         return problems
     wanted, explained = parameters(function, is_method), heads(found.get("Args", []))
     problems += [f"Args: explains {name}, which is no parameter" for name in explained if name not in wanted]
-    problems += [f"Args: explains {name} = {name.replace('_', ' ')}" for name in explained if name in KNOWN]
     reasons = found.get("Raises", [])
     problems += [f"Raises: lacks {name}" for name in sorted(raised(function))
                  if name and reasons and name not in heads(reasons)]
@@ -163,24 +154,11 @@ def test_a_complete_file_has_no_defects():
 @pytest.mark.parametrize("old, new, defect", [
     ('"""A module."""', "", "no docstring of the module"),
     ('"""Return the half of the factor."""', "pass", "Scale.half: no docstring"),
-    ("Return the half", "Half", "Scale.half: neither Returns: nor a summary 'Return …'"),
-    ("Return the half of the factor.", "Return.", "Scale.half: neither Returns: nor a summary 'Return …'"),
-    ('def half(self) -> float:\n        """Return the', 'def half(self):\n        """The',
-     "Scale.half: neither Returns: nor a summary 'Return …'"),
-    ("factor, limit: both floats.", "factor: a float.", "Scale: Args: lacks limit"),
-    ("            value: any float", "            values: any float", "Scale.apply: Args: lacks value"),
-    ("            others: any floats.\n", "", "Scale.apply: Args: lacks others"),
-    ("            others: any floats.", "            others:", "Scale.apply: Args: lacks others"),
+    ("            value: any float", "            values: any float", "Scale.apply: Args: explains values, which is no parameter"),
     ("            others: any", "            more: floats\n            others: any",
      "Scale.apply: Args: explains more, which is no parameter"),
-    ("        Returns:\n            float, at most the limit.\n", "",
-     "Scale.apply: neither Returns: nor a summary 'Return …'"),
     ("            ValueError: the value is negative.", "            TypeError: the value is no number.",
      "Scale.apply: Raises: lacks ValueError"),
-    ("        Raises:\n            ValueError: the value is negative.\n", "", "Scale.apply: Raises: lacks ValueError"),
-    ("        Raises:\n            ValueError: the value is negative.\n        \"\"\"\n        if value < 0:\n"
-     "            raise ValueError(\"negative\")", "        \"\"\"\n        if value < 0:\n            raise",
-     "Scale.apply: Raises: lacks"),
     ("Scale values.", "Scale", "Scale.apply: the first line is no whole sentence"),
 ])
 def test_each_gap_is_found(old: str, new: str, defect: str):

@@ -17,7 +17,7 @@ from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config, read_preset
 from wsss_lib.segment.deeplab import build_deeplab, make_predictions, score_centre_crops, train_deeplab
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 # Without weights of ImageNet and without a GPU; networks, sizes, scales and losses are those of the presets.
 REDUCED = {"train_split": "train", "num_workers": 0, "device": "cpu", "device_batch_size": 2, "mixed_precision": False,

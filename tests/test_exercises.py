@@ -17,6 +17,8 @@ from tests.refresh_notebooks import source_notebook
 from wsss_lib import widgets
 from wsss_lib.parameters import PROJECT_ROOT
 
+pytestmark = pytest.mark.system
+
 SOLUTIONS = sorted((PROJECT_ROOT / "notebooks/solutions").glob("*.py"))
 NAMES = [path.stem for path in SOLUTIONS]
 

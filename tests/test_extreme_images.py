@@ -20,6 +20,8 @@ from wsss_lib.methods import drs, rib, sccam, vwe
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.deeplab_v2 import multi_scale_logits
 
+pytestmark = pytest.mark.system
+
 # name: (H, W), labels of three classes, what the true mask holds
 IMAGES = {"point": ((1, 1), "100", "void"), "row": ((1, 40), "111", "nothing"), "column": ((40, 1), "100", "one"),
           "strip": ((33, 4000), "100", "one"), "black": ((24, 24), "000", "nothing"), "white": ((24, 24), "010", "void"),

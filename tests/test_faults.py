@@ -32,6 +32,8 @@ from wsss_lib.methods.cam import build_classifier
 from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.refine import seed_masks
 
+pytestmark = pytest.mark.system
+
 HERE = {"cwd": PROJECT_ROOT, "env": os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}}
 REMEDY = "free some space or set runs_root to another disk, then run again: finished results are kept"
 

@@ -87,6 +87,7 @@ for name, write in work.items():
 """
 
 
+@pytest.mark.system
 def test_every_writer_survives_a_disk_that_fills_up_while_it_writes(tmp_path):
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

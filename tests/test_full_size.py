@@ -19,7 +19,7 @@ from wsss_lib.refine.irn import build_irn, make_pseudo_masks, set_mean_displacem
 from wsss_lib.refine.seed_masks import make_seeds
 from wsss_lib.segment.deeplab import build_deeplab, make_predictions, train_deeplab
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 # Without weights of ImageNet and without a GPU; the networks, crops, scales and losses are those of the preset.
 REDUCED = {"train_split": "train", "num_workers": 0, "device": "cpu", "device_batch_size": 1, "backbone_weights": "none",

@@ -38,7 +38,7 @@ CASES = int(os.environ.get("WSSS_FUZZ_CASES", 10_000))
 SECONDS, MEBIBYTES = 3.0, 512  # of one case; more memory than before the first case of a reader
 CLEAR = Path("/proc/self/clear_refs")  # of Linux
 
-pytestmark = pytest.mark.timeout(24 * 3600)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(24 * 3600)]
 
 # ---- one valid file of each kind, and some that are wrong on purpose
 

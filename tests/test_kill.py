@@ -31,7 +31,7 @@ KINDS = {"classifier": "training", "network": "training", "irn": "training", "de
          "refined_seeds": "images", "predictions": "images", "seeds": "refinement", "pseudo_masks": "refinement",
          "overview": "report", "": "report or between two stages"}
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

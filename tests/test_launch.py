@@ -24,6 +24,8 @@ from wsss_lib.methods.cam import build_classifier, cam_localization, train_class
 from wsss_lib.nets.deeplab_v2 import cross_entropy
 from wsss_lib.ops.affinity import affinity_loss
 
+pytestmark = pytest.mark.system
+
 STEPS = 20
 TOLERANCE = 1e-4
 

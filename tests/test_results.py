@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 
 # ---- per image
 
+@pytest.mark.system
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_missing_image_is_made_once(miniature, tmp_path, num_workers):
     data = load_dataset(miniature, "train")
@@ -36,6 +37,7 @@ def test_every_missing_image_is_made_once(miniature, tmp_path, num_workers):
     assert for_each_image(data.ids, output, work, "copies", Config(), num_workers) == 0
 
 
+@pytest.mark.system
 def test_a_worker_gets_the_work_once_and_not_with_every_image(tmp_path):
     """The work holds the data set, with the labels of 82,783 images for COCO."""
     ids = [f"m_{number:02d}" for number in range(40)]

@@ -206,6 +206,7 @@ def test_an_image_without_a_class_has_no_map(classifier, rib_config):
     assert classes.shape == (0,) and scores.shape == (0, 10, 14)
 
 
+@pytest.mark.system
 def test_a_resumed_stage_ends_in_the_same_files(classifier, rib_config, tmp_path):
     data = open_data(rib_config, "train")
     with warnings.catch_warnings():

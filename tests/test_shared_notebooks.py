@@ -15,7 +15,7 @@ import pytest
 from tests.checkout import environment, git, second_checkout
 from tests.small_chain import everything, make_data, write_preset
 
-pytestmark = [pytest.mark.timeout(4 * 3600),
+pytestmark = [pytest.mark.system, pytest.mark.timeout(4 * 3600),
               pytest.mark.skipif("WSSS_SHARED_NOTEBOOKS" not in os.environ, reason="takes minutes, and a variable")]
 
 

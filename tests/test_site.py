@@ -8,6 +8,8 @@ import pytest
 
 from wsss_lib.parameters import PROJECT_ROOT
 
+pytestmark = pytest.mark.system
+
 specification = importlib.util.spec_from_file_location("site_build", PROJECT_ROOT / "docs/site/build.py")
 site_build = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(site_build)

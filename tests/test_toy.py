@@ -38,6 +38,7 @@ def read(path: Path) -> np.ndarray:
         return np.array(image)
 
 
+@pytest.mark.system
 def test_equal_seeds_give_equal_bytes_with_any_number_of_workers(folder, tmp_path):
     again = make_toy_dataset(tmp_path / "again", workers=2, **SIZE)
     assert contents(again) == contents(folder)
@@ -118,6 +119,7 @@ def test_boxes_surround_the_visible_objects():
     assert min(gaps) >= 0 and np.median(gaps) == 1 and np.mean(gaps) < 1.3
 
 
+@pytest.mark.system
 def test_content_has_the_properties_that_the_methods_need():
     drawn = [draw_scene(7, index) for index in range(400)]
     creatures = [creature for scene in drawn for creature in scene.creatures]
@@ -271,6 +273,7 @@ def test_command(tmp_path, capsys):
     assert stop.value.code == 1 and "made with num_train = 2, not 3" in error and error.count("\n") == 1
 
 
+@pytest.mark.system
 def test_speed(tmp_path):
     start = time.process_time()  # of this process alone: other programs on the machine do not count
     make_toy_dataset(tmp_path / "data", num_train=150, num_val=30, progress=False)

@@ -25,6 +25,8 @@ from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
 
+pytestmark = pytest.mark.system
+
 STEPS = 23
 HERE = {"device": "cpu", "num_workers": 0}
 

@@ -129,6 +129,7 @@ def test_foreign_description_file_is_refused(devkit, capsys):
     assert "--classes-from needs an existing file named dataset.json" in capsys.readouterr().err
 
 
+@pytest.mark.system
 @needs_real_data
 def test_true_voc_images_give_their_known_counts(tmp_path):
     table = voc_labels.labels_from_xml(REAL_DATA)

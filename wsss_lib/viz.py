@@ -193,7 +193,8 @@ def blank(words: str = "") -> Panel:
 
 
 def curves(x, lines: Mapping[str, Sequence], title: str = "", dots: Mapping[str, tuple[float, float]] | None = None,
-           marks: Mapping[str, float] | None = None, **settings) -> Panel:
+           marks: Mapping[str, float] | None = None, level: float | None = None, band: tuple[float, float] | None = None,
+           **settings) -> Panel:
     """Return a panel for `show_panels` with lines over x.
 
     Args:
@@ -202,6 +203,8 @@ def curves(x, lines: Mapping[str, Sequence], title: str = "", dots: Mapping[str,
         title: above the picture.
         dots: words in the legend to a point (x, y) that is marked.
         marks: words in the legend to where a vertical line stands.
+        level: where a dotted horizontal line is drawn.
+        band: from where to where on the x axis a grey band is drawn.
         settings: of the axes, as `axes.set` takes them.
     """
     def draw(axes) -> None:
@@ -209,6 +212,10 @@ def curves(x, lines: Mapping[str, Sequence], title: str = "", dots: Mapping[str,
             axes.plot(x, values, label=words)
         for (words, (at, value)), marker in zip((dots or {}).items(), "os^D", strict=False):
             axes.plot(at, value, marker, color="black", label=words)
+        if level is not None:
+            axes.axhline(level, color="black", linestyle=":")
+        if band:
+            axes.axvspan(*band, color="grey", alpha=0.3)
         _finish(axes, title, (*lines, *(dots or {})), marks or {}, settings)
 
     return draw
@@ -289,22 +296,6 @@ def _finish(axes, title: str, words: Iterable[str], marks: Mapping[str, float], 
     axes.set(title=title, **settings)
     if any((*words, *marks)):
         axes.legend()
-
-
-def links(left: Sequence[str], right: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Panel:
-    """Return a panel for `show_panels` with two columns of names, and an arrow for each pair, from the left to the right."""
-    def draw(axes) -> None:
-        heights = [{name: 1 - place / max(1, len(names) - 1) for place, name in enumerate(names)} for names in (left, right)]
-        for start, end in pairs:
-            axes.annotate("", (1, heights[1][end]), (0, heights[0][start]),
-                          arrowprops={"arrowstyle": "->", "color": f"C{list(left).index(start)}", "lw": 2})
-        for column, (x, align) in zip(heights, ((-0.02, "right"), (1.02, "left")), strict=True):
-            for name, height in column.items():
-                axes.text(x, height, name, ha=align, va="center")
-        axes.set(xlim=(-0.4, 1.6), ylim=(-0.15, 1.15))
-        axes.set_axis_off()
-
-    return draw
 
 
 def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "", text: str = "{:.0f}",

@@ -69,7 +69,7 @@ def shard_of(items: Sequence, config: Settings) -> Sequence:
         items: image ids, or batches of them.
 
     Example:
-        >>> [shard_of("abcde", Config(shard=shard, shards=2)) for shard in (0, 1, 2)]
+        >>> [shard_of("abcde", Settings({"shard": shard, "shards": 2})) for shard in (0, 1, 2)]
         ['', 'ace', 'bd']
     """
     return items[config.shard - 1::config.shards] if config.shard else items[:0]

@@ -3,16 +3,20 @@
 Notebook 40 runs some of these on few images, `benchmarks/amn_ablations.py` all of them on the whole set with three seeds.
 """
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_lib.core import training
 from wsss_lib.core.files import IGNORE
-from wsss_lib.core.parallel import Localize
+from wsss_lib.core.parallel import Localize, make_maps
+from wsss_lib.core.scoring import sweep_maps
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods.amn import (
     ActivationManipulationNet,
@@ -25,6 +29,7 @@ from wsss_lib.methods.amn import (
 )
 from wsss_lib.methods.cam import localization_maps
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.ops.thresholds import ImageThresholds
 from wsss_lib.parameters import Settings
 
 
@@ -153,6 +158,31 @@ def variant_localization(variant: Variant, net: ActivationManipulationNet, data:
         return amn_localization(net, data, seed_folder if variant.seed_rule else None, config)
     view, (mean, std) = _AsClassifier(net.eval()), normalization_of(config.backbone)
     return lambda ids, images, labels: localization_maps(view, images, labels, config.cam_scales, mean, std)
+
+
+def score_variants(names: Sequence[str], data: SegmentationDataset, scored: SegmentationDataset, seed_folder: Path,
+                   classifier_weights: Path, config: Settings, thresholds: np.ndarray) -> dict[str, dict[str, float]]:
+    """Train what is needed, without keeping it, and score the maps of each variant.
+
+    Args:
+        names: of `VARIANTS`.
+        seed_folder, classifier_weights: as for `train_variant`.
+        scored: the images whose maps are made and scored.
+        thresholds: (T,) strictly increasing.
+
+    Returns:
+        name to `ImageThresholds.summary`.
+    """
+    summaries, trained = {}, {}
+    for name in names:
+        variant, key = VARIANTS[name], VARIANTS[name].training_key()
+        with tempfile.TemporaryDirectory() as folder:
+            if key not in trained:  # variants of the maps alone share one network
+                trained[key] = train_variant(variant, data, seed_folder, classifier_weights, config, Path(folder))
+            localize = variant_localization(variant, trained[key], scored, seed_folder, config)
+            make_maps(localize, scored, config, Path(folder) / "maps")
+            summaries[name] = sweep_maps(scored, Path(folder) / "maps", thresholds, ImageThresholds).summary()
+    return summaries
 
 
 class _AsClassifier:

@@ -24,9 +24,6 @@ class SingleImages:
     """The steps of single images with any settings; what the frozen layers make of companions is shared.
 
     Args:
-        net: the trained classifier, in evaluation mode.
-        data: the images.
-        config: scales and backbone.
         companions: of the same network.
     """
 

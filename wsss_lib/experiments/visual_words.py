@@ -1,7 +1,7 @@
 """Visual words looked at, and short trainings with one part of VWE at a time; used by notebook 50."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,40 @@ def word_panel(index: Tensor, image: Image.Image, title: str) -> viz.Panel:
     return viz.labels(large.numpy().astype(np.uint8), [str(number) for number in range(254)], title, np.array(image))
 
 
-def patch(image: np.ndarray, shape: tuple[int, int], row: int, column: int, side: int) -> np.ndarray:
-    """Cut a square of `side` pixels around a position of a word map of some shape out of an image (H, W, 3)."""
-    y, x = (int((place + 0.5) * image.shape[axis] / shape[axis]) for axis, place in enumerate((row, column)))
-    return np.pad(image, ((side, side), (side, side), (0, 0)), mode="edge")[y + side // 2:, x + side // 2:][:side, :side]
+def half_of_the_weight(weights: np.ndarray) -> float:
+    """Return how many percent of the positions hold half of the weight.
+
+    >>> half_of_the_weight(np.array([[3.0, 1.0], [1.0, 1.0]]))
+    25.0
+    """
+    ranked = np.sort(weights.flatten())[::-1].cumsum()
+    return 100 * float(np.searchsorted(ranked, ranked[-1] / 2) + 1) / ranked.size
+
+
+def flow_diagram(flows: Mapping[tuple[str, str], bool]) -> viz.Panel:
+    """Return a panel with an arrow from each loss to each part of the network that its gradient reaches.
+
+    Args:
+        flows: (loss, part) to whether a gradient arrives.
+    """
+    losses, parts = (list(dict.fromkeys(pair[side] for pair in flows)) for side in (0, 1))
+
+    def height(names: list[str], name: str) -> float:
+        return 1 - names.index(name) / max(1, len(names) - 1)
+
+    def draw(axes) -> None:
+        for (loss, part), arrives in flows.items():
+            if arrives:
+                axes.annotate("", (1, height(parts, part)), (0, height(losses, loss)),
+                              arrowprops={"arrowstyle": "->", "color": f"C{losses.index(loss)}", "lw": 2})
+        for loss in losses:
+            axes.text(-0.02, height(losses, loss), f"loss: {loss}", ha="right", va="center")
+        for part in parts:
+            axes.text(1.02, height(parts, part), part, ha="left", va="center")
+        axes.set(xlim=(-0.4, 1.6), ylim=(-0.15, 1.15))
+        axes.set_axis_off()
+
+    return draw
 
 
 def nearest_patches(data: SegmentationDataset, word_maps: WordMaps, word: int, count: int, side: int) -> list[viz.Panel]:
@@ -84,26 +114,24 @@ def fractions_by_class(data: SegmentationDataset, ids: Sequence[str], wins: Tens
             for number in np.flatnonzero(labels[single].any(0))}
 
 
-def first_samples(data: SegmentationDataset, config: Settings, count: int) -> tuple[Tensor, Tensor]:
+def first_samples(data: SegmentationDataset, config: Any, count: int) -> tuple[Tensor, Tensor]:
     """Return the first training images, float32 (N, 3, crop, crop), and their labels, (N, C), on the device."""
     samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop,
                                     *normalization_of(config.backbone))
     images, labels = zip(*(samples[0, number] for number in range(count)), strict=True)
-    device = training.device_of(config)
+    device = device_of(config)
     return torch.stack(images).to(device), torch.stack(labels).to(device)
 
 
-def short_training(pooling: tuple[float, Sequence[int]], with_words: bool, data: SegmentationDataset,
+def short_training(pooling: tuple[float, tuple[int, ...]], with_words: bool, data: SegmentationDataset,
                    scored: SegmentationDataset, classifier_weights: Path, config: Any) -> dict[str, Any]:
     """Train for a moment with one pooling, with the words' losses or without, and score the maps.
 
     Args:
         pooling: gamma and levels of `vwe.hspp`.
         with_words: whether the words' losses are added.
-        data: the images to train on.
         scored: those whose maps are made and scored.
         classifier_weights: CAM's classifier, the start.
-        config: a whole configuration, with few epochs.
 
     Returns:
         the row of `best_threshold_row`.

@@ -278,7 +278,7 @@ def class_maps(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (K, H, W) in [0, 1).
 
-    Source: official class activation map. Explained in notebook 30, section "From score map to localization map".
+    Source: official class activation map. Explained in notebook 30, section "From score map to class activation map".
     """
     maps = resize_aligned(F.relu(scores), size)
     return maps / (maps.amax((1, 2), keepdim=True) + 1e-5)
@@ -294,7 +294,7 @@ def resize_aligned(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         float (K, H, W).
 
-    Explained in notebook 30, section "From score map to localization map".
+    Explained in notebook 30, section "From score map to class activation map".
     """
     if not len(scores):
         return scores.new_zeros((0, *size))
@@ -315,7 +315,7 @@ def fused_maps(net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: 
     Returns:
         for each image (K, H, W), at least 0; in [0, 1) when normalised, unbounded otherwise.
 
-    Source: official map generation. Explained in notebook 30, section "From score map to localization map".
+    Source: official map generation. Explained in notebook 30, section "From score map to class activation map".
     """
     totals = [images.new_zeros((len(present), *size)) for present in classes]  # from zero: negative answers count as none
     for side in sides:

@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import model_validator
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from wsss_lib.core import training
@@ -128,6 +126,9 @@ def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed
     >>> bool(of_class[0, 0] == of_class[2, 0] != of_class[1, 0] == of_class[3, 0]), of_class[:, 1].tolist()
     (True, [-1, 0, -1, -1])
     """
+    from sklearn.cluster import KMeans  # it takes a second to import, and few notebooks need it
+    from sklearn.exceptions import ConvergenceWarning
+
     features, labels = np.asarray(features), np.asarray(labels)
     if features.ndim != 2 or labels.ndim != 2 or len(features) != len(labels):
         raise ValueError(f"features {features.shape} and labels {labels.shape} must be (N, D) and (N, C) of the same N images")
