@@ -38,8 +38,9 @@ smoke: setup  ## the whole chain of CAM on generated data, into runs/toy: what t
 	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke
 	@$(BIN)/python -m wsss_lib.results runs/toy
 
-check: setup  ## the fast loop: linter, and all tests that start no process and train no network
+check: setup  ## the fast loop: linter, formatter, and all tests that start no process and train no network
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not system" --numprocesses=$(CORES) --dist=loadfile --quiet
 
 test: setup  ## run all tests, those of the notebooks and of the pipeline included
@@ -48,6 +49,7 @@ test: setup  ## run all tests, those of the notebooks and of the pipeline includ
 
 lint: setup  ## check the code
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 
 types: setup  ## what the type checker finds; not yet clean
 	@$(BIN)/mypy

@@ -67,8 +67,15 @@ def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
 
 def table(rows: dict) -> str:
     """Return a table of all variants: mean and spread over the seeds."""
-    columns = {"best": "best mIoU %", "threshold": "at", "at_published": f"at {PUBLISHED_THRESHOLD}", "width": "range",
-               "image_spread": "own thr. sd", "upper_bound": "own thr. %", "image_loss": "loss"}
+    columns = {
+        "best": "best mIoU %",
+        "threshold": "at",
+        "at_published": f"at {PUBLISHED_THRESHOLD}",
+        "width": "range",
+        "image_spread": "own thr. sd",
+        "upper_bound": "own thr. %",
+        "image_loss": "loss",
+    }
     lines = [f"{'':34s}" + "".join(f"{title:>15s}" for title in columns.values()) + "   runs"]
     names = ["CAM", *VARIANTS]
     for name in names:

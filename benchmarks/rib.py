@@ -36,8 +36,9 @@ GPU_FLOPS = 100e12  # sustained by a large GPU; an assumption
 GOAL, TOLERANCE = 3.0, 1e-3
 
 
-def plain_rib(net: cam.ClassActivationNet, weights: Path, image_id: str, rows: Iterator[list[int]],
-              config: Config) -> tuple[np.ndarray, np.ndarray]:
+def plain_rib(
+    net: cam.ClassActivationNet, weights: Path, image_id: str, rows: Iterator[list[int]], config: Config
+) -> tuple[np.ndarray, np.ndarray]:
     """Return classes and maps of one image; arguments as the official program has them, and the companions' rows."""
     data = open_data(config, config.train_split)
     label = data.label(image_id)
@@ -119,7 +120,7 @@ def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[
         ours_of([image_id], [data.image(image_id)], data.label(image_id)[None])
 
     plain_seconds, our_seconds, difference, results = 0.0, 0.0, 0.0, []
-    for number, image_id in enumerate(data.ids[:counts[-1]], start=1):
+    for number, image_id in enumerate(data.ids[: counts[-1]], start=1):
         label = data.label(image_id)
         start = time.process_time()
         classes, maps = plain_rib(plain_net, weights, image_id, companions.indices(image_id, label), config)
@@ -150,13 +151,16 @@ def measure(quick: bool = False) -> list[Row]:
     for count, (plain, ours, largest) in zip(counts, results, strict=True):
         if not largest <= TOLERANCE:
             raise RuntimeError(f"RIB: the maps differ by up to {largest:.1e}, more than {TOLERANCE:.0e}")
-        rows.append(Row("RIB, seconds an image", f"{count} of 96x96", plain, ours, plain / ours,
-                        GOAL if count == 40 else None, largest))
+        rows.append(
+            Row("RIB, seconds an image", f"{count} of 96x96", plain, ours, plain / ours, GOAL if count == 40 else None, largest)
+        )
     if not quick:
         plain, ours = rib_flops(preset_config("voc12", "rib", backbone_weights="none"), 20, VOC_SIZE)
         hours = 1000 / GPU_FLOPS / 3600
-        rows += [Row("RIB, operations", "1 of 375x500", plain / 1e12, ours / 1e12, plain / ours, unit="TFLOP"),
-                 Row("RIB at 100 TFLOP/s", "1,000 of 375x500", plain * hours, ours * hours, plain / ours, unit="hours")]
+        rows += [
+            Row("RIB, operations", "1 of 375x500", plain / 1e12, ours / 1e12, plain / ours, unit="TFLOP"),
+            Row("RIB at 100 TFLOP/s", "1,000 of 375x500", plain * hours, ours * hours, plain / ours, unit="hours"),
+        ]
     return rows
 
 

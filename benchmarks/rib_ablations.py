@@ -26,8 +26,11 @@ from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
 
 # What differs from the preset. The steps of the last are shorter and more, of about the same length together.
-RECIPES = {"CAM": {"rib_iterations": 1}, "RIB": {},
-           "RIB, six steps": {"rib_iterations": 6, "rib_learning_rate": 3e-4, "rib_head_learning_rate": 3e-3}}
+RECIPES = {
+    "CAM": {"rib_iterations": 1},
+    "RIB": {},
+    "RIB, six steps": {"rib_iterations": 6, "rib_learning_rate": 3e-4, "rib_head_learning_rate": 3e-3},
+}
 SURE = float(np.log(9))  # the logit of a probability of 0.9
 FIXED_THRESHOLD = 0.15  # IRN's and RIB's published background score
 
@@ -58,8 +61,12 @@ def run(config: Config, images: int, epochs: int) -> dict:
     """Score all recipes on one classifier; return {recipe: row}, from an earlier run if there is one."""
     folder = run_folder_of(config) / "rib_ablations" / f"seed{config.seed}" / f"epochs{epochs}"
     classifier = open_stage(cam.CLASSIFIER, config)
-    settings = {"images": images, "recipes": RECIPES, "classifier": classifier.files.results(),
-                **config.parameters_of("cam_*", "rib_*")}
+    settings = {
+        "images": images,
+        "recipes": RECIPES,
+        "classifier": classifier.files.results(),
+        **config.parameters_of("cam_*", "rib_*"),
+    }
     record = folder / "rows.json"
     if record.is_file() and (kept := files.read_json(record))["settings"] == settings:
         return kept["rows"]
@@ -74,8 +81,13 @@ def run(config: Config, images: int, epochs: int) -> dict:
             make_maps(rib.rib_localization(net, data, config.model_copy(update=values)), scored, config, maps)
             row = best_threshold_row(scored, maps)
             recall = mean_part_recall(scored, maps, row["threshold"])
-            rows[name] = {"sure": share, "miou": row["miou"], "threshold": row["threshold"], "body": recall and recall["body"],
-                          "fixed": float(np.interp(FIXED_THRESHOLD, row["thresholds"], row["curve"]))}
+            rows[name] = {
+                "sure": share,
+                "miou": row["miou"],
+                "threshold": row["threshold"],
+                "body": recall and recall["body"],
+                "fixed": float(np.interp(FIXED_THRESHOLD, row["thresholds"], row["curve"])),
+            }
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(record, {"settings": settings, "rows": rows})
     return rows
@@ -93,18 +105,26 @@ def main(arguments: list[str] | None = None) -> dict[int, list[dict]]:
     print(f"{'classifier':17} {'maps':14}", *(f"{title:>12}" for title in columns), "  best of each seed")
     table = {}
     for epochs in (0, options.epochs):
-        table[epochs] = [run(preset_config(options.preset, "rib", seed=seed), options.images, epochs)
-                         for seed in options.seeds]
+        table[epochs] = [run(preset_config(options.preset, "rib", seed=seed), options.images, epochs) for seed in options.seeds]
         for name in RECIPES:
             rows, plain = [found[name] for found in table[epochs]], [found["CAM"] for found in table[epochs]]
             bodies = [row["body"] for row in rows if row["body"] is not None]
             gains = [[row[key] - cam_row[key] for row, cam_row in zip(rows, plain, strict=True)] for key in ("miou", "fixed")]
-            cells = (with_spread([100 * row["sure"] for row in rows]), with_spread([row["miou"] for row in rows]),
-                     with_spread([row["threshold"] for row in rows], 2), with_spread(gains[0]),
-                     with_spread([row["fixed"] for row in rows]), with_spread(gains[1]),
-                     with_spread(bodies, 2) if bodies else "-")
-            print(f"{f'{epochs} epochs longer' if epochs else 'as in notebook 10':17} {name:14}",
-                  *(f"{cell:>12}" for cell in cells), "  " + " / ".join(f"{row['miou']:.1f}" for row in rows), flush=True)
+            cells = (
+                with_spread([100 * row["sure"] for row in rows]),
+                with_spread([row["miou"] for row in rows]),
+                with_spread([row["threshold"] for row in rows], 2),
+                with_spread(gains[0]),
+                with_spread([row["fixed"] for row in rows]),
+                with_spread(gains[1]),
+                with_spread(bodies, 2) if bodies else "-",
+            )
+            print(
+                f"{f'{epochs} epochs longer' if epochs else 'as in notebook 10':17} {name:14}",
+                *(f"{cell:>12}" for cell in cells),
+                "  " + " / ".join(f"{row['miou']:.1f}" for row in rows),
+                flush=True,
+            )
     return table
 
 

@@ -28,17 +28,31 @@ from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
 
 CONTROLS = ("no sub-categories", "dealt at random")
-COLUMNS = {"miou": "best mIoU %", "threshold": "at", "low": "within 2 from", "high": "to", "head": "heads found",
-           "body": "bodies found", "purity": "purity", "chance": "by chance", "beside": "of company",
-           "beside_chance": "by chance"}
+COLUMNS = {
+    "miou": "best mIoU %",
+    "threshold": "at",
+    "low": "within 2 from",
+    "high": "to",
+    "head": "heads found",
+    "body": "bodies found",
+    "purity": "purity",
+    "chance": "by chance",
+    "beside": "of company",
+    "beside_chance": "by chance",
+}
 
 
 def scored(data: SegmentationDataset, folder: Path) -> dict[str, float]:
     """Return the best mIoU of a folder of maps, its threshold, the range within two points, and the parts found at 0.3."""
     row = best_threshold_row(data, folder)
     low, high = near_best_range(row["thresholds"], row["curve"], within=2)
-    return {"miou": row["miou"], "threshold": row["threshold"], "low": low, "high": high,
-            **(mean_part_recall(data, folder, 0.3) or {})}
+    return {
+        "miou": row["miou"],
+        "threshold": row["threshold"],
+        "low": low,
+        "high": high,
+        **(mean_part_recall(data, folder, 0.3) or {}),
+    }
 
 
 def purities(data: SegmentationDataset, assignment: np.ndarray) -> dict[str, float]:
@@ -52,11 +66,14 @@ def purities(data: SegmentationDataset, assignment: np.ndarray) -> dict[str, flo
             continue
         clusters = assignment[members, number]
         row = {}
-        for words, truth in (("purity", [kinds[data.ids[i], name] for i in members]),
-                             ("beside", ["".join(map(str, data.labels[i])) for i in members])):
+        for words, truth in (
+            ("purity", [kinds[data.ids[i], name] for i in members]),
+            ("beside", ["".join(map(str, data.labels[i])) for i in members]),
+        ):
             row[words] = sccam.purity(clusters, truth)
-            row["chance" if words == "purity" else "beside_chance"] = float(np.mean(
-                [sccam.purity(rng.permutation(clusters), truth) for _ in range(20)]))
+            row["chance" if words == "purity" else "beside_chance"] = float(
+                np.mean([sccam.purity(rng.permutation(clusters), truth) for _ in range(20)])
+            )
         rows.append(row)
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} if rows else {}
 
@@ -136,8 +153,13 @@ def main(arguments: list[str] | None = None) -> dict:
     out = project_path(options.out)
     rows = files.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
-        run_seed(preset_config(options.preset, "sccam", seed=seed, runs_root=options.runs_root), options.images,
-                 options.controls, rows, out)
+        run_seed(
+            preset_config(options.preset, "sccam", seed=seed, runs_root=options.runs_root),
+            options.images,
+            options.controls,
+            rows,
+            out,
+        )
     files.write_json(out, rows)
     print(table(rows))
     return rows

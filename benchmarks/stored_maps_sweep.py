@@ -53,8 +53,10 @@ def plain_counts(data: SegmentationDataset, maps_folder: Path) -> np.ndarray:
     for image_id in data.ids:
         classes, scores = full_size_maps(maps_folder, image_id)
         truth = data.mask(image_id)
-        total += [confusion_matrix(truth, argmax_with_background(scores, classes, threshold), data.num_classes + 1)
-                  for threshold in THRESHOLDS]
+        total += [
+            confusion_matrix(truth, argmax_with_background(scores, classes, threshold), data.num_classes + 1)
+            for threshold in THRESHOLDS
+        ]
     return total
 
 
@@ -65,8 +67,9 @@ def prepare(count: int):
     return lambda: plain_counts(data, maps), lambda folder=folder: sweep_maps(data, maps, THRESHOLDS).confusions()
 
 
-CASE = Case("sweep of stored maps", (2, 5, 10), prepare, tolerance=0, goal=10, pairs=3,
-            show=lambda count: f"{count} of 375x500")
+CASE = Case(
+    "sweep of stored maps", (2, 5, 10), prepare, tolerance=0, goal=10, pairs=3, show=lambda count: f"{count} of 375x500"
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

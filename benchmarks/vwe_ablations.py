@@ -45,10 +45,18 @@ def run(name: str, base: Config, images: int) -> dict:
     gamma, levels, with_words, values, fixed = VARIANTS[name]
     config = base.model_copy(update=values)
     classifier = open_stage(cam.CLASSIFIER, config)
-    folder = (run_folder_of(config) / "vwe_ablations" / f"seed{config.seed}"
-              / "".join(letter if letter.isalnum() else "_" for letter in name))
-    settings = {"variant": name, "images": images, "classifier": classifier.files.results(),
-                **config.parameters_of("cam_*", "vwe_*")}
+    folder = (
+        run_folder_of(config)
+        / "vwe_ablations"
+        / f"seed{config.seed}"
+        / "".join(letter if letter.isalnum() else "_" for letter in name)
+    )
+    settings = {
+        "variant": name,
+        "images": images,
+        "classifier": classifier.files.results(),
+        **config.parameters_of("cam_*", "vwe_*"),
+    }
     record = folder / "row.json"
     if record.is_file() and (row := files.read_json(record))["settings"] == settings:
         return row
@@ -65,9 +73,14 @@ def run(name: str, base: Config, images: int) -> dict:
     vwe.train_vwe(net, data, config, folder, vwe.losses if with_words else cam.classification_loss)
     training.save_weights(net, weights)
     make_maps(vwe.vwe_localization(net, config), scored, config, maps)
-    row = {"settings": settings, **best_threshold_row(scored, maps), "recall": mean_part_recall(scored, maps, 0.3),
-           "first": training.read_log(folder)[0], "last": training.read_log(folder)[-1],
-           "words_used": words_used(net, scored, config) if with_words else None}
+    row = {
+        "settings": settings,
+        **best_threshold_row(scored, maps),
+        "recall": mean_part_recall(scored, maps, 0.3),
+        "first": training.read_log(folder)[0],
+        "last": training.read_log(folder)[-1],
+        "words_used": words_used(net, scored, config) if with_words else None,
+    }
     files.write_json(record, row)
     return row
 
@@ -86,8 +99,11 @@ def words_used(net: vwe.VisualWordNet, data: SegmentationDataset, config: Config
 
 def describe(name: str, rows: list[dict]) -> str:
     """Return one line of the table."""
-    cells = [name.ljust(34), with_spread([row["miou"] for row in rows]).rjust(12),
-             with_spread([row["threshold"] for row in rows], 2).rjust(12)]
+    cells = [
+        name.ljust(34),
+        with_spread([row["miou"] for row in rows]).rjust(12),
+        with_spread([row["threshold"] for row in rows], 2).rjust(12),
+    ]
     recalls = [row["recall"]["body"] for row in rows if row["recall"]]
     cells.append((with_spread(recalls, 2) if recalls else "-").rjust(12))
     used = [row["words_used"] for row in rows]
@@ -106,8 +122,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict]]:
     print(f"{'variant':34} {'best mIoU %':>12} {'threshold':>12} {'body recall':>12} {'words used':>14}   mIoU of each seed")
     table = {}
     for name in names:
-        table[name] = [run(name, preset_config(options.preset, "vwe", seed=seed), options.images)
-                       for seed in options.seeds]
+        table[name] = [run(name, preset_config(options.preset, "vwe", seed=seed), options.images) for seed in options.seeds]
         print(describe(name, table[name]), flush=True)
     return table
 

@@ -8,8 +8,9 @@ from tqdm import tqdm
 from wsss_lib.core.parallel import Item, Result, map_in_processes
 
 
-def map_images(work: Callable[[Item], Result], items: Sequence[Item], name: str, progress: bool = True,
-               workers: int | None = None) -> Iterator[Result]:
+def map_images(
+    work: Callable[[Item], Result], items: Sequence[Item], name: str, progress: bool = True, workers: int | None = None
+) -> Iterator[Result]:
     """Return an iterator over `work(item)` of every item, in order.
 
     Args:

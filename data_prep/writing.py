@@ -101,8 +101,10 @@ def description(root: Path, name: str = "dataset.json") -> dict:
 
 
 def _taken(path: Path) -> DataError:
-    return DataError(f"{path}: is there already with other content, which this command has not made; move it away, or give "
-                     "--overwrite to replace it")
+    return DataError(
+        f"{path}: is there already with other content, which this command has not made; move it away, or give "
+        "--overwrite to replace it"
+    )
 
 
 def _is_there(path: Path, content: bytes) -> bool:

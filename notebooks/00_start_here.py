@@ -22,8 +22,8 @@
 # *image-level label* ("there is a dog and a person") takes seconds. WSSS learns masks from such labels alone: the
 # network is told *what* is in the picture, never *where*.
 #
-# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a coloured ground. Each has a small
-# *head*, whose pattern tells the class, and a large *body*, whose colour two classes share; one in ten is drawn without a head. Numbers in
+# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a colored ground. Each has a small
+# *head*, whose pattern tells the class, and a large *body*, whose color two classes share; one in ten is drawn without a head. Numbers in
 # the text, here and in all notebooks, are those of the stored outputs. New words stand in the glossary at the end.
 
 # %% tags=["parameters"]
@@ -66,11 +66,11 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 #
 # | step | notebook | what goes in | what comes out | why |
 # |---|---|---|---|---|
-# | labels | 02 | photographs | a table of image-level labels | the only supervision |
-# | classifier and CAM | 10 | images, labels | score maps | a classifier's evidence has a place |
-# | *a method* | 20 RIB, 30 DRS, 40 AMN, 50 VWE, 60 SC-CAM | images, labels | better score maps | CAMs cover only the most telling part |
-# | seeds | 70 | score maps | label maps, some pixels unknown | thresholds and the dense CRF make masks |
-# | refinement | 80 IRN, 75 AffinityNet | seeds | pseudo-masks | learned boundaries stop the spreading |
+# | labels | 02 | images | a table of image-level labels | the only supervision |
+# | classifier and CAM | 10 | images, labels | class activation maps | a classifier's evidence has a place |
+# | *a method* | 20 RIB, 30 DRS, 40 AMN, 50 VWE, 60 SC-CAM | images, labels | better class activation maps | CAMs cover only the most discriminative region |
+# | initial seed masks | 70 | class activation maps | label maps, some pixels unknown | thresholds and the dense CRF make masks |
+# | refinement | 80 IRN, 75 AffinityNet | initial seed masks | pseudo-masks | learned boundaries stop the spreading |
 # | segmentation | 90 | pseudo-masks | a network that needs no labels | smooths the errors of single masks |
 #
 # A method changes one row of this table, the maps; everything else stays the same, so that methods can be compared.
@@ -85,7 +85,7 @@ print("finished:", ", ".join(job.stage.name for job in (maps, seeds, pseudo_mask
 # %% [markdown]
 # ## One image through every stage
 #
-# What to look for: the second picture is the truth, which no step has seen; its hatched pixels are unknown and not scored. In the third
+# What to look for: the second picture is the ground truth, which no step has seen; its hatched pixels are unknown and not scored. In the third
 # picture bright means a high score (of the class that scores highest): how much of each creature is bright? Do the last two pictures
 # have the right *extent*, and do they have the right *names*?
 
@@ -97,7 +97,7 @@ viz.show_examples(data, [image_id], {"CAM": cam_of, "seed mask": viz.masks_in(se
 
 # %% [markdown]
 # The extent is nearly right, the names are not: the heads glow and keep their names, but nearly all of both bodies became *striper*. Bodies
-# score low for either class, a small lead decides; they have one colour, so the CRF does not object, and IRN inherits the mistake. A
+# score low for either class, a small lead decides; they have one color, so the CRF does not object, and IRN inherits the mistake. A
 # step that helps on average (see the results below) need not help in each image.
 #
 # The last step is shown on *validation* images, of which the network knows nothing, not even the classes. What to look for: are the
@@ -114,10 +114,10 @@ viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(pred
 #
 # ## One image through every method
 #
-# A line is a method, always in the same order: input, truth, CAM, the method's map, its refined mask, the segmentation network that
+# A line is a method, always in the same order: input, ground truth, CAM, the method's map, its refined mask, the segmentation network that
 # learned from all masks of that kind. Lines appear as methods are finished: `make smoke` makes the first and the last
 # one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make demo` all of them in short (in `runs/tour`). The last line is the upper reference, a
-# network that learned from true masks. (Here it segments a *training* image; scores come from validation images only.) What to look
+# network that learned from the ground truth. (Here it segments a *training* image; scores come from validation images only.) What to look
 # for, in the fourth column: how far does each map reach from the heads?
 
 # %%
@@ -169,9 +169,9 @@ viz.show_panels([method_panels(method, finished[method]) for method in order],
 # |---|---|---|---|
 # | a first result, or a baseline for a paper | CAM and IRN (10, 70, 80) | every other method starts from it | the maps cover little of an object |
 # | saliency maps of your images exist | DRS (30) | it spreads without care for the outside, which saliency supplies | saliency maps come from a network that has learned from masks |
-# | you cannot tune a threshold for every data set | AMN (40) | it is made so that one threshold fits all images | seeds first, then a second network |
+# | you cannot tune a threshold for every data set | AMN (40) | it is made so that one threshold fits all images | seed masks first, then a second network |
 # | a trained classifier, and no training again | RIB (20) | it tunes that classifier for each image | the slowest maps: several steps of training for every image |
-# | classes with several appearances, many images of each | SC-CAM (60) | sub-categories ask for more than one telling part | three rounds of clustering and training |
+# | classes with several appearances, many images of each | SC-CAM (60) | sub-categories ask for more than one discriminative region | three rounds of clustering and training |
 # | objects made of parts with their own texture | VWE (50) | visual words ask for all the textures that come with a class | nothing for classes that share textures |
 # | SC-CAM's published numbers are to be repeated | AffinityNet (75) in place of IRN | it is the refinement that paper used | older; its random walk is dense |
 #
@@ -180,12 +180,12 @@ viz.show_panels([method_panels(method, finished[method]) for method in order],
 # ## Results of this run
 #
 # Every row says which images were scored, whether a CRF was applied, and whether anything was chosen by looking at pixel labels.
-# Rows with method `truth` are trained on true masks: the upper reference, not a weakly-supervised result. For the full
+# Rows with method `truth` are trained on the ground truth: the upper reference, not a weakly-supervised result. For the full
 # VOC 2012 a last column quotes the publications; in this table a run on other images is never put beside them.
 #
-# How to read it: *mIoU* is the mean overlap of prediction and truth over all classes (glossary); ± is the standard deviation over *runs*,
+# How to read it: *mIoU* is the mean overlap of prediction and ground truth over all classes (glossary); ± is the standard deviation over *runs*,
 # the number of seeds. "CAM at its best threshold" means the maps of the row's method, whichever it is. "Thresholds and walk, on
-# generated images" says that these settings were once chosen by looking at true masks of such images. Then follow one method from top to
+# generated images" says that these settings were once chosen by looking at the ground truth of such images. Then follow one method from top to
 # bottom: the bars show it for CAM.
 
 # %% tags=["nbval-ignore-output"]
@@ -198,8 +198,8 @@ viz.show_bars(bars, "Bars of the mean IoU of every stage; hatched bars belong to
               "From maps to a segmentation network", hatched=[name for name in bars if "(truth" in name])
 
 # %% [markdown]
-# Maps and seeds score the same (52.0 and 51.1, means of three seeds: a seed is a map with a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's
-# 57.1 is no step back: `val` are other images, whose classes nobody tells it. The same network reaches 78.4 with true masks; the difference
+# Maps and initial seed masks score the same (52.0 and 51.1, means of three seeds: an initial seed mask is a map at a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's
+# 57.1 is no step back: `val` are other images, whose classes nobody tells it. The same network reaches 78.4 with the ground truth; the difference
 # is what image-level labels cost here. DRS's low rows belong to its maps without saliency; its network learned from labels with it.
 #
 # ## Parameters
@@ -209,7 +209,7 @@ viz.show_bars(bars, "Bars of the mean IoU of every stage; hatched bars belong to
 # papermill runs the very same notebook without a browser and with other values:
 # `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`; `snakemake --cores 2 --config preset=smoke limit=300 runs_root=runs/few`
 # gives a value to all notebooks of a run. The presets in `configs/` are `smoke` (these
-# generated images), `voc12-small` (real photographs on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names and
+# generated images), `voc12-small` (real images on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names and
 # values that do not fit are refused:
 
 # %%
@@ -225,6 +225,7 @@ for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):
 # Results lie in `runs/<dataset>/<method>/seed<k>/<stage>/`. `run.json` is written last and says how everything was made; a
 # stage without it is unfinished and goes on where it stopped. If a parameter or an upstream result changes, the
 # old results are kept beside the new ones as `<stage>.<key>`. They come back when the parameter is set back.
+# `python -m wsss_lib.runs runs/toy` lists all results, and removes those that you name.
 
 # %%
 record = pseudo_masks.files.record()
@@ -255,21 +256,25 @@ draw()
 # |---|---|
 # | image-level label | which classes are in an image; 0 or 1 for each |
 # | head, body | parts of the generated creatures: the head tells the class, the body does not; real data have no such masks |
-# | CAM | class activation map: a classifier's evidence for a class at each position |
-# | localization map | any score map of a class, in [0, 1]; CAMs are the plainest kind |
-# | seed | label map made from maps by a threshold (and a CRF) |
+# | CAM | class activation map: a classifier's evidence for a class at each position, in [0, 1]; the maps of all methods are called so |
+# | background threshold | the score of the background: a pixel in which no class exceeds it is background |
+# | initial seed mask | label map made from CAMs by a background threshold (and a CRF) |
+# | seed | the random seed of a run, and nothing else |
+# | discriminative region | the part of an object by which a classifier tells its class, such as a head |
+# | ground truth | masks drawn by people; read to score, never to train (except method `truth`) |
+# | logits | a network's scores before sigmoid or softmax |
 # | pseudo-mask, pseudo-label | refined label map on which the segmentation network is trained |
 # | boundary map | probability that a class boundary runs through a position (IRN) |
-# | displacement | vector towards the centre of the object (IRN) |
+# | displacement | vector towards the center of the object (IRN) |
 # | affinity | how likely two positions belong to the same class |
 # | random walk | scores flow between positions of high affinity, step by step, and so spread over an object (IRN, AffinityNet) |
 # | saliency map | which pixels stand out, of whatever class; made by a network that has learned from masks |
-# | unknown, 255 | pixels without a label; left out of every loss, and of scores where the *truth* has them; in a prediction they count as background |
+# | unknown, 255 | pixels without a label; left out of every loss, and of scores where the *ground truth* has them; in a prediction they count as background |
 # | train / train_aug / val | VOC 2012: 1,464 images / 10,582 with SBD's / 1,449 |
-# | IoU | of one class: pixels in both prediction and truth, divided by the pixels in either (intersection over union) |
+# | IoU | of one class: pixels in both prediction and ground truth, divided by the pixels in either (intersection over union) |
 # | mIoU | mean of the IoU over background and all classes, counted over all images of the split together |
 # | boundary IoU | like the IoU, but of the masks' inner edges only; notebook 95 |
-# | dense CRF | a model of all pixel pairs that moves label edges to colour edges |
+# | dense CRF | a model of all pixel pairs that moves label edges to color edges |
 # | stage | a step of the chain whose results lie in a folder of their own |
 # | smoke, preset | a preset is a file of parameters in `configs/`; `smoke` is the small one, for generated images |
 #

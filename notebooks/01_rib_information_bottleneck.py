@@ -65,11 +65,11 @@ for part, (_, labels) in zip(("training", "testing"), read_digits(config.bottlen
 # | digits 2 and 8 on black; a small shape beside the digit in 10 % of the training images (disc or diamond with a 2, square with an 8); both at varying places; gradient maps $G_1 \ldots G_6$; three regions; the published curves, measured to ±0.03 | the paper's figure 1, as it is in its repository (`jbeomlee93/RIB`, `Demo/`) |
 # | five convolutions, one fully connected layer, sigmoid; $G_k$ from the sum of layer $k$'s output; a gradient is high above 0.3; mean over 100 images; the appendix repeats it for softmax, tanh and softsign | memory of the paper's text, **unverified**; the figure only tells that the threshold is between 0.18 and 0.63 |
 # | scikit-learn's digits; canvas of 36, digit of 20, shape of 5 pixels; widths and strides; squared error for tanh and softsign; Adam, one pass over 8,000 images; five seeds | our choice |
-# | the controls (hinge, linear, untrained), the test on shapes alone, other shares of shapes, the updates of section 9 | our additions, **not in the paper** |
+# | the controls (hinge, linear, untrained), the test on shapes alone, other fractions of shapes, the updates of section 9 | our additions, **not in the paper** |
 #
 # ## 2 The images
 #
-# scikit-learn's digits have 8 x 8 pixels and 17 grey levels and come from 13 writers (they are the test part of a set of 43); MNIST's have 28 x
+# scikit-learn's digits have 8 x 8 pixels and 17 gray levels and come from 13 writers (they are the test part of a set of 43); MNIST's have 28 x
 # 28 pixels, 256 levels and
 # about 500 writers, and twelve thousand of them are a 2 or an 8, against 351 here. Enlarged to 20 x 20 pixels they are softer
 # than MNIST's. Test images are made of digits that no training image shows, and **all** of them have a shape.
@@ -126,7 +126,7 @@ viz.show_panels([viz.curves(own.detach(), push, "Only the raw logit is pushed wi
 # %% [markdown]
 # A detail of the figure will matter later: the controls do not saturate, but they stop asking as well.
 #
-# Now all networks are trained: six losses with five seeds each, and the sigmoid's also with other shares of shapes (section 8).
+# Now all networks are trained: six losses with five seeds each, and the sigmoid's also with other fractions of shapes (section 8).
 # What is finished is kept; a second opening of this notebook only reads it.
 
 # %%
@@ -176,7 +176,7 @@ print("ten lines = library:", True)
 #
 # ## 5 The high gradient ratio
 #
-# The HGR of a region is the share of its pixels whose $G_k$ exceeds 0.3, averaged over the test images.
+# The HGR of a region is the fraction of its pixels whose $G_k$ exceeds 0.3, averaged over the test images.
 
 # %% tags=["nbval-ignore-output"]
 by_hand = torch.stack([(G[5] > 0.3)[region].float().mean() for region in test.regions[:, index]])
@@ -234,7 +234,7 @@ viz.show_panels([hgr_curves(main["sigmoid"], f"HGR, sigmoid, {len(main['sigmoid'
 # ## 7 Other outputs
 #
 # Is the saturating activation the cause? The paper repeats the curves for other activations that saturate (appendix, from
-# memory, unverified). What it does not show is the control: what happens **without** one? The two grey panels below show that.
+# memory, unverified). What it does not show is the control: what happens **without** one? The two gray panels below show that.
 
 # %% tags=["nbval-ignore-output"]
 kinds = [hgr_curves(rows, f"{loss} ({'saturates' if loss in bottleneck.SATURATING else 'control, does not saturate'})", loss == "sigmoid",
@@ -301,7 +301,7 @@ for name, rows in {**groups, "untrained": untrained}.items():
 # ## 8 How many images have the shape
 #
 # Is it because the shape is rare? If so, a shape in every image should be used: it tells the class as well as the digit does. The
-# networks with sigmoid, trained with other shares of shapes and tested on the same images:
+# networks with sigmoid, trained with other fractions of shapes and tested on the same images:
 
 # %% tags=["nbval-ignore-output"]
 ratios = sorted(part for loss, part in runs if loss == "sigmoid")
@@ -328,7 +328,7 @@ viz.show_panels([viz.bands(range(len(ratios)), values, title, **axes) for title,
 # image has one, the shapes alone tell the network next to nothing. It learns to pass over them, because the digit is enough. Rarity is not
 # needed for the effect.
 #
-# The slider shows the whole curves for each share; the strip beneath has them side by side.
+# The slider shows the whole curves for each fraction; the strip beneath has them side by side.
 
 # %% tags=["nbval-ignore-output"]
 def draw_ratios(parts):

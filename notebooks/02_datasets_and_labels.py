@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 02 · Data sets and labels
 #
-# *In: a folder of photographs in the layout of PASCAL VOC (the generated one is made here). Out: a record that lists,
+# *In: a folder of images in the layout of PASCAL VOC (the generated one is made here). Out: a record that lists,
 # labels, images and masks belong together.*
 #
 # | | |
@@ -57,8 +57,8 @@ viz.use_style()
 # %% [markdown]
 # ## 1 The generated data set
 #
-# Real photographs need a download, and training on thousands of them a GPU. So the project brings a generated data
-# set in exactly the same layout. Each picture shows one or two invented creatures: a large dull *body*, whose colour
+# Real images need a download, and training on thousands of them a GPU. So the project brings a generated data
+# set in exactly the same layout. Each picture shows one or two invented creatures: a large dull *body*, whose color
 # two classes share, and a small striking *head*, whose pattern alone tells the class. That is on purpose: a
 # classifier that finds the heads has solved its task, and has found a small part of each object. This is the problem
 # that every method of this repository attacks.
@@ -120,7 +120,7 @@ for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
 #
 # | split | VOC 2012 | image-level labels | masks are used for |
 # |---|---|---|---|
-# | `train` | 1,464 images | yes | scoring maps, seeds and pseudo-masks: the usual "seed mIoU" |
+# | `train` | 1,464 images | yes | scoring maps, seed masks and pseudo-masks: the usual "seed mIoU" |
 # | `train_aug` | 10,582 images: `train` and 9,118 more of SBD | yes, for all training | nothing in this project |
 # | `val` | 1,449 images | only to score the classifier, never to predict a mask | the final score |
 # | `test` | 1,456 images | none published | scored by the VOC server only |
@@ -145,7 +145,7 @@ print("training images that are also validation images:", len(set(train_data.ids
 # ## 3 Masks
 #
 # A mask is an 8-bit PNG of the image's size. Its values are *indices*: 0 background, $i + 1$ for class $i$, 255 for
-# "not labelled". The colours that a viewer shows come from a palette inside the file. What to look for in the
+# "not labelled". The colors that a viewer shows come from a palette inside the file. What to look for in the
 # picture: the raw indices are nearly black, which is why people report "all black" pseudo-labels; the pale line
 # around each object is 255.
 
@@ -165,14 +165,14 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), viz.image(raw_indices,
                 "then hatched", size=2.5)
 
 # %% [markdown]
-# In this project unknown pixels are hatched and class names are written on the regions, because colours alone fail
+# In this project unknown pixels are hatched and class names are written on the regions, because colors alone fail
 # many readers.
 #
-# **What 255 means** depends on where it stands. In a true mask: the border of an object, where the annotators did not
+# **What 255 means** depends on where it stands. In the ground truth: the border of an object, where the annotators did not
 # decide; it is left out of every loss and every score. In a label made by a program (notebook 70): "I do not know".
 # In a crop that is larger than its image: padding. VOC has these borders, SBD's own masks and COCO's have none.
 #
-# **Two traps.** An image library that decodes the palette gives colours, not indices: read masks with Pillow, as
+# **Two traps.** An image library that decodes the palette gives colors, not indices: read masks with Pillow, as
 # `read_mask` does. And indices must never be interpolated:
 
 # %%
@@ -247,8 +247,8 @@ viz.show_class_bars({train_data.split: per_image}, [f"{count} classes" for count
 # 10,582 images show one class.
 #
 # Which classes come together? If a table is nearly always seen with chairs and people, then "table" may be learned
-# from a chair's leg. The matrix shows, for the images with the class of the row, the share that also shows the class
-# of the column. The diagonal is the share in which the class is *alone*.
+# from a chair's leg. The matrix shows, for the images with the class of the row, the fraction that also shows the class
+# of the column. The diagonal is the fraction in which the class is *alone*.
 
 # %%
 present = train_data.labels.astype(np.int64)  # (N, C)
@@ -335,7 +335,7 @@ for split, counts in pixels.items():
 # **Saliency.** DRS uses, beside labels, a *saliency map* for each image: an 8-bit picture of "something stands out
 # here", foreground where it exceeds 50. It comes from a detector that was trained with pixel labels of other images.
 # So a method that uses it has **extra supervision**, and its results say so in every table. (The generated saliency maps are drawn from the
-# true masks and spoilt on purpose.)
+# ground truth and spoilt on purpose.)
 
 # %%
 def optional(folder, image_id):
@@ -371,7 +371,7 @@ print(f"saliency above 50 against all objects together: IoU {100 * hits / union:
 # %% [markdown]
 # **Backgrounds.** Some classes live in one place: boats on water, aeroplanes in the sky, trains on rails. For a
 # classifier the water is as good a sign as the boat. The generated set repeats that with one class, *discus*, which
-# is seen on blue water more often than not, and the water is also seen without it. The next cell measures the mean colour of the
+# is seen on blue water more often than not, and the water is also seen without it. The next cell measures the mean color of the
 # background of each class.
 
 # %%
@@ -394,7 +394,7 @@ viz.show_class_bars({"": blue}, train_data.classes, f"The bluest background belo
 #
 # ## 7 The check
 #
-# The last part of the production step opens every image once. Better that a broken file stops this notebook than the
+# `run(CHECK, config)` in section 5 has also opened every image once. Better that a broken file stops this notebook than the
 # training, hours later. All broken files are listed; with `on_bad_image = "skip"` they were named above, when the splits
 # were opened, and every notebook leaves them out. The record is a row for each split in `metrics.json`; the pipeline starts notebook 10 only
 # after it.
@@ -410,7 +410,7 @@ for row in check.metrics:
 # ## 8 Try it
 #
 # Browse the training set. (The slider appears in JupyterLab; the strip shows five images, drawn at random, for
-# readers of the page.) Which of them could be recognized from the background alone? (Of these five none: all lie on coloured noise.)
+# readers of the page.) Which of them could be recognized from the background alone? (Of these five none: all lie on colored noise.)
 
 # %%
 def browse(number=0):

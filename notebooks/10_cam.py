@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 · Class activation maps
 #
-# *In: photographs and their image-level labels. Out: one score map for each class of each image.*
+# *In: images and their image-level labels. Out: one class activation map for each class of each image.*
 #
 # | | |
 # |---|---|
@@ -100,7 +100,7 @@ print("mean of the evidence = logits:", True)
 # ## 2 Training on image-level labels
 #
 # Each class is its own yes-or-no question, so the loss is the multi-label soft-margin loss, a mean of binary
-# cross-entropies. Images are scaled to a random long side, mirrored and cropped; nothing else.
+# cross-entropies. Images are resized to a random long side, flipped horizontally at random and cropped; nothing else.
 #
 # **A slip to know about.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD in
 # the place of the *momentum*: a momentum of 0.0001 is none, so the published learning rates (0.1 and 1.0) belong to SGD without
@@ -175,13 +175,13 @@ viz.show_panels([viz.image(image, "input"), viz.heat_map(M.cpu(), f"map of {trai
 # %% [markdown]
 # The heads. The bodies are hardly there.
 #
-# ## 5 Several scales and a mirror
+# ## 5 Several scales and a horizontal flip
 #
-# One pass is coarse and shaky. The usual recipe runs the image at several scales, each also mirrored, *adds* the maps
+# One pass is coarse and shaky. The usual recipe runs the image at several scales, each also flipped horizontally, *adds* the maps
 # (not averages: the division by the maximum comes last) and brings them to a grid of stride 4. With $M_c^{(s)}$ the map at scale $s$,
 # enlarged to that grid, and the maximum taken over the positions of the sum:
 #
-# $$ M_c \leftarrow \frac{\sum_s \left[M_c^{(s)}(x) + \mathrm{mirror}(M_c^{(s)}(\mathrm{mirror}\,x))\right]}{\max(\cdot) + 10^{-5}} $$
+# $$ M_c \leftarrow \frac{\sum_s \left[M_c^{(s)}(x) + \mathrm{flip}(M_c^{(s)}(\mathrm{flip}\,x))\right]}{\max(\cdot) + 10^{-5}} $$
 #
 # What to look for: are both creatures found at every scale, and how closely?
 
@@ -216,7 +216,7 @@ assert scores.min() >= 0 and scores.max() <= 1
 # ## 7 Numbers
 #
 # To score a map it must become a mask: a pixel is background where no class exceeds a threshold, else it gets the class with the highest
-# score. A mask's score is the *IoU* of each class, the pixels in both mask and truth divided by the pixels in either; **mIoU** is its mean
+# score. A mask's score is the *IoU* of each class, the pixels in both mask and ground truth divided by the pixels in either; **mIoU** is its mean
 # over background and classes. All thresholds are tried in one pass (notebook 70 explains how). **The best threshold is chosen by looking at
 # pixel labels**, so it is an upper bound, marked as such. The second line quotes the paper, with its fixed threshold: it is about
 # other images and no comparison. What to look for in the curve: how sharp is the peak, and on which side is an error dearer?
@@ -248,13 +248,13 @@ for threshold in (0.15, 0.3):
 
 # %% [markdown]
 # The heads are always found (1.00); of the bodies, which are four fifths of the objects, 38 % is missed at 0.15 and 67 % at 0.30.
-# Nothing in the classification loss asks for the body: one telling part answers the question. Lowering the threshold finds more of
+# Nothing in the classification loss asks for the body: one discriminative region answers the question. Lowering the threshold finds more of
 # the body and lets in the background. RIB, DRS, AMN, VWE and SC-CAM are five ways to ask for more; notebooks 70 and 80 spread what
 # was found to the object's edges.
 #
 # ## 8 Look
 #
-# Best, random and worst image by their own IoU, in the project's order: input, truth (hatched: unknown, not scored), CAM. What to look
+# Best, random and worst image by their own IoU, in the project's order: input, ground truth (hatched: unknown, not scored), CAM. What to look
 # for: what does the best image have that the others have not?
 
 # %% tags=["nbval-ignore-output"]
@@ -269,7 +269,7 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 #
 # ## 9 Try it
 #
-# Move the threshold and watch the mask grow and shrink. No single value is right for both small telling parts and whole
+# Move the threshold and watch the mask grow and shrink. No single value is right for both small discriminative regions and whole
 # objects. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
@@ -291,7 +291,7 @@ viz.show_panels([truth, *map(thresholded, (0.05, 0.15, 0.3, 0.5))],
 #
 # * A logit is an average of local evidence; the evidence itself is the map.
 # * The maps find what tells classes apart, not the object: full recall on heads, much less on bodies.
-# * Written: `classifier/` and `maps/`. Next: notebook 70 turns maps into seeds; notebooks 20 to 60 make better maps first.
+# * Written: `classifier/` and `maps/`. Next: notebook 70 turns maps into initial seed masks; notebooks 20 to 60 make better maps first.
 #
 # **Exercise 1.** The maps are divided by their maximum, so every class of the label gets a score of 1 somewhere, even if
 # the classifier does not believe in it. Write a function that returns how many of an image's present classes have a probability below

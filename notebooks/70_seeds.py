@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 70 · Seeds
+# # 70 · Initial seed masks
 #
-# *In: score maps and photographs. Out: two label maps for each training image: a full seed mask, and one that keeps
+# *In: class activation maps and images. Out: two label maps for each training image: an initial seed mask, and one that keeps
 # only what is sure.*
 #
 # | | |
@@ -14,7 +14,7 @@
 # **Goals.** After this notebook you can
 #
 # 1. compute mIoU, the score of the whole field, and tell it from two other numbers of that name,
-# 2. turn a score map into a mask, and try 60 thresholds in one pass,
+# 2. turn a class activation map into a mask, and try 60 thresholds in one pass,
 # 3. say which threshold was chosen with the help of pixel labels and which was not,
 # 4. say what a dense CRF changes and what it cannot repair,
 # 5. read a label map in which most errors were given up on purpose.
@@ -61,7 +61,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the score maps there? If not, the next cell stops and says which notebook to run.
+# The first check: are the class activation maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
@@ -79,7 +79,7 @@ print(f"{len(train_data)} training images, {len(score_data)} of split {score_dat
 # $$ \mathrm{IoU}_c = \frac{n_{cc}}{\sum_d n_{cd} + \sum_d n_{dc} - n_{cc}},
 # \qquad \mathrm{mIoU} = \frac{1}{K}\sum_c \mathrm{IoU}_c . $$
 #
-# An example to count by hand: twelve pixels, two classes and the background. One pixel of the truth is 255,
+# An example to count by hand: twelve pixels, two classes and the background. One pixel of the ground truth is 255,
 # *unknown*.
 
 # %%
@@ -146,8 +146,8 @@ print(f"IoU of one matrix over both images: {object_iou(large, tiny):.3f}")
 # Neither is foolish, but every published mIoU is the second kind. Some metric libraries return the first by default:
 # look before you compare.
 #
-# **And 255?** In the *truth* it means "do not count": VOC draws such a border around each object. In a *prediction*
-# it means "I do not know", and it counts as background, as in the evaluation of IRN, RIB and AMN. The share of such
+# **And 255?** In the *ground truth* it means "do not count": VOC draws such a border around each object. In a *prediction*
+# it means "I do not know", and it counts as background, as in the evaluation of IRN, RIB and AMN. The fraction of such
 # pixels is always reported, because a method could otherwise look precise by saying little.
 #
 # ## 2 Thresholds
@@ -230,8 +230,8 @@ print(f"{len(thresholds)} thresholds, one pass = naive loop = library:", True)
 # %% [markdown]
 # ### The whole split
 #
-# Now all images that have true masks. This is the first cell of the production step: the stage `seeds` is opened
-# here, and what was finished in an earlier run is not computed again.
+# Now all images that have ground truth. The production step is one line: it makes and scores the label maps of sections 3 to 5 for
+# all images. What was finished in an earlier run is not computed again.
 
 # %%
 seeds = run(seed_masks.SEEDS, config)
@@ -299,7 +299,7 @@ for way, threshold, images in (("fixed", fixed, 0), ("labelled", on_few, len(few
     print(f"mIoU {miou:4.1f} % on {len(others)} images; {choice_sentence(way, threshold, images)}")
 
 # %% [markdown]
-# Once the seeds' threshold $t$ is settled, IRN's two thresholds of section 4 need not be three loose constants. Users take about 0.10 to 0.15
+# Once the background threshold $t$ is settled, IRN's two thresholds of section 4 need not be three loose constants. Users take about 0.10 to 0.15
 # more for sure objects and 0.10 less for sure background, which is what IRN itself published ($t = 0.15$: 0.30 and 0.05):
 #
 # $$ t_f = t + \min\!\big(0.15, \tfrac{1-t}{2}\big), \qquad t_b = t - \min\!\big(0.10, \tfrac{2t}{3}\big) $$
@@ -344,18 +344,18 @@ viz.show_panels([labelled(true_mask, "ground truth"),
 # %% [markdown]
 # ## 3 Dense CRF
 #
-# A thresholded map is a smooth blob; its edge follows the coarse grid of the network, not the photograph. But near
-# pixels of like colour mostly belong to the same thing. A dense conditional random field (CRF) puts that into an
-# energy of a whole labelling $x$ (one label $x_i$ for each pixel $i$ at position $p_i$ with colour $I_i$):
+# A thresholded map is a smooth blob; its edge follows the coarse grid of the network, not the image. But near
+# pixels of like color mostly belong to the same thing. A dense conditional random field (CRF) puts that into an
+# energy of a whole labelling $x$ (one label $x_i$ for each pixel $i$ at position $p_i$ with color $I_i$):
 #
 # $$ E(x) = \sum_i \psi(x_i) + \sum_{i<j} [x_i \neq x_j] \left( w_1 \exp\!\Big(\!-\frac{|p_i-p_j|^2}{2\sigma_1^2}\Big)
 # + w_2 \exp\!\Big(\!-\frac{|p_i-p_j|^2}{2\sigma_2^2}-\frac{|I_i-I_j|^2}{2\sigma_3^2}\Big) \right) $$
 #
 # | symbol | name in the code | value | says |
 # |---|---|---|---|
-# | $\psi(x_i)$ | `certainty` $p$ | 0.7 | *unary*: $-\log p$ for the seed's label, $-\log\frac{1-p}{L-1}$ for each other |
+# | $\psi(x_i)$ | `certainty` $p$ | 0.7 | *unary*: $-\log p$ for the initial label, $-\log\frac{1-p}{L-1}$ for each other |
 # | $w_1, \sigma_1$ | `gaussian_compat`, `_sxy` | 3, 3 px | near pixels agree: no specks |
-# | $w_2, \sigma_2, \sigma_3$ | `bilateral_compat`, `_sxy`, `_srgb` | 10, 50 px, 5 | like colours agree, even far apart |
+# | $w_2, \sigma_2, \sigma_3$ | `bilateral_compat`, `_sxy`, `_srgb` | 10, 50 px, 5 | like colors agree, even far apart |
 #
 # The sums run over *every* pair of pixels, hence "dense". Only the hard labels enter here; the scores are not looked
 # at again. And $L$ counts the labels of **this image**: its classes, known from the image-level label, and the
@@ -385,7 +385,7 @@ def mean_field(image, labels, num_labels, steps=10, p=0.7):
 
 # %% [markdown]
 # The library calls `pydensecrf`, which does the sums with a fast approximation and takes about a second for a
-# photograph of VOC's size. Both are compared on the image of above, made small:
+# image of VOC's size. Both are compared on the image of above, made small:
 
 # %% tags=["nbval-ignore-output"]
 small_image = score_data.image(image_id)
@@ -401,7 +401,7 @@ print(f"{small_labels.size} pixels; both agree on {100 * (exact == fast).mean():
 
 # %% [markdown]
 # What the CRF does to the first three images of the split. What to look for: does the edge of the mask move to the
-# edge of the object? And what happens where the seed holds a small part of the object only?
+# edge of the object? And what happens where the initial mask holds a small part of the object only?
 
 # %% tags=["nbval-ignore-output"]
 refined = viz.masks_in(seeds.folder / "seed_masks", score_data)
@@ -409,11 +409,11 @@ viz.show_examples(score_data, score_data.ids[:3], {"initial seed mask": mask_at(
                   "Round blobs become regions with the edges of the image; what the initial seed mask does not touch is not found")
 
 # %% [markdown]
-# The CRF sharpens; it does not search. Where the seed lies mostly on one thing, the mask fills that thing; where it
+# The CRF sharpens; it does not search. Where the initial mask lies mostly on one thing, the mask fills that thing; where it
 # covers a part only, or a part and much of the ground around it, the vote may also go wrong. So it is always reported
 # with and without.
 #
-# Its two most telling settings are the number of steps and $\sigma_3$, the difference in colour that still counts as
+# Its two most important settings are the number of steps and $\sigma_3$, the difference in color that still counts as
 # alike. In JupyterLab there are sliders; the strip beneath shows the same.
 
 # %% tags=["nbval-ignore-output"]
@@ -441,7 +441,7 @@ viz.show_panels([[after(*setting) for setting in line] for line in settings],
                 "count as alike, the less an edge in the image stops the vote", size=1.9)
 
 # %% [markdown]
-# The first steps do most of the work, and ten are the usual number. The colour deviation matters more: it says how
+# The first steps do most of the work, and ten are the usual number. The color deviation matters more: it says how
 # strong an edge must be to stop the vote.
 #
 # ## 4 Confident labels
@@ -467,7 +467,7 @@ print("plain lines = library:", True)
 # %% [markdown]
 # The same without the CRF, for comparison. In the picture, the hatched zone is what was given up. What to look for:
 # the true outline of the object should lie inside it, and with the CRF the sure object should end at an edge of the
-# photograph, where without it there is only a circle around the brightest spot.
+# image, where without it there is only a circle around the brightest spot.
 
 # %% tags=["nbval-ignore-output"]
 plain_label = seed_masks.labels_without_crf(maps, classes, t_f, t_b)
@@ -486,7 +486,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "g
 #
 # ## 5 All images
 #
-# The production step: two label maps for every training image. No pixel label is read here.
+# `run` has made two label maps for every training image. Pixel labels were read to score them, never to make them.
 
 # %%
 stored = viz.masks_in(seeds.folder / "irn_labels", score_data)
@@ -496,8 +496,8 @@ print(f"{len(list((seeds.folder / 'seed_masks').glob('*.png')))} masks; the stor
 # %% [markdown]
 # ## 6 Numbers
 #
-# Seeds are scored like any mask. Confident labels need other questions: how much was given up, how much of what was
-# kept is right? For the second, the unknown pixels are taken out of the truth, so that only known ones are counted.
+# Initial seed masks are scored like any mask. Confident labels need other questions: how much was given up, how much of what was
+# kept is right? For the second, the unknown pixels are taken out of the ground truth, so that only known ones are counted.
 
 # %%
 n = confusion_matrix(np.where(confident == IGNORE, IGNORE, true_mask), confident, num_labels)  # only known pixels count
@@ -538,7 +538,7 @@ for row in (row_of["IRN labels without CRF"], row_of["IRN labels"]):
 # ## 7 Look
 #
 # Best, random and worst image by its own IoU after the CRF (for ranking only, never averaged), in the project's
-# order: input, truth, CAM, refined.
+# order: input, ground truth, CAM, refined.
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, refined)
@@ -547,8 +547,8 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
                   "Best, random and worst image: a good seed mask needs a map that covers the object", iou={"refined": ranking})
 
 # %% [markdown]
-# The worst row is the instructive one. Compare its map with the truth: most often the error is there already, a
-# telling part instead of the object, a wrong place, a class that was hardly seen. Then the CRF spreads the wrong
+# The worst row is the instructive one. Compare its map with the ground truth: most often the error is there already, a
+# discriminative region instead of the object, a wrong place, a class that was hardly seen. Then the CRF spreads the wrong
 # label as willingly as a right one. No threshold can undo that; better maps can (notebooks 20 to 60).
 #
 # ## 8 Try it
@@ -574,16 +574,16 @@ viz.show_panels(list(zip(*(confident_panels(*pair) for pair in pairs), strict=Tr
                 "The wider apart the two thresholds, the wider the hatched zone; with equal thresholds nothing is given up", size=1.9)
 
 # %% [markdown]
-# The first three pairs are those of IRN, RIB and AMN. The last is a plain seed: no pixel is given up, and the label
-# is as wrong as the seed.
+# The first three pairs are those of IRN, RIB and AMN. The last is a plain seed mask: no pixel is given up, and the label
+# is as wrong as that mask.
 #
 # ## 9 Summary and exercises
 #
-# * mIoU comes from one confusion matrix over all pixels; 255 in the truth is not counted, 255 in a label is
+# * mIoU comes from one confusion matrix over all pixels; 255 in the ground truth is not counted, 255 in a label is
 #   background.
 # * A threshold turns maps into masks. The best one is found in one pass, and finding it uses pixel labels; a fixed
 #   one does not.
-# * The dense CRF moves edges to the photograph's edges. Two thresholds and two CRFs give labels that are mostly right
+# * The dense CRF moves edges to the image's edges. Two thresholds and two CRFs give labels that are mostly right
 #   and partly silent.
 # * Written: `seeds/seed_masks/` and `seeds/irn_labels/`. Next: notebook 80 learns boundaries from the confident
 #   labels.
@@ -609,7 +609,7 @@ widgets.check(confident_label([0.20, 0.28], [3, 7], 0.25, 0.05), 8, "exercise 2b
 
 # %% [markdown]
 # **Exercise 3.** An image holds two classes, so the CRF has three labels. The certainty is 0.7. Which probability
-# does the unary term give to each of the two labels that the seed did *not* choose?
+# does the unary term give to each of the two labels that the initial mask did *not* choose?
 
 # %%
 probability = None  # your answer

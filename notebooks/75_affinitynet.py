@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 75 · AffinityNet
 #
-# *In: score maps and photographs. Out: one pseudo-mask for each training image. An alternative to IRN (notebook 80).*
+# *In: class activation maps and images. Out: one pseudo-mask for each training image. An alternative to IRN (notebook 80).*
 #
 # | | |
 # |---|---|
@@ -65,7 +65,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the score maps and the seeds there? If not, the next cell stops and says which notebook to run.
+# The first check: are the class activation maps and the seed masks there? If not, the next cell stops and says which notebook to run.
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
@@ -86,7 +86,7 @@ print(f"{len(train_data)} training images; AffinityNet learns from {len(learn_da
 # 0.28 for $\alpha$ = 4, at 0.19 for 8, at 0.08 for 32 and at 0.06 for 48. The maps of the small network of a smoke run reach 0.28 on
 # about a third of the body pixels only, so that 4 leaves little more than heads; 8 and 48 are used there, near notebook 70's thresholds. These
 # two, the crop, the
-# learning rate, $\beta$ and the number of steps were tried on a hundred images of seed 0 **with their true masks in view**.
+# learning rate, $\beta$ and the number of steps were tried on a hundred images of seed 0 **with the ground truth in view**.
 
 # %% tags=["nbval-ignore-output"]
 measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # of these there will be scores and ground truth
@@ -125,7 +125,7 @@ low_stored, high_stored = affinitynet.read_scores(score_folder / f"{image_id}.np
 assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 
 # %% [markdown]
-# How good are these labels? (The true masks are read here to *measure*, nothing else.)
+# How good are these labels? (The ground truth is read here to *measure*, nothing else.)
 
 # %% tags=["nbval-ignore-output"]
 known, right = [], []
@@ -146,7 +146,7 @@ print(f"{100 * np.mean(known):.0f} % of the pixels get a label, {100 * np.mean(r
 #
 # $$ W_{ij} = \exp\Big(-\tfrac{1}{448} \sum_k |f_{ik} - f_{jk}| \Big) \quad \text{for cells closer than the radius } r = 5 . $$
 #
-# (IRN learns boundaries instead and derives the affinity from them.) In ten lines, on features that need no network: the colour of
+# (IRN learns boundaries instead and derives the affinity from them.) In ten lines, on features that need no network: the color of
 # each cell.
 
 # %%
@@ -166,7 +166,7 @@ assert torch.allclose(plain_affinity(color, 5), W, atol=1e-6)
 print("ten lines = library:", True, "for", tuple(W.shape), "directions and sources")
 
 # %% [markdown]
-# Pick one cell and look at its affinities. What to look for: they fall where the colour changes, and nowhere else; colour alone
+# Pick one cell and look at its affinities. What to look for: they fall where the color changes, and nowhere else; color alone
 # cannot know which changes are outlines.
 
 # %%
@@ -208,7 +208,7 @@ print(f"background {losses.bg:.3f}, objects {losses.fg:.3f}, different {losses.n
 #
 # Three maps of the backbone, shallow to deep, pass a 1x1 convolution each (64, 128 and 256 channels), and one more over all 448. In
 # the published networks (ResNet-38 and VGG-16) all three maps have stride 8. Here the first is the one that is as fine as
-# the grid, and the deeper ones are enlarged to it. **Unlike IRN, the backbone is trained along**; only batch normalisation is frozen.
+# the grid, and the deeper ones are enlarged to it. **Unlike IRN, the backbone is trained along**; only batch normalization is frozen.
 
 # %%
 torch.manual_seed(config.seed)
@@ -227,7 +227,7 @@ print("gradients reach head and backbone:", True)
 # %% [markdown]
 # ## 5 Training
 #
-# Each sample is a crop with jittered colours; the image is normalised *after* the crop, so that the surroundings of a small image
+# Each sample is a crop with jittered colors; the image is normalized *after* the crop, so that the surroundings of a small image
 # are black, and the two CRF scores are averaged over the cells of the crop's own grid before they are compared. **No pixel label is
 # read.**
 
@@ -276,7 +276,7 @@ assert torch.allclose(dense, random_walk(graph, m, config.affinity_walk_log2_ste
 print("dense = sparse:", True, f" entries that are not 0: {100 * (V > 0).double().mean():.0f} % of this small matrix")
 
 # %% [markdown]
-# The published program builds the dense matrix and squares it eight times: about 6 s for a photograph at stride 8. The library keeps it sparse
+# The published program builds the dense matrix and squares it eight times: about 6 s for an image at stride 8. The library keeps it sparse
 # and never forms the power (the Chebyshev series of notebook 80): `python benchmarks/affinitynet_walk.py` measures both.
 #
 # One row of $T^t$ says where the score of a cell goes. What to look for: it spreads over head and body first; after many steps some of it has crossed
@@ -292,8 +292,8 @@ viz.show_panels([truth, *(viz.heat_map(walk / walk.max(), f"t = {steps}") for st
                 "The score of one cell after 1 to 256 steps, each divided by its maximum, beside the ground truth", size=2)
 
 # %% [markdown]
-# **A curiosity that is kept.** Only cells whose whole neighbourhood lies inside the map begin a pair. For radius 5 ten cells
-# of every map are in no pair at all and keep their scores, and cells at the left, right and lower border have fewer neighbours:
+# **A curiosity that is kept.** Only cells whose whole neighborhood lies inside the map begin a pair. For radius 5 ten cells
+# of every map are in no pair at all and keep their scores, and cells at the left, right and lower border have fewer neighbors:
 
 # %%
 lonely = affinitynet.feature_graph(torch.zeros(1, 12, 16), radius=5, beta=8).degree().view(12, 16)
@@ -326,7 +326,7 @@ print("every value of the mask is background or a class of the label:", True)
 # %% [markdown]
 # ## 8 Numbers
 #
-# The pseudo-masks against the true masks, beside the seeds of notebook 70. The last column says what was chosen by looking at pixel
+# The pseudo-masks against the ground truth, beside the seed masks of notebook 70. The last column says what was chosen by looking at pixel
 # labels, the lines beneath what was published for the full VOC 2012 (orientation only).
 
 # %% tags=["nbval-ignore-output"]
@@ -389,7 +389,7 @@ print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after
 # %% [markdown]
 # ## 10 Look
 #
-# Best, random and worst images by their own IoU, in the project's order: input, truth, map, refined (the seed after the dense CRF), and
+# Best, random and worst images by their own IoU, in the project's order: input, ground truth, map, refined (the seed mask after the dense CRF), and
 # AffinityNet.
 
 # %% tags=["nbval-ignore-output"]
@@ -426,7 +426,7 @@ viz.show_panels([truth, *(refined(*pair) for pair in ((0, 16), (3, 16), (6, 4), 
 #
 # * Two strengths of one background turn a partial map into sure labels and an honest "unknown".
 # * The network learns features that are alike inside objects; the walk averages scores over what is alike.
-# * The background walks along as a channel, and its exponent takes the place of a threshold. It gains 6.1 points over the plain seed here, but
+# * The background walks along as a channel, and its exponent takes the place of a threshold. It gains 6.1 points over the plain seed mask here, but
 # the CRF alone
 #   gains 14.1.
 # * **Limits.** The grid is coarse (8 pixels as published); a class whose map is wrong stays wrong; thin parts vanish in a cell.
@@ -434,7 +434,7 @@ viz.show_panels([truth, *(refined(*pair) for pair in ((0, 16), (3, 16), (6, 4), 
 #   notebook 10) and 32. The paper's best masks go through one more CRF, the program's do not.
 # * Written: `affinity_scores/`, `affinitynet/`, `affinitynet_masks/`. Next: notebook 90 with `refinement = "affinitynet"`.
 #
-# **Exercise 1.** A photograph of 375 x 500 pixels at stride 8 (sides rounded up). How many entries has the dense matrix?
+# **Exercise 1.** An image of 375 x 500 pixels at stride 8 (sides rounded up). How many entries has the dense matrix?
 
 # %%
 entries = None  # your answer

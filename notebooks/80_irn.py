@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 80 · Inter-pixel relations: IRN
 #
-# *In: score maps and confident labels. Out: one pseudo-mask for each training image.*
+# *In: class activation maps and confident labels. Out: one pseudo-mask for each training image.*
 #
 # | | |
 # |---|---|
@@ -15,7 +15,7 @@
 # 1. say how a network learns object boundaries from labels that leave out every boundary,
 # 2. compute the affinity of two pixels and one step of a random walk by hand,
 # 3. tell from a picture whether a bad pseudo-mask comes from the map, from the boundary or from the threshold,
-# 4. measure how much the walk adds to the seeds.
+# 4. measure how much the walk adds to the seed masks.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -62,7 +62,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the score maps and the confident labels there? If not, the next cell stops and says which
+# The first check: are the class activation maps and the confident labels there? If not, the next cell stops and says which
 # notebook to run.
 
 # %%
@@ -71,7 +71,7 @@ maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of split {score_data.split!r} are scored")
 
 # %% [markdown]
-# What is at hand for one image: the score map, which finds a part of the object, and the confident label of notebook
+# What is at hand for one image: the class activation map, which finds a part of the object, and the confident label of notebook
 # 70: surely object, surely background, and in between a hatched zone where nobody knows. **The outline of the object
 # lies in the zone where nobody knows.** The whole notebook is about getting it out of there.
 
@@ -90,7 +90,7 @@ viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident labe
 # there is a boundary**. And between two pixels that are surely the same thing there is none.
 #
 # All of this happens on a grid with one cell for each block of 4 x 4 pixels. Two cells form a pair if they are closer
-# than the radius $r$. Each pair is needed once, so half of the neighbourhood is enough: the cells to the right and
+# than the radius $r$. Each pair is needed once, so half of the neighborhood is enough: the cells to the right and
 # below. The *path* of a pair is made of all cells that lie less than one cell from the straight line between them.
 
 # %%
@@ -101,7 +101,7 @@ for destination in ((0, 3), (2, 3), (4, -1)):
     print(f"from (0, 0) to {destination}: {len(path.points)} cells: {path.points}")
 
 # %% [markdown]
-# The figure shows the neighbourhood, three of the paths and the larger neighbourhood that the paper trains with. What
+# The figure shows the neighborhood, three of the paths and the larger neighborhood that the paper trains with. What
 # to look for: an oblique path is two or three cells wide, so that a thin diagonal boundary cannot slip through between
 # two cells.
 
@@ -122,7 +122,7 @@ viz.show_panels([neighborhood(5), *(neighborhood(5, cell) for cell in ((0, 3), (
 # %% [markdown]
 # **Which pairs are labelled.** There are three useful kinds: both cells background, both the same class, or two
 # different things. If one of the two is unknown (255), the pair is dropped. On a map of two rows and four columns with
-# radius 2, two cells have their whole neighbourhood inside; each has four partners.
+# radius 2, two cells have their whole neighborhood inside; each has four partners.
 
 # %%
 tiny_label = torch.tensor([[0, 0, 3, 3], [0, 255, 3, 3]])
@@ -245,12 +245,12 @@ print(f"different pairs with a boundary between them: {100 * (cut & different).s
 # %% [markdown]
 # It does: nearly every different pair is cut. But the line jumps between the two rims of the ring, because any line inside it would
 # do: the loss alone cannot say *where* in the unknown zone the outline runs. That is the task of the network. It sees
-# colours and shapes and must find one rule for all images, and the rule that fits them all is the visible outline.
+# colors and shapes and must find one rule for all images, and the rule that fits them all is the visible outline.
 #
 # ## 4 Displacements
 #
-# IRN has a second head. For each cell it gives a vector $D(i)$ that should point to the centre of the object which the
-# cell belongs to. No centre is labelled either. But if both cells of a pair point at the same place, their vectors
+# IRN has a second head. For each cell it gives a vector $D(i)$ that should point to the center of the object which the
+# cell belongs to. No center is labelled either. But if both cells of a pair point at the same place, their vectors
 # differ by exactly the way between them:
 #
 # $$ D(i) - D(j) = x_j - x_i \quad \text{on } P^+_{fg}, \qquad D(i) - D(j) = 0 \quad \text{on } P^+_{bg} $$
@@ -280,7 +280,7 @@ viz.show_panels([viz.arrows(fields[title], title) for title in ("perfect field",
 #
 # ## 5 The network
 #
-# A frozen backbone gives five feature maps, shallow to deep. Each passes a 1x1 convolution, group normalisation and,
+# A frozen backbone gives five feature maps, shallow to deep. Each passes a 1x1 convolution, group normalization and,
 # where it is coarser, an enlargement to the grid of stride 4. Boundaries need the fine maps, and they need the deep
 # ones to tell an object's outline from a texture.
 
@@ -296,7 +296,7 @@ boundary_count, displacement_count = (sum(p.numel() for p in part) for part in (
 print(boundary_count, "boundary and", displacement_count, "displacement parameters")
 
 # %% [markdown]
-# "Frozen" means that no gradient enters the backbone and that its batch normalisation stays in inference form. One
+# "Frozen" means that no gradient enters the backbone and that its batch normalization is frozen, too. One
 # backward pass shows it:
 
 # %%
@@ -310,7 +310,7 @@ print("gradients reach the two heads only:", True)
 
 # %% [markdown]
 # **Which backbone.** Published is the backbone as ImageNet left it, *not* the classifier of notebook 10: the fine-tuned
-# features have learnt to look at the telling part. That is `irn_init = "backbone"`. The small backbone of the smoke run
+# features have learned to look at the discriminative region. That is `irn_init = "backbone"`. The small backbone of the smoke run
 # has no ImageNet weights, and frozen random features would be of no use, so the smoke run starts from the classifier
 # instead (`irn_init = "classifier"`).
 #
@@ -333,7 +333,7 @@ print("mean displacement (dy, dx) in cells:", np.round(net.mean_shift.running_me
 
 # %% [markdown]
 # And the boundaries. The network saw confident labels with unknown zones and never an outline; these are its boundary
-# maps, the average of the image and its mirror image:
+# maps, the average of the image and its horizontal flip:
 
 # %% tags=["nbval-ignore-output"]
 shown = [score_data.image(name) for name in score_data.ids[:3]]
@@ -344,7 +344,7 @@ viz.show_panels([[viz.image(each, f"input {name}") for each, name in zip(shown, 
 # %% [markdown]
 # ## 6 The random walk
 #
-# The boundary map makes a graph: every cell is joined to its neighbours within the radius, with the affinity as the
+# The boundary map makes a graph: every cell is joined to its neighbors within the radius, with the affinity as the
 # strength of the bond. High powers sharpen the bonds ($\beta = 10$ turns $0.9$ into $0.35$ and $0.5$ into $0.001$). (Published: 256 steps; a
 # smoke run, whose grid is smaller, takes 16.)
 # With $A_{ij} = a_{ij}^\beta$, $A_{ii} = 1$ and $D$ the column sums of $A$:
@@ -381,9 +381,9 @@ print("ten lines = library:", True, "and every column of T sums to 1")
 # maximum. It is averaging, not spilling of a fixed amount.
 #
 # **Time and memory.** The published program builds the matrix with $n \times n$ entries and squares it eight times. But
-# a cell has bonds with 68 neighbours at most, so nearly all entries are zero, and we never need the power itself, only
-# its product with a few score maps. The library multiplies the sparse matrix by the score columns, with a Chebyshev
-# series that replaces 256 products by 84 (derived in `refine/random_walk.py`). For a photograph of 375 x 500 pixels:
+# a cell has bonds with 68 neighbors at most, so nearly all entries are zero, and we never need the power itself, only
+# its product with a few maps. The library multiplies the sparse matrix by the score columns, with a Chebyshev
+# series that replaces 256 products by 84 (derived in `refine/random_walk.py`). For an image of 375 x 500 pixels:
 
 # %%
 cells = ((375 - 1) // 4 + 1) * ((500 - 1) // 4 + 1)
@@ -397,7 +397,7 @@ print(f"sparse: n x {bonds} = {cells * bonds:>11,} numbers, {cells / bonds:,.0f}
 #
 # ### What the boundary map decides
 #
-# A synthetic scene shows the rest: three objects, each with a small blob as its score map, and three boundary maps: the
+# A synthetic scene shows the rest: three objects, each with a small blob as its map, and three boundary maps: the
 # true outlines, the outlines blurred, and the outlines with a gap in each.
 
 # %%
@@ -430,7 +430,7 @@ viz.show_panels([[viz.heat_map(edge, f"boundary: {name}"),
                 bar="score / maximum")
 
 # %% [markdown]
-# The numbers of the last column: which share of the score lies outside the objects, and how even is it inside?
+# The numbers of the last column: which fraction of the score lies outside the objects, and how even is it inside?
 
 # %%
 union = shapes.amax(0).bool()
@@ -507,7 +507,7 @@ viz.show_panels([viz.image(image, f"input {image_id}"), viz.scores(image, highes
 # %% [markdown]
 # ## 8 All images
 #
-# Now every training image. **The image-level labels are used here**: the score maps hold only the classes that the
+# Now every training image. **The image-level labels are used here**: the class activation maps hold only the classes that the
 # label names.
 
 # %%
@@ -519,7 +519,7 @@ print("every value of the mask is background or a class of the label:", True)
 # %% [markdown]
 # ## 9 Numbers
 #
-# The pseudo-masks against the true masks, beside the rows of notebook 70. The last column says what was chosen by
+# The pseudo-masks against the ground truth, beside the rows of notebook 70. The last column says what was chosen by
 # looking at pixel labels, the lines beneath what was published for the full VOC 2012 (an orientation only, unless the full VOC is what
 # ran).
 
@@ -530,8 +530,8 @@ print(results.quote(results.published("cam", what, "train") for what in ("CAM se
 
 # %% [markdown]
 # Precision and recall say how a change comes about. A threshold trades one against the other; a walk that stops at outlines
-# can raise recall without paying for it in precision, and one that leaks pays with both. Here, against the plain seed both rise; against
-# the seed with CRF recall rises by 6.4 points and precision falls by 2.6.
+# can raise recall without paying for it in precision, and one that leaks pays with both. Here, against the plain seed mask both rise; against
+# the one with CRF recall rises by 6.4 points and precision falls by 2.6.
 
 # %% tags=["nbval-ignore-output"]
 print("\n".join(f"{row['what']:16s} precision {row['precision']:.1f} %, recall {row['recall']:.1f} %" for row in rows))
@@ -540,7 +540,7 @@ print(results.class_table({"IoU of the mask": rows[-1]["class_iou"]}, ["backgrou
 # %% [markdown]
 # ## 10 Look
 #
-# Best, random and worst images by their own IoU, in the project's order: input, truth, CAM, refined (the seed after the
+# Best, random and worst images by their own IoU, in the project's order: input, ground truth, CAM, refined (the seed mask after the
 # dense CRF), and IRN.
 
 # %% tags=["nbval-ignore-output"]
@@ -603,7 +603,7 @@ viz.show_panels([viz.labels(score_data.mask(image_id), score_data.classes, "grou
 #   needs no label any more.
 #
 # **Exercise 1.** The paper trains with radius 10 on maps of 128 x 128 cells. How many pairs has one image? (Rows of
-# sources times columns of sources times directions; the neighbourhood reaches 9 cells to the left, to the right and
+# sources times columns of sources times directions; the neighborhood reaches 9 cells to the left, to the right and
 # down.)
 
 # %%

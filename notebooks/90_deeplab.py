@@ -64,9 +64,9 @@ viz.use_style()
 
 # %% [markdown]
 # The first check: are the images and the masks to train on there? If not, the next cell stops and says which notebook
-# to run. With `method = "truth"` the network trains on the true masks. **That run uses pixel labels.** It is no
+# to run. With `method = "truth"` the network trains on the ground truth. **That run uses pixel labels.** It is no
 # weakly-supervised result but the upper reference: what this network would reach with perfect pseudo-masks. (On VOC's
-# `train_aug` the true masks are in another folder: add `-p mask_folder SegmentationClassAug`.)
+# `train_aug` the ground truth is in another folder: add `-p mask_folder SegmentationClassAug`.)
 
 # %%
 train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split)
@@ -138,7 +138,7 @@ assert not any(module.training or module.weight.requires_grad for module in froz
 print(f"{len(frozen)} batch normalizations frozen, even after train():", True)
 
 # %% [markdown]
-# Batch normalisation is frozen entirely, statistics and affine parameters: ten images in a batch are too few to
+# Batch normalization is frozen entirely, statistics and affine parameters: ten images in a batch are too few to
 # estimate statistics, so those of the initial weights stay.
 #
 # ## 2 Atrous spatial pyramid pooling
@@ -148,7 +148,7 @@ print(f"{len(frozen)} batch normalizations frozen, even after train():", True)
 #
 # $$ z = \sum_{r \in \{6, 12, 18, 24\}} \mathrm{Conv}^{3\times3}_r(f). $$
 #
-# There is no normalisation, no ReLU and no pooled branch. What does one output pixel look at? The gradient of that
+# There is no normalization, no ReLU and no pooled branch. What does one output pixel look at? The gradient of that
 # pixel with respect to the input says it exactly: it is not zero where the input matters. What to look for: nine points
 # each, with one in common.
 
@@ -190,7 +190,7 @@ viz.show_panels([viz.heat_map(strength_in_image(chosen) ** 0.25, name) for name,
                 "In the image every point is a soft patch; all four rates make a star, dense in the middle", size=2.6)
 
 # %% [markdown]
-# **A limit.** A tap that falls off the map sees zeros. On a small map the large rates keep nothing but their centre,
+# **A limit.** A tap that falls off the map sees zeros. On a small map the large rates keep nothing but their center,
 # and are then 1x1 convolutions. The table counts the taps of a central pixel that lie inside. 41 is the side of the map
 # for the published crop of 321 pixels, 12 that of a toy image:
 
@@ -202,7 +202,7 @@ for side in (12, 41, 63):
 print("rates of this run:", config.deeplab_atrous_rates)
 
 # %% [markdown]
-# Even on the published crop, rate 24 has only its centre left in the middle of the map; its other taps serve pixels
+# Even on the published crop, rate 24 has only its center left in the middle of the map; its other taps serve pixels
 # near the rim, and larger test images. On the toy's small maps that would happen to three of the four rates, so the
 # smoke run has smaller ones.
 #
@@ -251,7 +251,7 @@ assert set(nearest.flatten().tolist()) <= {1, 3, 255} and not set(blurred.flatte
 
 # %% [markdown]
 # Bilinear resizing invents classes, and turns unknown into labels that punish the network for being right. With nearest
-# neighbour no new value arises. 255 stands for what nobody knows (void borders of true masks) and for what lies outside
+# neighbor no new value arises. 255 stands for what nobody knows (void borders of ground truth) and for what lies outside
 # the image in a crop; it is left out of every mean.
 #
 # **Two losses.** Plain cross-entropy is the mean over all known pixels. If nine tenths of them are background,
@@ -328,7 +328,7 @@ print("factors at iterations", steps, "of 100:", [round(poly_factor(step, 100, e
 # ## 6 Training
 #
 # > **Which initial weights?** DeepLab-v2 is usually distributed with weights that were pre-trained on MS-COCO
-# > *segmentation masks*. A network that starts from them has learnt outlines from pixel labels, whatever its training
+# > *segmentation masks*. A network that starts from them has learned outlines from pixel labels, whatever its training
 # > masks are. Result lists mark such rows "I+C" (ImageNet and COCO) and fair ones "I". The start alone is worth one to
 # > two points (VWL reports both), more than many methods differ by. **Never compare across initial weights.** This
 # > project knows three starts: `imagenet`, `classifier` (image-level labels only) and `none`. None of them has seen a
@@ -344,7 +344,7 @@ net = network.net
 # %% [markdown]
 # In version 2 the loss is a sum of four, so guessing costs $4 \ln K$ (dotted; the first value drawn, after ten steps, is below it already); in
 # version 3+ it is one. The last value is not zero, and should
-# not be: a network that fits every mistake of the pseudo-masks has learnt the mistakes.
+# not be: a network that fits every mistake of the pseudo-masks has learned the mistakes.
 
 # %% tags=["nbval-ignore-output"]
 terms = 4 if config.deeplab_version == "v2" else 1
@@ -384,7 +384,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"),
 # %% [markdown]
 # ## 7 All validation images
 #
-# **No image-level label is used here.** Score maps and pseudo-masks know which classes are in an image; this network is
+# **No image-level label is used here.** Class activation maps and pseudo-masks know which classes are in an image; this network is
 # asked about all classes. To be sure, the next cell makes a copy of the validation split with every label erased, and
 # the stage is given that copy.
 
@@ -402,17 +402,17 @@ print("predictions with and without CRF for", len(val_data), "images")
 # %% [markdown]
 # ## 8 Dense CRF
 #
-# The network's masks are smooth at stride 8; the photograph has sharp edges. The dense conditional random field joins
+# The network's masks are smooth at stride 8; the image has sharp edges. The dense conditional random field joins
 # every pixel with every other and asks for labels $y$ of low energy
 #
 # $$ E(y) = \sum_i -\log P_i(y_i) + \sum_{i<j} [y_i \ne y_j]
 # \Big( w_1 e^{-\frac{|p_i - p_j|^2}{2\theta_\alpha^2} - \frac{|I_i - I_j|^2}{2\theta_\beta^2}}
 # + w_2 e^{-\frac{|p_i - p_j|^2}{2\theta_\gamma^2}} \Big) $$
 #
-# with position $p$ and colour $I$: near pixels of like colour should agree. Here, unlike in notebook 70, the unary term
+# with position $p$ and color $I$: near pixels of like color should agree. Here, unlike in notebook 70, the unary term
 # is the network's probability and not a hard label, and the constants are DeepLab's: $w_1 = 4$, $\theta_\alpha = 67$
-# pixels, $\theta_\beta = 3$ grey levels, $w_2 = 3$, $\theta_\gamma = 1$. Ten steps of mean field find a good answer.
-# Without the pairwise terms nothing must change, and the library must take the photograph as it is, not the normalised
+# pixels, $\theta_\beta = 3$ gray levels, $w_2 = 3$, $\theta_\gamma = 1$. Ten steps of mean field find a good answer.
+# Without the pairwise terms nothing must change, and the library must take the image as it is, not the normalized
 # one:
 
 # %%
@@ -422,7 +422,7 @@ assert np.mean(crf_segmentation(picture, probabilities) == with_crf(image_id)) >
 print("no pairwise terms, no change; the stored mask is that of the CRF:", True)
 
 # %% [markdown]
-# The strip shows one image from the network's answer over one step to ten, and then with two other colour constants.
+# The strip shows one image from the network's answer over one step to ten, and then with two other color constants.
 # (Sliders appear in JupyterLab.)
 
 # %% tags=["nbval-ignore-output"]
@@ -446,7 +446,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), truth,
 # ## 9 Numbers
 #
 # One confusion matrix over all validation images, without and with CRF. The table says what was chosen by looking at
-# pixel labels: for `truth`, everything that the network has learnt.
+# pixel labels: for `truth`, everything that the network has learned.
 
 # %% tags=["nbval-ignore-output"]
 rows = predictions.metrics
@@ -456,7 +456,7 @@ print(results.quote(results.published(config.method, row["what"], row["split"]) 
 
 # %% [markdown]
 # The pseudo-masks were scored on `train`, with labels at hand, the network on `val` without: two sets of images, so their numbers may not be
-# subtracted. The fair comparison is the same network, trained on true masks and scored on the same images (method `truth`, notebook 00). Class
+# subtracted. The fair comparison is the same network, trained on the ground truth and scored on the same images (method `truth`, notebook 00). Class
 # by class:
 
 # %% tags=["nbval-ignore-output"]
@@ -466,7 +466,7 @@ print(results.class_table(iou_of, ["background", *val_data.classes, "mean"]))
 # %% [markdown]
 # ## 10 Look
 #
-# Best, random and worst validation images by their own IoU before the CRF, in the project's order: input, truth,
+# Best, random and worst validation images by their own IoU before the CRF, in the project's order: input, ground truth,
 # segmentation, and the segmentation after the CRF.
 
 # %% tags=["nbval-ignore-output"]
@@ -504,15 +504,15 @@ for name, pixels in kinds.items():
 # | scales | three, fused by the maximum | one |
 # | pyramid | four 3x3 classifiers, summed | 1x1, three 3x3 and a view of the whole image, joined; dropout |
 # | decoder | none: logits at stride 8 | logits at stride 4, early features join |
-# | batch normalisation | frozen entirely | trained |
+# | batch normalization | frozen entirely | trained |
 # | learning rates | backbone 1, head 10, its biases 20; stairs of ten | backbone 1, decoder 10; every iteration |
 # | loss | four cross-entropies | one, on enlarged logits |
 # | published recipe, VOC | batch 10, 20,000 iterations, 321-pixel crops | batch 16, 30,000, 513 (DRS: batch 32, 20,000, five times the rate) |
-# | published score | full images, with CRF | **centre crops of 513 pixels**: other pixels, not comparable with full images |
+# | published score | full images, with CRF | **center crops of 513 pixels**: other pixels, not comparable with full images |
 #
 # Both are here for every method: `deeplab_version`, and `configs/options/` with the two published recipes. Two faults
 # of the published version 3+ program: what lies outside a small image is taught as *background* (here it is 255;
-# `deeplab_padding_is_background = True` repeats the fault), and its scores are those of centre crops (`deeplab_centre_crop = 513`
+# `deeplab_padding_is_background = True` repeats the fault), and its scores are those of center crops (`deeplab_centre_crop = 513`
 # adds such a row, named so, beside that of full images).
 
 # %%
@@ -524,8 +524,8 @@ with torch.device("meta"):
               f"logits {tuple(published(torch.zeros(2, 3, 513, 513)).shape[2:])}")
 
 # %% [markdown]
-# What does the stride alone cost? The true masks themselves, reduced to logits of stride 8 and of stride 4 and enlarged
-# again, are the best that either grid can hold:
+# What does the stride alone cost? The ground truth itself, reduced to logits of stride 8 and of stride 4 and enlarged
+# again, is the best that either grid can hold:
 
 # %%
 def on_grid(name, stride):
@@ -566,13 +566,13 @@ if other_net is not None:
 # %% [markdown]
 # ## 12 Summary and exercises
 #
-# * Dilation keeps resolution, ASPP and three scales bring in the surroundings, frozen batch normalisation keeps the
+# * Dilation keeps resolution, ASPP and three scales bring in the surroundings, frozen batch normalization keeps the
 #   initial statistics.
-# * Labels are names: nearest neighbour only, and 255 is in no mean.
+# * Labels are names: nearest neighbor only, and 255 is in no mean.
 # * Written: `deeplab/` and `predictions/`. This is the end of the chain; notebook 00 shows it as a whole.
 #
 # **Exercise 1.** How wide is the field of a 3x3 convolution of rate 24 on a feature map of stride 8, in pixels from the
-# centre of its first tap to the centre of its last?
+# center of its first tap to the center of its last?
 
 # %%
 width_in_pixels = None  # your answer

@@ -55,7 +55,7 @@ print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in w
 # ## 1 What is finished
 #
 # A line is a method, a column a stage; a cell lists the seeds. Everything below speaks of these runs only: a dash is a
-# run that nobody has made, not a method that failed. `truth` is DeepLab trained on the true masks, the upper reference.
+# run that nobody has made, not a method that failed. `truth` is DeepLab trained on the ground truth, the upper reference.
 
 # %% tags=["nbval-ignore-output"]
 methods = sorted({name for name, _ in finished}, key=results.place_of_method)
@@ -182,12 +182,12 @@ viz.show_panels([viz.points(groups, xlabel=f"mIoU % ({split})", ylabel="boundary
                 f"{highest[2]:.1f} %", size=(4.5, 4))
 
 # %% [markdown]
-# Marks of one mean IoU lie at very different heights. The dense CRF (notebook 70) moves label edges to colour edges, so the marks with a
+# Marks of one mean IoU lie at very different heights. The dense CRF (notebook 70) moves label edges to color edges, so the marks with a
 # CRF are the higher ones; a random walk at stride 4 cannot draw a finer edge than its grid.
 #
 # ## 8 How much the threshold matters
 #
-# A plain map becomes a mask at a threshold, and the *best* threshold is chosen with the true masks. Two numbers say how
+# A plain map becomes a mask at a threshold, and the *best* threshold is chosen with the ground truth. Two numbers say how
 # much a method leans on that: what it loses at a threshold that no mask has chosen, and how wide the range is that loses at most 2 points.
 
 # %% tags=["nbval-ignore-output"]
@@ -252,7 +252,7 @@ results.show_table(["method", "what", "split", "published", "ours", "start", "pi
 # **They do not say**
 #
 # * *which method is best on VOC.* The smoke networks are small and trained from scratch, and two classes of the generated images
-#   share a body colour; a method that needs a strong classifier cannot show here what it can do.
+#   share a body color; a method that needs a strong classifier cannot show here what it can do.
 # * *that the settings are equally good.* Learning rates and thresholds at smoke size were tried out with masks in view, more values for some
 #   methods than for others ([docs/results.md](../docs/results.md)). The column "chosen by pixel labels" of notebook 00 keeps that visible.
 # * *that a better map makes a better network.* Read down a column: the order of the methods may change from maps to masks and from masks to

@@ -111,7 +111,7 @@ for index, word in enumerate(data.classes):
 #
 # Sixteen photographs cannot teach a network to see. They need not: the network has seen ImageNet's million photographs
 # already, and only has to learn which of its features mean *cup* and which mean *temple*. So the early stages stay as they are,
-# the statistics of batch normalisation too, and a few passes are enough. Random sizes, crops and mirror images make each
+# the statistics of batch normalization too, and a few passes are enough. Random sizes, crops and horizontal flips make each
 # photograph count several times.
 
 # %%
@@ -133,7 +133,7 @@ assert probabilities[present].mean() > probabilities[~present].mean()
 # ## 3 Maps
 #
 # A class activation map is the classifier's evidence before it is averaged (notebook 10). It is made at three sizes,
-# each also mirrored, for the classes of the label only. A photograph without a class gets an empty file.
+# each also flipped horizontally, for the classes of the label only. A photograph without a class gets an empty file.
 
 # %%
 maps_folder = run(MAPS, config).folder
@@ -159,7 +159,7 @@ viz.show_panels([inputs, [first_map(name) for name in shown]],
 # ## 4 From maps to masks
 #
 # A pixel belongs to the class with the highest score, or to the background where no score exceeds a threshold. A dense CRF
-# then moves the outline to where the colours change (notebook 70). **Which threshold?** Without true masks nobody can say
+# then moves the outline to where the colors change (notebook 70). **Which threshold?** Without ground truth nobody can say
 # which is best. The preset's value was chosen on 60 photographs of VOC, with their masks; for yours, look at the strip.
 
 # %% tags=["nbval-ignore-output"]
@@ -196,7 +196,7 @@ print("a mask for every photograph:", True)
 # %% [markdown]
 # ## 5 Look, and know what to believe
 #
-# In the project's order: photograph, full mask, what is sure. Without true masks there is no score, and this notebook
+# In the project's order: photograph, full mask, what is sure. Without ground truth there is no score, and this notebook
 # prints none. What the eye can check: is the outline the object's? Is a part missing? Is something in the mask that always
 # stands beside the object? Among the samples the rocket is such a case: its mask is evening sky. One other photograph has a
 # rocket and none has that sky without one, so the sky answers the question as well as the rocket does.
@@ -207,7 +207,7 @@ viz.show_panels([inputs, *([viz.labels(mask_of(name), data.classes, "", data.ima
                 f"{len(shown)} photographs, their masks, and the sure part of these, where hatched pixels are unknown", size=1.7)
 
 # %% [markdown]
-# Three signs that need no true mask. A class whose mask covers nearly the whole photograph has found the background. A mask that
+# Three signs that need no ground truth. A class whose mask covers nearly the whole photograph has found the background. A mask that
 # is nearly empty has found a spot. And a label with a low probability in section 2 has found nothing. These
 # signs find gross failures only: the rest takes your eyes.
 
@@ -240,7 +240,7 @@ for name in shown:
 #
 # * A folder and a note of what is in it are enough for masks; the preset for photographs and an ImageNet network do the rest.
 # * The masks show what *told the photographs apart*. With one photograph a class that may be the background.
-# * Without true masks there is no score: look, and distrust what covers too much, too little, or is not believed.
+# * Without ground truth there is no score: look, and distrust what covers too much, too little, or is not believed.
 # * Written: the data set, `classifier/`, `maps/` and `seeds/`.
 #
 # **Exercise 1.** Which classes occur in one photograph only? Write a function that returns how many of them a label table has.

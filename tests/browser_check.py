@@ -34,10 +34,27 @@ def start_jupyter(home: Path) -> tuple[subprocess.Popen, str]:
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
     folders = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "RUNTIME", "DATA")}
-    environment = os.environ | folders | {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "HOME": str(home),
-                                          "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-               f"--ServerApp.root_dir={home}", f"--IdentityProvider.token={token}"]
+    environment = (
+        os.environ
+        | folders
+        | {
+            "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "HOME": str(home),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+            "PYTHONPATH": str(ROOT),
+        }
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--allow-root",
+        f"--ServerApp.root_dir={home}",
+        f"--IdentityProvider.token={token}",
+    ]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     for _ in range(120):

@@ -15,8 +15,9 @@ def place(config: Config, name: str, method: str = "") -> Path:
     return run_folder_of(config) / (method or config.method) / f"seed{config.seed}" / name
 
 
-def begin(config: Config, name: str, reads: tuple[str, ...] = (), inputs: dict[str, str] | None = None,
-          method: str = "") -> StageFolder:
+def begin(
+    config: Config, name: str, reads: tuple[str, ...] = (), inputs: dict[str, str] | None = None, method: str = ""
+) -> StageFolder:
     """Claim the folder of a stage, as `run` does."""
     parameters = config.parameters_of(*reads)
     key = hashlib.sha256(json.dumps([parameters, inputs], sort_keys=True).encode()).hexdigest()[:16]

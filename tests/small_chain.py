@@ -23,10 +23,27 @@ from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.pipeline import stages_of
 
 TRAIN, VAL, SIDE = 30, 10, 48
-SETTINGS = {"device": "cpu", "num_workers": 0, "checkpoint_every": 2, "device_batch_size": 4, "cam_epochs": 2,
-            "cam_batch_size": 8, "cam_crop": 48, "cam_long_side_min": 40, "cam_long_side_max": 56, "cam_scales": (1.0, 0.5),
-            "irn_crop": 48, "irn_epochs": 2, "irn_batch_size": 8, "irn_train_radius": 3, "amn_epochs": 2,
-            "seed_num_thresholds": 9, "deeplab_crop": 49, "deeplab_batch_size": 8, "deeplab_iterations": 6}
+SETTINGS = {
+    "device": "cpu",
+    "num_workers": 0,
+    "checkpoint_every": 2,
+    "device_batch_size": 4,
+    "cam_epochs": 2,
+    "cam_batch_size": 8,
+    "cam_crop": 48,
+    "cam_long_side_min": 40,
+    "cam_long_side_max": 56,
+    "cam_scales": (1.0, 0.5),
+    "irn_crop": 48,
+    "irn_epochs": 2,
+    "irn_batch_size": 8,
+    "irn_train_radius": 3,
+    "amn_epochs": 2,
+    "seed_num_thresholds": 9,
+    "deeplab_crop": 49,
+    "deeplab_batch_size": 8,
+    "deeplab_iterations": 6,
+}
 METHODS = ("cam", "amn")
 # Imports everything once and then runs a chain in a process of its own, in a group of its own, for each line that it reads.
 SERVER = """
@@ -67,8 +84,9 @@ def config_of(data: Path, runs: Path, method: str, **values) -> Config:
 def write_preset(root: Path, data: Path) -> None:
     """Write the chain's values as the preset `micro` of a checkout, for its notebooks."""
     values = SETTINGS | {"data_root": str(data), "dataset": "micro", "num_workers": 1}
-    (root / "configs/micro.yaml").write_text(json.dumps({name: list(value) if isinstance(value, tuple) else value
-                                                         for name, value in values.items()}))
+    (root / "configs/micro.yaml").write_text(
+        json.dumps({name: list(value) if isinstance(value, tuple) else value for name, value in values.items()})
+    )
 
 
 def run(data_root: Path, runs: Path, methods: tuple[str, ...] = METHODS, **values) -> None:
@@ -91,8 +109,13 @@ def everything(runs: Path) -> dict[str, bytes]:
         content = path.read_bytes()
         if path.name == "run.json":
             record = json.loads(content)
-            content = json.dumps({name: value for name, value in record.items()
-                                  if name not in ("seconds", "images_per_second", "peak_memory_mib")}).encode()
+            content = json.dumps(
+                {
+                    name: value
+                    for name, value in record.items()
+                    if name not in ("seconds", "images_per_second", "peak_memory_mib")
+                }
+            ).encode()
         found[path.relative_to(runs).as_posix()] = content
     return found
 
@@ -123,8 +146,14 @@ class ChainServer:
 @contextmanager
 def chain_server() -> Iterator[ChainServer]:
     """Start a `ChainServer`, and end it."""
-    process = subprocess.Popen([sys.executable, "-c", SERVER], cwd=PROJECT_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=PROJECT_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     with process:
         yield ChainServer(process)
         process.stdin.close()

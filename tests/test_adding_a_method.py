@@ -59,8 +59,13 @@ def blocks() -> list[tuple[str, str]]:
 def copy(tmp_path_factory) -> Path:
     """A copy of the project with the page's methods."""
     root = tmp_path_factory.mktemp("copy") / "project"
-    shutil.copytree(PROJECT_ROOT, root, ignore=shutil.ignore_patterns("__pycache__", ".git", ".venv", "runs", "data", "build",
-                                                                      ".snakemake", ".hypothesis", "*.egg-info"))
+    shutil.copytree(
+        PROJECT_ROOT,
+        root,
+        ignore=shutil.ignore_patterns(
+            "__pycache__", ".git", ".venv", "runs", "data", "build", ".snakemake", ".hypothesis", "*.egg-info"
+        ),
+    )
     for path, text in blocks():
         file = root / path
         assert not file.exists(), f"{path} is there already"
@@ -72,13 +77,17 @@ def copy(tmp_path_factory) -> Path:
 
 def in_copy(copy: Path, *command: str, timeout: float = 300) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(copy), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def test_each_method_is_one_file_one_notebook_and_its_test():
     assert [path for path, _ in blocks()] == [
-        f"{folder}{name}.py" for method, number in (("quantile", 65), ("hideseek", 66))
-        for folder, name in (("wsss_lib/methods/", method), ("notebooks/", f"{number}_{method}"), ("tests/test_", method))]
+        f"{folder}{name}.py"
+        for method, number in (("quantile", 65), ("hideseek", 66))
+        for folder, name in (("wsss_lib/methods/", method), ("notebooks/", f"{number}_{method}"), ("tests/test_", method))
+    ]
 
 
 @pytest.mark.system
@@ -86,13 +95,17 @@ def test_the_methods_run_in_a_copy_of_the_project(copy):
     run = in_copy(copy, "-c", RUN)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
     results = [line for line in run.stdout.splitlines() if "RESULT" in line]
-    assert results == [f'["RESULT", "runs/miniature/{method}/seed0/maps", 8, true, true]' for method in ("quantile", "hideseek")]
+    assert results == [
+        f'["RESULT", "runs/miniature/{method}/seed0/maps", 8, true, true]' for method in ("quantile", "hideseek")
+    ]
     assert "plain lines = library" in run.stdout and run.stdout.count("exercise 1: not answered yet") == 6
 
 
 @pytest.mark.system
 def test_pipeline_and_costs_know_the_methods(copy):
-    run = in_copy(copy, "-m", "snakemake", "--dry-run", "--quiet", "host", "--config", "preset=smoke", "methods=[quantile,hideseek]")
+    run = in_copy(
+        copy, "-m", "snakemake", "--dry-run", "--quiet", "host", "--config", "preset=smoke", "methods=[quantile,hideseek]"
+    )
     assert run.returncode == 0 and "65_quantile" in run.stdout and "66_hideseek" in run.stdout, run.stderr[-2000:]
     run = in_copy(copy, "-m", "wsss_lib.costs", "voc12", "--methods", "quantile", "hideseek")
     assert run.returncode == 0, run.stderr[-2000:]
@@ -102,8 +115,20 @@ def test_pipeline_and_costs_know_the_methods(copy):
 @pytest.mark.system
 @pytest.mark.timeout(1200)
 def test_the_whole_fast_suite_passes_in_the_copy(copy):
-    run = in_copy(copy, "-m", "pytest", "tests", "-q", "-m", "not system", "-p", "no:cacheprovider",
-                  "--deselect", "tests/test_adding_a_method.py", timeout=1100)
+    run = in_copy(
+        copy,
+        "-m",
+        "pytest",
+        "tests",
+        "-q",
+        "-m",
+        "not system",
+        "-p",
+        "no:cacheprovider",
+        "--deselect",
+        "tests/test_adding_a_method.py",
+        timeout=1100,
+    )
     assert run.returncode == 0, run.stdout[-4000:]
 
 

@@ -47,8 +47,9 @@ def test_affinity_is_that_of_plain_loops(height, width, radius, seed):
 
 def test_loss_by_hand():
     value = torch.tensor([[[0.5, 0.25, 0.8]]], requires_grad=True)
-    pairs = affinity.PairLabels(*(torch.tensor([[flags]]) for flags in ([True, False, False], [False, True, False],
-                                                                       [False, False, True])))
+    pairs = affinity.PairLabels(
+        *(torch.tensor([[flags]]) for flags in ([True, False, False], [False, True, False], [False, False, True]))
+    )
     losses = affinity.feature_affinity_loss(value, pairs)
     expected = -math.log(0.5), -math.log(0.25), -math.log(0.2)
     assert [term.item() for term in losses] == pytest.approx(expected, abs=1e-4)
@@ -67,6 +68,7 @@ def test_a_term_without_pairs_is_nothing_and_one_without_distance_is_finite():
 
 
 # ---- labels
+
 
 def test_every_case_of_a_confident_label():
     """Columns: sure object, sure background, unsure, lost to both (the background wins), outside the image."""
@@ -113,13 +115,16 @@ def test_scores_come_back(tmp_path):
         assert ours.dtype == np.float32 and np.abs(ours - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize("damage, words", [
-    (lambda path: path.unlink(), "are missing; run notebook 75_affinitynet from its start"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-30]), "not a file of CRF scores"),
-    (lambda path: path.write_bytes(b""), "not a file of CRF scores"),
-    (lambda path: affinitynet.write_scores(path, np.zeros((2, 7, 5)), np.zeros((2, 7, 5))), "to an image of 5x7"),
-    (lambda path: affinitynet.write_scores(path, np.zeros((2, 5, 7)), np.zeros((3, 5, 7))), "to an image of 5x7"),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda path: path.unlink(), "are missing; run notebook 75_affinitynet from its start"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "not a file of CRF scores"),
+        (lambda path: path.write_bytes(b""), "not a file of CRF scores"),
+        (lambda path: affinitynet.write_scores(path, np.zeros((2, 7, 5)), np.zeros((2, 7, 5))), "to an image of 5x7"),
+        (lambda path: affinitynet.write_scores(path, np.zeros((2, 5, 7)), np.zeros((3, 5, 7))), "to an image of 5x7"),
+    ],
+)
 def test_broken_scores_give_one_sentence(tmp_path, damage, words):
     path = tmp_path / "a.npz"
     affinitynet.write_scores(path, np.zeros((2, 5, 7)), np.zeros((2, 5, 7)))
@@ -130,6 +135,7 @@ def test_broken_scores_give_one_sentence(tmp_path, damage, words):
 
 
 # ---- the walk
+
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(2, 4), st.integers(0, 6), st.integers(0, 2**16))
 def test_walk_agrees_with_the_dense_one(height, width, radius, log2_steps, seed):
@@ -150,8 +156,18 @@ def test_ten_cells_have_no_neighbour_and_keep_their_score():
     graph = affinitynet.feature_graph(features, radius=5, beta=8)
     alone = np.flatnonzero(graph.degree().numpy() == 1)
     h, w = 11, 13
-    expected = [(0, 0), (0, 1), (0, 2), (0, 3), (h - 2, 0), (h - 1, 0), (h - 1, 1),
-                (h - 2, w - 1), (h - 1, w - 2), (h - 1, w - 1)]
+    expected = [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (h - 2, 0),
+        (h - 1, 0),
+        (h - 1, 1),
+        (h - 2, w - 1),
+        (h - 1, w - 2),
+        (h - 1, w - 1),
+    ]
     assert sorted(alone.tolist()) == sorted(y * w + x for y, x in expected)
     start = torch.rand(1, h, w)
     walk = random_walk(graph, start, 8)
@@ -180,6 +196,7 @@ def test_mask_takes_the_strongest_and_names_its_class():
 
 # ---- the network
 
+
 def test_head_by_hand():
     torch.manual_seed(0)
     head = AffinityHead((2, 3, 4), widths=(2, 2, 4), groups=(1, 2, 2)).eval()
@@ -188,15 +205,23 @@ def test_head_by_hand():
     def linear(layer, x):
         return torch.einsum("oi,nihw->nohw", layer.weight[:, :, 0, 0], x)
 
-    reduced = [F.elu(norm(linear(layer, x))) for layer, norm, x in
-               zip((head.f8_3, head.f8_4, head.f8_5), (head.gn8_3, head.gn8_4, head.gn8_5), maps, strict=True)]
+    reduced = [
+        F.elu(norm(linear(layer, x)))
+        for layer, norm, x in zip((head.f8_3, head.f8_4, head.f8_5), (head.gn8_3, head.gn8_4, head.gn8_5), maps, strict=True)
+    ]
     by_hand = F.elu(linear(head.f9, torch.cat(reduced, 1)))
     assert torch.allclose(head(maps), by_hand, atol=1e-6)
 
 
-@pytest.mark.parametrize("backbone, stride, levels, size", [
-    (ResNet38(width=2), 8, (2, 3, 4), (4, 5)), (VGG16LargeFOV(width=2), 8, (2, 3, 4), (4, 5)),
-    (build_backbone("resnet_small", 8), 4, (1, 3, 4), (8, 9)), (build_backbone("resnet_small", 16), 8, (2, 3, 4), (4, 5))])
+@pytest.mark.parametrize(
+    "backbone, stride, levels, size",
+    [
+        (ResNet38(width=2), 8, (2, 3, 4), (4, 5)),
+        (VGG16LargeFOV(width=2), 8, (2, 3, 4), (4, 5)),
+        (build_backbone("resnet_small", 8), 4, (1, 3, 4), (8, 9)),
+        (build_backbone("resnet_small", 16), 8, (2, 3, 4), (4, 5)),
+    ],
+)
 def test_levels_and_grid(backbone, stride, levels, size):
     net = AffinityNet(backbone, stride).train()
     assert net.levels == levels
@@ -213,10 +238,19 @@ def test_a_grid_finer_than_the_backbone_is_refused():
 
 # ---- stages
 
+
 @pytest.fixture
 def small(small_config) -> Config:
-    return small_config.model_copy(update={"affinitynet_crop": 48, "affinitynet_batch_size": 4, "affinitynet_epochs": 2,
-                                           "affinitynet_init": "backbone", "affinitynet_radius": 3, "checkpoint_every": 1})
+    return small_config.model_copy(
+        update={
+            "affinitynet_crop": 48,
+            "affinitynet_batch_size": 4,
+            "affinitynet_epochs": 2,
+            "affinitynet_init": "backbone",
+            "affinitynet_radius": 3,
+            "checkpoint_every": 1,
+        }
+    )
 
 
 def maps_of_squares(data, folder) -> None:
@@ -292,12 +326,23 @@ def test_the_choice_of_the_refinement_changes_no_other_stage():
 
 # ---- the published network
 
+
 @pytest.mark.slow
 def test_resnet38_runs_two_steps_at_full_size(tmp_path):
     root = tmp_path / "VOC2012"
     write_voc(root)
-    config = preset_config("voc12", "sccam", data_root=str(root), train_split="train", num_workers=0, device="cpu",
-                           backbone_weights="none", affinitynet_batch_size=1, device_batch_size=1, affinitynet_epochs=2)
+    config = preset_config(
+        "voc12",
+        "sccam",
+        data_root=str(root),
+        train_split="train",
+        num_workers=0,
+        device="cpu",
+        backbone_weights="none",
+        affinitynet_batch_size=1,
+        device_batch_size=1,
+        affinitynet_epochs=2,
+    )
     assert (config.backbone, config.affinitynet_crop, config.affinitynet_stride) == ("resnet38", 448, 8)
     data = open_data(config, "train")
     one = replace(data, ids=data.ids[:1], labels=data.labels[:1])

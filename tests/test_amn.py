@@ -45,6 +45,7 @@ def small_net(num_classes: int = 3, seed: int = 0) -> amn.ActivationManipulation
 
 # ---- the loss
 
+
 def test_target_by_hand():
     target = amn.smoothed_target(torch.tensor([[[0, 2, 255]]]), 3, 0.4)
     expected = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.2, 0.6], [0.6, 0.2, 0.2]])  # one row a pixel; unknown as background
@@ -108,6 +109,7 @@ def test_unknown_pixels_have_no_part_in_the_loss():
 
 # ---- the network
 
+
 def test_conditioning_by_hand():
     """v = W_e y + b_e multiplies the features channel by channel, and may turn their sign."""
     head = amn.ConditionedHead(2, 2, rates=(1,)).eval()
@@ -123,8 +125,10 @@ def test_conditioning_by_hand():
 
 def test_the_label_changes_the_map():
     net, image = small_net(), photograph(40, 40)
-    first, second = (amn.localization_maps(net, [image], np.uint8([label]), [None], (1.0,), MEAN, STD)[0][1]
-                     for label in ([1, 0, 0], [1, 0, 1]))
+    first, second = (
+        amn.localization_maps(net, [image], np.uint8([label]), [None], (1.0,), MEAN, STD)[0][1]
+        for label in ([1, 0, 0], [1, 0, 1])
+    )
     assert first.shape == (1, 10, 10) and second.shape == (2, 10, 10)
     assert np.abs(first[0] - second[0]).max() > 0.01
 
@@ -141,10 +145,20 @@ def test_the_stem_is_not_trained_and_batch_normalisation_keeps_its_statistics():
     optimizer.step()
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     unchanged = set(before) - changed
-    assert {"head.label_encoder.weight", "head.label_encoder.bias", "head.aspp.c0.weight", "backbone.layer1.0.bn1.weight",
-            "backbone.layer4.0.conv2.weight"} <= changed
-    assert unchanged == {name for name in before if "running" in name or "num_batches" in name
-                         or name in ("backbone.conv1.weight", "backbone.bn1.weight", "backbone.bn1.bias")}
+    assert {
+        "head.label_encoder.weight",
+        "head.label_encoder.bias",
+        "head.aspp.c0.weight",
+        "backbone.layer1.0.bn1.weight",
+        "backbone.layer4.0.conv2.weight",
+    } <= changed
+    assert unchanged == {
+        name
+        for name in before
+        if "running" in name
+        or "num_batches" in name
+        or name in ("backbone.conv1.weight", "backbone.bn1.weight", "backbone.bn1.bias")
+    }
 
 
 @pytest.mark.parametrize("name, num_classes", [("voc", 20), ("coco", 80)])
@@ -163,6 +177,7 @@ def test_layout_of_the_published_network(name, num_classes):
 
 
 # ---- maps
+
 
 def test_rule_by_the_seed_by_hand():
     """One scale, softmax of two classes and the background; stretched where the seed does not say background."""
@@ -191,7 +206,7 @@ def test_the_mean_over_scales_and_mirror_is_taken_of_logits():
 def test_ten_lines_say_the_same():
     net, image, scales = small_net(), photograph(45, 62), (1.0, 0.5)
     seed = np.random.default_rng(0).choice([0, 1, 3, 255], (45, 62)).astype(np.uint8)
-    (classes, scores), = amn.localization_maps(net, [image], np.uint8([[1, 0, 1]]), [seed], scales, MEAN, STD)
+    ((classes, scores),) = amn.localization_maps(net, [image], np.uint8([[1, 0, 1]]), [seed], scales, MEAN, STD)
 
     z = 0
     for scale in scales:
@@ -216,8 +231,9 @@ def test_maps_lie_between_0_and_1_at_stride_4(height, width, present, seed):
     torch.manual_seed(seed)
     logits = [torch.randn(4, side, side + 1) * 10.0 ** (seed % 3) for side in (2, 3)]
     classes, size = torch.tensor(sorted(present), dtype=torch.int64), ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
-    grid = torch.from_numpy(amn.seed_on_grid(np.random.default_rng(seed).choice([0, 1, 255], (height, width)).astype(np.uint8),
-                                             size).copy())
+    grid = torch.from_numpy(
+        amn.seed_on_grid(np.random.default_rng(seed).choice([0, 1, 255], (height, width)).astype(np.uint8), size).copy()
+    )
     for rule in (grid, None):
         maps = amn.manipulated_maps(logits, size, classes, rule)
         assert maps.shape == (1 + len(classes), *size) and ((maps >= 0) & (maps <= 1)).all()
@@ -226,8 +242,9 @@ def test_maps_lie_between_0_and_1_at_stride_4(height, width, present, seed):
 
 
 def test_an_image_without_a_class_has_no_map():
-    (classes, scores), = amn.localization_maps(small_net(), [photograph(20, 30)], np.zeros((1, 3), np.uint8),
-                                               [np.zeros((20, 30), np.uint8)], (1.0,), MEAN, STD)
+    ((classes, scores),) = amn.localization_maps(
+        small_net(), [photograph(20, 30)], np.zeros((1, 3), np.uint8), [np.zeros((20, 30), np.uint8)], (1.0,), MEAN, STD
+    )
     assert classes.shape == (0,) and scores.shape == (0, 5, 8)
 
 
@@ -238,9 +255,16 @@ def test_images_of_a_batch_do_not_touch_each_other():
     for keys in ((), ("0/a", "0/b", "0/c")):
         together = amn.localization_maps(net, images, labels, seeds, (1.0, 0.5), MEAN, STD, keys)
         for number, (classes, scores) in enumerate(together):
-            (alone_classes, alone), = amn.localization_maps(net, images[number:number + 1], labels[number:number + 1],
-                                                            seeds[number:number + 1], (1.0, 0.5), MEAN, STD,
-                                                            keys[number:number + 1])
+            ((alone_classes, alone),) = amn.localization_maps(
+                net,
+                images[number : number + 1],
+                labels[number : number + 1],
+                seeds[number : number + 1],
+                (1.0, 0.5),
+                MEAN,
+                STD,
+                keys[number : number + 1],
+            )
             assert classes.tolist() == alone_classes.tolist() == np.flatnonzero(labels[number]).tolist()
             np.testing.assert_allclose(scores, alone, atol=1e-4)
 
@@ -259,10 +283,12 @@ def test_dropout_in_maps_depends_on_the_key_alone_and_is_off_otherwise():
 
 # ---- the stages on the miniature
 
+
 @pytest.fixture
 def config(small_config) -> Config:
-    return small_config.model_copy(update={"amn_epochs": 2, "amn_init": "backbone", "amn_atrous_rates": (1, 2),
-                                           "cam_scales": (1.0, 0.5)})
+    return small_config.model_copy(
+        update={"amn_epochs": 2, "amn_init": "backbone", "amn_atrous_rates": (1, 2), "cam_scales": (1.0, 0.5)}
+    )
 
 
 @pytest.fixture
@@ -371,6 +397,7 @@ def test_weights_of_a_classifier_or_of_its_own(config, data, tmp_path):
 
 # ---- bad input: one sentence each
 
+
 def test_missing_refined_seeds_are_named(config, data, seed_folder, tmp_path):
     (seed_folder / f"{data.ids[0]}.png").unlink()
     with pytest.raises(DataError, match=f"{data.ids[0]}.png: the refined seed is missing"):
@@ -388,15 +415,21 @@ def test_a_seed_of_another_image_is_refused(config, data, seed_folder, tmp_path)
     assert not (tmp_path / "maps" / f"{data.ids[0]}.npz").exists() and not list(tmp_path.rglob(".writing-*"))
 
 
-@pytest.mark.parametrize("labels, message", [
-    (torch.tensor([[[0, 3]]]), "label 3"), (torch.tensor([[[-1, 0]]]), "label -1"),
-    (torch.tensor([[[0, 1, 2]]]), r"labels \(1, 1, 3\)")])
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.tensor([[[0, 3]]]), "label 3"),
+        (torch.tensor([[[-1, 0]]]), "label -1"),
+        (torch.tensor([[[0, 1, 2]]]), r"labels \(1, 1, 3\)"),
+    ],
+)
 def test_labels_that_do_not_fit_the_logits_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         amn.balanced_loss(torch.zeros(1, 3, 1, 2), labels)
 
 
 # ---- one part changed at a time
+
 
 def test_without_conditioning_the_label_has_no_part():
     net = amn_ablations.without_conditioning(small_net())
@@ -434,11 +467,12 @@ def test_variants_of_the_maps_alone_share_a_network_and_stand_together():
 def test_ablations_are_stored_one_by_one(config, data, seed_folder, tmp_path, monkeypatch, capsys):
     program = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "amn_ablations.py"))
     training.save_weights(build_classifier(config, 3), tmp_path / "classifier.safetensors")
-    made = {"classifier": tmp_path / "classifier.safetensors", "maps": seed_folder.parent / "cam"}
-    for name, source in made.items():
+    sources = {"classifier": tmp_path / "classifier.safetensors", "maps": seed_folder.parent / "cam"}
+    for name, source in sources.items():
         stage = made.begin(config, name, ("backbone", "output_stride"), method="cam")
-        shutil.copytree(source, stage.folder, dirs_exist_ok=True) if source.is_dir() \
-            else shutil.copy(source, stage.folder / "weights.safetensors")
+        shutil.copytree(source, stage.folder, dirs_exist_ok=True) if source.is_dir() else shutil.copy(
+            source, stage.folder / "weights.safetensors"
+        )
         made.finish(stage)
     config = config.model_copy(update={"method": "amn", "amn_init": "classifier", "amn_epochs": 1, "cam_scales": (1.0,)})
     names = ["AMN as published", "dropout left on in the maps", "image-level loss, not per pixel"]
@@ -459,7 +493,7 @@ def test_maps_of_the_image_level_variant_are_made_as_cams():
     variant = amn_ablations.VARIANTS["image-level loss, not per pixel"]
     config = Config(cam_scales=(1.0,))
     localize = amn_ablations.variant_localization(variant, net, None, Path("nowhere"), config)
-    (classes, scores), = localize(["a"], [image], np.uint8([[0, 1, 1]]))
+    ((classes, scores),) = localize(["a"], [image], np.uint8([[0, 1, 1]]))
     array = (np.array(image) / 255 - normalization_of("resnet_small")[0]) / normalization_of("resnet_small")[1]
     x = torch.from_numpy(array).float().permute(2, 0, 1)[None]
     with torch.no_grad():

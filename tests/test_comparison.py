@@ -79,20 +79,27 @@ def finish(config: Config, name: str, rows: list[dict], method: str = "") -> sto
 
 
 def test_cells_hold_seeds_and_gains_only_those_that_both_have():
-    rows = [ROW, ROW | {"seed": 1, "miou": 44.0}, ROW | {"method": "rib", "seed": 1, "miou": 45.0},
-            ROW | {"method": "vwe", "seed": 2, "miou": 90.0}]
+    rows = [
+        ROW,
+        ROW | {"seed": 1, "miou": 44.0},
+        ROW | {"method": "rib", "seed": 1, "miou": 45.0},
+        ROW | {"method": "vwe", "seed": 2, "miou": 90.0},
+    ]
     line = comparison.side_by_side(rows)["CAM seed"]
     assert line == {"cam": {0: 40.0, 1: 44.0}, "rib": {1: 45.0}, "vwe": {2: 90.0}}
     assert comparison.gains(line) == {"rib": {1: 1.0}} and comparison.gains(line, "vwe") == {}
     assert comparison.cell_text(line["cam"]) == "42.0 ± 2.8 (2)"
 
 
-@pytest.mark.parametrize("other, words", [
-    ({"images": 7}, "7 images of 'train' without CRF, cam .seed 0. has 8"),
-    ({"split": "val"}, "8 images of 'val'"),
-    ({"crf": True}, "with CRF"),
-    ({"method": "cam"}, "two values for seed 0"),
-])
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        ({"images": 7}, "7 images of 'train' without CRF, cam .seed 0. has 8"),
+        ({"split": "val"}, "8 images of 'val'"),
+        ({"crf": True}, "with CRF"),
+        ({"method": "cam"}, "two values for seed 0"),
+    ],
+)
 def test_mixed_rows_are_refused_with_the_reason(other, words):
     with pytest.raises(ValueError, match=words):
         comparison.side_by_side([ROW, ROW | {"method": "yours"} | other])
@@ -152,8 +159,13 @@ def test_maps_are_cut_at_their_own_threshold(miniature, small_config):
 
 
 def test_thresholds_and_costs_are_read_from_the_records(small_config):
-    curve = {"what": "CAM at its best threshold", "miou": 50.0, "threshold": 0.3, "thresholds": [0.1, 0.2, 0.3, 0.4],
-             "curve": [40.0, 49.0, 50.0, 45.0]}
+    curve = {
+        "what": "CAM at its best threshold",
+        "miou": 50.0,
+        "threshold": 0.3,
+        "thresholds": [0.1, 0.2, 0.3, 0.4],
+        "curve": [40.0, 49.0, 50.0, 45.0],
+    }
     for seed in (0, 1):
         finish(small_config.model_copy(update={"seed": seed}), "maps", [curve])
     stages = store.finished_stages(run_folder_of(small_config))

@@ -29,45 +29,51 @@ def refusal(values) -> str:
     return message
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"cam_epoch": 3}, "unknown parameter 'cam_epoch'; did you mean 'cam_epochs'?"),
-    ({"zzzzzz": 3}, "unknown parameter 'zzzzzz'; notebook 00 says where they are listed"),
-    ({"cam_epochs": "five"}, "parameter cam_epochs = 'five': Input should be a valid integer"),
-    ({"cam_learning_rate": "fast"}, "parameter cam_learning_rate = 'fast': Input should be a valid number"),
-    ({"cam_epochs": 2.5}, "parameter cam_epochs = 2.5"),
-    ({"cam_epochs": None}, "parameter cam_epochs = None"),
-    ({"cam_epochs": 0}, "parameter cam_epochs = 0: Input should be greater than or equal to 1"),
-    ({"seed": -1}, "parameter seed = -1"),
-    ({"cam_epochs": True}, "parameter cam_epochs = True: must be a number, not True or False"),
-    ({"cam_learning_rate": False}, "must be a number, not True or False"),
-    ({"cam_scales": [1.0, True]}, "must be a number, not True or False"),
-    ({"deeplab_atrous_rates": [True]}, "must be a number, not True or False"),
-    ({"cam_learning_rate": float("nan")}, "parameter cam_learning_rate = nan"),
-    ({"cam_learning_rate": float("inf")}, "parameter cam_learning_rate = inf"),
-    ({"seed_threshold": 1.5}, "parameter seed_threshold = 1.5"),
-    ({"cam_scales": []}, "at least 1 item"),
-    ({"cam_scales": "half"}, "must be a list of numbers such as [1.0, 0.5], not the text 'half'"),
-    ({"cam_scales": "-" * 100_000 + "1"}, "must be a list of numbers"),
-    ({"cam_scales": [1.0, 0.0]}, "greater than 0"),
-    ({"deeplab_atrous_rates": [6.5]}, "parameter deeplab_atrous_rates"),
-    ({"dataset": "../elsewhere"}, "parameter dataset = '../elsewhere': String should match pattern"),
-    ({"method": ""}, "parameter method = ''"),
-    ({"backbone": "resnet18"}, "'resnet_small', 'resnet50', 'resnet101', 'efficientnet_lite0', 'resnet38' or 'vgg16_largefov'"),
-    ({"output_stride": 32}, "Input should be 8 or 16"),
-    ({"mixed_precision": "perhaps"}, "parameter mixed_precision"),
-    ({"cam_frozen_stages": 5}, "parameter cam_frozen_stages = 5"),
-    ({"irn_train_radius": 1}, "parameter irn_train_radius = 1"),
-    ({"vwe_words": 1}, "parameter vwe_words = 1"),
-    ({"vwe_words": True}, "must be a number, not True or False"),
-    ({"vwe_variant": "vwl"}, "'vwe', 'vwl_l' or 'vwl_m'"),
-    ({"vwe_temperature": 0}, "parameter vwe_temperature = 0"),
-    ({"vwe_gamma": -1}, "parameter vwe_gamma = -1"),
-    ({"vwe_word": 5}, "did you mean 'vwe_words'"),
-    ({"sccam_dropout": 1.0}, "parameter sccam_dropout = 1.0"),
-    ({"sccam_clusters": 0}, "parameter sccam_clusters = 0"),
-    ({"refinement": "a b"}, "parameter refinement = 'a b': String should match pattern"),
-    ({"affinitynet_stride": 16}, "Input should be 4 or 8"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"cam_epoch": 3}, "unknown parameter 'cam_epoch'; did you mean 'cam_epochs'?"),
+        ({"zzzzzz": 3}, "unknown parameter 'zzzzzz'; notebook 00 says where they are listed"),
+        ({"cam_epochs": "five"}, "parameter cam_epochs = 'five': Input should be a valid integer"),
+        ({"cam_learning_rate": "fast"}, "parameter cam_learning_rate = 'fast': Input should be a valid number"),
+        ({"cam_epochs": 2.5}, "parameter cam_epochs = 2.5"),
+        ({"cam_epochs": None}, "parameter cam_epochs = None"),
+        ({"cam_epochs": 0}, "parameter cam_epochs = 0: Input should be greater than or equal to 1"),
+        ({"seed": -1}, "parameter seed = -1"),
+        ({"cam_epochs": True}, "parameter cam_epochs = True: must be a number, not True or False"),
+        ({"cam_learning_rate": False}, "must be a number, not True or False"),
+        ({"cam_scales": [1.0, True]}, "must be a number, not True or False"),
+        ({"deeplab_atrous_rates": [True]}, "must be a number, not True or False"),
+        ({"cam_learning_rate": float("nan")}, "parameter cam_learning_rate = nan"),
+        ({"cam_learning_rate": float("inf")}, "parameter cam_learning_rate = inf"),
+        ({"seed_threshold": 1.5}, "parameter seed_threshold = 1.5"),
+        ({"cam_scales": []}, "at least 1 item"),
+        ({"cam_scales": "half"}, "must be a list of numbers such as [1.0, 0.5], not the text 'half'"),
+        ({"cam_scales": "-" * 100_000 + "1"}, "must be a list of numbers"),
+        ({"cam_scales": [1.0, 0.0]}, "greater than 0"),
+        ({"deeplab_atrous_rates": [6.5]}, "parameter deeplab_atrous_rates"),
+        ({"dataset": "../elsewhere"}, "parameter dataset = '../elsewhere': String should match pattern"),
+        ({"method": ""}, "parameter method = ''"),
+        (
+            {"backbone": "resnet18"},
+            "'resnet_small', 'resnet50', 'resnet101', 'efficientnet_lite0', 'resnet38' or 'vgg16_largefov'",
+        ),
+        ({"output_stride": 32}, "Input should be 8 or 16"),
+        ({"mixed_precision": "perhaps"}, "parameter mixed_precision"),
+        ({"cam_frozen_stages": 5}, "parameter cam_frozen_stages = 5"),
+        ({"irn_train_radius": 1}, "parameter irn_train_radius = 1"),
+        ({"vwe_words": 1}, "parameter vwe_words = 1"),
+        ({"vwe_words": True}, "must be a number, not True or False"),
+        ({"vwe_variant": "vwl"}, "'vwe', 'vwl_l' or 'vwl_m'"),
+        ({"vwe_temperature": 0}, "parameter vwe_temperature = 0"),
+        ({"vwe_gamma": -1}, "parameter vwe_gamma = -1"),
+        ({"vwe_word": 5}, "did you mean 'vwe_words'"),
+        ({"sccam_dropout": 1.0}, "parameter sccam_dropout = 1.0"),
+        ({"sccam_clusters": 0}, "parameter sccam_clusters = 0"),
+        ({"refinement": "a b"}, "parameter refinement = 'a b': String should match pattern"),
+        ({"affinitynet_stride": 16}, "Input should be 4 or 8"),
+    ],
+)
 def test_a_value_that_does_not_fit_gives_one_sentence(values, words):
     assert words in refusal(values)
 
@@ -83,27 +89,38 @@ def test_an_id_that_became_a_number_is_refused(name):
 
 def test_what_yaml_and_papermill_lose_is_repaired():
     assert yaml.safe_load("1e-4") == "1e-4"  # YAML 1.1 wants a point
-    config = Config.from_values({"cam_weight_decay": "1e-4", "cam_scales": "(1.0, 0.5)", "deeplab_atrous_rates": "[3, 6]",
-                                 "cam_epochs": "7"})
+    config = Config.from_values(
+        {"cam_weight_decay": "1e-4", "cam_scales": "(1.0, 0.5)", "deeplab_atrous_rates": "[3, 6]", "cam_epochs": "7"}
+    )
     assert config.cam_weight_decay == 1e-4 and config.cam_epochs == 7
     assert config.cam_scales == (1.0, 0.5) and config.deeplab_atrous_rates == (3, 6)
     assert Config.from_values({"cam_scales": [1, 2]}).cam_scales == (1.0, 2.0)
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"cam_long_side_min": 200, "cam_long_side_max": 100}, "cam_long_side_min (200) must not exceed cam_long_side_max (100)"),
-    ({"irn_scale_min": 2.0, "irn_scale_max": 1.0}, "irn_scale_min (2.0) must not exceed irn_scale_max (1.0)"),
-    ({"seed_background_threshold": 0.5, "seed_foreground_threshold": 0.4},
-     "seed_background_threshold (0.5) must not exceed seed_foreground_threshold (0.4)"),
-    ({"irn_crop": 30}, "irn_crop (30) must be a multiple of 4"),
-    ({"amn_background_threshold": 0.5}, "amn_background_threshold (0.5) must not exceed amn_foreground_threshold (0.2)"),
-    ({"sccam_round_epochs": [4, 5]}, "sccam_round_epochs (4, 5) must not exceed sccam_schedule_epochs (4)"),
-    ({"affinitynet_alpha_low": 60.0}, "affinitynet_alpha_low (60.0) must not exceed affinitynet_alpha_high (48.0)"),
-    ({"affinitynet_crop": 90}, "affinitynet_crop (90) must be a multiple of affinitynet_stride (4)"),
-    ({"deeplab_version": "v3plus"}, "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss"),
-    ({"deeplab_version": "v3plus", "deeplab_atrous_rates": [6, 12, 18], "deeplab_loss": "self_label"},
-     "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (
+            {"cam_long_side_min": 200, "cam_long_side_max": 100},
+            "cam_long_side_min (200) must not exceed cam_long_side_max (100)",
+        ),
+        ({"irn_scale_min": 2.0, "irn_scale_max": 1.0}, "irn_scale_min (2.0) must not exceed irn_scale_max (1.0)"),
+        (
+            {"seed_background_threshold": 0.5, "seed_foreground_threshold": 0.4},
+            "seed_background_threshold (0.5) must not exceed seed_foreground_threshold (0.4)",
+        ),
+        ({"irn_crop": 30}, "irn_crop (30) must be a multiple of 4"),
+        ({"amn_background_threshold": 0.5}, "amn_background_threshold (0.5) must not exceed amn_foreground_threshold (0.2)"),
+        ({"sccam_round_epochs": [4, 5]}, "sccam_round_epochs (4, 5) must not exceed sccam_schedule_epochs (4)"),
+        ({"affinitynet_alpha_low": 60.0}, "affinitynet_alpha_low (60.0) must not exceed affinitynet_alpha_high (48.0)"),
+        ({"affinitynet_crop": 90}, "affinitynet_crop (90) must be a multiple of affinitynet_stride (4)"),
+        ({"deeplab_version": "v3plus"}, "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss"),
+        (
+            {"deeplab_version": "v3plus", "deeplab_atrous_rates": [6, 12, 18], "deeplab_loss": "self_label"},
+            "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss",
+        ),
+    ],
+)
 def test_values_that_contradict_each_other(values, words):
     assert words in refusal(values)
 
@@ -115,7 +132,9 @@ def test_frozen():
 
 JSON_LIKE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=6)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(Config.model_fields)) | st.text(), JSON_LIKE, max_size=3))
@@ -136,6 +155,7 @@ def test_nothing_but_a_value_error_ever_comes_out(values):
 
 # ---- parameters of a stage
 
+
 def test_a_stage_is_given_what_it_names():
     config = Config()
     assert set(config.names_of("rib_*", "seed")) == {name for name in Config.model_fields if name.startswith("rib_")} | {"seed"}
@@ -152,6 +172,7 @@ def test_relative_paths_start_at_the_project():
 
 # ---- notebooks
 
+
 def namespace(*cells: str) -> dict:
     """What a notebook's globals() hold after its cells have run."""
     values = {"In": ["", *cells]}
@@ -162,8 +183,13 @@ def namespace(*cells: str) -> dict:
 
 
 def test_from_notebook_takes_the_cells_before_the_set_up_cell():
-    cells = ("seed = 1  # of everything\ncam_epochs = 2", "seed = 3", "broken cell (",
-             "config = Config.from_notebook(globals())", "labels = [1, 2]\nmean = 0.5")
+    cells = (
+        "seed = 1  # of everything\ncam_epochs = 2",
+        "seed = 3",
+        "broken cell (",
+        "config = Config.from_notebook(globals())",
+        "labels = [1, 2]\nmean = 0.5",
+    )
     config = Config.from_notebook(namespace(*cells))
     assert (config.seed, config.cam_epochs, config.labels) == (3, 2, "")
     with pytest.raises(ValueError, match="did you mean 'cam_epochs'"):
@@ -171,7 +197,10 @@ def test_from_notebook_takes_the_cells_before_the_set_up_cell():
 
 
 def test_from_notebook_takes_every_form_of_assignment():
-    cells = ("seed: int = 3\ncam_epochs, cam_crop = 2, 64\nirn_epochs = vwe_epochs = 5", "config = Config.from_notebook(globals())")
+    cells = (
+        "seed: int = 3\ncam_epochs, cam_crop = 2, 64\nirn_epochs = vwe_epochs = 5",
+        "config = Config.from_notebook(globals())",
+    )
     config = Config.from_notebook(namespace(*cells))
     assert (config.seed, config.cam_epochs, config.cam_crop, config.irn_epochs, config.vwe_epochs) == (3, 2, 64, 5, 5)
     with pytest.raises(ValueError, match="unknown parameter 'sed'"):
@@ -186,6 +215,7 @@ def test_from_notebook_without_a_history_takes_the_fields_that_are_there():
 
 
 # ---- presets
+
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_preset_is_valid(path):
@@ -211,12 +241,19 @@ def test_all_presets_are_there():
     assert {path.stem for path in PRESETS} == {"smoke", "demo", "voc12-small", "voc12", "coco14", "coco-toy"}
 
 
-@pytest.mark.parametrize("text, words", [
-    ("cam_epoch: 3", "did you mean"), ("cam_epochs: five", "parameter cam_epochs = 'five'"),
-    ("- seed", "a preset is a list of lines"), ("1: 2", "a preset is a list of lines"), ("", "a preset is a list of lines"),
-    ("seed: [", "not a YAML file"),
-    ("labels: 2007_000032", "must be text"), ("!!python/object/apply:os.getcwd []", "not a YAML file"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("cam_epoch: 3", "did you mean"),
+        ("cam_epochs: five", "parameter cam_epochs = 'five'"),
+        ("- seed", "a preset is a list of lines"),
+        ("1: 2", "a preset is a list of lines"),
+        ("", "a preset is a list of lines"),
+        ("seed: [", "not a YAML file"),
+        ("labels: 2007_000032", "must be text"),
+        ("!!python/object/apply:os.getcwd []", "not a YAML file"),
+    ],
+)
 def test_broken_preset_names_the_file(tmp_path, text, words):
     path = tmp_path / "mine.yaml"
     path.write_text(text)

@@ -31,8 +31,11 @@ def test_an_unknown_method_is_refused():
 
 
 def test_the_table_adds_up_and_seeds_multiply(monkeypatch):
-    made = {"cam": [costs.Cost("classifier", 1e18, disk_mib=1024), costs.Cost("maps", 0), costs.Cost("deeplab", 9e18)],
-            "rib": [costs.Cost("maps", 2e18, core_seconds=7200)], "truth": [costs.Cost("deeplab", 1e18)]}
+    made = {
+        "cam": [costs.Cost("classifier", 1e18, disk_mib=1024), costs.Cost("maps", 0), costs.Cost("deeplab", 9e18)],
+        "rib": [costs.Cost("maps", 2e18, core_seconds=7200)],
+        "truth": [costs.Cost("deeplab", 1e18)],
+    }
     monkeypatch.setattr(costs, "stage_costs", lambda preset, method: made[method])
     text = costs.table("voc12", ["rib"], [0, 1, 2])
     hours = 4e18 / (312e12 * 0.3) / 3600

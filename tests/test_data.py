@@ -35,6 +35,7 @@ def refusal(action, *words: str) -> str:
 
 # ---- what is read
 
+
 def test_a_good_data_set(miniature):
     data = load_dataset(miniature, "train")
     assert data.ids == tuple(f"m_{index:02d}" for index in range(8)) and len(data) == 8
@@ -109,16 +110,26 @@ def test_palette_by_hand():
     palette = voc_palette()
     assert palette.shape == (256, 3) and palette.dtype == np.uint8
     assert len({tuple(colour) for colour in palette.tolist()}) == 256
-    assert palette[[0, 1, 2, 15, 20, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [0, 64, 128],
-                                                         [224, 224, 192]]
+    assert palette[[0, 1, 2, 15, 20, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+        [224, 224, 192],
+    ]
 
 
 # ---- images
 
+
 def test_missing_image(voc_folder):
     (voc_folder / "JPEGImages" / "m_03.jpg").unlink()
-    refusal(lambda: load_dataset(voc_folder, "train"), f"{voc_folder}/JPEGImages/m_03.jpg: the image is missing, and 0 others",
-            "of split 'train'; put them there or take their ids out of the list")
+    refusal(
+        lambda: load_dataset(voc_folder, "train"),
+        f"{voc_folder}/JPEGImages/m_03.jpg: the image is missing, and 0 others",
+        "of split 'train'; put them there or take their ids out of the list",
+    )
     refusal(lambda: read_image(voc_folder / "JPEGImages" / "m_03.jpg"), "m_03.jpg: the image is missing; put it there or take")
 
 
@@ -132,7 +143,7 @@ def test_unreadable_jpeg(voc_folder, small_config, damage):
         (voc_folder / "ImageSets/Segmentation/one.txt").write_text("m_03\n")
         refusal(lambda: load_dataset(voc_folder, "one"), "m_03.jpg: the image is missing")
     else:
-        path.write_bytes({"text": b"no JPEG", "empty": b"", "half": content[:len(content) // 2]}[damage])
+        path.write_bytes({"text": b"no JPEG", "empty": b"", "half": content[: len(content) // 2]}[damage])
     refusal(lambda: read_image(path), f"{path}: the image cannot be read (", "fetch it again or take its id out of the list")
     if damage != "half":  # a cut file still holds its size
         refusal(lambda: image_size(path), f"{path}: the image cannot be read (")
@@ -192,10 +203,11 @@ def damaged(content: bytes, damage: list[tuple[int, int]], cut: int) -> bytes:
     content = bytearray(content)
     for place, value in damage:
         content[place % len(content)] = value
-    return bytes(content[:max(0, len(content) - cut)])
+    return bytes(content[: max(0, len(content) - cut)])
 
 
 # ---- masks
+
 
 def test_mask_of_another_size(voc_folder):
     path = voc_folder / "SegmentationClass" / "m_03.png"
@@ -204,8 +216,10 @@ def test_mask_of_another_size(voc_folder):
     sentence = f"{path}: the mask is 56x40 pixels but its image is 40x56; make the mask again from the original annotation"
     assert refusal(lambda: data.mask("m_03")) == sentence
     mean, std = (0, 0, 0), (1, 1, 1)
-    for samples in (SegmentationSamples(data, path.parent, 0, (1.0,), 33, mean, std),
-                    AffinitySamples(data, path.parent, 0, (1.0, 1.0), 32, mean, std)):
+    for samples in (
+        SegmentationSamples(data, path.parent, 0, (1.0,), 33, mean, std),
+        AffinitySamples(data, path.parent, 0, (1.0, 1.0), 32, mean, std),
+    ):
         assert refusal(lambda samples=samples: samples[0, 3]) == sentence
 
 
@@ -243,6 +257,7 @@ def test_grey_mask_is_allowed(tmp_path):
 
 # ---- lists
 
+
 def test_unknown_split_lists_those_at_hand(voc_folder):
     refusal(lambda: load_dataset(voc_folder, "test"), "test.txt: there is no list for split 'test'; lists at hand: train, val")
     refusal(lambda: read_split(voc_folder / "ImageSets", "train"), "lists at hand: none")
@@ -255,11 +270,16 @@ def test_empty_split(voc_folder, text):
     assert refusal(lambda: load_dataset(voc_folder, "none")) == f"{path}: the split is empty; it needs one image id a line"
 
 
-@pytest.mark.parametrize("text, words", [
-    ("../x\n", "'../x' is not an image id"), ("m_00\n/etc/passwd\n", "'/etc/passwd' is not an image id"),
-    ("..\\x\n", "is not an image id"), (".hidden\n", "'.hidden' is not an image id"),
-    ("m_00\nm_01\nm_00\n", "an image id stands there twice"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("../x\n", "'../x' is not an image id"),
+        ("m_00\n/etc/passwd\n", "'/etc/passwd' is not an image id"),
+        ("..\\x\n", "is not an image id"),
+        (".hidden\n", "'.hidden' is not an image id"),
+        ("m_00\nm_01\nm_00\n", "an image id stands there twice"),
+    ],
+)
 def test_ids_that_are_paths_or_stand_there_twice(voc_folder, text, words):
     (voc_folder / "ImageSets/Segmentation/mine.txt").write_text(text)
     refusal(lambda: read_split(voc_folder, "mine"), "mine.txt: ", words)
@@ -277,6 +297,7 @@ def test_folder_that_is_not_there(tmp_path):
 
 # ---- label table
 
+
 def change_table(voc_folder: Path, old: str, new: str) -> None:
     path = voc_folder / "labels.csv"
     text = path.read_text()
@@ -286,22 +307,29 @@ def change_table(voc_folder: Path, old: str, new: str) -> None:
 
 def test_label_table_without_a_row(voc_folder):
     change_table(voc_folder, "m_03,1,0,0\n", "")
-    refusal(lambda: load_dataset(voc_folder, "train"), f"{voc_folder}/labels.csv: no row for image 'm_03'", "of split 'train'",
-            "make the table again with python -m data_prep.voc_labels")
+    refusal(
+        lambda: load_dataset(voc_folder, "train"),
+        f"{voc_folder}/labels.csv: no row for image 'm_03'",
+        "of split 'train'",
+        "make the table again with python -m data_prep.voc_labels",
+    )
     load_dataset(voc_folder, "val")
 
 
-@pytest.mark.parametrize("old, new, words", [
-    ("red,green,blue", "red,green,cat", ["labels.csv: unknown class 'cat'; the data set has red, green, blue"]),
-    ("red,green,blue", "green,red,blue", ["the class columns must be, in this order: red, green, blue"]),
-    ("red,green,blue", "red,green", ["the class columns must be, in this order"]),
-    ("image_id", "name", ["the first column of the label table must be named image_id"]),
-    ("m_03,1,0,0", "m_03,1,0", ["labels.csv, line 5: a row is an image id and then 3 values 0 or 1"]),
-    ("m_03,1,0,0", "m_03,1,0,0,0", ["line 5"]),
-    ("m_03,1,0,0", "m_03,2,0,0", ["line 5"]),
-    ("m_03,1,0,0", "m_03,yes,0,0", ["line 5"]),
-    ("m_03,1,0,0", "m_02,1,0,0", ["labels.csv, line 5: image 'm_02' has a second row; take one of them out"]),
-])
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("red,green,blue", "red,green,cat", ["labels.csv: unknown class 'cat'; the data set has red, green, blue"]),
+        ("red,green,blue", "green,red,blue", ["the class columns must be, in this order: red, green, blue"]),
+        ("red,green,blue", "red,green", ["the class columns must be, in this order"]),
+        ("image_id", "name", ["the first column of the label table must be named image_id"]),
+        ("m_03,1,0,0", "m_03,1,0", ["labels.csv, line 5: a row is an image id and then 3 values 0 or 1"]),
+        ("m_03,1,0,0", "m_03,1,0,0,0", ["line 5"]),
+        ("m_03,1,0,0", "m_03,2,0,0", ["line 5"]),
+        ("m_03,1,0,0", "m_03,yes,0,0", ["line 5"]),
+        ("m_03,1,0,0", "m_02,1,0,0", ["labels.csv, line 5: image 'm_02' has a second row; take one of them out"]),
+    ],
+)
 def test_broken_label_table(voc_folder, old, new, words):
     change_table(voc_folder, old, new)
     refusal(lambda: load_dataset(voc_folder, "train"), *words)
@@ -314,10 +342,23 @@ def test_missing_label_table(voc_folder):
 
 # ---- description
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "3", "{}", '{"classes": []}', '{"classes": "red"}', '{"classes": [1, 2]}', '{"classes": ["red", "red"]}',
-    '{"classes": null}', json.dumps({"classes": [str(number) for number in range(255)]}),
-])
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "{}",
+        '{"classes": []}',
+        '{"classes": "red"}',
+        '{"classes": [1, 2]}',
+        '{"classes": ["red", "red"]}',
+        '{"classes": null}',
+        json.dumps({"classes": [str(number) for number in range(255)]}),
+    ],
+)
 def test_broken_description(voc_folder, text):
     (voc_folder / "dataset.json").write_text(text)
     refusal(lambda: load_dataset(voc_folder, "train"), f"{voc_folder}/dataset.json: ", "classes")
@@ -326,10 +367,12 @@ def test_broken_description(voc_folder, text):
 # ---- anything else
 
 ANY_CONTENT = st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))
-TABLE_LIKE = st.lists(st.sampled_from(["image_id", "red", "green", "0", "1", "m_00", ",", "\n", "\r", '"', "\0", "ü"]),
-                      max_size=20).map(lambda parts: "".join(parts).encode())
+TABLE_LIKE = st.lists(
+    st.sampled_from(["image_id", "red", "green", "0", "1", "m_00", ",", "\n", "\r", '"', "\0", "ü"]), max_size=20
+).map(lambda parts: "".join(parts).encode())
 LIST_LIKE = st.lists(st.sampled_from(["m_00", "..", "/", " ", "\n", "\x1c", "\x85", "\u2028", "\0"]), max_size=8).map(
-    lambda parts: "".join(parts).encode())
+    lambda parts: "".join(parts).encode()
+)
 
 
 @given(ANY_CONTENT | TABLE_LIKE)

@@ -30,11 +30,19 @@ KEYS = json.loads((Path(__file__).parent / "golden" / "deeplabv3plus_resnet101_k
 
 @pytest.fixture
 def config(small_config) -> Config:
-    return Config.from_values(small_config.model_dump() | {"deeplab_version": "v3plus", "deeplab_atrous_rates": (1, 2, 3),
-                                                           "deeplab_decoder_width": 16, "deeplab_scales": (0.5, 2.0)})
+    return Config.from_values(
+        small_config.model_dump()
+        | {
+            "deeplab_version": "v3plus",
+            "deeplab_atrous_rates": (1, 2, 3),
+            "deeplab_decoder_width": 16,
+            "deeplab_scales": (0.5, 2.0),
+        }
+    )
 
 
 # ---- the network
+
 
 def test_names_shapes_and_rates_are_the_official_ones():
     with torch.device("meta"):
@@ -86,6 +94,7 @@ def test_logits_have_stride_4(size):
 
 # ---- DRS's self-label loss
 
+
 def test_own_labels_by_hand():
     """Background, class 1 (absent) and class 2 (present)."""
     z = torch.tensor([[3.0, 9.0, 1.0], [-1.0, 9.0, 2.0], [-1.0, 9.0, -2.0]]).T[None, :, None]  # (1, 3, 1, 3 pixels)
@@ -109,6 +118,7 @@ def test_own_labels_are_present_classes_where_one_is_positive(seed):
 
 
 # ---- crops
+
 
 def test_a_small_image_is_filled_on_all_four_sides_with_unknown():
     image, label = np.full((3, 4, 3), 7, np.uint8), np.ones((3, 4), np.uint8)
@@ -154,8 +164,16 @@ def test_samples_of_both_versions(miniature):
 
 # ---- stages
 
-@pytest.mark.parametrize("changes", [{}, {"deeplab_padding_is_background": True}, {"deeplab_loss": "balanced"},
-                                     {"deeplab_version": "v2", "deeplab_loss": "self_label", "deeplab_scales": (1.0,)}])
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"deeplab_padding_is_background": True},
+        {"deeplab_loss": "balanced"},
+        {"deeplab_version": "v2", "deeplab_loss": "self_label", "deeplab_scales": (1.0,)},
+    ],
+)
 def test_training_prediction_and_scores(config, miniature, tmp_path, changes):
     config = config.model_copy(update=changes)
     data = load_dataset(miniature, "train")
@@ -191,8 +209,9 @@ def test_one_image_at_once_is_refused(config, miniature, tmp_path):
         train_deeplab(build_deeplab(config, 3, ""), data, miniature / "SegmentationClass", config, tmp_path)
 
 
-@pytest.mark.parametrize("option, batch, rate, iterations", [("deeplab-v3plus", 16, 0.01, 30_000),
-                                                             ("deeplab-v3plus-drs", 32, 0.05, 20_000)])
+@pytest.mark.parametrize(
+    "option, batch, rate, iterations", [("deeplab-v3plus", 16, 0.01, 30_000), ("deeplab-v3plus-drs", 32, 0.05, 20_000)]
+)
 @pytest.mark.parametrize("method", ["cam", "drs"])
 def test_published_recipes(option, batch, rate, iterations, method):
     config = preset_config("voc12", method, **read_preset(PROJECT_ROOT / "configs" / "options" / f"{option}.yaml"))

@@ -75,13 +75,15 @@ def gaps(docstring: str | None, function: Function | None, is_method: bool) -> l
     wanted, explained = parameters(function, is_method), heads(found.get("Args", []))
     problems += [f"Args: explains {name}, which is no parameter" for name in explained if name not in wanted]
     reasons = found.get("Raises", [])
-    problems += [f"Raises: lacks {name}" for name in sorted(raised(function))
-                 if name and reasons and name not in heads(reasons)]
+    problems += [
+        f"Raises: lacks {name}" for name in sorted(raised(function)) if name and reasons and name not in heads(reasons)
+    ]
     return problems
 
 
 def defects(source: str) -> list[str]:
     """Say what is missing in the docstrings of a file's public functions, methods and classes."""
+
     def walk(body: list[ast.stmt], owner: str) -> list[str]:
         result = []
         for node in body:
@@ -89,8 +91,9 @@ def defects(source: str) -> list[str]:
                 continue
             name = f"{owner}{node.name}"
             if isinstance(node, ast.ClassDef):  # what the constructor takes stands in the docstring of its class
-                constructor = next((member for member in node.body
-                                    if isinstance(member, Function) and member.name == "__init__"), None)
+                constructor = next(
+                    (member for member in node.body if isinstance(member, Function) and member.name == "__init__"), None
+                )
                 result += [f"{name}: {problem}" for problem in gaps(ast.get_docstring(node), constructor, True)]
                 result += walk(node.body, f"{name}.")
             else:
@@ -151,16 +154,29 @@ def test_a_complete_file_has_no_defects():
     assert defects(COMPLETE) == []
 
 
-@pytest.mark.parametrize("old, new, defect", [
-    ('"""A module."""', "", "no docstring of the module"),
-    ('"""Return the half of the factor."""', "pass", "Scale.half: no docstring"),
-    ("            value: any float", "            values: any float", "Scale.apply: Args: explains values, which is no parameter"),
-    ("            others: any", "            more: floats\n            others: any",
-     "Scale.apply: Args: explains more, which is no parameter"),
-    ("            ValueError: the value is negative.", "            TypeError: the value is no number.",
-     "Scale.apply: Raises: lacks ValueError"),
-    ("Scale values.", "Scale", "Scale.apply: the first line is no whole sentence"),
-])
+@pytest.mark.parametrize(
+    "old, new, defect",
+    [
+        ('"""A module."""', "", "no docstring of the module"),
+        ('"""Return the half of the factor."""', "pass", "Scale.half: no docstring"),
+        (
+            "            value: any float",
+            "            values: any float",
+            "Scale.apply: Args: explains values, which is no parameter",
+        ),
+        (
+            "            others: any",
+            "            more: floats\n            others: any",
+            "Scale.apply: Args: explains more, which is no parameter",
+        ),
+        (
+            "            ValueError: the value is negative.",
+            "            TypeError: the value is no number.",
+            "Scale.apply: Raises: lacks ValueError",
+        ),
+        ("Scale values.", "Scale", "Scale.apply: the first line is no whole sentence"),
+    ],
+)
 def test_each_gap_is_found(old: str, new: str, defect: str):
     assert COMPLETE.count(old) == 1
     assert defect in defects(COMPLETE.replace(old, new))
@@ -168,6 +184,10 @@ def test_each_gap_is_found(old: str, new: str, defect: str):
 
 def test_public_names_are_really_read():
     """A walk that found nothing would pass every other test."""
-    found = [node for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    found = [
+        node
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    ]
     assert len(found) > 150

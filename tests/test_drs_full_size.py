@@ -20,9 +20,20 @@ from wsss_lib.segment.deeplab import build_deeplab, make_predictions, score_cent
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 # Without weights of ImageNet and without a GPU; networks, sizes, scales and losses are those of the presets.
-REDUCED = {"train_split": "train", "num_workers": 0, "device": "cpu", "device_batch_size": 2, "mixed_precision": False,
-           "drs_backbone_weights": "none", "drs_epochs": 2, "drs_batch_size": 2, "drs_refine_epochs": 2,
-           "deeplab_init": "none", "deeplab_iterations": 2, "deeplab_batch_size": 2}
+REDUCED = {
+    "train_split": "train",
+    "num_workers": 0,
+    "device": "cpu",
+    "device_batch_size": 2,
+    "mixed_precision": False,
+    "drs_backbone_weights": "none",
+    "drs_epochs": 2,
+    "drs_batch_size": 2,
+    "drs_refine_epochs": 2,
+    "deeplab_init": "none",
+    "deeplab_iterations": 2,
+    "deeplab_batch_size": 2,
+}
 
 
 def config_of(tmp_path, **others) -> Config:
@@ -79,8 +90,14 @@ def test_v3plus_runs_at_full_size(tmp_path, option):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert train_deeplab(net, data, data.root / "SegmentationClass", config, tmp_path / "deeplab") == 4
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    assert {"backbone.conv1.weight", "backbone.bn1.weight", "backbone.bn1.running_mean", "classifier.project.0.weight",
-            "classifier.aspp.convs.4.1.weight", "classifier.classifier.3.bias"} <= changed
+    assert {
+        "backbone.conv1.weight",
+        "backbone.bn1.weight",
+        "backbone.bn1.running_mean",
+        "classifier.project.0.weight",
+        "classifier.aspp.convs.4.1.weight",
+        "classifier.classifier.3.bias",
+    } <= changed
     check_log(tmp_path / "deeplab")
     assert make_predictions(net.eval(), data, config, tmp_path / "predictions") == 1
     check_mask(tmp_path / "predictions" / "plain", set(range(21)))

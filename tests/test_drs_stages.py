@@ -23,8 +23,15 @@ from wsss_lib.methods import drs
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.presets import preset_config
 
-SMALL = {"drs_crop": 32, "drs_batch_size": 4, "drs_epochs": 6, "drs_refine_epochs": 6,
-         "drs_learning_rate": 1e-3, "drs_backbone": "vgg_small", "drs_backbone_weights": "none"}
+SMALL = {
+    "drs_crop": 32,
+    "drs_batch_size": 4,
+    "drs_epochs": 6,
+    "drs_refine_epochs": 6,
+    "drs_learning_rate": 1e-3,
+    "drs_backbone": "vgg_small",
+    "drs_backbone_weights": "none",
+}
 
 
 @pytest.fixture
@@ -59,6 +66,7 @@ def same(first, second) -> bool:
 
 # ---- training
 
+
 class Stop(Exception):
     pass
 
@@ -92,8 +100,14 @@ def test_training_that_was_stopped_ends_in_the_same_bits(data, config, tmp_path,
 
 
 def test_both_networks_start_from_the_same_classifier(data, config, tmp_path):
-    config = config.model_copy(update={"drs_backbone": "resnet_small", "drs_backbone_weights": "classifier", "drs_delta": 0.0,
-                                       "drs_suppressed_stages": 5})
+    config = config.model_copy(
+        update={
+            "drs_backbone": "resnet_small",
+            "drs_backbone_weights": "classifier",
+            "drs_delta": 0.0,
+            "drs_suppressed_stages": 5,
+        }
+    )
     classifier = build_classifier(config, data.num_classes)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
     start = classifier.backbone.state_dict()
@@ -122,8 +136,10 @@ def test_frozen_stages_and_batch_norm_of_other_backbones(data, config):
 def test_samples_are_functions_of_seed_epoch_and_index(data, config, tmp_path):
     make_maps(drs.drs_localization(new_net(config, data), config), data, config, tmp_path)
     arguments = (0.5,) * 3, (0.25,) * 3
-    for first, second in ((SquareSamples(data, 0, 36, 32, *arguments), SquareSamples(data, 0, 36, 32, *arguments)),
-                          (MapSamples(data, tmp_path, 0, 32, *arguments), MapSamples(data, tmp_path, 0, 32, *arguments))):
+    for first, second in (
+        (SquareSamples(data, 0, 36, 32, *arguments), SquareSamples(data, 0, 36, 32, *arguments)),
+        (MapSamples(data, tmp_path, 0, 32, *arguments), MapSamples(data, tmp_path, 0, 32, *arguments)),
+    ):
         wanted = first[2, 5]
         second[0, 1]
         assert all(torch.equal(left, right) for left, right in zip(second[2, 5], wanted, strict=True))
@@ -136,7 +152,7 @@ def test_image_and_maps_of_a_sample_are_mirrored_together(data, tmp_path):
     for image_id in data.ids:
         width, height = data.image(image_id).size
         scores = np.zeros((1, (height - 1) // 4 + 1, (width - 1) // 4 + 1), np.float32)
-        scores[..., :scores.shape[2] // 2] = 1
+        scores[..., : scores.shape[2] // 2] = 1
         write_maps(tmp_path / f"{image_id}.npz", np.array([1]), scores, (height, width))
     samples, sides = MapSamples(data, tmp_path, 0, 32, (0.5,) * 3, (0.25,) * 3), set()
     for epoch in range(6):
@@ -150,6 +166,7 @@ def test_image_and_maps_of_a_sample_are_mirrored_together(data, tmp_path):
 
 
 # ---- maps
+
 
 def test_maps_are_made_again_equal_and_only_where_missing(data, config, tmp_path):
     localize = drs.drs_localization(new_net(config, data), config)
@@ -174,6 +191,7 @@ def test_refined_maps_are_cut_at_one(data, config, tmp_path):
 
 
 # ---- pseudo-labels
+
 
 @pytest.fixture
 def maps(data, tmp_path):
@@ -203,11 +221,16 @@ def test_constant_background_needs_no_saliency(data, config, maps, tmp_path):
     config = config.model_copy(update={"drs_background": "constant"})
     assert drs.make_pseudo_labels(data, maps, tmp_path / "none", config, tmp_path / "out") == 8
     with pytest.raises(ValueError, match="drs_background is 'saliency'"):
-        drs.label_without_saliency(data.image("m_00"), np.zeros((0, 40, 56)), np.zeros(0, int),
-                                          config.model_copy(update={"drs_background": "saliency"}))
+        drs.label_without_saliency(
+            data.image("m_00"),
+            np.zeros((0, 40, 56)),
+            np.zeros(0, int),
+            config.model_copy(update={"drs_background": "saliency"}),
+        )
 
 
 # ---- the choice of an epoch
+
 
 def test_the_best_epoch_is_kept_also_after_a_resume(data, config, tmp_path):
     net, values, seen = new_net(config, data), iter([10.0, 30.0, 20.0, 20.0]), []
@@ -262,6 +285,7 @@ def test_pixel_labels_choose_by_the_score_of_pseudo_labels(data, config, tmp_pat
 
 # ---- saliency maps
 
+
 def test_all_missing_maps_are_named_before_the_run_starts(data, tmp_path):
     folder = write_saliency(data, tmp_path / "saliency")
     check_saliency(data, folder)
@@ -273,13 +297,16 @@ def test_all_missing_maps_are_named_before_the_run_starts(data, tmp_path):
         read_saliency(folder / "m_01.png")
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda path: Image.new("RGB", (56, 40)).save(path), "has mode RGB, not 8-bit grey"),
-    (lambda path: Image.new("P", (56, 40)).save(path), "has mode P, not 8-bit grey"),
-    (lambda path: Image.new("I;16", (56, 40)).save(path), "has mode I;16, not 8-bit grey"),
-    (lambda path: Image.new("L", (40, 56)).save(path), "is 40x56 pixels but its image is 56x40"),
-    (lambda path: path.write_bytes(b"no picture"), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: Image.new("RGB", (56, 40)).save(path), "has mode RGB, not 8-bit grey"),
+        (lambda path: Image.new("P", (56, 40)).save(path), "has mode P, not 8-bit grey"),
+        (lambda path: Image.new("I;16", (56, 40)).save(path), "has mode I;16, not 8-bit grey"),
+        (lambda path: Image.new("L", (40, 56)).save(path), "is 40x56 pixels but its image is 56x40"),
+        (lambda path: path.write_bytes(b"no picture"), "cannot be read"),
+    ],
+)
 def test_a_map_that_does_not_fit_is_named(data, tmp_path, damage, message):
     folder = write_saliency(data, tmp_path / "saliency")
     damage(folder / "m_04.png")
@@ -309,22 +336,28 @@ def test_maps_from_any_function(data, tmp_path):
     assert np.mean((red > 127) == salient) > 0.9
 
 
-@pytest.mark.parametrize("network, message", [
-    (lambda batch: batch, r"m_00: the network's first output has the shape \(1, 3, 24, 24\)"),
-    (lambda batch: batch[:, :1] * 50, "m_00: the network's answer ranges over .* instead of 0..1"),
-])
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (lambda batch: batch, r"m_00: the network's first output has the shape \(1, 3, 24, 24\)"),
+        (lambda batch: batch[:, :1] * 50, "m_00: the network's answer ranges over .* instead of 0..1"),
+    ],
+)
 def test_an_answer_that_is_no_map_is_refused(data, tmp_path, network, message):
     with pytest.raises(ValueError, match=message):
         command.make_saliency(data, network, tmp_path, 24, (0, 0, 0), (1, 1, 1))
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["check", "{root}"], "8 of 8 images of split 'train' have no saliency map"),
-    (["check", "{root}", "--split", "other"], "there is no list for split 'other'"),
-    (["make", "{root}", "--network", "net.pt"], "a saliency network is an .onnx file"),
-    (["make", "{root}", "--network", "net.onnx"], "there is no such network"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["check", "{root}"], "8 of 8 images of split 'train' have no saliency map"),
+        (["check", "{root}", "--split", "other"], "there is no list for split 'other'"),
+        (["make", "{root}", "--network", "net.pt"], "a saliency network is an .onnx file"),
+        (["make", "{root}", "--network", "net.onnx"], "there is no such network"),
+    ],
+)
 def test_command_says_what_is_wrong(voc_folder, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         command.main([argument.format(root=voc_folder) for argument in arguments])
@@ -354,6 +387,7 @@ def test_a_file_that_is_no_network_is_refused(tmp_path):
 
 
 # ---- parameters
+
 
 @pytest.mark.parametrize("preset", ["voc12", "voc12-small", "coco14"])
 def test_presets_select_no_epoch_by_pixel_labels(preset):

@@ -23,9 +23,16 @@ from wsss_lib.nets.deeplab_v2 import multi_scale_logits
 pytestmark = pytest.mark.system
 
 # name: (H, W), labels of three classes, what the true mask holds
-IMAGES = {"point": ((1, 1), "100", "void"), "row": ((1, 40), "111", "nothing"), "column": ((40, 1), "100", "one"),
-          "strip": ((33, 4000), "100", "one"), "black": ((24, 24), "000", "nothing"), "white": ((24, 24), "010", "void"),
-          "noise": ((24, 24), "111", "all"), "five": ((5, 5), "001", "one")}
+IMAGES = {
+    "point": ((1, 1), "100", "void"),
+    "row": ((1, 40), "111", "nothing"),
+    "column": ((40, 1), "100", "one"),
+    "strip": ((33, 4000), "100", "one"),
+    "black": ((24, 24), "000", "nothing"),
+    "white": ((24, 24), "010", "void"),
+    "noise": ((24, 24), "111", "all"),
+    "five": ((5, 5), "001", "one"),
+}
 METHODS = {
     "vwe": lambda config, data, net: vwe.vwe_localization(vwe.build_vwe(config, 3, net), config),
     "rib": lambda config, data, net: rib.rib_localization(build_classifier(config, 3, net), data, config),
@@ -43,8 +50,12 @@ def write_data(root: Path, images: dict) -> Path:
         picture = np.full((*size, 3), 255 * (name == "white"), np.uint8)
         if name not in ("black", "white"):
             picture = rng.integers(0, 256, (*size, 3), np.uint8)
-        mask = {"void": np.full(size, 255), "nothing": np.zeros(size), "one": np.full(size, labels.find("1") + 1),
-                "all": np.resize([0, 1, 2, 3, 255], size)}[kind]
+        mask = {
+            "void": np.full(size, 255),
+            "nothing": np.zeros(size),
+            "one": np.full(size, labels.find("1") + 1),
+            "all": np.resize([0, 1, 2, 3, 255], size),
+        }[kind]
         Image.fromarray(picture).save(root / f"JPEGImages/{name}.jpg")
         files.write_mask(root / f"SegmentationClass/{name}.png", mask)
         rows.append(",".join([name, *labels]))
@@ -64,8 +75,17 @@ def data(tmp_path_factory) -> Path:
 def runs(data, tmp_path_factory) -> Path:
     """CAM's and AMN's chain over these images."""
     folder = tmp_path_factory.mktemp("runs")
-    small_chain.run(data, folder, cam_batch_size=4, irn_batch_size=4, deeplab_batch_size=4, deeplab_iterations=2, cam_epochs=1,
-                    irn_epochs=1, amn_epochs=1)
+    small_chain.run(
+        data,
+        folder,
+        cam_batch_size=4,
+        irn_batch_size=4,
+        deeplab_batch_size=4,
+        deeplab_iterations=2,
+        cam_epochs=1,
+        irn_epochs=1,
+        amn_epochs=1,
+    )
     return folder
 
 
@@ -92,8 +112,10 @@ def test_no_stage_of_a_chain_has_a_nan(runs, method):
         foreign = set(np.unique(mask)) - {0, 255} - own
         assert not foreign or "predictions" in path.parts  # which knows no label
     for path in folder.rglob("*.json*"):
-        json.loads(path.read_text().splitlines()[-1] if path.suffix == ".jsonl" else path.read_text(),
-                   parse_constant=lambda word, path=path: pytest.fail(f"{path}: {word}"))
+        json.loads(
+            path.read_text().splitlines()[-1] if path.suffix == ".jsonl" else path.read_text(),
+            parse_constant=lambda word, path=path: pytest.fail(f"{path}: {word}"),
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -47,27 +47,46 @@ def short_run(config: Config) -> dict[str, str]:
 
 def files_of(config: Config) -> dict[str, str]:
     root = Path(config.runs_root)
-    return {path.relative_to(root).as_posix(): files.sha256([path], root)
-            for path in root.rglob("*") if path.is_file() and path.name != "run.json"}
+    return {
+        path.relative_to(root).as_posix(): files.sha256([path], root)
+        for path in root.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
 
 
 @pytest.fixture
 def config(small_config) -> Config:
     """Two images in a batch on the device, one epoch, a training state after every step."""
-    return small_config.model_copy(update={"checkpoint_every": 1, "device_batch_size": 2, "cam_scales": (1.0,),
-                                           "cam_epochs": 2, "seed_crf_iterations": 1})
+    return small_config.model_copy(
+        update={"checkpoint_every": 1, "device_batch_size": 2, "cam_scales": (1.0,), "cam_epochs": 2, "seed_crf_iterations": 1}
+    )
 
 
 @pytest.fixture(scope="module")
 def undisturbed(miniature, tmp_path_factory) -> dict[str, str]:
     """What `short_run` makes."""
-    return short_run(Config(
-        dataset="miniature", data_root=str(miniature), runs_root=str(tmp_path_factory.mktemp("undisturbed")), device="cpu",
-        num_workers=0, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48, cam_batch_size=4, checkpoint_every=1,
-        device_batch_size=2, cam_scales=(1.0,), cam_epochs=2, seed_crf_iterations=1))
+    return short_run(
+        Config(
+            dataset="miniature",
+            data_root=str(miniature),
+            runs_root=str(tmp_path_factory.mktemp("undisturbed")),
+            device="cpu",
+            num_workers=0,
+            cam_crop=32,
+            cam_long_side_min=36,
+            cam_long_side_max=48,
+            cam_batch_size=4,
+            checkpoint_every=1,
+            device_batch_size=2,
+            cam_scales=(1.0,),
+            cam_epochs=2,
+            seed_crf_iterations=1,
+        )
+    )
 
 
 # ---- the disk
+
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_fails_at_any_write(config, undisturbed, monkeypatch, error):
@@ -107,11 +126,18 @@ def test_a_folder_that_may_not_be_written_to(tmp_path):
     runs = tmp_path / "runs/toy/cam/seed0"
     runs.mkdir(parents=True)
     runs.chmod(0o555)
-    program = ("import sys; from pathlib import Path; from tests import made; from wsss_lib.config import Config\n"
-               "try: made.begin(Config(runs_root=sys.argv[1]), 'maps')\n"
-               "except OSError as error: print(error)")
-    run = subprocess.run([sys.executable, "-c", program, str(tmp_path / "runs")], text=True, capture_output=True, **HERE,
-                         preexec_fn=without_the_powers_of_root)
+    program = (
+        "import sys; from pathlib import Path; from tests import made; from wsss_lib.config import Config\n"
+        "try: made.begin(Config(runs_root=sys.argv[1]), 'maps')\n"
+        "except OSError as error: print(error)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "runs")],
+        text=True,
+        capture_output=True,
+        **HERE,
+        preexec_fn=without_the_powers_of_root,
+    )
     assert run.returncode == 0, run.stderr
     if not run.stdout:
         pytest.skip("the rights of files do not count for this user")
@@ -136,8 +162,9 @@ time.sleep(60)
 def holder(tmp_path):
     """Another process that makes the stage "maps"."""
     folder = tmp_path / "runs/toy/cam/seed0/maps"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, **HERE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **HERE
+    ) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
@@ -152,8 +179,9 @@ def test_a_second_run_of_a_stage_is_refused(holder, tmp_path, monkeypatch):
     with pytest.raises(DataError) as error:
         begin(tmp_path)
     assert f"seed0/maps: another run is making this stage (process {holder.pid} on " in str(error.value)
-    assert str(error.value).endswith("); wait until it has finished, or end it (a notebook: shut its kernel down), then run "
-                                     "again")
+    assert str(error.value).endswith(
+        "); wait until it has finished, or end it (a notebook: shut its kernel down), then run again"
+    )
     assert not (tmp_path / "runs/toy/cam/seed0/maps").exists()
 
 
@@ -179,6 +207,7 @@ def test_a_process_may_begin_a_stage_twice_and_a_finished_one_is_free(tmp_path):
 
 
 # ---- processes
+
 
 def test_a_worker_that_is_killed_gives_one_sentence_and_the_rest_is_kept(tmp_path):
     with pytest.raises(OSError, match="work: a worker process was killed, perhaps for want of memory; run again with fewer"):
@@ -223,9 +252,10 @@ def test_the_kernel_of_a_notebook_stays_usable_after_an_interrupt(tmp_path):
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(PROJECT_ROOT), env=HERE["env"])
     try:
         kernel = psutil.Process(manager.provisioner.pid)
-        begun = client.execute("from pathlib import Path; from tests import faulty_work\n"
-                               f"faulty_work.run(Path({str(tmp_path)!r}))",
-                               stop_on_error=False)  # or the kernel refuses what reaches it within the next moment
+        begun = client.execute(
+            f"from pathlib import Path; from tests import faulty_work\nfaulty_work.run(Path({str(tmp_path)!r}))",
+            stop_on_error=False,
+        )  # or the kernel refuses what reaches it within the next moment
         until(lambda: len(list(tmp_path.iterdir())) > 4)
         assert len(workers_of(kernel)) == 2
         manager.interrupt_kernel()
@@ -255,18 +285,31 @@ def test_a_loader_process_that_is_killed_gives_one_sentence(tmp_path):
         torch.manual_seed(0)
         net = torch.nn.Linear(1, 1)
         config = Config(device="cpu", num_workers=num_workers, checkpoint_every=1)
-        training.train(net, lambda model, batch: {"loss": model(batch[0]).square().mean()}, DiesInALoader(),
-                       [{"params": list(net.parameters()), "lr": 1e-3}], 0.9, 12, 2, config, folder)
+        training.train(
+            net,
+            lambda model, batch: {"loss": model(batch[0]).square().mean()},
+            DiesInALoader(),
+            [{"params": list(net.parameters()), "lr": 1e-3}],
+            0.9,
+            12,
+            2,
+            config,
+            folder,
+        )
         training.save_weights(net, folder / "weights.safetensors")
         return (folder / "weights.safetensors").read_bytes()
 
-    with pytest.raises(OSError, match="training: a loader process was killed, perhaps for want of memory; run again with a "
-                                      "smaller num_workers, the training goes on where it stopped"):
+    with pytest.raises(
+        OSError,
+        match="training: a loader process was killed, perhaps for want of memory; run again with a "
+        "smaller num_workers, the training goes on where it stopped",
+    ):
         trained(tmp_path / "a", 1)
     assert trained(tmp_path / "a", 0) == trained(tmp_path / "b", 0)
 
 
 # ---- a kill between the weights and the record
+
 
 def test_a_training_that_ends_before_its_record_is_not_lost(config, undisturbed, monkeypatch):
     """The state stays until the stage is finished, so that only the steps since the last one are made again."""
@@ -289,6 +332,7 @@ def test_a_training_that_ends_before_its_record_is_not_lost(config, undisturbed,
 
 # ---- broken files
 
+
 @pytest.fixture(scope="module")
 def two_hundred(tmp_path_factory) -> Path:
     """Two hundred tiny photographs of one class, the hundredth cut off in the middle, the hundred and first empty."""
@@ -301,7 +345,7 @@ def two_hundred(tmp_path_factory) -> Path:
         Image.fromarray(array).save(root / f"JPEGImages/{image_id}.jpg")
     for image_id, share in (("p100", 0.6), ("p101", 0)):
         content = (root / f"JPEGImages/{image_id}.jpg").read_bytes()
-        (root / f"JPEGImages/{image_id}.jpg").write_bytes(content[:int(len(content) * share)])
+        (root / f"JPEGImages/{image_id}.jpg").write_bytes(content[: int(len(content) * share)])
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids))
     (root / "labels.csv").write_text("image_id,thing\n" + "".join(f"{image_id},1\n" for image_id in ids))
     (root / "dataset.json").write_text('{"name": "two hundred", "classes": ["thing"]}')
@@ -312,8 +356,10 @@ def test_broken_images_are_listed_before_a_run_begins(two_hundred):
     with pytest.raises(DataError) as error:
         check_images(load_dataset(two_hundred, "train"))
     assert str(error.value).startswith(f"{two_hundred}/JPEGImages/p100.jpg: the image cannot be read (")
-    assert str(error.value).endswith("; of split 'train' 2 of 200 images cannot be read: p100, p101; fetch them again, take "
-                                     "their ids out of the list, or set on_bad_image to 'skip'")
+    assert str(error.value).endswith(
+        "; of split 'train' 2 of 200 images cannot be read: p100, p101; fetch them again, take "
+        "their ids out of the list, or set on_bad_image to 'skip'"
+    )
     report = check_dataset(two_hundred, workers=1)
     assert report.counts["unreadable"] == 2 and report.images == 198
 
@@ -329,8 +375,9 @@ def test_broken_images_are_left_out_on_demand(two_hundred, capsys):
         open_data(config, "bad")
 
 
-@pytest.mark.parametrize("name", ["classifier/weights.safetensors", "maps/m_03.npz", "seeds/seed_masks/m_03.png",
-                                  "seeds/irn_labels/m_03.png"])
+@pytest.mark.parametrize(
+    "name", ["classifier/weights.safetensors", "maps/m_03.npz", "seeds/seed_masks/m_03.png", "seeds/irn_labels/m_03.png"]
+)
 def test_a_file_cut_off_by_an_earlier_crash_is_deleted_and_made_again(config, undisturbed, name):
     assert short_run(config) == undisturbed
     path = Path(config.runs_root) / "miniature/cam/seed0" / name
@@ -351,9 +398,11 @@ def test_a_file_cut_off_by_an_earlier_crash_is_deleted_and_made_again(config, un
     assert short_run(config) == undisturbed
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": "1"}', b'{"files": 0}',
-                                     b'{"files": 0, "results_sha256": 3}', b"[" * 100_000],
-                         ids=lambda content: content[:40].decode())
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"files": "1"}', b'{"files": 0}', b'{"files": 0, "results_sha256": 3}', b"[" * 100_000],
+    ids=lambda content: content[:40].decode(),
+)
 def test_a_broken_record_gives_one_sentence(tmp_path, content):
     stage = begin(tmp_path)
     (stage.folder / "run.json").write_bytes(content)
@@ -362,6 +411,7 @@ def test_a_broken_record_gives_one_sentence(tmp_path, content):
 
 
 # ---- the clock
+
 
 def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
     clock = iter(range(10**9, 0, -3600))

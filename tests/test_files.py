@@ -27,6 +27,7 @@ def files_below(folder: Path) -> list[str]:
 
 # ---- atomic writes
 
+
 def test_a_file_is_written_into_a_new_folder_readable_by_all(tmp_path):
     files.write_atomically(tmp_path / "a" / "b" / "c.txt", lambda temporary: temporary.write_text("whole"))
     assert files_below(tmp_path) == ["a/b/c.txt"] and (tmp_path / "a/b/c.txt").read_text() == "whole"
@@ -54,8 +55,10 @@ def test_a_full_disk_gives_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError) as error:
         files.write_json(tmp_path / "metrics.json", [])
-    assert str(error.value) == (f"{tmp_path}/metrics.json: cannot be written (No space left on device); free some space or set "
-                                "runs_root to another disk, then run again: finished results are kept")
+    assert str(error.value) == (
+        f"{tmp_path}/metrics.json: cannot be written (No space left on device); free some space or set "
+        "runs_root to another disk, then run again: finished results are kept"
+    )
     assert files_below(tmp_path) == []
 
 
@@ -93,11 +96,14 @@ def test_every_writer_survives_a_disk_that_fills_up_while_it_writes(tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
         f"{tmp_path}/a.{suffix}: cannot be written (File too large); free some space or set runs_root to another disk, then "
-        "run again: finished results are kept" for suffix in ("npz", "png", "json", "safetensors")]
+        "run again: finished results are kept"
+        for suffix in ("npz", "png", "json", "safetensors")
+    ]
     assert files_below(tmp_path) == []
 
 
 # ---- localization maps
+
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), num_classes=st.integers(0, 4), seed=st.integers(0, 99))
 @example(height=375, width=500, num_classes=2, seed=0)
@@ -196,7 +202,7 @@ def test_damaged_maps_are_read_rightly_or_refused(tmp_path_factory, place, value
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
     content = bytearray(npz(**GOOD))
     content[place % len(content)] = value
-    path.write_bytes(content[:len(content) - cut] if cut % 3 == 0 else content)
+    path.write_bytes(content[: len(content) - cut] if cut % 3 == 0 else content)
     try:
         classes, scores, size = files.read_maps(path)
     except DataError:
@@ -205,6 +211,7 @@ def test_damaged_maps_are_read_rightly_or_refused(tmp_path_factory, place, value
 
 
 # ---- masks, JSON, tensors
+
 
 def test_mask_is_a_palette_png_in_voc_colours(tmp_path):
     mask = np.array([[0, 1, 20], [255, 3, 7]], np.uint8)
@@ -223,8 +230,11 @@ def test_broken_json_names_the_remedy(tmp_path, content):
 
 
 def test_tensors_round_trip_and_broken_files(tmp_path):
-    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(7), "c": torch.zeros(2, 3, 4, 5).contiguous(
-        memory_format=torch.channels_last)}
+    tensors = {
+        "a": torch.arange(6.0).reshape(2, 3).T,
+        "b": torch.tensor(7),
+        "c": torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    }
     files.write_tensors(tmp_path / "w.safetensors", tensors)
     read = files.read_tensors(tmp_path / "w.safetensors")
     assert set(read) == set(tensors) and all(torch.equal(read[name], tensors[name]) for name in tensors)
@@ -237,8 +247,14 @@ def test_tensors_round_trip_and_broken_files(tmp_path):
             files.read_tensors(tmp_path / name)
 
 
-@given(st.dictionaries(st.text("ab/", min_size=1, max_size=3).map(lambda name: name.strip("/").replace("//", "/") or "a"),
-                       st.binary(max_size=3), min_size=1, max_size=3))
+@given(
+    st.dictionaries(
+        st.text("ab/", min_size=1, max_size=3).map(lambda name: name.strip("/").replace("//", "/") or "a"),
+        st.binary(max_size=3),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_hash_sees_names_and_contents(contents):
     import tempfile
 

@@ -22,17 +22,30 @@ from wsss_lib.segment.deeplab import build_deeplab, make_predictions, train_deep
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 # Without weights of ImageNet and without a GPU; the networks, crops, scales and losses are those of the preset.
-REDUCED = {"train_split": "train", "num_workers": 0, "device": "cpu", "device_batch_size": 1, "backbone_weights": "none",
-           "cam_epochs": 2, "cam_batch_size": 2, "irn_epochs": 2, "irn_batch_size": 1,
-           "deeplab_init": "none", "deeplab_iterations": 2, "deeplab_batch_size": 1}
+REDUCED = {
+    "train_split": "train",
+    "num_workers": 0,
+    "device": "cpu",
+    "device_batch_size": 1,
+    "backbone_weights": "none",
+    "cam_epochs": 2,
+    "cam_batch_size": 2,
+    "irn_epochs": 2,
+    "irn_batch_size": 1,
+    "deeplab_init": "none",
+    "deeplab_iterations": 2,
+    "deeplab_batch_size": 1,
+}
 
 
 def write_voc(root: Path) -> None:
     """Three photographs of VOC's usual sizes with one or two coloured objects on noise."""
     rng = np.random.default_rng(0)
-    objects = {"2007_000001": ((375, 500), {"person": (40, 60, 300, 220), "dog": (180, 260, 360, 470)}),
-               "2007_000002": ((500, 375), {"cat": (100, 50, 420, 330)}),
-               "2007_000003": ((375, 500), {"dog": (30, 30, 340, 400)})}
+    objects = {
+        "2007_000001": ((375, 500), {"person": (40, 60, 300, 220), "dog": (180, 260, 360, 470)}),
+        "2007_000002": ((500, 375), {"cat": (100, 50, 420, 330)}),
+        "2007_000003": ((375, 500), {"dog": (30, 30, 340, 400)}),
+    }
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     rows = [",".join(("image_id", *VOC_CLASSES))]
@@ -129,8 +142,12 @@ def test_amn_of_voc12_runs_at_full_size(tmp_path):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert amn.train_amn(net, data, runs / "seeds", config, runs / "network") == 4
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    assert {"backbone.layer1.0.conv1.weight", "backbone.layer4.2.conv3.weight", "head.label_encoder.weight",
-            "head.aspp.c3.weight"} <= changed
+    assert {
+        "backbone.layer1.0.conv1.weight",
+        "backbone.layer4.2.conv3.weight",
+        "head.label_encoder.weight",
+        "head.aspp.c3.weight",
+    } <= changed
     assert not any("running" in name or name.startswith(("backbone.conv1", "backbone.bn1")) for name in changed)
     check_log(runs / "network")
     training.save_weights(net, runs / "network" / "weights.safetensors")

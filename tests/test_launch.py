@@ -39,7 +39,7 @@ class Pixels(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(100 * key[0] + key[1])
         label = torch.randint(0, 3, (12, 12), generator=generator)
-        label[:key[1]] = 255
+        label[: key[1]] = 255
         return torch.randn(3, 12, 12, generator=generator), label
 
 
@@ -61,8 +61,18 @@ def train_pixels(config: Config, folder: Path, after_step: Callable[[int], None]
     """Train a net with the losses of pixels, or go on where an earlier call was stopped."""
     folder.mkdir(exist_ok=True)
     net = pixel_net()
-    training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.05, "weight_decay": 1e-4}], 0.9,
-                   STEPS, 6, config, folder, after_step=after_step)
+    training.train(
+        net,
+        pixel_losses,
+        Pixels(),
+        [{"params": net.parameters(), "lr": 0.05, "weight_decay": 1e-4}],
+        0.9,
+        STEPS,
+        6,
+        config,
+        folder,
+        after_step=after_step,
+    )
     return net
 
 
@@ -127,8 +137,15 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
 
 @pytest.mark.timeout(600)
 def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_has_stopped(small_config, tmp_path):
-    config = small_config.model_copy(update={"cam_frozen_batch_norm": True, "cam_learning_rate": 0.003,
-                                             "cam_head_learning_rate": 0.03, "cam_epochs": 10, "checkpoint_every": 10})
+    config = small_config.model_copy(
+        update={
+            "cam_frozen_batch_norm": True,
+            "cam_learning_rate": 0.003,
+            "cam_head_learning_rate": 0.03,
+            "cam_epochs": 10,
+            "checkpoint_every": 10,
+        }
+    )
     data, nets = open_data(config, "train"), {}
     for number in (1, 2):
         half_way(tmp_path / f"resumed{number}", config)
@@ -139,10 +156,13 @@ def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_ha
         given = config.model_copy(update={"processes": number})
         assert train_all(net, data, given, folder, tmp_path / f"resumed{number}") == (80, number)
         assert not net.training and not (folder / distributed.TRAINED).exists()
-        nets[number] = [net.state_dict()] + [files.read_tensors(folder / f"{name}.safetensors")
-                                             for name in ("whole", "resumed")]
-        assert largest_difference(start, nets[number][0]) > 0.01 and largest_difference(
-            pixel_net().state_dict(), nets[number][1]) > 0.1, "they have learned something"
+        nets[number] = [net.state_dict()] + [
+            files.read_tensors(folder / f"{name}.safetensors") for name in ("whole", "resumed")
+        ]
+        assert (
+            largest_difference(start, nets[number][0]) > 0.01
+            and largest_difference(pixel_net().state_dict(), nets[number][1]) > 0.1
+        ), "they have learned something"
     assert [largest_difference(one, two) < TOLERANCE for one, two in zip(nets[1], nets[2], strict=True)] == [True] * 3
     assert largest_difference(nets[1][1], nets[1][2]) == 0, "resumed by one process: the same bits"
     begun = tmp_path / "begun"
@@ -153,8 +173,9 @@ def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_ha
     logs = [training.read_log(tmp_path / name) for name in ("1/pixels", "2/pixels", "resumed2", "begun", "1", "2")]
     assert all([row["step"] for row in log] == [10, 20] for log in logs), "one writer"
     for rows in zip(*logs[:4], strict=True):
-        assert all(rows[0][key] == pytest.approx(row[key], abs=TOLERANCE)
-                   for row in rows for key in ("loss", "pixels", "pairs"))
+        assert all(
+            rows[0][key] == pytest.approx(row[key], abs=TOLERANCE) for row in rows for key in ("loss", "pixels", "pairs")
+        )
     assert [row["loss"] for row in logs[4]] == pytest.approx([row["loss"] for row in logs[5]], abs=TOLERANCE)
 
 
@@ -206,6 +227,7 @@ def test_shares_make_up_the_batch(number):
 
 # ---- per-image work in shards
 
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -236,8 +258,11 @@ def test_shards_together_make_what_one_process_makes(miniature, small_config, tm
         assert in_shards(shards, small_config, masks) == (len(data) if shards == 1 else 0)
         assert calls == Counter(data.ids), "each image once"
         # Batches are those of the whole data set, so that no image meets others in its batch than without shards.
-        in_shards(shards, small_config, lambda config, folder=folder: make_maps(
-            cam_localization(net, config), data, config, folder / "maps"))
+        in_shards(
+            shards,
+            small_config,
+            lambda config, folder=folder: make_maps(cam_localization(net, config), data, config, folder / "maps"),
+        )
         results[shards] = contents(folder / "maps"), contents(folder / "masks")
     assert len(results[1][0]) == len(results[1][1]) == len(data) and results[1] == results[2] == results[5]
 

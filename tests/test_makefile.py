@@ -10,10 +10,27 @@ from wsss_lib.parameters import PROJECT_ROOT
 
 pytestmark = pytest.mark.system
 
-MADE = ("runs/toy/a", "runs/demo/a", "runs/samples/a", "data/toy/a", "data/samples/a", "build/site/a", ".snakemake/a",
-        "wsss_lib/deep/__pycache__/a.pyc", "tests/__pycache__/a.pyc", "x.egg-info/a")
-KEPT = ("runs/voc12/a", "data/voc12/__pycache__/a.pyc", "data/mine/a", "env/lib/__pycache__/a.pyc", ".venv/__pycache__/a.pyc",
-        "wsss_lib/deep/a.py", "photographs/__pycache__/a.pyc")
+MADE = (
+    "runs/toy/a",
+    "runs/demo/a",
+    "runs/samples/a",
+    "data/toy/a",
+    "data/samples/a",
+    "build/site/a",
+    ".snakemake/a",
+    "wsss_lib/deep/__pycache__/a.pyc",
+    "tests/__pycache__/a.pyc",
+    "x.egg-info/a",
+)
+KEPT = (
+    "runs/voc12/a",
+    "data/voc12/__pycache__/a.pyc",
+    "data/mine/a",
+    "env/lib/__pycache__/a.pyc",
+    ".venv/__pycache__/a.pyc",
+    "wsss_lib/deep/a.py",
+    "photographs/__pycache__/a.pyc",
+)
 
 
 def fill(folder: Path, names: tuple[str, ...]) -> None:

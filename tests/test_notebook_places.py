@@ -33,9 +33,27 @@ def checkout(tmp_path) -> Path:
 def run_notebook(root: Path, name: str, data: Path, elsewhere: Path, *options: str, **how) -> None:
     """Run a notebook from a folder outside the checkout."""
     elsewhere.mkdir()
-    command = [sys.executable, "-m", "papermill", str(root / "notebooks" / f"{name}.ipynb"), "out.ipynb", "-k", "python3",
-               "--no-progress-bar", "--log-level", "ERROR", "--cwd", str(elsewhere), "-r", "dataset", "micro",
-               "-r", "data_root", str(data), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(root / "notebooks" / f"{name}.ipynb"),
+        "out.ipynb",
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "--log-level",
+        "ERROR",
+        "--cwd",
+        str(elsewhere),
+        "-r",
+        "dataset",
+        "micro",
+        "-r",
+        "data_root",
+        str(data),
+        *options,
+    ]
     done = subprocess.run(command, cwd=elsewhere, env=environment(root), text=True, capture_output=True, **how)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -53,8 +71,19 @@ def test_a_notebook_runs_out_of_a_checkout_that_is_read_only(checkout, data, tmp
     small_chain.cam_maps(config, open_data(config, "train"))
     subprocess.run(["chmod", "--recursive", "a-w", str(checkout)], check=True)
     try:
-        run_notebook(checkout, "70_seeds", data, tmp_path / "elsewhere", "-r", "runs_root", str(tmp_path / "runs"),
-                     "-p", "num_workers", "0", preexec_fn=without_the_powers_of_root)
+        run_notebook(
+            checkout,
+            "70_seeds",
+            data,
+            tmp_path / "elsewhere",
+            "-r",
+            "runs_root",
+            str(tmp_path / "runs"),
+            "-p",
+            "num_workers",
+            "0",
+            preexec_fn=without_the_powers_of_root,
+        )
     finally:
         subprocess.run(["chmod", "--recursive", "u+w", str(checkout)], check=True)
     assert git(checkout, "status", "--porcelain") == "" and not list(checkout.rglob("__pycache__"))

@@ -16,8 +16,11 @@ from wsss_lib.parameters import PROJECT_ROOT
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md")),
-         *sorted((PROJECT_ROOT / "notebooks").glob("*.py"))]
+PAGES = [
+    PROJECT_ROOT / "README.md",
+    *sorted((PROJECT_ROOT / "docs").glob("*.md")),
+    *sorted((PROJECT_ROOT / "notebooks").glob("*.py")),
+]
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -46,8 +49,9 @@ def test_the_chain_is_there():
 def test_twin_is_in_step(path):
     twin = source_notebook(path.with_suffix(".py"))
     stored = read(path)
-    assert [(cell.cell_type, cell.source) for cell in twin.cells] == [(cell.cell_type, cell.source) for cell in stored.cells], \
+    assert [(cell.cell_type, cell.source) for cell in twin.cells] == [(cell.cell_type, cell.source) for cell in stored.cells], (
         "run make refresh"
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -123,8 +127,9 @@ def test_pictures_in_prose_have_a_text(path):
 
 def test_back_pointers_lead_to_sections():
     """`Explained in notebook 10, section "The network"`: the notebook and the section exist."""
-    headings = {path.stem[:2]: re.findall(r"^# #+ (?:\d+ )?(.*)$", path.with_suffix(".py").read_text(), re.M)
-                for path in NOTEBOOKS}
+    headings = {
+        path.stem[:2]: re.findall(r"^# #+ (?:\d+ )?(.*)$", path.with_suffix(".py").read_text(), re.M) for path in NOTEBOOKS
+    }
     pointers = 0
     for file in (PROJECT_ROOT / "wsss_lib").rglob("*.py"):
         text = re.sub(r"\s+", " ", file.read_text())

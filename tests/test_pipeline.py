@@ -54,6 +54,7 @@ def test_no_half_written_file_remains(finished_run):
 
 # The goals hold for each of three seeds (docs/results.md); here seed 0 must reach them.
 
+
 def test_refinement_gains(finished_run):
     assert miou("cam", "IRN pseudo-mask") >= miou("cam", "CAM seed") + 8
 
@@ -107,8 +108,9 @@ def test_killed_notebook_goes_on_to_the_same_result(finished_run, tmp_path):
     rng = random.Random(0)
     for _ in range(3):
         command = papermill_command("10_cam", tmp_path, *small, "-r", "runs_root", str(tmp_path / "b"))
-        process = subprocess.Popen(command, cwd=PROJECT_ROOT, start_new_session=True, stderr=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=PROJECT_ROOT, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         time.sleep(rng.uniform(4, 12))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -122,8 +124,21 @@ def test_killed_notebook_goes_on_to_the_same_result(finished_run, tmp_path):
 
 def papermill_command(notebook: str, folder: Path, *options: str) -> list[str]:
     """Return the command that runs one notebook at smoke size."""
-    return [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", str(folder / "out.ipynb"), "-k", "python3",
-            "--no-progress-bar", "--log-level", "ERROR", "--cwd", str(PROJECT_ROOT), *options]
+    return [
+        sys.executable,
+        "-m",
+        "papermill",
+        f"notebooks/{notebook}.ipynb",
+        str(folder / "out.ipynb"),
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "--log-level",
+        "ERROR",
+        "--cwd",
+        str(PROJECT_ROOT),
+        *options,
+    ]
 
 
 def papermill(notebook: str, folder: Path, *options: str) -> subprocess.CompletedProcess:

@@ -40,8 +40,22 @@ GRAPH = {
 
 def snakemake(*arguments: str, folder: Path = ROOT, config: tuple[str, ...] = ()) -> list[str]:
     """Return the command line that runs Snakemake as `make smoke` does."""
-    return [sys.executable, "-m", "snakemake", "--directory", str(folder), "--snakefile", str(folder / "Snakefile"),
-            "--cores", "2", "--nolock", "--rerun-incomplete", *arguments, "--config", *config]
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--directory",
+        str(folder),
+        "--snakefile",
+        str(folder / "Snakefile"),
+        "--cores",
+        "2",
+        "--nolock",
+        "--rerun-incomplete",
+        *arguments,
+        "--config",
+        *config,
+    ]
 
 
 def output_of(command: list[str]) -> str:
@@ -60,14 +74,13 @@ def test_graph(preset, tmp_path):
     """Nothing exists below a new runs_root: every notebook is planned, with parameters that the configuration knows."""
     dataset = read_preset(preset).get("dataset", "toy")
     base = tmp_path / dataset
-    plan = output_of(snakemake("--dry-run", "--printshellcmds",
-                               config=(f"preset={preset.stem}", f"runs_root={tmp_path}")))
+    plan = output_of(snakemake("--dry-run", "--printshellcmds", config=(f"preset={preset.stem}", f"runs_root={tmp_path}")))
     planned = {}
     for block in plan.split("\nrule ")[1:]:
         lines = dict(re.findall(r"^    (input|output): (.*)$", block, flags=re.MULTILINE))
         if "-m papermill" in block:
             words = shlex.split(re.search(r"^\S+ -m papermill .*?(?= \|\|)", block, flags=re.MULTILINE)[0])
-            options = [words[i:i + 3] for i, word in enumerate(words) if word in ("-r", "-p")]
+            options = [words[i : i + 3] for i, word in enumerate(words) if word in ("-r", "-p")]
             given = {name: int(value) if option == "-p" else value for option, name, value in options}
             assert words[words.index("-f") + 1] == f"configs/{preset.stem}.yaml"
             config = Config.from_values(read_preset(preset) | given)
@@ -101,19 +114,28 @@ def notebooks_of(plan: str) -> list[str]:
     return sorted(f"{method} {notebook}" for notebook, method in runs)
 
 
-@pytest.mark.parametrize("preset, refinement, expected", [
-    ("smoke", "", {"cam": "80_irn", "drs": "30_drs", "sccam": "80_irn"}),  # configs/methods/smoke.drs.yaml says so
-    ("smoke", "affinitynet", {"cam": "75_affinitynet", "drs": "75_affinitynet", "sccam": "75_affinitynet"}),
-    ("voc12", "", {"cam": "80_irn", "drs": "30_drs", "sccam": "75_affinitynet"}),  # configs/methods/voc12.*.yaml say so
-    ("voc12", "irn", {"cam": "80_irn", "drs": "80_irn", "sccam": "80_irn"}),
-])
+@pytest.mark.parametrize(
+    "preset, refinement, expected",
+    [
+        ("smoke", "", {"cam": "80_irn", "drs": "30_drs", "sccam": "80_irn"}),  # configs/methods/smoke.drs.yaml says so
+        ("smoke", "affinitynet", {"cam": "75_affinitynet", "drs": "75_affinitynet", "sccam": "75_affinitynet"}),
+        ("voc12", "", {"cam": "80_irn", "drs": "30_drs", "sccam": "75_affinitynet"}),  # configs/methods/voc12.*.yaml say so
+        ("voc12", "irn", {"cam": "80_irn", "drs": "80_irn", "sccam": "80_irn"}),
+    ],
+)
 def test_the_refinement_is_chosen_by_preset_method_or_command(tmp_path, preset, refinement, expected):
     choice = (f"refinement={refinement}",) if refinement else ()
-    plan = output_of(snakemake("--dry-run", "--printshellcmds",
-                               config=(f"preset={preset}", f"runs_root={tmp_path}", "methods=[cam,drs,sccam]", *choice)))
+    plan = output_of(
+        snakemake(
+            "--dry-run",
+            "--printshellcmds",
+            config=(f"preset={preset}", f"runs_root={tmp_path}", "methods=[cam,drs,sccam]", *choice),
+        )
+    )
     runs = notebooks_of(plan)
-    assert [run for run in runs if run.endswith(("75_affinitynet", "80_irn"))] == \
-        sorted(f"{method} {notebook}" for method, notebook in expected.items() if notebook != "30_drs")
+    assert [run for run in runs if run.endswith(("75_affinitynet", "80_irn"))] == sorted(
+        f"{method} {notebook}" for method, notebook in expected.items() if notebook != "30_drs"
+    )
     base = tmp_path / read_preset(ROOT / "configs" / f"{preset}.yaml").get("dataset", "toy")
     stage = {"80_irn": "pseudo_masks", "75_affinitynet": "affinitynet_masks", "30_drs": "maps"}
     for method, notebook in expected.items():
@@ -123,8 +145,20 @@ def test_the_refinement_is_chosen_by_preset_method_or_command(tmp_path, preset, 
 
 
 def test_any_parameter_can_be_given_on_the_command_line(tmp_path):
-    plan = output_of(snakemake("--dry-run", "--printshellcmds", config=(
-        f"runs_root={tmp_path}", "methods=[amn]", "cam_scales=[1.0, 0.5]", "limit=3", "mixed_precision=true", "labels=my.csv")))
+    plan = output_of(
+        snakemake(
+            "--dry-run",
+            "--printshellcmds",
+            config=(
+                f"runs_root={tmp_path}",
+                "methods=[amn]",
+                "cam_scales=[1.0, 0.5]",
+                "limit=3",
+                "mixed_precision=true",
+                "labels=my.csv",
+            ),
+        )
+    )
     options = "-p cam_scales '(1.0, 0.5)' -p limit 3 -p mixed_precision True -r labels my.csv "
     assert plan.count(options) == plan.count("-m papermill") > 5
     files = "-f configs/smoke.yaml -f configs/methods/smoke.amn.yaml"
@@ -145,24 +179,44 @@ def test_the_demo_takes_all_methods_through_the_chain(tmp_path):
 def test_a_cluster_gets_the_graph_that_the_costs_are_made_for(profile, tmp_path):
     """Five methods, three seeds, as Snakemake itself plans them with the profile (only the executor is not the cluster's)."""
     methods, seeds = [name for name in METHODS if name != "cam"], [0, 1, 2]
-    plan = output_of([word for word in snakemake(
-        "--profile", str(ROOT / "configs" / "profiles" / profile), "--executor", "local", "--dry-run", "--printshellcmds",
-        config=("preset=voc12", f"runs_root={tmp_path}", f"methods=[{','.join(methods)}]", "seeds=[0,1,2]", "processes=2"))])
+    plan = output_of(
+        [
+            word
+            for word in snakemake(
+                "--profile",
+                str(ROOT / "configs" / "profiles" / profile),
+                "--executor",
+                "local",
+                "--dry-run",
+                "--printshellcmds",
+                config=(
+                    "preset=voc12",
+                    f"runs_root={tmp_path}",
+                    f"methods=[{','.join(methods)}]",
+                    "seeds=[0,1,2]",
+                    "processes=2",
+                ),
+            )
+        ]
+    )
     runs = Counter(re.findall(r"-m papermill notebooks/(\S+)\.ipynb .*? -r method (\S+)", plan))
     assert runs == costs.jobs("voc12", methods, seeds) and runs.total() == plan.count("-p processes 2")
     with_gpu = Counter(re.findall(r"^rule (\w+):(?:(?!^rule ).)*?resources: [^\n]*gpu=1", plan, flags=re.MULTILINE | re.DOTALL))
     assert with_gpu == {"cam": 3, "maps": 15, "irn": 9, "affinitynet": 3, "deeplab": 15, "deeplab_truth": 3}
 
 
-@pytest.mark.parametrize("config, message", [
-    ("refinement=crf", "refinement 'crf' is unknown; take one of: irn, affinitynet, drs"),
-    ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco-toy, coco14, "),
-    ("methods=cam", "methods and seeds are lists"),
-    ("seed=3", "seed differs from run to run: give seeds instead"),
-    ("limt=30", "unknown parameter 'limt'; did you mean 'limit'?"),
-    ("limit=few", "parameter limit = 'few': Input should be a valid integer"),
-    ("methods=[nonsense]", "method 'nonsense' has no notebook; take some of: cam"),
-])
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ("refinement=crf", "refinement 'crf' is unknown; take one of: irn, affinitynet, drs"),
+        ("preset=voc13", "preset 'voc13' does not exist in configs/; take one of: coco-toy, coco14, "),
+        ("methods=cam", "methods and seeds are lists"),
+        ("seed=3", "seed differs from run to run: give seeds instead"),
+        ("limt=30", "unknown parameter 'limt'; did you mean 'limit'?"),
+        ("limit=few", "parameter limit = 'few': Input should be a valid integer"),
+        ("methods=[nonsense]", "method 'nonsense' has no notebook; take some of: cam"),
+    ],
+)
 def test_wrong_settings_give_one_sentence(config, message):
     done = subprocess.run(snakemake("--dry-run", config=(config,)), text=True, capture_output=True, timeout=120)
     assert done.returncode != 0 and message in done.stdout + done.stderr

@@ -34,8 +34,12 @@ def test_voc12_holds_the_published_value(method, name):
 def test_a_method_moves_no_stage_of_another_notebook_without_saying_so(path):
     preset, method = path.stem.split(".")
     config = preset_config(preset, method)
-    read_by_others: set[str] = {name for stage in stages_of(config) if stage.notebook != METHODS[method].NOTEBOOK
-                                for name in config.names_of(*stage.read_by(config))}
+    read_by_others: set[str] = {
+        name
+        for stage in stages_of(config)
+        if stage.notebook != METHODS[method].NOTEBOOK
+        for name in config.names_of(*stage.read_by(config))
+    }
     declared = set(config.names_of(*METHODS[method].SETS_FOR_OTHERS))
     assert not (set(read_preset(path)) & read_by_others) - declared
 
@@ -44,10 +48,24 @@ def test_a_method_moves_no_stage_of_another_notebook_without_saying_so(path):
 
 # Momentum and weight decay of every network: of the programs for voc12 and coco14, of this project for the others.
 OPTIMIZERS = {
-    "classifier": (1e-4, 1e-4), "irn": (1e-4, 1e-4), "vwe": (1e-4, 1e-4), "sccam": (5e-4, 5e-4), "affinitynet": (5e-4, 5e-4),
-    "drs": (0.9, 5e-4), "refinement": (None, 0.0), "amn": (None, 1e-4), "deeplab": (0.9, 5e-4)}
-OWN = OPTIMIZERS | {"classifier": (0.9, 1e-4), "irn": (0.9, 1e-4), "vwe": (0.9, 1e-4), "sccam": (0.9, 5e-4),
-                    "affinitynet": (0.9, 5e-4), "drs": (0.9, 1e-4)}
+    "classifier": (1e-4, 1e-4),
+    "irn": (1e-4, 1e-4),
+    "vwe": (1e-4, 1e-4),
+    "sccam": (5e-4, 5e-4),
+    "affinitynet": (5e-4, 5e-4),
+    "drs": (0.9, 5e-4),
+    "refinement": (None, 0.0),
+    "amn": (None, 1e-4),
+    "deeplab": (0.9, 5e-4),
+}
+OWN = OPTIMIZERS | {
+    "classifier": (0.9, 1e-4),
+    "irn": (0.9, 1e-4),
+    "vwe": (0.9, 1e-4),
+    "sccam": (0.9, 5e-4),
+    "affinitynet": (0.9, 5e-4),
+    "drs": (0.9, 1e-4),
+}
 
 
 def networks(config: Config) -> Iterator[tuple[str, torch.nn.Module, Any, tuple]]:
@@ -58,8 +76,12 @@ def networks(config: Config) -> Iterator[tuple[str, torch.nn.Module, Any, tuple]
         yield "vwe", vwe.build_vwe(config, 20, ""), vwe.train_vwe, ()
     if config.method == "sccam":
         assignment = np.full((320, 20), -1)
-        yield "sccam", sccam.build_sccam(config, 20), lambda net, data, config, folder: sccam.train_sccam.__wrapped__(
-            net, data, assignment, config, folder, 1), ()
+        yield (
+            "sccam",
+            sccam.build_sccam(config, 20),
+            lambda net, data, config, folder: sccam.train_sccam.__wrapped__(net, data, assignment, config, folder, 1),
+            (),
+        )
     if config.method == "drs":
         yield "drs", drs.build_drs(config, 20), drs.train_drs, ()
         yield "refinement", drs.build_refinement(config, 20), drs.train_refinement, (Path(),)
@@ -77,8 +99,11 @@ def networks(config: Config) -> Iterator[tuple[str, torch.nn.Module, Any, tuple]
 def given(monkeypatch):
     """What `training.train` was given last."""
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(training, "train", lambda net, loss_of, samples, groups, momentum, *_, **__:
-                        seen.update(momentum=momentum, groups=groups))
+    monkeypatch.setattr(
+        training,
+        "train",
+        lambda net, loss_of, samples, groups, momentum, *_, **__: seen.update(momentum=momentum, groups=groups),
+    )
     monkeypatch.setattr(amn, "_check_seeds", lambda *_: None)
     return seen
 
@@ -90,7 +115,9 @@ def test_every_network_has_the_momentum_and_the_weight_decay_of_its_own_program(
     values = {"refinement": refinement} if refinement else {}
     config = preset_config(preset, method, **values)
     start = {name: "backbone" for name in Config.model_fields if name.endswith("_init")}
-    config = config.model_copy(update=start | {"deeplab_init": "none", "backbone_weights": "none", "drs_backbone_weights": "none"})
+    config = config.model_copy(
+        update=start | {"deeplab_init": "none", "backbone_weights": "none", "drs_backbone_weights": "none"}
+    )
     expected = OPTIMIZERS if preset in ("voc12", "coco14") else OWN
     data = Split(320)
     data.root, data.classes = tmp_path, tuple("abcdefghijklmnopqrst")
@@ -106,7 +133,9 @@ def test_every_network_has_the_momentum_and_the_weight_decay_of_its_own_program(
 def test_drs_classifier_leaves_irn_and_affinitynet_as_they_are(refinement):
     """Once its file set momentum, weight decay and frozen stages for all."""
     fields = [name for name in Config.model_fields if name.startswith(("irn_", "affinitynet_"))]
-    values = [[getattr(preset_config("voc12", method, refinement=refinement), name) for name in fields] for method in ("cam", "drs")]
+    values = [
+        [getattr(preset_config("voc12", method, refinement=refinement), name) for name in fields] for method in ("cam", "drs")
+    ]
     assert values[0] == values[1]
 
 

@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 
 # ---- per image
 
+
 @pytest.mark.system
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_missing_image_is_made_once(miniature, tmp_path, num_workers):
@@ -68,6 +69,7 @@ def test_batches_hold_images_of_one_size(miniature):
 
 # ---- tables
 
+
 def finished(tmp_path, method: str, seed: int, stage: str, rows: list[dict]) -> None:
     config = Config(runs_root=str(tmp_path), method=method, seed=seed)
     made.finish(made.begin(config, stage, ("seed",)), rows)
@@ -100,8 +102,12 @@ def test_rows_of_several_seeds_are_joined(tmp_path):
 
 
 def test_splits_and_crf_are_never_mixed(tmp_path):
-    rows = [row("a", 1.0, method="cam"), row("a", 2.0, method="cam", crf=True), row("a", 3.0, method="cam", split="train"),
-            row("a", 4.0, method="cam", images=8)]
+    rows = [
+        row("a", 1.0, method="cam"),
+        row("a", 2.0, method="cam", crf=True),
+        row("a", 3.0, method="cam", split="train"),
+        row("a", 4.0, method="cam", images=8),
+    ]
     assert [entry["runs"] for entry in results.summarize(rows)] == [1, 1, 1, 1]
 
 
@@ -130,6 +136,7 @@ def test_commands_say_what_is_missing(tmp_path):
 
 # ---- report
 
+
 def notebook_with(picture: str, caption: str):
     outputs = [new_output("display_data", {"image/png": picture}), new_output("display_data", {"text/markdown": caption})]
     return new_notebook(cells=[new_code_cell("", outputs=outputs)])
@@ -144,6 +151,7 @@ def test_pictures_keep_their_texts_and_bring_no_foreign_markup():
 
 
 # ---- figures
+
 
 def test_a_figure_needs_a_text(capsys):
     import matplotlib.pyplot as plt

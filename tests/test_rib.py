@@ -20,6 +20,7 @@ RAW = torch.tensor([[[[4.0, 1.0, -1.0, 2.0]], [[-1.0, -2.0, -3.0, -2.0]]]])  # t
 
 # ---- pooling and loss by hand
 
+
 def test_pooling_keeps_what_is_not_yet_telling():
     present = torch.ones(1, 2)
     # Class 0: at a threshold of 0.4 the values 1 and -1 are kept; at 0.6 also 2. A map below zero keeps nothing.
@@ -70,10 +71,19 @@ def test_a_disjoint_image_shares_no_class(rows, target):
 
 # ---- one image
 
+
 @pytest.fixture
 def rib_config(small_config) -> Config:
-    return small_config.model_copy(update={"rib_iterations": 4, "rib_companions": 2, "rib_learning_rate": 1e-3,
-                                           "rib_head_learning_rate": 1e-2, "cam_scales": (1.0, 0.5), "rib_explode_ratio": 2.0})
+    return small_config.model_copy(
+        update={
+            "rib_iterations": 4,
+            "rib_companions": 2,
+            "rib_learning_rate": 1e-3,
+            "rib_head_learning_rate": 1e-2,
+            "cam_scales": (1.0, 0.5),
+            "rib_explode_ratio": 2.0,
+        }
+    )
 
 
 @pytest.fixture
@@ -167,10 +177,14 @@ def test_the_papers_variant_adds_one_map_more(classifier, rib_config):
 
 # ---- what goes wrong with an image
 
-@pytest.mark.parametrize("change, words", [
-    ({"rib_learning_rate": 1e30, "rib_head_learning_rate": 1e30, "rib_stop_threshold": 1e30}, "not finite"),
-    ({"classes everywhere": True}, "no companion"),
-])
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"rib_learning_rate": 1e30, "rib_head_learning_rate": 1e30, "rib_stop_threshold": 1e30}, "not finite"),
+        ({"classes everywhere": True}, "no companion"),
+    ],
+)
 def test_an_image_that_fails_gets_its_plain_map_with_a_warning(classifier, rib_config, change, words, voc_folder):
     if change.pop("classes everywhere", False):
         table = (voc_folder / "labels.csv").read_text().splitlines()
@@ -191,9 +205,16 @@ def test_maps_whose_sum_is_too_large_are_not_kept(classifier, rib_config, monkey
     data = open_data(rib_config, "train")
     name, make = data.ids[0], rib.tune
     plain = maps_of(classifier, data, rib_config.model_copy(update={"rib_iterations": 1}), [name])[name]
-    monkeypatch.setattr(rib, "tune", lambda *arguments: (
-        step if arguments[5].rib_iterations == 1 else step._replace(maps=[torch.full_like(maps, 3e38) for maps in step.maps])
-        for step in list(make(*arguments))[-1:]))
+    monkeypatch.setattr(
+        rib,
+        "tune",
+        lambda *arguments: (
+            step
+            if arguments[5].rib_iterations == 1
+            else step._replace(maps=[torch.full_like(maps, 3e38) for maps in step.maps])
+            for step in list(make(*arguments))[-1:]
+        ),
+    )
     with pytest.warns(UserWarning, match=f"{name} gets its plain CAM: its tuned maps are not finite"):
         scores = maps_of(classifier, data, rib_config, [name])[name]
     np.testing.assert_array_equal(scores, plain)
@@ -224,13 +245,26 @@ def test_a_resumed_stage_ends_in_the_same_files(classifier, rib_config, tmp_path
 
 @pytest.mark.slow
 def test_two_steps_with_the_published_network_at_full_size(rib_config):
-    config = Config.from_values(rib_config.model_dump() | {
-        "backbone": "resnet50", "output_stride": 16, "cam_frozen_batch_norm": True, "cam_frozen_stages": 3, "rib_iterations": 2,
-        "rib_companions": 2, "cam_crop": 512, "cam_long_side_min": 320, "cam_long_side_max": 640, "cam_scales": (1.0, 0.5),
-        "rib_learning_rate": 8e-6, "rib_head_learning_rate": 8e-5})
+    config = Config.from_values(
+        rib_config.model_dump()
+        | {
+            "backbone": "resnet50",
+            "output_stride": 16,
+            "cam_frozen_batch_norm": True,
+            "cam_frozen_stages": 3,
+            "rib_iterations": 2,
+            "rib_companions": 2,
+            "cam_crop": 512,
+            "cam_long_side_min": 320,
+            "cam_long_side_max": 640,
+            "cam_scales": (1.0, 0.5),
+            "rib_learning_rate": 8e-6,
+            "rib_head_learning_rate": 8e-5,
+        }
+    )
     torch.manual_seed(0)
     net = build_classifier(config, 3).eval()
     data = open_data(config, "train")
     image = data.image(data.ids[0]).resize((500, 375))
-    (classes, scores), = rib.rib_localization(net, data, config)([data.ids[0]], [image], data.label(data.ids[0])[None])
+    ((classes, scores),) = rib.rib_localization(net, data, config)([data.ids[0]], [image], data.label(data.ids[0])[None])
     assert scores.shape == (len(classes), 94, 125) and np.isfinite(scores).all() and scores.max() > 0.9

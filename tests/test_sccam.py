@@ -71,12 +71,15 @@ def test_an_assignment_is_a_partition_of_each_class(seed, num_images, num_classe
     assert (np.diff(first_class) >= 0).all()
 
 
-@pytest.mark.parametrize("features, labels, clusters, words", [
-    (np.zeros((2, 3)), np.zeros((3, 1)), 2, r"features \(2, 3\) and labels \(3, 1\)"),
-    (np.zeros(3), np.zeros((3, 1)), 2, "must be"),
-    (np.full((2, 1), np.nan), np.ones((2, 1)), 2, "not finite; the network that made them has diverged"),
-    (np.zeros((2, 1)), np.ones((2, 1)), 0, "clusters must be at least 1, not 0"),
-])
+@pytest.mark.parametrize(
+    "features, labels, clusters, words",
+    [
+        (np.zeros((2, 3)), np.zeros((3, 1)), 2, r"features \(2, 3\) and labels \(3, 1\)"),
+        (np.zeros(3), np.zeros((3, 1)), 2, "must be"),
+        (np.full((2, 1), np.nan), np.ones((2, 1)), 2, "not finite; the network that made them has diverged"),
+        (np.zeros((2, 1)), np.ones((2, 1)), 0, "clusters must be at least 1, not 0"),
+    ],
+)
 def test_bad_input_of_the_clustering(features, labels, clusters, words):
     with pytest.raises(ValueError, match=words):
         sccam.cluster_images(features, labels, clusters)
@@ -110,6 +113,7 @@ def test_features_are_the_mean_map_of_the_whole_image(miniature):
 
 # ---- tables
 
+
 def test_a_table_comes_back(miniature, tmp_path):
     data = open_data(Config(data_root=str(miniature)), "train")
     assignment = np.where(data.labels, np.arange(len(data))[:, None] % 3, -1)
@@ -120,15 +124,18 @@ def test_a_table_comes_back(miniature, tmp_path):
     assert [line.split(",")[1] for line in lines[1:]] == ["red"] * 3 + ["green"] * 4 + ["blue"] * 3
 
 
-@pytest.mark.parametrize("text, words", [
-    (None, "is missing; run notebook 60_sccam first"),
-    ("image,class,kind\n", "the columns must be image_id, class and subcategory"),
-    ("image_id,class,subcategory\nm_00,red\n", "the columns must be"),
-    ("image_id,class,subcategory\nm_00,red,7\n", "image m_00 has the sub-category '7' of class red, not one of 0..2"),
-    ("image_id,class,subcategory\nm_00,red,round\n", "'round'"),
-    ("image_id,class,subcategory\nm_01,green,1\n", "image m_00 has the sub-category '' of class red"),
-    (b"\xff\xfe", "not a UTF-8 CSV file"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "is missing; run notebook 60_sccam first"),
+        ("image,class,kind\n", "the columns must be image_id, class and subcategory"),
+        ("image_id,class,subcategory\nm_00,red\n", "the columns must be"),
+        ("image_id,class,subcategory\nm_00,red,7\n", "image m_00 has the sub-category '7' of class red, not one of 0..2"),
+        ("image_id,class,subcategory\nm_00,red,round\n", "'round'"),
+        ("image_id,class,subcategory\nm_01,green,1\n", "image m_00 has the sub-category '' of class red"),
+        (b"\xff\xfe", "not a UTF-8 CSV file"),
+    ],
+)
 def test_a_broken_table_gives_one_sentence(miniature, tmp_path, text, words):
     path = tmp_path / "table.csv"
     if text is not None:
@@ -140,6 +147,7 @@ def test_a_broken_table_gives_one_sentence(miniature, tmp_path, text, words):
 
 
 # ---- network, loss, maps
+
 
 def small_net(clusters: int = 3, **options) -> sccam.SubcategoryNet:
     torch.manual_seed(0)
@@ -209,10 +217,12 @@ def test_entropy_of_one_map_and_of_equal_maps():
 
 # ---- rounds
 
+
 @pytest.fixture
 def small(small_config) -> Config:
-    return small_config.model_copy(update={"sccam_clusters": 2, "sccam_round_epochs": (1, 2), "sccam_schedule_epochs": 4,
-                                           "backbone_weights": "none"})
+    return small_config.model_copy(
+        update={"sccam_clusters": 2, "sccam_round_epochs": (1, 2), "sccam_schedule_epochs": 4, "backbone_weights": "none"}
+    )
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(small):
@@ -342,14 +352,25 @@ def test_a_finished_stage_keeps_the_values_that_it_was_made_with(small):
 
 # ---- the published network
 
+
 @pytest.mark.slow
 def test_resnet38_runs_two_steps_at_full_size(tmp_path):
     """The preset's own network, crops, clusters and learning rates; without ImageNet weights and with two images a step."""
     root = tmp_path / "VOC2012"
     write_voc(root)
-    config = preset_config("voc12", "sccam", data_root=str(root), train_split="train", num_workers=0, device="cpu",
-                           backbone_weights="none", cam_batch_size=2, device_batch_size=2, sccam_round_epochs=[2],
-                           cam_scales=[0.5])
+    config = preset_config(
+        "voc12",
+        "sccam",
+        data_root=str(root),
+        train_split="train",
+        num_workers=0,
+        device="cpu",
+        backbone_weights="none",
+        cam_batch_size=2,
+        device_batch_size=2,
+        sccam_round_epochs=[2],
+        cam_scales=[0.5],
+    )
     assert (config.backbone, config.cam_crop, config.sccam_clusters) == ("resnet38", 224, 10)
     data = open_data(config, "train")
     training.seed_everything(config)
@@ -357,16 +378,21 @@ def test_resnet38_runs_two_steps_at_full_size(tmp_path):
     assert sum(p.numel() for p in net.parameters()) == 105_972_032
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 105_103_360
     tame(net)
-    features = sccam.image_features(net.eval().backbone, replace(data, ids=data.ids[:1], labels=data.labels[:1]),
-                                            (0.5,) * 3, (0.25,) * 3, batch_size=1)
+    features = sccam.image_features(
+        net.eval().backbone, replace(data, ids=data.ids[:1], labels=data.labels[:1]), (0.5,) * 3, (0.25,) * 3, batch_size=1
+    )
     assert features.shape == (1, 4096) and np.isfinite(features).all()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assignment = sccam.cluster_images(np.repeat(features, 3, axis=0) * [[1], [2], [3]], data.labels, 10)
     assert sccam.train_sccam(net, data, assignment, config, tmp_path / "round1", number=1) == 4
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert not {name for name in changed if "bn" in name or "conv1a" in name or ".b2" in name}
-    assert {"backbone.b3.conv_branch2a.weight", "backbone.b7.conv_branch2b2.weight", "classifier.weight",
-            "subclassifier.weight"} <= changed
+    assert {
+        "backbone.b3.conv_branch2a.weight",
+        "backbone.b7.conv_branch2b2.weight",
+        "classifier.weight",
+        "subclassifier.weight",
+    } <= changed
     check_log(tmp_path / "round1")
     one = replace(data, ids=data.ids[:1], labels=data.labels[:1])
     assert make_maps(sccam.sccam_localization(net, config), one, config, tmp_path / "maps") == 1

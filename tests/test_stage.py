@@ -45,11 +45,14 @@ class Writer:
         return 3
 
 
-def stage_of(make: Callable[[Job], int], name: str = "maps", reads: tuple[str, ...] = ("cam_epochs", "seed"), **values) -> Stage:
+def stage_of(
+    make: Callable[[Job], int], name: str = "maps", reads: tuple[str, ...] = ("cam_epochs", "seed"), **values
+) -> Stage:
     return Stage(name, "10_cam", make, reads=reads, split="", **values)
 
 
 # ---- the record
+
 
 def test_a_finished_stage_holds_its_record(tmp_path):
     stage = stage_of(Writer(), score=lambda job: [{"what": "test", "miou": 1.0}])
@@ -123,6 +126,7 @@ def test_a_broken_record_names_the_folder_to_delete(tmp_path):
 
 
 # ---- keys
+
 
 def test_same_parameters_do_nothing(tmp_path, capsys):
     make, config = Writer(), config_of(tmp_path)
@@ -234,10 +238,14 @@ def test_reading_what_is_not_declared_is_an_error(tmp_path):
 
 # ---- scores
 
+
 def test_scores_are_made_again_without_the_stage(tmp_path):
     make = Writer()
-    stage = stage_of(make, score=lambda job: [{"what": "sweep", "count": job.config.seed_num_thresholds}],
-                     score_reads=("seed_num_thresholds",))
+    stage = stage_of(
+        make,
+        score=lambda job: [{"what": "sweep", "count": job.config.seed_num_thresholds}],
+        score_reads=("seed_num_thresholds",),
+    )
     for count in (60, 9):
         assert run(stage, config_of(tmp_path, seed_num_thresholds=count)).metrics == [{"what": "sweep", "count": count}]
     assert make.calls == 1
@@ -258,6 +266,7 @@ def test_other_masks_are_scored_without_making_the_maps_again(tmp_path):
 
 
 # ---- the stages of the pipeline
+
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
@@ -281,11 +290,19 @@ def test_other_validation_images_leave_the_trained_network_complete(chain, monke
 def test_every_stage_declares_parameters_that_exist(method):
     config = Config(method=method)
     for stage in stages_of(config):
-        assert set(config.names_of(*stage.read_by(config), *stage.score_reads)) and not set(stage.read_by(config)) & set(RUNTIME)
+        assert set(config.names_of(*stage.read_by(config), *stage.score_reads)) and not set(stage.read_by(config)) & set(
+            RUNTIME
+        )
 
 
-CASES = {"cam": {}, "amn": {}, "rib": {"rib_companions": 2}, "vwe": {"vwe_epochs": 1, "vwe_words": 4}, "drs": {"drs_crop": 48},
-         "sccam": {"sccam_round_epochs": (1,), "sccam_schedule_epochs": 1, "refinement": "affinitynet", "affinitynet_crop": 48}}
+CASES = {
+    "cam": {},
+    "amn": {},
+    "rib": {"rib_companions": 2},
+    "vwe": {"vwe_epochs": 1, "vwe_words": 4},
+    "drs": {"drs_crop": 48},
+    "sccam": {"sccam_round_epochs": (1,), "sccam_schedule_epochs": 1, "refinement": "affinitynet", "affinitynet_crop": 48},
+}
 
 
 @pytest.mark.system
@@ -313,6 +330,7 @@ def test_a_stage_reads_all_that_it_declares(chain, tmp_path, monkeypatch, method
 
 
 # ---- the command
+
 
 def listed(capsys, folder: Path, *words: str) -> str:
     runs.main([str(folder), *words])
@@ -344,10 +362,13 @@ def test_results_are_listed_with_what_differs_and_removed_by_key(tmp_path, capsy
 def test_a_result_that_is_being_made_is_not_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "WAIT", 0.1)
     stage = begin(config_of(tmp_path), "maps")
-    code = ("import sys; from wsss_lib import runs; from wsss_lib.core import store; store.WAIT = 0.1\n"
-            "runs.main([sys.argv[1], '--remove', sys.argv[2], '--yes'])")
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "runs/toy"), stage.key()], cwd=PROJECT_ROOT,
-                            capture_output=True, text=True)
+    code = (
+        "import sys; from wsss_lib import runs; from wsss_lib.core import store; store.WAIT = 0.1\n"
+        "runs.main([sys.argv[1], '--remove', sys.argv[2], '--yes'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "runs/toy"), stage.key()], cwd=PROJECT_ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 1 and "another run is making this stage" in result.stderr and stage.folder.is_dir()
 
 

@@ -86,8 +86,9 @@ def test_table_annotations_and_masks_name_the_same_classes(folder, split):
 
 def test_masks_of_an_image_agree(folder):
     for image_id in load_dataset(folder, "trainval").ids:
-        classes, objects, parts = (read(folder / name / f"{image_id}.png")
-                                   for name in ("SegmentationClass", "SegmentationObject", "PartMasks"))
+        classes, objects, parts = (
+            read(folder / name / f"{image_id}.png") for name in ("SegmentationClass", "SegmentationObject", "PartMasks")
+        )
         assert set(np.unique(parts)) <= {0, 1, 2, IGNORE} and {0, 1, IGNORE} <= set(np.unique(parts))
         for value in (0, IGNORE):
             np.testing.assert_array_equal(parts == value, classes == value)
@@ -137,8 +138,11 @@ def test_content_has_the_properties_that_the_methods_need():
 
 def test_saliency_is_plausible_and_imperfect():
     drawn = [draw_scene(3, index) for index in range(150)]
-    recalls = [(scene.saliency > 50)[scene.object_mask == number].mean()
-               for scene in drawn for number in range(1, len(scene.creatures) + 1)]
+    recalls = [
+        (scene.saliency > 50)[scene.object_mask == number].mean()
+        for scene in drawn
+        for number in range(1, len(scene.creatures) + 1)
+    ]
     false_alarms = [(scene.saliency > 50)[scene.object_mask == 0].mean() for scene in drawn]
     assert 0.75 < np.mean(recalls) < 0.97  # most objects are there,
     assert 0.03 < np.mean(np.array(recalls) < 0.2) < 0.25  # some are missed,
@@ -250,14 +254,17 @@ def test_foreign_folder_is_refused(tmp_path):
     assert contents(tmp_path) == {"JPEGImages/mine.jpg": b"holiday"}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
-    ({"num_train": 0}, "num_train must be a whole number of at least 1, not 0"),
-    ({"num_val": 2.5}, "num_val must be a whole number of at least 1, not 2.5"),
-    ({"side": 32}, "side must be a whole number of at least 48, not 32"),
-    ({"seed": True}, "seed must be a whole number of at least 0, not True"),
-    ({"num_train": 999_999}, "must be at most 999999"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"num_train": 0}, "num_train must be a whole number of at least 1, not 0"),
+        ({"num_val": 2.5}, "num_val must be a whole number of at least 1, not 2.5"),
+        ({"side": 32}, "side must be a whole number of at least 48, not 32"),
+        ({"seed": True}, "seed must be a whole number of at least 0, not True"),
+        ({"num_train": 999_999}, "must be at most 999999"),
+    ],
+)
 def test_bad_parameters_make_nothing(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         make_toy_dataset(tmp_path / "data", **SIZE | change)

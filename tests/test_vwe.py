@@ -42,6 +42,7 @@ def batch_of(images=2, side=40) -> tuple[torch.Tensor, torch.Tensor]:
 
 # ---- encoder
 
+
 def test_words_by_hand():
     features = torch.tensor([[[[3.0, 0.0]], [[4.0, 0.5]]]])  # (1, 2, 1, 2): two positions, (3, 4) and (0, 0.5)
     words = vwe.encode(features, torch.tensor([[2.0, 0.0], [0.0, 0.1], [-1.0, -1.0]]))
@@ -105,6 +106,7 @@ def test_the_encoder_builds_nothing_of_positions_times_words_times_channels():
 
 # ---- pooling
 
+
 def test_pooling_by_hand():
     features = torch.zeros(1, 1, 4, 4)
     features[0, 0, 0, 0], features[0, 0, 3, 3] = 16.0, 8.0
@@ -139,11 +141,20 @@ def test_a_map_that_is_too_small_is_refused():
 
 # ---- losses
 
-PARTS = {"vwe": {"class": {"backbone", "classifier"}, "histogram": {"histogram_head", "codebook"},
-                 "word": {"backbone", "word_head"}},
-         "vwl_l": {"class": {"backbone", "classifier"}, "histogram": {"histogram_head", "codebook"},
-                   "word": {"backbone", "word_head"}, "decorrelation": {"codebook"}},
-         "vwl_m": {"class": {"backbone", "classifier"}, "word": {"backbone", "word_head"}}}
+PARTS = {
+    "vwe": {
+        "class": {"backbone", "classifier"},
+        "histogram": {"histogram_head", "codebook"},
+        "word": {"backbone", "word_head"},
+    },
+    "vwl_l": {
+        "class": {"backbone", "classifier"},
+        "histogram": {"histogram_head", "codebook"},
+        "word": {"backbone", "word_head"},
+        "decorrelation": {"codebook"},
+    },
+    "vwl_m": {"class": {"backbone", "classifier"}, "word": {"backbone", "word_head"}},
+}
 
 
 @pytest.mark.parametrize("variant", PARTS)
@@ -154,8 +165,11 @@ def test_what_each_loss_trains(variant):
     trained = {}
     for name, term in terms.items():
         gradients = torch.autograd.grad(term, list(net.parameters()), allow_unused=True, retain_graph=True)
-        trained[name] = {parameter.split(".")[0] for (parameter, _), gradient
-                         in zip(net.named_parameters(), gradients, strict=True) if gradient is not None and gradient.any()}
+        trained[name] = {
+            parameter.split(".")[0]
+            for (parameter, _), gradient in zip(net.named_parameters(), gradients, strict=True)
+            if gradient is not None and gradient.any()
+        }
     assert trained == PARTS[variant]
 
 
@@ -211,6 +225,7 @@ def test_groups_hold_every_trained_parameter_once():
 
 # ---- memory bank
 
+
 def test_a_word_moves_towards_the_mean_of_its_features_by_hand():
     codebook = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
     features = torch.tensor([[[3.0, 5.0, 0.0]], [[0.0, 0.0, 7.0]]])[None]  # (1, 2, 1, 3): (3, 0), (5, 0) and (0, 7)
@@ -248,6 +263,7 @@ def test_the_bank_moves_in_training_only_and_a_learned_codebook_never():
 
 
 # ---- maps
+
 
 def test_the_maximum_of_image_and_mirror_by_hand():
     maps = torch.zeros(2, 1, 1, 2)
@@ -292,10 +308,12 @@ def test_crf_of_certain_maps_is_their_arg_max():
 
 # ---- training
 
+
 @pytest.mark.parametrize("variant", PARTS)
 def test_a_stopped_training_ends_in_the_same_weights(small_config, tmp_path, variant):
-    config = small_config.model_copy(update={"vwe_init": "backbone", "vwe_variant": variant, "vwe_words": 6, "vwe_epochs": 2,
-                                             "checkpoint_every": 2})
+    config = small_config.model_copy(
+        update={"vwe_init": "backbone", "vwe_variant": variant, "vwe_words": 6, "vwe_epochs": 2, "checkpoint_every": 2}
+    )
     data = open_data(config, "train")
     states = []
     for folder, stops in ((tmp_path / "a", False), (tmp_path / "b", True)):
@@ -376,8 +394,15 @@ def test_ablations_start_at_one_classifier_and_are_kept(small_config, tmp_path, 
 def test_two_steps_at_full_size(tmp_path, values):
     """VWE as published (ResNet-50, 512-pixel crops, 256 words), and VWL-M, which trains layer1 and layer2 too."""
     write_voc(tmp_path / "VOC2012")
-    config = preset_config("voc12", "vwe", **REDUCED | values, data_root=str(tmp_path / "VOC2012"),
-                           runs_root=str(tmp_path / "runs"), vwe_epochs=2, limit=2)
+    config = preset_config(
+        "voc12",
+        "vwe",
+        **REDUCED | values,
+        data_root=str(tmp_path / "VOC2012"),
+        runs_root=str(tmp_path / "runs"),
+        vwe_epochs=2,
+        limit=2,
+    )
     assert (config.cam_crop, config.vwe_words, config.vwe_momentum) == (512, 256, 1e-4)
     training.seed_everything(config)
     data = open_data(config, "train")
@@ -385,8 +410,11 @@ def test_two_steps_at_full_size(tmp_path, values):
     tame(net)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert vwe.train_vwe(net, data, config, tmp_path / "network") == 4
-    changed = {name.removeprefix("backbone.").split(".")[0] for name, value in net.state_dict().items()
-               if not torch.equal(value, before[name])}
+    changed = {
+        name.removeprefix("backbone.").split(".")[0]
+        for name, value in net.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     heads = {"classifier", "word_head", "codebook", "layer3", "layer4"}
     assert changed == heads | ({"layer1", "layer2", "bank_filled"} if values else {"histogram_head"})
     check_log(tmp_path / "network")

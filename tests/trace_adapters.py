@@ -46,6 +46,7 @@ NUM_CLASSES = 20
 
 # ---- weights and fingerprints, as the contract defines them
 
+
 def official_weights(case: Arrays) -> dict[str, Tensor]:
     """Make the float64 start value of every official tensor from its name, its shape and the case's seed."""
     weights = {}
@@ -115,6 +116,7 @@ class Names:
 
 # ---- the batches of a file as samples of the library
 
+
 class Batches(torch.utils.data.Dataset):
     """Samples indexed by (epoch, index) such that the library's own sampler makes the batches of the file.
 
@@ -164,6 +166,7 @@ def doubles(array: np.ndarray) -> Tensor:
 
 # ---- running a stage and watching it
 
+
 class AllStepsMadeError(Exception):
     """The file's last step is made, though the schedule goes on."""
 
@@ -187,8 +190,11 @@ class Watch:
             raise AllStepsMadeError
 
     def arrays(self, names: dict[str, str]) -> Arrays:
-        result = {"out_lr": np.array(self.rates), "out_momentum": np.array(self.momentum),
-                  "out_weight_decay": np.array(self.weight_decay)}
+        result = {
+            "out_lr": np.array(self.rates),
+            "out_momentum": np.array(self.momentum),
+            "out_weight_decay": np.array(self.weight_decay),
+        }
         for ours, theirs in names.items():
             values = np.array([loss[ours] for loss in self.losses]).reshape(-1, self.parts)
             result[f"out_{theirs}"] = values.mean(1)
@@ -221,8 +227,16 @@ def in_double(watch: Watch) -> Iterator[None]:
         torch.set_default_dtype(usual)
 
 
-def trace(case: Arrays, names: Names, net: nn.Module, config: Config, run: Callable[[Split, Path], Any],
-          samples: tuple[tuple[ModuleType, str], ...], columns: tuple[Any, ...], losses: dict[str, str]) -> Arrays:
+def trace(
+    case: Arrays,
+    names: Names,
+    net: nn.Module,
+    config: Config,
+    run: Callable[[Split, Path], Any],
+    samples: tuple[tuple[ModuleType, str], ...],
+    columns: tuple[Any, ...],
+    losses: dict[str, str],
+) -> Arrays:
     """Train `net` from the file's weights on the file's batches with a stage function, and return what the file records.
 
     Args:
@@ -264,41 +278,85 @@ def sizes(case: Arrays, batch_field: str) -> dict[str, int]:
 
 # ---- the methods
 
+
 def irn_cam(case: Arrays) -> Arrays:
-    config = preset_config("voc12", "cam", **COMMON, **rates(case, "cam_learning_rate", "cam_head_learning_rate"),
-                           **sizes(case, "cam_batch_size"), cam_epochs=int(case["in_planned_steps"]),
-                           **slipped(case, "cam"))
+    config = preset_config(
+        "voc12",
+        "cam",
+        **COMMON,
+        **rates(case, "cam_learning_rate", "cam_head_learning_rate"),
+        **sizes(case, "cam_batch_size"),
+        cam_epochs=int(case["in_planned_steps"]),
+        **slipped(case, "cam"),
+    )
     net = build_classifier(config, NUM_CLASSES)
-    return trace(case, Names("irn-cam"), net, config, lambda data, folder: train_classifier(net, data, config, folder),
-                 ((cam, "ClassificationSamples"),), (images(case), doubles(case["in_image_labels"])), {"loss": "loss"})
+    return trace(
+        case,
+        Names("irn-cam"),
+        net,
+        config,
+        lambda data, folder: train_classifier(net, data, config, folder),
+        ((cam, "ClassificationSamples"),),
+        (images(case), doubles(case["in_image_labels"])),
+        {"loss": "loss"},
+    )
 
 
 def irn(case: Arrays) -> Arrays:
-    config = preset_config("voc12", "cam", **COMMON, **rates(case, "irn_learning_rate", "irn_displacement_learning_rate"),
-                           **sizes(case, "irn_batch_size"), irn_epochs=int(case["in_planned_steps"]), irn_init="backbone",
-                           **slipped(case, "irn"), irn_train_radius=int(case["in_radius"]))
+    config = preset_config(
+        "voc12",
+        "cam",
+        **COMMON,
+        **rates(case, "irn_learning_rate", "irn_displacement_learning_rate"),
+        **sizes(case, "irn_batch_size"),
+        irn_epochs=int(case["in_planned_steps"]),
+        irn_init="backbone",
+        **slipped(case, "irn"),
+        irn_train_radius=int(case["in_radius"]),
+    )
     net = build_irn(config, "")
-    result = trace(case, Names("irn"), net, config, lambda data, folder: train_irn(net, data, folder, config, folder),
-                   ((irn_module, "AffinitySamples"),), (images(case), torch.from_numpy(case["in_labels"])),
-                   {"loss": "total", "pos": "pos", "neg": "neg", "dp_fg": "dp_fg", "dp_bg": "dp_bg"})
+    result = trace(
+        case,
+        Names("irn"),
+        net,
+        config,
+        lambda data, folder: train_irn(net, data, folder, config, folder),
+        ((irn_module, "AffinitySamples"),),
+        (images(case), torch.from_numpy(case["in_labels"])),
+        {"loss": "total", "pos": "pos", "neg": "neg", "dp_fg": "dp_fg", "dp_bg": "dp_bg"},
+    )
     with torch.no_grad():
         means = [net.eval()(image[None])[1].mean((0, 2, 3)) for image in images(case)]
     return result | {"out_mean_displacement": torch.stack(means).mean(0).numpy()}
 
 
 def trace_amn(case: Arrays) -> Arrays:
-    config = preset_config("voc12", "amn", **COMMON, **rates(case, "amn_learning_rate", "amn_head_learning_rate"),
-                           **sizes(case, "cam_batch_size"), amn_epochs=int(case["in_planned_steps"]), amn_init="backbone",
-                           amn_weight_decay=case["in_weight_decay_set"].item(), amn_smoothing=case["in_smoothing"].item())
+    config = preset_config(
+        "voc12",
+        "amn",
+        **COMMON,
+        **rates(case, "amn_learning_rate", "amn_head_learning_rate"),
+        **sizes(case, "cam_batch_size"),
+        amn_epochs=int(case["in_planned_steps"]),
+        amn_init="backbone",
+        amn_weight_decay=case["in_weight_decay_set"].item(),
+        amn_smoothing=case["in_smoothing"].item(),
+    )
     net = amn.build_amn(config, NUM_CLASSES, "")
     without_dropout(net)
     side = -(-case["in_images"].shape[-1] // 16)
     labels = resize_labels(torch.from_numpy(case["in_labels"]).long(), (side, side))
     with patch.object(amn, "_check_seeds"):
-        return trace(case, Names("amn"), net, config,
-                     lambda data, folder: amn.train_amn(net, data, folder, config, folder),
-                     ((amn, "ConditionedSamples"),), (images(case), labels, doubles(case["in_image_labels"])),
-                     {"loss": "loss"})
+        return trace(
+            case,
+            Names("amn"),
+            net,
+            config,
+            lambda data, folder: amn.train_amn(net, data, folder, config, folder),
+            ((amn, "ConditionedSamples"),),
+            (images(case), labels, doubles(case["in_image_labels"])),
+            {"loss": "loss"},
+        )
 
 
 def drs_config(case: Arrays, **values: Any) -> Config:
@@ -306,27 +364,55 @@ def drs_config(case: Arrays, **values: Any) -> Config:
 
 
 def drs_classifier(case: Arrays) -> Arrays:
-    config = drs_config(case, drs_learning_rate=case["in_lr"][0].item(), drs_weight_decay=case["in_weight_decay_set"].item(),
-                        drs_epochs=int(case["in_planned_steps"]))
+    config = drs_config(
+        case,
+        drs_learning_rate=case["in_lr"][0].item(),
+        drs_weight_decay=case["in_weight_decay_set"].item(),
+        drs_epochs=int(case["in_planned_steps"]),
+    )
     net = drs.build_drs(config, NUM_CLASSES, delta=0.0)
-    return trace(case, Names("drs"), net, config, lambda data, folder: drs.train_drs(net, data, config, folder),
-                 ((drs, "SquareSamples"),), (images(case), doubles(case["in_image_labels"])), {"loss": "loss"})
+    return trace(
+        case,
+        Names("drs"),
+        net,
+        config,
+        lambda data, folder: drs.train_drs(net, data, config, folder),
+        ((drs, "SquareSamples"),),
+        (images(case), doubles(case["in_image_labels"])),
+        {"loss": "loss"},
+    )
 
 
 def drs_refine(case: Arrays) -> Arrays:
     config = drs_config(case, drs_refine_learning_rate=case["in_lr"][0].item(), drs_refine_epochs=int(case["in_planned_steps"]))
     net = drs.build_refinement(config, NUM_CLASSES)
-    return trace(case, Names("drs-refine"), net, config,
-                 lambda data, folder: drs.train_refinement(net, data, folder, config, folder),
-                 ((drs, "MapSamples"),), (images(case), doubles(case["in_maps"]) / 255), {"loss": "loss"})
+    return trace(
+        case,
+        Names("drs-refine"),
+        net,
+        config,
+        lambda data, folder: drs.train_refinement(net, data, folder, config, folder),
+        ((drs, "MapSamples"),),
+        (images(case), doubles(case["in_maps"]) / 255),
+        {"loss": "loss"},
+    )
 
 
 def visual_words(case: Arrays, variant: str) -> Arrays:
     backbone, layout = {"vwe": ("resnet50", 0), "vwl_l": ("resnet101", 1)}[variant]
-    config = preset_config("voc12", "vwe", **COMMON, **rates(case, "vwe_learning_rate", "vwe_head_learning_rate"),
-                           **sizes(case, "cam_batch_size"), vwe_epochs=int(case["in_planned_steps"]), vwe_init="backbone",
-                           **slipped(case, "vwe"), vwe_words=int(case["in_words"]),
-                           vwe_variant=variant, backbone=backbone)
+    config = preset_config(
+        "voc12",
+        "vwe",
+        **COMMON,
+        **rates(case, "vwe_learning_rate", "vwe_head_learning_rate"),
+        **sizes(case, "cam_batch_size"),
+        vwe_epochs=int(case["in_planned_steps"]),
+        vwe_init="backbone",
+        **slipped(case, "vwe"),
+        vwe_words=int(case["in_words"]),
+        vwe_variant=variant,
+        backbone=backbone,
+    )
     depth = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[backbone]
     narrow = ResNet(Bottleneck, depth, width=int(case["in_width"]))
     with patch.object(vwe, "start_backbone", lambda *args: narrow):
@@ -334,74 +420,148 @@ def visual_words(case: Arrays, variant: str) -> Arrays:
     losses = {"loss": "loss", "class": "class", "histogram": "histogram", "word": "word"}
     if variant == "vwl_l":
         losses["decorrelation"] = "decorrelation"
-    return trace(case, Names("vwe", layout), net, config, lambda data, folder: vwe.train_vwe(net, data, config, folder),
-                 ((vwe, "ClassificationSamples"),), (images(case), doubles(case["in_image_labels"])), losses)
+    return trace(
+        case,
+        Names("vwe", layout),
+        net,
+        config,
+        lambda data, folder: vwe.train_vwe(net, data, config, folder),
+        ((vwe, "ClassificationSamples"),),
+        (images(case), doubles(case["in_image_labels"])),
+        losses,
+    )
 
 
 def subcategories(case: Arrays) -> Arrays:
-    config = preset_config("voc12", "sccam", **COMMON, **sizes(case, "cam_batch_size"), sccam_dropout=0.0,
-                           sccam_learning_rate=case["in_lr"][0].item(), sccam_head_learning_rate=case["in_lr"][2].item(),
-                           sccam_round_epochs=[int(case["in_steps"])], sccam_schedule_epochs=int(case["in_planned_steps"]),
-                           **slipped(case, "sccam"),
-                           sccam_loss_weight=case["in_loss_weight"].item(), sccam_clusters=int(case["in_clusters"]))
+    config = preset_config(
+        "voc12",
+        "sccam",
+        **COMMON,
+        **sizes(case, "cam_batch_size"),
+        sccam_dropout=0.0,
+        sccam_learning_rate=case["in_lr"][0].item(),
+        sccam_head_learning_rate=case["in_lr"][2].item(),
+        sccam_round_epochs=[int(case["in_steps"])],
+        sccam_schedule_epochs=int(case["in_planned_steps"]),
+        **slipped(case, "sccam"),
+        sccam_loss_weight=case["in_loss_weight"].item(),
+        sccam_clusters=int(case["in_clusters"]),
+    )
     with patch.object(sccam, "build_backbone", lambda *args: ResNet38(width=int(case["in_width"]))):
         net = sccam.build_sccam(config, NUM_CLASSES)
     without_dropout(net)
     assignment = np.full((int(np.prod(case["in_order"].shape[1:])), NUM_CLASSES), -1)
-    return trace(case, Names("sccam"), net, config,
-                 lambda data, folder: sccam.train_sccam(net, data, assignment, config, folder, 1),
-                 ((sccam, "SubcategorySamples"),),
-                 (images(case), doubles(case["in_image_labels"]), doubles(case["in_sub_labels"])),
-                 {"loss": "loss", "parent": "class", "sub": "sub"})
+    return trace(
+        case,
+        Names("sccam"),
+        net,
+        config,
+        lambda data, folder: sccam.train_sccam(net, data, assignment, config, folder, 1),
+        ((sccam, "SubcategorySamples"),),
+        (images(case), doubles(case["in_image_labels"]), doubles(case["in_sub_labels"])),
+        {"loss": "loss", "parent": "class", "sub": "sub"},
+    )
 
 
 def psa(case: Arrays) -> Arrays:
-    config = preset_config("voc12", "sccam", **COMMON, **sizes(case, "affinitynet_batch_size"), affinitynet_init="backbone",
-                           affinitynet_learning_rate=case["in_lr"][0].item(), affinitynet_radius=int(case["in_radius"]),
-                           **slipped(case, "affinitynet"),
-                           affinitynet_epochs=int(case["in_planned_steps"]))
+    config = preset_config(
+        "voc12",
+        "sccam",
+        **COMMON,
+        **sizes(case, "affinitynet_batch_size"),
+        affinitynet_init="backbone",
+        affinitynet_learning_rate=case["in_lr"][0].item(),
+        affinitynet_radius=int(case["in_radius"]),
+        **slipped(case, "affinitynet"),
+        affinitynet_epochs=int(case["in_planned_steps"]),
+    )
     with patch.object(affinitynet, "start_backbone", lambda *args: ResNet38(width=int(case["in_width"]))):
         net = affinitynet.build_affinitynet(config, "")
     without_dropout(net)
-    return trace(case, Names("psa-aff"), net, config,
-                 lambda data, folder: affinitynet.train_affinitynet(net, data, folder, config, folder),
-                 ((affinitynet, "AffinityScoreSamples"),), (images(case), torch.from_numpy(case["in_labels"])),
-                 {"loss": "loss", "bg": "bg", "fg": "fg", "neg": "neg"})
+    return trace(
+        case,
+        Names("psa-aff"),
+        net,
+        config,
+        lambda data, folder: affinitynet.train_affinitynet(net, data, folder, config, folder),
+        ((affinitynet, "AffinityScoreSamples"),),
+        (images(case), torch.from_numpy(case["in_labels"])),
+        {"loss": "loss", "bg": "bg", "fg": "fg", "neg": "neg"},
+    )
 
 
 def deeplab_config(case: Arrays, method: str, **values: Any) -> Config:
-    return preset_config("voc12", method, **COMMON, **sizes(case, "deeplab_batch_size"), deeplab_init="none",
-                         deeplab_iterations=int(case["in_planned_steps"]), deeplab_momentum=case["in_momentum_set"].item(),
-                         deeplab_loss="cross_entropy", deeplab_atrous_rates=case["in_atrous_rates"].tolist(), **values)
+    return preset_config(
+        "voc12",
+        method,
+        **COMMON,
+        **sizes(case, "deeplab_batch_size"),
+        deeplab_init="none",
+        deeplab_iterations=int(case["in_planned_steps"]),
+        deeplab_momentum=case["in_momentum_set"].item(),
+        deeplab_loss="cross_entropy",
+        deeplab_atrous_rates=case["in_atrous_rates"].tolist(),
+        **values,
+    )
 
 
 def deeplab_v2(case: Arrays) -> Arrays:
-    config = deeplab_config(case, "cam", deeplab_backbone="resnet101_caffe", deeplab_learning_rate=case["in_lr"][0].item(),
-                            deeplab_weight_decay=case["in_weight_decay_set"][0].item(),
-                            deeplab_test_scales=case["in_scales"].tolist())
-    backbone = ResNet(Bottleneck, (3, 4, 23, 3), width=int(case["in_width"]), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
-                      stride_in_1x1=True, ceil_mode=True)
+    config = deeplab_config(
+        case,
+        "cam",
+        deeplab_backbone="resnet101_caffe",
+        deeplab_learning_rate=case["in_lr"][0].item(),
+        deeplab_weight_decay=case["in_weight_decay_set"][0].item(),
+        deeplab_test_scales=case["in_scales"].tolist(),
+    )
+    backbone = ResNet(
+        Bottleneck,
+        (3, 4, 23, 3),
+        width=int(case["in_width"]),
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
+        stride_in_1x1=True,
+        ceil_mode=True,
+    )
     net = DeepLabV2(backbone, NUM_CLASSES + 1, config.deeplab_atrous_rates)
     labels = torch.from_numpy(case["in_labels"]).long()
-    return trace(case, Names("deeplab-v2", bgr="base.layer1.conv1.conv.weight"), net, config,
-                 lambda data, folder: train_deeplab(net, data, folder, config, folder),
-                 ((deeplab, "SegmentationSamples"),), (images(case, bgr=True), labels), {"loss": "loss"})
+    return trace(
+        case,
+        Names("deeplab-v2", bgr="base.layer1.conv1.conv.weight"),
+        net,
+        config,
+        lambda data, folder: train_deeplab(net, data, folder, config, folder),
+        ((deeplab, "SegmentationSamples"),),
+        (images(case, bgr=True), labels),
+        {"loss": "loss"},
+    )
 
 
 def deeplab_v3plus(case: Arrays) -> Arrays:
-    config = deeplab_config(case, "cam", deeplab_version="v3plus", deeplab_backbone="resnet101",
-                            deeplab_learning_rate=case["in_lr"][1].item(),
-                            deeplab_weight_decay=case["in_weight_decay_set"].item(),
-                            deeplab_output_stride=int(case["in_output_stride"]),
-                            deeplab_decoder_width=int(case["in_decoder_width"]))
+    config = deeplab_config(
+        case,
+        "cam",
+        deeplab_version="v3plus",
+        deeplab_backbone="resnet101",
+        deeplab_learning_rate=case["in_lr"][1].item(),
+        deeplab_weight_decay=case["in_weight_decay_set"].item(),
+        deeplab_output_stride=int(case["in_output_stride"]),
+        deeplab_decoder_width=int(case["in_decoder_width"]),
+    )
     narrow = narrow_dilated(int(case["in_width"]))
     with patch.object(deeplab, "start_backbone", lambda *args: narrow):
         net = build_deeplab(config, NUM_CLASSES, "")
     without_dropout(net)
-    return trace(case, Names("deeplab-v3plus"), net, config,
-                 lambda data, folder: train_deeplab(net, data, folder, config, folder),
-                 ((deeplab, "V3PlusSamples"),), (images(case), torch.from_numpy(case["in_labels"]).long()),
-                 {"loss": "loss"})
+    return trace(
+        case,
+        Names("deeplab-v3plus"),
+        net,
+        config,
+        lambda data, folder: train_deeplab(net, data, folder, config, folder),
+        ((deeplab, "V3PlusSamples"),),
+        (images(case), torch.from_numpy(case["in_labels"]).long()),
+        {"loss": "loss"},
+    )
 
 
 def rib_tuning(case: Arrays) -> Arrays:
@@ -411,29 +571,40 @@ def rib_tuning(case: Arrays) -> Arrays:
     classes, size = torch.from_numpy(np.flatnonzero(case["in_label"])), tuple(case["in_size"].tolist())
     result: Arrays = {}
     for run in ("normal", "stop", "explode"):
-        config = preset_config("voc12", "rib", **COMMON, **rates(case, "rib_learning_rate", "rib_head_learning_rate"),
-                               **slipped(case, "rib"), rib_iterations=int(case["in_planned_steps"]),
-                               rib_region_threshold=case["in_region_threshold"].item(),
-                               rib_explode_threshold=case["in_explode_threshold"].item(),
-                               rib_stop_threshold=case[f"in_stop_threshold_{run}"].item(),
-                               rib_explode_ratio=case[f"in_explode_ratio_{run}"].item())
+        config = preset_config(
+            "voc12",
+            "rib",
+            **COMMON,
+            **rates(case, "rib_learning_rate", "rib_head_learning_rate"),
+            **slipped(case, "rib"),
+            rib_iterations=int(case["in_planned_steps"]),
+            rib_region_threshold=case["in_region_threshold"].item(),
+            rib_explode_threshold=case["in_explode_threshold"].item(),
+            rib_stop_threshold=case[f"in_stop_threshold_{run}"].item(),
+            rib_explode_ratio=case[f"in_explode_ratio_{run}"].item(),
+        )
         net = build_classifier(config, NUM_CLASSES)
         names.load(net.eval(), weights)
         with torch.no_grad():
             views = [normalized(case[f"in_view_{number}"])[None] for number in order]
             views = [net.backbone.shallow(torch.cat([view, view.flip(-1)]), rib.FROZEN_STAGES) for view in views]
-            companions = [(net.backbone.shallow(pool[row], rib.FROZEN_STAGES), labels[row])
-                          for row in torch.from_numpy(case["in_order"]).long()]
+            companions = [
+                (net.backbone.shallow(pool[row], rib.FROZEN_STAGES), labels[row])
+                for row in torch.from_numpy(case["in_order"]).long()
+            ]
         watch = Watch(10**9, 1)
         with in_double(watch):
-            steps = list(rib.tune(net, views, [scales[number] > 0.5 for number in order], label, companions, config,
-                                  last_update=True))
+            steps = list(
+                rib.tune(net, views, [scales[number] > 0.5 for number in order], label, companions, config, last_update=True)
+            )
         made = [step for step in steps if step.logits is not None]
-        result |= {f"out_loss_{run}": np.array([step.loss for step in made]),
-                   f"out_target_loss_{run}": np.array([step.target_logit for step in made]),
-                   f"out_stop_flags_{run}": np.array([step.stop for step in steps]),
-                   f"out_cam_{run}": cam.merge_scales(rib.add_up(steps), cam.stride4_size(size), classes).numpy(),
-                   f"out_fingerprint_{run}": names.fingerprints(net, weights)}
+        result |= {
+            f"out_loss_{run}": np.array([step.loss for step in made]),
+            f"out_target_loss_{run}": np.array([step.target_logit for step in made]),
+            f"out_stop_flags_{run}": np.array([step.stop for step in steps]),
+            f"out_cam_{run}": cam.merge_scales(rib.add_up(steps), cam.stride4_size(size), classes).numpy(),
+            f"out_fingerprint_{run}": names.fingerprints(net, weights),
+        }
         if run == "normal":
             result |= watch.arrays({}) | {"out_fingerprint": result["out_fingerprint_normal"]}
     return result
@@ -468,6 +639,7 @@ ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {
 
 
 # ---- comparison
+
 
 def distances(case: Arrays, result: Arrays) -> dict[str, float]:
     """Return, for everything that the file expects, the distance in units of what is allowed: above 1 is wrong."""

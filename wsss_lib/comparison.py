@@ -42,9 +42,11 @@ def check_settings(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> Non
             reference_seed, reference = first.setdefault((method, name), (seed, values))
             for parameter, value in values.items():
                 if value != reference[parameter]:
-                    raise ValueError(f"{method}, stage {name}: {parameter} is {value!r} for seed {seed} and "
-                                     f"{reference[parameter]!r} for seed {reference_seed}; run one of them again with the "
-                                     "other's value, a mean over both would mix two experiments")
+                    raise ValueError(
+                        f"{method}, stage {name}: {parameter} is {value!r} for seed {seed} and "
+                        f"{reference[parameter]!r} for seed {reference_seed}; run one of them again with the "
+                        "other's value, a mean over both would mix two experiments"
+                    )
 
 
 def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
@@ -115,8 +117,10 @@ def count_anew(stage: StageFolder, row: dict, data: SegmentationDataset) -> dict
     Explained in notebook 95, section "Counted anew".
     """
     if row["split"] != data.split:
-        raise ValueError(f"{stage.folder.parent.parent.name}, {row['what']}: its label maps belong to split {row['split']!r}, "
-                         f"the data to {data.split!r}; open the split of that row")
+        raise ValueError(
+            f"{stage.folder.parent.parent.name}, {row['what']}: its label maps belong to split {row['split']!r}, "
+            f"the data to {data.split!r}; open the split of that row"
+        )
     evaluation, edges = Evaluation(data.num_classes + 1), BoundaryEvaluation(data.num_classes + 1)
     prediction_of = label_map_of(stage, row, data)
     for image_id in progress(data.ids, row["what"]):
@@ -125,10 +129,15 @@ def count_anew(stage: StageFolder, row: dict, data: SegmentationDataset) -> dict
         edges.add(truth, prediction)
     result = evaluation.scores()
     kept = {key: row[key] for key in ("what", "split", "crf", "pixel_labels_chose")}
-    return kept | {"images": len(data), "miou": _percent(result.miou), "precision": _percent(np.nanmean(result.precision)),
-                   "recall": _percent(np.nanmean(result.recall)), "boundary_iou": _percent(edges.miou),
-                   "class_iou": [_percent(value) for value in result.iou],
-                   "class_boundary_iou": [_percent(value) for value in edges.iou]}
+    return kept | {
+        "images": len(data),
+        "miou": _percent(result.miou),
+        "precision": _percent(np.nanmean(result.precision)),
+        "recall": _percent(np.nanmean(result.recall)),
+        "boundary_iou": _percent(edges.miou),
+        "class_iou": [_percent(value) for value in result.iou],
+        "class_boundary_iou": [_percent(value) for value in edges.iou],
+    }
 
 
 def _percent(value: float) -> float | None:
@@ -154,8 +163,9 @@ def _fingerprint(job: Job) -> dict[str, str]:
 
 
 OVERVIEW = Stage("overview", "00_start_here", lambda job: 0, files=_fingerprint, split="", method="report")
-COMPARISON = Stage("comparison", "95_comparison", lambda job: 0, files=_fingerprint, score=_score_again, split="",
-                   method="report")
+COMPARISON = Stage(
+    "comparison", "95_comparison", lambda job: 0, files=_fingerprint, score=_score_again, split="", method="report"
+)
 
 
 def side_by_side(rows: Sequence[dict], value: str = "miou") -> dict[str, dict[str, dict[int, float]]]:
@@ -188,12 +198,15 @@ such numbers are not comparable, score both on the same images
         conditions = f"{row['images']} images of {row['split']!r} {'with' if row['crf'] else 'without'} CRF"
         name, reference = first.setdefault(row["what"], (f"{row['method']} (seed {row['seed']})", conditions))
         if conditions != reference:
-            raise ValueError(f"{row['what']}: {row['method']} (seed {row['seed']}) has {conditions}, {name} has {reference}; "
-                             "such numbers are not comparable, score both on the same images")
+            raise ValueError(
+                f"{row['what']}: {row['method']} (seed {row['seed']}) has {conditions}, {name} has {reference}; "
+                "such numbers are not comparable, score both on the same images"
+            )
         cell = table[row["what"]][row["method"]]
         if row["seed"] in cell:
-            raise ValueError(f"{row['what']}: {row['method']} has two values for seed {row['seed']}; move one of the "
-                             "two stages away")
+            raise ValueError(
+                f"{row['what']}: {row['method']} has two values for seed {row['seed']}; move one of the two stages away"
+            )
         cell[row["seed"]] = row[value]
     return {what: {method: dict(cell) for method, cell in line.items()} for what, line in table.items()}
 
@@ -214,8 +227,11 @@ def gains(line: dict[str, dict[int, float]], baseline: str = "cam") -> dict[str,
     {'rib': {1: 3.0}}
     """
     start = line.get(baseline, {})
-    shared = {method: {seed: value - start[seed] for seed, value in cell.items() if seed in start}
-              for method, cell in line.items() if method != baseline}
+    shared = {
+        method: {seed: value - start[seed] for seed, value in cell.items() if seed in start}
+        for method, cell in line.items()
+        if method != baseline
+    }
     return {method: cell for method, cell in shared.items() if cell}
 
 
@@ -279,13 +295,15 @@ def published_table(summary: Sequence[dict], dataset: str) -> list[list[str]]:
             ours = f"refused: {row['images']} images of {dataset} are not {there} of VOC"
         else:
             ours = f"{row['miou']:.1f} ({row['runs']} runs)"
-        lines.append([entry.method, entry.what, entry.split, f"{entry.value:g}", ours, entry.start, entry.pixel_labels,
-                      entry.source])
+        lines.append(
+            [entry.method, entry.what, entry.split, f"{entry.value:g}", ours, entry.start, entry.pixel_labels, entry.source]
+        )
     return lines
 
 
-def threshold_table(stages: dict[tuple[str, int], dict[str, StageFolder]], fixed: float,
-                    within: float = 2.0) -> list[list[str]]:
+def threshold_table(
+    stages: dict[tuple[str, int], dict[str, StageFolder]], fixed: float, within: float = 2.0
+) -> list[list[str]]:
     """Say for each method how much its maps depend on the threshold.
 
     Args:
@@ -301,14 +319,27 @@ def threshold_table(stages: dict[tuple[str, int], dict[str, StageFolder]], fixed
     """
     lines = []
     for method in dict.fromkeys(name for name, _ in stages):
-        rows = [row for (name, _), group in stages.items() if name == method and "maps" in group
-                for row in group["maps"].metrics() if "curve" in row]
+        rows = [
+            row
+            for (name, _), group in stages.items()
+            if name == method and "maps" in group
+            for row in group["maps"].metrics()
+            if "curve" in row
+        ]
         if not rows:
             continue
         losses = [row["miou"] - float(np.interp(fixed, row["thresholds"], row["curve"])) for row in rows]
         widths = [high - low for low, high in (near_best_range(row["thresholds"], row["curve"], within) for row in rows)]
-        lines.append([method, with_spread([row["miou"] for row in rows]), " / ".join(f"{row['threshold']:.2f}" for row in rows),
-                      with_spread(losses), with_spread(widths, 2), str(len(rows))])
+        lines.append(
+            [
+                method,
+                with_spread([row["miou"] for row in rows]),
+                " / ".join(f"{row['threshold']:.2f}" for row in rows),
+                with_spread(losses),
+                with_spread(widths, 2),
+                str(len(rows)),
+            ]
+        )
     return lines
 
 
@@ -333,8 +364,17 @@ def cost_table(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> list[li
         members.sort(key=lambda record: record["seconds"])
         best = members[0]
         speed, memory = best["images_per_second"], max(record["peak_memory_mib"] for record in members)
-        lines.append([method, name, f"{best['seconds']:.0f}", " / ".join(f"{record['seconds']:.0f}" for record in members),
-                      f"{speed:.1f}" if speed else "–", str(memory), best["device"]])
+        lines.append(
+            [
+                method,
+                name,
+                f"{best['seconds']:.0f}",
+                " / ".join(f"{record['seconds']:.0f}" for record in members),
+                f"{speed:.1f}" if speed else "–",
+                str(memory),
+                best["device"],
+            ]
+        )
     return lines
 
 

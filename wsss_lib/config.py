@@ -30,8 +30,16 @@ class OwnImages(ParameterGroup):
     own_longest: Count = 320  # larger photographs are resized until their longer side has so many pixels; 0: none is
 
 
-GROUPS = (Common, bottleneck.Parameters, *(method.Parameters for method in METHODS.values()), seed_masks.Parameters,
-          irn.Parameters, affinitynet.Parameters, deeplab.Parameters, OwnImages)
+GROUPS = (
+    Common,
+    bottleneck.Parameters,
+    *(method.Parameters for method in METHODS.values()),
+    seed_masks.Parameters,
+    irn.Parameters,
+    affinitynet.Parameters,
+    deeplab.Parameters,
+    OwnImages,
+)
 
 
 class Config(create_model("Fields", __base__=GROUPS)):  # type: ignore[misc]  # the bases are found when it is imported
@@ -96,8 +104,9 @@ class Config(create_model("Fields", __base__=GROUPS)):  # type: ignore[misc]  # 
         found: dict[str, None] = {}
         for pattern in reads:
             prefix = pattern.removesuffix("*")
-            fits = [name for name in type(self).model_fields
-                    if name == pattern or (prefix != pattern and name.startswith(prefix))]
+            fits = [
+                name for name in type(self).model_fields if name == pattern or (prefix != pattern and name.startswith(prefix))
+            ]
             if not fits:
                 raise ValueError(f"no parameter fits {pattern!r}")
             found |= dict.fromkeys(fits)
@@ -115,5 +124,9 @@ class Config(create_model("Fields", __base__=GROUPS)):  # type: ignore[misc]  # 
 def _assigned_names(node: ast.stmt) -> list[str]:
     """Return the names that a statement assigns: `a = 1`, `a: int = 1`, `a, b = 1, 2`, `a = b = 1`."""
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [part.id for target in targets for part in ast.walk(target)
-            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+    return [
+        part.id
+        for target in targets
+        for part in ast.walk(target)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+    ]

@@ -51,7 +51,9 @@ def stage_costs(preset: str, method: str) -> list[Cost]:
 def _without_weights(config: Config) -> Config:
     """Return a configuration whose networks start at random: their shapes count, not their values."""
     start = {name: "backbone" for name in type(config).model_fields if name.endswith("_init")}
-    return config.model_copy(update=start | {"deeplab_init": "none", "backbone_weights": "none", "drs_backbone_weights": "none"})
+    return config.model_copy(
+        update=start | {"deeplab_init": "none", "backbone_weights": "none", "drs_backbone_weights": "none"}
+    )
 
 
 def _mask_costs(config: Config, data: Images) -> list[Cost]:
@@ -90,8 +92,13 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
         if method == "cam" and "cam" not in methods:
             costs = costs[:2]  # the others need its classifier and maps only
         for cost in costs:
-            numbers = (cost.flops / 1e15, cost.gpu_hours(), cost.core_seconds / 3600, cost.gpu_bytes / 2**30,
-                       cost.disk_mib / 1024)
+            numbers = (
+                cost.flops / 1e15,
+                cost.gpu_hours(),
+                cost.core_seconds / 3600,
+                cost.gpu_bytes / 2**30,
+                cost.disk_mib / 1024,
+            )
             lines.append([method, cost.stage, *map(_cell, numbers)])
         hours += sum(cost.gpu_hours() for cost in costs)
         cores += sum(cost.core_seconds for cost in costs) / 3600
@@ -99,10 +106,12 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
     for words, n in (("one seed", 1), (f"{len(seeds)} seeds", len(seeds))):
         lines.append(["all", words, "", f"{n * hours:.0f}", f"{n * cores:.0f}", "", f"{n * disk:.1f}"])
     data, runs = DATA[preset], jobs(preset, methods, seeds).total()
-    head = (f"{preset}: {data.train:,} training and {data.val:,} validation images; {len(methods)} methods, "
-            f"{len(seeds)} seeds: {runs} notebooks.\n"
-            f"Hours are counted operations at {100 * SUSTAINED:.0f} % of an A100's {PEAK / 1e12:.0f} TFLOP/s, an assumption; core "
-            f"hours come from {CRF_SECONDS:g} s for a CRF.\n\n")
+    head = (
+        f"{preset}: {data.train:,} training and {data.val:,} validation images; {len(methods)} methods, "
+        f"{len(seeds)} seeds: {runs} notebooks.\n"
+        f"Hours are counted operations at {100 * SUSTAINED:.0f} % of an A100's {PEAK / 1e12:.0f} TFLOP/s, an assumption; core "
+        f"hours come from {CRF_SECONDS:g} s for a CRF.\n\n"
+    )
     return head + markdown_table(["method", "stage", "PFLOP", "GPU hours", "core hours", "GPU memory, GiB", "disk, GiB"], lines)
 
 
@@ -120,8 +129,18 @@ def measured(run_folder: Path) -> str:
         for name, stage in group.items():
             record = stage.record()
             disk = sum(file.stat().st_size for file in stage.folder.rglob("*") if file.is_file()) / 2**20
-            lines.append([method, str(seed), name, f"{record['seconds']:.0f}", str(record["images_per_second"] or ""),
-                          str(record["peak_memory_mib"]), f"{disk:.1f}", record["device"]])
+            lines.append(
+                [
+                    method,
+                    str(seed),
+                    name,
+                    f"{record['seconds']:.0f}",
+                    str(record["images_per_second"] or ""),
+                    str(record["peak_memory_mib"]),
+                    f"{disk:.1f}",
+                    record["device"],
+                ]
+            )
     if not lines:
         raise FileNotFoundError(f"{run_folder}: no finished stage; run the pipeline first, or name voc12 or coco14")
     head = ["method", "seed", "stage", "seconds", "images a second", "peak memory, MiB", "disk, MiB", "device"]
@@ -140,8 +159,9 @@ def main(arguments: list[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m wsss_lib.costs", description=__doc__.splitlines()[0])
     parser.add_argument("what", metavar="PRESET or FOLDER", help="voc12, coco14: estimate; runs/<dataset>: what was measured")
-    parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name != "cam"],
-                        choices=list(METHODS), metavar="NAME")
+    parser.add_argument(
+        "--methods", nargs="+", default=[name for name in METHODS if name != "cam"], choices=list(METHODS), metavar="NAME"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     options = parser.parse_args(arguments)
     try:

@@ -15,8 +15,10 @@ LONGEST_TUPLE = 1000  # characters
 
 def _require_text(value: Any) -> Any:
     if not isinstance(value, str):
-        raise ValueError("must be text; write it in quotes in YAML, and with -r on papermill's command line "
-                         "(2007_000032 without quotes becomes a number)")
+        raise ValueError(
+            "must be text; write it in quotes in YAML, and with -r on papermill's command line "
+            "(2007_000032 without quotes becomes a number)"
+        )
     return value
 
 
@@ -95,8 +97,9 @@ class Common(ParameterGroup):
     # Whose masks DeepLab learns: those of 80 (IRN), of 75 (AffinityNet), or a method's own (DRS, notebook 30).
     refinement: Name = "irn"
     # Backbone of the classifier and of the networks that start where it starts (IRN, AffinityNet, AMN, VWE, SC-CAM).
-    backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0", "resnet38",
-                      "vgg16_largefov"] = "resnet_small"
+    backbone: Literal["resnet_small", "resnet50", "resnet101", "efficientnet_lite0", "resnet38", "vgg16_largefov"] = (
+        "resnet_small"
+    )
     backbone_weights: Text = "none"  # "imagenet", "none", or a safetensors file
     output_stride: Literal[8, 16] = 8
 
@@ -132,8 +135,10 @@ class Settings:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        raise AttributeError(f"stage {vars(self).get('_stage', '')!r} reads the parameter {name!r} without declaring it; add "
-                             "it to the stage's `reads`")
+        raise AttributeError(
+            f"stage {vars(self).get('_stage', '')!r} reads the parameter {name!r} without declaring it; add "
+            "it to the stage's `reads`"
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"parameter {name!r} cannot be changed; make other settings with model_copy(update=...)")

@@ -14,8 +14,12 @@ SHARED = (*seed_masks.STAGES, *irn.STAGES, *affinitynet.STAGES, *deeplab.STAGES)
 STAGES: tuple[Stage, ...] = (CHECK, *(stage for method in METHODS.values() for stage in method.STAGES), *SHARED)
 ROWS = list(dict.fromkeys(name for stage in STAGES for name in stage.shows))  # rows with a mIoU, in the order of tables
 # Row of `metrics.json` to the stage and the folder that hold its label maps; maps become one at a threshold.
-LABEL_MAPS = {name: (stage.name, folder) for stage in STAGES for name, folder in stage.shows.items()
-              if folder is not None or stage.name == "maps"}
+LABEL_MAPS = {
+    name: (stage.name, folder)
+    for stage in STAGES
+    for name, folder in stage.shows.items()
+    if folder is not None or stage.name == "maps"
+}
 
 
 def stages_of(config: Config) -> list[Stage]:
@@ -32,8 +36,7 @@ def stages_of(config: Config) -> list[Stage]:
     own = [*(sccam.rounds(config) if method is sccam else ()), *method.STAGES]
     masks = deeplab.masks_of(config)
     refinement = {stage.notebook: module.STAGES for module in (irn, affinitynet) for stage in module.STAGES}
-    return [*own, *((*seed_masks.STAGES, *refinement[masks.notebook]) if masks.notebook in refinement else ()),
-            *deeplab.STAGES]
+    return [*own, *((*seed_masks.STAGES, *refinement[masks.notebook]) if masks.notebook in refinement else ()), *deeplab.STAGES]
 
 
 def needed_by(notebook: str, config: Config) -> list[Stage]:

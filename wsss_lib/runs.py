@@ -51,9 +51,17 @@ def results_of(run_folder: Path) -> list[Result]:
         parameters = folder.parameters()
         reference = present.parameters() if present.key() else parameters
         size = sum(os.path.getsize(Path(root) / file) for root, _, files in os.walk(folder.folder) for file in files)
-        found.append(Result(folder.folder, "/".join((*begun.parts[-4:-2], name)), folder.key(), folder.name == name,
-                            folder.is_complete(), {key: value for key, value in parameters.items() if reference.get(key) != value},
-                            size / 2**20))
+        found.append(
+            Result(
+                folder.folder,
+                "/".join((*begun.parts[-4:-2], name)),
+                folder.key(),
+                folder.name == name,
+                folder.is_complete(),
+                {key: value for key, value in parameters.items() if reference.get(key) != value},
+                size / 2**20,
+            )
+        )
     return sorted(found, key=lambda result: (result.stage, not result.present, result.key))
 
 
@@ -101,8 +109,7 @@ def main(arguments: list[str]) -> None:
         unknown = set(options.remove) - {result.key for result in results}
         if unknown:
             sys.exit(f"{options.run_folder}: no result has the key {sorted(unknown)[0]}")
-        unwanted = [result for result in results
-                    if result.key in options.remove or options.remove_kept and not result.present]
+        unwanted = [result for result in results if result.key in options.remove or options.remove_kept and not result.present]
         print(table(unwanted or results))
         if not unwanted:
             return

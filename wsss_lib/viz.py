@@ -18,14 +18,25 @@ from wsss_lib.core.files import IGNORE, read_mask, voc_palette
 
 def use_style() -> None:
     """Set fonts, sizes and colours for all figures of the project."""
-    matplotlib.rcParams.update({
-        "figure.dpi": 80, "savefig.dpi": 80, "font.size": 10, "axes.titlesize": 10, "axes.grid": False, "image.cmap": "cividis",
-        "image.interpolation": "nearest", "axes.spines.top": False, "axes.spines.right": False,
-        "figure.constrained_layout.use": True,
-        # Okabe and Ito's colours, told apart by nearly everybody; line styles repeat the distinction for print in grey.
-        "axes.prop_cycle": matplotlib.cycler(
-            color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
-        + matplotlib.cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."])})
+    matplotlib.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.dpi": 80,
+            "font.size": 10,
+            "axes.titlesize": 10,
+            "axes.grid": False,
+            "image.cmap": "cividis",
+            "image.interpolation": "nearest",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.constrained_layout.use": True,
+            # Okabe and Ito's colours, told apart by nearly everybody; line styles repeat the distinction for print in grey.
+            "axes.prop_cycle": matplotlib.cycler(
+                color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+            )
+            + matplotlib.cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."]),
+        }
+    )
 
 
 def show(figure, alt: str) -> None:
@@ -140,8 +151,16 @@ def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "
     lowest = -np.inf
     for row, column, name in places:
         lowest = max(row, lowest + labels.shape[0] / 7)  # names of small panels would cover each other
-        axes.text(column, lowest, name, ha="center", va="center", fontsize=8, color="black",
-                  bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})
+        axes.text(
+            column,
+            lowest,
+            name,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="black",
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+        )
     axes.set_title(title)
     axes.set_axis_off()
 
@@ -160,6 +179,7 @@ Panel = Callable[..., object]  # draws into the axes that it is given; returns w
 
 def image(picture: np.ndarray, title: str = "", dot: tuple[float, float] | None = None) -> Panel:
     """Return a panel for `show_panels`; as `draw_image`, with a dot at (x, y) if there is one."""
+
     def draw(axes) -> None:
         draw_image(axes, np.asarray(picture), title)
         if dot is not None:
@@ -185,6 +205,7 @@ def labels(mask: np.ndarray, classes: Sequence[str], title: str = "", picture: n
 
 def blank(words: str = "") -> Panel:
     """Return a panel for `show_panels` that shows nothing but words."""
+
     def draw(axes) -> None:
         axes.text(0.5, 0.5, words, ha="center", va="center")
         axes.set_axis_off()
@@ -192,9 +213,16 @@ def blank(words: str = "") -> Panel:
     return draw
 
 
-def curves(x, lines: Mapping[str, Sequence], title: str = "", dots: Mapping[str, tuple[float, float]] | None = None,
-           marks: Mapping[str, float] | None = None, level: float | None = None, band: tuple[float, float] | None = None,
-           **settings) -> Panel:
+def curves(
+    x,
+    lines: Mapping[str, Sequence],
+    title: str = "",
+    dots: Mapping[str, tuple[float, float]] | None = None,
+    marks: Mapping[str, float] | None = None,
+    level: float | None = None,
+    band: tuple[float, float] | None = None,
+    **settings,
+) -> Panel:
     """Return a panel for `show_panels` with lines over x.
 
     Args:
@@ -207,6 +235,7 @@ def curves(x, lines: Mapping[str, Sequence], title: str = "", dots: Mapping[str,
         band: from where to where on the x axis a grey band is drawn.
         settings: of the axes, as `axes.set` takes them.
     """
+
     def draw(axes) -> None:
         for words, values in lines.items():
             axes.plot(x, values, label=words)
@@ -221,8 +250,15 @@ def curves(x, lines: Mapping[str, Sequence], title: str = "", dots: Mapping[str,
     return draw
 
 
-def bands(x, groups: Mapping[str, np.ndarray], title: str = "", dotted: Mapping[str, Sequence] | None = None,
-          legend: bool = True, frame: tuple[float, float] | None = None, **settings) -> Panel:
+def bands(
+    x,
+    groups: Mapping[str, np.ndarray],
+    title: str = "",
+    dotted: Mapping[str, Sequence] | None = None,
+    legend: bool = True,
+    frame: tuple[float, float] | None = None,
+    **settings,
+) -> Panel:
     """Return a panel for `show_panels` with the means of several runs as lines, and one standard deviation as a band.
 
     Args:
@@ -234,10 +270,11 @@ def bands(x, groups: Mapping[str, np.ndarray], title: str = "", dotted: Mapping[
         frame: from where to where on the x axis a dashed frame is drawn.
         settings: as for `curves`.
     """
+
     def draw(axes) -> None:
         for (words, values), marker in zip(groups.items(), "os^Dv<>P" * len(groups), strict=False):
             middle, spread = np.mean(values, 0), np.std(values, 0)
-            line, = axes.plot(x, middle, marker=marker, markersize=4, label=words)
+            (line,) = axes.plot(x, middle, marker=marker, markersize=4, label=words)
             axes.fill_between(x, middle - spread, middle + spread, color=line.get_color(), alpha=0.2, linewidth=0)
             if words in (dotted or {}):
                 axes.plot(x, dotted[words], ":", marker=marker, markerfacecolor="white", color=line.get_color(), linewidth=1)
@@ -259,11 +296,11 @@ def families(groups: Mapping[str, Sequence[Sequence[float]]], title: str = "", l
         level: where a dotted horizontal line is drawn.
         settings: as for `curves`.
     """
+
     def draw(axes) -> None:
         for number, (words, runs) in enumerate(groups.items()):
             for index, values in enumerate(runs):
-                axes.plot(values, color=f"C{number}", linestyle=("-", "--", "-.")[number % 3],
-                          label=None if index else words)
+                axes.plot(values, color=f"C{number}", linestyle=("-", "--", "-.")[number % 3], label=None if index else words)
         if level is not None:
             axes.axhline(level, color="black", linestyle=":")
         _finish(axes, title, groups, {}, settings)
@@ -273,6 +310,7 @@ def families(groups: Mapping[str, Sequence[Sequence[float]]], title: str = "", l
 
 def bars(heights: Sequence[float], title: str = "", **settings) -> Panel:
     """Return a panel for `show_panels` with a bar for each number, at 0, 1, …; `settings` as for `curves`."""
+
     def draw(axes) -> None:
         axes.bar(range(len(heights)), heights)
         axes.set(title=title, **settings)
@@ -280,9 +318,11 @@ def bars(heights: Sequence[float], title: str = "", **settings) -> Panel:
     return draw
 
 
-def histogram(values: Mapping[str, np.ndarray], bins: np.ndarray, title: str = "", marks: Mapping[str, float] | None = None,
-              **settings) -> Panel:
+def histogram(
+    values: Mapping[str, np.ndarray], bins: np.ndarray, title: str = "", marks: Mapping[str, float] | None = None, **settings
+) -> Panel:
     """Return a panel for `show_panels` with stacked bars: words in the legend to values; the rest as for `curves`."""
+
     def draw(axes) -> None:
         axes.hist(list(values.values()), bins=bins, stacked=True, label=list(values))
         _finish(axes, title, values, marks or {}, settings)
@@ -298,8 +338,16 @@ def _finish(axes, title: str, words: Iterable[str], marks: Mapping[str, float], 
         axes.legend()
 
 
-def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "", text: str = "{:.0f}",
-           limits: tuple[float, float] | None = None, cmap: str = "cividis", **settings) -> Panel:
+def matrix(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    text: str = "{:.0f}",
+    limits: tuple[float, float] | None = None,
+    cmap: str = "cividis",
+    **settings,
+) -> Panel:
     """Return a panel for `show_panels` with a table as a picture.
 
     Args:
@@ -311,6 +359,7 @@ def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], titl
         cmap: matplotlib's name of the colors.
         settings: as for `curves`.
     """
+
     def draw(axes):
         low, high = limits or (None, None)
         drawn = axes.imshow(values, aspect="auto", cmap=cmap, vmin=low, vmax=high)
@@ -332,16 +381,24 @@ def points(groups: Mapping[str, Sequence[tuple[str, float, float]]], **settings)
         groups: words in the legend to (name, x, y) of each mark.
         settings: as for `curves`.
     """
+
     def draw(axes) -> None:
         for (words, members), marker in zip(groups.items(), "os^Dv<>P" * len(groups), strict=False):
             axes.plot([member[1] for member in members], [member[2] for member in members], marker, label=words)
             rest = sorted(members)
             while rest:  # marks whose texts would cover each other share one, beside the last of them
                 _, x, y = rest[0]
-                near = sorted((member for member in rest if abs(member[1] - x) < 5 and abs(member[2] - y) < 1.5),
-                              key=lambda member: member[1])
-                axes.annotate(", ".join(member[0] for member in near), near[-1][1:], xytext=(5, -3), textcoords="offset points",
-                              fontsize=7)
+                near = sorted(
+                    (member for member in rest if abs(member[1] - x) < 5 and abs(member[2] - y) < 1.5),
+                    key=lambda member: member[1],
+                )
+                axes.annotate(
+                    ", ".join(member[0] for member in near),
+                    near[-1][1:],
+                    xytext=(5, -3),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
                 rest = [member for member in rest if member not in near]
         axes.set(**settings)
         if groups:
@@ -352,19 +409,28 @@ def points(groups: Mapping[str, Sequence[tuple[str, float, float]]], **settings)
 
 def arrows(field: np.ndarray, title: str = "", every: int = 3) -> Panel:
     """Return a panel for `show_panels` with every n-th vector of a field of (dy, dx), (2, h, w), at half its length."""
+
     def draw(axes) -> None:
         height, width = field.shape[1:]
         y, x = np.mgrid[:height:every, :width:every]
-        axes.quiver(x, y, field[1, ::every, ::every], field[0, ::every, ::every], angles="xy", scale_units="xy", scale=2,
-                    width=0.003)
+        axes.quiver(
+            x, y, field[1, ::every, ::every], field[0, ::every, ::every], angles="xy", scale_units="xy", scale=2, width=0.003
+        )
         axes.set(title=title, xlim=(-1, width), ylim=(height, -1), aspect="equal")
         axes.set_axis_off()
 
     return draw
 
 
-def show_class_bars(values: Mapping[str, Sequence[float | None]], names: Sequence[str], alt: str, ylabel: str = "IoU %",
-                    title: str = "", colors: np.ndarray | None = None, log: bool = False) -> None:
+def show_class_bars(
+    values: Mapping[str, Sequence[float | None]],
+    names: Sequence[str],
+    alt: str,
+    ylabel: str = "IoU %",
+    title: str = "",
+    colors: np.ndarray | None = None,
+    log: bool = False,
+) -> None:
     """Draw bars side by side for each class.
 
     Args:
@@ -380,8 +446,15 @@ def show_class_bars(values: Mapping[str, Sequence[float | None]], names: Sequenc
     figure, axes = plt.subplots(figsize=(max(6, 0.24 * len(names)), 3))
     width = 0.8 / len(values)
     for number, (words, heights) in enumerate(values.items()):
-        axes.bar(np.arange(len(names)) + width * (number - (len(values) - 1) / 2), np.array(heights, float), width, label=words,
-                 hatch="//" if number % 2 else "", edgecolor="white", color=colors)
+        axes.bar(
+            np.arange(len(names)) + width * (number - (len(values) - 1) / 2),
+            np.array(heights, float),
+            width,
+            label=words,
+            hatch="//" if number % 2 else "",
+            edgecolor="white",
+            color=colors,
+        )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set(ylabel=ylabel, title=title, xlim=(-0.6, len(names) - 0.4), yscale="log" if log else "linear")
@@ -390,8 +463,9 @@ def show_class_bars(values: Mapping[str, Sequence[float | None]], names: Sequenc
     show(figure, alt)
 
 
-def show_bars(values: Mapping[str, float], alt: str, title: str = "", hatched: Sequence[str] = (),
-              xlabel: str = "mIoU %") -> None:
+def show_bars(
+    values: Mapping[str, float], alt: str, title: str = "", hatched: Sequence[str] = (), xlabel: str = "mIoU %"
+) -> None:
     """Draw a horizontal bar for each name, the first at the top, on an axis from 0 to 100.
 
     Args:
@@ -410,8 +484,9 @@ def show_bars(values: Mapping[str, float], alt: str, title: str = "", hatched: S
     show(figure, alt)
 
 
-def show_panels(panels: Sequence[Panel] | Sequence[Sequence[Panel]], alt: str, size: float | tuple[float, float] = 2.2,
-                bar: str = "") -> None:
+def show_panels(
+    panels: Sequence[Panel] | Sequence[Sequence[Panel]], alt: str, size: float | tuple[float, float] = 2.2, bar: str = ""
+) -> None:
     """Draw a row, or rows of equal length, of panels and show them.
 
     Args:
@@ -445,8 +520,15 @@ def highest_scores(maps_folder: Path) -> Callable[[str], np.ndarray]:
     return lambda image_id: full_size_maps(maps_folder, image_id)[1].max(0, initial=0)
 
 
-def show_examples(data, ids: Sequence[str], columns: Mapping[str, Callable[[str], np.ndarray]], alt: str, size: float = 1.8,
-                  iou: Mapping[str, Mapping[str, float]] | None = None, ground_truth: bool = True) -> None:
+def show_examples(
+    data,
+    ids: Sequence[str],
+    columns: Mapping[str, Callable[[str], np.ndarray]],
+    alt: str,
+    size: float = 1.8,
+    iou: Mapping[str, Mapping[str, float]] | None = None,
+    ground_truth: bool = True,
+) -> None:
     """Draw a row for each image: input, ground truth, and the columns.
 
     Args:
@@ -466,14 +548,22 @@ def show_examples(data, ids: Sequence[str], columns: Mapping[str, Callable[[str]
         for title, values_of in columns.items():
             words = f"{title}, IoU {100 * iou[title][image_id]:.0f} %" if iou and title in iou else title
             values = values_of(image_id)
-            row.append(scores(picture, values, words) if values.dtype.kind == "f" else
-                       labels(values, data.classes, words, picture))
+            row.append(
+                scores(picture, values, words) if values.dtype.kind == "f" else labels(values, data.classes, words, picture)
+            )
         rows.append(row)
     show_panels(rows, alt, size)
 
 
-def show_training(log: Sequence[Mapping[str, float]], *panels: Mapping[str, str], alt: str, title: str = "training loss",
-                  ylabel: str = "loss", chance: float | None = None, mean_of: int = 1) -> None:
+def show_training(
+    log: Sequence[Mapping[str, float]],
+    *panels: Mapping[str, str],
+    alt: str,
+    title: str = "training loss",
+    ylabel: str = "loss",
+    chance: float | None = None,
+    mean_of: int = 1,
+) -> None:
     """Draw a training's log.
 
     Args:
@@ -494,7 +584,7 @@ def show_training(log: Sequence[Mapping[str, float]], *panels: Mapping[str, str]
     for axes, names in zip(grid[0], chosen, strict=True):
         for name, words in names.items():
             values = [row[name] for row in log]
-            means = [np.mean(values[max(0, end - mean_of):end]) for end in range(1, len(log) + 1)]
+            means = [np.mean(values[max(0, end - mean_of) : end]) for end in range(1, len(log) + 1)]
             axes.plot([row["step"] for row in log], means, label=words)
         axes.set(xlabel="step", ylim=(0, None))
         if any(names.values()):
@@ -505,8 +595,9 @@ def show_training(log: Sequence[Mapping[str, float]], *panels: Mapping[str, str]
     show(figure, alt.format(first=log[0], last=log[-1]))
 
 
-def show_threshold_curves(rows: Mapping[str, Mapping], alt: str, title: str = "",
-                          marks: Mapping[str, float] | None = None) -> None:
+def show_threshold_curves(
+    rows: Mapping[str, Mapping], alt: str, title: str = "", marks: Mapping[str, float] | None = None
+) -> None:
     """Draw mIoU over the background threshold, with a dot at each curve's best.
 
     Args:
@@ -549,4 +640,4 @@ def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -
         return ranked
     rest = ranked[count:-count]
     drawn = np.random.default_rng(seed).choice(len(rest), size=min(count, len(rest)), replace=False)
-    return ranked[:count] + [rest[int(index)] for index in drawn] + ranked[len(ranked) - count:]
+    return ranked[:count] + [rest[int(index)] for index in drawn] + ranked[len(ranked) - count :]

@@ -47,8 +47,12 @@ def _make(job: Job) -> int:
         check_images(data)
     for name, data in masked_splits(job).items():
         values = [*range(data.num_classes + 1), IGNORE]
-        counts = np.array([np.bincount(data.mask(image_id).ravel(), minlength=256)[values]
-                           for image_id in progress(data.ids, f"masks of {name}")])
+        counts = np.array(
+            [
+                np.bincount(data.mask(image_id).ravel(), minlength=256)[values]
+                for image_id in progress(data.ids, f"masks of {name}")
+            ]
+        )
         write_atomically(job.folder / f"pixels_{name}.npy", lambda temporary, counts=counts: np.save(temporary, counts))
     return sum(map(len, splits.values()))
 
@@ -61,11 +65,20 @@ def _score(job: Job) -> list[dict]:
         if name in masked:
             missing, added = labels_against_masks(pixels_of_each_value(job, name), data.labels)
             different = int((missing | added).any(1).sum())
-        rows.append({"what": "data check", "split": name, "images": len(data), "classes": data.num_classes,
-                     "images_per_class": data.labels.sum(0).tolist(),
-                     "images_with_n_classes": np.bincount(data.labels.sum(1)).tolist(),
-                     "smallest_image": sizes.min(0).tolist(), "largest_image": sizes.max(0).tolist(),
-                     "masks_checked": len(data) if name in masked else 0, "masks_that_differ_from_labels": different})
+        rows.append(
+            {
+                "what": "data check",
+                "split": name,
+                "images": len(data),
+                "classes": data.num_classes,
+                "images_per_class": data.labels.sum(0).tolist(),
+                "images_with_n_classes": np.bincount(data.labels.sum(1)).tolist(),
+                "smallest_image": sizes.min(0).tolist(),
+                "largest_image": sizes.max(0).tolist(),
+                "masks_checked": len(data) if name in masked else 0,
+                "masks_that_differ_from_labels": different,
+            }
+        )
     return rows
 
 

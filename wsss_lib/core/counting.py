@@ -85,8 +85,12 @@ def training_cost(stage: str, net: torch.nn.Module, run: Callable[[int], list[Te
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         sum(output.sum() for output in run(2)).backward()  # two: a batch normalization may see one value an image
     weights = sum(parameter.numel() for parameter in net.parameters()) * 4
-    return Cost(stage, counter.get_total_flops() / 2 * images, gpu_bytes=sum(kept.values()) / 2 / 2 * at_once + 3 * weights,
-                disk_mib=weights / 2**20)
+    return Cost(
+        stage,
+        counter.get_total_flops() / 2 * images,
+        gpu_bytes=sum(kept.values()) / 2 / 2 * at_once + 3 * weights,
+        disk_mib=weights / 2**20,
+    )
 
 
 def inference_flops(run: Callable[[Tensor], object], size: tuple[int, int], scales: tuple[float, ...], views: int = 2) -> float:

@@ -114,8 +114,17 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
 
     net, config, folder = (given[name] for name in ("net", "config", "folder"))
     device = next(net.parameters()).device
-    settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=config.processes, run_id=uuid.uuid4().hex, max_restarts=0,
-                            rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", start_method="spawn")
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.processes,
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        start_method="spawn",
+    )
     handlers = {number: signal.getsignal(number) for number in SIGNALS}  # the launcher sets its own and leaves them
     with tempfile.TemporaryDirectory() as notes:
         first_failure = Path(notes) / "first_failure.txt"
@@ -124,8 +133,11 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             raised = failure.exitcode == 1 and first_failure.is_file()  # else something ended it before it could say why
-            message = (first_failure.read_text("utf-8") if raised
-                       else f"process {rank} of {config.processes} has failed: {failure.message}")
+            message = (
+                first_failure.read_text("utf-8")
+                if raised
+                else f"process {rank} of {config.processes} has failed: {failure.message}"
+            )
             raise RuntimeError(f"{train.__name__}: {message}") from None
         finally:
             for number, handler in handlers.items():

@@ -43,8 +43,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error}); free some space or set runs_root to another "
-                      "disk, then run again: finished results are kept") from error
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or set runs_root to another "
+            "disk, then run again: finished results are kept"
+        ) from error
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
@@ -64,8 +66,10 @@ def write_json(path: Path, content: Any) -> None:
     try:
         text = json.dumps(content, indent=1, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"{path}: a number to be recorded is NaN or infinite; a score has nothing to count, or a training has "
-                         f"diverged ({error})") from None
+        raise ValueError(
+            f"{path}: a number to be recorded is NaN or infinite; a score has nothing to count, or a training has "
+            f"diverged ({error})"
+        ) from None
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
@@ -104,8 +108,10 @@ def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[
     with np.errstate(over="ignore"):
         scores = np.asarray(scores, np.float16)
     if not np.isfinite(scores).all():
-        raise ValueError(f"{path}: a score is not finite, or beyond the range of float16; the network has diverged, train it "
-                         "again with a lower learning rate")
+        raise ValueError(
+            f"{path}: a score is not finite, or beyond the range of float16; the network has diverged, train it "
+            "again with a lower learning rate"
+        )
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
@@ -138,11 +144,15 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     except Exception as error:  # a broken zip file or array header makes NumPy raise one of a dozen types
         raise DataError(f"{path}: not a file of localization maps ({error}); delete it and run its stage again") from None
     if (classes.dtype.kind, scores.dtype.kind, size.dtype.kind) != ("i", "f", "i") or size.shape != (2,) or (size < 1).any():
-        raise DataError(f"{path}: classes, scores and size must be integers, floats and two positive integers; delete it and "
-                        "run its stage again")
+        raise DataError(
+            f"{path}: classes, scores and size must be integers, floats and two positive integers; delete it and "
+            "run its stage again"
+        )
     if classes.ndim != 1 or scores.shape != (len(classes), *((size - 1) // 4 + 1)):
-        raise DataError(f"{path}: classes {classes.shape} and scores {scores.shape} do not belong to an image of "
-                        f"{size[0]}x{size[1]}; delete it and run its stage again")
+        raise DataError(
+            f"{path}: classes {classes.shape} and scores {scores.shape} do not belong to an image of "
+            f"{size[0]}x{size[1]}; delete it and run its stage again"
+        )
     if not np.isfinite(scores).all():
         raise DataError(f"{path}: a score is NaN or infinite; delete it and run its stage again")
     return classes.astype(np.int64), scores.astype(np.float32), (int(size[0]), int(size[1]))
@@ -228,12 +238,16 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
     if mode not in ("P", "L"):
         raise DataError(f"{path}: the mask has mode {mode}; masks are 8-bit palette or grey PNGs of class indices")
     if size and mask.shape[::-1] != size:
-        raise DataError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {size[0]}x{size[1]}; "
-                        "make the mask again from the original annotation")
+        raise DataError(
+            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {size[0]}x{size[1]}; "
+            "make the mask again from the original annotation"
+        )
     foreign = mask[(mask > num_classes) & (mask != IGNORE)]
     if foreign.size:
-        raise DataError(f"{path}: the mask holds the value {foreign[0]}, but there are only {num_classes} classes; "
-                        "check dataset.json or the mask")
+        raise DataError(
+            f"{path}: the mask holds the value {foreign[0]}, but there are only {num_classes} classes; "
+            "check dataset.json or the mask"
+        )
     return mask
 
 
@@ -285,8 +299,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own undocumented type
-        raise DataError(f"{path}: not a safetensors file ({error}); give one that this project has "
-                        "written, or delete it and run its stage again") from None
+        raise DataError(
+            f"{path}: not a safetensors file ({error}); give one that this project has "
+            "written, or delete it and run its stage again"
+        ) from None
 
 
 def sha256(paths: Iterable[Path], root: Path) -> str:

@@ -29,8 +29,14 @@ class ShardDone(Exception):
     """This run has done its shard of a stage. No failure: when all have, shard 0 is run again and goes on."""
 
 
-def for_each_image(ids: Sequence[str], output: Callable[[str], Path | tuple[Path, ...]], work: Callable[[str], None], name: str,
-                   config: Settings, num_workers: int = 0) -> int:
+def for_each_image(
+    ids: Sequence[str],
+    output: Callable[[str], Path | tuple[Path, ...]],
+    work: Callable[[str], None],
+    name: str,
+    config: Settings,
+    num_workers: int = 0,
+) -> int:
     """Call `work(image_id)` for every image whose output is not there yet, or for those of this run's shard.
 
     Args:
@@ -49,8 +55,11 @@ def for_each_image(ids: Sequence[str], output: Callable[[str], Path | tuple[Path
         Exception: whatever `work` raises; results that were written before are kept.
     """
     outputs = ((image_id, output(image_id)) for image_id in ids)
-    missing = {image_id for image_id, paths in outputs
-               if not all(path.is_file() for path in (paths if isinstance(paths, tuple) else (paths,)))}
+    missing = {
+        image_id
+        for image_id, paths in outputs
+        if not all(path.is_file() for path in (paths if isinstance(paths, tuple) else (paths,)))
+    }
     mine = [image_id for image_id in shard_of(ids, config) if image_id in missing]
     if num_workers == 0 or len(mine) < 2:
         for image_id in progress(mine, name):
@@ -72,7 +81,7 @@ def shard_of(items: Sequence, config: Settings) -> Sequence:
         >>> [shard_of("abcde", Settings({"shard": shard, "shards": 2})) for shard in (0, 1, 2)]
         ['', 'ace', 'bd']
     """
-    return items[config.shard - 1::config.shards] if config.shard else items[:0]
+    return items[config.shard - 1 :: config.shards] if config.shard else items[:0]
 
 
 def end_of_shard(config: Settings, name: str, others_missing: bool) -> None:
@@ -109,7 +118,7 @@ def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int,
     groups = []
     for _, group in groupby(sorted(ids, key=lambda image_id: (size_of(image_id), image_id)), key=size_of):
         members = list(group)
-        groups += [members[start:start + batch_size] for start in range(0, len(members), batch_size)]
+        groups += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
     return groups
 
 
@@ -147,8 +156,9 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Settings, f
     return made
 
 
-def map_in_processes(work: Callable[[Item], Result], items: Sequence[Item], workers: int, chunk: int,
-                     name: str) -> Iterator[Result]:
+def map_in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, chunk: int, name: str
+) -> Iterator[Result]:
     """Return an iterator over `work(item)` of every item, in order.
 
     When it is interrupted or a piece of work fails, what is being worked on is finished, nothing else is begun, and all
@@ -170,8 +180,10 @@ def map_in_processes(work: Callable[[Item], Result], items: Sequence[Item], work
         try:
             yield from pool.map(_do, items, chunksize=chunk)
         except BrokenProcessPool:
-            raise OSError(f"{name}: a worker process was killed, perhaps for want of memory; run again with fewer of them "
-                          "(num_workers, --workers), finished files are kept") from None
+            raise OSError(
+                f"{name}: a worker process was killed, perhaps for want of memory; run again with fewer of them "
+                "(num_workers, --workers), finished files are kept"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -60,13 +60,22 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
     """
     result = evaluation.scores()
     if np.isnan(result.miou):
-        raise ValueError(f"{data.root / data.mask_folder}: the true masks of split {data.split!r} hold no labelled pixel, so "
-                         "that there is nothing to score; check mask_folder")
-    return {"what": what, "split": data.split, "images": len(data), "crf": crf, "miou": round(100 * result.miou, 2),
-            "precision": round(100 * float(np.nanmean(result.precision)), 2),
-            "recall": round(100 * float(np.nanmean(result.recall)), 2),
-            "class_iou": [None if np.isnan(value) else round(100 * float(value), 2) for value in result.iou],
-            "unknown_share": round(evaluation.unknown_share, 4), "pixel_labels_chose": config.pixel_labels_chose}
+        raise ValueError(
+            f"{data.root / data.mask_folder}: the true masks of split {data.split!r} hold no labelled pixel, so "
+            "that there is nothing to score; check mask_folder"
+        )
+    return {
+        "what": what,
+        "split": data.split,
+        "images": len(data),
+        "crf": crf,
+        "miou": round(100 * result.miou, 2),
+        "precision": round(100 * float(np.nanmean(result.precision)), 2),
+        "recall": round(100 * float(np.nanmean(result.recall)), 2),
+        "class_iou": [None if np.isnan(value) else round(100 * float(value), 2) for value in result.iou],
+        "unknown_share": round(evaluation.unknown_share, 4),
+        "pixel_labels_chose": config.pixel_labels_chose,
+    }
 
 
 def iou_of_images(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray], count: int = 200) -> dict[str, float]:
@@ -87,6 +96,7 @@ def iou_of_images(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray
 
 def mask_at(maps_folder: Path, threshold: float) -> Callable[[str], np.ndarray]:
     """Return the function from an image id to its maps' mask at a threshold, uint8 (H, W)."""
+
     def mask_of(image_id: str) -> np.ndarray:
         classes, scores = full_size_maps(maps_folder, image_id)
         return argmax_with_background(scores, classes, threshold)
@@ -113,8 +123,9 @@ def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.nda
     return classes, upsample_scores(scores, size)
 
 
-def sweep_maps(data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float],
-               kind: type[ThresholdSweep] = ThresholdSweep) -> ThresholdSweep:
+def sweep_maps(
+    data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float], kind: type[ThresholdSweep] = ThresholdSweep
+) -> ThresholdSweep:
     """Compare the maps of a split with the true masks at all thresholds in one pass.
 
     Args:
@@ -151,13 +162,22 @@ def best_threshold_row(data: SegmentationDataset, maps_folder: Path) -> dict:
     """
     sweep = sweep_maps(data, maps_folder, np.linspace(0.01, 0.9, 90))
     threshold, miou = sweep.best()
-    return {"what": "CAM at its best threshold", "split": data.split, "images": len(data), "crf": False,
-            "miou": round(100 * miou, 2), "pixel_labels_chose": f"threshold {threshold:.2f}", "threshold": round(threshold, 4),
-            "thresholds": np.round(sweep.thresholds, 4).tolist(), "curve": np.round(100 * sweep.curve(), 2).tolist()}
+    return {
+        "what": "CAM at its best threshold",
+        "split": data.split,
+        "images": len(data),
+        "crf": False,
+        "miou": round(100 * miou, 2),
+        "pixel_labels_chose": f"threshold {threshold:.2f}",
+        "threshold": round(threshold, 4),
+        "thresholds": np.round(sweep.thresholds, 4).tolist(),
+        "curve": np.round(100 * sweep.curve(), 2).tolist(),
+    }
 
 
-def mean_part_recall(data: SegmentationDataset, maps_folder: Path, threshold: float,
-                     count: int = 300) -> dict[str, float] | None:
+def mean_part_recall(
+    data: SegmentationDataset, maps_folder: Path, threshold: float, count: int = 300
+) -> dict[str, float] | None:
     """Return which share of the heads and of the bodies of generated creatures the maps find.
 
     Args:

@@ -147,8 +147,9 @@ def open_stage(stage: Stage, config: "Config") -> Job:
     """
     job = Job(stage, config)
     if not job.files.is_complete():
-        raise DataError(f"{job.folder} is not finished: run notebook {stage.notebook} with the same dataset, method and seed "
-                        "first")
+        raise DataError(
+            f"{job.folder} is not finished: run notebook {stage.notebook} with the same dataset, method and seed first"
+        )
     recorded = {name: value for name, value in job.files.parameters().items() if name in type(config).model_fields}
     try:
         made_with = type(config).from_values(config.model_dump() | recorded)
@@ -213,8 +214,9 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def network_made(job: Job, build: Callable[[], torch.nn.Module], train: Callable[[torch.nn.Module], int],
-                 finished_weights: str) -> int:
+def network_made(
+    job: Job, build: Callable[[], torch.nn.Module], train: Callable[[torch.nn.Module], int], finished_weights: str
+) -> int:
     """Build a network, train it unless a file of finished weights is named, and save it: the `make` of every network's stage.
 
     Args:

@@ -34,12 +34,16 @@ def lock_folder(folder: Path) -> FileLock:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")  # to be named below
     except Timeout:
         holder = path.read_text(encoding="utf-8") if path.is_file() else ""
-        raise DataError(f"{folder}: another run is making this stage ({holder or 'unknown process'}); wait until it has "
-                        "finished, or end it (a notebook: shut its kernel down), then run again") from None
+        raise DataError(
+            f"{folder}: another run is making this stage ({holder or 'unknown process'}); wait until it has "
+            "finished, or end it (a notebook: shut its kernel down), then run again"
+        ) from None
     except OSError as error:
         lock.release(force=True)
-        raise OSError(f"{path}: cannot be written ({error.strerror or error}); free some space or set runs_root to another "
-                      "disk, then run again: finished results are kept") from error
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or set runs_root to another "
+            "disk, then run again: finished results are kept"
+        ) from error
     return lock
 
 
@@ -81,13 +85,21 @@ def randomness(seed: int) -> dict[str, Any]:
     import torch
 
     gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
-    return {"generators": {"initial weights, dropout, words (torch)": f"seed {seed}",
-                           "Python and NumPy": f"seed {seed}",
-                           "crop, scale, mirror and colours of a sample": f"seed {seed}, epoch, index",
-                           "order of the samples": f"seed {seed}, epoch",
-                           "what a method draws for one image": f"seed {seed}, image id"},
-            "order_of_sums": {"torch_threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
-                              "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(), **gpu}}
+    return {
+        "generators": {
+            "initial weights, dropout, words (torch)": f"seed {seed}",
+            "Python and NumPy": f"seed {seed}",
+            "crop, scale, mirror and colours of a sample": f"seed {seed}, epoch, index",
+            "order of the samples": f"seed {seed}, epoch",
+            "what a method draws for one image": f"seed {seed}, image id",
+        },
+        "order_of_sums": {
+            "torch_threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            **gpu,
+        },
+    }
 
 
 def peak_memory_mib(device: str) -> int:
@@ -118,8 +130,9 @@ def entry(content: Any, name: str, kind: type, path: Path) -> Any:
         DataError: the entry is missing or of another type.
     """
     if not isinstance(content, dict) or not isinstance(content.get(name), kind):
-        raise DataError(f"{path}: {name!r} is missing or of a wrong kind; delete the folder {path.parent} and run its stage "
-                        "again")
+        raise DataError(
+            f"{path}: {name!r} is missing or of a wrong kind; delete the folder {path.parent} and run its stage again"
+        )
     return content[name]
 
 
@@ -194,11 +207,21 @@ class StageFolder:
         _remove_leftovers(self.folder, "state.safetensors")  # of a training: until here a killed run goes on from it
         files = self.files()
         content = read_json(self.folder / "begun.json")
-        write_json(self.folder / "run.json", {
-            "stage": self.name, **content, "results_sha256": sha256(files, self.folder), "files": len(files),
-            "versions": versions(), "device": device, "randomness": randomness(int(self.folder.parent.name.removeprefix("seed"))),
-            "seconds": round(seconds, 1), "images_per_second": round(num_images / seconds, 2) if num_images else None,
-            "peak_memory_mib": peak_memory_mib(device)})
+        write_json(
+            self.folder / "run.json",
+            {
+                "stage": self.name,
+                **content,
+                "results_sha256": sha256(files, self.folder),
+                "files": len(files),
+                "versions": versions(),
+                "device": device,
+                "randomness": randomness(int(self.folder.parent.name.removeprefix("seed"))),
+                "seconds": round(seconds, 1),
+                "images_per_second": round(num_images / seconds, 2) if num_images else None,
+                "peak_memory_mib": peak_memory_mib(device),
+            },
+        )
         _remove_leftovers(self.folder.parent, f".{self.name}.shard*.lock")
 
     def release(self) -> None:

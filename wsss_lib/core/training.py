@@ -74,15 +74,26 @@ def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> fl
     return (1 - min(step, total) // every * every / total) ** power
 
 
-def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]], samples: Dataset,
-          parameter_groups: list[dict], momentum: float | None, steps: int, batch_size: int, config: Settings, folder: Path,
-          schedule: Callable[[int, int], float] = poly_factor, name: str = "training", nesterov: bool = False,
-          after_step: Callable[[int], None] | None = None) -> None:
+def train(
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]],
+    samples: Dataset,
+    parameter_groups: list[dict],
+    momentum: float | None,
+    steps: int,
+    batch_size: int,
+    config: Settings,
+    folder: Path,
+    schedule: Callable[[int, int], float] = poly_factor,
+    name: str = "training",
+    nesterov: bool = False,
+    after_step: Callable[[int], None] | None = None,
+) -> None:
     """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
 
-    Several processes (`wsss_lib.core.distributed`) do the same together: each takes its share of every batch, gradients and losses are
-    averaged, process 0 writes. The result is that of one process but for rounding, for batch normalisation that is trained
-    (each part of a batch has its own statistics), and for dropout. A run may be resumed with another number of processes.
+    Several processes (`wsss_lib.core.distributed`) do the same together: each takes its part of every batch, gradients and
+    losses are averaged, process 0 writes. The result is that of one process but for rounding, for batch normalization that
+    is trained (each part of a batch has its own statistics), and for dropout. A run may be resumed with another number of processes.
 
     Args:
         model: the network, in training mode after `model.train()`.
@@ -113,12 +124,17 @@ def train(model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], d
         raise ValueError(f"the global batch of {batch_size} images cannot be shared by {processes} processes; choose a divisor")
     part = min(batch_size // processes, config.device_batch_size)
     if batch_size // processes % part:
-        raise ValueError(f"the global batch of {batch_size} images cannot be split into parts of device_batch_size = {part}; "
-                         "choose a divisor")
+        raise ValueError(
+            f"the global batch of {batch_size} images cannot be split into parts of device_batch_size = {part}; "
+            "choose a divisor"
+        )
     parts = batch_size // processes // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
-    optimizer = (torch.optim.Adam(parameter_groups, lr=0.0) if momentum is None
-                 else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov))
+    optimizer = (
+        torch.optim.Adam(parameter_groups, lr=0.0)
+        if momentum is None
+        else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov)
+    )
     base_rates = [group["lr"] for group in parameter_groups]
     half = config.mixed_precision and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -169,8 +185,10 @@ def _next(loader: Iterator[tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]
     except RuntimeError as error:
         if "is killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
             raise
-        raise OSError(f"{name}: a loader process was killed, perhaps for want of memory; run again with a smaller num_workers, "
-                      "the training goes on where it stopped") from None
+        raise OSError(
+            f"{name}: a loader process was killed, perhaps for want of memory; run again with a smaller num_workers, "
+            "the training goes on where it stopped"
+        ) from None
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -179,8 +197,9 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                done: int) -> None:
+def _save_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, done: int
+) -> None:
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():  # SGD: the momentum; Adam: two moments and its own step
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items() if value is not None}

@@ -20,8 +20,28 @@ from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, sha25
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import Settings, project_path
 
-VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-               "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 @dataclass(frozen=True)
@@ -122,8 +142,10 @@ def check_images(data: SegmentationDataset) -> None:
     """
     if bad := unreadable_images(data):
         first = next(iter(bad.values())).split("; ")[0]
-        raise DataError(f"{first}; of split {data.split!r} {len(bad)} of {len(data)} images cannot be read: {', '.join(bad)}; "
-                        "fetch them again, take their ids out of the list, or set on_bad_image to 'skip'")
+        raise DataError(
+            f"{first}; of split {data.split!r} {len(bad)} of {len(data)} images cannot be read: {', '.join(bad)}; "
+            "fetch them again, take their ids out of the list, or set on_bad_image to 'skip'"
+        )
 
 
 def without_unreadable_images(data: SegmentationDataset) -> SegmentationDataset:
@@ -143,8 +165,9 @@ def without_unreadable_images(data: SegmentationDataset) -> SegmentationDataset:
     return replace(data, ids=tuple(data.ids[row] for row in kept), labels=data.labels[kept])
 
 
-def load_dataset(root: Path | str, split: str, labels: Path | str = "", limit: int = 0,
-                 mask_folder: str = "SegmentationClass") -> SegmentationDataset:
+def load_dataset(
+    root: Path | str, split: str, labels: Path | str = "", limit: int = 0, mask_folder: str = "SegmentationClass"
+) -> SegmentationDataset:
     """Open one split of a data set and check that every image and every label row is there.
 
     Args:
@@ -164,21 +187,26 @@ def load_dataset(root: Path | str, split: str, labels: Path | str = "", limit: i
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: the data set folder does not exist; run notebook 02_datasets_and_labels first or set "
-                        "data_root")
+        raise DataError(
+            f"{root}: the data set folder does not exist; run notebook 02_datasets_and_labels first or set data_root"
+        )
     classes = read_classes(root)
     ids = read_split(root, split)
     table = read_labels(Path(labels) if labels else root / "labels.csv", classes)
     ids = ids[:limit] if limit else ids
     without_row = [image_id for image_id in ids if image_id not in table]
     if without_row:
-        raise DataError(f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} "
-                        f"others of split {split!r}; make the table again with python -m data_prep.voc_labels")
+        raise DataError(
+            f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} "
+            f"others of split {split!r}; make the table again with python -m data_prep.voc_labels"
+        )
     dataset = SegmentationDataset(root, split, ids, classes, np.stack([table[image_id] for image_id in ids]), mask_folder)
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
-        raise DataError(f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
-                        f"{split!r}; put them there or take their ids out of the list")
+        raise DataError(
+            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
+            f"{split!r}; put them there or take their ids out of the list"
+        )
     return dataset
 
 
@@ -259,8 +287,11 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: the first column of the label table must be named image_id")
     unknown = [name for name in header[1:] if name not in classes]
     if unknown or tuple(header[1:]) != classes:
-        raise DataError(f"{path}: unknown class {unknown[0]!r}; the data set has {', '.join(classes)}" if unknown else
-                        f"{path}: the class columns must be, in this order: {', '.join(classes)}")
+        raise DataError(
+            f"{path}: unknown class {unknown[0]!r}; the data set has {', '.join(classes)}"
+            if unknown
+            else f"{path}: the class columns must be, in this order: {', '.join(classes)}"
+        )
     table = {}
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header) or any(value not in ("0", "1") for value in row[1:]):
@@ -319,6 +350,8 @@ def truth_hash(data: SegmentationDataset) -> str:
     paths = [data.mask_path(image_id) for image_id in data.ids]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise DataError(f"{missing[0]}: the mask is missing, and {len(missing) - 1} others of split {data.split!r}; set "
-                        "mask_folder to the folder that has them all (for train_aug of VOC: SegmentationClassAug)")
+        raise DataError(
+            f"{missing[0]}: the mask is missing, and {len(missing) - 1} others of split {data.split!r}; set "
+            "mask_folder to the folder that has them all (for train_aug of VOC: SegmentationClassAug)"
+        )
     return sha256(paths, data.root)

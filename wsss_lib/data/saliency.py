@@ -47,9 +47,11 @@ def check_saliency(data: SegmentationDataset, folder: Path) -> None:
     """
     missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.png").is_file()]
     if missing:
-        raise DataError(f"{folder}: {len(missing)} of {len(data)} images of split {data.split!r} have no saliency map: "
-                        f"{', '.join(missing)}; make them with python -m data_prep.saliency make, or set drs_background to "
-                        "'constant', 'crf' or 'irn', which need none")
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(data)} images of split {data.split!r} have no saliency map: "
+            f"{', '.join(missing)}; make them with python -m data_prep.saliency make, or set drs_background to "
+            "'constant', 'crf' or 'irn', which need none"
+        )
     found = {image_id: _problem(folder / f"{image_id}.png", image_size(data.image_path(image_id))) for image_id in data.ids}
     bad = [f"{image_id}.png {problem}" for image_id, problem in found.items() if problem]
     if bad:

@@ -109,8 +109,9 @@ def without_conditioning(net: ActivationManipulationNet) -> ActivationManipulati
     return net
 
 
-def train_variant(variant: Variant, data: SegmentationDataset, seed_folder: Path, classifier_weights: Path, config: Settings,
-                  folder: Path) -> ActivationManipulationNet:
+def train_variant(
+    variant: Variant, data: SegmentationDataset, seed_folder: Path, classifier_weights: Path, config: Settings, folder: Path
+) -> ActivationManipulationNet:
     """Build and train one variant, from the same random start whatever was trained before.
 
     Args:
@@ -140,8 +141,9 @@ def train_variant(variant: Variant, data: SegmentationDataset, seed_folder: Path
     return net.eval()
 
 
-def variant_localization(variant: Variant, net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path,
-                         config: Settings) -> Localize:
+def variant_localization(
+    variant: Variant, net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path, config: Settings
+) -> Localize:
     """Return the function that makes a variant's maps, for `stages.make_maps`.
 
     Args:
@@ -160,8 +162,15 @@ def variant_localization(variant: Variant, net: ActivationManipulationNet, data:
     return lambda ids, images, labels: localization_maps(view, images, labels, config.cam_scales, mean, std)
 
 
-def score_variants(names: Sequence[str], data: SegmentationDataset, scored: SegmentationDataset, seed_folder: Path,
-                   classifier_weights: Path, config: Settings, thresholds: np.ndarray) -> dict[str, dict[str, float]]:
+def score_variants(
+    names: Sequence[str],
+    data: SegmentationDataset,
+    scored: SegmentationDataset,
+    seed_folder: Path,
+    classifier_weights: Path,
+    config: Settings,
+    thresholds: np.ndarray,
+) -> dict[str, dict[str, float]]:
     """Train what is needed, without keeping it, and score the maps of each variant.
 
     Args:

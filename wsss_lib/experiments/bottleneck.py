@@ -30,10 +30,11 @@ RAISE_RATES = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3)  # of the updates on one image
 RAISED_IMAGES = 8
 
 # HGR after G_1 to G_6, measured in the published figure (jbeomlee93/RIB, Demo/Figure_toy_pdf_v2.png), +-0.03.
-PUBLISHED_HGR = {"discriminative": (1.0, 1.0, 1.0, 0.93, 0.63, 0.39),
-                 "non-discriminative": (1.0, 1.0, 1.0, 1.0, 0.88, 0.10),
-                 "irrelevant": (1.0, 0.03, 0.08, 0.03, 0.03, 0.05)}
-
+PUBLISHED_HGR = {
+    "discriminative": (1.0, 1.0, 1.0, 0.93, 0.63, 0.39),
+    "non-discriminative": (1.0, 1.0, 1.0, 1.0, 0.88, 0.10),
+    "irrelevant": (1.0, 0.03, 0.08, 0.03, 0.03, 0.05),
+}
 
 
 class Parameters(ParameterGroup):
@@ -47,6 +48,7 @@ class Parameters(ParameterGroup):
 
 
 # ---- the network
+
 
 class FiveConvolutions(nn.Module):
     """Five convolutions of 3 x 3 with ReLU and one fully connected layer (section 3; widths and strides are ours).
@@ -62,7 +64,8 @@ class FiveConvolutions(nn.Module):
         widths, strides = (1, 8, 16, 16, 32, 32), (1, 2, 1, 2, 2)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, 3, stride, padding=1)
-            for before, after, stride in zip(widths[:-1], widths[1:], strides, strict=True))
+            for before, after, stride in zip(widths[:-1], widths[1:], strides, strict=True)
+        )
         side = -(-CANVAS // 8)  # three strides of 2
         self.linear = nn.Linear(widths[-1] * side * side, num_logits)
         for convolution in self.convolutions:  # torch's own start is too small for five layers with ReLU
@@ -117,8 +120,9 @@ def build_network(loss: str) -> FiveConvolutions:
     return net.to(memory_format=torch.channels_last)  # the same numbers, a little faster
 
 
-def train_network(loss: str, data: DigitImages, epochs: int, seed: int, batch_size: int = 32,
-                  learning_rate: float = 2e-3) -> FiveConvolutions:
+def train_network(
+    loss: str, data: DigitImages, epochs: int, seed: int, batch_size: int = 32, learning_rate: float = 2e-3
+) -> FiveConvolutions:
     """Train a network with Adam; the learning rate falls linearly to zero.
 
     Args:
@@ -158,6 +162,7 @@ def accuracy(net: FiveConvolutions, data: DigitImages) -> float:
 
 
 # ---- gradients
+
 
 def gradient_maps(net: FiveConvolutions, images: Tensor, labels: Tensor) -> Tensor:
     """Return G_1 to G_6: how strongly each pixel moves the sum of a layer's output.
@@ -225,8 +230,16 @@ def hgr_curves(net: FiveConvolutions, data: DigitImages, threshold: float = THRE
 
 # ---- the step to the method
 
-def raise_logit(net: FiveConvolutions, image: Tensor, label: Tensor, others: DigitImages, learning_rate: float, steps: int = 10,
-                seed: int = 0) -> tuple[Tensor, Tensor]:
+
+def raise_logit(
+    net: FiveConvolutions,
+    image: Tensor,
+    label: Tensor,
+    others: DigitImages,
+    learning_rate: float,
+    steps: int = 10,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
     """Push the raw logit of one image up, for a few steps of SGD from the trained weights, and watch its last map.
 
     The loss is minus the sum of the own logits of the image and of one companion of the other class, a new one in each step:
@@ -270,6 +283,7 @@ def raise_logit(net: FiveConvolutions, image: Tensor, label: Tensor, others: Dig
 
 # ---- all runs of notebook 01
 
+
 def run_name(loss: str, shape_share: float, seed: int) -> str:
     """Return the name of a run's files, without their endings.
 
@@ -297,8 +311,14 @@ def train_all(config: Settings, folder: Path) -> int:
     kinds = [(loss, share) for loss in LOSSES] + [("sigmoid", other) for other in SHAPE_SHARES if other != share]
     seeds = range(config.seed, config.seed + config.bottleneck_seeds)
     names = [run_name(*kind, seed) for kind in kinds for seed in seeds]
-    return for_each_image(names, lambda name: folder / f"{name}.json", partial(_run, config=config, folder=folder), "networks",
-                          config, config.num_workers)
+    return for_each_image(
+        names,
+        lambda name: folder / f"{name}.json",
+        partial(_run, config=config, folder=folder),
+        "networks",
+        config,
+        config.num_workers,
+    )
 
 
 def images_of(config: Settings, shape_share: float, seed: int) -> tuple[DigitImages, DigitImages]:
@@ -314,8 +334,10 @@ def images_of(config: Settings, shape_share: float, seed: int) -> tuple[DigitIma
         ValueError: no training images, or a share outside [0, 1].
     """
     for_training, for_testing = read_digits(config.bottleneck_mnist_root)
-    return (make_images(*for_training, config.bottleneck_images, shape_share, seed + 1),
-            make_images(*for_testing, TEST_IMAGES, 1.0, config.seed))
+    return (
+        make_images(*for_training, config.bottleneck_images, shape_share, seed + 1),
+        make_images(*for_testing, TEST_IMAGES, 1.0, config.seed),
+    )
 
 
 def _run(name: str, config: Settings, folder: Path) -> None:
@@ -323,9 +345,15 @@ def _run(name: str, config: Settings, folder: Path) -> None:
     loss, share, seed = name.split("_")
     train, test = images_of(config, float(share), int(seed))
     net = train_network(loss, train, config.bottleneck_epochs, int(seed))
-    row = {"loss": loss, "shape_share": float(share), "seed": int(seed), "hgr": hgr_curves(net, test).tolist(),
-           "accuracy": accuracy(net, test), "accuracy_digits_alone": accuracy(net, test.digits_alone()),
-           "accuracy_shapes_alone": accuracy(net, test.shapes_alone())}
+    row = {
+        "loss": loss,
+        "shape_share": float(share),
+        "seed": int(seed),
+        "hgr": hgr_curves(net, test).tolist(),
+        "accuracy": accuracy(net, test),
+        "accuracy_digits_alone": accuracy(net, test.digits_alone()),
+        "accuracy_shapes_alone": accuracy(net, test.shapes_alone()),
+    }
     if loss == "sigmoid" and float(share) == config.bottleneck_shape_share:
         row["raised"] = [raised_hgr(net, train, test, rate) for rate in RAISE_RATES]
     write_tensors(folder / f"{name}.safetensors", net.state_dict())
@@ -351,7 +379,7 @@ def raised_hgr(net: FiveConvolutions, train: DigitImages, test: DigitImages, lea
     pairs = [raise_logit(net, test.images[index], test.labels[index], train, learning_rate, seed=index) for index in images]
     maps = torch.stack([maps for maps, _ in pairs], 1)  # (steps + 1, N, H, W)
     logits = torch.stack([logits for _, logits in pairs])  # (N, steps + 1)
-    hgr = torch.stack([high_gradient_ratio(maps, region[:len(images)]) for region in test.regions])
+    hgr = torch.stack([high_gradient_ratio(maps, region[: len(images)]) for region in test.regions])
     return {"hgr": hgr.tolist(), "logit": torch.nan_to_num(logits, nan=torch.inf).clamp(-1e9, 1e9).median(0).values.tolist()}
 
 
@@ -383,10 +411,20 @@ def read_runs(folder: Path) -> dict[tuple[str, float], list[dict]]:
 
 # ---- stage
 
+
 def _score(job: Job) -> list[dict]:
-    return [{"what": "high gradient ratio", "split": "test", "images": TEST_IMAGES, "loss": loss, "shape_share": part,
-             "runs": len(runs), "hgr": np.mean([run["hgr"] for run in runs], 0).round(4).tolist()}
-            for (loss, part), runs in read_runs(job.folder).items()]
+    return [
+        {
+            "what": "high gradient ratio",
+            "split": "test",
+            "images": TEST_IMAGES,
+            "loss": loss,
+            "shape_share": part,
+            "runs": len(runs),
+            "hgr": np.mean([run["hgr"] for run in runs], 0).round(4).tolist(),
+        }
+        for (loss, part), runs in read_runs(job.folder).items()
+    ]
 
 
 def _hash_of_digits(job: Job) -> dict[str, str]:
@@ -394,6 +432,13 @@ def _hash_of_digits(job: Job) -> dict[str, str]:
     return {"digits": hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()}
 
 
-RUNS = Stage("bottleneck", NOTEBOOK, lambda job: train_all(job.config, job.folder) * job.config.bottleneck_images
-             * job.config.bottleneck_epochs, files=_hash_of_digits, split="", score=_score, method="rib",
-             reads=("bottleneck_*", "seed"))
+RUNS = Stage(
+    "bottleneck",
+    NOTEBOOK,
+    lambda job: train_all(job.config, job.folder) * job.config.bottleneck_images * job.config.bottleneck_epochs,
+    files=_hash_of_digits,
+    split="",
+    score=_score,
+    method="rib",
+    reads=("bottleneck_*", "seed"),
+)

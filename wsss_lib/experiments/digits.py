@@ -59,16 +59,21 @@ def _read_mnist(root: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     files = folder / f"{part}-images-idx3-ubyte", folder / f"{part}-labels-idx1-ubyte"
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: this file of MNIST is missing; let bottleneck_mnist_root name the folder above "
-                                    "torchvision's MNIST/raw, or leave it empty for scikit-learn's digits")
+            raise FileNotFoundError(
+                f"{file}: this file of MNIST is missing; let bottleneck_mnist_root name the folder above "
+                "torchvision's MNIST/raw, or leave it empty for scikit-learn's digits"
+            )
     try:
         images, targets = read_image_file(str(files[0])).numpy(), read_label_file(str(files[1])).numpy()
     except Exception as error:  # torchvision checks these files by assertions only
-        raise DataError(f"{folder}: part {part!r} cannot be read as MNIST ({type(error).__name__}); fetch and unpack its files "
-                        "again") from None
+        raise DataError(
+            f"{folder}: part {part!r} cannot be read as MNIST ({type(error).__name__}); fetch and unpack its files again"
+        ) from None
     if images.shape[1:] != (28, 28) or len(images) != len(targets) or not np.isin(CLASSES, targets).all():
-        raise DataError(f"{folder}: part {part!r} has images {images.shape} and {len(targets)} labels instead of equally many "
-                        "of 28 x 28, 2s and 8s among them; fetch and unpack its files again")
+        raise DataError(
+            f"{folder}: part {part!r} has images {images.shape} and {len(targets)} labels instead of equally many "
+            "of 28 x 28, 2s and 8s among them; fetch and unpack its files again"
+        )
     chosen = np.isin(targets, CLASSES)
     border = (28 - DIGIT) // 2
     digits = images[chosen, border:-border, border:-border].astype(np.float32) / 255
@@ -132,8 +137,10 @@ def make_images(digits: np.ndarray, labels: np.ndarray, count: int, shape_share:
     Explained in notebook 01, section "The images".
     """
     if not len(digits) or count < 1 or not 0 <= shape_share <= 1:
-        raise ValueError(f"{len(digits)} digits, count = {count}, shape_share = {shape_share}: at least one digit and one "
-                         "image are needed, and a share between 0 and 1")
+        raise ValueError(
+            f"{len(digits)} digits, count = {count}, shape_share = {shape_share}: at least one digit and one "
+            "image are needed, and a share between 0 and 1"
+        )
     random = np.random.default_rng(seed)
     chosen = random.integers(len(digits), size=count)
     has_shape = random.permutation(count) < round(count * shape_share)
@@ -142,12 +149,12 @@ def make_images(digits: np.ndarray, labels: np.ndarray, count: int, shape_share:
     half = SHAPE // 2
     for index in range(count):
         row, column = random.integers(CANVAS - DIGIT + 1, size=2)
-        canvas[index, row:row + DIGIT, column:column + DIGIT] = digits[chosen[index]]
+        canvas[index, row : row + DIGIT, column : column + DIGIT] = digits[chosen[index]]
         if has_shape[index]:
             # Where the shape and a margin of one pixel would cover nothing bright; entry (i, j): its first pixel is there.
             brightest = maximum_filter(canvas[index], SHAPE + 2, mode="constant")[half:-half, half:-half]
             top, left = random.choice(np.argwhere(brightest <= BRIGHT))
-            shape[index, top:top + SHAPE, left:left + SHAPE] = companion(labels[chosen[index]])
+            shape[index, top : top + SHAPE, left : left + SHAPE] = companion(labels[chosen[index]])
     digit = (canvas > BRIGHT) & ~shape
     regions = torch.from_numpy(np.stack([digit, shape, ~digit & ~shape]))  # (3, N, H, W)
     images = torch.from_numpy(np.maximum(canvas, shape)[:, None])  # (N, 1, H, W)

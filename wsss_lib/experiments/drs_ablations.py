@@ -27,8 +27,12 @@ from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.parameters import TRAINING, Settings
 
 VARIANTS = {  # to delta and the number of suppressed stages
-    "no suppression": (1.0, 0), "0.8, last stage": (0.8, 1), "learnable, last stage": (0.0, 1), "0.55, all stages": (0.55, 5),
-    "learnable, all stages": (0.0, 5)}
+    "no suppression": (1.0, 0),
+    "0.8, last stage": (0.8, 1),
+    "learnable, last stage": (0.0, 1),
+    "0.55, all stages": (0.55, 5),
+    "learnable, all stages": (0.0, 5),
+}
 SCORED_IMAGES = 100
 IMAGES_AT_BOUND = 40  # of them, on which `fraction_at_bound` is measured
 
@@ -36,6 +40,7 @@ MaskOf = Callable[[str], np.ndarray]  # image id to a uint8 (H, W) map
 
 
 # ---- looking into a network
+
 
 def suppressions(net: nn.Module) -> list[drs.Suppression]:
     """Return a network's modules of suppression, in the order of the layers."""
@@ -46,8 +51,10 @@ def suppressions(net: nn.Module) -> list[drs.Suppression]:
 def modules_and_inputs(net: nn.Module, images: Tensor) -> list[tuple[drs.Suppression, Tensor]]:
     """Return each module of suppression with what it is given for normalized images (N, 3, H, W), in the order of the calls."""
     seen: list[tuple[drs.Suppression, Tensor]] = []
-    handles = [module.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
-               for module in suppressions(net)]
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
+        for module in suppressions(net)
+    ]
     net(images)
     for handle in handles:
         handle.remove()
@@ -82,8 +89,10 @@ def fraction_at_bound(net: nn.Module, data: SegmentationDataset, config: Setting
 
 # ---- masks and their scores
 
+
 def saliency_maps(data: SegmentationDataset, folder: Path) -> MaskOf:
     """Return the function from an image id to its saliency map; where there is none, zeros."""
+
     def saliency_of(image_id: str) -> np.ndarray:
         path, size = folder / f"{image_id}.png", data.image(image_id).size
         return read_saliency(path, size) if path.is_file() else np.zeros(size[::-1], np.uint8)
@@ -93,6 +102,7 @@ def saliency_maps(data: SegmentationDataset, folder: Path) -> MaskOf:
 
 def mask_with_saliency(maps_folder: Path, saliency_of: MaskOf, alpha: float) -> MaskOf:
     """Return the function from an image id to the pseudo-label of its stored maps, without the two rules for 255."""
+
     def mask_of(image_id: str) -> np.ndarray:
         classes, scores = full_size_maps(maps_folder, image_id)
         return drs.pseudo_label(scores, classes, saliency_of(image_id), alpha).decided
@@ -102,6 +112,7 @@ def mask_with_saliency(maps_folder: Path, saliency_of: MaskOf, alpha: float) -> 
 
 # ---- the stage
 
+
 def short_config(config: Config, images: int) -> Config:
     """Return the configuration of the short trainings.
 
@@ -110,14 +121,29 @@ def short_config(config: Config, images: int) -> Config:
     """
     count = max(48, min(300, images // 5) * 128**2 // config.drs_crop**2)
     # One run makes all of it: no shard has a part in so few images.
-    return config.model_copy(update={"limit": count, "drs_epochs": 2, "drs_selection": "last", "drs_delta": 1.0,
-                                     "drs_suppressed_stages": 0, "shards": 1, "shard": 1})
+    return config.model_copy(
+        update={
+            "limit": count,
+            "drs_epochs": 2,
+            "drs_selection": "last",
+            "drs_delta": 1.0,
+            "drs_suppressed_stages": 0,
+            "shards": 1,
+            "shard": 1,
+        }
+    )
 
 
 def _variants(job: Job) -> list[tuple[str, Settings, Path]]:
     """Return name, settings and folder of each variant."""
-    return [(name, job.config.model_copy(update={"drs_delta": delta, "drs_suppressed_stages": stages}),
-             job.folder / f"variant{number}") for number, (name, (delta, stages)) in enumerate(VARIANTS.items())]
+    return [
+        (
+            name,
+            job.config.model_copy(update={"drs_delta": delta, "drs_suppressed_stages": stages}),
+            job.folder / f"variant{number}",
+        )
+        for number, (name, (delta, stages)) in enumerate(VARIANTS.items())
+    ]
 
 
 def _scored(job: Job) -> SegmentationDataset:
@@ -146,10 +172,17 @@ def _score(job: Job) -> list[dict[str, Any]]:
     for name, config, folder in _variants(job):
         net = drs.build_drs(config, data.num_classes, "", folder / WEIGHTS).to(job.device).eval()
         mask_of = mask_with_saliency(folder, saliency_of, config.drs_alpha)
-        rows.append({"what": name, "split": data.split, "images": len(data),
-                     "saliency": round(100 * score_masks(data, mask_of).scores().miou, 1),
-                     "alone": best_threshold_row(data, folder)["miou"], "bound": fraction_at_bound(net, data, config),
-                     **(recall_by_part(data, data.ids, mask_of) if (data.root / "PartMasks").is_dir() else {})})
+        rows.append(
+            {
+                "what": name,
+                "split": data.split,
+                "images": len(data),
+                "saliency": round(100 * score_masks(data, mask_of).scores().miou, 1),
+                "alone": best_threshold_row(data, folder)["miou"],
+                "bound": fraction_at_bound(net, data, config),
+                **(recall_by_part(data, data.ids, mask_of) if (data.root / "PartMasks").is_dir() else {}),
+            }
+        )
     return rows
 
 
@@ -159,8 +192,30 @@ def _saliency(job: Job) -> dict[str, str]:
     return {"saliency": saliency_hash(job.data, folder)} if complete else {}
 
 
-ABLATION = Stage("ablation", drs.NOTEBOOK, _make, score=_score, score_split="train_split", files=_saliency,
-                 inputs=drs.NETWORK.inputs,
-                 reads=("drs_backbone", "drs_backbone_weights", "output_stride", "drs_delta", "drs_suppressed_stages",
-                        "drs_epochs", "drs_learning_rate", "drs_momentum", "drs_weight_decay", "drs_frozen_batch_norm",
-                        "drs_frozen_stages", "drs_batch_size", "drs_crop", "drs_saliency_folder", "drs_alpha", *TRAINING))
+ABLATION = Stage(
+    "ablation",
+    drs.NOTEBOOK,
+    _make,
+    score=_score,
+    score_split="train_split",
+    files=_saliency,
+    inputs=drs.NETWORK.inputs,
+    reads=(
+        "drs_backbone",
+        "drs_backbone_weights",
+        "output_stride",
+        "drs_delta",
+        "drs_suppressed_stages",
+        "drs_epochs",
+        "drs_learning_rate",
+        "drs_momentum",
+        "drs_weight_decay",
+        "drs_frozen_batch_norm",
+        "drs_frozen_stages",
+        "drs_batch_size",
+        "drs_crop",
+        "drs_saliency_folder",
+        "drs_alpha",
+        *TRAINING,
+    ),
+)

@@ -72,9 +72,14 @@ def total_length(iterations: int) -> float:
 def of_length(config: Any, iterations: int, length: float = 1.0, **others: Any) -> Any:
     """Return settings whose updates add up to `length` times the configured ones."""
     factor = length * total_length(config.rib_iterations) / total_length(iterations)
-    return config.model_copy(update={
-        "rib_iterations": iterations, "rib_learning_rate": factor * config.rib_learning_rate,
-        "rib_head_learning_rate": factor * config.rib_head_learning_rate} | others)
+    return config.model_copy(
+        update={
+            "rib_iterations": iterations,
+            "rib_learning_rate": factor * config.rib_learning_rate,
+            "rib_head_learning_rate": factor * config.rib_head_learning_rate,
+        }
+        | others
+    )
 
 
 def until_stopped(steps: list[rib.Step], config: Any, target_rule: bool, explosion_rule: bool) -> list[rib.Step]:
@@ -83,7 +88,7 @@ def until_stopped(steps: list[rib.Step], config: Any, target_rule: bool, explosi
         if explosion_rule and k > 0 and step.coverage > config.rib_explode_ratio:
             return [*steps[:k], step._replace(maps=step.maps[:1])]
         if target_rule and abs(step.target_logit) > config.rib_stop_threshold:
-            return steps[:k + 1]
+            return steps[: k + 1]
     return steps
 
 

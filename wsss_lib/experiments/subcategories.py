@@ -24,8 +24,9 @@ Net = cam.ClassActivationNet | sccam.SubcategoryNet
 NAMED = 8  # so many groups have a legend
 
 
-def kinds_and_maps(data: SegmentationDataset, maps_folder: Path, number: int,
-                   kind_of: Mapping[int, str]) -> list[list[viz.Panel]]:
+def kinds_and_maps(
+    data: SegmentationDataset, maps_folder: Path, number: int, kind_of: Mapping[int, str]
+) -> list[list[viz.Panel]]:
     """Return panels with images of a class beside their maps: one of each kind, and below them as many others.
 
     Args:
@@ -35,20 +36,23 @@ def kinds_and_maps(data: SegmentationDataset, maps_folder: Path, number: int,
     """
     alone = [index for index in kind_of if data.labels[index].sum() == 1] or list(kind_of)
     first = [next(index for index in alone if kind_of[index] == kind) for kind in sorted({kind_of[index] for index in alone})]
-    others = [index for index in alone if index not in first][:len(first)]
+    others = [index for index in alone if index not in first][: len(first)]
     rows: list[list[viz.Panel]] = []
     for chosen in (first, others) if len(others) == len(first) else (first,):
         rows.append([])
         for index in chosen:
             image = np.array(data.image(data.ids[index]))
             classes, scores = full_size_maps(maps_folder, data.ids[index])
-            rows[-1] += [viz.image(image, f"{data.classes[number]}, {kind_of[index]}"),
-                         viz.scores(image, scores[list(classes).index(number)], "CAM")]
+            rows[-1] += [
+                viz.image(image, f"{data.classes[number]}, {kind_of[index]}"),
+                viz.scores(image, scores[list(classes).index(number)], "CAM"),
+            ]
     return rows
 
 
-def nearest_to_center(data: SegmentationDataset, features: np.ndarray, members: np.ndarray, title: str,
-                      kind_of: Mapping[int, str], count: int = 5) -> list[viz.Panel]:
+def nearest_to_center(
+    data: SegmentationDataset, features: np.ndarray, members: np.ndarray, title: str, kind_of: Mapping[int, str], count: int = 5
+) -> list[viz.Panel]:
     """Return a panel for each of the images whose features lie nearest to their mean, empty ones where there are too few.
 
     Args:
@@ -60,8 +64,10 @@ def nearest_to_center(data: SegmentationDataset, features: np.ndarray, members: 
     """
     inside = features[members]
     nearest = members[np.argsort(((inside - inside.mean(0)) ** 2).sum(1))[:count]]
-    panels = [viz.image(np.array(data.image(data.ids[index])), ("" if place else title) + kind_of[index])
-              for place, index in enumerate(nearest)]
+    panels = [
+        viz.image(np.array(data.image(data.ids[index])), ("" if place else title) + kind_of[index])
+        for place, index in enumerate(nearest)
+    ]
     return panels + [viz.blank()] * (count - len(panels))
 
 
@@ -73,6 +79,7 @@ def groups_of_points(points: np.ndarray, groups: np.ndarray, title: str) -> viz.
         groups: (N,), the group of each.
         title: above the picture.
     """
+
     def draw(axes) -> None:
         names = np.unique(groups)
         colors = matplotlib.colormaps["cividis"](np.linspace(0, 1, len(names)))
@@ -93,9 +100,10 @@ def losses_of_rounds(logs: Mapping[str, Sequence[Mapping[str, float]]], name: st
         name: of the loss in them.
         title: above the picture.
     """
+
     def draw(axes) -> None:
         for words, log in logs.items():
-            means = [np.mean([row[name] for row in log[max(0, end - 5):end]]) for end in range(1, len(log) + 1)]
+            means = [np.mean([row[name] for row in log[max(0, end - 5) : end]]) for end in range(1, len(log) + 1)]
             axes.plot([row["step"] for row in log], means, label=words)
         axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
         axes.legend()
@@ -103,8 +111,7 @@ def losses_of_rounds(logs: Mapping[str, Sequence[Mapping[str, float]]], name: st
     return draw
 
 
-def quick_maps(net: Net, data: SegmentationDataset, image_id: str, mean: tuple,
-               std: tuple) -> tuple[np.ndarray, np.ndarray]:
+def quick_maps(net: Net, data: SegmentationDataset, image_id: str, mean: tuple, std: tuple) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes (K,) of an image and their maps (K, H, W) at a single scale, in [0, 1].
 
     Args:
@@ -112,7 +119,9 @@ def quick_maps(net: Net, data: SegmentationDataset, image_id: str, mean: tuple,
         mean, std: of the normalization.
     """
     image = data.image(image_id)
-    (classes, scores), = cam.localization_maps(cast(cam.ClassActivationNet, net), [image], data.label(image_id)[None], [1.0], mean, std)
+    ((classes, scores),) = cam.localization_maps(
+        cast(cam.ClassActivationNet, net), [image], data.label(image_id)[None], [1.0], mean, std
+    )
     return classes, upsample_scores(scores, image.size[::-1])
 
 
@@ -126,12 +135,27 @@ def quick_row(net: Net, data: SegmentationDataset, mean: tuple, std: tuple) -> d
     """
     curve = 100 * sweep_of(data, data.ids, lambda image_id: quick_maps(net, data, image_id, mean, std), THRESHOLDS).curve()
     lowest, highest = near_best_range(THRESHOLDS.tolist(), curve.tolist(), within=2)
-    return {"split": data.split, "images": len(data), "thresholds": THRESHOLDS, "curve": curve, "from": lowest, "to": highest,
-            "threshold": THRESHOLDS[curve.argmax()], "miou": curve.max()}
+    return {
+        "split": data.split,
+        "images": len(data),
+        "thresholds": THRESHOLDS,
+        "curve": curve,
+        "from": lowest,
+        "to": highest,
+        "threshold": THRESHOLDS[curve.argmax()],
+        "miou": curve.max(),
+    }
 
 
-def short_training(start: cam.ClassActivationNet, data: SegmentationDataset, assignment: np.ndarray, config: Settings,
-                   loss_weight: float, clusters: int, epochs: int = 2) -> sccam.SubcategoryNet:
+def short_training(
+    start: cam.ClassActivationNet,
+    data: SegmentationDataset,
+    assignment: np.ndarray,
+    config: Settings,
+    loss_weight: float,
+    clusters: int,
+    epochs: int = 2,
+) -> sccam.SubcategoryNet:
     """Train on with other sub-categories or another weight of their loss, from a classifier; nothing is stored.
 
     Args:
@@ -146,8 +170,14 @@ def short_training(start: cam.ClassActivationNet, data: SegmentationDataset, ass
 
     Explained in notebook 60, section "What helps and what does not".
     """
-    short = config.model_copy(update={"sccam_loss_weight": loss_weight, "sccam_clusters": clusters,
-                                      "sccam_round_epochs": (epochs,), "sccam_schedule_epochs": epochs})
+    short = config.model_copy(
+        update={
+            "sccam_loss_weight": loss_weight,
+            "sccam_clusters": clusters,
+            "sccam_round_epochs": (epochs,),
+            "sccam_schedule_epochs": epochs,
+        }
+    )
     torch.manual_seed(config.seed)
     net = sccam.build_sccam(short, data.num_classes).to(training.device_of(config))
     net.backbone.load_state_dict(start.backbone.state_dict())

@@ -20,8 +20,9 @@ def first_images(data: SegmentationDataset, count: int) -> SegmentationDataset:
     return replace(data, ids=data.ids[:count], labels=data.labels[:count])
 
 
-def sweep_of(data: SegmentationDataset, ids: Iterable[str], maps_of: Callable[[str], Maps],
-             thresholds: np.ndarray | None = None) -> ThresholdSweep:
+def sweep_of(
+    data: SegmentationDataset, ids: Iterable[str], maps_of: Callable[[str], Maps], thresholds: np.ndarray | None = None
+) -> ThresholdSweep:
     """Compare maps that are not stored with the ground truth at all thresholds (None: 0.01 to 0.90)."""
     sweep = ThresholdSweep(data.num_classes + 1, np.linspace(0.01, 0.9, 90) if thresholds is None else thresholds)
     for image_id in ids:
@@ -36,8 +37,9 @@ def recall_by_part(data: SegmentationDataset, ids: Iterable[str], mask_of: Calla
     for image_id in ids if (data.root / "PartMasks").is_dir() else ():
         parts = np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
         recalls.append(part_recall(mask_of(image_id), parts, data.mask(image_id)))
-    return {part: float(np.nanmean([recall[part] for recall in recalls])) if recalls else float("nan")
-            for part in ("head", "body")}
+    return {
+        part: float(np.nanmean([recall[part] for recall in recalls])) if recalls else float("nan") for part in ("head", "body")
+    }
 
 
 def part_recall_table(data: SegmentationDataset, maps: Mapping[str, tuple[Path, float]]) -> str:
@@ -47,6 +49,7 @@ def part_recall_table(data: SegmentationDataset, maps: Mapping[str, tuple[Path, 
         recall = mean_part_recall(data, folder, threshold)
         if not recall:
             return "no part masks in this data set"
-        lines.append(f"threshold {threshold:.2f}, {name:7s} recall of heads {recall['head']:.2f}, "
-                     f"of bodies {recall['body']:.2f}")
+        lines.append(
+            f"threshold {threshold:.2f}, {name:7s} recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}"
+        )
     return "\n".join(lines)

@@ -54,8 +54,12 @@ def flow_diagram(flows: Mapping[tuple[str, str], bool]) -> viz.Panel:
     def draw(axes) -> None:
         for (loss, part), arrives in flows.items():
             if arrives:
-                axes.annotate("", (1, height(parts, part)), (0, height(losses, loss)),
-                              arrowprops={"arrowstyle": "->", "color": f"C{losses.index(loss)}", "lw": 2})
+                axes.annotate(
+                    "",
+                    (1, height(parts, part)),
+                    (0, height(losses, loss)),
+                    arrowprops={"arrowstyle": "->", "color": f"C{losses.index(loss)}", "lw": 2},
+                )
         for loss in losses:
             axes.text(-0.02, height(losses, loss), f"loss: {loss}", ha="right", va="center")
         for part in parts:
@@ -85,7 +89,7 @@ def nearest_patches(data: SegmentationDataset, word_maps: WordMaps, word: int, c
         image, shape = np.array(data.image(image_id)), word_maps[image_id][0].shape
         y, x = (int((place + 0.5) * image.shape[axis] / shape[axis]) for axis, place in enumerate(position))
         padded = np.pad(image, ((side, side), (side, side), (0, 0)), mode="edge")
-        patch = padded[y + side // 2:, x + side // 2:][:side, :side]
+        patch = padded[y + side // 2 :, x + side // 2 :][:side, :side]
         panels.append(_small(patch, "" if number else f"word {word}"))
     return panels
 
@@ -110,21 +114,34 @@ def fractions_by_class(data: SegmentationDataset, ids: Sequence[str], wins: Tens
     """
     labels = np.stack([data.label(image_id) for image_id in ids])
     fractions, single = (wins / wins.sum(1, keepdim=True)).numpy(), labels.sum(1) == 1
-    return {data.classes[number]: fractions[single & (labels[:, number] == 1)].mean(0)
-            for number in np.flatnonzero(labels[single].any(0))}
+    return {
+        data.classes[number]: fractions[single & (labels[:, number] == 1)].mean(0)
+        for number in np.flatnonzero(labels[single].any(0))
+    }
 
 
 def first_samples(data: SegmentationDataset, config: Any, count: int) -> tuple[Tensor, Tensor]:
     """Return the first training images, float32 (N, 3, crop, crop), and their labels, (N, C), on the device."""
-    samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop,
-                                    *normalization_of(config.backbone))
+    samples = ClassificationSamples(
+        data,
+        config.seed,
+        (config.cam_long_side_min, config.cam_long_side_max),
+        config.cam_crop,
+        *normalization_of(config.backbone),
+    )
     images, labels = zip(*(samples[0, number] for number in range(count)), strict=True)
     device = device_of(config)
     return torch.stack(images).to(device), torch.stack(labels).to(device)
 
 
-def short_training(pooling: tuple[float, tuple[int, ...]], with_words: bool, data: SegmentationDataset,
-                   scored: SegmentationDataset, classifier_weights: Path, config: Any) -> dict[str, Any]:
+def short_training(
+    pooling: tuple[float, tuple[int, ...]],
+    with_words: bool,
+    data: SegmentationDataset,
+    scored: SegmentationDataset,
+    classifier_weights: Path,
+    config: Any,
+) -> dict[str, Any]:
     """Train for a moment with one pooling, with the words' losses or without, and score the maps.
 
     Args:

@@ -28,5 +28,7 @@ def maps_of(method: str) -> Stage:
 
 
 def _refuse(job: Job) -> int:
-    raise DataError(f"{job.folder}: there is no method {job.stage.method!r} that could make these maps; import some with "
-                    f"python -m data_prep.maps, or take one of {', '.join(METHODS)}")
+    raise DataError(
+        f"{job.folder}: there is no method {job.stage.method!r} that could make these maps; import some with "
+        f"python -m data_prep.maps, or take one of {', '.join(METHODS)}"
+    )

@@ -56,8 +56,6 @@ SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of 
 DROPOUT = 0.1
 
 
-
-
 class Parameters(ParameterGroup):
     """40: batches are the classifier's and crops are IRN's, as in the official program."""
 
@@ -80,6 +78,7 @@ class Parameters(ParameterGroup):
 
 
 # ---- the loss
+
 
 def smoothed_target(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
     """Return the target distribution q of every pixel: 1 - e at its label, e / (C - 1) at every other one.
@@ -168,14 +167,16 @@ def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> dic
     Explained in notebook 40, section "Per-pixel classification".
     """
     if labels.shape != (len(logits), *logits.shape[2:]):
-        raise ValueError(f"labels {tuple(labels.shape)} do not fit the logits {tuple(logits.shape)}: resize them to the "
-                         "logits' grid first")
+        raise ValueError(
+            f"labels {tuple(labels.shape)} do not fit the logits {tuple(logits.shape)}: resize them to the logits' grid first"
+        )
     losses = pixel_losses(logits, smoothed_target(labels, logits.shape[1], smoothing))  # l: (N, h, w)
     background, objects = pixel_means(losses, labels)
     return {"loss": 0.5 * (background + objects), "background": background, "object": objects}
 
 
 # ---- the network
+
 
 class ConditionedHead(nn.Module):
     """Label conditioning and ASPP: z = ASPP(dropout(x * v)) with v = W_e y + b_e.
@@ -258,11 +259,14 @@ class ActivationManipulationNet(nn.Module):
             weight_decay: of both, added to the gradient as Adam does (published: 1e-4).
         """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
-                {"params": list(self.head.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay}]
+        return [
+            {"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
+            {"params": list(self.head.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay},
+        ]
 
 
 # ---- localization
+
 
 def seed_on_grid(seed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a label map by Pillow's nearest neighbour, as the official program does: row i is row floor((i + 0.5) H / h).
@@ -316,9 +320,16 @@ def manipulated_maps(logits: Sequence[Tensor], size: tuple[int, int], classes: T
 
 
 @torch.inference_mode()
-def localization_maps(net: ActivationManipulationNet, images: Sequence[Image.Image], labels: np.ndarray,
-                      seeds: Sequence[np.ndarray | None], scales: Sequence[float], mean: tuple, std: tuple,
-                      dropout_keys: Sequence[str] = ()) -> list[tuple[np.ndarray, np.ndarray]]:
+def localization_maps(
+    net: ActivationManipulationNet,
+    images: Sequence[Image.Image],
+    labels: np.ndarray,
+    seeds: Sequence[np.ndarray | None],
+    scales: Sequence[float],
+    mean: tuple,
+    std: tuple,
+    dropout_keys: Sequence[str] = (),
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 foreground maps of a batch of photographs of equal size.
 
     Args:
@@ -343,8 +354,10 @@ def localization_maps(net: ActivationManipulationNet, images: Sequence[Image.Ima
         batch = torch.stack([transforms.to_tensor(array) for array in arrays]).to(device)  # (N, 3, H_s, W_s)
         features = net.features(torch.cat([batch, batch.flip(-1)]))  # x: (2N, D, h_s, w_s)
         if dropout_keys:
-            pairs = [_with_dropout(net.head, features[[index, index + len(images)]], image_labels[[index, index]],
-                                   f"{key}/{scale}") for index, key in enumerate(dropout_keys)]
+            pairs = [
+                _with_dropout(net.head, features[[index, index + len(images)]], image_labels[[index, index]], f"{key}/{scale}")
+                for index, key in enumerate(dropout_keys)
+            ]
         else:
             z = net.head(features, image_labels.repeat(2, 1)).float()
             pairs = [z[[index, index + len(images)]] for index in range(len(images))]  # (2, C, h_s, w_s)
@@ -408,26 +421,38 @@ def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Set
     Explained in notebook 40, section "Refined seeds".
     """
     work = partial(_refined_seed, data=data, maps_folder=maps_folder, config=config, folder=folder)
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "refined seeds", config,
-                          config.num_workers)
+    return for_each_image(
+        data.ids, lambda image_id: folder / f"{image_id}.png", work, "refined seeds", config, config.num_workers
+    )
 
 
 def _refined_seed(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> None:
     classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-    write_mask(folder / f"{image_id}.png",
-               irn_labels(np.array(data.image(image_id)), upsample_scores(scores, size), classes,
-                          config.amn_foreground_threshold, config.amn_background_threshold, config.seed_crf_iterations))
+    write_mask(
+        folder / f"{image_id}.png",
+        irn_labels(
+            np.array(data.image(image_id)),
+            upsample_scores(scores, size),
+            classes,
+            config.amn_foreground_threshold,
+            config.amn_background_threshold,
+            config.seed_crf_iterations,
+        ),
+    )
 
 
 def _check_seeds(data: SegmentationDataset, folder: Path) -> None:
     missing = [path for image_id in data.ids if not (path := folder / f"{image_id}.png").is_file()]
     if missing:
-        raise DataError(f"{missing[0]}: the refined seed is missing, and {len(missing) - 1} others of split {data.split!r}; "
-                        "run make_refined_seeds on this split first")
+        raise DataError(
+            f"{missing[0]}: the refined seed is missing, and {len(missing) - 1} others of split {data.split!r}; "
+            "run make_refined_seeds on this split first"
+        )
 
 
-def build_amn(config: Settings, num_classes: int, classifier_weights: Path | str,
-              weights: Path | str = "") -> ActivationManipulationNet:
+def build_amn(
+    config: Settings, num_classes: int, classifier_weights: Path | str, weights: Path | str = ""
+) -> ActivationManipulationNet:
     """Build AMN on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
     Args:
@@ -450,8 +475,14 @@ def build_amn(config: Settings, num_classes: int, classifier_weights: Path | str
 
 
 @in_processes
-def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path, config: Settings, folder: Path,
-              loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]] | None = None) -> int:
+def train_amn(
+    net: ActivationManipulationNet,
+    data: SegmentationDataset,
+    seed_folder: Path,
+    config: Settings,
+    folder: Path,
+    loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]] | None = None,
+) -> int:
     """Train AMN on refined seeds with Adam at constant rates.
 
     Where a batch does not fit the device (`device_batch_size`), the loss's two means run over each of its parts.
@@ -472,8 +503,16 @@ def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_fo
     """
     _check_seeds(data, seed_folder)
     mean, std = normalization_of(config.backbone)
-    samples = ConditionedSamples(net.backbone.strides[-1], data, seed_folder, config.seed,
-                                 (config.irn_scale_min, config.irn_scale_max), config.irn_crop, mean, std)
+    samples = ConditionedSamples(
+        net.backbone.strides[-1],
+        data,
+        seed_folder,
+        config.seed,
+        (config.irn_scale_min, config.irn_scale_max),
+        config.irn_crop,
+        mean,
+        std,
+    )
 
     def balanced(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, labels, image_labels = batch
@@ -481,13 +520,25 @@ def train_amn(net: ActivationManipulationNet, data: SegmentationDataset, seed_fo
 
     steps = config.amn_epochs * steps_per_epoch(len(data), config.cam_batch_size)
     groups = net.parameter_groups(config.amn_learning_rate, config.amn_head_learning_rate, config.amn_weight_decay)
-    training.train(net, loss_of or balanced, samples, groups, None, steps, config.cam_batch_size, config, folder,
-                   schedule=lambda step, total: 1.0, name="AMN")
+    training.train(
+        net,
+        loss_of or balanced,
+        samples,
+        groups,
+        None,
+        steps,
+        config.cam_batch_size,
+        config,
+        folder,
+        schedule=lambda step, total: 1.0,
+        name="AMN",
+    )
     return steps * config.cam_batch_size
 
 
-def amn_localization(net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path | None,
-                     config: Settings) -> Localize:
+def amn_localization(
+    net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path | None, config: Settings
+) -> Localize:
     """Return the function that makes AMN's maps, for `stages.make_maps`.
 
     Args:
@@ -502,8 +553,10 @@ def amn_localization(net: ActivationManipulationNet, data: SegmentationDataset, 
     net.eval().to(memory_format=torch.channels_last)
 
     def localize(ids: Sequence[str], images: Sequence[Image.Image], labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        seeds = [seed_folder and read_mask(seed_folder / f"{image_id}.png", data.num_classes, image.size)
-                 for image_id, image in zip(ids, images, strict=True)]
+        seeds = [
+            seed_folder and read_mask(seed_folder / f"{image_id}.png", data.num_classes, image.size)
+            for image_id, image in zip(ids, images, strict=True)
+        ]
         keys = [f"{config.seed}/{image_id}" for image_id in ids] if config.amn_dropout_in_maps else ()
         return localization_maps(net, images, labels, seeds, config.cam_scales, mean, std, keys)
 
@@ -512,18 +565,30 @@ def amn_localization(net: ActivationManipulationNet, data: SegmentationDataset, 
 
 # ---- stages
 
+
 def _score_seeds(job: Job) -> list[dict]:
     data = job.score_data
     evaluation = score_masks(data, job.folder)
-    return [{"what": "refined seeds", "split": data.split, "images": len(data), "crf": True,
-             "unknown_share": round(evaluation.unknown_share, 4),
-             "miou_with_unknown_as_background": round(100 * evaluation.scores().miou, 2)}]
+    return [
+        {
+            "what": "refined seeds",
+            "split": data.split,
+            "images": len(data),
+            "crf": True,
+            "unknown_share": round(evaluation.unknown_share, 4),
+            "miou_with_unknown_as_background": round(100 * evaluation.scores().miou, 2),
+        }
+    ]
 
 
 def _make_network(job: Job) -> int:
     given, start = job.config.amn_weights, job.inputs["classifier"].weights if "classifier" in job.inputs else ""
-    return network_made(job, lambda: build_amn(job.config, job.data.num_classes, start, given),
-                        lambda net: train_amn(net, job.data, job.inputs["seeds"].folder, job.config, job.folder), given)
+    return network_made(
+        job,
+        lambda: build_amn(job.config, job.data.num_classes, start, given),
+        lambda net: train_amn(net, job.data, job.inputs["seeds"].folder, job.config, job.folder),
+        given,
+    )
 
 
 def _load_network(job: Job) -> ActivationManipulationNet:
@@ -542,23 +607,53 @@ def _score_maps(job: Job) -> list[dict]:
     return [*score_maps(job), spread]
 
 
-REFINED_SEEDS = Stage("refined_seeds", NOTEBOOK,
-                      lambda job: make_refined_seeds(job.data, job.inputs["maps"].folder, job.config, job.folder),
-                      inputs=lambda config: {"maps": cam.MAPS}, score=_score_seeds,
-                      reads=("amn_foreground_threshold", "amn_background_threshold", "seed_crf_iterations"))
-NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network,
-                inputs=lambda config: {"seeds": REFINED_SEEDS} | (
-                    {"classifier": cam.CLASSIFIER} if config.amn_init == "classifier" else {}),
-                reads=lambda config: (*start_of(config.amn_init), "cam_batch_size", "irn_scale_min", "irn_scale_max", "irn_crop", "amn_weights", "amn_init",
-                       "amn_epochs", "amn_learning_rate", "amn_head_learning_rate", "amn_weight_decay", "amn_smoothing",
-                       "amn_atrous_rates", *TRAINING))
-MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"network": NETWORK, "seeds": REFINED_SEEDS},
-             score=_score_maps, reads=("backbone", "cam_scales", "amn_dropout_in_maps", "seed"),
-             shows={"CAM at its best threshold": None})
+REFINED_SEEDS = Stage(
+    "refined_seeds",
+    NOTEBOOK,
+    lambda job: make_refined_seeds(job.data, job.inputs["maps"].folder, job.config, job.folder),
+    inputs=lambda config: {"maps": cam.MAPS},
+    score=_score_seeds,
+    reads=("amn_foreground_threshold", "amn_background_threshold", "seed_crf_iterations"),
+)
+NETWORK = Stage(
+    "network",
+    NOTEBOOK,
+    _make_network,
+    load=_load_network,
+    inputs=lambda config: (
+        {"seeds": REFINED_SEEDS} | ({"classifier": cam.CLASSIFIER} if config.amn_init == "classifier" else {})
+    ),
+    reads=lambda config: (
+        *start_of(config.amn_init),
+        "cam_batch_size",
+        "irn_scale_min",
+        "irn_scale_max",
+        "irn_crop",
+        "amn_weights",
+        "amn_init",
+        "amn_epochs",
+        "amn_learning_rate",
+        "amn_head_learning_rate",
+        "amn_weight_decay",
+        "amn_smoothing",
+        "amn_atrous_rates",
+        *TRAINING,
+    ),
+)
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {"network": NETWORK, "seeds": REFINED_SEEDS},
+    score=_score_maps,
+    reads=("backbone", "cam_scales", "amn_dropout_in_maps", "seed"),
+    shows={"CAM at its best threshold": None},
+)
 STAGES = (REFINED_SEEDS, NETWORK, MAPS)
 
 
 # ---- costs
+
 
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count refined seeds, network and maps."""
@@ -568,8 +663,13 @@ def costs(config: Settings, data: Images) -> list[Cost]:
         return torch.empty(count, data.classes, device="meta")
 
     seeds = Cost("refined_seeds", core_seconds=data.train * data.crf_seconds(2), disk_mib=data.masks_mib)
-    network = training_cost("network", net, lambda n: [net(batch(n), labels(n))],
-                            data.seen(config.amn_epochs, config.cam_batch_size), config.cam_batch_size)
+    network = training_cost(
+        "network",
+        net,
+        lambda n: [net(batch(n), labels(n))],
+        data.seen(config.amn_epochs, config.cam_batch_size),
+        config.cam_batch_size,
+    )
     net.eval()
     forward = inference_flops(lambda views: net(views, labels(len(views))), data.size, config.cam_scales)
     return [seeds, network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

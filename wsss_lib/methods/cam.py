@@ -116,8 +116,10 @@ class ClassActivationNet(nn.Module):
             weight_decay: of both.
         """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
-                {"params": list(self.classifier.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay}]
+        return [
+            {"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
+            {"params": list(self.classifier.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay},
+        ]
 
 
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -149,8 +151,13 @@ def stride4_size(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
 
 
-def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor, grid_stride: int = 1,
-                 join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Tensor:
+def merge_scales(
+    maps: Sequence[Tensor],
+    size: tuple[int, int],
+    classes: Tensor,
+    grid_stride: int = 1,
+    join: Callable[[Tensor, Tensor], Tensor] = torch.add,
+) -> Tensor:
     """Add mirrored and unmirrored maps of all scales and divide every class by its maximum (IRN, section 5).
 
     Args:
@@ -171,14 +178,20 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor,
     for scale_maps in maps if len(classes) else ():  # an image without a class has no map; torch resizes no empty tensor
         chosen = scale_maps[:, classes.to(scale_maps.device)]
         both = join(chosen[0], chosen[1].flip(-1))  # (K, h_s, w_s)
-        total += F.interpolate(both[None], size=covered, mode="bilinear", align_corners=False)[0, :, :size[0], :size[1]]
+        total += F.interpolate(both[None], size=covered, mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
     return total / (total.amax((1, 2), keepdim=True) + 1e-5)
 
 
 @torch.inference_mode()
-def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], labels: np.ndarray, scales: Sequence[float],
-                      mean: tuple, std: tuple,
-                      join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> list[tuple[np.ndarray, np.ndarray]]:
+def localization_maps(
+    net: ClassActivationNet,
+    images: Sequence[Image.Image],
+    labels: np.ndarray,
+    scales: Sequence[float],
+    mean: tuple,
+    std: tuple,
+    join: Callable[[Tensor, Tensor], Tensor] = torch.add,
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 maps of a batch of photographs of equal size.
 
     Args:
@@ -257,12 +270,23 @@ def train_classifier(net: ClassActivationNet, data: SegmentationDataset, config:
     Explained in notebook 10, section "Training on image-level labels".
     """
     mean, std = normalization_of(config.backbone)
-    samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
-                                    config.cam_crop, mean, std)
+    samples = ClassificationSamples(
+        data, config.seed, (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop, mean, std
+    )
     steps = config.cam_epochs * steps_per_epoch(len(data), config.cam_batch_size)
     groups = net.parameter_groups(config.cam_learning_rate, config.cam_head_learning_rate, config.cam_weight_decay)
-    training.train(net, classification_loss, samples, groups, config.cam_momentum, steps, config.cam_batch_size, config, folder,
-                   name="classifier")
+    training.train(
+        net,
+        classification_loss,
+        samples,
+        groups,
+        config.cam_momentum,
+        steps,
+        config.cam_batch_size,
+        config,
+        folder,
+        name="classifier",
+    )
     return steps * config.cam_batch_size
 
 
@@ -273,8 +297,12 @@ def score_classifier(net: ClassActivationNet, data: SegmentationDataset, config:
     """
     mean, std = normalization_of(config.backbone)
     net.eval()
-    return np.concatenate([classification_scores(net, [data.image(image_id)], mean, std)
-                           for image_id in progress(data.ids, "classifier on " + data.split)])
+    return np.concatenate(
+        [
+            classification_scores(net, [data.image(image_id)], mean, std)
+            for image_id in progress(data.ids, "classifier on " + data.split)
+        ]
+    )
 
 
 def cam_localization(net: ClassActivationNet, config: Settings) -> Localize:
@@ -289,10 +317,15 @@ def cam_localization(net: ClassActivationNet, config: Settings) -> Localize:
 
 # ---- stages
 
+
 def _make_classifier(job: Job) -> int:
     given, classes = job.config.cam_weights, job.data.num_classes
-    return network_made(job, lambda: build_classifier(job.config, classes, given),
-                        lambda net: train_classifier(net, job.data, job.config, job.folder), given)
+    return network_made(
+        job,
+        lambda: build_classifier(job.config, classes, given),
+        lambda net: train_classifier(net, job.data, job.config, job.folder),
+        given,
+    )
 
 
 def _load_classifier(job: Job) -> nn.Module:
@@ -303,30 +336,64 @@ def _score_classifier(job: Job) -> list[dict]:
     """Mean average precision over the classes of the validation split."""
     data = job.score_data
     precisions = average_precision(score_classifier(job.net, data, job.config), data.labels)
-    return [{"what": "classifier mAP", "split": data.split, "images": len(data),
-             "map": round(100 * float(np.nanmean(precisions)), 2),
-             "class_ap": [None if np.isnan(value) else round(100 * float(value), 1) for value in precisions]}]
+    return [
+        {
+            "what": "classifier mAP",
+            "split": data.split,
+            "images": len(data),
+            "map": round(100 * float(np.nanmean(precisions)), 2),
+            "class_ap": [None if np.isnan(value) else round(100 * float(value), 1) for value in precisions],
+        }
+    ]
 
 
 def _make_maps(job: Job) -> int:
     return make_maps(cam_localization(job.inputs["classifier"].net, job.config), job.data, job.config, job.folder)
 
 
-CLASSIFIER = Stage("classifier", NOTEBOOK, _make_classifier, load=_load_classifier, score=_score_classifier, method="cam",
-                   score_split="val_split",
-                   reads=(*BACKBONE, *CROPS, "cam_weights", "cam_epochs", "cam_learning_rate", "cam_head_learning_rate",
-                          "cam_momentum", "cam_weight_decay", "cam_frozen_batch_norm", "cam_frozen_stages", *TRAINING))
-MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"classifier": CLASSIFIER}, score=score_maps, method="cam",
-             reads=("backbone", "cam_scales"), shows={"CAM at its best threshold": None})
+CLASSIFIER = Stage(
+    "classifier",
+    NOTEBOOK,
+    _make_classifier,
+    load=_load_classifier,
+    score=_score_classifier,
+    method="cam",
+    score_split="val_split",
+    reads=(
+        *BACKBONE,
+        *CROPS,
+        "cam_weights",
+        "cam_epochs",
+        "cam_learning_rate",
+        "cam_head_learning_rate",
+        "cam_momentum",
+        "cam_weight_decay",
+        "cam_frozen_batch_norm",
+        "cam_frozen_stages",
+        *TRAINING,
+    ),
+)
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {"classifier": CLASSIFIER},
+    score=score_maps,
+    method="cam",
+    reads=("backbone", "cam_scales"),
+    shows={"CAM at its best threshold": None},
+)
 STAGES = (CLASSIFIER, MAPS)
 
 
 # ---- costs
 
+
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count the classifier and its maps."""
     net, batch = build_classifier(config, data.classes), crops(config.cam_crop)
-    classifier = training_cost("classifier", net, lambda n: [net(batch(n))], data.seen(config.cam_epochs, config.cam_batch_size),
-                               config.cam_batch_size)
+    classifier = training_cost(
+        "classifier", net, lambda n: [net(batch(n))], data.seen(config.cam_epochs, config.cam_batch_size), config.cam_batch_size
+    )
     forward = inference_flops(net.eval().activation_maps, data.size, config.cam_scales)
     return [classifier, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -47,8 +47,9 @@ CONFLICT = 0.9  # more than two channels above this: the pixel is unknown
 class Parameters(ParameterGroup):
     """30: classifier with suppression, refinement network, pseudo-labels."""
 
-    drs_backbone: Literal["vgg_small", "vgg16", "resnet_small", "resnet50", "resnet101",
-                          "efficientnet_lite0"] = "resnet_small"  # published: vgg16
+    drs_backbone: Literal["vgg_small", "vgg16", "resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = (
+        "resnet_small"  # published: vgg16
+    )
     # Start of both networks: "imagenet" (published), "classifier" (of notebook 10), "none", or a safetensors file.
     drs_backbone_weights: Text = "classifier"
     drs_weights: Text = ""  # a classifier to use instead of training one
@@ -206,7 +207,7 @@ def suppress_backbone(backbone: nn.Module, delta: float, stages: int = 5) -> Non
         for index, channels in backbone.activation_places(stages):
             backbone.features[index] = Suppression(channels, delta)
         return
-    deep = backbone.shallow_modules(5)[len(backbone.shallow_modules(5 - stages)):]
+    deep = backbone.shallow_modules(5)[len(backbone.shallow_modules(5 - stages)) :]
     for module in (part for group in deep for part in group.modules()):
         if isinstance(module, BasicBlock | Bottleneck):
             norms = [part for part in module.children() if isinstance(part, nn.BatchNorm2d)]
@@ -236,8 +237,11 @@ def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -
         if parameter.requires_grad:
             new = not name.startswith("backbone.") or ".controller." in name
             groups[(10 if new else 1) * (2 if name.endswith("bias") else 1)].append(parameter)
-    return [{"params": members, "lr": factor * learning_rate, "weight_decay": weight_decay}
-            for factor, members in groups.items() if members]
+    return [
+        {"params": members, "lr": factor * learning_rate, "weight_decay": weight_decay}
+        for factor, members in groups.items()
+        if members
+    ]
 
 
 def staircase(epoch: int, points: Sequence[int]) -> float:
@@ -301,8 +305,9 @@ def resize_aligned(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores[None], size=tuple(size), mode="bilinear", align_corners=True)[0]
 
 
-def fused_maps(net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: Sequence[int], size: tuple[int, int],
-               normalized: bool) -> list[Tensor]:
+def fused_maps(
+    net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: Sequence[int], size: tuple[int, int], normalized: bool
+) -> list[Tensor]:
     """Return the maximum over scales of an image's maps.
 
     Args:
@@ -328,8 +333,16 @@ def fused_maps(net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: 
 
 
 @torch.inference_mode()
-def localization_maps(net: ScoreNet, images: Sequence[Image.Image], labels: np.ndarray, side: int, scales: Sequence[float],
-                      mean: tuple, std: tuple, normalized: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+def localization_maps(
+    net: ScoreNet,
+    images: Sequence[Image.Image],
+    labels: np.ndarray,
+    side: int,
+    scales: Sequence[float],
+    mean: tuple,
+    std: tuple,
+    normalized: bool,
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 maps of photographs of one size.
 
     Args:
@@ -351,10 +364,14 @@ def localization_maps(net: ScoreNet, images: Sequence[Image.Image], labels: np.n
     classes = [torch.from_numpy(np.flatnonzero(label)) for label in labels]
     sides = [round(side * scale) for scale in scales]
     result = []
-    for present, maps in zip(classes, fused_maps(net, torch.stack(squares).to(device), classes, sides, size, normalized),
-                             strict=True):
-        blocks = F.avg_pool2d(maps.clamp(max=1)[None], 4, ceil_mode=True)[0] if len(present) else maps.new_zeros(
-            (0, *stride4_size(size)))
+    for present, maps in zip(
+        classes, fused_maps(net, torch.stack(squares).to(device), classes, sides, size, normalized), strict=True
+    ):
+        blocks = (
+            F.avg_pool2d(maps.clamp(max=1)[None], 4, ceil_mode=True)[0]
+            if len(present)
+            else maps.new_zeros((0, *stride4_size(size)))
+        )
         result.append((present.numpy(), blocks.cpu().numpy()))
     return result
 
@@ -409,8 +426,9 @@ class PseudoLabel(NamedTuple):
         return np.where(self.conflict | self.unexplained, np.uint8(IGNORE), self.decided)
 
 
-def pseudo_label(maps: np.ndarray, classes: np.ndarray, saliency: np.ndarray, alpha: float = 0.2,
-                 saliency_threshold: int = 50) -> PseudoLabel:
+def pseudo_label(
+    maps: np.ndarray, classes: np.ndarray, saliency: np.ndarray, alpha: float = 0.2, saliency_threshold: int = 50
+) -> PseudoLabel:
     """Make a pseudo-label of refined maps (the objects) and a saliency map (the background).
 
     Args:
@@ -435,8 +453,10 @@ def pseudo_label(maps: np.ndarray, classes: np.ndarray, saliency: np.ndarray, al
     """
     maps, classes = np.asarray(maps), np.asarray(classes)
     if maps.ndim != 3 or classes.shape != maps.shape[:1] or saliency.shape != maps.shape[1:]:
-        raise ValueError(f"maps {maps.shape}, classes {classes.shape} and saliency {saliency.shape} do not fit: (K, H, W), "
-                         "(K,) and (H, W) are needed")
+        raise ValueError(
+            f"maps {maps.shape}, classes {classes.shape} and saliency {saliency.shape} do not fit: (K, H, W), "
+            "(K,) and (H, W) are needed"
+        )
     salient = saliency > saliency_threshold  # S
     channels = np.concatenate([1.0 - salient[None], np.where(maps < alpha, 0, maps)])  # P: (1 + K, H, W)
     values = np.concatenate([[0], classes + 1]).astype(np.uint8)
@@ -450,8 +470,9 @@ SCALES = (0.8, 1.0, 1.2)  # of the crop's side, for the maps: 256, 320 and 384
 Choose = Callable[[ScoreNet], float]
 
 
-def build_drs(config: Settings, num_classes: int, classifier: Path | str = "", weights: Path | str = "",
-              delta: float | None = None) -> ScoreNet:
+def build_drs(
+    config: Settings, num_classes: int, classifier: Path | str = "", weights: Path | str = "", delta: float | None = None
+) -> ScoreNet:
     """Build the classifier with suppression.
 
     Args:
@@ -526,13 +547,15 @@ def train_drs(net: ScoreNet, data: SegmentationDataset, config: Settings, folder
     resize = round(RESIZE * config.drs_crop)
     samples = SquareSamples(data, config.seed, resize, config.drs_crop, *normalization_of(config.drs_backbone))
     groups = parameter_groups(net, config.drs_learning_rate, config.drs_weight_decay)
-    return _train(net, classification_loss, samples, groups, config.drs_epochs, config.drs_momentum, config, folder,
-                  "DRS", choose)
+    return _train(
+        net, classification_loss, samples, groups, config.drs_epochs, config.drs_momentum, config, folder, "DRS", choose
+    )
 
 
 @in_processes
-def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path,
-                     choose: Choose | None = None) -> int:
+def train_refinement(
+    net: ScoreNet, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path, choose: Choose | None = None
+) -> int:
     """Train the refinement network on the classifier's maps, in place.
 
     Args:
@@ -554,18 +577,34 @@ def train_refinement(net: ScoreNet, data: SegmentationDataset, maps_folder: Path
         images, maps = batch
         return refinement_loss(model, (images, refinement_target(maps)))
 
-    groups = [{"params": [part for part in net.parameters() if part.requires_grad], "lr": config.drs_refine_learning_rate,
-               "weight_decay": 0.0}]
+    groups = [
+        {
+            "params": [part for part in net.parameters() if part.requires_grad],
+            "lr": config.drs_refine_learning_rate,
+            "weight_decay": 0.0,
+        }
+    ]
     return _train(net, loss_of, samples, groups, config.drs_refine_epochs, None, config, folder, "refinement", choose)
 
 
 def _train(net, loss_of, samples, groups, epochs, momentum, config, folder, name, choose) -> int:
     per_epoch = steps_per_epoch(len(samples), config.drs_batch_size)
     points = (epochs // 3, 2 * epochs // 3) if epochs >= 6 else ()  # published: 5 and 10 of 15, 10 and 20 of 30
-    training.train(net, loss_of, samples, groups, momentum, epochs * per_epoch, config.drs_batch_size, config, folder,
-                   schedule=lambda step, total: staircase(step // per_epoch + 1, points), name=name,
-                   nesterov=momentum is not None,
-                   after_step=keep_best_epoch(net, choose, per_epoch, folder) if choose else None)
+    training.train(
+        net,
+        loss_of,
+        samples,
+        groups,
+        momentum,
+        epochs * per_epoch,
+        config.drs_batch_size,
+        config,
+        folder,
+        schedule=lambda step, total: staircase(step // per_epoch + 1, points),
+        name=name,
+        nesterov=momentum is not None,
+        after_step=keep_best_epoch(net, choose, per_epoch, folder) if choose else None,
+    )
     if choose:
         load_weights(net, read_tensors(folder / "best.safetensors"), "best.safetensors")
     return epochs * per_epoch * config.drs_batch_size
@@ -586,8 +625,10 @@ def drs_localization(net: ScoreNet, config: Settings, normalized: bool = True) -
 
 # ---- pseudo-labels
 
-def make_pseudo_labels(data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Settings,
-                       folder: Path) -> int:
+
+def make_pseudo_labels(
+    data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Settings, folder: Path
+) -> int:
     """Write the pseudo-label `ID.png` of every image that has none yet.
 
     What says background is `drs_background`. "saliency" is the paper's; the others are this project's, for data without
@@ -606,14 +647,16 @@ def make_pseudo_labels(data: SegmentationDataset, maps_folder: Path, saliency_fo
 
     Explained in notebook 30, section "Without saliency".
     """
-    work = partial(_make_pseudo_label, data=data, maps_folder=maps_folder, saliency_folder=saliency_folder, config=config,
-                   folder=folder)
+    work = partial(
+        _make_pseudo_label, data=data, maps_folder=maps_folder, saliency_folder=saliency_folder, config=config, folder=folder
+    )
     workers = config.num_workers if config.drs_background in ("crf", "irn") else 0  # they pay where a CRF is to be solved
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "pseudo-labels", config, workers)
 
 
-def _make_pseudo_label(image_id: str, data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Settings,
-                       folder: Path) -> None:
+def _make_pseudo_label(
+    image_id: str, data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Settings, folder: Path
+) -> None:
     classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
     maps = upsample_scores(scores, size)
     if config.drs_background == "saliency":
@@ -645,12 +688,19 @@ def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.nda
     if config.drs_background == "crf":
         return seed_mask(np.array(image), maps, classes, config.drs_alpha, iterations=config.seed_crf_iterations)
     if config.drs_background == "irn":
-        return irn_labels(np.array(image), maps, classes, config.seed_foreground_threshold, config.seed_background_threshold,
-                          config.seed_crf_iterations)
+        return irn_labels(
+            np.array(image),
+            maps,
+            classes,
+            config.seed_foreground_threshold,
+            config.seed_background_threshold,
+            config.seed_crf_iterations,
+        )
     raise ValueError("drs_background is 'saliency': use pseudo_label")
 
 
 # ---- the choice of an epoch
+
 
 def chooser(data: SegmentationDataset, saliency_folder: Path, config: Settings, normalized: bool = True) -> Choose | None:
     """Return what an epoch is chosen by: None (the last one is kept) unless `drs_selection` is "pixel_labels".
@@ -672,7 +722,9 @@ def chooser(data: SegmentationDataset, saliency_folder: Path, config: Settings, 
     return partial(_score_network, data=data, saliency_folder=saliency_folder, config=config, normalized=normalized)
 
 
-def _score_network(net: ScoreNet, data: SegmentationDataset, saliency_folder: Path, config: Settings, normalized: bool) -> float:
+def _score_network(
+    net: ScoreNet, data: SegmentationDataset, saliency_folder: Path, config: Settings, normalized: bool
+) -> float:
     return pseudo_label_miou(drs_localization(net, config, normalized), data, saliency_folder, config)
 
 
@@ -714,6 +766,7 @@ def keep_best_epoch(net: ScoreNet, choose: Choose, steps_per_epoch: int, folder:
 
     Explained in notebook 30, section "Training".
     """
+
     def after_step(step: int) -> None:
         if step % steps_per_epoch:
             return
@@ -732,6 +785,7 @@ def keep_best_epoch(net: ScoreNet, choose: Choose, steps_per_epoch: int, folder:
 
 # ---- stages
 
+
 def _saliency_folder(job: Job) -> Path:
     return job.data.root / job.config.drs_saliency_folder
 
@@ -740,25 +794,38 @@ def _classifier_input(config: Any) -> dict[str, Stage]:
     return {"classifier": CLASSIFIER} if config.drs_backbone_weights == "classifier" else {}
 
 
-def _trained(job: Job, build: Callable[..., ScoreNet], train: Callable[[ScoreNet, Choose | None], int], given: str,
-             normalized: bool) -> int:
+def _trained(
+    job: Job, build: Callable[..., ScoreNet], train: Callable[[ScoreNet, Choose | None], int], given: str, normalized: bool
+) -> int:
     start = job.inputs["classifier"].weights if "classifier" in job.inputs else ""
     choose = None
     if job.config.drs_selection == "pixel_labels":
         scored = open_data(job.whole, job.whole.score_split)
         choose = chooser(scored, _saliency_folder(job), job.config, normalized)
-    return network_made(job, lambda: build(job.config, job.data.num_classes, start, given), lambda net: train(net, choose), given)
+    return network_made(
+        job, lambda: build(job.config, job.data.num_classes, start, given), lambda net: train(net, choose), given
+    )
 
 
 def _make_network(job: Job) -> int:
-    return _trained(job, build_drs, lambda net, choose: train_drs(net, job.data, job.config, job.folder, choose),
-                    job.config.drs_weights, normalized=True)
+    return _trained(
+        job,
+        build_drs,
+        lambda net, choose: train_drs(net, job.data, job.config, job.folder, choose),
+        job.config.drs_weights,
+        normalized=True,
+    )
 
 
 def _make_refinement(job: Job) -> int:
     maps = job.inputs["localization"].folder
-    return _trained(job, build_refinement, lambda net, choose: train_refinement(net, job.data, maps, job.config, job.folder, choose),
-                    job.config.drs_refine_weights, normalized=False)
+    return _trained(
+        job,
+        build_refinement,
+        lambda net, choose: train_refinement(net, job.data, maps, job.config, job.folder, choose),
+        job.config.drs_refine_weights,
+        normalized=False,
+    )
 
 
 def _load(build: Callable[..., ScoreNet]) -> Callable[[Job], ScoreNet]:
@@ -783,22 +850,43 @@ def _score_maps(job: Job) -> list[dict]:
 
 def _score_masks(job: Job) -> list[dict]:
     config = job.config
-    row = metric_row("DRS pseudo-label", job.score_data, score_masks(job.score_data, job.folder),
-                     config.drs_background in ("crf", "irn"), config)
-    used = [config.pixel_labels_chose, "saliency maps" if config.drs_background == "saliency" else "",
-            "epochs of DRS" if config.drs_selection == "pixel_labels" else ""]
+    row = metric_row(
+        "DRS pseudo-label",
+        job.score_data,
+        score_masks(job.score_data, job.folder),
+        config.drs_background in ("crf", "irn"),
+        config,
+    )
+    used = [
+        config.pixel_labels_chose,
+        "saliency maps" if config.drs_background == "saliency" else "",
+        "epochs of DRS" if config.drs_selection == "pixel_labels" else "",
+    ]
     return [row | {"pixel_labels_chose": "; ".join(filter(None, used))}]
 
 
-BACKGROUND_READS = {"saliency": (), "constant": (), "crf": ("seed_crf_iterations",), "irn": (
-    "seed_crf_iterations", "seed_foreground_threshold", "seed_background_threshold")}
+BACKGROUND_READS = {
+    "saliency": (),
+    "constant": (),
+    "crf": ("seed_crf_iterations",),
+    "irn": ("seed_crf_iterations", "seed_foreground_threshold", "seed_background_threshold"),
+}
 MASK_READS = ("drs_background", "drs_saliency_folder", "drs_alpha")
 
 
 def _network_reads(*own: str) -> Callable[[Any], tuple[str, ...]]:
     """What a training reads; where pseudo-labels choose the epoch, also what makes them."""
-    common = ("drs_backbone", "drs_backbone_weights", "output_stride", "drs_frozen_batch_norm", "drs_frozen_stages",
-              "drs_batch_size", "drs_crop", "drs_selection", *TRAINING)
+    common = (
+        "drs_backbone",
+        "drs_backbone_weights",
+        "output_stride",
+        "drs_frozen_batch_norm",
+        "drs_frozen_stages",
+        "drs_batch_size",
+        "drs_crop",
+        "drs_selection",
+        *TRAINING,
+    )
     return lambda config: (*common, *own, *(MASK_READS if config.drs_selection == "pixel_labels" else ()))
 
 
@@ -808,37 +896,77 @@ def _choosing_masks(job: Job) -> dict[str, str]:
     return {"chosen by": mask_hash(open_data(job.whole, job.whole.score_split))}
 
 
-NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load(build_drs), inputs=_classifier_input,
-                files=_choosing_masks, reads=_network_reads("drs_weights", "drs_delta", "drs_suppressed_stages", "drs_epochs",
-                                                            "drs_learning_rate", "drs_momentum", "drs_weight_decay"))
-LOCALIZATION = Stage("localization", NOTEBOOK, _make_localization, inputs=lambda config: {"network": NETWORK},
-                     reads=("drs_backbone", "drs_crop"))
-REFINED = Stage("refinement", NOTEBOOK, _make_refinement, load=_load(build_refinement),
-                inputs=lambda config: {"localization": LOCALIZATION} | _classifier_input(config),
-                files=_choosing_masks,
-                reads=_network_reads("drs_refine_weights", "drs_refine_epochs", "drs_refine_learning_rate"))
-MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"refinement": REFINED}, score=_score_maps,
-             reads=("drs_backbone", "drs_crop"), score_reads=("drs_selection",), shows={"CAM at its best threshold": None})
-MASKS = Stage("drs_masks", NOTEBOOK,
-              lambda job: make_pseudo_labels(job.data, job.inputs["maps"].folder, _saliency_folder(job), job.config, job.folder),
-              inputs=lambda config: {"maps": MAPS}, score=_score_masks,
-              files=lambda job: ({"saliency": saliency_hash(job.data, _saliency_folder(job))}
-                                 if job.config.drs_background == "saliency" else {}),
-              reads=lambda config: (*MASK_READS, *BACKGROUND_READS[config.drs_background]),
-              score_reads=("pixel_labels_chose", "drs_selection"), shows={"DRS pseudo-label": ""})
+NETWORK = Stage(
+    "network",
+    NOTEBOOK,
+    _make_network,
+    load=_load(build_drs),
+    inputs=_classifier_input,
+    files=_choosing_masks,
+    reads=_network_reads(
+        "drs_weights",
+        "drs_delta",
+        "drs_suppressed_stages",
+        "drs_epochs",
+        "drs_learning_rate",
+        "drs_momentum",
+        "drs_weight_decay",
+    ),
+)
+LOCALIZATION = Stage(
+    "localization", NOTEBOOK, _make_localization, inputs=lambda config: {"network": NETWORK}, reads=("drs_backbone", "drs_crop")
+)
+REFINED = Stage(
+    "refinement",
+    NOTEBOOK,
+    _make_refinement,
+    load=_load(build_refinement),
+    inputs=lambda config: {"localization": LOCALIZATION} | _classifier_input(config),
+    files=_choosing_masks,
+    reads=_network_reads("drs_refine_weights", "drs_refine_epochs", "drs_refine_learning_rate"),
+)
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {"refinement": REFINED},
+    score=_score_maps,
+    reads=("drs_backbone", "drs_crop"),
+    score_reads=("drs_selection",),
+    shows={"CAM at its best threshold": None},
+)
+MASKS = Stage(
+    "drs_masks",
+    NOTEBOOK,
+    lambda job: make_pseudo_labels(job.data, job.inputs["maps"].folder, _saliency_folder(job), job.config, job.folder),
+    inputs=lambda config: {"maps": MAPS},
+    score=_score_masks,
+    files=lambda job: (
+        {"saliency": saliency_hash(job.data, _saliency_folder(job))} if job.config.drs_background == "saliency" else {}
+    ),
+    reads=lambda config: (*MASK_READS, *BACKGROUND_READS[config.drs_background]),
+    score_reads=("pixel_labels_chose", "drs_selection"),
+    shows={"DRS pseudo-label": ""},
+)
 STAGES = (NETWORK, LOCALIZATION, REFINED, MAPS, MASKS)
 
 
 # ---- costs
 
+
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count both networks, their maps and the pseudo-labels."""
     found, batch = [], crops(config.drs_crop)
-    for stage, maps, build, epochs in (("network", "localization", build_drs, config.drs_epochs),
-                                       ("refinement", "maps", build_refinement, config.drs_refine_epochs)):
+    for stage, maps, build, epochs in (
+        ("network", "localization", build_drs, config.drs_epochs),
+        ("refinement", "maps", build_refinement, config.drs_refine_epochs),
+    ):
         net = build(config, data.classes)
-        found.append(training_cost(stage, net, lambda n, net=net: [net(batch(n))], data.seen(epochs, config.drs_batch_size),
-                                   config.drs_batch_size))
+        found.append(
+            training_cost(
+                stage, net, lambda n, net=net: [net(batch(n))], data.seen(epochs, config.drs_batch_size), config.drs_batch_size
+            )
+        )
         forward = inference_flops(net.eval(), (config.drs_crop, config.drs_crop), (1.0,), views=1)
         found.append(Cost(maps, data.train * forward, disk_mib=data.maps_mib))
     return [*found, Cost("drs_masks", core_seconds=data.train * data.crf_seconds(), disk_mib=data.masks_mib)]

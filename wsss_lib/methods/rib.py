@@ -36,8 +36,6 @@ COMPANION_BANK = 512  # images that companions are drawn from: enough for the 9 
 KEPT_PUSHES = 32  # label sets whose first push is remembered; 90 MB each with ResNet-50
 
 
-
-
 class Parameters(ParameterGroup):
     """20: the classifier is tuned for every image anew; the small network in one long step instead of nine short ones."""
 
@@ -58,8 +56,10 @@ class Parameters(ParameterGroup):
 
 # ---- what is optimised
 
-def pooled_logits(maps: Tensor, labels: Tensor, threshold: float, variant: Literal["code", "paper"] = "code",
-                  first_twenty_only: bool = False) -> Tensor:
+
+def pooled_logits(
+    maps: Tensor, labels: Tensor, threshold: float, variant: Literal["code", "paper"] = "code", first_twenty_only: bool = False
+) -> Tensor:
     """Pool raw maps over the positions that are not yet discriminative (GNDRP); absent classes get the plain mean.
 
     Args:
@@ -127,6 +127,7 @@ def coverage(maps: Tensor, classes: Tensor, threshold: float) -> float:
 
 # ---- one image
 
+
 class Step(NamedTuple):
     """One iteration k: the maps before its update, and the update."""
 
@@ -168,8 +169,9 @@ def original_weights(net: ClassActivationNet) -> Iterator[None]:
 
 
 @torch.no_grad()
-def frozen_features(net: ClassActivationNet, image: Image.Image, scales: Sequence[float], mean: tuple,
-                    std: tuple) -> list[Tensor]:
+def frozen_features(
+    net: ClassActivationNet, image: Image.Image, scales: Sequence[float], mean: tuple, std: tuple
+) -> list[Tensor]:
     """Return what the tuned part of the network sees of an image and its mirror image, which is the same in all steps.
 
     Args:
@@ -225,8 +227,15 @@ def _margin(config: Settings) -> float:
     return config.rib_stop_threshold if config.rib_variant == "paper" else float("inf")
 
 
-def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[bool], label: Tensor,
-         companions: Iterable[tuple[Tensor, Tensor] | Push], config: Settings, last_update: bool = False) -> Iterator[Step]:
+def tune(
+    net: ClassActivationNet,
+    views: Sequence[Tensor],
+    in_loss: Sequence[bool],
+    label: Tensor,
+    companions: Iterable[tuple[Tensor, Tensor] | Push],
+    config: Settings,
+    last_update: bool = False,
+) -> Iterator[Step]:
     """Make the iterations of one image; call it inside `original_weights`.
 
     Args:
@@ -279,7 +288,7 @@ def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[boo
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * poly_factor(k, config.rib_iterations)
         optimizer.step()
-        target = (labels * logits)[:2 * len(rows)].sum().item()
+        target = (labels * logits)[: 2 * len(rows)].sum().item()
         stop = not paper and abs(target) > config.rib_stop_threshold
         yield Step(maps, covered, logits, labels, rib_loss(logits, labels, _margin(config)).item(), target, stop)
         optimizer.zero_grad()
@@ -292,11 +301,12 @@ def add_up(steps: Iterable[Step]) -> list[Tensor]:
     total: list[Tensor] = []
     for step in steps:
         for number, maps in enumerate(step.maps):
-            total[number:number + 1] = [total[number] + maps if number < len(total) else maps]
+            total[number : number + 1] = [total[number] + maps if number < len(total) else maps]
     return total
 
 
 # ---- companions
+
 
 class Companions:
     """The other images that an image is tuned together with.
@@ -311,8 +321,13 @@ class Companions:
 
     def __init__(self, net: ClassActivationNet, data: SegmentationDataset, config: Settings):
         self.net, self.data, self.config = net, data, config
-        self.samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
-                                             config.cam_crop, *normalization_of(config.backbone))
+        self.samples = ClassificationSamples(
+            data,
+            config.seed,
+            (config.cam_long_side_min, config.cam_long_side_max),
+            config.cam_crop,
+            *normalization_of(config.backbone),
+        )
         self.bank = np.array(self._random("bank").sample(range(len(data)), min(len(data), COMPANION_BANK)))
         self.features: dict[int, tuple[Tensor, Tensor]] = {}
         self.pushes: dict[bytes, Push] = {}
@@ -327,8 +342,13 @@ class Companions:
             label: its classes, (C,), 0 or 1.
         """
         pool = self.bank[disjoint_pool(self.data.labels[self.bank], label)].tolist()
-        return batches_of_pool(pool, self.config.rib_companions, self._random(f"labels {label.tolist()}"),
-                               self._random(f"image {image_id}")) if pool else None
+        return (
+            batches_of_pool(
+                pool, self.config.rib_companions, self._random(f"labels {label.tolist()}"), self._random(f"image {image_id}")
+            )
+            if pool
+            else None
+        )
 
     def of_image(self, image_id: str, label: np.ndarray) -> Iterator[tuple[Tensor, Tensor] | Push] | None:
         """Return the same batches read, the first as a `Push`; None as `indices`. Call it while the network is untouched.
@@ -369,6 +389,7 @@ class Companions:
 
 # ---- all images
 
+
 def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Settings) -> Localize:
     """Return the function that makes RIB's maps, for `stages.make_maps`.
 
@@ -403,18 +424,26 @@ def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config:
 
 # ---- stages
 
+
 def _make_maps(job: Job) -> int:
     net = job.inputs["classifier"].net
     return make_maps(rib_localization(net, job.data, job.config), job.data, job.config, job.folder)
 
 
-MAPS = Stage("maps", NOTEBOOK, _make_maps, inputs=lambda config: {"classifier": CLASSIFIER}, score=score_maps,
-             reads=("backbone", "cam_scales", "cam_crop", "cam_long_side_min", "cam_long_side_max", "rib_*", "seed"),
-             shows={"CAM at its best threshold": None})
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {"classifier": CLASSIFIER},
+    score=score_maps,
+    reads=("backbone", "cam_scales", "cam_crop", "cam_long_side_min", "cam_long_side_max", "rib_*", "seed"),
+    shows={"CAM at its best threshold": None},
+)
 STAGES = (MAPS,)
 
 
 # ---- costs
+
 
 def rib_flops(config: Settings, num_classes: int, size: tuple[int, int]) -> tuple[float, float]:
     """Return the operations of RIB's steps on one image, in the plain formulation and in ours.
@@ -452,7 +481,6 @@ def rib_flops(config: Settings, num_classes: int, size: tuple[int, int]) -> tupl
         plain += steps * (frozen + forward + backward)
         ours += frozen + steps * forward + (steps - 1) * backward
     return plain, ours
-
 
 
 def costs(config: Settings, data: Images) -> list[Cost]:

@@ -51,7 +51,15 @@ from wsss_lib.parameters import (
 )
 
 NOTEBOOK = "60_sccam"
-SETS_FOR_OTHERS = ("refinement", "backbone", "backbone_weights", "output_stride", "affinitynet_*", "seed_*", "walk_*")  # what its presets may set of stages of other notebooks
+SETS_FOR_OTHERS = (
+    "refinement",
+    "backbone",
+    "backbone_weights",
+    "output_stride",
+    "affinitynet_*",
+    "seed_*",
+    "walk_*",
+)  # what its presets may set of stages of other notebooks
 STARTS = 10  # of k-means; scikit-learn's default when the method was published, 1 today
 
 
@@ -75,8 +83,10 @@ class Parameters(ParameterGroup):
     @model_validator(mode="after")
     def _sccam_rounds_fit(self) -> "Parameters":
         if max(self.sccam_round_epochs) > self.sccam_schedule_epochs:
-            raise ValueError(f"sccam_round_epochs {self.sccam_round_epochs} must not exceed sccam_schedule_epochs "
-                             f"({self.sccam_schedule_epochs})")
+            raise ValueError(
+                f"sccam_round_epochs {self.sccam_round_epochs} must not exceed sccam_schedule_epochs "
+                f"({self.sccam_schedule_epochs})"
+            )
         return self
 
 
@@ -222,8 +232,10 @@ def write_subcategories(path: Path, data: SegmentationDataset, assignment: np.nd
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", "class", "subcategory"])
-    writer.writerows([data.ids[image], data.classes[number], assignment[image, number]]
-                     for number, image in zip(*np.nonzero(assignment.T >= 0), strict=True))
+    writer.writerows(
+        [data.ids[image], data.classes[number], assignment[image, number]]
+        for number, image in zip(*np.nonzero(assignment.T >= 0), strict=True)
+    )
     write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
 
 
@@ -269,8 +281,10 @@ def assignment_of(path: Path, data: SegmentationDataset, clusters: int) -> np.nd
     for image, number in zip(*np.nonzero(data.labels), strict=True):
         kind = table.get((data.ids[image], data.classes[number]), "")
         if not kind.isascii() or not kind.isdigit() or int(kind) >= clusters:
-            raise DataError(f"{path}: image {data.ids[image]} has the sub-category {kind!r} of class {data.classes[number]}, "
-                            f"not one of 0..{clusters - 1}; delete the file and run its stage again")
+            raise DataError(
+                f"{path}: image {data.ids[image]} has the sub-category {kind!r} of class {data.classes[number]}, "
+                f"not one of 0..{clusters - 1}; delete the file and run its stage again"
+            )
         assignment[image, number] = int(kind)
     return assignment
 
@@ -289,8 +303,15 @@ class SubcategoryNet(nn.Module):
     Source: SC-CAM, section 3.2. Explained in notebook 60, section "The network".
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, clusters: int, frozen_batch_norm: bool = True,
-                 frozen_stages: int = 1, dropout: float = 0.5):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        clusters: int,
+        frozen_batch_norm: bool = True,
+        frozen_stages: int = 1,
+        dropout: float = 0.5,
+    ):
         super().__init__()
         self.backbone, self.clusters = backbone, clusters
         self.dropout = nn.Dropout2d(dropout)
@@ -331,12 +352,13 @@ class SubcategoryNet(nn.Module):
         """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         heads = [self.classifier.weight, self.subclassifier.weight]
-        return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
-                {"params": heads, "lr": head_learning_rate, "weight_decay": weight_decay}]
+        return [
+            {"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
+            {"params": heads, "lr": head_learning_rate, "weight_decay": weight_decay},
+        ]
 
 
-def joint_loss(parent_logits: Tensor, sub_logits: Tensor, parents: Tensor, subs: Tensor,
-               weight: float) -> dict[str, Tensor]:
+def joint_loss(parent_logits: Tensor, sub_logits: Tensor, parents: Tensor, subs: Tensor, weight: float) -> dict[str, Tensor]:
     """Return L = L_p + lambda L_s, both multi-label soft-margin losses: means over images and outputs.
 
     Args:
@@ -360,6 +382,7 @@ def joint_loss(parent_logits: Tensor, sub_logits: Tensor, parents: Tensor, subs:
 
 
 # ---- response maps of the sub-categories, which are looked at and not used
+
 
 def normalize_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
     """Divide the K maps of each class by their common maximum over maps and pixels.
@@ -408,6 +431,7 @@ def subcategory_entropy(maps: Tensor, clusters: int) -> Tensor:
 
 # ---- 60: rounds and maps
 
+
 class SubcategorySamples(ClassificationSamples):
     """SC-CAM's recipe: random long side, mirror, colour jitter, random crop; with the labels of the sub-categories.
 
@@ -424,8 +448,17 @@ class SubcategorySamples(ClassificationSamples):
     Source: SC-CAM's program. Explained in notebook 60, section "Training".
     """
 
-    def __init__(self, data: SegmentationDataset, subcategories: np.ndarray, seed: int, long_side: tuple[int, int], crop: int,
-                 mean: tuple, std: tuple, jitter: float = 1.0):
+    def __init__(
+        self,
+        data: SegmentationDataset,
+        subcategories: np.ndarray,
+        seed: int,
+        long_side: tuple[int, int],
+        crop: int,
+        mean: tuple,
+        std: tuple,
+        jitter: float = 1.0,
+    ):
         super().__init__(data, seed, long_side, crop, mean, std)
         self.subcategories, self.jitter = subcategories, jitter
 
@@ -460,13 +493,25 @@ def build_sccam(config: Settings, num_classes: int, weights: Path | str = "") ->
     Explained in notebook 60, section "The network".
     """
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
-    net = SubcategoryNet(backbone, num_classes, config.sccam_clusters, config.sccam_frozen_batch_norm, config.sccam_frozen_stages,
-                         config.sccam_dropout)
+    net = SubcategoryNet(
+        backbone,
+        num_classes,
+        config.sccam_clusters,
+        config.sccam_frozen_batch_norm,
+        config.sccam_frozen_stages,
+        config.sccam_dropout,
+    )
     return load_whole(net, weights)
 
 
-def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: SegmentationDataset, config: Settings,
-               folder: Path, number: int) -> int:
+def make_round(
+    previous: nn.Module,
+    normalization: tuple[tuple, tuple],
+    data: SegmentationDataset,
+    config: Settings,
+    folder: Path,
+    number: int,
+) -> int:
     """Make round `number` (1, 2, …) in its folder: features, sub-categories, weights.
 
     What is there already is used again, so that an interrupted round goes on where it stopped.
@@ -496,8 +541,9 @@ def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: Se
 
 
 @in_processes
-def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.ndarray, config: Settings, folder: Path,
-                number: int) -> int:
+def train_sccam(
+    net: SubcategoryNet, data: SegmentationDataset, assignment: np.ndarray, config: Settings, folder: Path, number: int
+) -> int:
     """Train round `number` (1, 2, …) on classes and sub-categories.
 
     The learning rate is laid out for `sccam_schedule_epochs`, of which the round uses the first `sccam_round_epochs`.
@@ -512,9 +558,16 @@ def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.n
     Source: SC-CAM, section 4.1, and its program. Explained in notebook 60, section "Training".
     """
     mean, std = normalization_of(config.backbone)
-    samples = SubcategorySamples(data, subcategory_labels(assignment, net.clusters), config.seed,
-                                 (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop, mean, std,
-                                 config.sccam_color_jitter)
+    samples = SubcategorySamples(
+        data,
+        subcategory_labels(assignment, net.clusters),
+        config.seed,
+        (config.cam_long_side_min, config.cam_long_side_max),
+        config.cam_crop,
+        mean,
+        std,
+        config.sccam_color_jitter,
+    )
     epoch = steps_per_epoch(len(data), config.cam_batch_size)
     steps, planned = config.sccam_round_epochs[number - 1] * epoch, config.sccam_schedule_epochs * epoch
 
@@ -523,8 +576,19 @@ def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.n
         return joint_loss(*model(images), parents, subs, config.sccam_loss_weight)
 
     groups = net.parameter_groups(config.sccam_learning_rate, config.sccam_head_learning_rate, config.sccam_weight_decay)
-    training.train(net, loss_of, samples, groups, config.sccam_momentum, steps, config.cam_batch_size, config, folder,
-                   schedule=lambda step, _: training.poly_factor(step, planned), name=f"SC-CAM, round {number}")
+    training.train(
+        net,
+        loss_of,
+        samples,
+        groups,
+        config.sccam_momentum,
+        steps,
+        config.cam_batch_size,
+        config,
+        folder,
+        schedule=lambda step, _: training.poly_factor(step, planned),
+        name=f"SC-CAM, round {number}",
+    )
     return steps * config.cam_batch_size
 
 
@@ -537,13 +601,25 @@ def sccam_localization(net: SubcategoryNet, config: Settings) -> Localize:
 
 # ---- stages
 
-ROUND_READS = ("sccam_clusters", "sccam_loss_weight", "sccam_round_epochs", "sccam_schedule_epochs", "sccam_dropout",
-               "sccam_color_jitter", "sccam_learning_rate", "sccam_head_learning_rate", "sccam_momentum", "sccam_weight_decay",
-               "sccam_frozen_batch_norm", "sccam_frozen_stages")
+ROUND_READS = (
+    "sccam_clusters",
+    "sccam_loss_weight",
+    "sccam_round_epochs",
+    "sccam_schedule_epochs",
+    "sccam_dropout",
+    "sccam_color_jitter",
+    "sccam_learning_rate",
+    "sccam_head_learning_rate",
+    "sccam_momentum",
+    "sccam_weight_decay",
+    "sccam_frozen_batch_norm",
+    "sccam_frozen_stages",
+)
 
 
 def round_stage(number: int) -> Stage:
-    """Return the stage of round `number` (1, 2, …), which clusters the features of the round before; round 0 is CAM's classifier."""
+    """Return the stage of round `number` (1, 2, …), on features of the round before; round 0 is CAM's classifier."""
+
     def make(job: Job) -> int:
         before = job.inputs["previous"]
         normalization = normalization_of(before.config.backbone)
@@ -553,9 +629,16 @@ def round_stage(number: int) -> Stage:
         used = used_subcategories(assignment_of(job.folder / "subcategories.csv", job.data, job.config.sccam_clusters))
         return [{"what": f"SC-CAM, round {number}", "split": job.data.split, "images": len(job.data), "used": used.tolist()}]
 
-    return Stage(f"round{number}", NOTEBOOK, make, load=_load_round, score=score, score_split="train_split",
-                 inputs=lambda config: {"previous": round_stage(number - 1) if number > 1 else cam.CLASSIFIER},
-                 reads=(*BACKBONE, *cam.CROPS, *ROUND_READS, *TRAINING))
+    return Stage(
+        f"round{number}",
+        NOTEBOOK,
+        make,
+        load=_load_round,
+        score=score,
+        score_split="train_split",
+        inputs=lambda config: {"previous": round_stage(number - 1) if number > 1 else cam.CLASSIFIER},
+        reads=(*BACKBONE, *cam.CROPS, *ROUND_READS, *TRAINING),
+    )
 
 
 def rounds(config: Any) -> tuple[Stage, ...]:
@@ -576,18 +659,42 @@ def _make_maps(job: Job) -> int:
     return make_maps(sccam_localization(net, job.config), job.data, job.config, job.folder)
 
 
-MAPS = Stage("maps", NOTEBOOK, _make_maps,
-             inputs=lambda config: {} if config.sccam_weights else {"network": rounds(config)[-1]}, score=score_maps, reads=lambda config: ("backbone", "cam_scales", "sccam_weights", *(
-                 (*BACKBONE, "sccam_clusters", "sccam_dropout", "sccam_frozen_batch_norm", "sccam_frozen_stages") if config.sccam_weights else ())), shows={"CAM at its best threshold": None})
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {} if config.sccam_weights else {"network": rounds(config)[-1]},
+    score=score_maps,
+    reads=lambda config: (
+        "backbone",
+        "cam_scales",
+        "sccam_weights",
+        *(
+            (*BACKBONE, "sccam_clusters", "sccam_dropout", "sccam_frozen_batch_norm", "sccam_frozen_stages")
+            if config.sccam_weights
+            else ()
+        ),
+    ),
+    shows={"CAM at its best threshold": None},
+)
 STAGES = (MAPS,)  # after the rounds, whose number is a parameter
 
 
 # ---- costs
 
+
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count all rounds and the maps of the last."""
     net, batch = build_sccam(config, data.classes), crops(config.cam_crop)
-    trained = [training_cost(f"round{number}", net, lambda n: list(net(batch(n))), data.seen(epochs, config.cam_batch_size),
-                             config.cam_batch_size) for number, epochs in enumerate(config.sccam_round_epochs, start=1)]
+    trained = [
+        training_cost(
+            f"round{number}",
+            net,
+            lambda n: list(net(batch(n))),
+            data.seen(epochs, config.cam_batch_size),
+            config.cam_batch_size,
+        )
+        for number, epochs in enumerate(config.sccam_round_epochs, start=1)
+    ]
     forward = inference_flops(net.eval().activation_maps, data.size, config.cam_scales)
     return [*trained, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -100,8 +100,10 @@ def encode(features: Tensor, codebook: Tensor, temperature: float = 1.0) -> Word
         ([[[0, 1, 1]]], [[1.0, 1.0]])
     """
     if features.dim() != 4 or codebook.dim() != 2 or features.shape[1] != codebook.shape[1]:
-        raise ValueError(f"features {tuple(features.shape)} and codebook {tuple(codebook.shape)} do not fit: (N, D, h, w) and "
-                         "(K, D) are needed")
+        raise ValueError(
+            f"features {tuple(features.shape)} and codebook {tuple(codebook.shape)} do not fit: (N, D, h, w) and "
+            "(K, D) are needed"
+        )
     features = features.detach()
     lengths = features.norm(dim=1, keepdim=True).clamp(min=1e-12)  # (N, 1, h, w)
     cosine = F.conv2d(features, F.normalize(codebook, dim=1)[:, :, None, None]) / lengths  # (N, K, h, w)
@@ -138,8 +140,10 @@ def hspp(features: Tensor, gamma: float = 2.0, levels: Sequence[int] = (1, 2, 4)
     """
     height, width = features.shape[2:]
     if min(height, width) < max(levels, default=1):
-        raise ValueError(f"a map of {height}x{width} positions has no grid of {max(levels)}x{max(levels)} blocks; take a "
-                         "larger cam_crop or a smaller output_stride")
+        raise ValueError(
+            f"a map of {height}x{width} positions has no grid of {max(levels)}x{max(levels)} blocks; take a "
+            "larger cam_crop or a smaller output_stride"
+        )
     total = gamma * features.mean((2, 3), keepdim=True)
     for level in levels:
         total = total + F.max_pool2d(features, (height // level, width // level)).mean((2, 3), keepdim=True)
@@ -211,9 +215,18 @@ class VisualWordNet(cam.ClassActivationNet):
     Explained in notebook 50, section "Losses".
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, num_words: int, variant: Variant = "vwe",
-                 temperature: float = 1.0, gamma: float = 2.0, levels: Sequence[int] = (1, 2, 4),
-                 frozen_batch_norm: bool = True, frozen_stages: int = 3):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        num_words: int,
+        variant: Variant = "vwe",
+        temperature: float = 1.0,
+        gamma: float = 2.0,
+        levels: Sequence[int] = (1, 2, 4),
+        frozen_batch_norm: bool = True,
+        frozen_stages: int = 3,
+    ):
         super().__init__(backbone, num_classes, frozen_batch_norm, frozen_stages)
         self.variant, self.temperature, self.gamma, self.levels = variant, temperature, gamma, tuple(levels)
         channels = backbone.channels[-1]
@@ -284,9 +297,12 @@ def heads(net: VisualWordNet, features: Tensor) -> Outputs:
         features: x, float (N, D, h, w), of its backbone.
     """
     words = net.encode(features)
-    return Outputs(net.classifier(net.pooled(features)).flatten(1),
-                   net.histogram_head(words.histogram[:, :, None, None]).flatten(1),
-                   net.word_head(F.adaptive_avg_pool2d(features, 1)).flatten(1), words)
+    return Outputs(
+        net.classifier(net.pooled(features)).flatten(1),
+        net.histogram_head(words.histogram[:, :, None, None]).flatten(1),
+        net.word_head(F.adaptive_avg_pool2d(features, 1)).flatten(1),
+        words,
+    )
 
 
 def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Outputs]:
@@ -310,8 +326,10 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
     Explained in notebook 50, section "Losses".
     """
     out = heads(net, features)
-    terms = {"class": F.multilabel_soft_margin_loss(out.logits.float(), labels),
-             "word": F.multilabel_soft_margin_loss(out.word_logits.float(), out.words.present)}
+    terms = {
+        "class": F.multilabel_soft_margin_loss(out.logits.float(), labels),
+        "word": F.multilabel_soft_margin_loss(out.word_logits.float(), out.words.present),
+    }
     if net.variant != "vwl_m":
         terms["histogram"] = F.multilabel_soft_margin_loss(out.histogram_logits.float(), labels)
     if net.variant == "vwl_l":
@@ -343,6 +361,7 @@ def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor
 
 # ---- what the notebook runs
 
+
 def build_vwe(config: Settings, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> VisualWordNet:
     """Build the network on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
@@ -361,14 +380,27 @@ def build_vwe(config: Settings, num_classes: int, classifier_weights: Path | str
     start = config.backbone_weights if config.vwe_init == "backbone" else "classifier"
     build = partial(build_backbone, config.backbone, config.output_stride)
     backbone = start_backbone(build, start, classifier_weights, weights)
-    net = VisualWordNet(backbone, num_classes, config.vwe_words, config.vwe_variant, config.vwe_temperature, config.vwe_gamma,
-                        frozen_batch_norm=config.vwe_frozen_batch_norm, frozen_stages=config.vwe_frozen_stages)
+    net = VisualWordNet(
+        backbone,
+        num_classes,
+        config.vwe_words,
+        config.vwe_variant,
+        config.vwe_temperature,
+        config.vwe_gamma,
+        frozen_batch_norm=config.vwe_frozen_batch_norm,
+        frozen_stages=config.vwe_frozen_stages,
+    )
     return load_whole(net, weights)
 
 
 @in_processes
-def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Settings, folder: Path,
-              loss_of: Callable[..., dict[str, Tensor]] = losses) -> int:
+def train_vwe(
+    net: VisualWordNet,
+    data: SegmentationDataset,
+    config: Settings,
+    folder: Path,
+    loss_of: Callable[..., dict[str, Tensor]] = losses,
+) -> int:
     """Train on image-level labels, with the images, batches and crops of CAM's classifier.
 
     Args:
@@ -383,12 +415,14 @@ def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Settings, f
     Explained in notebook 50, section "Training".
     """
     mean, std = normalization_of(config.backbone)
-    samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
-                                    config.cam_crop, mean, std)
+    samples = ClassificationSamples(
+        data, config.seed, (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop, mean, std
+    )
     steps = config.vwe_epochs * steps_per_epoch(len(data), config.cam_batch_size)
     groups = net.parameter_groups(config.vwe_learning_rate, config.vwe_head_learning_rate, config.vwe_weight_decay)
-    training.train(net, loss_of, samples, groups, config.vwe_momentum, steps, config.cam_batch_size, config, folder,
-                   name="visual words")
+    training.train(
+        net, loss_of, samples, groups, config.vwe_momentum, steps, config.cam_batch_size, config, folder, name="visual words"
+    )
     return steps * config.cam_batch_size
 
 
@@ -406,32 +440,49 @@ def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
 
 # ---- stages
 
+
 def _make_network(job: Job) -> int:
     given, start = job.config.vwe_weights, job.inputs["classifier"].weights if job.inputs else ""
-    return network_made(job, lambda: build_vwe(job.config, job.data.num_classes, start, given),
-                        lambda net: train_vwe(net, job.data, job.config, job.folder), given)
+    return network_made(
+        job,
+        lambda: build_vwe(job.config, job.data.num_classes, start, given),
+        lambda net: train_vwe(net, job.data, job.config, job.folder),
+        given,
+    )
 
 
 def _load_network(job: Job) -> VisualWordNet:
     return build_vwe(job.config, job.data.num_classes, "", job.weights).to(job.device).eval()
 
 
-NETWORK = Stage("network", NOTEBOOK, _make_network, load=_load_network,
-                inputs=lambda config: {"classifier": cam.CLASSIFIER} if config.vwe_init == "classifier" else {},
-                reads=lambda config: (*start_of(config.vwe_init), *cam.CROPS, "vwe_*", *TRAINING))
-MAPS = Stage("maps", NOTEBOOK,
-             lambda job: make_maps(vwe_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder),
-             inputs=lambda config: {"network": NETWORK}, score=score_maps, reads=("backbone", "cam_scales"),
-             shows={"CAM at its best threshold": None})
+NETWORK = Stage(
+    "network",
+    NOTEBOOK,
+    _make_network,
+    load=_load_network,
+    inputs=lambda config: {"classifier": cam.CLASSIFIER} if config.vwe_init == "classifier" else {},
+    reads=lambda config: (*start_of(config.vwe_init), *cam.CROPS, "vwe_*", *TRAINING),
+)
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    lambda job: make_maps(vwe_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder),
+    inputs=lambda config: {"network": NETWORK},
+    score=score_maps,
+    reads=("backbone", "cam_scales"),
+    shows={"CAM at its best threshold": None},
+)
 STAGES = (NETWORK, MAPS)
 
 
 # ---- costs
 
+
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count network and maps."""
     net, batch = build_vwe(config, data.classes, ""), crops(config.cam_crop)
-    network = training_cost("network", net, lambda n: [net(batch(n))], data.seen(config.vwe_epochs, config.cam_batch_size),
-                            config.cam_batch_size)
+    network = training_cost(
+        "network", net, lambda n: [net(batch(n))], data.seen(config.vwe_epochs, config.cam_batch_size), config.cam_batch_size
+    )
     forward = inference_flops(net.eval(), data.size, config.cam_scales)
     return [network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -92,8 +92,7 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
         filled = F.pad(images, (0, room[1], 0, room[0]), mode="replicate") if any(room) else images
         small = F.interpolate(filled, scale_factor=scale, mode="bilinear", align_corners=False)
         logits.append(net(small))
-        fused = torch.maximum(fused, F.interpolate(logits[-1], size=full.shape[-2:], mode="bilinear",
-                                                   align_corners=False))
+        fused = torch.maximum(fused, F.interpolate(logits[-1], size=full.shape[-2:], mode="bilinear", align_corners=False))
     return [*logits, fused]
 
 
@@ -196,8 +195,9 @@ def self_label_loss(logits: Tensor, labels: Tensor, image_labels: Tensor) -> Ten
     return cross_entropy(logits, labels) + cross_entropy(logits, self_labels(logits, image_labels))
 
 
-def multi_scale_loss(logits: Sequence[Tensor], labels: Tensor,
-                     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> Tensor:
+def multi_scale_loss(
+    logits: Sequence[Tensor], labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+) -> Tensor:
     """SUM of the loss over all logit maps, the labels resized to each.
 
     With gradient accumulation divide by the number of accumulated batches.

@@ -338,6 +338,7 @@ def _mean_over(mask: Tensor, cost: Tensor, components: int = 1) -> Tensor:
 
 # ---- AffinityNet: the same pairs, but an affinity of features instead of boundaries
 
+
 class FeatureLosses(NamedTuple):
     """The three terms of AffinityNet's loss, scalars. `total` is what training minimises."""
 
@@ -391,5 +392,6 @@ def feature_affinity_loss(affinity: Tensor, pairs: PairLabels) -> FeatureLosses:
     Explained in notebook 75, section "The loss".
     """
     equal_cost, different_cost = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
-    return FeatureLosses(_mean_over(pairs.bg_pos, equal_cost), _mean_over(pairs.fg_pos, equal_cost),
-                         _mean_over(pairs.neg, different_cost))
+    return FeatureLosses(
+        _mean_over(pairs.bg_pos, equal_cost), _mean_over(pairs.fg_pos, equal_cost), _mean_over(pairs.neg, different_cost)
+    )

@@ -8,9 +8,18 @@ The filtering is pydensecrf's, an approximation on the permutohedral lattice: co
 import numpy as np
 
 
-def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, certainty: float = 0.7,
-                    iterations: int = 10, gaussian_sxy: float = 3, gaussian_compat: float = 3,
-                    bilateral_sxy: float = 50, bilateral_srgb: float = 5, bilateral_compat: float = 10) -> np.ndarray:
+def crf_from_labels(
+    image: np.ndarray,
+    labels: np.ndarray,
+    num_labels: int,
+    certainty: float = 0.7,
+    iterations: int = 10,
+    gaussian_sxy: float = 3,
+    gaussian_compat: float = 3,
+    bilateral_sxy: float = 50,
+    bilateral_srgb: float = 5,
+    bilateral_compat: float = 10,
+) -> np.ndarray:
     """Refine a hard label map (the defaults are those of IRN, RIB and AMN).
 
     The unary energy of a pixel is -log p for its label and -log((1 - p) / (L - 1)) for the others, p = `certainty`.
@@ -43,8 +52,10 @@ def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, cert
         raise ValueError(f"The label map has the shape {labels.shape}, (H, W) or (N, H, W) is needed, none of them 0.")
     _check_image(image, labels.shape[-2:])
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_labels:
-        raise ValueError(f"The label map must hold integers in 0..{num_labels - 1}, it holds {labels.dtype} "
-                         f"{labels.min()}..{labels.max()}: number the classes of this image from 1.")
+        raise ValueError(
+            f"The label map must hold integers in 0..{num_labels - 1}, it holds {labels.dtype} "
+            f"{labels.min()}..{labels.max()}: number the classes of this image from 1."
+        )
     if not 0 < certainty < 1:
         raise ValueError(f"certainty={certainty} must lie between 0 and 1, both excluded.")
     if num_labels == 1:  # nothing to decide, and (1 - p) / (L - 1) has no value
@@ -52,14 +63,22 @@ def crf_from_labels(image: np.ndarray, labels: np.ndarray, num_labels: int, cert
     stack = labels.reshape(-1, 1, *labels.shape[-2:]).astype(np.int64)  # (N, 1, H, W)
     unaries = np.full((len(stack), num_labels, *stack.shape[-2:]), -np.log((1 - certainty) / (num_labels - 1)), np.float32)
     np.put_along_axis(unaries, stack, np.float32(-np.log(certainty)), axis=1)  # (N, L, H, W)
-    q = _mean_field(image, unaries, iterations, (gaussian_sxy, gaussian_compat),
-                    (bilateral_sxy, bilateral_srgb, bilateral_compat))
+    q = _mean_field(
+        image, unaries, iterations, (gaussian_sxy, gaussian_compat), (bilateral_sxy, bilateral_srgb, bilateral_compat)
+    )
     return q.argmax(1).reshape(labels.shape)
 
 
-def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, iterations: int = 10,
-                           gaussian_sxy: float = 1, gaussian_compat: float = 3, bilateral_sxy: float = 67,
-                           bilateral_srgb: float = 3, bilateral_compat: float = 4) -> np.ndarray:
+def crf_from_probabilities(
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    iterations: int = 10,
+    gaussian_sxy: float = 1,
+    gaussian_compat: float = 3,
+    bilateral_sxy: float = 67,
+    bilateral_srgb: float = 3,
+    bilateral_compat: float = 4,
+) -> np.ndarray:
     """Refine a probability map (the defaults are DeepLab's): unary energy -log P.
 
     Args:
@@ -84,15 +103,19 @@ def crf_from_probabilities(image: np.ndarray, probabilities: np.ndarray, iterati
         raise ValueError(f"The probabilities have the shape {probabilities.shape}, (K, H, W) is needed.")
     _check_image(image, probabilities.shape[1:])
     if not (probabilities.min() >= 0 and probabilities.max() <= 1.001):
-        raise ValueError(f"The probabilities range over {probabilities.min():.3g}..{probabilities.max():.3g} instead "
-                         "of 0..1: apply soft-max to the logits first.")
+        raise ValueError(
+            f"The probabilities range over {probabilities.min():.3g}..{probabilities.max():.3g} instead "
+            "of 0..1: apply soft-max to the logits first."
+        )
     unary = -np.log(np.maximum(probabilities, 1e-5))
-    return _mean_field(image, unary[None], iterations, (gaussian_sxy, gaussian_compat),
-                       (bilateral_sxy, bilateral_srgb, bilateral_compat))[0]
+    return _mean_field(
+        image, unary[None], iterations, (gaussian_sxy, gaussian_compat), (bilateral_sxy, bilateral_srgb, bilateral_compat)
+    )[0]
 
 
-def crf_segmentation(image: np.ndarray, probabilities: np.ndarray, min_probability: float = 0.01,
-                     **parameters: float) -> np.ndarray:
+def crf_segmentation(
+    image: np.ndarray, probabilities: np.ndarray, min_probability: float = 0.01, **parameters: float
+) -> np.ndarray:
     """Refine a segmentation network's probabilities over the classes that matter, and return labels.
 
     The CRF costs time per class. A class that reaches `min_probability` nowhere in the image is left out. This is NOT
@@ -160,12 +183,19 @@ def _check_image(image: np.ndarray, size: tuple[int, ...]) -> None:
         found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"The CRF needs an RGB photograph as uint8 (H, W, 3), not {found}: give it the raw image.")
     if image.shape[:2] != tuple(size):
-        raise ValueError(f"The image has {image.shape[:2]} pixels (H, W) and the map {tuple(size)}: bring the map to "
-                         "the size of the image first.")
+        raise ValueError(
+            f"The image has {image.shape[:2]} pixels (H, W) and the map {tuple(size)}: bring the map to "
+            "the size of the image first."
+        )
 
 
-def _mean_field(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussian: tuple[float, float],
-                bilateral: tuple[float, float, float]) -> np.ndarray:
+def _mean_field(
+    image: np.ndarray,
+    unaries: np.ndarray,
+    iterations: int,
+    gaussian: tuple[float, float],
+    bilateral: tuple[float, float, float],
+) -> np.ndarray:
     """Return Q for each of the unary energies (N, L, H, W); gaussian is (sxy, compat), bilateral (sxy, srgb, compat).
 
     The pairwise terms (the lattices of the filters) belong to the photograph and are made once.
@@ -173,13 +203,14 @@ def _mean_field(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussia
     try:
         import pydensecrf.densecrf as dense_crf
     except ImportError as error:  # not needed by anything else, so imported only here
-        raise ImportError("The dense CRF needs pydensecrf: install it with `pip install pydensecrf2` (or conda-forge's "
-                          "`pydensecrf`), or run the stage with crf=False.") from error
+        raise ImportError(
+            "The dense CRF needs pydensecrf: install it with `pip install pydensecrf2` (or conda-forge's "
+            "`pydensecrf`), or run the stage with crf=False."
+        ) from error
     num_labels, height, width = unaries.shape[1:]
     crf = dense_crf.DenseCRF2D(width, height, num_labels)  # width first
     crf.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
-    crf.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=np.ascontiguousarray(image),
-                             compat=bilateral[2])
+    crf.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=np.ascontiguousarray(image), compat=bilateral[2])
     results = np.empty(unaries.shape, np.float32)
     for unary, result in zip(unaries.astype(np.float32), results, strict=True):
         crf.setUnaryEnergy(unary.reshape(num_labels, -1))

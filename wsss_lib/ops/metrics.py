@@ -62,19 +62,25 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
 
 
 def _foreign_label(label: int, num_classes: int) -> ValueError:
-    return ValueError(f"The prediction holds the label {label}, allowed are 0..{num_classes - 1} and 255 "
-                      "(unknown): make it again for this list of classes.")
+    return ValueError(
+        f"The prediction holds the label {label}, allowed are 0..{num_classes - 1} and 255 "
+        "(unknown): make it again for this list of classes."
+    )
 
 
 def _checked_labels(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     if truth.shape != prediction.shape:
-        raise ValueError(f"Truth {truth.shape} and prediction {prediction.shape} differ in shape: bring the "
-                         "prediction to the size of the truth first.")
+        raise ValueError(
+            f"Truth {truth.shape} and prediction {prediction.shape} differ in shape: bring the "
+            "prediction to the size of the truth first."
+        )
     for name, array in (("truth", truth), ("prediction", prediction)):
         if array.dtype.kind not in "iu":
-            raise ValueError(f"The {name} has the type {array.dtype}, labels must be integers: read the mask as "
-                             "indices, not as colours or scores.")
+            raise ValueError(
+                f"The {name} has the type {array.dtype}, labels must be integers: read the mask as "
+                "indices, not as colours or scores."
+            )
     return truth, prediction
 
 
@@ -292,11 +298,14 @@ def part_recall(prediction: np.ndarray, part_mask: np.ndarray, class_mask: np.nd
         {'head': 1.0, 'body': 0.5}
     """
     if not prediction.shape == part_mask.shape == class_mask.shape:
-        raise ValueError(f"prediction {prediction.shape}, part mask {part_mask.shape} and class mask {class_mask.shape} "
-                         "must have one shape")
+        raise ValueError(
+            f"prediction {prediction.shape}, part mask {part_mask.shape} and class mask {class_mask.shape} must have one shape"
+        )
     right = prediction == class_mask
-    return {name: float(right[part_mask == part].mean()) if (part_mask == part).any() else float("nan")
-            for name, part in (("head", 2), ("body", 1))}
+    return {
+        name: float(right[part_mask == part].mean()) if (part_mask == part).any() else float("nan")
+        for name, part in (("head", 2), ("body", 1))
+    }
 
 
 def boundary_band(region: np.ndarray, width: int) -> np.ndarray:

@@ -36,8 +36,10 @@ def upsample_scores(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = (int(side) for side in size)
     expected = ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
     if scores.ndim != 3 or scores.shape[1:] != expected:
-        raise ValueError(f"The maps have the shape {scores.shape}, an image of {height}x{width} pixels needs "
-                         f"(K, {expected[0]}, {expected[1]}): were they made from another version of the image?")
+        raise ValueError(
+            f"The maps have the shape {scores.shape}, an image of {height}x{width} pixels needs "
+            f"(K, {expected[0]}, {expected[1]}): were they made from another version of the image?"
+        )
     if scores.shape[0] == 0:
         return np.zeros((0, height, width), np.float32)
     maps = torch.from_numpy(np.asarray(scores, np.float32))[None]  # (1, K, h, w)
@@ -76,8 +78,9 @@ def argmax_with_background(scores: np.ndarray, classes: np.ndarray, threshold: f
     return np.where(best > scores.dtype.type(threshold), ids[scores.argmax(0)], 0).astype(np.uint8)
 
 
-def seed_mask(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float,
-              crf: bool = True, iterations: int = 10) -> np.ndarray:
+def seed_mask(
+    image: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float, crf: bool = True, iterations: int = 10
+) -> np.ndarray:
     """Make the seed (pseudo-mask) of one image: threshold, then the dense CRF on the hard labels.
 
     Args:
@@ -102,18 +105,29 @@ def seed_mask(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, thresh
     return _refined_seeds(image, scores, classes, (threshold,), iterations)[0]
 
 
-def _refined_seeds(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, thresholds: tuple[float, ...],
-                   iterations: int) -> np.ndarray:
+def _refined_seeds(
+    image: np.ndarray, scores: np.ndarray, classes: np.ndarray, thresholds: tuple[float, ...], iterations: int
+) -> np.ndarray:
     """Return the mask of each threshold after the CRF, uint8 (T, H, W); all of them share the CRF's pairwise terms."""
     scores, classes = _checked(scores, classes)
-    positions = np.stack([argmax_with_background(scores, np.arange(classes.size), threshold)  # 0..K, this image's own numbers
-                          for threshold in thresholds])
+    positions = np.stack(
+        [
+            argmax_with_background(scores, np.arange(classes.size), threshold)  # 0..K, this image's own numbers
+            for threshold in thresholds
+        ]
+    )
     refined = crf_from_labels(image, positions, classes.size + 1, iterations=iterations)
     return np.concatenate([[0], classes + 1]).astype(np.uint8)[refined]
 
 
-def irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, foreground_threshold: float = 0.30,
-               background_threshold: float = 0.05, iterations: int = 10) -> np.ndarray:
+def irn_labels(
+    image: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    foreground_threshold: float = 0.30,
+    background_threshold: float = 0.05,
+    iterations: int = 10,
+) -> np.ndarray:
     """Make the confident labels from which IRN (and AffinityNet's successors) learn pixel relations.
 
     F = CRF(arg-max([t_f, M])) is sure about objects, B = CRF(arg-max([t_b, M])) about the background. A pixel gets F
@@ -140,9 +154,15 @@ def irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, foreg
     return _confident(*_refined_seeds(image, scores, classes, (foreground_threshold, background_threshold), iterations))
 
 
-def seed_mask_and_irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float,
-                             foreground_threshold: float, background_threshold: float,
-                             iterations: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def seed_mask_and_irn_labels(
+    image: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    threshold: float,
+    foreground_threshold: float,
+    background_threshold: float,
+    iterations: int = 10,
+) -> tuple[np.ndarray, np.ndarray]:
     """Make what `seed_mask` and `irn_labels` make, in three quarters of their time.
 
     Args:
@@ -170,8 +190,10 @@ def seed_mask_and_irn_labels(image: np.ndarray, scores: np.ndarray, classes: np.
 
 def _check_order(foreground_threshold: float, background_threshold: float) -> None:
     if background_threshold > foreground_threshold:
-        raise ValueError(f"background_threshold={background_threshold} is above foreground_threshold="
-                         f"{foreground_threshold}: what is surely background must score lower than what is surely not.")
+        raise ValueError(
+            f"background_threshold={background_threshold} is above foreground_threshold="
+            f"{foreground_threshold}: what is surely background must score lower than what is surely not."
+        )
 
 
 def _confident(sure_object: np.ndarray, not_background: np.ndarray) -> np.ndarray:
@@ -203,17 +225,19 @@ def irn_thresholds(seed_threshold: float) -> tuple[float, float]:
     [(0.3, 0.05), (0.4, 0.15), (0.21, 0.02), (0.95, 0.8)]
     """
     if not 0 < seed_threshold < 1:
-        raise ValueError(f"seed_threshold={seed_threshold} must lie between 0 and 1, both excluded: there must be room on "
-                         "both sides of it.")
-    return (seed_threshold + min(0.15, (1 - seed_threshold) / 2),
-            seed_threshold - min(0.10, 2 * seed_threshold / 3))
+        raise ValueError(
+            f"seed_threshold={seed_threshold} must lie between 0 and 1, both excluded: there must be room on both sides of it."
+        )
+    return (seed_threshold + min(0.15, (1 - seed_threshold) / 2), seed_threshold - min(0.10, 2 * seed_threshold / 3))
 
 
 def _checked(scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores, classes = np.asarray(scores), np.asarray(classes)
     if scores.ndim != 3 or classes.shape != scores.shape[:1] or scores.dtype.kind != "f":
-        raise ValueError(f"scores {scores.dtype} {scores.shape} and classes {classes.shape} do not fit: floats (K, H, W) "
-                         "and integers (K,) are needed.")
+        raise ValueError(
+            f"scores {scores.dtype} {scores.shape} and classes {classes.shape} do not fit: floats (K, H, W) "
+            "and integers (K,) are needed."
+        )
     if classes.size and (classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() > IGNORE - 2):
         raise ValueError(f"classes {classes.tolist()} must be integers in 0..{IGNORE - 2}, to fit an 8-bit mask.")
     return scores, classes.astype(np.int64)

@@ -51,8 +51,9 @@ class ThresholdSweep:
         self.thresholds = np.asarray(thresholds, np.float32)
         increasing = self.thresholds.ndim == 1 and (np.diff(self.thresholds) > 0).all()
         if not increasing or not self.thresholds.size or np.isnan(self.thresholds).any():
-            raise ValueError("The thresholds must be a non-empty, strictly increasing list, for example "
-                             "numpy.arange(0.05, 0.6, 0.01).")
+            raise ValueError(
+                "The thresholds must be a non-empty, strictly increasing list, for example numpy.arange(0.05, 0.6, 0.01)."
+            )
         self._histogram = np.zeros((num_classes, num_classes, self.thresholds.size + 1), np.int64)  # (truth, best class, bin)
         # Most scores are binned by a look-up of their first 12 binary digits; -1: there a threshold needs all of them.
         cell = np.arange(CELLS + 1)
@@ -89,8 +90,10 @@ class ThresholdSweep:
         """
         truth, scores, classes = np.asarray(truth), np.asarray(scores), np.asarray(classes)
         if scores.ndim != 3 or scores.shape[1:] != truth.shape or classes.shape != scores.shape[:1]:
-            raise ValueError(f"truth {truth.shape}, scores {scores.shape} and classes {classes.shape} do not fit: "
-                             "(H, W), (C, H, W) and (C,) are needed.")
+            raise ValueError(
+                f"truth {truth.shape}, scores {scores.shape} and classes {classes.shape} do not fit: "
+                "(H, W), (C, H, W) and (C,) are needed."
+            )
         if classes.size and (classes.min() < 0 or classes.max() > self.num_classes - 2):
             raise ValueError(f"classes {classes.tolist()} must lie in 0..{self.num_classes - 2} (foreground only).")
         if truth.dtype.kind not in "iu":
@@ -224,7 +227,6 @@ class ImageThresholds(ThresholdSweep):
         """
         return scores(self.upper_bound_confusion, average).miou
 
-
     def summary(self, within: float = 0.02) -> dict[str, float]:
         """Return what a threshold decides about these maps, in percent of mean IoU where not said otherwise.
 
@@ -241,9 +243,16 @@ class ImageThresholds(ThresholdSweep):
         curves, own = self.curves(), self.best_thresholds()
         known = ~np.isnan(own)
         loss = np.nanmax(curves[known], 1) - curves[known, int(np.searchsorted(self.thresholds, np.float32(threshold)))]
-        values = {"threshold": threshold, "low": low, "high": high, "image_mean": own[known].mean(),
-                  "image_spread": own[known].std(), "best": 100 * best, "upper_bound": 100 * self.upper_bound(),
-                  "image_loss": 100 * np.nanmean(loss)}
+        values = {
+            "threshold": threshold,
+            "low": low,
+            "high": high,
+            "image_mean": own[known].mean(),
+            "image_spread": own[known].std(),
+            "best": 100 * best,
+            "upper_bound": 100 * self.upper_bound(),
+            "image_loss": 100 * np.nanmean(loss),
+        }
         return {name: round(float(value), 4) for name, value in values.items()}
 
 
@@ -297,8 +306,10 @@ def near_best_range(thresholds: Sequence[float], curve: Sequence[float], within:
     """
     curve = np.asarray(curve, np.float64)
     if curve.shape != np.shape(thresholds) or np.isnan(curve).all():
-        raise ValueError(f"{len(thresholds)} thresholds and {len(curve)} scores: as many of one as of the other are needed, "
-                         "and at least one score that is a number.")
+        raise ValueError(
+            f"{len(thresholds)} thresholds and {len(curve)} scores: as many of one as of the other are needed, "
+            "and at least one score that is a number."
+        )
     near = curve >= np.nanmax(curve) - within  # NaN is not near
     low = high = int(np.nanargmax(curve))
     while low > 0 and near[low - 1]:
@@ -334,10 +345,14 @@ def split_labelled(data: SegmentationDataset, per_class: int = 5) -> tuple[Segme
         having = np.flatnonzero(column)
         taken[having[np.linspace(0, len(having) - 1, min(per_class, len(having))).round().astype(int)]] = True
     if taken.all():
-        raise ValueError(f"per_class={per_class} takes all {len(data)} images of split {data.split!r}: choose fewer, so that "
-                         "images are left to score.")
-    return tuple(replace(data, ids=tuple(name for name, chosen in zip(data.ids, part, strict=True) if chosen),
-                         labels=data.labels[part]) for part in (taken, ~taken))
+        raise ValueError(
+            f"per_class={per_class} takes all {len(data)} images of split {data.split!r}: choose fewer, so that "
+            "images are left to score."
+        )
+    return tuple(
+        replace(data, ids=tuple(name for name, chosen in zip(data.ids, part, strict=True) if chosen), labels=data.labels[part])
+        for part in (taken, ~taken)
+    )
 
 
 def choice_sentence(way: Literal["fixed", "labelled", "best"], threshold: float, images: int = 0) -> str:
@@ -360,9 +375,11 @@ def choice_sentence(way: Literal["fixed", "labelled", "best"], threshold: float,
     >>> choice_sentence("fixed", 0.15)
     'threshold 0.15 was fixed beforehand: no pixel label chose it'
     """
-    ends = {"fixed": "was fixed beforehand: no pixel label chose it",
-            "labelled": f"is the best on {images} other images: their pixel labels chose it",
-            "best": f"is the best on the {images} scored images: their pixel labels chose it, and the score is an upper bound"}
+    ends = {
+        "fixed": "was fixed beforehand: no pixel label chose it",
+        "labelled": f"is the best on {images} other images: their pixel labels chose it",
+        "best": f"is the best on the {images} scored images: their pixel labels chose it, and the score is an upper bound",
+    }
     if way not in ends:
         raise ValueError(f"way={way!r} is unknown: choose 'fixed', 'labelled' or 'best'.")
     return f"threshold {threshold:.3g} {ends[way]}"

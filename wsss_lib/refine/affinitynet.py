@@ -81,8 +81,10 @@ class Parameters(ParameterGroup):
     def _affinitynet_fits(self) -> "Parameters":
         require_order(self, "affinitynet_alpha_low", "affinitynet_alpha_high")
         if self.affinitynet_crop % self.affinitynet_stride:
-            raise ValueError(f"affinitynet_crop ({self.affinitynet_crop}) must be a multiple of affinitynet_stride "
-                             f"({self.affinitynet_stride})")
+            raise ValueError(
+                f"affinitynet_crop ({self.affinitynet_crop}) must be a multiple of affinitynet_stride "
+                f"({self.affinitynet_stride})"
+            )
         return self
 
 
@@ -186,8 +188,11 @@ class AffinityNet(nn.Module):
                 new = name.startswith("head.f")
                 bias = name.endswith("bias")
                 groups[10 if new else 2 if bias else 1, not bias].append(parameter)
-        return [{"params": parameters, "lr": factor * learning_rate, "weight_decay": weight_decay * decays}
-                for (factor, decays), parameters in groups.items() if parameters]
+        return [
+            {"params": parameters, "lr": factor * learning_rate, "weight_decay": weight_decay * decays}
+            for (factor, decays), parameters in groups.items()
+            if parameters
+        ]
 
 
 def _enlarged(maps: Tensor, size: list[int]) -> Tensor:
@@ -197,6 +202,7 @@ def _enlarged(maps: Tensor, size: list[int]) -> Tensor:
 
 
 # ---- labels
+
 
 def scores_with_background(scores: np.ndarray, alpha: float) -> np.ndarray:
     """Put the background's score before the classes': (1 - max_c M_c)^alpha.
@@ -219,8 +225,10 @@ def scores_with_background(scores: np.ndarray, alpha: float) -> np.ndarray:
     """
     scores = np.asarray(scores, np.float32)
     if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # false for NaN
-        raise ValueError(f"scores must lie in 0..1, not in {scores.min():g}..{scores.max():g}: were the maps divided by their "
-                         "maximum, or overwritten by a picture?")
+        raise ValueError(
+            f"scores must lie in 0..1, not in {scores.min():g}..{scores.max():g}: were the maps divided by their "
+            "maximum, or overwritten by a picture?"
+        )
     return np.concatenate([(1 - scores.max(0, keepdims=True, initial=0)) ** np.float32(alpha), scores])
 
 
@@ -242,8 +250,15 @@ def crf_with_alpha(image: np.ndarray, scores: np.ndarray, alpha: float) -> np.nd
     """
     if not len(scores):  # nothing to decide: all is background
         return np.ones((1, *scores.shape[1:]), np.float32)
-    return crf_from_probabilities(image, scores_with_background(scores, alpha), gaussian_sxy=3, gaussian_compat=3,
-                                  bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10)
+    return crf_from_probabilities(
+        image,
+        scores_with_background(scores, alpha),
+        gaussian_sxy=3,
+        gaussian_compat=3,
+        bilateral_sxy=80,
+        bilateral_srgb=13,
+        bilateral_compat=10,
+    )
 
 
 def confident_labels(low: Tensor, high: Tensor) -> Tensor:
@@ -265,8 +280,17 @@ def confident_labels(low: Tensor, high: Tensor) -> Tensor:
     return label.masked_fill(torch.maximum(low, high).amax(0) < 1e-5, IGNORE)
 
 
-def crop_sample(image: np.ndarray, low: np.ndarray, high: np.ndarray, box: Sequence[int], side: int, flip: bool, stride: int,
-                mean: tuple, std: tuple) -> tuple[Tensor, Tensor]:
+def crop_sample(
+    image: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    box: Sequence[int],
+    side: int,
+    flip: bool,
+    stride: int,
+    mean: tuple,
+    std: tuple,
+) -> tuple[Tensor, Tensor]:
     """Crop image and scores together and reduce the scores to a label on the grid.
 
     The image is normalised after the crop, so that the surroundings of a small image are black. The scores are averaged
@@ -292,10 +316,11 @@ def crop_sample(image: np.ndarray, low: np.ndarray, high: np.ndarray, box: Seque
     if flip:
         array, cut = array[:, ::-1], cut[:, ::-1]
     pooled = F.avg_pool2d(torch.from_numpy(np.ascontiguousarray(cut.transpose(2, 0, 1))), stride)  # (2 + 2K, h, w)
-    return transforms.to_tensor(array), confident_labels(pooled[:len(low)], pooled[len(low):])
+    return transforms.to_tensor(array), confident_labels(pooled[: len(low)], pooled[len(low) :])
 
 
 # ---- the walk
+
 
 def feature_graph(features: Tensor, radius: int, beta: float) -> Graph:
     """Connect the cells of a map by the affinity of their features, V = W^beta; the diagonal is 1.
@@ -334,7 +359,7 @@ def graph_of_pairs(affinity: Tensor, size: tuple[int, int], radius: int) -> Grap
     on_grid = affinity.new_zeros(len(affinity), *size)
     if affinity.shape[1]:
         rows, columns, left = size[0] - radius + 1, size[1] - 2 * (radius - 1), radius - 1
-        on_grid[:, :rows, left:left + columns] = affinity.unflatten(1, (rows, columns))
+        on_grid[:, :rows, left : left + columns] = affinity.unflatten(1, (rows, columns))
     return pair_graph(on_grid, radius)
 
 
@@ -383,7 +408,7 @@ def walk_mask(walk: Tensor, classes: Sequence[int], size: tuple[int, int], strid
         raise ValueError(f"{len(walk)} maps need a background and {len(walk) - 1} classes in 0..253, not {list(classes)}")
     full = F.interpolate(walk.float()[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
     ids = torch.tensor([0, *(int(number) + 1 for number in classes)], dtype=torch.uint8, device=walk.device)
-    return ids[full.argmax(0)[:size[0], :size[1]]]
+    return ids[full.argmax(0)[: size[0], : size[1]]]
 
 
 def write_scores(path: Path, low: np.ndarray, high: np.ndarray) -> None:
@@ -393,6 +418,7 @@ def write_scores(path: Path, low: np.ndarray, high: np.ndarray) -> None:
         path: `ID.npz`.
         low, high: (1 + K, H, W), with low and with high alpha.
     """
+
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             np.savez_compressed(file, low=low.astype(np.float16), high=high.astype(np.float16))
@@ -421,8 +447,10 @@ def read_scores(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     except Exception as error:  # a broken zip file or array header makes NumPy raise one of a dozen types
         raise DataError(f"{path}: not a file of CRF scores ({error}); delete it and run its stage again") from None
     if low.ndim != 3 or low.shape != high.shape or low.shape[1:] != size:
-        raise DataError(f"{path}: the scores {low.shape} and {high.shape} do not belong to an image of {size[0]}x{size[1]}; "
-                        "delete the file and run its stage again")
+        raise DataError(
+            f"{path}: the scores {low.shape} and {high.shape} do not belong to an image of {size[0]}x{size[1]}; "
+            "delete the file and run its stage again"
+        )
     return low, high
 
 
@@ -445,8 +473,11 @@ def _make_scores_of_image(image_id: str, data: SegmentationDataset, maps_folder:
     image = np.array(data.image(image_id))
     _, scores, size = read_maps(maps_folder / f"{image_id}.npz")
     scores = upsample_scores(scores, size)
-    write_scores(folder / f"{image_id}.npz", crf_with_alpha(image, scores, config.affinitynet_alpha_low),
-                 crf_with_alpha(image, scores, config.affinitynet_alpha_high))
+    write_scores(
+        folder / f"{image_id}.npz",
+        crf_with_alpha(image, scores, config.affinitynet_alpha_low),
+        crf_with_alpha(image, scores, config.affinitynet_alpha_high),
+    )
 
 
 class AffinityScoreSamples(Dataset):
@@ -475,8 +506,16 @@ class AffinityScoreSamples(Dataset):
         low, high = read_scores(self.score_folder / f"{image_id}.npz", image.size[::-1])
         image = np.array(transforms.color_jitter(image, rng))
         box = transforms.crop_box(image.shape[:2], self.config.affinitynet_crop, rng)
-        return crop_sample(image, low, high, box, self.config.affinitynet_crop, rng.random() < 0.5,
-                           self.config.affinitynet_stride, *normalization_of(self.config.backbone))
+        return crop_sample(
+            image,
+            low,
+            high,
+            box,
+            self.config.affinitynet_crop,
+            rng.random() < 0.5,
+            self.config.affinitynet_stride,
+            *normalization_of(self.config.backbone),
+        )
 
 
 def build_affinitynet(config: Settings, classifier_weights: Path | str, weights: Path | str = "") -> AffinityNet:
@@ -524,9 +563,18 @@ def train_affinitynet(net: AffinityNet, data: SegmentationDataset, score_folder:
         return {"loss": losses.total, **losses._asdict()}
 
     groups = net.parameter_groups(config.affinitynet_learning_rate, config.affinitynet_weight_decay)
-    training.train(net, loss_of, AffinityScoreSamples(data, score_folder, config), groups,
-                   config.affinitynet_momentum, steps,
-                   config.affinitynet_batch_size, config, folder, name="AffinityNet")
+    training.train(
+        net,
+        loss_of,
+        AffinityScoreSamples(data, score_folder, config),
+        groups,
+        config.affinitynet_momentum,
+        steps,
+        config.affinitynet_batch_size,
+        config,
+        folder,
+        name="AffinityNet",
+    )
     return steps * config.affinitynet_batch_size
 
 
@@ -545,8 +593,9 @@ def grid_features(net: AffinityNet, image: Image.Image, config: Settings) -> Ten
     return net(F.pad(tensor, (0, right, 0, bottom))[None].to(net.head.f9.weight.device))[0].float()
 
 
-def refined_mask(net: AffinityNet, image: Image.Image, scores: np.ndarray, classes: Sequence[int],
-                 config: Settings) -> np.ndarray:
+def refined_mask(
+    net: AffinityNet, image: Image.Image, scores: np.ndarray, classes: Sequence[int], config: Settings
+) -> np.ndarray:
     """Return the pseudo-mask of one photograph.
 
     Args:
@@ -565,8 +614,9 @@ def refined_mask(net: AffinityNet, image: Image.Image, scores: np.ndarray, class
     return walk_mask(walk, classes, image.size[::-1], net.stride).cpu().numpy()
 
 
-def make_affinitynet_masks(net: AffinityNet, data: SegmentationDataset, maps_folder: Path, config: Settings,
-                           folder: Path) -> int:
+def make_affinitynet_masks(
+    net: AffinityNet, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path
+) -> int:
     """Write `ID.png`, the maps after AffinityNet's walk, for every image that has none yet.
 
     Args:
@@ -579,13 +629,15 @@ def make_affinitynet_masks(net: AffinityNet, data: SegmentationDataset, maps_fol
 
     def work(image_id: str) -> None:
         classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-        write_mask(folder / f"{image_id}.png",
-                   refined_mask(net, data.image(image_id), upsample_scores(scores, size), classes, config))
+        write_mask(
+            folder / f"{image_id}.png", refined_mask(net, data.image(image_id), upsample_scores(scores, size), classes, config)
+        )
 
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "AffinityNet's walk", config)
 
 
 # ---- stages
+
 
 def images_to_learn_from(data: SegmentationDataset, count: int) -> SegmentationDataset:
     """Return the first `count` images of a split; 0: all."""
@@ -599,8 +651,12 @@ def _learned(job: Job) -> SegmentationDataset:
 def _make_network(job: Job) -> int:
     given, start = job.config.affinitynet_weights, job.inputs["classifier"].weights if "classifier" in job.inputs else ""
     scores = job.inputs["scores"].folder
-    return network_made(job, lambda: build_affinitynet(job.config, start, given),
-                        lambda net: train_affinitynet(net, _learned(job), scores, job.config, job.folder), given)
+    return network_made(
+        job,
+        lambda: build_affinitynet(job.config, start, given),
+        lambda net: train_affinitynet(net, _learned(job), scores, job.config, job.folder),
+        given,
+    )
 
 
 def _load_network(job: Job) -> AffinityNet:
@@ -617,31 +673,64 @@ def _score_masks(job: Job) -> list[dict]:
     return [metric_row("AffinityNet pseudo-mask", job.score_data, evaluation, False, job.config)]
 
 
-SCORES = Stage("affinity_scores", NOTEBOOK,
-               lambda job: make_affinity_scores(_learned(job), job.inputs["maps"].folder, job.config, job.folder),
-               inputs=lambda config: {"maps": maps_of(config.method)},
-               reads=("affinitynet_alpha_low", "affinitynet_alpha_high", "affinitynet_images"))
-NETWORK = Stage("affinitynet", NOTEBOOK, _make_network, load=_load_network,
-                inputs=lambda config: {"scores": SCORES} | (
-                    {"classifier": CLASSIFIER} if config.affinitynet_init == "classifier" else {}),
-                reads=lambda config: (*start_of(config.affinitynet_init), "affinitynet_weights", "affinitynet_init", "affinitynet_stride", "affinitynet_radius",
-                       "affinitynet_images", "affinitynet_epochs", "affinitynet_batch_size", "affinitynet_learning_rate",
-                       "affinitynet_momentum", "affinitynet_weight_decay", "affinitynet_frozen_stages", "affinitynet_crop",
-                       *TRAINING))
-MASKS = Stage("affinitynet_masks", NOTEBOOK, _make_masks, score=_score_masks,
-              inputs=lambda config: {"maps": maps_of(config.method), "affinitynet": NETWORK},
-              reads=("backbone", "affinitynet_radius", "affinity_walk_*"), score_reads=("pixel_labels_chose",),
-              shows={"AffinityNet pseudo-mask": ""})
+SCORES = Stage(
+    "affinity_scores",
+    NOTEBOOK,
+    lambda job: make_affinity_scores(_learned(job), job.inputs["maps"].folder, job.config, job.folder),
+    inputs=lambda config: {"maps": maps_of(config.method)},
+    reads=("affinitynet_alpha_low", "affinitynet_alpha_high", "affinitynet_images"),
+)
+NETWORK = Stage(
+    "affinitynet",
+    NOTEBOOK,
+    _make_network,
+    load=_load_network,
+    inputs=lambda config: {"scores": SCORES} | ({"classifier": CLASSIFIER} if config.affinitynet_init == "classifier" else {}),
+    reads=lambda config: (
+        *start_of(config.affinitynet_init),
+        "affinitynet_weights",
+        "affinitynet_init",
+        "affinitynet_stride",
+        "affinitynet_radius",
+        "affinitynet_images",
+        "affinitynet_epochs",
+        "affinitynet_batch_size",
+        "affinitynet_learning_rate",
+        "affinitynet_momentum",
+        "affinitynet_weight_decay",
+        "affinitynet_frozen_stages",
+        "affinitynet_crop",
+        *TRAINING,
+    ),
+)
+MASKS = Stage(
+    "affinitynet_masks",
+    NOTEBOOK,
+    _make_masks,
+    score=_score_masks,
+    inputs=lambda config: {"maps": maps_of(config.method), "affinitynet": NETWORK},
+    reads=("backbone", "affinitynet_radius", "affinity_walk_*"),
+    score_reads=("pixel_labels_chose",),
+    shows={"AffinityNet pseudo-mask": ""},
+)
 STAGES = (SCORES, NETWORK, MASKS)
 
 
 # ---- costs
 
+
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count AffinityNet and the walk."""
     net, batch = build_affinitynet(config, ""), crops(config.affinitynet_crop)
-    network = training_cost("affinitynet", net, lambda n: [net(batch(n))],
-                            data.seen(config.affinitynet_epochs, config.affinitynet_batch_size), config.affinitynet_batch_size)
+    network = training_cost(
+        "affinitynet",
+        net,
+        lambda n: [net(batch(n))],
+        data.seen(config.affinitynet_epochs, config.affinitynet_batch_size),
+        config.affinitynet_batch_size,
+    )
     forward = inference_flops(net.eval(), data.size, (1.0,), views=1)
-    return [network, Cost("affinitynet_masks", data.train * forward, data.train * WALK_SECONDS * data.pixels,
-                          disk_mib=data.masks_mib)]
+    return [
+        network,
+        Cost("affinitynet_masks", data.train * forward, data.train * WALK_SECONDS * data.pixels, disk_mib=data.masks_mib),
+    ]

@@ -272,12 +272,18 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: S
     Explained in notebook 80, section "The network".
     """
     mean, std = normalization_of(config.backbone)
-    samples = AffinitySamples(data, label_folder, config.seed, (config.irn_scale_min, config.irn_scale_max),
-                              config.irn_crop, mean, std)
+    samples = AffinitySamples(
+        data, label_folder, config.seed, (config.irn_scale_min, config.irn_scale_max), config.irn_crop, mean, std
+    )
     steps = config.irn_epochs * steps_per_epoch(len(data), config.irn_batch_size)
-    groups = [{"params": net.edge_parameters(), "lr": config.irn_learning_rate, "weight_decay": config.irn_weight_decay},
-              {"params": net.displacement_parameters(), "lr": config.irn_displacement_learning_rate,
-               "weight_decay": config.irn_weight_decay}]
+    groups = [
+        {"params": net.edge_parameters(), "lr": config.irn_learning_rate, "weight_decay": config.irn_weight_decay},
+        {
+            "params": net.displacement_parameters(),
+            "lr": config.irn_displacement_learning_rate,
+            "weight_decay": config.irn_weight_decay,
+        },
+    ]
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
@@ -345,13 +351,14 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
         classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
         edge, _ = boundary_map(net, data.image(image_id), config)
         maps = torch.from_numpy(scores).to(device)
-        walk = propagate(maps ** config.walk_power, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
+        walk = propagate(maps**config.walk_power, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
         write_mask(folder / f"{image_id}.png", pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy())
 
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "random walk", config)
 
 
 # ---- stages
+
 
 def _make_network(job: Job) -> int:
     given, start = job.config.irn_weights, job.inputs["classifier"].weights if "classifier" in job.inputs else Path()
@@ -377,22 +384,43 @@ def _score_masks(job: Job) -> list[dict]:
     return [metric_row("IRN pseudo-mask", job.score_data, evaluation, False, job.config)]
 
 
-NETWORK = Stage("irn", NOTEBOOK, _make_network, load=_load_network,
-                inputs=lambda config: {"seeds": SEEDS} | ({"classifier": CLASSIFIER} if config.irn_init == "classifier" else {}),
-                reads=lambda config: (*start_of(config.irn_init), "irn_*", *TRAINING))
-MASKS = Stage("pseudo_masks", NOTEBOOK, _make_masks, score=_score_masks,
-              inputs=lambda config: {"maps": maps_of(config.method), "irn": NETWORK},
-              reads=("backbone", "walk_*"), score_reads=("pixel_labels_chose",), shows={"IRN pseudo-mask": ""})
+NETWORK = Stage(
+    "irn",
+    NOTEBOOK,
+    _make_network,
+    load=_load_network,
+    inputs=lambda config: {"seeds": SEEDS} | ({"classifier": CLASSIFIER} if config.irn_init == "classifier" else {}),
+    reads=lambda config: (*start_of(config.irn_init), "irn_*", *TRAINING),
+)
+MASKS = Stage(
+    "pseudo_masks",
+    NOTEBOOK,
+    _make_masks,
+    score=_score_masks,
+    inputs=lambda config: {"maps": maps_of(config.method), "irn": NETWORK},
+    reads=("backbone", "walk_*"),
+    score_reads=("pixel_labels_chose",),
+    shows={"IRN pseudo-mask": ""},
+)
 STAGES = (NETWORK, MASKS)
 
 
 # ---- costs
 
+
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count IRN and the walk."""
     net, batch = build_irn(config, Path()), crops(config.irn_crop)
-    network = training_cost("irn", net, lambda n: list(net(batch(n))), data.seen(config.irn_epochs, config.irn_batch_size),
-                            config.irn_batch_size)
+    network = training_cost(
+        "irn", net, lambda n: list(net(batch(n))), data.seen(config.irn_epochs, config.irn_batch_size), config.irn_batch_size
+    )
     side = (max(data.size[0], config.walk_pad_to), max(data.size[1], config.walk_pad_to))
-    return [network, Cost("pseudo_masks", data.train * inference_flops(net.eval(), side, (1.0,)),
-                          data.train * WALK_SECONDS * data.pixels, disk_mib=data.masks_mib)]
+    return [
+        network,
+        Cost(
+            "pseudo_masks",
+            data.train * inference_flops(net.eval(), side, (1.0,)),
+            data.train * WALK_SECONDS * data.pixels,
+            disk_mib=data.masks_mib,
+        ),
+    ]

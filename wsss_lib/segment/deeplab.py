@@ -44,8 +44,9 @@ from wsss_lib.refine import affinitynet, irn
 
 NOTEBOOK = "90_deeplab"
 # Whose masks may be learned: the values of `refinement`, each to the stage that makes them.
-MASKS: dict[str, Stage] = {module.REFINEMENT: module.MASKS for module in (irn, affinitynet, *METHODS.values())
-                           if hasattr(module, "REFINEMENT")}
+MASKS: dict[str, Stage] = {
+    module.REFINEMENT: module.MASKS for module in (irn, affinitynet, *METHODS.values()) if hasattr(module, "REFINEMENT")
+}
 
 
 class Parameters(ParameterGroup):
@@ -73,8 +74,10 @@ class Parameters(ParameterGroup):
     @model_validator(mode="after")
     def _deeplab_version_fits(self) -> "Parameters":
         if self.deeplab_version == "v3plus" and (self.deeplab_loss == "self_label" or len(self.deeplab_atrous_rates) != 3):
-            raise ValueError("deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss; give for "
-                             "instance deeplab_atrous_rates [6, 12, 18] and deeplab_loss cross_entropy")
+            raise ValueError(
+                "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss; give for "
+                "instance deeplab_atrous_rates [6, 12, 18] and deeplab_loss cross_entropy"
+            )
         return self
 
 
@@ -104,8 +107,9 @@ def build_deeplab(config: Settings, num_classes: int, classifier_weights: Path, 
     Explained in notebook 90, section "The network".
     """
     build = build_backbone if config.deeplab_version == "v2" else build_dilated_backbone
-    backbone = start_backbone(partial(build, config.deeplab_backbone, config.deeplab_output_stride), config.deeplab_init,
-                              classifier_weights, weights)
+    backbone = start_backbone(
+        partial(build, config.deeplab_backbone, config.deeplab_output_stride), config.deeplab_init, classifier_weights, weights
+    )
     if config.deeplab_version == "v2":
         net = DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates)
     else:
@@ -131,10 +135,18 @@ def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, 
     """
     v2 = config.deeplab_version == "v2"
     if not v2 and min(config.deeplab_batch_size, config.device_batch_size) < 2:
-        raise ValueError("DeepLab-v3+ trains batch normalisation on one value an image: deeplab_batch_size and "
-                         "device_batch_size must be at least 2")
-    common = (data, mask_folder, config.seed, config.deeplab_scales, config.deeplab_crop,
-              *normalization_of(config.deeplab_backbone))
+        raise ValueError(
+            "DeepLab-v3+ trains batch normalisation on one value an image: deeplab_batch_size and "
+            "device_batch_size must be at least 2"
+        )
+    common = (
+        data,
+        mask_folder,
+        config.seed,
+        config.deeplab_scales,
+        config.deeplab_crop,
+        *normalization_of(config.deeplab_backbone),
+    )
     if v2:
         samples = SegmentationSamples(*common, image_labels=config.deeplab_loss == "self_label")
         groups_of, schedule = deeplab_v2.parameter_groups, partial(training.poly_factor, every=10)
@@ -142,15 +154,29 @@ def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, 
         samples = V3PlusSamples(*common, label_fill=0 if config.deeplab_padding_is_background else IGNORE)
         groups_of, schedule = deeplab_v3plus.parameter_groups, training.poly_factor
     groups = groups_of(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
-    training.train(net, partial(_deeplab_loss, config=config), samples, groups, config.deeplab_momentum,
-                   config.deeplab_iterations, config.deeplab_batch_size, config, folder, schedule, deeplab_name(config))
+    training.train(
+        net,
+        partial(_deeplab_loss, config=config),
+        samples,
+        groups,
+        config.deeplab_momentum,
+        config.deeplab_iterations,
+        config.deeplab_batch_size,
+        config,
+        folder,
+        schedule,
+        deeplab_name(config),
+    )
     return config.deeplab_iterations * config.deeplab_batch_size
 
 
 def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -> dict[str, Tensor]:
     images, masks, *image_labels = batch
-    pixel_loss = {"cross_entropy": cross_entropy, "balanced": balanced_cross_entropy,
-                  "self_label": lambda logits, labels: self_label_loss(logits, labels, *image_labels)}[config.deeplab_loss]
+    pixel_loss = {
+        "cross_entropy": cross_entropy,
+        "balanced": balanced_cross_entropy,
+        "self_label": lambda logits, labels: self_label_loss(logits, labels, *image_labels),
+    }[config.deeplab_loss]
     if config.deeplab_version == "v2":
         return {"loss": multi_scale_loss(multi_scale_logits(net, images, config.deeplab_test_scales), masks, pixel_loss)}
     logits = F.interpolate(net(images), size=masks.shape[-2:], mode="bilinear", align_corners=False)
@@ -189,8 +215,13 @@ def make_predictions(net: nn.Module, data: SegmentationDataset, config: Settings
         write_mask(folder / "plain" / f"{image_id}.png", probabilities.argmax(0))
         write_mask(folder / "crf" / f"{image_id}.png", crf_segmentation(np.array(image), probabilities))
 
-    return for_each_image(data.ids, lambda image_id: tuple(folder / name / f"{image_id}.png" for name in ("plain", "crf")),
-                          work, "prediction", config)
+    return for_each_image(
+        data.ids,
+        lambda image_id: tuple(folder / name / f"{image_id}.png" for name in ("plain", "crf")),
+        work,
+        "prediction",
+        config,
+    )
 
 
 def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Settings) -> Evaluation:
@@ -214,6 +245,7 @@ def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Settin
 
 # ---- stages
 
+
 def masks_of(config: Any) -> Stage:
     """Return the stage whose masks DeepLab learns.
 
@@ -233,8 +265,12 @@ def _inputs(config: Any) -> dict[str, Stage]:
 def _make_network(job: Job) -> int:
     given, start = job.config.deeplab_weights, job.inputs["classifier"].weights if "classifier" in job.inputs else Path()
     masks = job.inputs["masks"].folder if "masks" in job.inputs else job.data.root / job.data.mask_folder
-    return network_made(job, lambda: build_deeplab(job.config, job.data.num_classes, start, given),
-                        lambda net: train_deeplab(net, job.data, masks, job.config, job.folder), given)
+    return network_made(
+        job,
+        lambda: build_deeplab(job.config, job.data.num_classes, start, given),
+        lambda net: train_deeplab(net, job.data, masks, job.config, job.folder),
+        given,
+    )
 
 
 def _load_network(job: Job) -> nn.Module:
@@ -248,23 +284,48 @@ def _make_predictions(job: Job) -> int:
 
 def _score_predictions(job: Job) -> list[dict]:
     data, config = job.score_data, job.config
-    honest = "all training masks" if job.whole.method == "truth" else (
-        open_stage(masks_of(job.whole), job.whole).metrics[-1]["pixel_labels_chose"])
+    honest = (
+        "all training masks"
+        if job.whole.method == "truth"
+        else (open_stage(masks_of(job.whole), job.whole).metrics[-1]["pixel_labels_chose"])
+    )
     name = deeplab_name(config)
-    scored = [(name, score_masks(data, job.folder / "plain"), False),
-              (f"{name} + CRF", score_masks(data, job.folder / "crf"), True)]
+    scored = [
+        (name, score_masks(data, job.folder / "plain"), False),
+        (f"{name} + CRF", score_masks(data, job.folder / "crf"), True),
+    ]
     if config.deeplab_centre_crop:  # another set of pixels, and said so in the row's name
         crops = score_centre_crops(job.inputs["deeplab"].net, data, config)
         scored.append((f"{name} ({config.deeplab_centre_crop} centre crop)", crops, False))
-    return [metric_row(what, data, evaluation, crf, config) | {"pixel_labels_chose": honest} for what, evaluation, crf in scored]
+    return [
+        metric_row(what, data, evaluation, crf, config) | {"pixel_labels_chose": honest} for what, evaluation, crf in scored
+    ]
 
 
 def _read_by_network(config: Any) -> tuple[str, ...]:
-    own = (("deeplab_decoder_width", "deeplab_padding_is_background") if config.deeplab_version == "v3plus" else
-           ("deeplab_test_scales",))
-    return (*own, "deeplab_version", "deeplab_backbone", "deeplab_weights", "deeplab_init", "deeplab_output_stride",
-            "deeplab_atrous_rates", "deeplab_iterations", "deeplab_batch_size", "deeplab_learning_rate", "deeplab_momentum",
-            "deeplab_weight_decay", "deeplab_loss", "deeplab_crop", "deeplab_scales", *TRAINING)
+    own = (
+        ("deeplab_decoder_width", "deeplab_padding_is_background")
+        if config.deeplab_version == "v3plus"
+        else ("deeplab_test_scales",)
+    )
+    return (
+        *own,
+        "deeplab_version",
+        "deeplab_backbone",
+        "deeplab_weights",
+        "deeplab_init",
+        "deeplab_output_stride",
+        "deeplab_atrous_rates",
+        "deeplab_iterations",
+        "deeplab_batch_size",
+        "deeplab_learning_rate",
+        "deeplab_momentum",
+        "deeplab_weight_decay",
+        "deeplab_loss",
+        "deeplab_crop",
+        "deeplab_scales",
+        *TRAINING,
+    )
 
 
 def _read_by_predictions(config: Any) -> tuple[str, ...]:
@@ -272,22 +333,43 @@ def _read_by_predictions(config: Any) -> tuple[str, ...]:
     return "deeplab_version", "deeplab_backbone", *scales
 
 
-DEEPLAB = Stage("deeplab", NOTEBOOK, _make_network, load=_load_network, inputs=_inputs, reads=_read_by_network,
-                files=lambda job: {"ground truth": truth_hash(job.data)} if job.whole.method == "truth" else {})
-PREDICTIONS = Stage("predictions", NOTEBOOK, _make_predictions, inputs=lambda config: {"deeplab": DEEPLAB}, split="val_split",
-                    score=_score_predictions, score_split="val_split", reads=_read_by_predictions,
-                    score_reads=("deeplab_centre_crop", "pixel_labels_chose"),
-                    shows={"DeepLab-v2": "plain", "DeepLab-v2 + CRF": "crf", "DeepLab-v3+": "plain", "DeepLab-v3+ + CRF": "crf"})
+DEEPLAB = Stage(
+    "deeplab",
+    NOTEBOOK,
+    _make_network,
+    load=_load_network,
+    inputs=_inputs,
+    reads=_read_by_network,
+    files=lambda job: {"ground truth": truth_hash(job.data)} if job.whole.method == "truth" else {},
+)
+PREDICTIONS = Stage(
+    "predictions",
+    NOTEBOOK,
+    _make_predictions,
+    inputs=lambda config: {"deeplab": DEEPLAB},
+    split="val_split",
+    score=_score_predictions,
+    score_split="val_split",
+    reads=_read_by_predictions,
+    score_reads=("deeplab_centre_crop", "pixel_labels_chose"),
+    shows={"DeepLab-v2": "plain", "DeepLab-v2 + CRF": "crf", "DeepLab-v3+": "plain", "DeepLab-v3+ + CRF": "crf"},
+)
 STAGES = (DEEPLAB, PREDICTIONS)
 
 
 # ---- costs
 
+
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count the training and the predictions of the validation images."""
     net, batch, scales = build_deeplab(config, data.classes, Path()), crops(config.deeplab_crop), config.deeplab_test_scales
-    network = training_cost("deeplab", net, lambda n: multi_scale_logits(net, batch(n), scales),
-                            config.deeplab_iterations * config.deeplab_batch_size, config.deeplab_batch_size)
+    network = training_cost(
+        "deeplab",
+        net,
+        lambda n: multi_scale_logits(net, batch(n), scales),
+        config.deeplab_iterations * config.deeplab_batch_size,
+        config.deeplab_batch_size,
+    )
     net.eval()
     forward = inference_flops(lambda image: multi_scale_logits(net, image, scales), data.size, (1.0,), views=1)
     crf = 2 * data.val * data.crf_seconds()  # twice the labels of a seed: what the network holds possible in an image
