@@ -65,8 +65,7 @@ viz.use_style()
 # %%
 train_data, score_data, val_data = (open_data(config, split) for split in (config.train_split, config.score_split, config.val_split))
 mean, std = normalization_of(config.backbone)
-print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes:")
-print(", ".join(train_data.classes))
+print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes:", ", ".join(train_data.classes))
 
 # %% [markdown]
 # ## 1 The network

@@ -163,7 +163,7 @@ edge[3:5, 10] = 0  # the gap
 def plain_affinity(edge, radius):
     """Return the affinity of every direction and source: (n, S)."""
     height, width = edge.shape
-    rows, columns = range(height - radius + 1), range(radius - 1, width - radius + 1)  # whole neighbourhood inside
+    rows, columns = range(height - radius + 1), range(radius - 1, width - radius + 1)  # whole neighborhood inside
     return torch.stack([torch.stack([1 - max(edge[y + dy, x + dx] for dy, dx in path.points) for y in rows for x in columns])
                         for path in affinity.search_paths(radius)])
 
@@ -290,8 +290,7 @@ start = open_stage(cam.CLASSIFIER, config).weights if config.irn_init == "classi
 net = irn.build_irn(config, start)
 images = torch.randn(2, 3, config.irn_crop, config.irn_crop)
 print("stages:", *(tuple(features.shape) for features in net.backbone.stages(images)))
-edge_logit, displacement = net(images)
-print("boundary", tuple(edge_logit.shape), "displacement", tuple(displacement.shape))
+print("boundary and displacement:", *(tuple(output.shape) for output in net(images)))
 boundary_count, displacement_count = (sum(p.numel() for p in part) for part in (net.edge_parameters(), net.displacement_parameters()))
 print(boundary_count, "boundary and", displacement_count, "displacement parameters")
 

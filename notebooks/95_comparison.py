@@ -73,7 +73,6 @@ results.show_table(["method", *names],
 
 # %% tags=["nbval-ignore-output"]
 counted = run(comparison.COMPARISON, config).metrics
-print("every label map is counted")
 
 # %%
 on_all_images = [row for row in counted if row["images"] == row["of_images"]]
