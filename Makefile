@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # Snakemake's own lock outlives a killed run; flock's does not.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock $(READY),)
 
-.PHONY: help setup demo tour test lint refresh site bench lock clean
+.PHONY: help setup demo smoke check test lint types refresh site bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -28,22 +28,31 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
 	@touch $@
 
-demo: setup  ## run the whole pipeline on generated data, then print the results
+demo: setup  ## all six methods through the whole chain on 200 generated images, then a table and an HTML report
+	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host \
+		--config preset=demo methods='[cam,rib,drs,amn,vwe,sccam]'
+	@$(BIN)/python -m wsss_lib.results runs/demo/toy
+	@echo "The report: runs/demo/toy/report/index.html"
+
+smoke: setup  ## the whole chain of CAM on generated data, into runs/toy: what the notebooks open
 	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke
 	@$(BIN)/python -m wsss_lib.results runs/toy
 
-tour: setup  ## run all six methods in short on 200 generated images, then print the results
-	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke runs_root=runs/tour \
-		methods='[cam,rib,drs,amn,vwe,sccam]' limit=200 cam_epochs=20 \
-		deeplab_iterations=200 deeplab_batch_size=8 deeplab_learning_rate=1e-3
-	@$(BIN)/python -m wsss_lib.results runs/tour/toy
+check: setup  ## the fast loop: linter, formatter, and all tests that start no process and train no network
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not system" --numprocesses=$(CORES) --dist=loadfile --quiet
 
-test: setup  ## run all tests
+test: setup  ## run all tests, those of the notebooks and of the pipeline included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=600 \
 		--numprocesses=$(CORES) --dist=loadfile --no-loadscope-reorder
 
 lint: setup  ## check the code
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+
+types: setup  ## what the type checker finds; not yet clean
+	@$(BIN)/mypy
 
 refresh: setup  ## run the notebooks again and store their outputs
 	$(BIN)/python tests/refresh_notebooks.py
@@ -61,9 +70,9 @@ lock: setup  ## solve the dependencies of pyproject.toml anew into requirements.
 # From another folder too (make -f PATH/Makefile clean): everything is named from the Makefile's own, or nothing is removed. Only
 # the project's own code is searched, so that neither an environment nor data lose anything, whatever their names are.
 clean: export MAKEFILE_GIVEN := $(MAKEFILE_LIST)
-clean:  ## remove the results of make demo and make tour, generated data and caches; not the environment, not other runs
+clean:  ## remove the results of make demo and of smoke runs, generated data and caches; not the environment, not other runs
 	@cd -- "$$(dirname -- "$${MAKEFILE_GIVEN# }")" && set -x && \
-	rm -rf runs/toy runs/tour data/toy runs/samples data/samples .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info \
+	rm -rf runs/toy runs/demo data/toy runs/samples data/samples .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info \
 		__pycache__ && \
 	for folder in wsss_lib data_prep tests docs benchmarks notebooks; do test ! -d $$folder || \
 		find $$folder -name __pycache__ -prune -exec rm -rf {} +; done

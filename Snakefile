@@ -13,8 +13,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from wsss_lib import presets
-from wsss_lib.config import MASKS_OF
+from wsss_lib import pipeline, presets
+from wsss_lib.comparison import COMPARISON, OVERVIEW
+from wsss_lib.core.check import CHECK
+from wsss_lib.methods import METHODS
 
 root = workflow.basedir
 workdir: root
@@ -23,13 +25,9 @@ preset = config.get("preset", "smoke")
 methods, seeds = config.get("methods", ["cam"]), config.get("seeds", [0])
 if not (isinstance(methods, list) and isinstance(seeds, list)):
     raise WorkflowError("methods and seeds are lists: --config methods='[cam]' seeds='[0,1,2]'")
-# A method is a notebook `NN_method.ipynb` that turns CAM's classifier and maps into maps of its own.
-notebooks_of_methods = {path.stem.split("_", 1)[1]: path for path in sorted(Path("notebooks").glob("[2-6]*_*.ipynb"))}
-unknown = [method for method in methods if method not in ("cam", *notebooks_of_methods)]
+unknown = [method for method in methods if method not in METHODS]
 if unknown:
-    raise WorkflowError(f"method {unknown[0]!r} has no notebook; take some of: {', '.join(['cam', *notebooks_of_methods])}")
-if config.get("refinement", "irn") not in MASKS_OF:
-    raise WorkflowError(f"refinement {config['refinement']!r} is unknown; take one of: {', '.join(MASKS_OF)}")
+    raise WorkflowError(f"there is no method {unknown[0]!r}; take some of: {', '.join(METHODS)}")
 # Everything else on the command line is a parameter of all notebooks.
 given = {name: value for name, value in config.items()
          if name not in ("preset", "methods", "seeds", "runs_root", "shards", "launcher")}
@@ -39,11 +37,12 @@ for name in {"method", "seed", "shard"} & set(given):
 
 def settings_of(method):
     """Return the configuration of a method's stages."""
-    return presets.preset_config(preset, method, Path(), **given)
+    return presets.preset_config(preset, method, Path("configs"), **given)
 
 
 try:
     settings = settings_of("cam")
+    pipeline.stages_of(settings)  # refuses an unknown refinement
 except (FileNotFoundError, ValueError) as error:
     raise WorkflowError(str(error)) from None
 runs_root = config.get("runs_root", settings.runs_root)
@@ -62,22 +61,22 @@ def parameters(wildcards):
 
 def preset_options(wildcards):
     """Return papermill's options that hand over the preset files and the parameters of the command line."""
-    files = [word for path in presets.preset_files(preset, wildcards.method, Path()) for word in ("-f", str(path))]
+    files = [word for path in presets.preset_files(preset, wildcards.method, Path("configs")) for word in ("-f", str(path))]
     checked = settings_of(wildcards.method)  # Snakemake hands over mere text
     values = {name: getattr(checked, name) for name in given}
     return files + [word for name, value in values.items()
                     for word in ("-r" if isinstance(value, str) else "-p", name, str(value))]
 
 
-def masks_of(wildcards):
-    """Return the executed notebook of the masks that a method's DeepLab learns; DRS makes its own together with its maps."""
-    stage, _ = MASKS_OF[settings_of(wildcards.method).refinement]
-    return executed("maps" if stage == "drs_masks" else stage, method=wildcards.method, seed=wildcards.seed)
+def executed(name, method="{method}", seed="{seed}"):
+    """Return the path of the executed notebook in the folder of a stage."""
+    return f"{base}/{method}/seed{seed}/{name}/notebook.ipynb"
 
 
-def executed(*stages, method="{method}", seed="{seed}"):
-    """Return the path of the executed notebook in the folder of each stage."""
-    return [f"{base}/{method}/seed{seed}/{stage}/notebook.ipynb" for stage in stages]
+def needed(wildcards, notebook):
+    """Return the executed notebooks of the stages that a notebook reads."""
+    return [executed(stage.name, stage.method or wildcards.method, 0 if stage.method == "data" else wildcards.seed)
+            for stage in pipeline.needed_by(notebook, settings_of(wildcards.method))]
 
 
 papermill = """{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
@@ -105,7 +104,7 @@ until in_shard 0; do
 done
 rm "$running.log"
 """
-# The running notebook lies above the stage folders, because a stage may move its folder aside (to `<stage>.stale`).
+# The running notebook lies above the stage folders, because a stage may put its folder aside.
 run_notebook = r"""
 export OMP_WAIT_POLICY=passive  # threads that wait must not take the core from loader processes or other programs
 running="$(dirname "$(dirname {output[0]:q})")/$(basename {input.notebook:q} .ipynb).running.ipynb"
@@ -126,92 +125,33 @@ rule all:
     input: f"{base}/report/index.html"
 
 
-rule check:
-    input: notebook="notebooks/02_datasets_and_labels.ipynb"
-    output: executed("check")
-    wildcard_constraints: method="data"
-    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
-    shell: run_notebook
+# One rule for each notebook. What it writes and what it needs stands in the table of stages, wsss_lib/pipeline.py.
+for notebook, stages in pipeline.notebooks().items():
+
+    rule:
+        name: notebook
+        input: lambda wildcards, notebook=notebook: needed(wildcards, notebook), notebook=f"notebooks/{notebook}.ipynb"
+        output: [executed(stage.name) for stage in stages]
+        wildcard_constraints: method="|".join(pipeline.methods_of(notebook))
+        params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
+        threads: 1 if notebook == CHECK.notebook else cores
+        shell: run_notebook
 
 
-rule cam:
-    input: executed("check", method="data", seed=0), notebook="notebooks/10_cam.ipynb"
-    output: executed("classifier", "maps")
-    wildcard_constraints: method="cam"
-    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
-    threads: cores
-    shell: run_notebook
+for stage in (OVERVIEW, COMPARISON):
 
-
-rule maps:
-    input: executed("classifier", "maps", method="cam"), notebook=lambda wildcards: notebooks_of_methods[wildcards.method]
-    output: executed("maps")
-    wildcard_constraints: method="|".join(notebooks_of_methods)
-    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
-    threads: cores
-    shell: run_notebook
-
-
-rule seeds:
-    input: executed("maps"), notebook="notebooks/70_seeds.ipynb"
-    output: executed("seeds")
-    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
-    threads: cores
-    shell: run_notebook
-
-
-rule irn:
-    input: executed("seeds"), notebook="notebooks/80_irn.ipynb"
-    output: executed("irn", "pseudo_masks")
-    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
-    threads: cores
-    shell: run_notebook
-
-
-rule affinitynet:
-    input: executed("seeds"), notebook="notebooks/75_affinitynet.ipynb"
-    output: executed("affinitynet", "affinitynet_masks")
-    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
-    threads: cores
-    shell: run_notebook
-
-
-rule deeplab:
-    input: masks_of, notebook="notebooks/90_deeplab.ipynb"
-    output: executed("deeplab", "predictions")
-    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
-    threads: cores
-    shell: run_notebook
-
-
-# DeepLab trained on the true masks: the upper reference. The classifier is there because it may be its start.
-use rule deeplab as deeplab_truth with:
-    input: executed("classifier", method="cam"), notebook="notebooks/90_deeplab.ipynb"
-    wildcard_constraints: method="truth"
-
-
-ruleorder: deeplab_truth > deeplab
-
-
-rule overview:
-    input:
-        [executed("predictions", method=method, seed=seed) for method in [*methods, "truth"] for seed in seeds],
-        notebook="notebooks/00_start_here.ipynb",
-    output: executed("overview")
-    wildcard_constraints: method="report"
-    params: settings=parameters, presets=preset_options, method=methods[0]
-    shell: run_notebook
-
-
-use rule overview as comparison with:
-    input:
-        [executed("predictions", method=method, seed=seed) for method in [*methods, "truth"] for seed in seeds],
-        notebook="notebooks/95_comparison.ipynb",
-    output: executed("comparison")
-    wildcard_constraints: method="report"
+    rule:
+        name: stage.name
+        input:
+            [executed("predictions", method, seed) for method in [*methods, "truth"] for seed in seeds],
+            notebook=f"notebooks/{stage.notebook}.ipynb",
+        output: executed(stage.name)
+        wildcard_constraints: method=stage.method
+        params: settings=parameters, presets=preset_options, method=methods[0]
+        shell: run_notebook
 
 
 rule report:
-    input: executed("overview", "comparison", method="report", seed=0)
+    input: executed("overview", "report", 0), executed("comparison", "report", 0)
     output: f"{base}/report/index.html"
     shell: "{sys.executable:q} -m wsss_lib.report {base:q}"

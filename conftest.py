@@ -15,7 +15,13 @@ def pytest_collectstart(collector):
 
 
 def pytest_collection_modifyitems(items):
-    """Put the longest file first, so that several processes end at about the same time; the notebooks need its results."""
+    """Put the longest file first, so that several processes end at about the same time; the notebooks need its results.
+
+    What is slow, or belongs to a notebook, is left out by `make check`, too.
+    """
+    for item in items:
+        if item.get_closest_marker("slow") or item.path.suffix == ".ipynb":
+            item.add_marker("system")
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
 
 

@@ -7,9 +7,9 @@ import torch
 from measuring import Case, Row, compare, main
 from torch import Tensor
 
-from wsss_lib.refine.affinity import feature_affinity, search_paths
+from wsss_lib.ops.affinity import feature_affinity, search_paths
+from wsss_lib.ops.random_walk import random_walk
 from wsss_lib.refine.affinitynet import graph_of_pairs
-from wsss_lib.refine.random_walk import random_walk
 
 RADIUS, BETA, LOG2_STEPS = 5, 8.0, 8
 REACHABLE = 56 * 56  # cells: a training crop at stride 8
@@ -21,10 +21,10 @@ def dense_walk(affinity: Tensor, scores: Tensor) -> Tensor:
     cells = torch.arange(height * width).view(height, width)
     matrix = torch.eye(height * width)
     rows, columns, left = height - RADIUS + 1, width - 2 * (RADIUS - 1), RADIUS - 1
-    source = cells[:rows, left:left + columns].flatten()
+    source = cells[:rows, left : left + columns].flatten()
     for path, values in zip(search_paths(RADIUS), affinity, strict=True):
         dy, dx = path.destination
-        destination = cells[dy:dy + rows, left + dx:left + dx + columns].flatten()
+        destination = cells[dy : dy + rows, left + dx : left + dx + columns].flatten()
         matrix[source, destination] = matrix[destination, source] = values
     transition = matrix**BETA
     transition = transition / transition.sum(0)

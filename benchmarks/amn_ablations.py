@@ -14,13 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss_lib import artifacts, formats, stages
-from wsss_lib.config import Config, project_path
-from wsss_lib.methods import amn_stages
-from wsss_lib.methods.amn_ablations import VARIANTS, train_variant, variant_localization
+from wsss_lib.config import Config
+from wsss_lib.core import files
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import sweep_maps
+from wsss_lib.core.stage import folder_of, open_stage
+from wsss_lib.data.dataset import open_data
+from wsss_lib.experiments.amn_ablations import VARIANTS, train_variant, variant_localization
+from wsss_lib.methods import amn, cam
+from wsss_lib.ops.thresholds import ImageThresholds
+from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
-from wsss_lib.thresholds import ImageThresholds
 
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
 PUBLISHED_THRESHOLD = 0.25  # AMN's, chosen without a pixel label of ours
@@ -28,23 +33,23 @@ PUBLISHED_THRESHOLD = 0.25  # AMN's, chosen without a pixel label of ours
 
 def scored(data, folder: Path) -> dict[str, float]:
     """Return the summary of a folder of maps, and its mIoU at the published threshold."""
-    sweep = stages.sweep_maps(data, folder, THRESHOLDS, ImageThresholds)
+    sweep = sweep_maps(data, folder, THRESHOLDS, ImageThresholds)
     return sweep.summary() | {"at_published": round(100 * float(np.interp(PUBLISHED_THRESHOLD, THRESHOLDS, sweep.curve())), 2)}
 
 
 def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
     """Train and score the variants of one seed that `rows` does not hold yet."""
-    data, score_data = (stages.open_data(config, split) for split in (config.train_split, config.score_split))
-    classifier = artifacts.open_stage(config, "classifier", "10_cam", method="cam").folder / "weights.safetensors"
-    cam_maps = artifacts.open_stage(config, "maps", "10_cam", method="cam").folder
+    data, score_data = (open_data(config, split) for split in (config.train_split, config.score_split))
+    classifier = open_stage(cam.CLASSIFIER, config).weights
+    cam_maps = open_stage(cam.MAPS, config).folder
     finished = rows.setdefault(str(config.seed), {})
     if "CAM" not in finished:
         finished["CAM"] = scored(score_data, cam_maps)
     work, trained = Path(tempfile.mkdtemp()), {}
-    seed_folder = artifacts.stage_folder(config, "refined_seeds")
+    seed_folder = folder_of(amn.REFINED_SEEDS, config)
     if not (seed_folder / "run.json").is_file():
         seed_folder = work / "seeds"
-        amn_stages.make_refined_seeds(data, cam_maps, config, seed_folder)
+        amn.make_refined_seeds(data, cam_maps, config, seed_folder)
     for name in names:
         if name in finished:
             continue
@@ -53,17 +58,24 @@ def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
         if key not in trained:  # variants of the maps alone share one network
             trained = {key: train_variant(variant, data, seed_folder, classifier, config, folder)}
         localize = variant_localization(variant, trained[key], score_data, seed_folder, config)
-        stages.make_maps(localize, score_data, config, folder / "maps")
+        make_maps(localize, score_data, config, folder / "maps")
         finished[name] = scored(score_data, folder / "maps") | {"seconds": round(time.time() - start, 1)}
-        formats.write_json(out, rows)
+        files.write_json(out, rows)
         shutil.rmtree(folder)
     shutil.rmtree(work)
 
 
 def table(rows: dict) -> str:
     """Return a table of all variants: mean and spread over the seeds."""
-    columns = {"best": "best mIoU %", "threshold": "at", "at_published": f"at {PUBLISHED_THRESHOLD}", "width": "range",
-               "image_spread": "own thr. sd", "upper_bound": "own thr. %", "image_loss": "loss"}
+    columns = {
+        "best": "best mIoU %",
+        "threshold": "at",
+        "at_published": f"at {PUBLISHED_THRESHOLD}",
+        "width": "range",
+        "image_spread": "own thr. sd",
+        "upper_bound": "own thr. %",
+        "image_loss": "loss",
+    }
     lines = [f"{'':34s}" + "".join(f"{title:>15s}" for title in columns.values()) + "   runs"]
     names = ["CAM", *VARIANTS]
     for name in names:
@@ -91,11 +103,11 @@ def main(arguments: list[str] | None = None) -> dict:
         print("This takes about ten minutes of one core for each seed at smoke size; name them: --seeds 0 1 2")
         return {}
     out = project_path(options.out)
-    rows = formats.read_json(out) if out.is_file() else {}
+    rows = files.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
         config = preset_config(options.preset, "amn", seed=seed, runs_root=options.runs_root, limit=options.limit)
         run_seed(config, options.variants, rows, out)
-    formats.write_json(out, rows)
+    files.write_json(out, rows)
     print(table(rows))
     return rows
 

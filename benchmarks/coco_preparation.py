@@ -20,8 +20,10 @@ from measuring import Row, main
 from data_prep.toy_coco import make_toy_coco
 
 NAME = "COCO_train2014_{:012d}.jpg"
-INDEX = "import sys; from pathlib import Path; from data_prep.coco_json import read_instances; " \
-        "index = read_instances(Path(sys.argv[1])); index.places(), index.labels()"
+INDEX = (
+    "import sys; from pathlib import Path; from data_prep.coco_json import read_instances; "
+    "index = read_instances(Path(sys.argv[1])); index.places(), index.labels()"
+)
 
 
 def repeat(source: Path, target: Path, times: int, images: bool = True) -> Path:
@@ -35,8 +37,10 @@ def repeat(source: Path, target: Path, times: int, images: bool = True) -> Path:
     with open(path, "w") as file:  # piece by piece, as the whole would fill the memory
         file.write('{"images": [')
         for k in range(times):
-            file.write(", " * bool(k) + ", ".join(f'{a}{n + k * step}{b}"{NAME.format(n + k * step)}"{c}'
-                                                  for (a, b, c), n in images_of))
+            file.write(
+                ", " * bool(k)
+                + ", ".join(f'{a}{n + k * step}{b}"{NAME.format(n + k * step)}"{c}' for (a, b, c), n in images_of)
+            )
         file.write('], "annotations": [')
         for k in range(times):
             file.write(", " * bool(k) + ", ".join(f"{a}{n + k * step}{b}" for (a, b), n in parts))
@@ -59,36 +63,70 @@ def run(*command: str) -> dict[str, float]:
         time.sleep(0.05)
     assert process.returncode == 0, command
     after = os.times()
-    return {"seconds": time.perf_counter() - start, "peak_mb": peak / 1e6,
-            "cpu_seconds": after.children_user + after.children_system - before.children_user - before.children_system}
+    return {
+        "seconds": time.perf_counter() - start,
+        "peak_mb": peak / 1e6,
+        "cpu_seconds": after.children_user + after.children_system - before.children_user - before.children_system,
+    }
 
 
 def prepare_and_index(num_images: int, copies: int, index_copies: int, workers: int = 2) -> dict[str, float]:
     """Prepare `num_images * copies` images, and index a JSON of `num_images * index_copies`, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="coco_preparation_") as folder:
-        source = make_toy_coco(Path(folder, "source"), num_train=num_images, num_val=1, width=640, progress=False,
-                               workers=workers)
+        source = make_toy_coco(
+            Path(folder, "source"), num_train=num_images, num_val=1, width=640, progress=False, workers=workers
+        )
         annotations = repeat(source, Path(folder, "images"), copies)
         root = Path(folder, "coco14")
-        result = run("-m", "data_prep.coco14", str(root), "--train", str(annotations), "--images", str(annotations.parent),
-                     "--partial", "--workers", str(workers))
+        result = run(
+            "-m",
+            "data_prep.coco14",
+            str(root),
+            "--train",
+            str(annotations),
+            "--images",
+            str(annotations.parent),
+            "--partial",
+            "--workers",
+            str(workers),
+        )
         masks = len(list((root / "SegmentationClass").glob("*.png")))
         assert masks == num_images * copies, (masks, num_images, copies)
         large = repeat(source, Path(folder, "large"), index_copies, images=False)
         index = run("-c", INDEX, str(large))
-        return {"images": masks, "speed": masks / result["seconds"], "cpu_ms": 1000 * result["cpu_seconds"] / masks,
-                "peak_mb": result["peak_mb"], "json_mb": large.stat().st_size / 1e6, "index_seconds": index["seconds"],
-                "index_cpu_seconds": index["cpu_seconds"], "index_peak_mb": index["peak_mb"]}
+        return {
+            "images": masks,
+            "speed": masks / result["seconds"],
+            "cpu_ms": 1000 * result["cpu_seconds"] / masks,
+            "peak_mb": result["peak_mb"],
+            "json_mb": large.stat().st_size / 1e6,
+            "index_seconds": index["seconds"],
+            "index_cpu_seconds": index["cpu_seconds"],
+            "index_peak_mb": index["peak_mb"],
+        }
 
 
 def measure(quick: bool = False) -> list[Row]:
     """Measure; there is no plain formulation to compare with."""
     numbers = prepare_and_index(8, 2, 2) if quick else prepare_and_index(500, 10, 166)
-    return [Row("COCO's masks, two processes", f"{numbers['images']:.0f} of 640 px", None, 1000 / numbers["speed"],
-                our_mib=numbers["peak_mb"] * 1e6 / 2**20, unit="ms/image"),
-            Row("COCO's masks, one core", f"{numbers['images']:.0f} of 640 px", None, numbers["cpu_ms"], unit="ms/image"),
-            Row("index of an instances JSON", f"{numbers['json_mb']:.0f} MB", None, numbers["index_cpu_seconds"],
-                our_mib=numbers["index_peak_mb"] * 1e6 / 2**20)]
+    return [
+        Row(
+            "COCO's masks, two processes",
+            f"{numbers['images']:.0f} of 640 px",
+            None,
+            1000 / numbers["speed"],
+            our_mib=numbers["peak_mb"] * 1e6 / 2**20,
+            unit="ms/image",
+        ),
+        Row("COCO's masks, one core", f"{numbers['images']:.0f} of 640 px", None, numbers["cpu_ms"], unit="ms/image"),
+        Row(
+            "index of an instances JSON",
+            f"{numbers['json_mb']:.0f} MB",
+            None,
+            numbers["index_cpu_seconds"],
+            our_mib=numbers["index_peak_mb"] * 1e6 / 2**20,
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ python benchmarks/confusion.py [--quick]
 import numpy as np
 from measuring import Case, Row, compare, main
 
-from wsss_lib.metrics import confusion_matrix
+from wsss_lib.ops.metrics import confusion_matrix
 
 CLASSES = 21
 
@@ -28,8 +28,9 @@ def prepare(size: tuple[int, int]):
     return lambda: class_by_class(truth, prediction), lambda: confusion_matrix(truth, prediction, CLASSES)
 
 
-CASE = Case("confusion matrix", ((96, 96), (375, 500), (750, 1000)), prepare, tolerance=0, goal=5,
-            goal_size=(375, 500), pairs=9)
+CASE = Case(
+    "confusion matrix", ((96, 96), (375, 500), (750, 1000)), prepare, tolerance=0, goal=5, goal_size=(375, 500), pairs=9
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

@@ -20,12 +20,12 @@ from measuring import Case, Row, compare, main
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from wsss_lib import stages
 from wsss_lib.config import Config
+from wsss_lib.core.files import write_maps
 from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.formats import write_maps
-from wsss_lib.refine.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
+from wsss_lib.ops.seeds import argmax_with_background
+from wsss_lib.refine.seed_masks import make_seeds
 
 CLASSES, PRESENT = 21, (0, 8, 15)
 VOC_SIZE = (375, 500)
@@ -34,7 +34,7 @@ VOC_SIZE = (375, 500)
 def scene(size: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return a noisy photograph uint8 (H, W, 3) of two discs, and scores (2, H, W) in [0, 1] blurred over their outlines."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size[0], :size[1]] / max(size)
+    y, x = np.mgrid[: size[0], : size[1]] / max(size)
     discs = np.stack([(y - cy) ** 2 + (x - cx) ** 2 < 0.03 for cy, cx in rng.uniform(0.2, 0.7, (2, 2))])
     photograph = 90 + 60 * discs[0][..., None] * [1, 0, 1] + 70 * discs[1][..., None] * [0, 1, 1]
     photograph = photograph + rng.normal(0, 12, (*size, 3))
@@ -59,8 +59,10 @@ def prepare_classes(size: tuple[int, int]):
 def prepare_label_maps(size: tuple[int, int]):
     image, scores = scene(size)
     stack = np.stack([argmax_with_background(scores, np.arange(len(scores)), threshold) for threshold in (0.15, 0.3, 0.05)])
-    return (lambda: np.stack([crf_from_labels(image, labels, len(scores) + 1) for labels in stack]),
-            lambda: crf_from_labels(image, stack, len(scores) + 1))
+    return (
+        lambda: np.stack([crf_from_labels(image, labels, len(scores) + 1) for labels in stack]),
+        lambda: crf_from_labels(image, stack, len(scores) + 1),
+    )
 
 
 def prepare_workers(job: tuple[int, tuple[int, int]]):
@@ -76,7 +78,7 @@ def prepare_workers(job: tuple[int, tuple[int, int]]):
 
     def make(workers: int) -> list[np.ndarray]:
         with tempfile.TemporaryDirectory(dir=folder.name) as out:
-            stages.make_seeds(data, root / "maps", Config(num_workers=workers, device="cpu"), Path(out))
+            make_seeds(data, root / "maps", Config(num_workers=workers, device="cpu"), Path(out))
             return [np.array(Image.open(path)) for path in sorted(Path(out).rglob("*.png"))]
 
     return partial(make, 0), partial(make, 2)
@@ -96,14 +98,40 @@ def share_of_changed(first: np.ndarray, second: np.ndarray) -> float:
     return float((first != second).mean())
 
 
-CASES = (Case("CRF, 3 of 21 classes", ((94, 125), (188, 250), VOC_SIZE), prepare_classes, tolerance=1e-4, goal=2,
-              differ=share_of_changed),
-         Case("CRF, three label maps", ((94, 125), (188, 250), VOC_SIZE), prepare_label_maps, tolerance=0),
-         Case("CRF, two processes", ((4, (47, 63)), (40, VOC_SIZE), (300, VOC_SIZE)), prepare_workers, tolerance=0, goal=1.8,
-              pairs=1, clock=time.perf_counter, memory=False, warm=False,
-              show=lambda job: f"{job[0]} of {job[1][0]}x{job[1][1]}"),
-         Case("CRF, two processes that wait", (4, 20, 40), prepare_started, tolerance=0, pairs=3, clock=time.perf_counter,
-              memory=False, warm=False, show=lambda count: f"{count} of {VOC_SIZE[0]}x{VOC_SIZE[1]}"))
+CASES = (
+    Case(
+        "CRF, 3 of 21 classes",
+        ((94, 125), (188, 250), VOC_SIZE),
+        prepare_classes,
+        tolerance=1e-4,
+        goal=2,
+        differ=share_of_changed,
+    ),
+    Case("CRF, three label maps", ((94, 125), (188, 250), VOC_SIZE), prepare_label_maps, tolerance=0),
+    Case(
+        "CRF, two processes",
+        ((4, (47, 63)), (40, VOC_SIZE), (300, VOC_SIZE)),
+        prepare_workers,
+        tolerance=0,
+        goal=1.8,
+        pairs=1,
+        clock=time.perf_counter,
+        memory=False,
+        warm=False,
+        show=lambda job: f"{job[0]} of {job[1][0]}x{job[1][1]}",
+    ),
+    Case(
+        "CRF, two processes that wait",
+        (4, 20, 40),
+        prepare_started,
+        tolerance=0,
+        pairs=3,
+        clock=time.perf_counter,
+        memory=False,
+        warm=False,
+        show=lambda count: f"{count} of {VOC_SIZE[0]}x{VOC_SIZE[1]}",
+    ),
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

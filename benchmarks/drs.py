@@ -71,9 +71,19 @@ def prepare(side: int, delta: float = 0):
     return lambda: step(plain_net), lambda: step(net)
 
 
-CASES = (Case("DRS's training step", (64, 128, 224), prepare, tolerance=1e-3, pairs=7, show=lambda side: f"{side}x{side}"),
-         Case("VGG-16 without DRS / with", (64, 128, 224), partial(prepare, delta=1), tolerance=0, goal=1 / 1.3, pairs=7,
-              differ=lambda one, other: 0.0, show=lambda side: f"{side}x{side}"))
+CASES = (
+    Case("DRS's training step", (64, 128, 224), prepare, tolerance=1e-3, pairs=7, show=lambda side: f"{side}x{side}"),
+    Case(
+        "VGG-16 without DRS / with",
+        (64, 128, 224),
+        partial(prepare, delta=1),
+        tolerance=0,
+        goal=1 / 1.3,
+        pairs=7,
+        differ=lambda one, other: 0.0,
+        show=lambda side: f"{side}x{side}",
+    ),
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

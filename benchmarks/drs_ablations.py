@@ -8,18 +8,17 @@ Needs CAM's finished `maps` and DRS's finished `localization` and `maps` of each
 import argparse
 from pathlib import Path
 
-from wsss_lib import artifacts, stages
-from wsss_lib.config import PROJECT_ROOT
-from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.core.scoring import full_size_maps
+from wsss_lib.core.stage import open_stage
+from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.data.saliency import read_saliency
-from wsss_lib.methods import drs
-from wsss_lib.metrics import Evaluation
+from wsss_lib.methods import cam, drs
+from wsss_lib.ops.metrics import Evaluation
 from wsss_lib.presets import preset_config
 from wsss_lib.results import markdown_table
 
 ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-MAPS = {"plain CAM": ("maps", "10_cam", "cam"), "DRS before refinement": ("localization", "30_drs", "drs"),
-        "DRS after refinement": ("maps", "30_drs", "drs")}
+MAPS = {"plain CAM": cam.MAPS, "DRS before refinement": drs.LOCALIZATION, "DRS after refinement": drs.MAPS}
 
 
 def label_scores(data: SegmentationDataset, maps_folder: Path, saliency_folder: Path) -> list[float]:
@@ -32,7 +31,7 @@ def label_scores(data: SegmentationDataset, maps_folder: Path, saliency_folder: 
     """
     evaluations = [Evaluation(data.num_classes + 1) for _ in ALPHAS]
     for image_id in data.ids:
-        classes, scores = stages.full_size_maps(maps_folder, image_id)
+        classes, scores = full_size_maps(maps_folder, image_id)
         truth, saliency = data.mask(image_id), read_saliency(saliency_folder / f"{image_id}.png", scores.shape[1:][::-1])
         for alpha, evaluation in zip(ALPHAS, evaluations, strict=True):
             evaluation.add(truth, drs.pseudo_label(scores, classes, saliency, alpha).decided)
@@ -47,11 +46,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="only the first; 0: all")
     given = parser.parse_args()
     lines = []
-    for name, (stage, notebook, method) in MAPS.items():
+    for name, stage in MAPS.items():
         for seed in given.seeds:
-            config = preset_config(given.preset, "drs", PROJECT_ROOT, seed=seed, limit=given.images)
-            data = stages.open_data(config, config.score_split)
-            maps = artifacts.open_stage(config, stage, notebook, method=method)
+            config = preset_config(given.preset, "drs", seed=seed, limit=given.images)
+            data = open_data(config, config.score_split)
+            maps = open_stage(stage, config)
             values = label_scores(data, maps.folder, data.root / config.drs_saliency_folder)
             lines.append([name, str(seed), str(len(data)), *(f"{value:.1f}" for value in values)])
     print(markdown_table(["maps", "seed", "images", *(f"alpha {alpha}" for alpha in ALPHAS)], lines))

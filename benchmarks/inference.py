@@ -15,8 +15,8 @@ import torch
 from measuring import Case, Row, compare, main
 from PIL import Image
 
+from wsss_lib.core.parallel import batches_of_like_size
 from wsss_lib.data import transforms
-from wsss_lib.inference import batches_of_like_size
 from wsss_lib.methods import amn, cam
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 
@@ -44,8 +44,9 @@ def in_batches(localize: Callable, images: list[Image.Image], labels: np.ndarray
     names = [f"{number:03d}" for number in range(len(images))]
     for group in batches_of_like_size(names, lambda name: images[int(name)].size, BATCH):
         numbers = [int(name) for name in group]
-        for number, (_, scores) in zip(numbers, localize(numbers, [images[number] for number in numbers], labels[numbers]),
-                                       strict=True):
+        for number, (_, scores) in zip(
+            numbers, localize(numbers, [images[number] for number in numbers], labels[numbers]), strict=True
+        ):
             maps[number] = scores
     return [maps[number] for number in range(len(images))]
 
@@ -74,7 +75,8 @@ def prepare_cam(share: float):
         return results
 
     return plain, lambda: in_batches(
-        lambda _, batch, some: cam.localization_maps(net, batch, some, SCALES, *NORMALIZATION), images, labels)
+        lambda _, batch, some: cam.localization_maps(net, batch, some, SCALES, *NORMALIZATION), images, labels
+    )
 
 
 def prepare_amn(share: float):
@@ -103,10 +105,27 @@ def prepare_amn(share: float):
 
 
 SIZES = (0.0625, 0.125, 0.25)
-CASES = (Case("multi-scale CAM, ResNet-50", SIZES, prepare_cam, tolerance=1e-3, goal=1.3, goal_size=0.25, pairs=3,
-              show=lambda share: f"24 of {share:g} VOC"),
-         Case("AMN's maps, ResNet-50", SIZES, prepare_amn, tolerance=1e-3, goal_size=0.25, pairs=3,
-              show=lambda share: f"24 of {share:g} VOC"))
+CASES = (
+    Case(
+        "multi-scale CAM, ResNet-50",
+        SIZES,
+        prepare_cam,
+        tolerance=1e-3,
+        goal=1.3,
+        goal_size=0.25,
+        pairs=3,
+        show=lambda share: f"24 of {share:g} VOC",
+    ),
+    Case(
+        "AMN's maps, ResNet-50",
+        SIZES,
+        prepare_amn,
+        tolerance=1e-3,
+        goal_size=0.25,
+        pairs=3,
+        show=lambda share: f"24 of {share:g} VOC",
+    ),
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

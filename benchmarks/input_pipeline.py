@@ -41,7 +41,7 @@ def plain_sample(path: Path, index: int, long_side: tuple[int, int], crop: int) 
     (left, image_left), (top, image_top) = box
     height, width = min(crop, array.shape[0]), min(crop, array.shape[1])
     canvas = np.zeros((crop, crop, 3), np.float32)
-    canvas[top:top + height, left:left + width] = array[image_top:image_top + height, image_left:image_left + width]
+    canvas[top : top + height, left : left + width] = array[image_top : image_top + height, image_left : image_left + width]
     return torch.from_numpy(np.ascontiguousarray(np.transpose(canvas, (2, 0, 1))))
 
 
@@ -55,12 +55,20 @@ def prepare(side: int):
     data = SegmentationDataset(root, "train", ids, ("a",), np.ones((IMAGES, 1), np.uint8))
     long_side, crop = (round(0.64 * side), round(1.28 * side)), side
     samples = ClassificationSamples(data, 0, long_side, crop, MEAN, STD)
-    return (lambda: [plain_sample(data.image_path(image_id), index, long_side, crop) for index, image_id in enumerate(ids)],
-            lambda folder=folder: [samples[0, index][0] for index in range(IMAGES)])
+    return (
+        lambda: [plain_sample(data.image_path(image_id), index, long_side, crop) for index, image_id in enumerate(ids)],
+        lambda folder=folder: [samples[0, index][0] for index in range(IMAGES)],
+    )
 
 
-CASE = Case("decode to sample", (125, 250, 500), prepare, tolerance=1e-4, pairs=15,
-            show=lambda side: f"{IMAGES} of {side * 3 // 4}x{side}")
+CASE = Case(
+    "decode to sample",
+    (125, 250, 500),
+    prepare,
+    tolerance=1e-4,
+    pairs=15,
+    show=lambda side: f"{IMAGES} of {side * 3 // 4}x{side}",
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

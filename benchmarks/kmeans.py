@@ -6,11 +6,13 @@ The features are generated: for each class a few directions, noise over all numb
 Lloyd iteration from the same centres, distances to one centre after the other, must end in the same division.
 """
 
+from functools import partial
+
 import numpy as np
 from measuring import Case, Row, compare, main, one_thread, peak_mib, seconds_of
 from sklearn.cluster import KMeans
 
-from wsss_lib.methods.subcategories import cluster_images, used_subcategories
+from wsss_lib.methods.sccam import cluster_images, used_subcategories
 
 NUM_IMAGES, DIMENSIONS, CLUSTERS = 10_582, 4_096, 10
 # Images of train_aug that carry each class; 16,458 labels in all.
@@ -48,16 +50,25 @@ def prepare(count: int):
     features, _ = features_and_labels(count / NUM_IMAGES)
     members = features.astype(np.float64)
     centres = members[:CLUSTERS]
-    return (lambda: plain_lloyd(members, centres),
-            lambda: KMeans(len(centres), init=centres, n_init=1, max_iter=300, tol=0).fit_predict(members))
+    return (
+        lambda: plain_lloyd(members, centres),
+        lambda: KMeans(len(centres), init=centres, n_init=1, max_iter=300, tol=0).fit_predict(members),
+    )
 
 
 def share_of_changed(first: np.ndarray, second: np.ndarray) -> float:
     return float((first != second).mean())
 
 
-CASE = Case("k-means, one start", (150, 500, 1150), prepare, tolerance=0, pairs=3, differ=share_of_changed,
-            show=lambda count: f"{count:,} features")
+CASE = Case(
+    "k-means, one start",
+    (150, 500, 1150),
+    prepare,
+    tolerance=0,
+    pairs=3,
+    differ=share_of_changed,
+    show=lambda count: f"{count:,} features",
+)
 
 
 def measure(quick: bool = False) -> list[Row]:
@@ -69,10 +80,10 @@ def measure(quick: bool = False) -> list[Row]:
     rows = compare(CASE, quick)
     for share in (0.02,) if quick else (0.1, 0.3, 1.0):
         features, labels = features_and_labels(share)
-        results = []
+        results: list[tuple] = []
+        timed = partial(seconds_of, partial(cluster_images, features, labels, CLUSTERS))
         with one_thread():
-            mib = peak_mib(lambda: results.append(  # noqa: B023 - called at once
-                seconds_of(lambda: cluster_images(features, labels, CLUSTERS))))  # noqa: B023
+            mib = peak_mib(lambda timed=timed, results=results: results.append(timed()))
         seconds, assignment = results[0]
         if not (used_subcategories(assignment) == np.minimum(CLUSTERS, labels.sum(0))).all():
             raise RuntimeError("a class got fewer sub-categories than it has room for")

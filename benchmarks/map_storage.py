@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from measuring import Row, difference, main
 
-from wsss_lib.formats import read_maps, write_maps
+from wsss_lib.core.files import read_maps, write_maps
 
 VOC_SIZE = (375, 500)
 SIZES = ((96, 128), VOC_SIZE, (750, 1000))
@@ -32,7 +32,7 @@ def maps_of(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def measure(quick: bool = False) -> list[Row]:
     rows, count = [], 4 if quick else 40
-    for size in SIZES[:1 if quick else None]:
+    for size in SIZES[: 1 if quick else None]:
         full, ours, largest = [], [], 0.0
         with tempfile.TemporaryDirectory() as folder:
             for index in range(count):
@@ -44,8 +44,18 @@ def measure(quick: bool = False) -> list[Row]:
         if not largest <= TOLERANCE:
             raise RuntimeError(f"maps read back differ by {largest:.1e} from those written")
         plain, stored = statistics.mean(full), statistics.mean(ours)
-        rows.append(Row("maps on disk", "x".join(map(str, size)), plain, stored, plain / stored,
-                        GOAL if size == VOC_SIZE else None, largest, unit="KiB"))
+        rows.append(
+            Row(
+                "maps on disk",
+                "x".join(map(str, size)),
+                plain,
+                stored,
+                plain / stored,
+                GOAL if size == VOC_SIZE else None,
+                largest,
+                unit="KiB",
+            )
+        )
         if size == VOC_SIZE:
             dense = 20 * 320 * 320 / 1024
             rows.append(Row("maps on disk, DRS", "20x320x320", dense, stored, dense / stored, GOAL, largest, unit="KiB"))

@@ -89,7 +89,7 @@ def compare(case: Case, quick: bool = False) -> list[Row]:
     """
     rows, pairs, reached = [], 1 if quick else case.pairs, case.goal_size
     with one_thread():
-        for size in case.sizes[:1 if quick else None]:
+        for size in case.sizes[: 1 if quick else None]:
             plain, ours = case.prepare(size)
             repeats, memory = 1, (None, None)
             if case.warm:
@@ -105,13 +105,26 @@ def compare(case: Case, quick: bool = False) -> list[Row]:
             if plain:
                 largest = (case.differ or difference)(plain_result, our_result)
                 if not largest <= case.tolerance:
-                    raise RuntimeError(f"{case.name}, {case.show(size)}: the formulations differ by {largest:.1e}, more than "
-                                       f"{case.tolerance:.0e}")
+                    raise RuntimeError(
+                        f"{case.name}, {case.show(size)}: the formulations differ by {largest:.1e}, more than "
+                        f"{case.tolerance:.0e}"
+                    )
                 reached = size if case.goal_size is None else case.goal_size
-            rows.append((size, Row(
-                case.name, case.show(size), statistics.median(pair[0] for pair in times) if plain else None,
-                statistics.median(pair[1] for pair in times),
-                statistics.median(pair[0] / pair[1] for pair in times) if plain else None, None, largest, *memory)))
+            rows.append(
+                (
+                    size,
+                    Row(
+                        case.name,
+                        case.show(size),
+                        statistics.median(pair[0] for pair in times) if plain else None,
+                        statistics.median(pair[1] for pair in times),
+                        statistics.median(pair[0] / pair[1] for pair in times) if plain else None,
+                        None,
+                        largest,
+                        *memory,
+                    ),
+                )
+            )
     return [Row(**vars(row) | {"goal": case.goal}) if size == reached and not quick else row for size, row in rows]
 
 
@@ -133,8 +146,9 @@ def difference(first: Any, second: Any) -> float:
         if len(first) != len(second):
             raise RuntimeError(f"the formulations give {len(first)} and {len(second)} results")
         return float(np.max([0.0, *map(difference, first, second)]))  # NaN stays
-    first, second = (np.asarray(value.detach() if isinstance(value, torch.Tensor) else value, np.float64)
-                     for value in (first, second))
+    first, second = (
+        np.asarray(value.detach() if isinstance(value, torch.Tensor) else value, np.float64) for value in (first, second)
+    )
     if first.shape != second.shape:
         raise RuntimeError(f"the formulations give the shapes {first.shape} and {second.shape}")
     return float(np.abs(first - second).max(initial=0.0))
@@ -177,15 +191,26 @@ def peak_mib(function: Callable[[], Any], interval: float = 0.001) -> float:
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table that also reads well as plain text."""
     head = ["case", "size", "plain", "ours", "unit", "ratio", "goal", "difference", "plain MiB", "our MiB"]
-    lines = [[row.case, row.size, _number(row.plain), _number(row.ours), row.unit,
-              "" if row.ratio is None else f"{row.ratio:.3g}x" if row.ratio < 100 else f"{row.ratio:.0f}x",
-              "" if row.goal is None else f"{row.goal:g}x" + (" MISSED" if row.missed else ""),
-              "" if row.difference is None else "none" if row.difference == 0 else f"{row.difference:.0e}",
-              *("" if mib is None else f"{mib:.0f}" for mib in (row.plain_mib, row.our_mib))] for row in rows]
+    lines = [
+        [
+            row.case,
+            row.size,
+            _number(row.plain),
+            _number(row.ours),
+            row.unit,
+            "" if row.ratio is None else f"{row.ratio:.3g}x" if row.ratio < 100 else f"{row.ratio:.0f}x",
+            "" if row.goal is None else f"{row.goal:g}x" + (" MISSED" if row.missed else ""),
+            "" if row.difference is None else "none" if row.difference == 0 else f"{row.difference:.0e}",
+            *("" if mib is None else f"{mib:.0f}" for mib in (row.plain_mib, row.our_mib)),
+        ]
+        for row in rows
+    ]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
     rule = ["-" * width for width in widths]
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-                     for line in [head, rule, *lines])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in [head, rule, *lines]
+    )
 
 
 def _number(value: float | None) -> str:

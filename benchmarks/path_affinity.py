@@ -11,7 +11,7 @@ import torch
 from measuring import Case, Row, compare, main
 from torch import Tensor
 
-from wsss_lib.refine.affinity import edge_to_affinity, path_index
+from wsss_lib.ops.affinity import edge_to_affinity, path_index
 
 RADIUS, CROPS = 10, 2
 
@@ -33,8 +33,10 @@ def with_gradient(affinity_of, edge: Tensor) -> tuple[Tensor, Tensor]:
 def prepare(side: int):
     edge = torch.rand(CROPS, side, side, generator=torch.Generator().manual_seed(0))
     tables = path_index(RADIUS, (side, side)).paths
-    return (lambda: with_gradient(lambda edge: by_tables(edge, tables), edge),
-            lambda: with_gradient(lambda edge: edge_to_affinity(edge, RADIUS), edge))
+    return (
+        lambda: with_gradient(lambda edge: by_tables(edge, tables), edge),
+        lambda: with_gradient(lambda edge: edge_to_affinity(edge, RADIUS), edge),
+    )
 
 
 CASE = Case("path affinity in training", (32, 64, 128), prepare, tolerance=1e-2, show=lambda side: f"{side}x{side}")

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from measuring import Case, Row, compare, main
 from torch import Tensor
 
-from wsss_lib.refine.affinity import search_paths
-from wsss_lib.refine.random_walk import propagate
+from wsss_lib.ops.affinity import search_paths
+from wsss_lib.ops.random_walk import propagate
 
 REACHABLE = 47 * 63  # cells: a VOC image of half its side length at stride 4; 281 s and 1.2 GiB for one of 94x125
 

@@ -18,35 +18,40 @@ from measuring import Row, main, one_thread
 from torch.utils.data import DataLoader
 
 from data_prep.toy import make_toy_dataset
-from wsss_lib import artifacts, formats, stages, training
-from wsss_lib.config import Config, project_path
-from wsss_lib.costs import rib_flops
+from wsss_lib.config import Config
+from wsss_lib.core import files, training
+from wsss_lib.core.stage import folder_of
+from wsss_lib.core.training import poly_factor
 from wsss_lib.data import transforms
+from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import cam, rib
+from wsss_lib.methods.cam import build_classifier, train_classifier
+from wsss_lib.methods.rib import rib_flops
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
-from wsss_lib.training import poly_factor
 
 VOC_SIZE = (375, 500)
 GPU_FLOPS = 100e12  # sustained by a large GPU; an assumption
 GOAL, TOLERANCE = 3.0, 1e-3
 
 
-def plain_rib(net: cam.ClassActivationNet, weights: Path, image_id: str, rows: Iterator[list[int]],
-              config: Config) -> tuple[np.ndarray, np.ndarray]:
+def plain_rib(
+    net: cam.ClassActivationNet, weights: Path, image_id: str, rows: Iterator[list[int]], config: Config
+) -> tuple[np.ndarray, np.ndarray]:
     """Return classes and maps of one image; arguments as the official program has them, and the companions' rows."""
-    data = stages.open_data(config, config.train_split)
+    data = open_data(config, config.train_split)
     label = data.label(image_id)
     own = {int(number) for number in np.flatnonzero(label)}
     pool = [index for index, name in enumerate(data.ids) if not own & {int(c) for c in np.flatnonzero(data.label(name))}]
-    net.load_state_dict(formats.read_tensors(weights))
+    net.load_state_dict(files.read_tensors(weights))
     companions = rib.Companions(net, data, config).samples
     batches = [next(rows) for _ in range(config.rib_iterations)]
     assert set(sum(batches, [])) <= set(pool)
     loader = iter(DataLoader(companions, batch_sampler=[[(0, index) for index in batch] for batch in batches]))
-    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.weight_decay)
+    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.rib_weight_decay)
     rates = [group["lr"] for group in groups]
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.rib_momentum)
     pairs = []
     for scale in config.cam_scales:
         array = transforms.normalize(transforms.resize_image(data.image(image_id), scale), *normalization_of(config.backbone))
@@ -89,20 +94,20 @@ def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[
     Data and classifier are those of a finished `make demo`; without one, and for `quick`, small ones are made.
     """
     config = Config(num_workers=0, device="cpu", cam_epochs=1 if quick else 4)
-    weights = artifacts.stage_folder(config, "classifier", "cam") / "weights.safetensors"
+    weights = folder_of(cam.CLASSIFIER, config) / "weights.safetensors"
     finished = not quick and weights.is_file() and (project_path(config.data_root) / "dataset.json").is_file()
     if not finished:
         root = make_toy_dataset(folder / "toy", num_train=60 if quick else 600, num_val=1, progress=False)
         weights = folder / "own.safetensors"
         config = config.model_copy(update={"data_root": str(root)})
     training.seed_everything(config)
-    data = stages.open_data(config, config.train_split)
+    data = open_data(config, config.train_split)
     if not finished:
-        net = stages.build_classifier(config, data.num_classes)
-        stages.train_classifier(net, data, config, folder)
+        net = build_classifier(config, data.num_classes)
+        train_classifier(net, data, config, folder)
         training.save_weights(net, weights)
-    net = stages.build_classifier(config, data.num_classes, weights)
-    plain_net = stages.build_classifier(config, data.num_classes, weights).eval().to(memory_format=torch.channels_last)
+    net = build_classifier(config, data.num_classes, weights)
+    plain_net = build_classifier(config, data.num_classes, weights).eval().to(memory_format=torch.channels_last)
     ours_of = rib.rib_localization(net, data, config)
 
     # What ours makes once for a run, the companions' features and first pushes, is shared by all its images.
@@ -115,7 +120,7 @@ def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[
         ours_of([image_id], [data.image(image_id)], data.label(image_id)[None])
 
     plain_seconds, our_seconds, difference, results = 0.0, 0.0, 0.0, []
-    for number, image_id in enumerate(data.ids[:counts[-1]], start=1):
+    for number, image_id in enumerate(data.ids[: counts[-1]], start=1):
         label = data.label(image_id)
         start = time.process_time()
         classes, maps = plain_rib(plain_net, weights, image_id, companions.indices(image_id, label), config)
@@ -146,13 +151,16 @@ def measure(quick: bool = False) -> list[Row]:
     for count, (plain, ours, largest) in zip(counts, results, strict=True):
         if not largest <= TOLERANCE:
             raise RuntimeError(f"RIB: the maps differ by up to {largest:.1e}, more than {TOLERANCE:.0e}")
-        rows.append(Row("RIB, seconds an image", f"{count} of 96x96", plain, ours, plain / ours,
-                        GOAL if count == 40 else None, largest))
+        rows.append(
+            Row("RIB, seconds an image", f"{count} of 96x96", plain, ours, plain / ours, GOAL if count == 40 else None, largest)
+        )
     if not quick:
         plain, ours = rib_flops(preset_config("voc12", "rib", backbone_weights="none"), 20, VOC_SIZE)
         hours = 1000 / GPU_FLOPS / 3600
-        rows += [Row("RIB, operations", "1 of 375x500", plain / 1e12, ours / 1e12, plain / ours, unit="TFLOP"),
-                 Row("RIB at 100 TFLOP/s", "1,000 of 375x500", plain * hours, ours * hours, plain / ours, unit="hours")]
+        rows += [
+            Row("RIB, operations", "1 of 375x500", plain / 1e12, ours / 1e12, plain / ours, unit="TFLOP"),
+            Row("RIB at 100 TFLOP/s", "1,000 of 375x500", plain * hours, ours * hours, plain / ours, unit="hours"),
+        ]
     return rows
 
 

@@ -10,8 +10,23 @@ from importlib import import_module
 from measuring import Row, table
 
 # The quick ones first; the last measures no pair of formulations.
-NAMES = ("confusion", "threshold_sweep", "stored_maps_sweep", "map_storage", "input_pipeline", "path_affinity", "random_walk",
-         "affinitynet_walk", "visual_words", "drs", "kmeans", "inference", "rib", "crf", "coco_preparation")
+NAMES = (
+    "confusion",
+    "threshold_sweep",
+    "stored_maps_sweep",
+    "map_storage",
+    "input_pipeline",
+    "path_affinity",
+    "random_walk",
+    "affinitynet_walk",
+    "visual_words",
+    "drs",
+    "kmeans",
+    "inference",
+    "rib",
+    "crf",
+    "coco_preparation",
+)
 
 
 def measure(name: str, quick: bool) -> list[Row]:
@@ -34,8 +49,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     print(table(rows))
     goals, missed = [row for row in rows if row.goal is not None], [row for row in rows if row.missed]
     if goals:
-        print(f"\n{len(goals) - len(missed)} of {len(goals)} goals reached"
-              + "".join(f"\nmissed: {row.case}, {row.size}" for row in missed))
+        print(
+            f"\n{len(goals) - len(missed)} of {len(goals)} goals reached"
+            + "".join(f"\nmissed: {row.case}, {row.size}" for row in missed)
+        )
     return rows
 
 

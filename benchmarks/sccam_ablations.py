@@ -15,32 +15,50 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsss_lib import artifacts, formats, stages, training
-from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.methods import sccam, subcategories
+from wsss_lib.config import Config
+from wsss_lib.core import files, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import best_threshold_row, mean_part_recall
+from wsss_lib.core.stage import open_stage, run
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.methods import cam, sccam
+from wsss_lib.ops.thresholds import near_best_range
+from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
 from wsss_lib.results import with_spread
-from wsss_lib.thresholds import near_best_range
 
 CONTROLS = ("no sub-categories", "dealt at random")
-COLUMNS = {"miou": "best mIoU %", "threshold": "at", "low": "within 2 from", "high": "to", "head": "heads found",
-           "body": "bodies found", "purity": "purity", "chance": "by chance", "beside": "of company",
-           "beside_chance": "by chance"}
+COLUMNS = {
+    "miou": "best mIoU %",
+    "threshold": "at",
+    "low": "within 2 from",
+    "high": "to",
+    "head": "heads found",
+    "body": "bodies found",
+    "purity": "purity",
+    "chance": "by chance",
+    "beside": "of company",
+    "beside_chance": "by chance",
+}
 
 
 def scored(data: SegmentationDataset, folder: Path) -> dict[str, float]:
     """Return the best mIoU of a folder of maps, its threshold, the range within two points, and the parts found at 0.3."""
-    row = stages.score_maps(data, folder)
+    row = best_threshold_row(data, folder)
     low, high = near_best_range(row["thresholds"], row["curve"], within=2)
-    return {"miou": row["miou"], "threshold": row["threshold"], "low": low, "high": high,
-            **(stages.mean_part_recall(data, folder, 0.3) or {})}
+    return {
+        "miou": row["miou"],
+        "threshold": row["threshold"],
+        "low": low,
+        "high": high,
+        **(mean_part_recall(data, folder, 0.3) or {}),
+    }
 
 
 def purities(data: SegmentationDataset, assignment: np.ndarray) -> dict[str, float]:
     """Return the purity of the sub-categories of the classes with known kinds: by kind, and by the classes beside it."""
     file = data.root / "subcategories.csv"
-    kinds = subcategories.read_subcategories(file) if file.is_file() else {}
+    kinds = sccam.read_subcategories(file) if file.is_file() else {}
     rng, rows = np.random.default_rng(0), []
     for number, name in enumerate(data.classes):
         members = [i for i in np.flatnonzero(data.labels[:, number]) if (data.ids[i], name) in kinds]
@@ -48,11 +66,14 @@ def purities(data: SegmentationDataset, assignment: np.ndarray) -> dict[str, flo
             continue
         clusters = assignment[members, number]
         row = {}
-        for words, truth in (("purity", [kinds[data.ids[i], name] for i in members]),
-                             ("beside", ["".join(map(str, data.labels[i])) for i in members])):
-            row[words] = subcategories.purity(clusters, truth)
-            row["chance" if words == "purity" else "beside_chance"] = float(np.mean(
-                [subcategories.purity(rng.permutation(clusters), truth) for _ in range(20)]))
+        for words, truth in (
+            ("purity", [kinds[data.ids[i], name] for i in members]),
+            ("beside", ["".join(map(str, data.labels[i])) for i in members]),
+        ):
+            row[words] = sccam.purity(clusters, truth)
+            row["chance" if words == "purity" else "beside_chance"] = float(
+                np.mean([sccam.purity(rng.permutation(clusters), truth) for _ in range(20)])
+            )
         rows.append(row)
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} if rows else {}
 
@@ -60,7 +81,7 @@ def purities(data: SegmentationDataset, assignment: np.ndarray) -> dict[str, flo
 def maps_of(net: sccam.SubcategoryNet, data: SegmentationDataset, config: Config) -> dict[str, float]:
     """Make the maps of some images in a temporary folder and score them."""
     with tempfile.TemporaryDirectory() as folder:
-        stages.make_maps(sccam.sccam_localization(net, config), data, config, Path(folder))
+        make_maps(sccam.sccam_localization(net, config), data, config, Path(folder))
         return scored(data, Path(folder))
 
 
@@ -78,33 +99,30 @@ def control(name: str, data: SegmentationDataset, assignment: np.ndarray, config
     return net
 
 
-def made_rounds(config: Config, data: SegmentationDataset, device: torch.device) -> list[Path]:
+def made_rounds(config: Config) -> list[Path]:
     """Return the folders of all rounds, as notebook 60 makes them."""
-    classifier = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-    net = stages.build_classifier(classifier.configuration(config), data.num_classes, classifier.folder / "weights.safetensors")
-    rounds = sccam.make_rounds(classifier, net.to(device).eval().backbone, data, stages.data_hash(data), config)
-    return [stage.folder for stage in rounds]
+    return [run(stage, config).folder for stage in sccam.rounds(config)]
 
 
 def run_seed(config: Config, images: int, controls: list[str], rows: dict, out: Path) -> None:
     """Score the rounds and controls of one seed that `rows` does not hold yet."""
     device = training.seed_everything(config)
-    data = stages.open_data(config, config.train_split)
-    some = stages.open_data(config.model_copy(update={"limit": min(images or len(data), len(data))}), config.score_split)
+    data = open_data(config, config.train_split)
+    some = open_data(config.model_copy(update={"limit": min(images or len(data), len(data))}), config.score_split)
     finished = rows.setdefault(str(config.seed), {})
     if "CAM" not in finished:
-        finished["CAM"] = scored(some, artifacts.open_stage(config, "maps", "10_cam", method="cam").folder)
-    folders = made_rounds(config, data, device)
-    tables = [subcategories.assignment_of(folder / "subcategories.csv", data, config.sccam_clusters) for folder in folders]
+        finished["CAM"] = scored(some, open_stage(cam.MAPS, config).folder)
+    folders = made_rounds(config)
+    tables = [sccam.assignment_of(folder / "subcategories.csv", data, config.sccam_clusters) for folder in folders]
     for name, folder, table in zip([f"round {t + 1}" for t in range(len(folders))], folders, tables, strict=True):
         if name not in finished:
             net = sccam.build_sccam(config, data.num_classes, folder / "weights.safetensors").to(device)
             finished[name] = maps_of(net, some, config) | purities(data, table)
-            formats.write_json(out, rows)
+            files.write_json(out, rows)
     for name in controls:
         if name not in finished:
             finished[name] = maps_of(control(name, data, tables[0], config), some, config)
-            formats.write_json(out, rows)
+            files.write_json(out, rows)
 
 
 def table(rows: dict) -> str:
@@ -133,11 +151,16 @@ def main(arguments: list[str] | None = None) -> dict:
         print("This takes about three minutes of one core for each seed at smoke size; name them: --seeds 0 1 2")
         return {}
     out = project_path(options.out)
-    rows = formats.read_json(out) if out.is_file() else {}
+    rows = files.read_json(out) if out.is_file() else {}
     for seed in options.seeds:
-        run_seed(preset_config(options.preset, "sccam", seed=seed, runs_root=options.runs_root), options.images,
-                 options.controls, rows, out)
-    formats.write_json(out, rows)
+        run_seed(
+            preset_config(options.preset, "sccam", seed=seed, runs_root=options.runs_root),
+            options.images,
+            options.controls,
+            rows,
+            out,
+        )
+    files.write_json(out, rows)
     print(table(rows))
     return rows
 

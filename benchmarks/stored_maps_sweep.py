@@ -15,11 +15,11 @@ from measuring import Case, Row, compare, main
 from PIL import Image
 from scipy.ndimage import zoom
 
-from wsss_lib import stages
+from wsss_lib.core.files import write_maps, write_mask
+from wsss_lib.core.scoring import full_size_maps, sweep_maps
 from wsss_lib.data.dataset import VOC_CLASSES, SegmentationDataset
-from wsss_lib.formats import write_maps, write_mask
-from wsss_lib.metrics import confusion_matrix
-from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
+from wsss_lib.ops.metrics import confusion_matrix
+from wsss_lib.ops.seeds import argmax_with_background, upsample_scores
 
 SIZE = (375, 500)
 THRESHOLDS = np.linspace(0.01, 1, 100)
@@ -51,10 +51,12 @@ def plain_counts(data: SegmentationDataset, maps_folder: Path) -> np.ndarray:
     """The plain formulation, to compare: a mask and a confusion matrix for each threshold."""
     total = np.zeros((len(THRESHOLDS), data.num_classes + 1, data.num_classes + 1), np.int64)
     for image_id in data.ids:
-        classes, scores = stages.full_size_maps(maps_folder, image_id)
+        classes, scores = full_size_maps(maps_folder, image_id)
         truth = data.mask(image_id)
-        total += [confusion_matrix(truth, argmax_with_background(scores, classes, threshold), data.num_classes + 1)
-                  for threshold in THRESHOLDS]
+        total += [
+            confusion_matrix(truth, argmax_with_background(scores, classes, threshold), data.num_classes + 1)
+            for threshold in THRESHOLDS
+        ]
     return total
 
 
@@ -62,11 +64,12 @@ def prepare(count: int):
     folder = tempfile.TemporaryDirectory()  # lives as long as the functions that are returned
     data = write_images(Path(folder.name), count)
     maps = Path(folder.name) / "maps"
-    return lambda: plain_counts(data, maps), lambda folder=folder: stages.sweep_maps(data, maps, THRESHOLDS).confusions()
+    return lambda: plain_counts(data, maps), lambda folder=folder: sweep_maps(data, maps, THRESHOLDS).confusions()
 
 
-CASE = Case("sweep of stored maps", (2, 5, 10), prepare, tolerance=0, goal=10, pairs=3,
-            show=lambda count: f"{count} of 375x500")
+CASE = Case(
+    "sweep of stored maps", (2, 5, 10), prepare, tolerance=0, goal=10, pairs=3, show=lambda count: f"{count} of 375x500"
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

@@ -9,7 +9,7 @@ import numpy as np
 from measuring import Case, Row, compare, main
 from scipy.ndimage import zoom
 
-from wsss_lib.thresholds import ThresholdSweep
+from wsss_lib.ops.thresholds import ThresholdSweep
 
 NUM_CLASSES = 21
 THRESHOLDS = np.arange(0.01, 0.605, 0.01)  # 60
@@ -58,8 +58,9 @@ def prepare(size: tuple[int, int]):
     return lambda: one_pass_per_threshold(images), lambda: one_pass(images)
 
 
-CASE = Case("threshold sweep", ((100, 125), (375, 500), (750, 1000)), prepare, tolerance=0, goal=20, goal_size=(375, 500),
-            pairs=3)
+CASE = Case(
+    "threshold sweep", ((100, 125), (375, 500), (750, 1000)), prepare, tolerance=0, goal=20, goal_size=(375, 500), pairs=3
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

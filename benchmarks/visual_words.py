@@ -31,8 +31,9 @@ def our_encode(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return words.assignment, words.histogram
 
 
-def with_gradient(encoder: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], features: Tensor,
-                  codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def with_gradient(
+    encoder: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], features: Tensor, codebook: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return assignment, histogram, and the codebook's gradient of a weighted sum of the histogram."""
     codebook = codebook.clone().requires_grad_()
     assignment, histogram = encoder(features, codebook)
@@ -47,8 +48,9 @@ def prepare(channels: int):
     return lambda: with_gradient(naive_encode, features, codebook), lambda: with_gradient(our_encode, features, codebook)
 
 
-CASE = Case("VWE's encoder", (128, 512, 2048), prepare, tolerance=1e-4, goal=5, pairs=3,
-            show=lambda channels: f"{channels:,} channels")
+CASE = Case(
+    "VWE's encoder", (128, 512, 2048), prepare, tolerance=1e-4, goal=5, pairs=3, show=lambda channels: f"{channels:,} channels"
+)
 
 
 def measure(quick: bool = False) -> list[Row]:

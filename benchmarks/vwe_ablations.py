@@ -11,10 +11,13 @@ import argparse
 import torch
 from torch import nn
 
-from wsss_lib import artifacts, formats, stages, training
 from wsss_lib.config import Config
+from wsss_lib.core import files, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import best_threshold_row, mean_part_recall
+from wsss_lib.core.stage import open_stage, run_folder_of
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.methods import cam, vwe
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.presets import preset_config
@@ -41,16 +44,25 @@ def run(name: str, base: Config, images: int) -> dict:
     """Train one variant with one seed and score its maps; return its row, from an earlier run if there is one."""
     gamma, levels, with_words, values, fixed = VARIANTS[name]
     config = base.model_copy(update=values)
-    classifier = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-    folder = artifacts.stage_folder(config, "".join(letter if letter.isalnum() else "_" for letter in name), "vwe_ablations")
-    settings = {"variant": name, "images": images, "classifier": classifier.results(),
-                **config.parameters_of("cam_", "vwe_")}
+    classifier = open_stage(cam.CLASSIFIER, config)
+    folder = (
+        run_folder_of(config)
+        / "vwe_ablations"
+        / f"seed{config.seed}"
+        / "".join(letter if letter.isalnum() else "_" for letter in name)
+    )
+    settings = {
+        "variant": name,
+        "images": images,
+        "classifier": classifier.files.results(),
+        **config.parameters_of("cam_*", "vwe_*"),
+    }
     record = folder / "row.json"
-    if record.is_file() and (row := formats.read_json(record))["settings"] == settings:
+    if record.is_file() and (row := files.read_json(record))["settings"] == settings:
         return row
     device = training.seed_everything(config)
-    data = stages.open_data(config, config.train_split)
-    scored = stages.open_data(config.model_copy(update={"limit": min(images, len(data))}), config.score_split)
+    data = open_data(config, config.train_split)
+    scored = open_data(config.model_copy(update={"limit": min(images, len(data))}), config.score_split)
     net = vwe.build_vwe(config, data.num_classes, classifier.folder / "weights.safetensors").to(device)
     net.gamma, net.levels = gamma, levels
     if fixed and isinstance(net.codebook, nn.Parameter):
@@ -60,11 +72,16 @@ def run(name: str, base: Config, images: int) -> dict:
         leftover.unlink(missing_ok=True)
     vwe.train_vwe(net, data, config, folder, vwe.losses if with_words else cam.classification_loss)
     training.save_weights(net, weights)
-    stages.make_maps(vwe.vwe_localization(net, config), scored, config, maps)
-    row = {"settings": settings, **stages.score_maps(scored, maps), "recall": stages.mean_part_recall(scored, maps, 0.3),
-           "first": training.read_log(folder)[0], "last": training.read_log(folder)[-1],
-           "words_used": words_used(net, scored, config) if with_words else None}
-    formats.write_json(record, row)
+    make_maps(vwe.vwe_localization(net, config), scored, config, maps)
+    row = {
+        "settings": settings,
+        **best_threshold_row(scored, maps),
+        "recall": mean_part_recall(scored, maps, 0.3),
+        "first": training.read_log(folder)[0],
+        "last": training.read_log(folder)[-1],
+        "words_used": words_used(net, scored, config) if with_words else None,
+    }
+    files.write_json(record, row)
     return row
 
 
@@ -82,8 +99,11 @@ def words_used(net: vwe.VisualWordNet, data: SegmentationDataset, config: Config
 
 def describe(name: str, rows: list[dict]) -> str:
     """Return one line of the table."""
-    cells = [name.ljust(34), with_spread([row["miou"] for row in rows]).rjust(12),
-             with_spread([row["threshold"] for row in rows], 2).rjust(12)]
+    cells = [
+        name.ljust(34),
+        with_spread([row["miou"] for row in rows]).rjust(12),
+        with_spread([row["threshold"] for row in rows], 2).rjust(12),
+    ]
     recalls = [row["recall"]["body"] for row in rows if row["recall"]]
     cells.append((with_spread(recalls, 2) if recalls else "-").rjust(12))
     used = [row["words_used"] for row in rows]
@@ -102,8 +122,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict]]:
     print(f"{'variant':34} {'best mIoU %':>12} {'threshold':>12} {'body recall':>12} {'words used':>14}   mIoU of each seed")
     table = {}
     for name in names:
-        table[name] = [run(name, preset_config(options.preset, "vwe", seed=seed), options.images)
-                       for seed in options.seeds]
+        table[name] = [run(name, preset_config(options.preset, "vwe", seed=seed), options.images) for seed in options.seeds]
         print(describe(name, table[name]), flush=True)
     return table
 

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_prep.pictures import FORMATS
 from data_prep.workers import map_images
-from wsss_lib.data.dataset import IGNORE, DataError, read_classes, read_labels, read_split, voc_palette
+from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, voc_palette
+from wsss_lib.data.dataset import read_classes, read_labels, read_split
+from wsss_lib.errors import DataError
 
 KINDS = ("list", "missing", "unreadable", "size", "palette", "unknown class", "label")
 
@@ -69,8 +70,14 @@ class Report:
         return lines + [f"{kind}: {self.counts[kind]}, the first is {self.first[kind]}" for kind in KINDS if self.counts[kind]]
 
 
-def check_dataset(root: Path | str, splits: Sequence[str] = (), labels: Path | str = "", mask_folder: str = "",
-                  progress: bool = True, workers: int | None = None) -> Report:
+def check_dataset(
+    root: Path | str,
+    splits: Sequence[str] = (),
+    labels: Path | str = "",
+    mask_folder: str = "",
+    progress: bool = True,
+    workers: int | None = None,
+) -> Report:
     """Check the lists, labels, images and masks of a data set in bounded memory.
 
     Args:
@@ -91,8 +98,10 @@ def check_dataset(root: Path | str, splits: Sequence[str] = (), labels: Path | s
     root = Path(root)
     known = sorted(path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt"))
     if not known:
-        raise DataError(f"{root / 'ImageSets/Segmentation'}: there is no list of images; give the folder that holds "
-                        "ImageSets, or prepare the data first with python -m data_prep.voc12, .coco14 or .toy")
+        raise DataError(
+            f"{root / 'ImageSets/Segmentation'}: there is no list of images; give the folder that holds "
+            "ImageSets, or prepare the data first with python -m data_prep.voc12, .coco14 or .toy"
+        )
     classes, report = read_classes(root), Report()
     table = _table(Path(labels) if labels else root / "labels.csv", classes, report)
     folders: dict[str, set[str]] = {}  # image id to the folders that should hold its mask
@@ -105,12 +114,20 @@ def check_dataset(root: Path | str, splits: Sequence[str] = (), labels: Path | s
             continue
         with_masks = split != "test" and (root / folder).is_dir()
         if not with_masks:
-            report.notes.append(f"masks of {split}: not checked, " + ("as VOC publishes none" if split == "test" else
-                                                                      f"there is no folder {folder}"))
+            report.notes.append(
+                f"masks of {split}: not checked, "
+                + ("as VOC publishes none" if split == "test" else f"there is no folder {folder}")
+            )
         for image_id in ids:
             if image_id not in folders and table is not None and image_id not in table and split != "test":
-                report.add([Problem("label", f"{labels or root / 'labels.csv'}: no row for image {image_id!r} of {split}; "
-                                             "make the table again")])
+                report.add(
+                    [
+                        Problem(
+                            "label",
+                            f"{labels or root / 'labels.csv'}: no row for image {image_id!r} of {split}; make the table again",
+                        )
+                    ]
+                )
             folders.setdefault(image_id, set()).update({folder} if with_masks else ())
     check_one = partial(_check_image, root=root, num_classes=len(classes))
     tasks = [(image_id, tuple(sorted(names))) for image_id, names in folders.items()]
@@ -138,7 +155,7 @@ def _check_image(task: tuple[str, tuple[str, ...]], root: Path, num_classes: int
     path = root / "JPEGImages" / f"{image_id}.jpg"
     size, problems = None, []
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             image.convert("RGB")
             size = image.size
     except FileNotFoundError:
@@ -152,7 +169,7 @@ def _check_image(task: tuple[str, tuple[str, ...]], root: Path, num_classes: int
 def _problem_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> Problem | None:
     """Return what is wrong with a mask, if anything; `size` is (width, height) of its image."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             mode, palette, mask = image.mode, image.getpalette(), np.array(image)
     except FileNotFoundError:
         return Problem("missing", f"{path}: make it again from the annotation")
@@ -161,17 +178,24 @@ def _problem_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int)
     if mode not in ("P", "L"):
         return Problem("palette", f"{path}: has mode {mode}; masks are 8-bit palette or grey PNGs of class indices")
     if size and mask.shape[::-1] != size:
-        return Problem("size", f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels, its image has {size[0]}x{size[1]}; make it "
-                               "again")
+        return Problem(
+            "size", f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels, its image has {size[0]}x{size[1]}; make it again"
+        )
     values = np.unique(mask)
     foreign = values[(values > num_classes) & (values != IGNORE)]
     if foreign.size:
-        return Problem("unknown class", f"{path}: holds the value {foreign[0]}, but there are only {num_classes} classes; "
-                                        "check dataset.json or make the mask again")
+        return Problem(
+            "unknown class",
+            f"{path}: holds the value {foreign[0]}, but there are only {num_classes} classes; "
+            "check dataset.json or make the mask again",
+        )
     colours = np.array(palette or [], np.uint8).reshape(-1, 3)
     if mode == "P" and (len(colours) <= values.max() or (colours[values] != voc_palette()[values]).any()):
-        return Problem("palette", f"{path}: its colours are not VOC's; the indices may mean other classes, write it again with "
-                                  "wsss_lib.formats.write_mask")
+        return Problem(
+            "palette",
+            f"{path}: its colours are not VOC's; the indices may mean other classes, write it again with "
+            "wsss_lib.core.files.write_mask",
+        )
     return None
 
 
@@ -185,8 +209,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("root", type=Path, help="devkit folder, the one that holds JPEGImages")
     parser.add_argument("--split", action="append", default=[], metavar="NAME", help="list to check, e.g. train (default: all)")
     parser.add_argument("--labels", default="", metavar="CSV", help="label table (default: ROOT/labels.csv)")
-    parser.add_argument("--mask-folder", default="", metavar="NAME", help="folder of all masks below ROOT (default: "
-                        "SegmentationClass; for train_aug SegmentationClassAug)")
+    parser.add_argument(
+        "--mask-folder",
+        default="",
+        metavar="NAME",
+        help="folder of all masks below ROOT (default: SegmentationClass; for train_aug SegmentationClassAug)",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: up to 4)")
     options = parser.parse_args(arguments)
     try:

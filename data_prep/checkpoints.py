@@ -23,8 +23,8 @@ from torch import Tensor
 from data_prep.restricted import read_checkpoint, read_npy
 from data_prep.weight_layouts import Layout, Shape, layouts
 from data_prep.writing import write_new
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import read_json, read_tensors
+from wsss_lib.core.files import read_json, read_tensors
+from wsss_lib.errors import DataError
 
 EXPORTS = ("irn-cam", "irn", "deeplab-v2", "deeplab-v3plus")
 HIGHEST = {"C": 254, "K": 255, "S": 100, "W": 4096}  # values of a layout's letters; masks have 8 bits
@@ -53,13 +53,17 @@ class Comparison(NamedTuple):
         return len(self.missing) + len(self.foreign) + len(self.wrong)
 
     def __str__(self) -> str:
-        parts = [f"{len(names)} weights are {word} (first: {names[0]})"
-                 for word, names in (("missing", self.missing), ("foreign", self.foreign)) if names]
+        parts = [
+            f"{len(names)} weights are {word} (first: {names[0]})"
+            for word, names in (("missing", self.missing), ("foreign", self.foreign))
+            if names
+        ]
         return " and ".join(parts + self.wrong[:1])
 
 
-def convert(content: dict[str, Any], name: str, source: str,
-            codebook: Tensor | None = None) -> tuple[dict[str, Tensor], Layout, dict[str, int]]:
+def convert(
+    content: dict[str, Any], name: str, source: str, codebook: Tensor | None = None
+) -> tuple[dict[str, Tensor], Layout, dict[str, int]]:
     """Turn the content of an official file into our names.
 
     Args:
@@ -83,8 +87,11 @@ def convert(content: dict[str, Any], name: str, source: str,
         others = [other for other in layouts() if not _closest(weights, layouts()[other])[1].problems]
         hint = f"; its weights are those of format {others[0]}" if others else "; was it made by another program or version?"
         raise DataError(f"{source}: not the weights of {layout.network}: {comparison}{hint}")
-    result = {ours: _ready(comparison.found[official], official, source)
-              for official, (_, ours) in layout.keys.items() if official in comparison.found}
+    result = {
+        ours: _ready(comparison.found[official], official, source)
+        for official, (_, ours) in layout.keys.items()
+        if official in comparison.found
+    }
     if "codebook" in result:
         result["codebook"] = result["codebook"].flatten(1)  # (W, 2048, 1, 1) to (W, 2048)
     if name == "vwe":
@@ -210,14 +217,21 @@ def _ready(value: Tensor, key: str, source: str) -> Tensor:
 def _separate_codebook(layout: Layout, words: int, codebook: Tensor | None, source: str) -> dict[str, Tensor]:
     inside = any(new == "codebook" for _, new in layout.keys.values())
     if inside != (codebook is None):
-        raise DataError(f"{source}: the weights of {layout.network} " + (
-            "hold their codebook: leave out --codebook" if inside else
-            "lack the codebook: its authors keep it in a .npy file, give that with --codebook"))
+        raise DataError(
+            f"{source}: the weights of {layout.network} "
+            + (
+                "hold their codebook: leave out --codebook"
+                if inside
+                else "lack the codebook: its authors keep it in a .npy file, give that with --codebook"
+            )
+        )
     if inside:
         return {}
     if tuple(codebook.shape) != (words, 2048) or not codebook.is_floating_point():
-        raise DataError(f"{source}: the codebook has shape {tuple(codebook.shape)} instead of ({words}, 2048); give the one "
-                        "that was saved with these weights")
+        raise DataError(
+            f"{source}: the codebook has shape {tuple(codebook.shape)} instead of ({words}, 2048); give the one "
+            "that was saved with these weights"
+        )
     return {"codebook": codebook.float(), "bank_filled": torch.tensor(True)}
 
 
@@ -253,8 +267,10 @@ def convert_file(path: Path, name: str, output: Path, codebook: Path | None = No
     write_new(output, content, overwrite, [path, codebook or path])
     classes = f", {letters['C']} classes" if "C" in letters else ""
     numbers = sum(map(Tensor.numel, tensors.values()))
-    return (f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {numbers:,} numbers\n"
-            f"take it with a preset of published sizes and {layout.usage.format_map(letters).replace('FILE', str(output))}")
+    return (
+        f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {numbers:,} numbers\n"
+        f"take it with a preset of published sizes and {layout.usage.format_map(letters).replace('FILE', str(output))}"
+    )
 
 
 def export_file(path: Path, name: str, output: Path, overwrite: bool = False) -> str:
@@ -277,9 +293,11 @@ def export_file(path: Path, name: str, output: Path, overwrite: bool = False) ->
     record = path.parent / "begun.json"
     backbone = read_json(record)["parameters"].get("deeplab_backbone") if record.is_file() else None
     if name == "deeplab-v2" and backbone not in (None, "resnet101_caffe"):
-        raise DataError(f"{path}: was trained with deeplab_backbone {backbone}, but the official program computes in Caffe's "
-                        "form and would give other results; train with -p deeplab_backbone resnet101_caffe, or export as "
-                        "deeplab-v3plus what was trained as that")
+        raise DataError(
+            f"{path}: was trained with deeplab_backbone {backbone}, but the official program computes in Caffe's "
+            "form and would give other results; train with -p deeplab_backbone resnet101_caffe, or export as "
+            "deeplab-v3plus what was trained as that"
+        )
     content = export(read_tensors(path), name, str(path))
     buffer = io.BytesIO()  # torch.save itself reports a full disk as no OSError
     torch.save(content, buffer)

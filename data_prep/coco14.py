@@ -31,15 +31,27 @@ from data_prep.unpack import unpack
 from data_prep.voc_labels import label_table
 from data_prep.workers import map_images
 from data_prep.writing import check_tables, description, write_new, write_tables
-from wsss_lib.data.dataset import IGNORE, DataError, image_size
-from wsss_lib.formats import write_atomically, write_json, write_mask
+from wsss_lib.core.files import IGNORE, image_size, write_atomically, write_json, write_mask
+from wsss_lib.errors import DataError
 
 MASK_FOLDERS = {"paint": "SegmentationClass", "ignore": "SegmentationClassCrowd255"}
-IMAGE_FOLDERS = ("JPEGImages", "train2014", "val2014", "images", "train2017", "val2017", "JPEGImages/train2014",
-                 "JPEGImages/val2014", "images/train2014", "images/val2014")
+IMAGE_FOLDERS = (
+    "JPEGImages",
+    "train2014",
+    "val2014",
+    "images",
+    "train2017",
+    "val2017",
+    "JPEGImages/train2014",
+    "JPEGImages/val2014",
+    "images/train2014",
+    "images/val2014",
+)
 ANNOTATIONS_REMEDY = f"is made from {COCO14_SOURCES['annotations'].name}, {COCO_PAGE}"
-REMEDIES = {"JPEGImages": f"comes from train2014.zip and val2014.zip, {COCO_PAGE}",
-            "": "run python -m data_prep.coco14 on this folder"}
+REMEDIES = {
+    "JPEGImages": f"comes from train2014.zip and val2014.zip, {COCO_PAGE}",
+    "": "run python -m data_prep.coco14 on this folder",
+}
 REMEDIES |= dict.fromkeys((*COCO14_LISTS, *MASK_FOLDERS.values()), ANNOTATIONS_REMEDY)
 
 
@@ -61,11 +73,21 @@ class Task(NamedTuple):
     places: list[tuple[int, int]]
 
 
-def prepare_coco14(root: Path | str, train: Path | str | None = None, val: Path | str | None = None,
-                   images: Sequence[Path | str] = (), archives: Path | str | None = None, crowd: str = "paint",
-                   fetch: bool = True, partial_data: bool = False, progress: bool = True, workers: int | None = None,
-                   sources: dict[str, Source] = COCO14_SOURCES, lists: dict[str, ListFacts] = COCO14_LISTS,
-                   overwrite: bool = False) -> list[Finding]:
+def prepare_coco14(
+    root: Path | str,
+    train: Path | str | None = None,
+    val: Path | str | None = None,
+    images: Sequence[Path | str] = (),
+    archives: Path | str | None = None,
+    crowd: str = "paint",
+    fetch: bool = True,
+    partial_data: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+    sources: dict[str, Source] = COCO14_SOURCES,
+    lists: dict[str, ListFacts] = COCO14_LISTS,
+    overwrite: bool = False,
+) -> list[Finding]:
     """Make the data set, or complete one that was interrupted.
 
     Args:
@@ -103,8 +125,7 @@ def prepare_coco14(root: Path | str, train: Path | str | None = None, val: Path 
         paths = {split: root / "annotations" / f"instances_{split}2014.json" for split in ("train", "val")}
         if not all(path.is_file() for path in paths.values()):
             names = {f"annotations/{path.name}" for path in paths.values()}
-            unpack(get(sources["annotations"]), root, lambda name: name if name in names else None, progress,
-                   overwrite)
+            unpack(get(sources["annotations"]), root, lambda name: name if name in names else None, progress, overwrite)
     instances = {split: read_instances(path) for split, path in paths.items()}
     twice = set.intersection(*(set(index.images) for index in instances.values())) if len(instances) > 1 else ()
     if twice:
@@ -120,9 +141,13 @@ def prepare_coco14(root: Path | str, train: Path | str | None = None, val: Path 
             _unpack_images(get(sources[split]), root, index, progress, overwrite)
             where[split] = _find_images(root, index, images)
         _check_found(root, split, index, where[split], partial_data)
-    tasks = [Task(image_id(number), where[split][number], (entry.height, entry.width), index.path, places)
-             for split, index in instances.items() for number, places in index.places().items()
-             if number in where[split] for entry in [index.images[number]]]
+    tasks = [
+        Task(image_id(number), where[split][number], (entry.height, entry.width), index.path, places)
+        for split, index in instances.items()
+        for number, places in index.places().items()
+        if number in where[split]
+        for entry in [index.images[number]]
+    ]
     work = partial(_prepare_image, root=root, mask_folder=MASK_FOLDERS[crowd], ignore_crowd=crowd == "ignore")
     for _ in map_images(work, tasks, "images and masks", progress, workers):
         pass
@@ -130,13 +155,16 @@ def prepare_coco14(root: Path | str, train: Path | str | None = None, val: Path 
     write_tables(root, tables, overwrite)
     write_new(root / "dataset.json", facts, overwrite)
     (root / "unfinished.json").unlink(missing_ok=True)
-    found = [Finding("have", f"images of {split}", f"{len(where[split])} of {len(index.images)} that {index.path.name} names")
-             for split, index in instances.items()]
+    found = [
+        Finding("have", f"images of {split}", f"{len(where[split])} of {len(index.images)} that {index.path.name} names")
+        for split, index in instances.items()
+    ]
     return found + survey_coco14(root, {} if partial_data else lists, crowd, tuple(instances))
 
 
-def survey_coco14(root: Path, lists: dict[str, ListFacts] = COCO14_LISTS, crowd: str = "paint",
-                  splits: Sequence[str] = ("train", "val")) -> list[Finding]:
+def survey_coco14(
+    root: Path, lists: dict[str, ListFacts] = COCO14_LISTS, crowd: str = "paint", splits: Sequence[str] = ("train", "val")
+) -> list[Finding]:
     """Return what of the data set is there, missing or wrong, without decoding an image.
 
     Args:
@@ -158,8 +186,10 @@ def _begin(root: Path, parameters: dict[str, str], tables: dict[str, str], overw
     """Refuse another data set, mark the folder as unfinished, and clear up after a run that was killed."""
     for name in ("dataset.json", "unfinished.json"):
         if (root / name).is_file() and description(root, name).get("annotations_sha256") != parameters:
-            raise DataError(f"{root / name}: the folder holds another data set, or was made from other annotation files; give "
-                            "another folder, or move this file and the folders of masks away")
+            raise DataError(
+                f"{root / name}: the folder holds another data set, or was made from other annotation files; give "
+                "another folder, or move this file and the folders of masks away"
+            )
     check_tables(root, tables, overwrite)
     for folder in ("JPEGImages", *MASK_FOLDERS.values()):
         for leftover in (root / folder).glob(".writing-*"):
@@ -193,9 +223,11 @@ def _unpack_images(archive: Path, root: Path, index: Instances, progress: bool, 
 def _check_found(root: Path, split: str, index: Instances, found: dict[int, Path], partial_data: bool) -> None:
     missing = [entry.file_name for number, entry in index.images.items() if number not in found]
     if not found or missing and not partial_data:
-        raise FileNotFoundError(f"{root}: {len(missing)} of {len(index.images)} images of {split} are missing, the first is "
-                                f"{missing[0]}; give their folder with --images, or put {split}2014.zip from {COCO_PAGE} into "
-                                f"{root / 'archives'}; a part of the data is accepted with --partial")
+        raise FileNotFoundError(
+            f"{root}: {len(missing)} of {len(index.images)} images of {split} are missing, the first is "
+            f"{missing[0]}; give their folder with --images, or put {split}2014.zip from {COCO_PAGE} into "
+            f"{root / 'archives'}; a part of the data is accepted with --partial"
+        )
 
 
 def _prepare_image(task: Task, root: Path, mask_folder: str, ignore_crowd: bool) -> None:
@@ -207,16 +239,19 @@ def _prepare_image(task: Task, root: Path, mask_folder: str, ignore_crowd: bool)
         return
     width, height = image_size(image)
     if (height, width) != task.size:
-        raise DataError(f"{image}: the image has {width}x{height} pixels, but {task.json} says {task.size[1]}x{task.size[0]}; "
-                        "fetch the image again")
+        raise DataError(
+            f"{image}: the image has {width}x{height} pixels, but {task.json} says {task.size[1]}x{task.size[0]}; "
+            "fetch the image again"
+        )
     try:
         values = mask_of_annotations(read_annotations(task.json, task.places), task.size, ignore_crowd)
     except DataError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DataError(f"{task.json}: an annotation of image {int(task.image_id)} cannot be used ({problem}); fetch the file "
-                        "again") from None
+        raise DataError(
+            f"{task.json}: an annotation of image {int(task.image_id)} cannot be used ({problem}); fetch the file again"
+        ) from None
     write_mask(mask, values)
 
 
@@ -258,8 +293,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--val", type=Path, metavar="JSON", help="instances of the validation images")
     parser.add_argument("--images", type=Path, metavar="FOLDER", action="append", default=[], help="where images lie already")
     parser.add_argument("--archives", type=Path, metavar="FOLDER", help="of the official archives (default: ROOT/archives)")
-    parser.add_argument("--crowd", choices=list(MASK_FOLDERS), default="paint", help="crowd regions: their class, or 255 in "
-                        f"masks of the folder {MASK_FOLDERS['ignore']} (default: paint)")
+    parser.add_argument(
+        "--crowd",
+        choices=list(MASK_FOLDERS),
+        default="paint",
+        help=f"crowd regions: their class, or 255 in masks of the folder {MASK_FOLDERS['ignore']} (default: paint)",
+    )
     parser.add_argument("--no-download", action="store_true", help="use only what is there")
     parser.add_argument("--partial", action="store_true", help="accept a part of the official images")
     parser.add_argument("--overwrite", action="store_true", help="replace lists and labels that others made")
@@ -270,9 +309,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problem = ""
     try:
         if not options.status:
-            counts = prepare_coco14(options.root, options.train, options.val, options.images, options.archives, options.crowd,
-                                    not options.no_download, options.partial, workers=options.workers,
-                                    overwrite=options.overwrite)
+            counts = prepare_coco14(
+                options.root,
+                options.train,
+                options.val,
+                options.images,
+                options.archives,
+                options.crowd,
+                not options.no_download,
+                options.partial,
+                workers=options.workers,
+                overwrite=options.overwrite,
+            )
             report(found for found in counts if found.what.startswith("images"))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         problem = f"{error}\n"

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES, INDEX_OF_ID
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 LIMIT = 1 << 26  # characters of the longest element; the longest of COCO have less than a hundredth
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -104,8 +104,9 @@ def read_instances(path: Path) -> Instances:
                 seen.add((value["id"], value["name"]))
         except (KeyError, TypeError, ValueError) as error:
             problem = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise DataError(f"{path}: entry of {name!r} at byte {begin} cannot be used ({problem}); fetch the file "
-                            "again") from None
+            raise DataError(
+                f"{path}: entry of {name!r} at byte {begin} cannot be used ({problem}); fetch the file again"
+            ) from None
     foreign = seen - set(zip(CATEGORY_IDS, COCO_CLASSES, strict=True))
     if foreign or not found.images:
         reason = f"category {min(foreign)} is none of COCO's 80" if foreign else "it names no images"
@@ -144,8 +145,9 @@ def _add_image(found: Instances, value: dict[str, Any]) -> None:
     number = _whole(value["id"], 0, 10**12 - 1)
     if number in found.images:
         raise ValueError(f"image {number} stands there twice")
-    found.images[number] = CocoImage(_name(value["file_name"]), _whole(value["height"], 1, 10**5),
-                                     _whole(value["width"], 1, 10**5))
+    found.images[number] = CocoImage(
+        _name(value["file_name"]), _whole(value["height"], 1, 10**5), _whole(value["width"], 1, 10**5)
+    )
 
 
 def _add_annotation(found: Instances, begin: int, length: int, value: dict[str, Any]) -> None:
@@ -181,7 +183,7 @@ class _Window:
 
     def more(self) -> bool:
         """Drop what was read and append about as much again as is waiting; return whether there was anything."""
-        waiting = self.text[self.at:]
+        waiting = self.text[self.at :]
         data = self.file.read(max(1 << 20, len(waiting)))
         self.dropped, self.text, self.at = self.dropped + self.at, waiting + data.decode("latin-1"), 0
         return bool(data)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.coco_categories import INDEX_OF_ID
-from wsss_lib.data.dataset import IGNORE
+from wsss_lib.core.files import IGNORE
 
 MAX_PIXELS = 1 << 26  # of an image; COCO's have less than a hundredth
 

@@ -29,11 +29,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_prep.pictures import FORMATS
 from data_prep.voc_labels import write_labels
-from wsss_lib.data.dataset import IGNORE, DataError, load_dataset, read_mask
-from wsss_lib.formats import write_mask
-from wsss_lib.progress import progress
+from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, read_mask, write_mask
+from wsss_lib.core.progress import progress
+from wsss_lib.data.dataset import load_dataset
+from wsss_lib.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ORIENTATION = 274  # tag of a photograph's EXIF record
@@ -117,8 +117,9 @@ def from_class_folders(source: Path) -> tuple[dict[str, Photograph], tuple[str, 
     Raises:
         DataError: there is no such folder, no class folder, no photograph in one, or two different photographs have one id.
     """
-    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")) \
-        if source.is_dir() else []
+    folders = (
+        sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")) if source.is_dir() else []
+    )
     if not folders:
         raise DataError(f"{source}: holds no folders that are named after classes; make them, or give --labels or --masks")
     found: dict[str, Photograph] = {}
@@ -168,21 +169,35 @@ def from_table(source: Path, table: Path) -> tuple[dict[str, Photograph], tuple[
         given = Path(cells[0])
         name = image_id(given) if given.suffix.lower() in SUFFIXES else re.sub(r"\s+", "_", cells[0])
         if name in labels or name not in found:
-            raise DataError(f"{table}, row {number}: {cells[0]!r} " + (
-                "has a second row; take one of them out" if name in labels else f"is no photograph in {source}"))
-        names = dict.fromkeys(word.strip() for word in cells[1].split(";")) if by_name else [
-            heading for heading, value in zip(headings[1:], cells[1:], strict=True) if value == "1"]
+            raise DataError(
+                f"{table}, row {number}: {cells[0]!r} "
+                + ("has a second row; take one of them out" if name in labels else f"is no photograph in {source}")
+            )
+        names = (
+            dict.fromkeys(word.strip() for word in cells[1].split(";"))
+            if by_name
+            else [heading for heading, value in zip(headings[1:], cells[1:], strict=True) if value == "1"]
+        )
         labels[name] = tuple(word for word in names if word)
     without = [name for name in found if name not in labels]
     if without:
-        raise DataError(f"{table}: no row for {found[without[0]].path.name} and {len(without) - 1} other photographs; add them "
-                        "(an empty cell says that nothing of interest is there) or take the files out of the folder")
+        raise DataError(
+            f"{table}: no row for {found[without[0]].path.name} and {len(without) - 1} other photographs; add them "
+            "(an empty cell says that nothing of interest is there) or take the files out of the folder"
+        )
     classes = tuple(sorted(set().union(*labels.values()))) if by_name else tuple(headings[1:])
     return {name: Photograph(path, labels[name]) for name, (path, _) in found.items()}, classes
 
 
-def make_dataset(photographs: dict[str, Photograph], classes: Sequence[str], root: Path, name: str = "",
-                 masks: Path | None = None, val_share: float = 0.2, longest: int = 500) -> dict[str, int]:
+def make_dataset(
+    photographs: dict[str, Photograph],
+    classes: Sequence[str],
+    root: Path,
+    name: str = "",
+    masks: Path | None = None,
+    val_share: float = 0.2,
+    longest: int = 500,
+) -> dict[str, int]:
     """Write a data set folder, whole or not at all.
 
     Args:
@@ -218,7 +233,8 @@ def make_dataset(photographs: dict[str, Photograph], classes: Sequence[str], roo
             raise DataError(f"{root}: no photograph has the class {unused[0]!r}; take the class out or add photographs of it")
         write_labels(unfinished / "labels.csv", table, classes)
         (unfinished / "dataset.json").write_text(
-            json.dumps({"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}, indent=1) + "\n")
+            json.dumps({"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}, indent=1) + "\n"
+        )
         lists = _split(list(table), val_share)
         (unfinished / "ImageSets" / "Segmentation").mkdir(parents=True)
         for split, ids in lists.items():
@@ -233,9 +249,13 @@ def make_dataset(photographs: dict[str, Photograph], classes: Sequence[str], roo
         raise DataError(f"{root}: cannot be written ({reason}); free some space or choose another folder") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return {"photographs": len(table), "labels": sum(map(len, table.values())),
-            "without a class": sum(not present for present in table.values()),
-            "train": len(lists["train"]), "val": len(lists.get("val", ()))}
+    return {
+        "photographs": len(table),
+        "labels": sum(map(len, table.values())),
+        "without a class": sum(not present for present in table.values()),
+        "train": len(lists["train"]),
+        "val": len(lists.get("val", ())),
+    }
 
 
 def _check_classes(classes: Sequence[str]) -> None:
@@ -249,7 +269,7 @@ def _write_image(image: str, path: Path, root: Path, masks: Path | None, num_cla
     """Write one photograph and its mask; return the classes of the mask, 0-based."""
     target = root / "JPEGImages" / f"{image}.jpg"
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:
             opened.load()
             mode = opened.mode
             upright = ImageOps.exif_transpose(opened).convert("RGB")
@@ -307,8 +327,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the words after the program's name; None: those of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m data_prep.custom", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.custom", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photographs", type=Path, help="folder of photographs, or of one folder for each class")
     parser.add_argument("root", type=Path, help="the data set to make, e.g. data/mine")
     parser.add_argument("--labels", type=Path, metavar="table.csv")
@@ -320,8 +341,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         photographs, classes = _photographs_of(options)
-        counts = make_dataset(photographs, classes, options.root, options.name, options.masks, options.val_share,
-                              options.longest)
+        counts = make_dataset(
+            photographs, classes, options.root, options.name, options.masks, options.val_share, options.longest
+        )
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{options.root}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from data_prep.official import Source
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 BLOCK = 1 << 20
 ATTEMPTS = 4  # in a row without a single new byte
@@ -45,8 +45,10 @@ def obtain(source: Source, folders: Sequence[Path], fetch: bool = True, progress
                 raise DataError(f"{path}: {problem}; delete it and run again, or fetch it from {source.page}")
             return path
     if not fetch:
-        raise FileNotFoundError(f"{folders[0] / source.name}: missing; fetch it ({readable(source.size)}) from {source.page} "
-                                "and put it there, or run again with a network and without --no-download")
+        raise FileNotFoundError(
+            f"{folders[0] / source.name}: missing; fetch it ({readable(source.size)}) from {source.page} "
+            "and put it there, or run again with a network and without --no-download"
+        )
     return download(source, folders[0], progress, pause)
 
 
@@ -97,8 +99,10 @@ def download(source: Source, folder: Path, progress: bool = True, pause: float =
     path, part = folder / source.name, folder / f"{source.name}.part"
     have = part.stat().st_size if part.is_file() else 0
     if shutil.disk_usage(folder).free < source.size - have:
-        raise OSError(f"{path}: {readable(source.size)} are needed, but only {readable(shutil.disk_usage(folder).free)} are "
-                      "free; make room or give another folder with --archives")
+        raise OSError(
+            f"{path}: {readable(source.size)} are needed, but only {readable(shutil.disk_usage(folder).free)} are "
+            "free; make room or give another folder with --archives"
+        )
     failures, reason = 0, "the connection ended early"
     while failures < ATTEMPTS and have != source.size:
         try:
@@ -107,21 +111,26 @@ def download(source: Source, folder: Path, progress: bool = True, pause: float =
             if isinstance(error, HTTPError) and error.code == 416:  # the part does not fit the server's file: begin anew
                 part.unlink(missing_ok=True)
             elif isinstance(error, HTTPError) and error.code < 500:
-                raise FileNotFoundError(f"{source.url}: the server answers {error.code} {error.reason}; fetch {source.name} "
-                                        f"from {source.page} and put it into {folder}") from None
+                raise FileNotFoundError(
+                    f"{source.url}: the server answers {error.code} {error.reason}; fetch {source.name} "
+                    f"from {source.page} and put it into {folder}"
+                ) from None
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         now = part.stat().st_size if part.is_file() else 0
         failures, have = (0 if now > have else failures + 1), now
         if have != source.size and failures < ATTEMPTS:
             time.sleep(pause * failures)
     if have != source.size:
-        raise FileNotFoundError(f"{source.url}: {readable(have)} of {readable(source.size)} have come ({reason}); run the same "
-                                f"command again to go on, or fetch the file from {source.page} and put it into {folder}")
+        raise FileNotFoundError(
+            f"{source.url}: {readable(have)} of {readable(source.size)} have come ({reason}); run the same "
+            f"command again to go on, or fetch the file from {source.page} and put it into {folder}"
+        )
     problem = difference(part, source, progress)
     if problem:
         part.unlink()
-        raise DataError(f"{source.url}: {problem}, so it was deleted; run again, or fetch it from {source.page} and put it "
-                        f"into {folder}")
+        raise DataError(
+            f"{source.url}: {problem}, so it was deleted; run again, or fetch it from {source.page} and put it into {folder}"
+        )
     os.replace(part, path)
     return path
 
@@ -136,17 +145,26 @@ def _receive(source: Source, part: Path, have: int, progress: bool) -> None:
             begin = int(answer[1]) if answer else -1
         announced = response.headers.get("Content-Length")
         if begin not in (0, have) or (announced or "").isdigit() and begin + int(announced) != source.size:
-            raise DataError(f"{source.url}: the server offers {announced} bytes from byte {begin} on, which is not a part of "
-                            f"the official file of {source.size}; see {source.page}")
+            raise DataError(
+                f"{source.url}: the server offers {announced} bytes from byte {begin} on, which is not a part of "
+                f"the official file of {source.size}; see {source.page}"
+            )
         with open(part, "ab" if begin else "wb") as file, _bar(source, "downloading", begin, progress) as bar:
             while block := response.read(min(BLOCK, source.size - file.tell() + 1)):
                 if file.tell() + len(block) > source.size:
-                    raise DataError(f"{source.url}: the server sends more than the official {source.size} bytes; see "
-                                    f"{source.page}")
+                    raise DataError(
+                        f"{source.url}: the server sends more than the official {source.size} bytes; see {source.page}"
+                    )
                 file.write(block)
                 bar.update(len(block))
 
 
 def _bar(source: Source, verb: str, initial: int, progress: bool) -> tqdm:
-    return tqdm(total=source.size, initial=initial, desc=f"{verb} {source.name}", unit="B", unit_scale=True,
-                disable=None if progress else True)
+    return tqdm(
+        total=source.size,
+        initial=initial,
+        desc=f"{verb} {source.name}",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
+    )

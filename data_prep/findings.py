@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from data_prep.official import ListFacts, Source, list_sha256, matrix_sha256
-from wsss_lib.data.dataset import DataError, read_labels, read_split
+from wsss_lib.data.dataset import read_labels, read_split
+from wsss_lib.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,17 @@ def compare_list(split: str, ids: Sequence[str], official: dict[str, ListFacts],
         return Finding("have", f"list {split}", f"{len(ids)} images, not compared with an official list")
     if list_sha256(ids) == facts.sha256:
         return Finding("have", f"list {split}", f"{len(ids)} images, the official list")
-    return Finding("wrong", f"list {split}", f"{len(ids)} images with other ids than the {facts.images} of the official list; "
-                                             f"for a part of the data use --partial, else see {page}")
+    return Finding(
+        "wrong",
+        f"list {split}",
+        f"{len(ids)} images with other ids than the {facts.images} of the official list; "
+        f"for a part of the data use --partial, else see {page}",
+    )
 
 
-def compare_labels(split: str, labels: dict[str, np.ndarray], ids: Sequence[str], way: str,
-                   official: dict[str, ListFacts]) -> Finding:
+def compare_labels(
+    split: str, labels: dict[str, np.ndarray], ids: Sequence[str], way: str, official: dict[str, ListFacts]
+) -> Finding:
     """Return whether the labels of a list are the official ones.
 
     Args:
@@ -70,8 +76,12 @@ def compare_labels(split: str, labels: dict[str, np.ndarray], ids: Sequence[str]
         return Finding("have", what, f"{number} from {way}, not compared with an official table")
     if matrix_sha256(labels, ids) == known:
         return Finding("have", what, f"{number} from {way}, the official ones")
-    return Finding("wrong", what, f"{number} from {way}, which differ from the official ones although the list is the same; "
-                                  f"an annotation or mask was changed: unpack the archives anew")
+    return Finding(
+        "wrong",
+        what,
+        f"{number} from {way}, which differ from the official ones although the list is the same; "
+        f"an annotation or mask was changed: unpack the archives anew",
+    )
 
 
 def check_folder(folder: Path, suffix: str, ids: Iterable[str], remedy: str) -> Finding:
@@ -95,8 +105,15 @@ def check_folder(folder: Path, suffix: str, ids: Iterable[str], remedy: str) -> 
     return Finding("have", folder.name, f"{len(wanted)} files")
 
 
-def survey(root: Path, mask_folders: dict[str, str], classes: tuple[str, ...], official: dict[str, ListFacts], page: str,
-           way: str, remedies: dict[str, str]) -> list[Finding]:
+def survey(
+    root: Path,
+    mask_folders: dict[str, str],
+    classes: tuple[str, ...],
+    official: dict[str, ListFacts],
+    page: str,
+    way: str,
+    remedies: dict[str, str],
+) -> list[Finding]:
     """Look through a prepared data set without decoding an image.
 
     Args:
@@ -123,8 +140,12 @@ def survey(root: Path, mask_folders: dict[str, str], classes: tuple[str, ...], o
             found.append(Finding("wrong", f"list {split}", str(error)))
     folders = {"JPEGImages": (".jpg", list(ids))}
     folders |= {folder: (".png", [split for split in ids if mask_folders[split] == folder]) for folder in mask_folders.values()}
-    found += [check_folder(root / folder, suffix, {image_id for split in splits for image_id in ids[split]},
-                           remedies.get(folder, remedies[""])) for folder, (suffix, splits) in folders.items()]
+    found += [
+        check_folder(
+            root / folder, suffix, {image_id for split in splits for image_id in ids[split]}, remedies.get(folder, remedies[""])
+        )
+        for folder, (suffix, splits) in folders.items()
+    ]
     if not (root / "labels.csv").is_file():
         return [*found, Finding("missing", "labels.csv", remedies[""])]
     try:
@@ -133,8 +154,11 @@ def survey(root: Path, mask_folders: dict[str, str], classes: tuple[str, ...], o
         return [*found, Finding("wrong", "labels.csv", str(error))]
     for split, members in ids.items():
         without = [image_id for image_id in members if image_id not in labels]
-        found.append(Finding("missing", f"labels of {split}", f"{len(without)} rows, the first is {without[0]}; {remedies['']}")
-                     if without else compare_labels(split, labels, members, way, official))
+        found.append(
+            Finding("missing", f"labels of {split}", f"{len(without)} rows, the first is {without[0]}; {remedies['']}")
+            if without
+            else compare_labels(split, labels, members, way, official)
+        )
     return found
 
 
@@ -151,8 +175,13 @@ def survey_archives(sources: Iterable[Source], folders: Sequence[Path]) -> list[
         if path is None:
             found.append(Finding("missing", source.name, f"{source.size / 1e9:.2f} GB from {source.page}, to {folders[0]}"))
         elif path.stat().st_size != source.size:
-            found.append(Finding("wrong", source.name, f"{path.stat().st_size} bytes instead of {source.size}; delete {path}, "
-                                                       f"fetch it from {source.page}"))
+            found.append(
+                Finding(
+                    "wrong",
+                    source.name,
+                    f"{path.stat().st_size} bytes instead of {source.size}; delete {path}, fetch it from {source.page}",
+                )
+            )
         else:
             found.append(Finding("have", source.name, str(path)))
     return found

@@ -16,7 +16,8 @@ import numpy as np
 
 from data_prep.restricted import read_npy
 from data_prep.voc_labels import read_classes_file, write_labels
-from wsss_lib.data.dataset import VOC_CLASSES, DataError
+from wsss_lib.data.dataset import VOC_CLASSES
+from wsss_lib.errors import DataError
 
 
 def image_id(key: int | str) -> str:
@@ -57,8 +58,9 @@ def labels_from_npy(path: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
     """
     table = read_npy(path)
     if not isinstance(table, dict) or not table:
-        raise DataError(f"{path}: holds no table of labels; give the cls_labels.npy of IRN, RIB, AMN, VWE, AffinityNet or "
-                        "SC-CAM")
+        raise DataError(
+            f"{path}: holds no table of labels; give the cls_labels.npy of IRN, RIB, AMN, VWE, AffinityNet or SC-CAM"
+        )
     result = {}
     for key, values in table.items():
         try:
@@ -67,8 +69,10 @@ def labels_from_npy(path: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
             raise DataError(f"{path}: {error}; give the file that the authors distribute") from None
         if not isinstance(values, np.ndarray) or values.shape != (len(classes),) or not np.isin(values, (0, 1)).all():
             found = f"{values.size} values" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
-            raise DataError(f"{path}: image {name} has {found} where {len(classes)} zeros and ones are needed, one for each "
-                            "class; for other classes than VOC's give --classes-from")
+            raise DataError(
+                f"{path}: image {name} has {found} where {len(classes)} zeros and ones are needed, one for each "
+                "class; for other classes than VOC's give --classes-from"
+            )
         if name in result:
             raise DataError(f"{path}: image {name} is there twice; give the file that the authors distribute")
         result[name] = [classes[index] for index in np.flatnonzero(values)]

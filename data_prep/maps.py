@@ -25,13 +25,15 @@ import torch
 import torch.nn.functional as F
 
 from data_prep.restricted import read_npy
-from wsss_lib import stages
-from wsss_lib.artifacts import begin_stage
-from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size
-from wsss_lib.formats import write_maps
-from wsss_lib.inference import for_each_image
+from wsss_lib.config import Config
+from wsss_lib.core.files import image_size, write_maps
+from wsss_lib.core.parallel import for_each_image
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.stage import Job, Stage, run
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import stride4_size
+from wsss_lib.parameters import project_path
 from wsss_lib.presets import read_preset
 
 Maps = tuple[np.ndarray, np.ndarray]  # classes (K,), scores (K, h, w)
@@ -79,7 +81,7 @@ def from_irn(content: Any, size: tuple[int, int], background: bool = False) -> M
         return classes, np.zeros((0, *stride4_size(size)), np.float32)
     if "cam" not in content:
         raise _Unfit("it has no entry 'cam'")
-    return classes, _floats(content["cam"], 3)[int(background):]
+    return classes, _floats(content["cam"], 3)[int(background) :]
 
 
 def from_psa(content: Any, size: tuple[int, int]) -> Maps:
@@ -102,8 +104,10 @@ def from_psa(content: Any, size: tuple[int, int]) -> Maps:
     if any(value.shape != size for value in maps):
         raise _Unfit(f"a map of {maps[0].shape[0]}x{maps[0].shape[1]} does not belong to a photograph of {size[0]}x{size[1]}")
     if maps and np.max(maps) > 1 and np.isin(maps, (0, 255)).all():
-        raise _Unfit("it holds only 0 and 255: SC-CAM's published program overwrites its maps while it draws them, and the "
-                     "scores are lost")
+        raise _Unfit(
+            "it holds only 0 and 255: SC-CAM's published program overwrites its maps while it draws them, and the "
+            "scores are lost"
+        )
     return classes, _blocks(np.stack(maps)) if maps else np.zeros((0, *stride4_size(size)), np.float32)
 
 
@@ -135,8 +139,14 @@ def _blocks(maps: np.ndarray) -> np.ndarray:
 
 
 FORMATS: dict[str, Callable[[Any, tuple[int, int]], Maps]] = {
-    "irn": from_irn, "rib": from_irn, "vwe": from_irn, "amn": partial(from_irn, background=True),
-    "psa": from_psa, "sccam": from_psa, "drs": from_drs}
+    "irn": from_irn,
+    "rib": from_irn,
+    "vwe": from_irn,
+    "amn": partial(from_irn, background=True),
+    "psa": from_psa,
+    "sccam": from_psa,
+    "drs": from_drs,
+}
 
 
 def import_map(image_id: str, folder: Path, data: SegmentationDataset, name: str, output: Path) -> None:
@@ -164,8 +174,10 @@ def import_map(image_id: str, folder: Path, data: SegmentationDataset, name: str
         if not ((scores >= -1e-3) & (scores <= 1 + 1e-3)).all():  # also refuses what is no number
             raise _Unfit("its scores do not lie between 0 and 1")
     except _Unfit as error:
-        raise DataError(f"{path}: no map of format {name} for this data set ({error}); give the format and the data set of the "
-                        "program that wrote it") from None
+        raise DataError(
+            f"{path}: no map of format {name} for this data set ({error}); give the format and the data set of the "
+            "program that wrote it"
+        ) from None
     order = np.argsort(classes)
     write_maps(output / f"{image_id}.npz", classes[order], scores[order].clip(0, 1), size)
 
@@ -185,23 +197,40 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
         FileNotFoundError: a map is missing; nothing is written then.
         DataError: as `import_map`.
     """
-    data = stages.open_data(config, config.train_split)
+    data = open_data(config, config.train_split)
     paths = [folder / f"{image_id}.npy" for image_id in data.ids]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{missing[0]}: the map is missing, and {len(missing) - 1} others of split {data.split!r}; "
-                                "give the folder that holds one .npy for each image, or a preset with their train_split")
+        raise FileNotFoundError(
+            f"{missing[0]}: the map is missing, and {len(missing) - 1} others of split {data.split!r}; "
+            "give the folder that holds one .npy for each image, or a preset with their train_split"
+        )
     identity = hashlib.sha256("".join(f"{path.name} {path.stat().st_size}\n" for path in paths).encode()).hexdigest()
-    stage = begin_stage(config, "maps", (), {"data": stages.data_hash(data), "files": f"{name} {identity}"})
-    if not stage.is_complete():
-        work = partial(import_map, folder=folder, data=data, name=name, output=stage.folder)
-        made = for_each_image(data.ids, lambda image_id: stage.folder / f"{image_id}.npz", work, "maps", config,
-                              config.num_workers)
-        score_data = stages.open_data(config, config.score_split)
-        has_masks = all(score_data.mask_path(image_id).is_file() for image_id in score_data.ids)
-        stage.finish([stages.score_maps(score_data, stage.folder)] if has_masks else [], made)
-    scores = [f"; mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f}, which the masks chose, on {row['images']} "
-              f"images of {row['split']}" for row in stage.metrics()]
+
+    def make(job: Job) -> int:
+        work = partial(import_map, folder=folder, data=data, name=name, output=job.folder)
+        return for_each_image(
+            data.ids, lambda image_id: job.folder / f"{image_id}.npz", work, "maps", config, config.num_workers
+        )
+
+    score_data = open_data(config, config.score_split)
+    has_masks = all(score_data.mask_path(image_id).is_file() for image_id in score_data.ids)
+    stage = run(
+        Stage(
+            "maps",
+            f"of method {config.method!r}",
+            make,
+            files=lambda job: {"files": f"{name} {identity}"},
+            score=score_maps if has_masks else None,
+            method=config.method,
+        ),
+        config,
+    )
+    scores = [
+        f"; mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f}, which the masks chose, on {row['images']} "
+        f"images of {row['split']}"
+        for row in stage.metrics
+    ]
     return f"{stage.folder}: maps of {len(data)} images{''.join(scores)}\ngo on with -p method {config.method}"
 
 

@@ -104,8 +104,9 @@ def table(pairs: Any) -> dict:
     return result
 
 
-def read_pickle(stream: BoundedStream, calls: Mapping[Name, Callable[..., Any]],
-                persistent: Callable[[Any], Any] | None = None) -> Any:
+def read_pickle(
+    stream: BoundedStream, calls: Mapping[Name, Callable[..., Any]], persistent: Callable[[Any], Any] | None = None
+) -> Any:
     """Follow a pickle up to its end.
 
     Args:
@@ -160,8 +161,20 @@ def read_pickle(stream: BoundedStream, calls: Mapping[Name, Callable[..., Any]],
                 if abs(argument) >= MAX_INTEGER:
                     raise RefusedError("it holds a number of more than 128 bits")
                 stack.append(argument)
-            case ("FLOAT" | "BINFLOAT" | "STRING" | "BINSTRING" | "SHORT_BINSTRING" | "BINBYTES" | "SHORT_BINBYTES" |
-                  "BINBYTES8" | "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8"):
+            case (
+                "FLOAT"
+                | "BINFLOAT"
+                | "STRING"
+                | "BINSTRING"
+                | "SHORT_BINSTRING"
+                | "BINBYTES"
+                | "SHORT_BINBYTES"
+                | "BINBYTES8"
+                | "UNICODE"
+                | "BINUNICODE"
+                | "SHORT_BINUNICODE"
+                | "BINUNICODE8"
+            ):
                 stack.append(argument)
             case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT":
                 stack.append({"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict}[opcode.name]())

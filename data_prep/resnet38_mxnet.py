@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 
 from data_prep.writing import write_new
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 from wsss_lib.nets.resnet38 import ResNet38
 
 LIST_MAGIC = 0x112
@@ -142,9 +142,13 @@ def convert(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     missing, foreign = [key for key in expected if key not in found], [key for key in found if key not in expected]
     wrong = [key for key in expected if key in found and found[key].shape != expected[key]]
     if missing or foreign or wrong:
-        problem = (f"{len(missing)} arrays are missing (first: {missing[0]})" if missing else
-                   f"{len(foreign)} arrays are foreign (first: {foreign[0]})" if foreign else
-                   f"{wrong[0]} has shape {tuple(found[wrong[0]].shape)} instead of {tuple(expected[wrong[0]])}")
+        problem = (
+            f"{len(missing)} arrays are missing (first: {missing[0]})"
+            if missing
+            else f"{len(foreign)} arrays are foreign (first: {foreign[0]})"
+            if foreign
+            else f"{wrong[0]} has shape {tuple(found[wrong[0]].shape)} instead of {tuple(expected[wrong[0]])}"
+        )
         raise DataError(f"the file does not hold ResNet-38: {problem}")
     return {key: found[key] for key in expected}
 

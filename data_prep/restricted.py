@@ -18,14 +18,23 @@ import numpy as np
 import torch
 
 from data_prep.pickles import BoundedStream, Budget, Built, Name, RefusedError, plain, read_pickle, table
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 GROWTH = 8  # how many times its size a file may become; IRN's weights stand there under three names
 SLACK = 1 << 20  # bytes that a tiny file may become beyond that
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # in front of files that torch wrote before 1.6
-STORAGES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
-            "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-            "Bool": torch.bool}
+STORAGES = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
 STORAGE_TYPES = {Name("torch", f"{word}Storage"): dtype for word, dtype in STORAGES.items()}
 NDARRAY = Name("numpy", "ndarray")
 
@@ -91,8 +100,11 @@ class _Tensor:
 
     def __init__(self, budget: Budget, storage: Any, offset: Any, size: Any, stride: Any):
         tuples = type(size) is type(stride) is tuple and len(size) == len(stride)
-        if not isinstance(storage, _Storage) or not tuples or not all(
-                type(number) is int and number >= 0 for number in (offset, *size, *stride)):
+        if (
+            not isinstance(storage, _Storage)
+            or not tuples
+            or not all(type(number) is int and number >= 0 for number in (offset, *size, *stride))
+        ):
             raise RefusedError("a tensor has no plain shape")
         last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
         if 0 not in size and (last >= storage.count or math.prod(size) > storage.count):
@@ -148,18 +160,26 @@ def _no_function(*_: Any) -> None:
 
 
 def _numpy_calls(budget: Budget) -> dict[Name, Callable[..., Any]]:
-    return {Name("numpy.core.multiarray", "_reconstruct"): partial(_reconstruct, budget),
-            Name("numpy.core.multiarray", "scalar"): partial(_scalar, budget), NDARRAY: _no_function,
-            Name("numpy", "dtype"): _Dtype, Name("_codecs", "encode"): partial(_encode, budget)}
+    return {
+        Name("numpy.core.multiarray", "_reconstruct"): partial(_reconstruct, budget),
+        Name("numpy.core.multiarray", "scalar"): partial(_scalar, budget),
+        NDARRAY: _no_function,
+        Name("numpy", "dtype"): _Dtype,
+        Name("_codecs", "encode"): partial(_encode, budget),
+    }
 
 
 def _torch_calls(budget: Budget) -> dict[Name, Callable[..., Any]]:
-    return {Name("torch._utils", "_rebuild_tensor_v2"): lambda *given: _Tensor(budget, *given[:4]),
-            Name("torch._utils", "_rebuild_tensor"): lambda *given: _Tensor(budget, *given),
-            Name("torch._utils", "_rebuild_parameter"): lambda value, *_: value,
-            Name("torch._utils", "_rebuild_sparse_tensor"): _Other, Name("torch.serialization", "_get_layout"): _Other,
-            Name("torch", "Size"): tuple, Name("collections", "OrderedDict"): lambda pairs=(): table(pairs),
-            **dict.fromkeys(STORAGE_TYPES, _no_function)}
+    return {
+        Name("torch._utils", "_rebuild_tensor_v2"): lambda *given: _Tensor(budget, *given[:4]),
+        Name("torch._utils", "_rebuild_tensor"): lambda *given: _Tensor(budget, *given),
+        Name("torch._utils", "_rebuild_parameter"): lambda value, *_: value,
+        Name("torch._utils", "_rebuild_sparse_tensor"): _Other,
+        Name("torch.serialization", "_get_layout"): _Other,
+        Name("torch", "Size"): tuple,
+        Name("collections", "OrderedDict"): lambda pairs=(): table(pairs),
+        **dict.fromkeys(STORAGE_TYPES, _no_function),
+    }
 
 
 def _named_storage(known: dict[str, _Storage], identity: Any) -> _Storage:
@@ -206,8 +226,11 @@ def _read_zip(path: Path, memory: torch.Tensor, budget: Budget) -> Any:
         if f"{top}byteorder" in members and archive.read(f"{top}byteorder") != b"little":
             raise RefusedError("its numbers have another order of bytes")
         pickled = archive.read(f"{top}data.pkl")
-        content = read_pickle(BoundedStream(io.BytesIO(pickled), len(pickled)), _numpy_calls(budget) | _torch_calls(budget),
-                              partial(_named_storage, known))
+        content = read_pickle(
+            BoundedStream(io.BytesIO(pickled), len(pickled)),
+            _numpy_calls(budget) | _torch_calls(budget),
+            partial(_named_storage, known),
+        )
         for key, storage in known.items():
             member = members[f"{top}data/{key}"]
             file.seek(member.header_offset + 26)

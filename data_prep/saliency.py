@@ -45,8 +45,10 @@ def onnx_network(path: Path | str) -> Network:
     """
     path = Path(path)
     if path.suffix != ".onnx":
-        raise ValueError(f"{path}: a saliency network is an .onnx file; export a torch network with torch.onnx.export (its own "
-                         "archives can carry code and are not read)")
+        raise ValueError(
+            f"{path}: a saliency network is an .onnx file; export a torch network with torch.onnx.export (its own "
+            "archives can carry code and are not read)"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such network; give the path of an .onnx file")
     try:
@@ -61,8 +63,15 @@ def onnx_network(path: Path | str) -> Network:
     return lambda batch: session.run(None, {name: batch})[0]
 
 
-def make_saliency(data: SegmentationDataset, network: Network, folder: Path, side: int, mean: Sequence[float],
-                  std: Sequence[float], logits: bool = False) -> int:
+def make_saliency(
+    data: SegmentationDataset,
+    network: Network,
+    folder: Path,
+    side: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    logits: bool = False,
+) -> int:
     """Write `ID.png` for every image that has none yet.
 
     Args:
@@ -87,13 +96,16 @@ def make_saliency(data: SegmentationDataset, network: Network, folder: Path, sid
         array = transforms.normalize(transforms.resize_square(image, side), tuple(mean), tuple(std))
         answer = np.asarray(network(np.ascontiguousarray(array.transpose(2, 0, 1))[None]), np.float32)
         if answer.ndim < 2 or answer.size != answer.shape[-1] * answer.shape[-2]:
-            raise ValueError(f"{image_id}: the network's first output has the shape {answer.shape}; one map (1, 1, h, w) is "
-                             "needed")
+            raise ValueError(
+                f"{image_id}: the network's first output has the shape {answer.shape}; one map (1, 1, h, w) is needed"
+            )
         scores = answer.reshape(answer.shape[-2:])
         scores = 1 / (1 + np.exp(-scores)) if logits else scores
         if not (scores.min() >= -1e-3 and scores.max() <= 1.001):
-            raise ValueError(f"{image_id}: the network's answer ranges over {scores.min():.3g}..{scores.max():.3g} instead of "
-                             "0..1; give --logits if it lacks a sigmoid")
+            raise ValueError(
+                f"{image_id}: the network's answer ranges over {scores.min():.3g}..{scores.max():.3g} instead of "
+                "0..1; give --logits if it lacks a sigmoid"
+            )
         full = np.asarray(Image.fromarray(scores).resize(image.size, Image.Resampling.BILINEAR))
         grey = Image.fromarray((np.clip(full, 0, 1) * 255).round().astype(np.uint8))
         content = io.BytesIO()
@@ -128,8 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a map or the network is missing or cannot be used; the text says which.
     """
-    parser = argparse.ArgumentParser(prog="python -m data_prep.saliency", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.saliency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="is there a map of the right size and kind for every image?")
     make = commands.add_parser("make", help="make the maps that are missing")
@@ -147,8 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = open_split(options.root, options.split)
         if options.command == "make":
             network = onnx_network(options.network)
-            made = make_saliency(data, network, options.root / options.folder, options.side, options.mean, options.std,
-                                 options.logits)
+            made = make_saliency(
+                data, network, options.root / options.folder, options.side, options.mean, options.std, options.logits
+            )
             print(f"{options.root / options.folder}: {made} maps made")
         check_saliency(data, options.root / options.folder)
     except (ImportError, OSError, ValueError) as error:

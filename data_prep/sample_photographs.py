@@ -59,6 +59,8 @@ def installed_photographs() -> list[tuple[Path, Sample]]:
                 found.append((Path(folder) / sample.file, sample))
                 break
     if not found:
-        raise FileNotFoundError("no installed package carries photographs: pip install -e '.[pretrained]', or set "
-                                "own_photographs to a folder of your own")
+        raise FileNotFoundError(
+            "no installed package carries photographs: pip install -e '.[pretrained]', or set "
+            "own_photographs to a folder of your own"
+        )
     return found

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss_lib.data.dataset import VOC_CLASSES, DataError
+from wsss_lib.data.dataset import VOC_CLASSES
+from wsss_lib.errors import DataError
 
 MAX_BYTES = 1 << 22  # of one file; unpacked it stays below 4 GB whatever it claims. SBD's have less than a tenth
 
@@ -38,8 +39,10 @@ def read_sbd_mask(path: Path) -> np.ndarray:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
         raise DataError(f"{path}: Segmentation is not an image of 8-bit classes; unpack benchmark.tgz again")
     if mask.max() > len(VOC_CLASSES):
-        raise DataError(f"{path}: the mask holds the value {mask.max()}, but there are only {len(VOC_CLASSES)} classes; unpack "
-                        "benchmark.tgz again")
+        raise DataError(
+            f"{path}: the mask holds the value {mask.max()}, but there are only {len(VOC_CLASSES)} classes; unpack "
+            "benchmark.tgz again"
+        )
     return mask
 
 

@@ -23,18 +23,36 @@ from data_prep.voc_labels import write_labels
 from data_prep.voc_xml import VocObject, write_voc_xml
 from data_prep.workers import map_images
 from data_prep.writing import description, write_new
-from wsss_lib.data.dataset import IGNORE, DataError
-from wsss_lib.formats import sha256, write_atomically, write_json, write_mask
+from wsss_lib.core.files import IGNORE, sha256, write_atomically, write_json, write_mask
+from wsss_lib.errors import DataError
 
 VERSION = 1  # raised whenever the same seed gives other pictures
-LISTS = ("ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/val.txt", "ImageSets/Segmentation/trainval.txt",
-         "labels.csv", "subcategories.csv")
-IMAGE_FILES = ("JPEGImages/{}.jpg", "SegmentationClass/{}.png", "SegmentationObject/{}.png", "PartMasks/{}.png",
-               "saliency_map/{}.png", "Annotations/{}.xml")
+LISTS = (
+    "ImageSets/Segmentation/train.txt",
+    "ImageSets/Segmentation/val.txt",
+    "ImageSets/Segmentation/trainval.txt",
+    "labels.csv",
+    "subcategories.csv",
+)
+IMAGE_FILES = (
+    "JPEGImages/{}.jpg",
+    "SegmentationClass/{}.png",
+    "SegmentationObject/{}.png",
+    "PartMasks/{}.png",
+    "saliency_map/{}.png",
+    "Annotations/{}.xml",
+)
 
 
-def make_toy_dataset(root: Path | str, seed: int = 0, num_train: int = 1500, num_val: int = 300, side: int = 96,
-                     progress: bool = True, workers: int | None = None) -> Path:
+def make_toy_dataset(
+    root: Path | str,
+    seed: int = 0,
+    num_train: int = 1500,
+    num_val: int = 300,
+    side: int = 96,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Path:
     """Make the data set, or complete one that was interrupted; a finished one is left as it is.
 
     Every image has a random generator of its own, so that the bytes do not depend on the number of workers.
@@ -61,8 +79,7 @@ def make_toy_dataset(root: Path | str, seed: int = 0, num_train: int = 1500, num
         if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
             raise ValueError(f"{name} must be a whole number of at least {lowest}, not {value!r}")
     if num_train + num_val > 999_999:
-        raise ValueError(f"num_train + num_val must be at most 999999, as image ids have six digits, not "
-                         f"{num_train + num_val}")
+        raise ValueError(f"num_train + num_val must be at most 999999, as image ids have six digits, not {num_train + num_val}")
     parameters = {"seed": seed, "num_train": num_train, "num_val": num_val, "side": side, "version": VERSION}
     ids = [f"2026_{number:06d}" for number in range(1, num_train + num_val + 1)]
     if _is_finished(root, parameters, ids):
@@ -71,8 +88,13 @@ def make_toy_dataset(root: Path | str, seed: int = 0, num_train: int = 1500, num
     _begin(root, parameters)
     kinds = list(map_images(partial(_make_image, root, seed, side), ids, "toy scenes", progress, workers))
     _write_lists(root, dict(zip(ids, kinds, strict=True)), num_train)
-    facts = {"name": "toy", "classes": list(CLASSES), "ignore_index": IGNORE, **parameters,
-             "lists_sha256": _hash_of_lists(root)}
+    facts = {
+        "name": "toy",
+        "classes": list(CLASSES),
+        "ignore_index": IGNORE,
+        **parameters,
+        "lists_sha256": _hash_of_lists(root),
+    }
     write_new(root / "dataset.json", json.dumps(facts, indent=1) + "\n")
     (root / "unfinished.json").unlink(missing_ok=True)
     return root
@@ -85,10 +107,14 @@ def _is_finished(root: Path, parameters: dict[str, int], ids: list[str]) -> bool
         return False
     _compare(path, parameters)
     if description(root).get("lists_sha256") != _hash_of_lists(root):
-        raise DataError(f"{root}: a list or label table is missing or was changed after the data set was made; delete the "
-                        "folder and make it again")
-    present = {folder: set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
-               for folder in (pattern.split("/")[0] for pattern in IMAGE_FILES)}
+        raise DataError(
+            f"{root}: a list or label table is missing or was changed after the data set was made; delete the "
+            "folder and make it again"
+        )
+    present = {
+        folder: set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
+        for folder in (pattern.split("/")[0] for pattern in IMAGE_FILES)
+    }
     wanted = ((pattern.split("/")[0], pattern.split("/")[1].format(image_id)) for pattern in IMAGE_FILES for image_id in ids)
     return all(name in present[folder] for folder, name in wanted)
 
@@ -110,8 +136,9 @@ def _compare(path: Path, parameters: dict[str, int]) -> None:
     for name, value in parameters.items():
         there = found.get(name)
         if there != value:
-            raise DataError(f"{path}: the folder was made with {name} = {there}, not {value}; give another folder or delete "
-                            "this one")
+            raise DataError(
+                f"{path}: the folder was made with {name} = {there}, not {value}; give another folder or delete this one"
+            )
 
 
 def _hash_of_lists(root: Path) -> str:
@@ -121,10 +148,14 @@ def _hash_of_lists(root: Path) -> str:
 def _make_image(root: Path, seed: int, side: int, image_id: str) -> dict[str, str]:
     """Draw one image, write those of its files that are missing, and return class to kind for what it shows."""
     scene = draw_scene(seed, int(image_id[5:]), side)
-    writers = (lambda path: _write_picture(path, Image.fromarray(scene.image), quality=95, subsampling=0),
-               lambda path: write_mask(path, scene.class_mask), lambda path: write_mask(path, scene.object_mask),
-               lambda path: write_mask(path, scene.part_mask),
-               lambda path: _write_picture(path, Image.fromarray(scene.saliency)), lambda path: _write_annotation(path, scene))
+    writers = (
+        lambda path: _write_picture(path, Image.fromarray(scene.image), quality=95, subsampling=0),
+        lambda path: write_mask(path, scene.class_mask),
+        lambda path: write_mask(path, scene.object_mask),
+        lambda path: write_mask(path, scene.part_mask),
+        lambda path: _write_picture(path, Image.fromarray(scene.saliency)),
+        lambda path: _write_annotation(path, scene),
+    )
     for pattern, write in zip(IMAGE_FILES, writers, strict=True):
         path = root / pattern.format(image_id)
         if not path.is_file():
@@ -138,8 +169,15 @@ def _write_picture(path: Path, image: Image.Image, **options: int) -> None:
 
 def _write_annotation(path: Path, scene: Scene) -> None:
     side = scene.image.shape[0]
-    objects = [VocObject(creature.name, creature.box, truncated=min(creature.box) == 1 or max(creature.box) == side,
-                         parts=(("head", creature.head_box),) if creature.head_box else ()) for creature in scene.creatures]
+    objects = [
+        VocObject(
+            creature.name,
+            creature.box,
+            truncated=min(creature.box) == 1 or max(creature.box) == side,
+            parts=(("head", creature.head_box),) if creature.head_box else (),
+        )
+        for creature in scene.creatures
+    ]
     write_voc_xml(path, scene.class_mask.shape, objects, folder="toy")
 
 
@@ -152,8 +190,9 @@ def _write_lists(root: Path, kinds: dict[str, dict[str, str]], num_train: int) -
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", "class", "subcategory"])
-    writer.writerows([image_id, VARIED_CLASS, present[VARIED_CLASS]]
-                     for image_id, present in kinds.items() if VARIED_CLASS in present)
+    writer.writerows(
+        [image_id, VARIED_CLASS, present[VARIED_CLASS]] for image_id, present in kinds.items() if VARIED_CLASS in present
+    )
     write_new(root / "subcategories.csv", text.getvalue())
 
 

@@ -23,8 +23,8 @@ from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES
 from data_prep.toy_scenes import CLASSES, draw_scene
 from data_prep.workers import map_images
 from data_prep.writing import description, write_new
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import write_json
+from wsss_lib.core.files import write_json
+from wsss_lib.errors import DataError
 
 TILE = 48  # side of a scene in pixels; the smallest that can be drawn
 HUES = 13  # 6 creatures of 13 hues are 78 categories; the first two creatures have a hue more
@@ -33,8 +33,16 @@ MARKER = "unfinished_toy_coco.json"
 GREY, UNLABELLED, TINY, CROWD = 0, 7, 13, 3  # which of every 20 images are special
 
 
-def make_toy_coco(root: Path | str, seed: int = 0, num_train: int = 400, num_val: int = 100, width: int = 144,
-                  names: str = "2014", progress: bool = True, workers: int | None = None) -> Path:
+def make_toy_coco(
+    root: Path | str,
+    seed: int = 0,
+    num_train: int = 400,
+    num_val: int = 100,
+    width: int = 144,
+    names: str = "2014",
+    progress: bool = True,
+    workers: int | None = None,
+) -> Path:
     """Make the images and the two instances JSON files, which are written last; finished ones are left as they are.
 
     Args:
@@ -55,10 +63,18 @@ def make_toy_coco(root: Path | str, seed: int = 0, num_train: int = 400, num_val
     """
     root = Path(root)
     if min(num_train, num_val) < 1 or seed < 0 or width < 3 * TILE or names not in ("2014", "2017"):
-        raise ValueError(f"num_train and num_val must be at least 1, seed at least 0, width at least {3 * TILE}, names 2014 or "
-                         f"2017; not {num_train}, {num_val}, {seed}, {width}, {names}")
-    info = {"description": "generated, not COCO", "seed": seed, "num_train": num_train, "num_val": num_val, "width": width,
-            "names": names}
+        raise ValueError(
+            f"num_train and num_val must be at least 1, seed at least 0, width at least {3 * TILE}, names 2014 or "
+            f"2017; not {num_train}, {num_val}, {seed}, {width}, {names}"
+        )
+    info = {
+        "description": "generated, not COCO",
+        "seed": seed,
+        "num_train": num_train,
+        "num_val": num_val,
+        "width": width,
+        "names": names,
+    }
     _begin(root, info)
     begin = 1
     for split, count in (("train", num_train), ("val", num_val)):
@@ -110,8 +126,10 @@ def draw_mosaic(seed: int, index: int, columns: int, rows: int) -> tuple[np.ndar
     objects = []
     for tile in range(columns * rows):
         scene = draw_scene(seed, index * columns * rows + tile, TILE)
-        area = (slice(tile // columns * TILE, (tile // columns + 1) * TILE),
-                slice(tile % columns * TILE, (tile % columns + 1) * TILE))
+        area = (
+            slice(tile // columns * TILE, (tile // columns + 1) * TILE),
+            slice(tile % columns * TILE, (tile % columns + 1) * TILE),
+        )
         picture = scene.image
         for number, creature in enumerate(scene.creatures, start=1):
             kind = CLASSES.index(creature.name)
@@ -149,8 +167,10 @@ def _make_image(root: Path, seed: int, width: int, pattern: str, number: int) ->
     picture.save(content, format="JPEG", quality=90)
     write_new(path, content.getvalue())
     entry = {"id": number, "file_name": path.name, "width": size[0], "height": size[1]}
-    annotations = [_annotation(number, category, visible, size, crowd=kind % 10 == CROWD and place == 0)
-                   for place, (category, visible) in enumerate(objects)]
+    annotations = [
+        _annotation(number, category, visible, size, crowd=kind % 10 == CROWD and place == 0)
+        for place, (category, visible) in enumerate(objects)
+    ]
     return entry, annotations
 
 
@@ -161,28 +181,43 @@ def _annotation(image: int, category: int, visible: np.ndarray, size: tuple[int,
     if crowd:
         pixels = np.asarray(Image.fromarray(visible).resize(size, Image.Resampling.NEAREST)).ravel(order="F")  # by columns
         changes = np.flatnonzero(np.diff(np.concatenate([[False], pixels, [False]]).astype(np.int8)))
-        segmentation: Any = {"size": [size[1], size[0]],
-                             "counts": np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()}
+        segmentation: Any = {
+            "size": [size[1], size[0]],
+            "counts": np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist(),
+        }
     else:  # down along the left edge, up along the right one
         down = [(left[row], row + 0.5) for row in rows]
         up = [(right[row], row + 0.5) for row in rows[::-1]]
         segmentation = [[round(float(value) * scale[axis], 2) for point in down + up for axis, value in enumerate(point)]]
     box = (left[rows].min(), rows[0], right[rows].max(), rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
     x, y, end_x, end_y = (round(float(value) * scale[axis % 2], 2) for axis, value in enumerate(box))
-    return {"segmentation": segmentation, "area": round(float(visible.sum()) * scale[0] * scale[1], 2), "iscrowd": int(crowd),
-            "image_id": image, "bbox": [x, y, round(end_x - x, 2), round(end_y - y, 2)], "category_id": CATEGORY_IDS[category]}
+    return {
+        "segmentation": segmentation,
+        "area": round(float(visible.sum()) * scale[0] * scale[1], 2),
+        "iscrowd": int(crowd),
+        "image_id": image,
+        "bbox": [x, y, round(end_x - x, 2), round(end_y - y, 2)],
+        "category_id": CATEGORY_IDS[category],
+    }
 
 
 def _instances(info: dict[str, Any], made: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], seed: int) -> dict[str, Any]:
     """Return the content of an instances JSON; as in COCO's, neither images nor annotations are sorted."""
     generator = np.random.default_rng([seed, len(made)])
     annotations = [annotation for _, several in made for annotation in several]
-    annotations = [annotations[place] | {"id": number}
-                   for number, place in enumerate(generator.permutation(len(annotations)), start=1)]
-    return {"info": info, "images": [made[place][0] for place in generator.permutation(len(made))], "licenses": [],
-            "annotations": annotations,
-            "categories": [{"supercategory": "generated", "id": number, "name": name}
-                           for number, name in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)]}
+    annotations = [
+        annotations[place] | {"id": number} for number, place in enumerate(generator.permutation(len(annotations)), start=1)
+    ]
+    return {
+        "info": info,
+        "images": [made[place][0] for place in generator.permutation(len(made))],
+        "licenses": [],
+        "annotations": annotations,
+        "categories": [
+            {"supercategory": "generated", "id": number, "name": name}
+            for number, name in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)
+        ],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

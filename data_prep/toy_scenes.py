@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from wsss_lib.data.dataset import IGNORE
+from wsss_lib.core.files import IGNORE
 
 CLASSES = ("striper", "ringer", "checker", "crosser", "discus", "starling")  # named after the pattern on the head
 WATER_CLASS = "discus"  # on blue water more often than not; the water is also seen without it
@@ -114,7 +114,7 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
         creatures[1] = Creature(creatures[0].name, creatures[0].subcategory, creatures[1].has_head)
     on_water = bool(generator.random() < (0.6 if any(c.name == WATER_CLASS for c in creatures) else 0.25))
     shapes = _place(generator, creatures, side)
-    creatures = creatures[:len(shapes)]
+    creatures = creatures[: len(shapes)]
 
     picture = _water(generator, side) if on_water else _colour_noise(generator, side)
     object_mask = np.zeros((side, side), np.uint8)
@@ -130,15 +130,24 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
     picture += generator.normal(0, 2.5, picture.shape)  # noise of the sensor
 
     visible = [object_mask == number for number in range(1, len(creatures) + 1)]
-    creatures = [replace(creature, box=_box(area), head_box=_box(area & (part_mask == HEAD)))
-                 for creature, area in zip(creatures, visible, strict=True)]
+    creatures = [
+        replace(creature, box=_box(area), head_box=_box(area & (part_mask == HEAD)))
+        for creature, area in zip(creatures, visible, strict=True)
+    ]
     class_values = np.array([0] + [CLASSES.index(creature.name) + 1 for creature in creatures], np.uint8)
     class_mask = class_values[object_mask]
     border = ndimage.maximum_filter(object_mask, 3) != ndimage.minimum_filter(object_mask, 3)
     for mask in (class_mask, object_mask, part_mask):
         mask[border] = IGNORE
-    return Scene(np.clip(picture, 0, 255).astype(np.uint8), class_mask, object_mask, part_mask,
-                 _imperfect(generator, saliency), tuple(creatures), on_water)
+    return Scene(
+        np.clip(picture, 0, 255).astype(np.uint8),
+        class_mask,
+        object_mask,
+        part_mask,
+        _imperfect(generator, saliency),
+        tuple(creatures),
+        on_water,
+    )
 
 
 def _box(area: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -164,8 +173,11 @@ def _place(generator: np.random.Generator, creatures: list[Creature], side: int)
             if shape is None:
                 continue
             hidden = shape.coverage > 0.5
-            if all((hidden & (other.coverage > 0.5)).sum() < 0.35 * (other.coverage > 0.5).sum()
-                   and (hidden & (other.head > 0.5)).sum() <= 0.25 * (other.head > 0.5).sum() for other in shapes):
+            if all(
+                (hidden & (other.coverage > 0.5)).sum() < 0.35 * (other.coverage > 0.5).sum()
+                and (hidden & (other.head > 0.5)).sum() <= 0.25 * (other.head > 0.5).sum()
+                for other in shapes
+            ):
                 shapes.append(shape)
                 break
     return shapes
@@ -206,7 +218,7 @@ def _paint(generator: np.random.Generator, picture: np.ndarray, creature: Creatu
     side = picture.shape[0]
     colour = BODY_COLOURS[CLASSES.index(creature.name) // 2] + generator.normal(0, 5, 3)
     grain = ndimage.gaussian_filter(generator.normal(0, 1, (side, side)), 0.6) * 8
-    rim = 1 - 0.35 * np.exp(-(shape.depth / 1.6) ** 2)
+    rim = 1 - 0.35 * np.exp(-((shape.depth / 1.6) ** 2))
     body = (colour + grain[..., None]) * rim[..., None]
     picture = picture + shape.body[..., None] * (body - picture)
 
@@ -271,8 +283,10 @@ def _water(generator: np.random.Generator, side: int) -> np.ndarray:
 
 def _stretched(grid: np.ndarray, side: int) -> np.ndarray:
     """Enlarge a small grid (k, k, c) smoothly to (side, side, c)."""
-    planes = [Image.fromarray(grid[..., c].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
-              for c in range(grid.shape[2])]
+    planes = [
+        Image.fromarray(grid[..., c].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+        for c in range(grid.shape[2])
+    ]
     return np.stack([np.asarray(plane) for plane in planes], axis=2)
 
 

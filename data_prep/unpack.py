@@ -23,15 +23,23 @@ from typing import IO
 from tqdm import tqdm
 
 from data_prep.download import readable
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import write_atomically
+from wsss_lib.errors import DataError
 
 RATIO = 100  # photographs and label files are packed by less than a tenth of this
 SLACK = 1 << 16  # bytes that a tiny archive may have beyond that
 BLOCK = 1 << 20  # no header of an honest tar file is longer
 MAX_MEMBERS = 300_000  # COCO's training images are 82,783
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError, RuntimeError,
-           UnicodeDecodeError)
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,9 @@ class Member:
     handle: zipfile.ZipInfo | tarfile.TarInfo
 
 
-def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], progress: bool = True,
-           overwrite: bool = False) -> int:
+def unpack(
+    archive: Path, folder: Path, place: Callable[[str], str | None], progress: bool = True, overwrite: bool = False
+) -> int:
     """Check all members of a .zip, .tar, .tgz or .tar.gz file, then write those that are wanted and not there yet.
 
     Args:
@@ -76,12 +85,12 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], prog
     try:
         with _members(archive) as (members, open_member):
             wanted = _check(archive, folder, members, place)
-            missing = [(member, path) for member, path in wanted
-                       if not (path.is_file() and path.stat().st_size == member.size)]
+            missing = [(member, path) for member, path in wanted if not (path.is_file() and path.stat().st_size == member.size)]
             _check_free(archive, folder, [path for _, path in missing], overwrite)
             _need_space(folder, sum(member.size for member, _ in missing))
-            for member, path in tqdm(missing, desc=f"unpacking {archive.name}", unit="file",
-                                     disable=None if progress else True):
+            for member, path in tqdm(
+                missing, desc=f"unpacking {archive.name}", unit="file", disable=None if progress else True
+            ):
                 write_atomically(path, lambda temporary, member=member: _copy(archive, member, open_member, temporary))
             return len(missing)
     except DAMAGED as error:
@@ -174,8 +183,9 @@ def _malformed() -> Iterator[None]:
         raise tarfile.ReadError(f"a header is malformed, {type(error).__name__}") from None
 
 
-def _check(archive: Path, folder: Path, members: Iterator[Member],
-           place: Callable[[str], str | None]) -> list[tuple[Member, Path]]:
+def _check(
+    archive: Path, folder: Path, members: Iterator[Member], place: Callable[[str], str | None]
+) -> list[tuple[Member, Path]]:
     """Return the wanted files with their paths; refuse the whole archive if any member is hostile."""
     size = archive.stat().st_size
     wanted, names, folders, total, count = [], set(), set(), 0, 0
@@ -184,20 +194,26 @@ def _check(archive: Path, folder: Path, members: Iterator[Member],
             raise DataError(f"{archive}: more than {MAX_MEMBERS} members; nothing was unpacked")
         _check_name(archive, member)
         if member.kind not in ("file", "folder"):
-            raise DataError(f"{archive}: member {member.name!r} is {member.kind}; nothing was unpacked, fetch the archive "
-                            "again from its official page")
+            raise DataError(
+                f"{archive}: member {member.name!r} is {member.kind}; nothing was unpacked, fetch the archive "
+                "again from its official page"
+            )
         total += member.size
         if max(total - RATIO * size, member.size - RATIO * (size if member.packed is None else member.packed)) > SLACK:
-            raise DataError(f"{archive}: the archive grows more than {RATIO}-fold at member {member.name!r} (a bomb); nothing "
-                            "was unpacked, fetch it again from its official page")
+            raise DataError(
+                f"{archive}: the archive grows more than {RATIO}-fold at member {member.name!r} (a bomb); nothing "
+                "was unpacked, fetch it again from its official page"
+            )
         if member.kind == "folder":
             continue
         name = str(PurePosixPath(member.name))
         target = place(name)
         same = {name} if target is None else {name, f"to {_folded(target)}"}
         if names & same:
-            raise DataError(f"{archive}: two members would become the file {target or name!r}; nothing was unpacked, fetch the "
-                            "archive again")
+            raise DataError(
+                f"{archive}: two members would become the file {target or name!r}; nothing was unpacked, fetch the "
+                "archive again"
+            )
         names |= same
         if target is not None:
             wanted.append((member, folder / target))
@@ -216,36 +232,50 @@ def _folded(name: str) -> str:
 def _check_free(archive: Path, folder: Path, paths: list[Path], overwrite: bool) -> None:
     """Refuse to write where something else is already."""
     for path in paths:
-        taken = next((parent for parent in path.parents if parent.is_relative_to(folder) and os.path.lexists(parent)
-                      and not parent.is_dir()), None)
+        taken = next(
+            (
+                parent
+                for parent in path.parents
+                if parent.is_relative_to(folder) and os.path.lexists(parent) and not parent.is_dir()
+            ),
+            None,
+        )
         if taken or path.is_dir() or os.path.lexists(path) and not overwrite:
             remedy = "move it away" + ("" if taken or path.is_dir() else ", or give --overwrite")
-            raise DataError(f"{taken or path}: is there already with other content than in {archive}; {remedy}; nothing was "
-                            "unpacked")
+            raise DataError(
+                f"{taken or path}: is there already with other content than in {archive}; {remedy}; nothing was unpacked"
+            )
 
 
 def _check_name(archive: Path, member: Member) -> None:
     """Refuse a path that could lead outside the folder on any system, or nowhere."""
     name, path = member.name, PurePosixPath(member.name)
     if member.kind != "folder" and not path.parts or member.size < 0:
-        raise DataError(f"{archive}: a member {name!r} of {member.size} bytes has no name or no size; nothing was unpacked, "
-                        "fetch the archive again from its official page")
+        raise DataError(
+            f"{archive}: a member {name!r} of {member.size} bytes has no name or no size; nothing was unpacked, "
+            "fetch the archive again from its official page"
+        )
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable():
-        raise DataError(f"{archive}: member {name!r} leads outside the folder; nothing was unpacked, fetch the archive again "
-                        "from its official page")
+        raise DataError(
+            f"{archive}: member {name!r} leads outside the folder; nothing was unpacked, fetch the archive again "
+            "from its official page"
+        )
 
 
 def _need_space(folder: Path, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(f"{folder}: unpacking needs {readable(size)}, but only {readable(free)} are free; make room "
-                      "and run again")
+        raise OSError(
+            f"{folder}: unpacking needs {readable(size)}, but only {readable(free)} are free; make room and run again"
+        )
 
 
 def _copy(archive: Path, member: Member, open_member: Callable[[Member], IO[bytes]], temporary: Path) -> None:
     with open_member(member) as source, open(temporary, "wb") as target:
         shutil.copyfileobj(source, target, BLOCK)
     if temporary.stat().st_size != member.size:
-        raise DataError(f"{archive}: member {member.name!r} has {temporary.stat().st_size} bytes instead of {member.size}; "
-                        "fetch the archive again")
+        raise DataError(
+            f"{archive}: member {member.name!r} has {temporary.stat().st_size} bytes instead of {member.size}; "
+            "fetch the archive again"
+        )

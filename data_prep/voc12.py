@@ -25,8 +25,9 @@ from data_prep.unpack import unpack
 from data_prep.voc_labels import label_table, labels_from_xml
 from data_prep.workers import map_images
 from data_prep.writing import description, write_new, write_tables
-from wsss_lib.data.dataset import IGNORE, VOC_CLASSES, DataError, image_size, read_mask, read_split
-from wsss_lib.formats import write_mask
+from wsss_lib.core.files import IGNORE, image_size, read_mask, write_mask
+from wsss_lib.data.dataset import VOC_CLASSES, read_split
+from wsss_lib.errors import DataError
 
 KEPT = ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation")  # of the devkit's archive
 AUGMENTED = "SegmentationClassAug"
@@ -35,14 +36,29 @@ TEST_ARCHIVE = "VOC2012test.tar"
 WAYS = ("xml", "masks")
 DEVKIT_REMEDY = f"comes from {VOC12_SOURCES['devkit'].name}, {VOC_PAGE}"
 SBD_REMEDY = f"is made from {VOC12_SOURCES['sbd'].name}, {SBD_PAGE}"
-REMEDIES = {"train": DEVKIT_REMEDY, "val": DEVKIT_REMEDY, "JPEGImages": DEVKIT_REMEDY, "SegmentationClass": DEVKIT_REMEDY,
-            "train_aug": SBD_REMEDY, AUGMENTED: SBD_REMEDY, "": "run python -m data_prep.voc12 on this folder"}
+REMEDIES = {
+    "train": DEVKIT_REMEDY,
+    "val": DEVKIT_REMEDY,
+    "JPEGImages": DEVKIT_REMEDY,
+    "SegmentationClass": DEVKIT_REMEDY,
+    "train_aug": SBD_REMEDY,
+    AUGMENTED: SBD_REMEDY,
+    "": "run python -m data_prep.voc12 on this folder",
+}
 
 
-def prepare_voc12(root: Path | str, archives: Path | str | None = None, labels: str = "xml", fetch: bool = True,
-                  partial_data: bool = False, progress: bool = True, workers: int | None = None,
-                  sources: dict[str, Source] = VOC12_SOURCES, lists: dict[str, ListFacts] = VOC12_LISTS,
-                  overwrite: bool = False) -> list[Finding]:
+def prepare_voc12(
+    root: Path | str,
+    archives: Path | str | None = None,
+    labels: str = "xml",
+    fetch: bool = True,
+    partial_data: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+    sources: dict[str, Source] = VOC12_SOURCES,
+    lists: dict[str, ListFacts] = VOC12_LISTS,
+    overwrite: bool = False,
+) -> list[Finding]:
     """Make the data set, or complete one that was interrupted.
 
     Args:
@@ -80,21 +96,25 @@ def prepare_voc12(root: Path | str, archives: Path | str | None = None, labels: 
     if partial_data:
         splits = [split for split in ("train", "val") if (root / f"ImageSets/Segmentation/{split}.txt").is_file()]
         if not splits:
-            raise FileNotFoundError(f"{root / 'ImageSets/Segmentation'}: neither train.txt nor val.txt is there; give the "
-                                    "folder that holds ImageSets, for VOC it is named VOC2012")
+            raise FileNotFoundError(
+                f"{root / 'ImageSets/Segmentation'}: neither train.txt nor val.txt is there; give the "
+                "folder that holds ImageSets, for VOC it is named VOC2012"
+            )
         mask_folders = dict.fromkeys(splits, "SegmentationClass")
     else:
         _make_augmented(root, lambda: get(sources["sbd"]), lists, progress, workers, overwrite)
         mask_folders = {"train": "SegmentationClass", "val": "SegmentationClass", "train_aug": AUGMENTED}
     table = labels_from_xml(root) if labels == "xml" else _labels_from_masks(root, mask_folders, progress, workers)
     facts = {"name": "voc12", "classes": list(VOC_CLASSES), "ignore_index": IGNORE, "labels": labels}
-    write_tables(root, {"labels.csv": label_table(table, VOC_CLASSES), "dataset.json": json.dumps(facts, indent=1) + "\n"},
-                 overwrite)
+    write_tables(
+        root, {"labels.csv": label_table(table, VOC_CLASSES), "dataset.json": json.dumps(facts, indent=1) + "\n"}, overwrite
+    )
     return survey_voc12(root, {} if partial_data else lists, tuple(mask_folders))
 
 
-def survey_voc12(root: Path, lists: dict[str, ListFacts] = VOC12_LISTS,
-                 splits: Sequence[str] = ("train", "val", "train_aug")) -> list[Finding]:
+def survey_voc12(
+    root: Path, lists: dict[str, ListFacts] = VOC12_LISTS, splits: Sequence[str] = ("train", "val", "train_aug")
+) -> list[Finding]:
     """Return what of the data set is there, missing or wrong, without decoding an image.
 
     Args:
@@ -125,9 +145,14 @@ def _has_devkit(root: Path) -> bool:
         return False
     needed = set(read_split(root, "train")) | set(read_split(root, "val"))
     more = set(read_split(root, "train_aug")) if (root / "ImageSets/Segmentation/train_aug.txt").is_file() else set()
-    return all(_missing(root / folder, suffix, ids) == 0
-               for folder, suffix, ids in (("JPEGImages", ".jpg", needed | more), ("Annotations", ".xml", needed | more),
-                                           ("SegmentationClass", ".png", needed)))
+    return all(
+        _missing(root / folder, suffix, ids) == 0
+        for folder, suffix, ids in (
+            ("JPEGImages", ".jpg", needed | more),
+            ("Annotations", ".xml", needed | more),
+            ("SegmentationClass", ".png", needed),
+        )
+    )
 
 
 def _missing(folder: Path, suffix: str, ids: set[str]) -> int:
@@ -139,7 +164,7 @@ def _missing(folder: Path, suffix: str, ids: set[str]) -> int:
 def _place_of_devkit(name: str) -> str | None:
     """Return where a file of the devkit's archives goes: `VOCdevkit/VOC2012/JPEGImages/1.jpg` to `JPEGImages/1.jpg`."""
     parts = PurePosixPath(name).parts
-    inside = "/".join(parts[parts.index("VOC2012") + 1:]) if "VOC2012" in parts else ""
+    inside = "/".join(parts[parts.index("VOC2012") + 1 :]) if "VOC2012" in parts else ""
     return inside if inside.startswith(tuple(f"{folder}/" for folder in KEPT)) else None
 
 
@@ -156,8 +181,14 @@ def _place_of_sbd(name: str) -> str | None:
     return f"SBD/{inside}" if wanted else None
 
 
-def _make_augmented(root: Path, get_archive: Callable[[], Path], lists: dict[str, ListFacts], progress: bool,
-                    workers: int | None, overwrite: bool) -> None:
+def _make_augmented(
+    root: Path,
+    get_archive: Callable[[], Path],
+    lists: dict[str, ListFacts],
+    progress: bool,
+    workers: int | None,
+    overwrite: bool,
+) -> None:
     """Write the list train_aug and a mask for each of its images and of VOC's val: SBD's, and VOC's own where there is one."""
     voc = {split: set(read_split(root, split)) for split in ("train", "val")}
     augmented = root / AUGMENTED
@@ -172,8 +203,10 @@ def _make_augmented(root: Path, get_archive: Callable[[], Path], lists: dict[str
         ids = train_aug_ids(_lines(sbd / "train.txt"), _lines(sbd / "val.txt"), voc["train"], voc["val"])
         absent = [image_id for image_id in ids if not (root / "JPEGImages" / f"{image_id}.jpg").is_file()]
         if absent:
-            raise FileNotFoundError(f"{root / 'JPEGImages'}: {len(absent)} images of SBD are missing, the first is "
-                                    f"{absent[0]}.jpg; they come from {VOC12_SOURCES['devkit'].name}, {VOC_PAGE}")
+            raise FileNotFoundError(
+                f"{root / 'JPEGImages'}: {len(absent)} images of SBD are missing, the first is "
+                f"{absent[0]}.jpg; they come from {VOC12_SOURCES['devkit'].name}, {VOC_PAGE}"
+            )
         tasks = [image_id for image_id in ids if image_id not in voc["train"] and image_id not in there]
         for _ in map_images(partial(_convert, root=root, sbd=sbd), tasks, "masks of SBD", progress, workers):
             pass
@@ -211,18 +244,28 @@ def _convert(image_id: str, root: Path, sbd: Path) -> None:
     mask = read_sbd_mask(path)
     size = image_size(root / "JPEGImages" / f"{image_id}.jpg")
     if mask.shape[::-1] != size:
-        raise DataError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {size[0]}x{size[1]}; "
-                        "unpack both archives anew")
+        raise DataError(
+            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {size[0]}x{size[1]}; "
+            "unpack both archives anew"
+        )
     write_mask(root / AUGMENTED / f"{image_id}.png", mask)
 
 
 def _labels_from_masks(root: Path, mask_folders: dict[str, str], progress: bool, workers: int | None) -> dict[str, list[str]]:
     """Return image id to the classes that its mask shows, in class order; VOC's own mask counts where there is one."""
-    paths = {image_id: root / folder / f"{image_id}.png"
-             for split, folder in mask_folders.items() for image_id in read_split(root, split)}
+    paths = {
+        image_id: root / folder / f"{image_id}.png"
+        for split, folder in mask_folders.items()
+        for image_id in read_split(root, split)
+    }
     ids = sorted(paths)
-    return dict(zip(ids, map_images(_classes_of_mask, [paths[image_id] for image_id in ids], "labels from masks", progress,
-                                    workers), strict=True))
+    return dict(
+        zip(
+            ids,
+            map_images(_classes_of_mask, [paths[image_id] for image_id in ids], "labels from masks", progress, workers),
+            strict=True,
+        )
+    )
 
 
 def _classes_of_mask(path: Path) -> list[str]:
@@ -239,8 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.voc12", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="devkit folder to fill or complete, e.g. data/voc12/VOC2012")
     parser.add_argument("--archives", type=Path, metavar="FOLDER", help="of the official archives (default: ROOT/archives)")
-    parser.add_argument("--labels", choices=WAYS, default="xml", help="image-level labels from the XML annotations or, in "
-                        "DRS's way, from the masks (default: xml)")
+    parser.add_argument(
+        "--labels",
+        choices=WAYS,
+        default="xml",
+        help="image-level labels from the XML annotations or, in DRS's way, from the masks (default: xml)",
+    )
     parser.add_argument("--no-download", action="store_true", help="use only what is there")
     parser.add_argument("--partial", action="store_true", help="accept a part of VOC, without SBD")
     parser.add_argument("--overwrite", action="store_true", help="replace lists, labels and masks that others made")
@@ -251,8 +298,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problem = ""
     try:
         if not options.status:
-            prepare_voc12(options.root, options.archives, options.labels, not options.no_download, options.partial,
-                          workers=options.workers, overwrite=options.overwrite)
+            prepare_voc12(
+                options.root,
+                options.archives,
+                options.labels,
+                not options.no_download,
+                options.partial,
+                workers=options.workers,
+                overwrite=options.overwrite,
+            )
         whole = report(survey_voc12(options.root, *what))
     except (OSError, ValueError) as error:
         problem, whole = f"{error}\n", False

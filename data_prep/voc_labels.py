@@ -14,7 +14,8 @@ from pathlib import Path
 
 from data_prep.voc_xml import read_voc_classes
 from data_prep.writing import write_new
-from wsss_lib.data.dataset import VOC_CLASSES, DataError, read_classes, read_split
+from wsss_lib.data.dataset import VOC_CLASSES, read_classes, read_split
+from wsss_lib.errors import DataError
 
 
 def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> dict[str, list[str]]:
@@ -37,16 +38,20 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
     lists = root / "ImageSets" / "Segmentation"
     splits = sorted(path.stem for path in lists.glob("*.txt") if path.stem != "test")
     if not splits:
-        raise DataError(f"{lists}: there is no list of images (train.txt, val.txt, …); give the folder that holds ImageSets, "
-                        "for VOC it is named VOC2012")
+        raise DataError(
+            f"{lists}: there is no list of images (train.txt, val.txt, …); give the folder that holds ImageSets, "
+            "for VOC it is named VOC2012"
+        )
     ids = sorted({image_id for split in splits for image_id in read_split(root, split)})
     table = {}
     for image_id in ids:
         path = root / "Annotations" / f"{image_id}.xml"
         table[image_id] = read_voc_classes(path, classes)
         if not table[image_id]:
-            raise DataError(f"{path}: names none of the classes {', '.join(classes)}; take the image out of the lists or give "
-                            "the data set's own classes with --classes-from")
+            raise DataError(
+                f"{path}: names none of the classes {', '.join(classes)}; take the image out of the lists or give "
+                "the data set's own classes with --classes-from"
+            )
     return table
 
 
@@ -66,8 +71,13 @@ def label_table(table: dict[str, Sequence[str]], classes: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def write_labels(path: Path | str, table: dict[str, Sequence[str]], classes: Sequence[str], overwrite: bool = False,
-                 inputs: Sequence[Path] = ()) -> None:
+def write_labels(
+    path: Path | str,
+    table: dict[str, Sequence[str]],
+    classes: Sequence[str],
+    overwrite: bool = False,
+    inputs: Sequence[Path] = (),
+) -> None:
     """Write a label table atomically.
 
     Args:

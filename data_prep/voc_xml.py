@@ -8,8 +8,8 @@ from xml.etree import ElementTree  # for writing only
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import write_atomically
+from wsss_lib.errors import DataError
 
 Box = tuple[int, int, int, int]  # xmin, ymin, xmax, ymax in pixels; VOC counts from 1 and includes both ends
 

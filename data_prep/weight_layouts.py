@@ -62,8 +62,12 @@ _FIVE = (("0=conv1", "1=bn1"), ("0=layer1",), ("0=layer2",), ("0=layer3",), ("0=
 
 def _irn_cam() -> Layout:
     keys = _trunk("resnet50", "resnet50.") | {"classifier.weight": (("C", 2048, 1, 1), "classifier.weight")}
-    return Layout("the classifier of IRN and RIB, ResNet-50", keys, "-p backbone resnet50 -p cam_weights FILE",
-                  _registered_twice("resnet50.", _FOUR) | {"newly_added.0.": "classifier."})
+    return Layout(
+        "the classifier of IRN and RIB, ResNet-50",
+        keys,
+        "-p backbone resnet50 -p cam_weights FILE",
+        _registered_twice("resnet50.", _FOUR) | {"newly_added.0.": "classifier."},
+    )
 
 
 def _irn() -> Layout:
@@ -71,32 +75,50 @@ def _irn() -> Layout:
     aliases = {f"edge_layers.{number - 1}.": f"fc_edge{number}." for number in range(1, 7)}
     aliases |= {f"dp_layers.{number - 1}.": f"fc_dp{number}." for number in range(1, 8)}
     aliases |= {"fc_dp7.4.": "mean_shift.", "dp_layers.6.4.": "mean_shift."}
-    return Layout("IRN with both heads, ResNet-50", keys,
-                  "-p backbone resnet50 -p irn_displacement_width 256 -p irn_weights FILE",
-                  _registered_twice("resnet50.", _FIVE) | aliases, ("path_indices", "disp_target"))
+    return Layout(
+        "IRN with both heads, ResNet-50",
+        keys,
+        "-p backbone resnet50 -p irn_displacement_width 256 -p irn_weights FILE",
+        _registered_twice("resnet50.", _FIVE) | aliases,
+        ("path_indices", "disp_target"),
+    )
 
 
 def _amn() -> Layout:
     keys = _trunk("resnet50", "resnet50.")
-    keys |= {"label_enc.weight": ((2048, "C"), "head.label_encoder.weight"),
-             "label_enc.bias": ((2048,), "head.label_encoder.bias")}
+    keys |= {
+        "label_enc.weight": ((2048, "C"), "head.label_encoder.weight"),
+        "label_enc.bias": ((2048,), "head.label_encoder.bias"),
+    }
     for branch in range(4):
-        keys |= {f"classifier.1.c{branch}.weight": (("C+1", 2048, 3, 3), f"head.aspp.c{branch}.weight"),
-                 f"classifier.1.c{branch}.bias": (("C+1",), f"head.aspp.c{branch}.bias")}
-    return Layout("AMN, ResNet-50", keys, "-p backbone resnet50 -p amn_weights FILE",
-                  _registered_twice("resnet50.", _FOUR) | {"newly_added.0.": "classifier.", "newly_added.1.": "label_enc."})
+        keys |= {
+            f"classifier.1.c{branch}.weight": (("C+1", 2048, 3, 3), f"head.aspp.c{branch}.weight"),
+            f"classifier.1.c{branch}.bias": (("C+1",), f"head.aspp.c{branch}.bias"),
+        }
+    return Layout(
+        "AMN, ResNet-50",
+        keys,
+        "-p backbone resnet50 -p amn_weights FILE",
+        _registered_twice("resnet50.", _FOUR) | {"newly_added.0.": "classifier.", "newly_added.1.": "label_enc."},
+    )
 
 
 def _vwe(trunk: str, codebook: bool, network: str, variant: str) -> Layout:
     keys = _trunk(trunk, "resnet.")
-    keys |= {"classifier.weight": (("C", 2048, 1, 1), "classifier.weight"),
-             "fc_a.weight": (("C", "W", 1, 1), "histogram_head.weight"),
-             "fc_b.weight": (("W", 2048, 1, 1), "word_head.weight")}
+    keys |= {
+        "classifier.weight": (("C", 2048, 1, 1), "classifier.weight"),
+        "fc_a.weight": (("C", "W", 1, 1), "histogram_head.weight"),
+        "fc_b.weight": (("W", 2048, 1, 1), "word_head.weight"),
+    }
     heads = ("classifier", "VWE", "fc_a", "fc_b") if codebook else ("classifier", "fc_a", "fc_b")
     if codebook:
         keys["VWE.centroid"] = (("W", 2048, 1, 1), "codebook")
-    return Layout(network, keys, f"-p backbone {trunk} -p vwe_variant {variant} -p vwe_words {{W}} -p vwe_weights FILE",
-                  _registered_twice("resnet.", _FOUR) | {f"newly_added.{i}.": f"{head}." for i, head in enumerate(heads)})
+    return Layout(
+        network,
+        keys,
+        f"-p backbone {trunk} -p vwe_variant {variant} -p vwe_words {{W}} -p vwe_weights FILE",
+        _registered_twice("resnet.", _FOUR) | {f"newly_added.{i}.": f"{head}." for i, head in enumerate(heads)},
+    )
 
 
 def _drs(network: str, learnable: bool, usage: str) -> Layout:
@@ -110,8 +132,10 @@ def _drs(network: str, learnable: bool, usage: str) -> Layout:
             width = _names("vgg16")[f"features.{place}.weight"][0]
             keys[layer.format("relu") + ".fc.0.weight"] = ((width, width), f"backbone.features.{place + 1}.controller.weight")
     for number in range(3):
-        keys |= {f"extra_conv{number + 1}.weight": ((512, 512, 3, 3), f"extra.{number}.weight"),
-                 f"extra_conv{number + 1}.bias": ((512,), f"extra.{number}.bias")}
+        keys |= {
+            f"extra_conv{number + 1}.weight": ((512, 512, 3, 3), f"extra.{number}.weight"),
+            f"extra_conv{number + 1}.bias": ((512,), f"extra.{number}.bias"),
+        }
         if learnable:
             keys[f"extra_relu{number + 1}.fc.0.weight"] = ((512, 512), f"activations.{number}.controller.weight")
     keys |= {"extra_conv4.weight": (("C", 512, 1, 1), "classifier.weight"), "extra_conv4.bias": (("C",), "classifier.bias")}
@@ -126,10 +150,16 @@ def _classifier(trunk: str, network: str) -> Layout:
 
 def _sccam() -> Layout:
     keys = _trunk("resnet38")
-    keys |= {"fc8_20.weight": (("C", 4096, 1, 1), "classifier.weight"),
-             "fc8_200.weight": (("C*S", 4096, 1, 1), "subclassifier.weight")}
-    return Layout("SC-CAM after a round, ResNet-38", keys, "-p backbone resnet38 -p output_stride 8 -p sccam_clusters {S} and "
-                  "wsss_lib.methods.sccam.build_sccam(config, {C}, 'FILE')")
+    keys |= {
+        "fc8_20.weight": (("C", 4096, 1, 1), "classifier.weight"),
+        "fc8_200.weight": (("C*S", 4096, 1, 1), "subclassifier.weight"),
+    }
+    return Layout(
+        "SC-CAM after a round, ResNet-38",
+        keys,
+        "-p backbone resnet38 -p output_stride 8 -p sccam_clusters {S} and "
+        "wsss_lib.methods.sccam.build_sccam(config, {C}, 'FILE')",
+    )
 
 
 def _affinitynet(trunk: str, inputs: tuple[int, int, int], norm: bool, network: str) -> Layout:
@@ -165,19 +195,27 @@ def caffe_name(key: str) -> str:
 def _deeplab_v2() -> Layout:
     keys = {f"base.{caffe_name(key)}": (shape, f"backbone.{key}") for key, shape in _names("resnet101").items()}
     for branch in range(4):
-        keys |= {f"base.aspp.c{branch}.weight": (("C+1", 2048, 3, 3), f"aspp.c{branch}.weight"),
-                 f"base.aspp.c{branch}.bias": (("C+1",), f"aspp.c{branch}.bias")}
-    return Layout("DeepLab-v2, ResNet-101 in Caffe's form", keys,
-                  "-p deeplab_backbone resnet101_caffe -r deeplab_atrous_rates '[6, 12, 18, 24]' -p deeplab_weights FILE",
-                  prefix="base.")
+        keys |= {
+            f"base.aspp.c{branch}.weight": (("C+1", 2048, 3, 3), f"aspp.c{branch}.weight"),
+            f"base.aspp.c{branch}.bias": (("C+1",), f"aspp.c{branch}.bias"),
+        }
+    return Layout(
+        "DeepLab-v2, ResNet-101 in Caffe's form",
+        keys,
+        "-p deeplab_backbone resnet101_caffe -r deeplab_atrous_rates '[6, 12, 18, 24]' -p deeplab_weights FILE",
+        prefix="base.",
+    )
 
 
 def _deeplab_v3plus() -> Layout:
     keys = _trunk("resnet101", "backbone.") | _trunk("deeplab_v3plus_head", "", "")
-    return Layout("DeepLab-v3+, ResNet-101", keys,
-                  "-p deeplab_version v3plus -p deeplab_backbone resnet101 -p deeplab_decoder_width 256 "
-                  "-p deeplab_output_stride 16 -r deeplab_atrous_rates '[6, 12, 18]' -p deeplab_weights FILE "
-                  "(a network of stride 8 has '[12, 24, 36]')")
+    return Layout(
+        "DeepLab-v3+, ResNet-101",
+        keys,
+        "-p deeplab_version v3plus -p deeplab_backbone resnet101 -p deeplab_decoder_width 256 "
+        "-p deeplab_output_stride 16 -r deeplab_atrous_rates '[6, 12, 18]' -p deeplab_weights FILE "
+        "(a network of stride 8 has '[12, 24, 36]')",
+    )
 
 
 @cache
@@ -192,21 +230,35 @@ def layouts() -> dict[str, tuple[Layout, ...]]:
         "irn-cam": (_irn_cam(),),
         "irn": (_irn(),),
         "rib": (_irn_cam(),),
-        "drs": (_drs("DRS's classifier with learnable suppression", True,
-                     "-p drs_backbone vgg16 -p drs_delta 0 -p drs_weights FILE"),
-                _drs("DRS's classifier with a fixed delta", False,
-                     "-p drs_backbone vgg16 -p drs_delta DELTA -p drs_weights FILE")),
+        "drs": (
+            _drs(
+                "DRS's classifier with learnable suppression", True, "-p drs_backbone vgg16 -p drs_delta 0 -p drs_weights FILE"
+            ),
+            _drs("DRS's classifier with a fixed delta", False, "-p drs_backbone vgg16 -p drs_delta DELTA -p drs_weights FILE"),
+        ),
         "drs-refine": (_drs("DRS's refinement network", False, "-p drs_backbone vgg16 -p drs_refine_weights FILE"),),
         "amn": (_amn(),),
-        "vwe": (_vwe("resnet50", True, "VWE, ResNet-50", "vwe"), _vwe("resnet101", True, "VWL-L, ResNet-101", "vwl_l"),
-                _vwe("resnet101", False, "VWL-M, ResNet-101", "vwl_m")),
+        "vwe": (
+            _vwe("resnet50", True, "VWE, ResNet-50", "vwe"),
+            _vwe("resnet101", True, "VWL-L, ResNet-101", "vwl_l"),
+            _vwe("resnet101", False, "VWL-M, ResNet-101", "vwl_m"),
+        ),
         "sccam": (_sccam(), _classifier("resnet38", "SC-CAM's classifier of round 0, ResNet-38")),
-        "psa-cls": (_classifier("resnet38", "AffinityNet's classifier, ResNet-38"),
-                    _classifier("vgg16_largefov", "AffinityNet's classifier, VGG-16")),
-        "psa-aff": (_affinitynet("resnet38", (512, 1024, 4096), False, "AffinityNet, ResNet-38"),
-                    _affinitynet("vgg16_largefov", (512, 512, 1024), True, "AffinityNet, VGG-16")),
-        "resnet38-mxnet": (Layout("ResNet-38 with ImageNet weights", _trunk("resnet38", "", ""),
-                                  "-p backbone resnet38 -p output_stride 8 -p backbone_weights FILE"),),
+        "psa-cls": (
+            _classifier("resnet38", "AffinityNet's classifier, ResNet-38"),
+            _classifier("vgg16_largefov", "AffinityNet's classifier, VGG-16"),
+        ),
+        "psa-aff": (
+            _affinitynet("resnet38", (512, 1024, 4096), False, "AffinityNet, ResNet-38"),
+            _affinitynet("vgg16_largefov", (512, 512, 1024), True, "AffinityNet, VGG-16"),
+        ),
+        "resnet38-mxnet": (
+            Layout(
+                "ResNet-38 with ImageNet weights",
+                _trunk("resnet38", "", ""),
+                "-p backbone resnet38 -p output_stride 8 -p backbone_weights FILE",
+            ),
+        ),
         "deeplab-v2": (_deeplab_v2(),),
         "deeplab-v3plus": (_deeplab_v3plus(),),
     }

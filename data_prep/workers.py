@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tqdm import tqdm
 
-from wsss_lib.workers import Item, Result, map_in_processes
+from wsss_lib.core.parallel import Item, Result, map_in_processes
 
 
-def map_images(work: Callable[[Item], Result], items: Sequence[Item], name: str, progress: bool = True,
-               workers: int | None = None) -> Iterator[Result]:
+def map_images(
+    work: Callable[[Item], Result], items: Sequence[Item], name: str, progress: bool = True, workers: int | None = None
+) -> Iterator[Result]:
     """Return an iterator over `work(item)` of every item, in order.
 
     Args:

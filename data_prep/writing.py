@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import write_atomically
+from wsss_lib.errors import DataError
 
 RECORD = ".made_by_data_prep.json"  # name of a file to the SHA-256 of every content that was written to it
 
@@ -101,8 +101,10 @@ def description(root: Path, name: str = "dataset.json") -> dict:
 
 
 def _taken(path: Path) -> DataError:
-    return DataError(f"{path}: is there already with other content, which this command has not made; move it away, or give "
-                     "--overwrite to replace it")
+    return DataError(
+        f"{path}: is there already with other content, which this command has not made; move it away, or give "
+        "--overwrite to replace it"
+    )
 
 
 def _is_there(path: Path, content: bytes) -> bool:

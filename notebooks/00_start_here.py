@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# *In: a finished run (`make demo` makes one on generated data in a few minutes). Out: the map of the whole project, and the
+# *In: a finished run (`make smoke` makes one on generated data in a few minutes). Out: the map of the whole project, and the
 # results table.*
 #
 # | | |
 # |---|---|
-# | **Needs** | a finished run: `make demo`, or notebooks 02, 10, 70, 80 and 90 in this order. To *read*, nothing |
+# | **Needs** | a finished run: `make smoke`, or notebooks 02, 10, 70, 80 and 90 in this order. To *read*, nothing |
 # | **Writes** | `report/seed0/overview/` |
 # | **Time and memory** | seconds, below 1 GB |
 #
@@ -22,15 +22,15 @@
 # *image-level label* ("there is a dog and a person") takes seconds. WSSS learns masks from such labels alone: the
 # network is told *what* is in the picture, never *where*.
 #
-# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a coloured ground. Each has a small
-# *head*, whose pattern tells the class, and a large *body*, whose colour two classes share; one in ten is drawn without a head. Numbers in
+# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a colored ground. Each has a small
+# *head*, whose pattern tells the class, and a large *body*, whose color two classes share; one in ten is drawn without a head. Numbers in
 # the text, here and in all notebooks, are those of the stored outputs. New words stand in the glossary at the end.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 labels = ""  # table of image-level labels; empty: data_root/labels.csv
-mask_folder = "SegmentationClass"  # true masks below data_root
+mask_folder = "SegmentationClass"  # ground truth below data_root
 runs_root = "runs"  # where the finished run is
 method = "cam"  # the run to walk through
 seed = 0  # of the run to walk through
@@ -43,21 +43,22 @@ device = "auto"  # auto, cpu or cuda
 mixed_precision = False  # float16 autocast on a GPU
 device_batch_size = 16  # images at once on the device; a larger batch is accumulated
 checkpoint_every = 100  # steps between two saved states
-seed_threshold = 0.15  # background threshold of the seeds, as in the run
+seed_threshold = 0.15  # background threshold of the initial seed masks, as in the run
 
 # %%
-import matplotlib.pyplot as plt
-import numpy as np
-from IPython.display import Markdown, display
-
-from wsss_lib import artifacts, results, stages, viz, widgets
-from wsss_lib.config import MASKS_OF, Config, project_path
-from wsss_lib.data.dataset import read_mask
+from wsss_lib import comparison, results, viz, widgets
+from wsss_lib.config import Config
+from wsss_lib.core.scoring import mask_at
+from wsss_lib.core.stage import open_stage, run, run_folder_of
+from wsss_lib.core.store import finished_stages
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import maps_of
+from wsss_lib.refine import seed_masks
+from wsss_lib.segment import deeplab
 
 config = Config.from_notebook(globals())
 viz.use_style()
-data = stages.open_data(config, config.score_split)
-val_data = stages.open_data(config, config.val_split)
+data, val_data = open_data(config, config.score_split), open_data(config, config.val_split)
 print(f"{len(data)} training images and {len(val_data)} validation images are scored")
 
 # %% [markdown]
@@ -65,11 +66,11 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 #
 # | step | notebook | what goes in | what comes out | why |
 # |---|---|---|---|---|
-# | labels | 02 | photographs | a table of image-level labels | the only supervision |
-# | classifier and CAM | 10 | images, labels | score maps | a classifier's evidence has a place |
-# | *a method* | 20 RIB, 30 DRS, 40 AMN, 50 VWE, 60 SC-CAM | images, labels | better score maps | CAMs cover only the most telling part |
-# | seeds | 70 | score maps | label maps, some pixels unknown | thresholds and the dense CRF make masks |
-# | refinement | 80 IRN, 75 AffinityNet | seeds | pseudo-masks | learned boundaries stop the spreading |
+# | labels | 02 | images | a table of image-level labels | the only supervision |
+# | classifier and CAM | 10 | images, labels | class activation maps | a classifier's evidence has a place |
+# | *a method* | 20 RIB, 30 DRS, 40 AMN, 50 VWE, 60 SC-CAM | images, labels | better class activation maps | CAMs cover only the most discriminative region |
+# | initial seed masks | 70 | class activation maps | label maps, some pixels unknown | thresholds and the dense CRF make masks |
+# | refinement | 80 IRN, 75 AffinityNet | initial seed masks | pseudo-masks | learned boundaries stop the spreading |
 # | segmentation | 90 | pseudo-masks | a network that needs no labels | smooths the errors of single masks |
 #
 # A method changes one row of this table, the maps; everything else stays the same, so that methods can be compared.
@@ -77,50 +78,35 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 # missing it names the notebook to run.
 
 # %%
-maps = artifacts.open_stage(config, "maps", "10_cam")
-seeds = artifacts.open_stage(config, "seeds", "70_seeds")
-pseudo_masks = artifacts.open_stage(config, *MASKS_OF[config.refinement])
-predictions = artifacts.open_stage(config, "predictions", "90_deeplab")
-for stage in (maps, seeds, pseudo_masks, predictions):
-    print(stage.name, "finished")
+maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
+pseudo_masks, predictions = open_stage(deeplab.masks_of(config), config), open_stage(deeplab.PREDICTIONS, config)
+print("finished:", ", ".join(job.stage.name for job in (maps, seeds, pseudo_masks, predictions)))
 
 # %% [markdown]
 # ## One image through every stage
 #
-# What to look for: the second picture is the truth, which no step has seen; its hatched pixels are unknown and not scored. In the third
+# What to look for: the second picture is the ground truth, which no step has seen; its hatched pixels are unknown and not scored. In the third
 # picture bright means a high score (of the class that scores highest): how much of each creature is bright? Do the last two pictures
 # have the right *extent*, and do they have the right *names*?
 
 # %% tags=["nbval-ignore-output"]
-two_classes = [name for name in data.ids if data.label(name).sum() >= 2]
-image_id = (two_classes or data.ids)[1]
-picture = np.array(data.image(image_id))
-classes, scores = stages.full_size_maps(maps.folder, image_id)
-figure, panels = plt.subplots(1, 5, figsize=(12, 2.8))
-viz.draw_image(panels[0], picture, "input")
-viz.draw_labels(panels[1], data.mask(image_id), data.classes, "truth")
-viz.draw_scores(panels[2], picture, scores.max(0), "CAM")
-viz.draw_labels(panels[3], read_mask(seeds.folder / "seed_masks" / f"{image_id}.png", data.num_classes), data.classes, "seed")
-viz.draw_labels(panels[4], read_mask(pseudo_masks.folder / f"{image_id}.png", data.num_classes), data.classes, "refined (IRN)")
-viz.show(figure, f"Training image {image_id}: input, truth, class activation map, seed after CRF, pseudo-mask after IRN")
+image_id = ([name for name in data.ids if data.label(name).sum() >= 2] or data.ids)[1]
+cam_of, mask_of = viz.highest_scores(maps.folder), viz.masks_in(pseudo_masks.folder, data)
+viz.show_examples(data, [image_id], {"CAM": cam_of, "seed mask": viz.masks_in(seeds.folder / "seed_masks", data), "refined (IRN)": mask_of},
+                  f"Training image {image_id}: input, ground truth, class activation map, seed mask after CRF, pseudo-mask after IRN", size=2.4)
 
 # %% [markdown]
 # The extent is nearly right, the names are not: the heads glow and keep their names, but nearly all of both bodies became *striper*. Bodies
-# score low for either class, a small lead decides; they have one colour, so the CRF does not object, and IRN inherits the mistake. A
+# score low for either class, a small lead decides; they have one color, so the CRF does not object, and IRN inherits the mistake. A
 # step that helps on average (see the results below) need not help in each image.
 #
 # The last step is shown on *validation* images, of which the network knows nothing, not even the classes. What to look for: are the
 # creatures named rightly, and what does the CRF change?
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(3, 4, figsize=(10, 7.5))
-for name, line in zip(val_data.ids[:3], panels, strict=True):
-    viz.draw_image(line[0], np.array(val_data.image(name)), f"input {name}")
-    viz.draw_labels(line[1], val_data.mask(name), val_data.classes, "truth")
-    for axes, folder, title in zip(line[2:], ("plain", "crf"), ("segmentation", "segmentation + CRF"), strict=True):
-        mask = read_mask(predictions.folder / folder / f"{name}.png", val_data.num_classes)
-        viz.draw_labels(axes, mask, val_data.classes, title)
-viz.show(figure, "Three validation images: input, truth, DeepLab-v2 without and with the dense CRF")
+viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(predictions.folder / "plain", data),
+                                               "segmentation + CRF": viz.masks_in(predictions.folder / "crf", data)},
+                  "Three validation images: input, ground truth, DeepLab-v2 without and with the dense CRF", size=2.4)
 
 # %% [markdown]
 # The first creature has no head, so nothing tells a striper from a ringer, and the network guesses wrongly. The four others have their
@@ -128,60 +114,47 @@ viz.show(figure, "Three validation images: input, truth, DeepLab-v2 without and 
 #
 # ## One image through every method
 #
-# A line is a method, always in the same order: input, truth, CAM, the method's map, its refined mask, the segmentation network that
-# learned from all masks of that kind. Lines appear as methods are finished: `make demo` makes the first and the last
-# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make tour` all of them in short (in `runs/tour`). The last line is the upper reference, a
-# network that learned from true masks. (Here it segments a *training* image; scores come from validation images only.) What to look
+# A line is a method, always in the same order: input, ground truth, CAM, the method's map, its refined mask, the segmentation network that
+# learned from all masks of that kind. Lines appear as methods are finished: `make smoke` makes the first and the last
+# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make demo` all of them in short (in `runs/tour`). The last line is the upper reference, a
+# network that learned from the ground truth. (Here it segments a *training* image; scores come from validation images only.) What to look
 # for, in the fourth column: how far does each map reach from the heads?
 
 # %%
+def labelled(mask, title):
+    """Return a panel with a label map of the image."""
+    return viz.labels(mask, data.classes, title)
+
+
 def refined_mask(method, group):
-    """Return a method's most refined mask of the image and its name, or None."""
-    if method == "truth":
-        return data.mask(image_id), "true mask"
-    for stage, folder, title in (("drs_masks", "", "saliency"), ("pseudo_masks", "", "IRN"),
-                                 ("affinitynet_masks", "", "AffinityNet"), ("seeds", "seed_masks", "seed + CRF")):
-        if stage in group:
-            return read_mask(group[stage].folder / folder / f"{image_id}.png", data.num_classes), title
-    return None
+    """Return a panel with a method's most refined mask of the image."""
+    found = (data.root / data.mask_folder, "ground truth") if method == "truth" else comparison.most_refined(group)
+    return labelled(viz.masks_in(found[0], data)(image_id), found[1]) if found else viz.blank("not run")
 
 
-def segmentation(group):
-    """Return what a method's DeepLab makes of the image, or None; it sees no label."""
+def segmentation(method, group):
+    """Return a panel with what a method's DeepLab makes of the image; it sees no label."""
     if "deeplab" not in group:
-        return None
-    settings = group["deeplab"].configuration(config)
-    net = stages.build_deeplab(settings, data.num_classes, "", group["deeplab"].folder / "weights.safetensors").eval()
-    return stages.class_probabilities(net, data.image(image_id), settings).argmax(0), "segmentation"
-
+        return viz.blank("not run")
+    network = open_stage(deeplab.DEEPLAB, config.model_copy(update={"method": method}))
+    return labelled(deeplab.class_probabilities(network.net, data.image(image_id), network.config).argmax(0), "segmentation")
 
 # %% tags=["nbval-ignore-output"]
-def draw_line(line, method, group):
-    """Draw one method's line of the grid."""
-    viz.draw_image(line[0], picture, f"{method}: input")
-    viz.draw_labels(line[1], data.mask(image_id), data.classes, "truth")
-    viz.draw_scores(line[2], picture, scores.max(0, initial=0), "CAM")
+def method_panels(method, group):
+    """Return one method's row of the grid."""
+    picture, own = data.image(image_id), viz.blank("none" if method == "truth" else "CAM itself" if method == "cam" else "not run")
     if "maps" in group and method != "cam":
-        viz.draw_scores(line[3], picture, stages.full_size_maps(group["maps"].folder, image_id)[1].max(0, initial=0), method)
-    for axes, made in ((line[4], refined_mask(method, group)), (line[5], segmentation(group))):
-        if made:
-            viz.draw_labels(axes, made[0], data.classes, made[1])
-    for axes in line:
-        if not axes.has_data():
-            reason = "not run" if axes is not line[3] else "none" if method == "truth" else "CAM itself"
-            axes.text(0.5, 0.5, reason, ha="center", va="center")
-            axes.set_axis_off()
-
+        own = viz.scores(picture, viz.highest_scores(group["maps"].folder)(image_id), method)
+    return [viz.image(picture, f"{method}: input"), labelled(data.mask(image_id), "ground truth"),
+            viz.scores(picture, cam_of(image_id), "CAM"), own, refined_mask(method, group), segmentation(method, group)]
 
 # %% tags=["nbval-ignore-output"]
-finished = artifacts.finished_stages(project_path(config.runs_root) / config.dataset)
-groups = {name: group for (name, of_seed), group in finished.items() if of_seed == config.seed and {"maps", "deeplab"} & set(group)}
-order = sorted(groups, key=lambda name: (name == "truth", name != "cam", name))
-figure, grid = plt.subplots(len(order), 6, figsize=(9, 1.65 * len(order)), squeeze=False)
-for line, name in zip(grid, order, strict=True):
-    draw_line(line, name, groups[name])
-viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); in each: input, truth, CAM, the method's map, "
-                 "refined mask, segmentation; panels that say 'not run' belong to stages that are not finished")
+finished = {method: group for (method, seed), group in finished_stages(run_folder_of(config)).items()
+            if seed == config.seed and {"maps", "deeplab"} & set(group)}
+order = sorted(finished, key=results.place_of_method)
+viz.show_panels([method_panels(method, finished[method]) for method in order],
+                f"Image {image_id} in {len(order)} lines ({', '.join(order)}); in each: input, ground truth, CAM, the method's map, refined "
+                "mask, segmentation; panels that say 'not run' belong to stages that are not finished", size=1.55)
 
 # %% [markdown]
 # Two maps differ from CAM's at first sight: AMN's fills a body, DRS's nearly the whole picture, until saliency cuts it. Those of
@@ -196,9 +169,9 @@ viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); 
 # |---|---|---|---|
 # | a first result, or a baseline for a paper | CAM and IRN (10, 70, 80) | every other method starts from it | the maps cover little of an object |
 # | saliency maps of your images exist | DRS (30) | it spreads without care for the outside, which saliency supplies | saliency maps come from a network that has learned from masks |
-# | you cannot tune a threshold for every data set | AMN (40) | it is made so that one threshold fits all images | seeds first, then a second network |
+# | you cannot tune a threshold for every data set | AMN (40) | it is made so that one threshold fits all images | seed masks first, then a second network |
 # | a trained classifier, and no training again | RIB (20) | it tunes that classifier for each image | the slowest maps: several steps of training for every image |
-# | classes with several appearances, many images of each | SC-CAM (60) | sub-categories ask for more than one telling part | three rounds of clustering and training |
+# | classes with several appearances, many images of each | SC-CAM (60) | sub-categories ask for more than one discriminative region | three rounds of clustering and training |
 # | objects made of parts with their own texture | VWE (50) | visual words ask for all the textures that come with a class | nothing for classes that share textures |
 # | SC-CAM's published numbers are to be repeated | AffinityNet (75) in place of IRN | it is the refinement that paper used | older; its random walk is dense |
 #
@@ -207,31 +180,26 @@ viz.show(figure, f"Image {image_id} in {len(order)} lines ({', '.join(order)}); 
 # ## Results of this run
 #
 # Every row says which images were scored, whether a CRF was applied, and whether anything was chosen by looking at pixel labels.
-# Rows with method `truth` are trained on true masks: the upper reference, not a weakly-supervised result. For the full
+# Rows with method `truth` are trained on the ground truth: the upper reference, not a weakly-supervised result. For the full
 # VOC 2012 a last column quotes the publications; in this table a run on other images is never put beside them.
 #
-# How to read it: *mIoU* is the mean overlap of prediction and truth over all classes (glossary); ± is the standard deviation over *runs*,
+# How to read it: *mIoU* is the mean overlap of prediction and ground truth over all classes (glossary); ± is the standard deviation over *runs*,
 # the number of seeds. "CAM at its best threshold" means the maps of the row's method, whichever it is. "Thresholds and walk, on
-# generated images" says that these settings were once chosen by looking at true masks of such images. Then follow one method from top to
+# generated images" says that these settings were once chosen by looking at the ground truth of such images. Then follow one method from top to
 # bottom: the bars show it for CAM.
 
 # %% tags=["nbval-ignore-output"]
-rows = results.collect(project_path(config.runs_root) / config.dataset)
-print(results.table(results.summarize(rows), compare=config.dataset == "voc12"))
+rows = results.summarize(results.collect(run_folder_of(config)))
+print(results.table(rows, compare=config.dataset == "voc12"))
 
 # %% tags=["nbval-ignore-output"]
-mine = [row for row in results.summarize(rows) if row["method"] in (config.method, "truth")]
-figure, axes = plt.subplots(figsize=(7, 0.42 * len(mine) + 1))
-names = [f"{row['what']} ({row['method']}, {row['split']})" for row in mine]
-bars = axes.barh(names, [row["miou"] for row in mine], hatch=["//" if row["method"] == "truth" else "" for row in mine])
-axes.bar_label(bars, fmt="%.1f", padding=3)
-axes.invert_yaxis()
-axes.set(xlabel="mIoU %", xlim=(0, 100), title="From maps to a segmentation network")
-viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on true masks")
+bars = {f"{row['what']} ({row['method']}, {row['split']})": row["miou"] for row in rows if row["method"] in (config.method, "truth")}
+viz.show_bars(bars, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on the ground truth",
+              "From maps to a segmentation network", hatched=[name for name in bars if "(truth" in name])
 
 # %% [markdown]
-# Maps and seeds score the same (52.0 and 51.1, means of three seeds: a seed is a map with a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's
-# 57.1 is no step back: `val` are other images, whose classes nobody tells it. The same network reaches 78.4 with true masks; the difference
+# Maps and initial seed masks score the same (52.0 and 51.1, means of three seeds: an initial seed mask is a map at a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's
+# 57.1 is no step back: `val` are other images, whose classes nobody tells it. The same network reaches 78.4 with the ground truth; the difference
 # is what image-level labels cost here. DRS's low rows belong to its maps without saliency; its network learned from labels with it.
 #
 # ## Parameters
@@ -241,7 +209,7 @@ viz.show(figure, "Bars of the mean IoU of every stage; hatched bars belong to th
 # papermill runs the very same notebook without a browser and with other values:
 # `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`; `snakemake --cores 2 --config preset=smoke limit=300 runs_root=runs/few`
 # gives a value to all notebooks of a run. The presets in `configs/` are `smoke` (these
-# generated images), `voc12-small` (real photographs on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names and
+# generated images), `voc12-small` (real images on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names and
 # values that do not fit are refused:
 
 # %%
@@ -256,12 +224,13 @@ for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):
 #
 # Results lie in `runs/<dataset>/<method>/seed<k>/<stage>/`. `run.json` is written last and says how everything was made; a
 # stage without it is unfinished and goes on where it stopped. If a parameter or an upstream result changes, the
-# old folder is moved aside to `<stage>.stale` and the stage is made anew.
+# old results are kept beside the new ones as `<stage>.<key>`. They come back when the parameter is set back.
+# `python -m wsss_lib.runs runs/toy` lists all results, and removes those that you name.
 
 # %%
-record = pseudo_masks.record()
-print("parameters:", ", ".join(sorted(record["parameters"])[:6]), "and more")
-print("inputs:", ", ".join(sorted(record["inputs"])))
+record = pseudo_masks.files.record()
+for name in ("parameters", "inputs"):
+    print(f"{name}:", ", ".join(sorted(record[name])))
 print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inputs"})))
 
 # %% [markdown]
@@ -273,13 +242,8 @@ print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inp
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=config.seed_threshold):
     """Show the mask that one threshold makes of the map above."""
-    from wsss_lib.refine.seeds import argmax_with_background
-
-    figure, panels = plt.subplots(1, 2, figsize=(6, 3))
-    viz.draw_scores(panels[0], picture, scores.max(0), "CAM")
-    mask = argmax_with_background(scores, classes, threshold)
-    viz.draw_labels(panels[1], mask, data.classes, f"threshold {threshold:.2f}")
-    viz.show(figure, f"The map of {image_id} and its mask at threshold {threshold:.2f}")
+    viz.show_examples(data, [image_id], {"CAM": cam_of, f"threshold {threshold:.2f}": mask_at(maps.folder, threshold)},
+                      f"The map of {image_id} and its mask at threshold {threshold:.2f}", size=2.4)
 
 
 widgets.explore(draw, threshold=(0.0, 0.9, 0.05))
@@ -292,21 +256,25 @@ draw()
 # |---|---|
 # | image-level label | which classes are in an image; 0 or 1 for each |
 # | head, body | parts of the generated creatures: the head tells the class, the body does not; real data have no such masks |
-# | CAM | class activation map: a classifier's evidence for a class at each position |
-# | localization map | any score map of a class, in [0, 1]; CAMs are the plainest kind |
-# | seed | label map made from maps by a threshold (and a CRF) |
+# | CAM | class activation map: a classifier's evidence for a class at each position, in [0, 1]; the maps of all methods are called so |
+# | background threshold | the score of the background: a pixel in which no class exceeds it is background |
+# | initial seed mask | label map made from CAMs by a background threshold (and a CRF) |
+# | seed | the random seed of a run, and nothing else |
+# | discriminative region | the part of an object by which a classifier tells its class, such as a head |
+# | ground truth | masks drawn by people; read to score, never to train (except method `truth`) |
+# | logits | a network's scores before sigmoid or softmax |
 # | pseudo-mask, pseudo-label | refined label map on which the segmentation network is trained |
 # | boundary map | probability that a class boundary runs through a position (IRN) |
-# | displacement | vector towards the centre of the object (IRN) |
+# | displacement | vector towards the center of the object (IRN) |
 # | affinity | how likely two positions belong to the same class |
 # | random walk | scores flow between positions of high affinity, step by step, and so spread over an object (IRN, AffinityNet) |
 # | saliency map | which pixels stand out, of whatever class; made by a network that has learned from masks |
-# | unknown, 255 | pixels without a label; left out of every loss, and of scores where the *truth* has them; in a prediction they count as background |
+# | unknown, 255 | pixels without a label; left out of every loss, and of scores where the *ground truth* has them; in a prediction they count as background |
 # | train / train_aug / val | VOC 2012: 1,464 images / 10,582 with SBD's / 1,449 |
-# | IoU | of one class: pixels in both prediction and truth, divided by the pixels in either (intersection over union) |
+# | IoU | of one class: pixels in both prediction and ground truth, divided by the pixels in either (intersection over union) |
 # | mIoU | mean of the IoU over background and all classes, counted over all images of the split together |
 # | boundary IoU | like the IoU, but of the masks' inner edges only; notebook 95 |
-# | dense CRF | a model of all pixel pairs that moves label edges to colour edges |
+# | dense CRF | a model of all pixel pairs that moves label edges to color edges |
 # | stage | a step of the chain whose results lie in a folder of their own |
 # | smoke, preset | a preset is a file of parameters in `configs/`; `smoke` is the small one, for generated images |
 #
@@ -317,6 +285,5 @@ draw()
 # steps take them, as [docs/adding_a_method.md](../docs/adding_a_method.md) shows.
 
 # %% tags=["nbval-ignore-output"]
-if not (stage := artifacts.begin_stage(config, "overview", (), {"results": results.fingerprint(rows)}, method="report")).is_complete():
-    stage.finish([{"what": "overview", "split": data.split, "images": len(data)}])
-display(Markdown("**The overview is complete.**"))
+run(comparison.OVERVIEW, config)
+print("The overview is complete.")

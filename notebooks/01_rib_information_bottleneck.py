@@ -26,29 +26,25 @@ bottleneck_epochs = 1
 bottleneck_seeds = 5  # networks of each kind
 
 # %%
-import hashlib
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, training, viz, widgets
+from wsss_lib import viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.data.digits import CLASSES, REGIONS, companion, read_digits
-from wsss_lib.methods import bottleneck
+from wsss_lib.core.stage import run
+from wsss_lib.experiments import bottleneck
+from wsss_lib.experiments.digits import CLASSES, REGIONS, companion, read_digits
 
 config = Config.from_notebook(globals())
-training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
 # The first check: are the digits there? If the files of MNIST are asked for and missing, the next cell says which.
 
 # %%
-train_digits, test_digits = read_digits(config.bottleneck_mnist_root)
 print("digits from", "MNIST" if config.bottleneck_mnist_root else "scikit-learn")
-for part, (_, labels) in (("training", train_digits), ("testing", test_digits)):
+for part, (_, labels) in zip(("training", "testing"), read_digits(config.bottleneck_mnist_root), strict=True):
     print(f"{part}: {(labels == 0).sum()} of the digit 2, {(labels == 1).sum()} of the digit 8")
 
 # %% [markdown]
@@ -69,11 +65,11 @@ for part, (_, labels) in (("training", train_digits), ("testing", test_digits)):
 # | digits 2 and 8 on black; a small shape beside the digit in 10 % of the training images (disc or diamond with a 2, square with an 8); both at varying places; gradient maps $G_1 \ldots G_6$; three regions; the published curves, measured to ±0.03 | the paper's figure 1, as it is in its repository (`jbeomlee93/RIB`, `Demo/`) |
 # | five convolutions, one fully connected layer, sigmoid; $G_k$ from the sum of layer $k$'s output; a gradient is high above 0.3; mean over 100 images; the appendix repeats it for softmax, tanh and softsign | memory of the paper's text, **unverified**; the figure only tells that the threshold is between 0.18 and 0.63 |
 # | scikit-learn's digits; canvas of 36, digit of 20, shape of 5 pixels; widths and strides; squared error for tanh and softsign; Adam, one pass over 8,000 images; five seeds | our choice |
-# | the controls (hinge, linear, untrained), the test on shapes alone, other shares of shapes, the updates of section 9 | our additions, **not in the paper** |
+# | the controls (hinge, linear, untrained), the test on shapes alone, other fractions of shapes, the updates of section 9 | our additions, **not in the paper** |
 #
 # ## 2 The images
 #
-# scikit-learn's digits have 8 x 8 pixels and 17 grey levels and come from 13 writers (they are the test part of a set of 43); MNIST's have 28 x
+# scikit-learn's digits have 8 x 8 pixels and 17 gray levels and come from 13 writers (they are the test part of a set of 43); MNIST's have 28 x
 # 28 pixels, 256 levels and
 # about 500 writers, and twelve thousand of them are a 2 or an 8, against 351 here. Enlarged to 20 x 20 pixels they are softer
 # than MNIST's. Test images are made of digits that no training image shows, and **all** of them have a shape.
@@ -88,16 +84,11 @@ print(f"the disc has {companion(0).sum()} pixels, the square {companion(1).sum()
 has_shape = train.regions[1].any(2).any(1)  # (N,)
 shown = [int(index) for shape, count in ((False, 3), (True, 1)) for label in (0, 1)
          for index in torch.nonzero((train.labels == label) & (has_shape == shape))[:count, 0]]
-figure, panels = plt.subplots(2, 8, figsize=(11, 3.1))
-for column, index in enumerate(shown):
-    title = f"{CLASSES[train.labels[index]]}" + (" with its shape" if has_shape[index] else "")
-    panels[0, column].imshow(train.images[index, 0], cmap="gray", vmin=0, vmax=1)
-    panels[0, column].set_title(title, fontsize=9)
-    panels[1, column].imshow(1.0 * train.regions[0, index] + 2 * train.regions[1, index], vmin=0, vmax=2)
-for panel in panels.flat:
-    panel.set_axis_off()
-viz.show(figure, "Eight training images: three 2s, three 8s, and one of each with its companion shape, a small disc and a small square; "
-                 "beneath them their regions: digit grey, shape bright, background dark")
+titles = [f"{CLASSES[train.labels[index]]}" + (" with its shape" if has_shape[index] else "") for index in shown]
+viz.show_panels([[viz.image(train.images[index, 0, ..., None].repeat(1, 1, 3), title) for index, title in zip(shown, titles, strict=True)],
+                 [viz.heat_map(train.regions[0, index] / 2 + 1.0 * train.regions[1, index]) for index in shown]],
+                "Eight training images: three 2s, three 8s, and one of each with its companion shape, a small disc and a small square; "
+                "beneath them their regions: digit grey, shape bright, background dark", size=1.4)
 
 # %% [markdown]
 # The three regions have the paper's names. The digit is **discriminative**: it is always there. The shape would do as well but is seldom
@@ -122,35 +113,25 @@ viz.show(figure, "Eight training images: three 2s, three 8s, and one of each wit
 # %%
 own = torch.linspace(-3, 6, 181, requires_grad=True)
 logits, labels = own[:, None], torch.ones(len(own), dtype=torch.long)
-figure, axes = plt.subplots(figsize=(8, 3))
-for number, (name, marker) in enumerate(zip([*bottleneck.LOSSES, "raw"], "os^vDX*", strict=True)):
+push = {"raw": torch.ones(len(own))}  # -dL/dz of L = -z
+for name, loss_of in bottleneck.LOSSES.items():
     z = F.pad(logits, (1, 0)) if name == "softmax" else logits  # two logits: the other one is zero
-    loss = -own.sum() if name == "raw" else bottleneck.LOSSES[name](z, labels) * len(own)
-    push, = torch.autograd.grad(-loss, own)
-    axes.plot(own.detach(), push, label=name, marker=marker, markevery=(3 * number, 21), markersize=5)
-axes.axhline(0, color="grey", linewidth=0.6)
-axes.set(xlabel="own logit", ylabel="push on the logit", ylim=(-1.2, 2.7), title="Only the raw logit is pushed without end")
-figure.legend(loc="outside right center")
-viz.show(figure, "The push of sigmoid, softmax, tanh and softsign fades beyond a logit of about 3, the hinge's ends at 1, the linear "
-                 "one's turns negative there, and the raw logit's stays at one; sigmoid and softmax lie on one line, because only "
-                 "one of the softmax's two logits is moved here")
+    push[name], = torch.autograd.grad(-loss_of(z, labels) * len(own), own)
+viz.show_panels([viz.curves(own.detach(), push, "Only the raw logit is pushed without end", xlabel="own logit", ylabel="push on the logit",
+                            ylim=(-1.2, 2.7))],
+                "The push of sigmoid, softmax, tanh and softsign fades beyond a logit of about 3, the hinge's ends at 1, the linear "
+                "one's turns negative there, and the raw logit's stays at one; sigmoid and softmax lie on one line, because only "
+                "one of the softmax's two logits is moved here", size=(8, 3))
 
 # %% [markdown]
 # A detail of the figure will matter later: the controls do not saturate, but they stop asking as well.
 #
-# Now all networks are trained: six losses with five seeds each, and the sigmoid's also with other shares of shapes (section 8).
+# Now all networks are trained: six losses with five seeds each, and the sigmoid's also with other fractions of shapes (section 8).
 # What is finished is kept; a second opening of this notebook only reads it.
 
 # %%
-digits_hash = hashlib.sha256(b"".join(array.tobytes() for array in (*train_digits, *test_digits))).hexdigest()
-stage = artifacts.begin_stage(config, "bottleneck", ("bottleneck_",), {"digits": digits_hash}, method="rib")
-if not stage.is_complete():
-    trained = bottleneck.train_all(config, stage.folder)
-    rows = [{"what": "high gradient ratio", "split": "test", "images": len(test), "loss": loss, "shape_share": part, "runs": len(runs),
-             "hgr": np.mean([run["hgr"] for run in runs], 0).round(4).tolist()}
-            for (loss, part), runs in bottleneck.read_runs(stage.folder).items()]
-    stage.finish(rows, trained * config.bottleneck_images * config.bottleneck_epochs)
-runs = bottleneck.read_runs(stage.folder)
+job = run(bottleneck.RUNS, config)
+runs = bottleneck.read_runs(job.folder)
 main = {loss: runs[loss, config.bottleneck_shape_share] for loss in bottleneck.LOSSES}
 print(f"{sum(map(len, runs.values()))} networks, {len(main)} losses, {len(main['sigmoid'])} seeds each")
 
@@ -165,7 +146,7 @@ print(f"{sum(map(len, runs.values()))} networks, {len(main)} losses, {len(main['
 # On one test image, an 8 with its square:
 
 # %% tags=["nbval-ignore-output"]
-net = bottleneck.read_network(stage.folder, "sigmoid", config.bottleneck_shape_share, config.seed)
+net = bottleneck.read_network(job.folder, "sigmoid", config.bottleneck_shape_share, config.seed)
 index = int(torch.nonzero(test.labels)[0])
 x = test.images[[index]].clone().requires_grad_()  # (1, 1, H, W)
 
@@ -195,7 +176,7 @@ print("ten lines = library:", True)
 #
 # ## 5 The high gradient ratio
 #
-# The HGR of a region is the share of its pixels whose $G_k$ exceeds 0.3, averaged over the test images.
+# The HGR of a region is the fraction of its pixels whose $G_k$ exceeds 0.3, averaged over the test images.
 
 # %% tags=["nbval-ignore-output"]
 by_hand = torch.stack([(G[5] > 0.3)[region].float().mean() for region in test.regions[:, index]])
@@ -210,49 +191,39 @@ for name, value in zip(REGIONS, by_hand, strict=True):
 # First the maps of two test images, as in the paper: does the shape fade?
 
 # %% tags=["nbval-ignore-output"]
-def outline(panel, item):
-    """Draw the edges of digit (thin) and shape (dashed)."""
-    panel.contour(test.regions[0, item], levels=[0.5], colors="white", linewidths=0.6)
-    panel.contour(test.regions[1, item], levels=[0.5], colors="white", linewidths=1.5, linestyles="--")
+def outlined(values, title, item=index):
+    """Return a panel with a map and the edges of digit (thin) and shape (dashed)."""
+    def draw(axes):
+        for region, style, width in ((0, "-", 0.6), (1, "--", 1.5)):
+            axes.contour(test.regions[region, item], levels=[0.5], colors="white", linewidths=width, linestyles=style)
+        return viz.draw_map(axes, values, title)
+
+    return draw
 
 
 pair = [int(torch.nonzero(test.labels == label)[0]) for label in (0, 1)]
 maps = bottleneck.gradient_maps(net, test.images[pair], test.labels[pair])  # (6, 2, H, W)
-figure, panels = plt.subplots(2, 7, figsize=(11, 3.4))
-for row, item in enumerate(pair):
-    viz.draw_image(panels[row, 0], np.repeat(test.images[item, 0, ..., None].numpy(), 3, 2), "input")
-    for layer in range(6):
-        mappable = viz.draw_map(panels[row, layer + 1], maps[layer, row], f"$G_{layer + 1}$")
-        outline(panels[row, layer + 1], item)
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="gradient / max")
-viz.show(figure, "Gradient maps of a 2 and an 8 from the first layer to the logit; the dashed outline is the shape: it is as bright as the "
-                 "digit up to the fifth layer and mostly dark in the last")
+viz.show_panels([[viz.image(test.images[item, 0, ..., None].repeat(1, 1, 3), "input"),
+                  *(outlined(maps[layer, row], f"$G_{layer + 1}$", item) for layer in range(6))] for row, item in enumerate(pair)],
+                "Gradient maps of a 2 and an 8 from the first layer to the logit; the dashed outline is the shape: it is as bright as the "
+                "digit up to the fifth layer and mostly dark in the last", size=1.6, bar="gradient / max")
 
 # %% [markdown]
 # Then the curves. Lines are means over the seeds, bands one standard deviation; the dotted lines with hollow marks are the published
 # values (read off the paper's figure, ±0.03). The frame is the paper's: the step into the last layer.
 
 # %% tags=["nbval-ignore-output"]
-def draw_curves(axes, rows, title, published=False):
-    """Draw the HGR of the three regions over the layers, for the runs of one kind."""
-    layers, values = np.arange(1, 7), np.array([row["hgr"] for row in rows])  # (seeds, 3, 6)
-    for number, (name, marker) in enumerate(zip(REGIONS, "os^", strict=True)):
-        middle, spread = values[:, number].mean(0), values[:, number].std(0)
-        line, = axes.plot(layers, middle, marker=marker, markersize=4, label=name)
-        axes.fill_between(layers, middle - spread, middle + spread, color=line.get_color(), alpha=0.2, linewidth=0)
-        if published:
-            axes.plot(layers, bottleneck.PUBLISHED_HGR[name], ":", marker=marker, markerfacecolor="white",
-                      color=line.get_color(), linewidth=1, label="the same, published")
-    axes.axvspan(4.8, 6.2, facecolor="none", edgecolor="black", linestyle="--", linewidth=0.8)
-    axes.set(xticks=layers, xticklabels=[f"$G_{layer}$" for layer in layers], ylim=(-0.03, 1.05), title=title)
+def hgr_curves(rows, title, published=False, legend=True):
+    """Return a panel with the HGR of the three regions over the layers, for the runs of one kind."""
+    values = np.array([row["hgr"] for row in rows]).transpose(1, 0, 2)  # (3, seeds, 6)
+    return viz.bands(range(1, 7), dict(zip(REGIONS, values, strict=True)), title, bottleneck.PUBLISHED_HGR if published else None, legend,
+                     frame=(4.8, 6.2), xticks=range(1, 7), xticklabels=[f"$G_{layer}$" for layer in range(1, 7)], ylim=(-0.03, 1.05))
 
 
-figure, axes = plt.subplots(figsize=(8.5, 3.4))
-draw_curves(axes, main["sigmoid"], f"HGR, sigmoid, {len(main['sigmoid'])} seeds", published=True)
-figure.legend(loc="outside right center")
 digit, shape, ground = np.mean([row["hgr"] for row in main["sigmoid"]], 0)
-viz.show(figure, f"From G5 to G6 the digit's high gradient ratio falls from {digit[4]:.2f} to {digit[5]:.2f} (published 0.63 to 0.39), "
-                 f"the shape's from {shape[4]:.2f} to {shape[5]:.2f} (published 0.88 to 0.10), the background's stays at {ground[5]:.2f}")
+viz.show_panels([hgr_curves(main["sigmoid"], f"HGR, sigmoid, {len(main['sigmoid'])} seeds", published=True)],
+                f"From G5 to G6 the digit's high gradient ratio falls from {digit[4]:.2f} to {digit[5]:.2f} (published 0.63 to 0.39), the "
+                f"shape's from {shape[4]:.2f} to {shape[5]:.2f} (published 0.88 to 0.10), the background's stays at {ground[5]:.2f}", size=(8, 3.4))
 
 # %% [markdown]
 # The published pattern is there: through five layers the shape is seen at least as well as the digit, and the last layer drops it below the
@@ -263,18 +234,14 @@ viz.show(figure, f"From G5 to G6 the digit's high gradient ratio falls from {dig
 # ## 7 Other outputs
 #
 # Is the saturating activation the cause? The paper repeats the curves for other activations that saturate (appendix, from
-# memory, unverified). What it does not show is the control: what happens **without** one? The two grey panels below show that.
+# memory, unverified). What it does not show is the control: what happens **without** one? The two gray panels below show that.
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(2, 3, figsize=(10, 5), sharex=True, sharey=True)
-for axes, (loss, rows) in zip(panels.flat, main.items(), strict=True):
-    kind = "saturates" if loss in bottleneck.SATURATING else "control, does not saturate"
-    draw_curves(axes, rows, f"{loss} ({kind})", published=loss == "sigmoid")
-    axes.set_facecolor("white" if loss in bottleneck.SATURATING else "0.92")
-figure.legend(*panels[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+kinds = [hgr_curves(rows, f"{loss} ({'saturates' if loss in bottleneck.SATURATING else 'control, does not saturate'})", loss == "sigmoid",
+                    loss == "sigmoid") for loss, rows in main.items()]
 ends = {loss: np.mean([row["hgr"] for row in rows], 0)[1, 4:] for loss, rows in main.items()}
-viz.show(figure, "Six panels with nearly the same curves; the shape falls from G5 to G6: "
-                 + ", ".join(f"{loss} {before:.2f} to {after:.2f}" for loss, (before, after) in ends.items()))
+viz.show_panels([kinds[:3], kinds[3:]], "Six panels with nearly the same curves; the shape falls from G5 to G6: "
+                + ", ".join(f"{loss} {before:.2f} to {after:.2f}" for loss, (before, after) in ends.items()), size=(3.4, 2.5))
 
 # %% [markdown]
 # One more control costs nothing: networks as they are drawn, before training. And one test asks the question without any gradient: with
@@ -289,16 +256,14 @@ def measure(seed, loss="sigmoid"):
 
 
 untrained = [measure(config.seed + number) for number in range(config.bottleneck_seeds)]
-print("              accuracy on       digit            shape            kept by the last layer")
-print("output     digits  shapes    G_5    G_6       G_5    G_6      digit          shape")
+print("            accuracy: digits  shapes   digit G_5 > G_6, kept    shape G_5 > G_6, kept by the last layer")
 for loss, rows in {**main, "untrained": untrained}.items():
     values = np.array([row["hgr"] for row in rows])[:, :2, 4:]  # (seeds, digit or shape, G_5 or G_6)
+    kept = 100 * values[..., 1] / np.maximum(values[..., 0], 1e-9)  # (seeds, 2)
     digits, shapes = (np.mean([row[f"accuracy_{part}_alone"] for row in rows]) for part in ("digits", "shapes"))
-    kept = values[..., 1] / np.maximum(values[..., 0], 1e-9)  # (seeds, 2)
-    numbers = "     ".join(f"{before:.2f} > {after:.2f}" for before, after in values.mean(0))
-    shares = "   ".join(f"{100 * mean:3.0f} ± {100 * spread:2.0f} %" for mean, spread in zip(kept.mean(0), kept.std(0), strict=True))
-    print(f"{loss:10s}  {digits:.2f}    {shapes:.2f}    {numbers}     {shares}")
-print("published                     0.63 > 0.39     0.88 > 0.10      62          11 %")
+    print(f"{loss:20s}  {digits:.2f}    {shapes:.2f}  ", *(f"  {before:.2f} > {after:.2f}  {mean:3.0f} ± {spread:2.0f} % "
+          for (before, after), mean, spread in zip(values.mean(0), kept.mean(0), kept.std(0), strict=True)))
+print("published                               0.63 > 0.39   62 %          0.88 > 0.10   11 %")
 
 # %% [markdown]
 # ### What holds, and what this toy cannot show
@@ -312,10 +277,9 @@ def loses_the_shape(row):
     return bool(shape[1] * digit[0] < digit[1] * shape[0])
 
 
-groups = {"saturating": [row for loss in bottleneck.SATURATING for row in main[loss]],
-          "not saturating": [row for loss in main if loss not in bottleneck.SATURATING for row in main[loss]],
-          "untrained": untrained}
-for name, rows in groups.items():
+groups = {kind: [row for loss in main if (loss in bottleneck.SATURATING) == saturates for row in main[loss]]
+          for kind, saturates in (("saturating", True), ("not saturating", False))}
+for name, rows in {**groups, "untrained": untrained}.items():
     print(f"{name:15s} the last layer keeps less of the shape than of the digit in {sum(map(loses_the_shape, rows)):2d} of {len(rows):2d} "
           f"networks; accuracy on shapes alone {np.mean([row['accuracy_shapes_alone'] for row in rows]):.2f} (guessing: 0.50)")
 
@@ -337,29 +301,26 @@ for name, rows in groups.items():
 # ## 8 How many images have the shape
 #
 # Is it because the shape is rare? If so, a shape in every image should be used: it tells the class as well as the digit does. The
-# networks with sigmoid, trained with other shares of shapes and tested on the same images:
+# networks with sigmoid, trained with other fractions of shapes and tested on the same images:
 
 # %% tags=["nbval-ignore-output"]
-shares = sorted(part for loss, part in runs if loss == "sigmoid")
-figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
-for number, (name, marker) in enumerate(zip(REGIONS[:2], "os", strict=True)):
-    for layer, face in ((4, None), (5, "white")):
-        values = np.array([[row["hgr"][number][layer] for row in runs["sigmoid", part]] for part in shares])  # (shares, seeds)
-        panels[0].errorbar(range(len(shares)), values.mean(1), values.std(1), marker=marker, markerfacecolor=face, capsize=3,
-                           label=f"{name}, $G_{layer + 1}$")
-for key, marker in (("accuracy_digits_alone", "o"), ("accuracy", "^"), ("accuracy_shapes_alone", "s")):
-    values = np.array([[row[key] for row in runs["sigmoid", part]] for part in shares])
-    label = key[9:].replace("_", " ") or "digit and shape"
-    panels[1].errorbar(range(len(shares)), values.mean(1), values.std(1), marker=marker, capsize=3, label=label)
-panels[1].axhline(0.5, color="grey", linestyle=":", label="guessing")
-for panel, title in zip(panels, ("high gradient ratio", "accuracy"), strict=True):
-    panel.set(xticks=range(len(shares)), xticklabels=[f"{100 * part:g} %" for part in shares], ylim=(0, 1.05), title=title,
-              xlabel="training images with a shape")
-    panel.legend(fontsize=8, loc="upper right" if panel is panels[0] else "lower right")
-last = {part: np.mean([row["hgr"][1][5] for row in runs["sigmoid", part]]) for part in shares}
-viz.show(figure, "The shape's HGR in the last layer is " + ", ".join(f"{value:.2f} with {100 * part:g} %" for part, value in last.items())
-         + " of shapes in training; shapes alone are answered by guessing; a shape beside the digit harms only networks that "
-         "have seen few of them")
+ratios = sorted(part for loss, part in runs if loss == "sigmoid")
+
+
+def over_ratios(key):
+    """Return a measurement of all networks with sigmoid, (seeds, ratios, ...)."""
+    return np.array([[row[key] for row in runs["sigmoid", part]] for part in ratios]).swapaxes(0, 1)
+
+
+hgr = {f"{name}, $G_{layer + 1}$": over_ratios("hgr")[:, :, number, layer] for number, name in enumerate(REGIONS[:2]) for layer in (4, 5)}
+accuracy = {"digits alone": over_ratios("accuracy_digits_alone"), "digit and shape": over_ratios("accuracy"),
+            "shapes alone": over_ratios("accuracy_shapes_alone")}
+last = dict(zip(ratios, hgr[f"{REGIONS[1]}, $G_6$"].mean(0), strict=True))
+axes = {"xticks": range(len(ratios)), "xticklabels": [f"{100 * part:g} %" for part in ratios], "ylim": (0, 1.05), "xlabel": "training images with a shape"}
+viz.show_panels([viz.bands(range(len(ratios)), values, title, **axes) for title, values in (("high gradient ratio", hgr), ("accuracy", accuracy))],
+                "The shape's HGR in the last layer is " + ", ".join(f"{value:.2f} with {100 * part:g} %" for part, value in last.items())
+                + " of shapes in training; shapes alone are answered by guessing; a shape beside the digit harms only networks that have seen "
+                "few of them", size=(5, 3.2))
 
 # %% [markdown]
 # It is the other way round. Networks that never met a shape react to it in their last layer about as strongly as to the digit, and are misled by
@@ -367,21 +328,18 @@ viz.show(figure, "The shape's HGR in the last layer is " + ", ".join(f"{value:.2
 # image has one, the shapes alone tell the network next to nothing. It learns to pass over them, because the digit is enough. Rarity is not
 # needed for the effect.
 #
-# The slider shows the whole curves for each share; the strip beneath has them side by side.
+# The slider shows the whole curves for each fraction; the strip beneath has them side by side.
 
 # %% tags=["nbval-ignore-output"]
-def draw_shares(parts, figure_width=4.5):
-    """Show the curves of some shares."""
-    figure, panels = plt.subplots(1, len(parts), figsize=(figure_width, 2.8), sharey=True, squeeze=False)
-    for axes, part in zip(panels[0], parts, strict=True):
-        draw_curves(axes, runs["sigmoid", part], f"{100 * part:g} % with a shape")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    viz.show(figure, "HGR over the layers; the shape's in the last is " + ", ".join(f"{last[part]:.2f}" for part in parts) + " with "
-             + ", ".join(f"{100 * part:g} %" for part in parts) + " of shapes")
+def draw_ratios(parts):
+    """Show the curves of some ratios."""
+    viz.show_panels([hgr_curves(runs["sigmoid", part], f"{100 * part:g} % with a shape") for part in parts],
+                    "HGR over the layers; the shape's in the last is " + ", ".join(f"{last[part]:.2f}" for part in parts) + " with "
+                    + ", ".join(f"{100 * part:g} %" for part in parts) + " of shapes", size=(2.9, 2.6))
 
 
-widgets.explore(lambda share: draw_shares([share]), share=shares)
-draw_shares(shares, 11)
+widgets.explore(lambda ratio: draw_ratios([ratio]), ratio=ratios)
+draw_ratios(ratios)
 
 # %% [markdown]
 # ## 9 From the toy to the method
@@ -395,32 +353,21 @@ draw_shares(shares, 11)
 # with one companion $x'$ of the other class, a new one in each step (RIB: 20 of them on VOC). How large may the learning rate $\eta$ be?
 
 # %% tags=["nbval-ignore-output"]
-def draw_raised(axes, number):
-    """Draw the HGR of G_6 over the steps at one learning rate; return means (3, steps + 1) and the median logits."""
-    values = np.array([row["raised"][number]["hgr"] for row in main["sigmoid"]])  # (seeds, 3, steps + 1)
-    logits = np.median([row["raised"][number]["logit"] for row in main["sigmoid"]], 0)
-    for region, (name, marker) in enumerate(zip(REGIONS, "os^", strict=True)):
-        middle, spread = values[:, region].mean(0), values[:, region].std(0)
-        line, = axes.plot(middle, marker=marker, markersize=4, label=name)
-        axes.fill_between(range(len(middle)), middle - spread, middle + spread, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set(xlabel="step", xticks=range(0, 11, 2), ylim=(-0.03, 0.85), title=f"rate {bottleneck.RAISE_RATES[number]:g}")
-    return values.mean(0), logits
-
-
-figure, panels = plt.subplots(1, 5, figsize=(11.5, 3), sharey=True)
-raised = [draw_raised(axes, number) for number, axes in enumerate(panels)]
-panels[0].set_ylabel("HGR of $G_6$")
-figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-viz.show(figure, "HGR of the last map over ten updates: at the smallest rates the shape only sinks, at 0.001 "
-                 "digit and shape rise, and at the larger rates they rise faster and collapse")
+steps = range(11)
+of_rate = list(zip(*(row["raised"] for row in main["sigmoid"]), strict=True))  # (rates, seeds)
+raised = [(np.array([row["hgr"] for row in rows]), np.median([row["logit"] for row in rows], 0)) for rows in of_rate]  # (seeds, 3, 11), (11,)
+viz.show_panels([viz.bands(steps, dict(zip(REGIONS, hgr.transpose(1, 0, 2), strict=True)), f"rate {rate:g}", legend=rate == 1e-4, xlabel="step",
+                           ylabel="HGR of $G_6$", xticks=steps[::2], ylim=(-0.03, 0.85))
+                 for rate, (hgr, _) in zip(bottleneck.RAISE_RATES, raised, strict=True)],
+                "HGR of the last map over ten updates: at the smallest rates the shape only sinks, at 0.001 "
+                "digit and shape rise, and at the larger rates they rise faster and collapse", size=(2.4, 2.8))
 
 # %% tags=["nbval-ignore-output"]
-print("rate     step where the       digit           shape           background      logit of the image")
-print("         shape is highest")
+print("rate     step where the shape is highest; then digit, shape, background, and the logit of the image, from before to there")
 for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
-    best = int(hgr[1].argmax())
-    changes = "    ".join(f"{before:.2f} > {after:.2f}" for before, after in zip(hgr[:, 0], hgr[:, best], strict=True))
-    print(f"{rate:<8g} {best:4d}                 {changes}    {logits[0]:.3g} > {logits[best]:.3g}")
+    best = int(hgr.mean(0)[1].argmax())
+    changes = "    ".join(f"{before:.2f} > {after:.2f}" for before, after in hgr.mean(0)[:, [0, best]])
+    print(f"{rate:<8g} {best:4d}    {changes}    {logits[0]:.3g} > {logits[best]:.3g}")
 
 # %% [markdown]
 # There is a gain, and it has a price. At small rates ten steps do nothing for the shape; in the first steps of every rate but
@@ -432,17 +379,18 @@ for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
 # The same on one image. In JupyterLab the slider moves the rate; beneath, three rates on one page.
 
 # %% tags=["nbval-ignore-output"]
-def draw_updates(rates, steps=(0, 2, 4, 6, 8, 10)):
-    """Show the last map of the 8 from section 4 while its logit is raised, a row for each rate."""
-    figure, panels = plt.subplots(len(rates), len(steps), figsize=(10, 1.9 * len(rates)), squeeze=False)
-    for row, rate in zip(panels, rates, strict=True):
-        maps, logits = bottleneck.raise_logit(net, test.images[index], test.labels[index], train, rate)
-        for panel, step in zip(row, steps, strict=True):
-            value = f"z = {logits[step]:.3g}" if torch.isfinite(logits[step]) else "overflow"
-            viz.draw_map(panel, maps[step], f"rate {rate:g}, step {step}\n{value}")
-            outline(panel, index)
-    viz.show(figure, f"The last gradient map of one 8 over the steps, at learning rates {', '.join(f'{rate:g}' for rate in rates)}: the "
-                     "larger the rate, the sooner it spreads over digit, shape and background, and then it is lost")
+def raised_maps(rate, steps=(0, 2, 4, 6, 8, 10)):
+    """Return panels with the last map of the 8 from section 4 while its logit is raised."""
+    maps, logits = bottleneck.raise_logit(net, test.images[index], test.labels[index], train, rate)
+    values = [f"z = {logit:.3g}" if np.isfinite(logit) else "overflow" for logit in logits]
+    return [outlined(maps[step], f"rate {rate:g}, step {step}\n{values[step]}") for step in steps]
+
+
+def draw_updates(rates):
+    """Show these maps, a row for each rate."""
+    viz.show_panels([raised_maps(rate) for rate in rates],
+                    f"The last gradient map of one 8 over the steps, at learning rates {', '.join(f'{rate:g}' for rate in rates)}: the "
+                    "larger the rate, the sooner it spreads over digit, shape and background, and then it is lost", size=(1.7, 1.9))
 
 
 widgets.explore(lambda rate: draw_updates([rate]), rate=list(bottleneck.RAISE_RATES))
@@ -461,34 +409,29 @@ draw_updates([3e-4, 1e-3, 5e-3])
 # %% tags=["nbval-ignore-output"]
 def draw(output="sigmoid", region=REGIONS[1], layer=6, threshold=0.3):
     """Show one map with its high gradients, and the region's HGR over all thresholds."""
-    chosen = bottleneck.read_network(stage.folder, output, config.bottleneck_shape_share, config.seed)
+    chosen = bottleneck.read_network(job.folder, output, config.bottleneck_shape_share, config.seed)
     maps = bottleneck.gradient_maps(chosen, test.images, test.labels)[layer - 1]  # (N, H, W)
     area, grid = test.regions[REGIONS.index(region)], np.linspace(0.02, 0.98, 33)
-    figure, panels = plt.subplots(1, 3, figsize=(9, 2.8))
-    viz.draw_map(panels[0], maps[index], f"{output}, $G_{layer}$")
-    viz.draw_map(panels[1], 1.0 * (maps[index] > threshold), f"above {threshold:.2f}")
-    for panel in panels[:2]:
-        outline(panel, index)
-    panels[2].plot(grid, [bottleneck.high_gradient_ratio(maps, area, value) for value in grid])
-    panels[2].axvline(threshold, color="black", linestyle=":")
-    panels[2].set(xlabel="threshold", ylim=(0, 1.03), title=f"HGR, {region}")
-    ratio = bottleneck.high_gradient_ratio(maps, area, threshold)
-    viz.show(figure, f"{output}: layer {layer} sees {100 * ratio:.0f} percent of the {region} pixels above {threshold:.2f}")
+    ratios = [bottleneck.high_gradient_ratio(maps, area, value) for value in grid]
+    viz.show_panels([outlined(maps[index], f"{output}, $G_{layer}$"), outlined(1.0 * (maps[index] > threshold), f"above {threshold:.2f}"),
+                     viz.curves(grid, {"": ratios}, f"HGR, {region}", marks={"threshold": threshold}, xlabel="threshold", ylim=(0, 1.03))],
+                    f"{output}: layer {layer} sees {100 * bottleneck.high_gradient_ratio(maps, area, threshold):.0f} percent of the {region} "
+                    f"pixels above {threshold:.2f}", size=2.8)
 
 
 widgets.explore(draw, output=list(bottleneck.LOSSES), region=list(REGIONS), layer=(1, 6, 1), threshold=(0.05, 0.8, 0.05))
 draw()
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(2, 6, figsize=(11, 4))
-for column, output in enumerate(bottleneck.LOSSES):
-    chosen = bottleneck.read_network(stage.folder, output, config.bottleneck_shape_share, config.seed)
-    maps = bottleneck.gradient_maps(chosen, test.images[[index]], test.labels[[index]])[:, 0]
-    for row, layer in enumerate((5, 6)):
-        mappable = viz.draw_map(panels[row, column], maps[layer - 1], f"{output}, $G_{layer}$")
-        outline(panels[row, column], index)
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="gradient / max")
-viz.show(figure, "Maps of the fifth and the last layer for all six outputs: the square, dashed, is seen by every fifth layer and by hardly any last one")
+def last_maps(output):
+    """Return the maps of the fifth and the last layer for the 8."""
+    chosen = bottleneck.read_network(job.folder, output, config.bottleneck_shape_share, config.seed)
+    return bottleneck.gradient_maps(chosen, test.images[[index]], test.labels[[index]])[4:, 0]
+
+
+viz.show_panels([[outlined(last_maps(output)[row], f"{output}, $G_{5 + row}$") for output in bottleneck.LOSSES] for row in (0, 1)],
+                "Maps of the fifth and the last layer for all six outputs: the square, dashed, is seen by every fifth layer and by hardly any "
+                "last one", size=1.8, bar="gradient / max")
 
 # %% [markdown]
 # ## Summary and exercises

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 02 · Data sets and labels
 #
-# *In: a folder of photographs in the layout of PASCAL VOC (the generated one is made here). Out: a record that lists,
+# *In: a folder of images in the layout of PASCAL VOC (the generated one is made here). Out: a record that lists,
 # labels, images and masks belong together.*
 #
 # | | |
@@ -23,12 +23,11 @@
 dataset = "toy"  # name of the run's folder below runs_root; "toy" is made if it is absent
 data_root = "data/toy"  # VOC devkit folder
 labels = ""  # table of image-level labels; empty: data_root/labels.csv
-mask_folder = "SegmentationClass"  # true masks below data_root
-runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
-method = "data"  # the check is no method's: its folder has this name
+mask_folder = "SegmentationClass"  # ground truth below data_root
+runs_root = "runs"  # results go to runs_root/dataset/data/seedK/check
 seed = 0  # of the images that are drawn to be looked at
 train_split = "train"  # images with image-level labels, for every training
-score_split = "train"  # part of train_split with true masks, on which maps and masks are scored
+score_split = "train"  # part of train_split with ground truth, on which maps and masks are scored
 val_split = "val"  # images that no training sees
 limit = 0  # use only the first images of every split; 0: all
 on_bad_image = "stop"  # an image that cannot be decoded stops this notebook; skip: it is left out everywhere
@@ -36,17 +35,21 @@ on_bad_image = "stop"  # an image that cannot be decoded stops this notebook; sk
 # %%
 import hashlib
 
-import matplotlib.pyplot as plt
 import numpy as np
 from defusedxml.ElementTree import parse
 from PIL import Image
 
 from data_prep.toy import make_toy_dataset
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib import artifacts, formats, stages, viz, widgets
-from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import IGNORE, DataError, check_images, image_size, read_split, voc_palette
-from wsss_lib.progress import progress
+from wsss_lib import viz, widgets
+from wsss_lib.config import Config
+from wsss_lib.core.check import CHECK, masked_splits, pixels_of_each_value
+from wsss_lib.core.files import IGNORE, voc_palette
+from wsss_lib.core.progress import progress
+from wsss_lib.core.stage import run
+from wsss_lib.data.dataset import open_data, read_split
+from wsss_lib.errors import DataError
+from wsss_lib.parameters import project_path
 
 config = Config.from_notebook(globals())
 viz.use_style()
@@ -54,8 +57,8 @@ viz.use_style()
 # %% [markdown]
 # ## 1 The generated data set
 #
-# Real photographs need a download, and training on thousands of them a GPU. So the project brings a generated data
-# set in exactly the same layout. Each picture shows one or two invented creatures: a large dull *body*, whose colour
+# Real images need a download, and training on thousands of them a GPU. So the project brings a generated data
+# set in exactly the same layout. Each picture shows one or two invented creatures: a large dull *body*, whose color
 # two classes share, and a small striking *head*, whose pattern alone tells the class. That is on purpose: a
 # classifier that finds the heads has solved its task, and has found a small part of each object. This is the problem
 # that every method of this repository attacks.
@@ -66,13 +69,9 @@ viz.use_style()
 root = project_path(config.data_root)
 if config.dataset == "toy" and not (root / "dataset.json").is_file():
     make_toy_dataset(root, seed=0)
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-val_data = stages.open_data(config, config.val_split)
-num_classes = train_data.num_classes
-print(f"{len(train_data)} training images, {len(score_data)} of split {score_data.split!r} are scored, "
-      f"{len(val_data)} validation images")
-print(f"{num_classes} classes:", ", ".join(train_data.classes))
+train_data, score_data, val_data = (open_data(config, split) for split in (config.train_split, config.score_split, config.val_split))
+print(f"{len(train_data)} training images, {len(score_data)} of split {score_data.split!r} are scored, {len(val_data)} validation images")
+print(f"{train_data.num_classes} classes:", ", ".join(train_data.classes))
 
 # %% [markdown]
 # The first six training images with their image-level labels. This is all that the methods are given: a picture and a
@@ -84,10 +83,8 @@ def label_names(data, image_id):
     return [data.classes[c] for c in np.flatnonzero(data.label(image_id))]
 
 
-figure, panels = plt.subplots(1, 6, figsize=(12, 2.4))
-for panel, name in zip(panels, train_data.ids[:6], strict=False):
-    viz.draw_image(panel, np.array(train_data.image(name)), "\n".join(label_names(train_data, name)[:3]))
-viz.show(figure, f"Six training images of {config.dataset}, each with the names of its classes (at most three) above it")
+viz.show_panels([viz.image(train_data.image(name), "\n".join(label_names(train_data, name)[:3])) for name in train_data.ids[:6]],
+                f"Six training images of {config.dataset}, each with the names of its classes (at most three) above it", size=2)
 
 # %% [markdown]
 # ## 2 The folder
@@ -98,12 +95,9 @@ viz.show(figure, f"Six training images of {config.dataset}, each with the names 
 # classes.
 
 # %%
-for path in sorted(root.iterdir()):
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        print(f"{path.name + '/':22s}{len(files):7d} files, the first: {files[0].relative_to(path) if files else 'none'}")
-for path in sorted(path for path in root.iterdir() if path.is_file()):
-    print(path.name)
+for path in sorted(root.iterdir(), key=lambda path: (path.is_file(), path)):
+    inside = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    print(f"{path.name + '/':22s}{len(inside):7d} files, the first: {inside[0] if inside else 'none'}" if path.is_dir() else path.name)
 
 # %% [markdown]
 # Ids are text, always. `2007_000032` looks like a number to Python and YAML (underscores may separate digits), and
@@ -126,7 +120,7 @@ for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
 #
 # | split | VOC 2012 | image-level labels | masks are used for |
 # |---|---|---|---|
-# | `train` | 1,464 images | yes | scoring maps, seeds and pseudo-masks: the usual "seed mIoU" |
+# | `train` | 1,464 images | yes | scoring maps, seed masks and pseudo-masks: the usual "seed mIoU" |
 # | `train_aug` | 10,582 images: `train` and 9,118 more of SBD | yes, for all training | nothing in this project |
 # | `val` | 1,449 images | only to score the classifier, never to predict a mask | the final score |
 # | `test` | 1,456 images | none published | scored by the VOC server only |
@@ -141,7 +135,6 @@ outside = sorted(set(score_data.ids) - set(train_data.ids))
 if outside:
     raise DataError(f"score_split {score_data.split!r} holds {outside[0]} and {len(outside) - 1} others that are not in "
                     f"train_split {train_data.split!r}: maps are made for training images only, take a part of that list")
-print("scored images are training images:", not outside)
 print("training images that are also validation images:", len(set(train_data.ids) & set(val_data.ids)))
 
 # %% [markdown]
@@ -152,7 +145,7 @@ print("training images that are also validation images:", len(set(train_data.ids
 # ## 3 Masks
 #
 # A mask is an 8-bit PNG of the image's size. Its values are *indices*: 0 background, $i + 1$ for class $i$, 255 for
-# "not labelled". The colours that a viewer shows come from a palette inside the file. What to look for in the
+# "not labelled". The colors that a viewer shows come from a palette inside the file. What to look for in the
 # picture: the raw indices are nearly black, which is why people report "all black" pseudo-labels; the pale line
 # around each object is 255.
 
@@ -161,30 +154,25 @@ has_masks = (root / config.mask_folder).is_dir()
 image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 2), score_data.ids[0])
 picture = np.array(score_data.image(image_id))
 mask = score_data.mask(image_id) if has_masks else np.zeros(picture.shape[:2], np.uint8)
-print(f"mask of {image_id}: {mask.dtype} {mask.shape}, values {np.unique(mask).tolist()}")
 meaning = {0: "background", IGNORE: "unknown", **{i + 1: name for i, name in enumerate(train_data.classes)}}
-print(", ".join(f"{value} {meaning[value]}" for value in np.unique(mask).tolist()))
+print(f"mask of {image_id}: {mask.dtype} {mask.shape}:", ", ".join(f"{value} {meaning[value]}" for value in np.unique(mask).tolist()))
 
 # %%
-figure, panels = plt.subplots(1, 4, figsize=(10, 2.8))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-panels[1].imshow(mask, cmap="gray", vmin=0, vmax=255)
-panels[1].set(title="raw indices")
-panels[1].set_axis_off()
-viz.draw_image(panels[2], voc_palette()[mask], "palette")
-viz.draw_labels(panels[3], mask, train_data.classes, "this project", picture)
-unknown = 100 * (mask == IGNORE).mean()
-viz.show(figure, f"One mask in three ways; {unknown:.1f} percent of its pixels are unknown, pale in the palette, then hatched")
+raw_indices = np.repeat(mask[..., None], 3, 2)  # as grey levels
+viz.show_panels([viz.image(picture, f"input {image_id}"), viz.image(raw_indices, "raw indices"),
+                 viz.image(voc_palette()[mask], "palette"), viz.labels(mask, train_data.classes, "this project", picture)],
+                f"One mask in three ways; {100 * (mask == IGNORE).mean():.1f} percent of its pixels are unknown, pale in the palette, "
+                "then hatched", size=2.5)
 
 # %% [markdown]
-# In this project unknown pixels are hatched and class names are written on the regions, because colours alone fail
+# In this project unknown pixels are hatched and class names are written on the regions, because colors alone fail
 # many readers.
 #
-# **What 255 means** depends on where it stands. In a true mask: the border of an object, where the annotators did not
+# **What 255 means** depends on where it stands. In the ground truth: the border of an object, where the annotators did not
 # decide; it is left out of every loss and every score. In a label made by a program (notebook 70): "I do not know".
 # In a crop that is larger than its image: padding. VOC has these borders, SBD's own masks and COCO's have none.
 #
-# **Two traps.** An image library that decodes the palette gives colours, not indices: read masks with Pillow, as
+# **Two traps.** An image library that decodes the palette gives colors, not indices: read masks with Pillow, as
 # `read_mask` does. And indices must never be interpolated:
 
 # %%
@@ -213,12 +201,10 @@ print("\n".join(annotation.read_text().splitlines()[:26]) if has_annotations els
 
 # %%
 if has_annotations:
-    label = np.zeros(num_classes, np.uint8)
-    for element in parse(annotation).iter("name"):
-        if element.text in train_data.classes:
-            label[train_data.classes.index(element.text)] = 1
-    print(image_id, label.tolist(), [train_data.classes[c] for c in np.flatnonzero(label)])
-    assert [train_data.classes[c] for c in np.flatnonzero(label)] == read_voc_classes(annotation, train_data.classes)
+    found = {element.text for element in parse(annotation).iter("name")}
+    label = [int(name in found) for name in train_data.classes]
+    print(image_id, label, label_names(train_data, image_id))
+    assert [name for name in train_data.classes if name in found] == read_voc_classes(annotation, train_data.classes)
 
 # %% [markdown]
 # `python -m data_prep.voc_labels` does this for all images and writes the table `labels.csv`: first column the id,
@@ -227,15 +213,10 @@ if has_annotations:
 # XML files?
 
 # %%
-def agrees_with_xml(data, image_id):
-    """Return whether an image's row of the table holds the classes that its annotation names."""
-    return label_names(data, image_id) == read_voc_classes(root / "Annotations" / f"{image_id}.xml", data.classes)
-
-
-if has_annotations:
-    for data in (train_data, val_data):
-        agree = sum(agrees_with_xml(data, name) for name in progress(data.ids, "annotations"))
-        print(f"{data.split}: table and XML agree for {agree} of {len(data)} images")
+for data in (train_data, val_data) if has_annotations else ():
+    agree = sum(label_names(data, name) == read_voc_classes(root / "Annotations" / f"{name}.xml", data.classes)
+                for name in progress(data.ids, "annotations"))
+    print(f"{data.split}: table and XML agree for {agree} of {len(data)} images")
 
 # %% [markdown]
 # ### Counts
@@ -244,56 +225,43 @@ if has_annotations:
 # outnumbers all others (in VOC it is *person*, in 4,155 of the 10,582 images of `train_aug`; generated images have all classes about equally often).
 
 # %%
-place, per_class = np.arange(num_classes), train_data.labels.sum(0)
-figure, axes = plt.subplots(figsize=(max(6, 0.22 * num_classes), 3))
-axes.bar(place - 0.2, per_class, 0.4, label=f"{train_data.split}, {len(train_data)} images")
-axes.bar(place + 0.2, val_data.labels.sum(0), 0.4, label=f"{val_data.split}, {len(val_data)} images", hatch="//",
-         edgecolor="white")
-axes.set_xticks(place, train_data.classes, rotation=90)
-axes.set(ylabel="images", title="Images with each class", xlim=(-0.6, num_classes - 0.4))
-axes.set_yscale("log" if per_class.max() > 20 * max(per_class.min(), 1) else "linear")
-axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-rare, common = train_data.classes[per_class.argmin()], train_data.classes[per_class.argmax()]
-viz.show(figure, f"The commonest class in training is {common} with {per_class.max()} images, "
-                 f"the rarest is {rare} with {per_class.min()}")
+per_class = train_data.labels.sum(0)
+rare, common = per_class.argmin(), per_class.argmax()
+viz.show_class_bars({f"{data.split}, {len(data)} images": data.labels.sum(0) for data in (train_data, val_data)}, train_data.classes,
+                    f"The commonest class in training is {train_data.classes[common]} with {per_class[common]} images, the rarest is "
+                    f"{train_data.classes[rare]} with {per_class[rare]}", ylabel="images", title="Images with each class",
+                    log=per_class[common] > 20 * max(per_class[rare], 1))
 
 # %% [markdown]
 # How many classes has one image? Images with several are the harder ones, and the more telling: only there does a map
 # have to say which part of the picture belongs to which class.
 
 # %%
-classes_per_image = np.bincount(train_data.labels.sum(1))
-figure, axes = plt.subplots(figsize=(4.5, 2.5))
-axes.bar(np.arange(len(classes_per_image)), classes_per_image)
-axes.set_xticks(np.arange(len(classes_per_image)))
-axes.set(xlabel="classes in the image", ylabel="images", title=f"{train_data.split}")
-viz.show(figure, f"{classes_per_image[1]} of {len(train_data)} training images show one class; "
-                 f"the mean is {train_data.labels.sum(1).mean():.3f} classes an image")
+per_image = np.bincount(train_data.labels.sum(1))
+viz.show_class_bars({train_data.split: per_image}, [f"{count} classes" for count in range(len(per_image))],
+                    f"{per_image[1]} of {len(train_data)} training images show one class; the mean is "
+                    f"{train_data.labels.sum(1).mean():.3f} classes an image", ylabel="images", title=train_data.split)
 
 # %% [markdown]
 # For comparison, counted from the official lists: VOC's `train_aug` has 1.555 classes an image, and 6,249 of its
 # 10,582 images show one class.
 #
 # Which classes come together? If a table is nearly always seen with chairs and people, then "table" may be learned
-# from a chair's leg. The matrix shows, for the images with the class of the row, the share that also shows the class
-# of the column. The diagonal is the share in which the class is *alone*.
+# from a chair's leg. The matrix shows, for the images with the class of the row, the fraction that also shows the class
+# of the column. The diagonal is the fraction in which the class is *alone*.
 
 # %%
 present = train_data.labels.astype(np.int64)  # (N, C)
 together = present.T @ present  # (C, C): images with both classes
-share = together / np.maximum(np.diag(together), 1)[:, None]
+ratio = together / np.maximum(np.diag(together), 1)[:, None]
 alone = (present * (present.sum(1, keepdims=True) == 1)).sum(0)
-np.fill_diagonal(share, alone / np.maximum(np.diag(together), 1))
+np.fill_diagonal(ratio, alone / np.maximum(np.diag(together), 1))
 
-side = max(4, 0.9 + 0.19 * num_classes)
-figure, axes = plt.subplots(figsize=(side + 1, side))
-figure.colorbar(axes.imshow(share, vmin=0, vmax=1), ax=axes, shrink=0.7, label="share of the row's images")
-axes.set_xticks(place, train_data.classes, rotation=90)
-axes.set_yticks(place, train_data.classes)
-axes.set(title="Also in the image (diagonal: alone)", xlabel="also shows", ylabel="images with")
-least = int(np.where(per_class > 0, np.diag(share), 1).argmin())
-viz.show(figure, f"The class that is least often alone is {train_data.classes[least]}: "
-                 f"in {alone[least]} of its {per_class[least]} images")
+least = int(np.where(per_class > 0, np.diag(ratio), 1).argmin())
+viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also in the image (diagonal: alone)", text="",
+                            limits=(0, 1), xlabel="also shows", ylabel="images with")],
+                f"The class that is least often alone is {train_data.classes[least]}: in {alone[least]} of its {per_class[least]} "
+                "images", size=max(4, 0.9 + 0.19 * len(per_class)), bar="fraction of the row's images")
 
 # %% [markdown]
 # In VOC's `train_aug`, of 613 images with a dining table only 21 show it alone, and of 649 with a sofa 77 (counted
@@ -322,24 +290,9 @@ viz.show(figure, f"The class that is least often alone is {train_data.classes[le
 # the file's name.
 
 # %%
-splits = {data.split: data for data in (train_data, score_data, val_data)}
-hashes = {split: stages.data_hash(data) for split, data in splits.items()}
-check_stage = artifacts.begin_stage(config, "check", (), hashes, method="data")
-
-
-def pixels_of_each_value(data):
-    """Return the pixels of background, each class and 255 for every mask of a split: int64 (N, C + 2)."""
-    path = check_stage.folder / f"pixels_{data.split}.npy"
-    if not path.is_file():
-        values = [*range(data.num_classes + 1), IGNORE]
-        counts = np.array([np.bincount(data.mask(name).ravel(), minlength=256)[values]
-                           for name in progress(data.ids, f"masks of {data.split}")])
-        formats.write_atomically(path, lambda temporary: np.save(temporary, counts))
-    return np.load(path, allow_pickle=False)
-
-
-masked = {data.split: data for data in (score_data, val_data)} if has_masks else {}
-pixels = {split: pixels_of_each_value(data) for split, data in masked.items()}
+check = run(CHECK, config)
+masked = masked_splits(check)  # split to its data
+pixels = {split: pixels_of_each_value(check, split) for split in masked}  # (N, C + 2): background, classes, 255
 print("masks read:", {split: len(counts) for split, counts in pixels.items()} or "none, there is no folder of masks")
 
 # %% [markdown]
@@ -347,12 +300,10 @@ print("masks read:", {split: len(counts) for split, counts in pixels.items()} or
 # opposite case.
 
 # %%
-differences = {}
 for split, counts in pixels.items():
     by_mask, by_table = counts[:, 1:-1] > 0, masked[split].labels > 0  # (N, C)
     missing, added = by_table & ~by_mask, by_mask & ~by_table
     differing = np.flatnonzero((missing | added).any(1))
-    differences[split] = len(differing)
     print(f"{split}: {len(differing)} of {len(counts)} images differ, "
           f"{missing.sum()} of {by_table.sum()} entries missing, {added.sum()} added")
     for row in differing[:5]:
@@ -366,12 +317,11 @@ for split, counts in pixels.items():
 
 # %%
 for split, counts in pixels.items():
-    labelled = counts[:, :-1].sum(0)
-    print(f"{split}: background {100 * labelled[0] / labelled.sum():.1f} % of the labelled pixels, "
-          f"unknown {100 * counts[:, -1].sum() / counts.sum():.1f} % of all pixels")
-    size = (counts[:, 1:-1].sum(1) / counts.sum(1))[counts[:, 1:-1].sum(1) > 0]
-    print(f"{'':{len(split)}s}  objects cover {100 * np.median(size):.0f} % of an image (median), "
-          f"in the smallest tenth less than {100 * np.quantile(size, 0.1):.0f} %")
+    objects, known = counts[:, 1:-1].sum(1), counts[:, :-1].sum()
+    covered = (objects / counts.sum(1))[objects > 0]
+    print(f"{split}: background {100 * counts[:, 0].sum() / known:.1f} % of the labelled pixels, unknown "
+          f"{100 * counts[:, -1].sum() / counts.sum():.1f} % of all pixels; objects cover {100 * np.median(covered):.0f} % of an image "
+          f"(median), in the smallest tenth less than {100 * np.quantile(covered, 0.1):.0f} %")
 
 # %% [markdown]
 # ## 6 More than a label
@@ -385,7 +335,7 @@ for split, counts in pixels.items():
 # **Saliency.** DRS uses, beside labels, a *saliency map* for each image: an 8-bit picture of "something stands out
 # here", foreground where it exceeds 50. It comes from a detector that was trained with pixel labels of other images.
 # So a method that uses it has **extra supervision**, and its results say so in every table. (The generated saliency maps are drawn from the
-# true masks and spoilt on purpose.)
+# ground truth and spoilt on purpose.)
 
 # %%
 def optional(folder, image_id):
@@ -394,62 +344,48 @@ def optional(folder, image_id):
     return np.array(Image.open(path)) if path.is_file() else None
 
 
-extra = {"parts": optional("PartMasks", image_id), "saliency": optional("saliency_map", image_id)}
-figure, panels = plt.subplots(1, 4, figsize=(10, 2.8))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], mask, train_data.classes, "truth", picture)
-for panel, (name, values) in zip(panels[2:], extra.items(), strict=True):
-    if values is None:
-        viz.draw_image(panel, np.full_like(picture, 235), f"no {name} here")
-    elif name == "parts":
-        viz.draw_labels(panel, values, ["body", "head"], name, picture)
-    else:
-        viz.draw_scores(panel, picture, values / 255, name)
-there = " and ".join(name for name, values in extra.items() if values is not None) or "neither parts nor saliency"
-viz.show(figure, f"Beside the true mask this image has {there}; a saliency map knows no classes and has soft edges")
+parts, saliency = optional("PartMasks", image_id), optional("saliency_map", image_id)
+there = " and ".join(name for name, values in (("parts", parts), ("saliency", saliency)) if values is not None)
+viz.show_panels([viz.image(picture, f"input {image_id}"), viz.labels(mask, train_data.classes, "ground truth", picture),
+                 viz.blank("no parts here") if parts is None else viz.labels(parts, ["body", "head"], "parts", picture),
+                 viz.blank("no saliency here") if saliency is None else viz.scores(picture, saliency / 255, "saliency")],
+                f"Beside the ground truth this image has {there or 'neither parts nor saliency'}; a saliency map knows no classes and "
+                "has soft edges", size=2.5)
 
 # %% [markdown]
 # How good are these saliency maps, and how small are the heads? Measured on the first 300 scored images:
 
 # %%
 sample = score_data.ids[:300] if has_masks else []
-part_pixels, hits, union = np.zeros(2, int), 0, 0
+part_pixels, hits, union = np.zeros(3, int), 0, 0
 for name in sample:
-    parts, saliency = optional("PartMasks", name), optional("saliency_map", name)
-    known = score_data.mask(name) != IGNORE
+    truth, parts, saliency = score_data.mask(name), optional("PartMasks", name), optional("saliency_map", name)
     if parts is not None:
-        part_pixels += [(parts == 1).sum(), (parts == 2).sum()]
+        part_pixels += np.bincount(parts.ravel(), minlength=3)[:3]
     if saliency is not None:
-        salient, foreground = (saliency > 50) & known, (score_data.mask(name) > 0) & known
+        salient, foreground = (saliency > 50) & (truth != IGNORE), (truth > 0) & (truth != IGNORE)
         hits, union = hits + (salient & foreground).sum(), union + (salient | foreground).sum()
-if part_pixels.any():
-    print(f"heads are {100 * part_pixels[1] / part_pixels.sum():.0f} % of the creatures' pixels")
+print(f"heads are {100 * part_pixels[2] / max(1, part_pixels[1:].sum()):.0f} % of the creatures' pixels")
 print(f"saliency above 50 against all objects together: IoU {100 * hits / union:.0f} %" if union else "no saliency maps here")
 
 # %% [markdown]
 # **Backgrounds.** Some classes live in one place: boats on water, aeroplanes in the sky, trains on rails. For a
 # classifier the water is as good a sign as the boat. The generated set repeats that with one class, *discus*, which
-# is seen on blue water more often than not, and the water is also seen without it. The next cell measures the mean colour of the
+# is seen on blue water more often than not, and the water is also seen without it. The next cell measures the mean color of the
 # background of each class.
 
 # %%
-colour_sum, seen = np.zeros((num_classes, 3)), np.zeros(num_classes, int)
+color_sum, seen = np.zeros((train_data.num_classes, 3)), np.zeros(train_data.num_classes, int)
 for name in sample:
     background = score_data.mask(name) == 0
     if background.any():
-        colour = np.array(score_data.image(name))[background].mean(0)  # (3,)
-        colour_sum[score_data.label(name) > 0] += colour
+        color_sum[score_data.label(name) > 0] += np.array(score_data.image(name))[background].mean(0)  # (3,)
         seen += score_data.label(name)
-colour = colour_sum / np.maximum(seen, 1)[:, None]  # (C, 3), 0..255
-blue = np.where(seen > 0, colour[:, 2] - colour[:, 0], 0)
-
-figure, axes = plt.subplots(figsize=(max(6, 0.22 * num_classes), 2.8))
-axes.bar(place, blue, color=colour / 255)
-axes.axhline(0, color="black", linewidth=0.8)
-axes.set_xticks(place, train_data.classes, rotation=90)
-axes.set(ylabel="blue minus red", title=f"Mean colour of the background, {len(sample)} images")
-viz.show(figure, f"The bluest background belongs to {train_data.classes[int(blue.argmax())]}: blue exceeds red by "
-                 f"{blue.max():.0f} grey levels, while the median of the classes is {np.median(blue):.0f}")
+color = color_sum / np.maximum(seen, 1)[:, None]  # (C, 3), 0..255
+blue = np.where(seen > 0, color[:, 2] - color[:, 0], 0)
+viz.show_class_bars({"": blue}, train_data.classes, f"The bluest background belongs to {train_data.classes[int(blue.argmax())]}: blue "
+                    f"exceeds red by {blue.max():.0f} grey levels, while the median of the classes is {np.median(blue):.0f}",
+                    ylabel="blue minus red", title=f"Mean color of the background, {len(sample)} images", colors=color / 255)
 
 # %% [markdown]
 # A map of such a class may well light up on its background too, and image-level labels cannot tell the two apart:
@@ -458,31 +394,13 @@ viz.show(figure, f"The bluest background belongs to {train_data.classes[int(blue
 #
 # ## 7 The check
 #
-# The last part of the production step opens every image once. Better that a broken file stops this notebook than the
+# `run(CHECK, config)` in section 5 has also opened every image once. Better that a broken file stops this notebook than the
 # training, hours later. All broken files are listed; with `on_bad_image = "skip"` they were named above, when the splits
 # were opened, and every notebook leaves them out. The record is a row for each split in `metrics.json`; the pipeline starts notebook 10 only
 # after it.
 
 # %%
-def open_every_image(data):
-    """Return the sizes of all images of a split, (N, 2) as (H, W); files that cannot be decoded stop here."""
-    check_images(data)
-    return np.array([image_size(data.image_path(name))[::-1] for name in data.ids])
-
-
-def row_of(data):
-    """Return the record of one split."""
-    sizes, counts = open_every_image(data), pixels.get(data.split)
-    return {"what": "data check", "split": data.split, "images": len(data), "classes": data.num_classes,
-            "images_per_class": data.labels.sum(0).tolist(), "images_with_n_classes": np.bincount(data.labels.sum(1)).tolist(),
-            "smallest_image": sizes.min(0).tolist(), "largest_image": sizes.max(0).tolist(),
-            "masks_checked": 0 if counts is None else len(counts),
-            "masks_that_differ_from_labels": differences.get(data.split)}
-
-# %%
-if not check_stage.is_complete():
-    check_stage.finish([row_of(data) for data in splits.values()], sum(map(len, splits.values())))
-for row in check_stage.metrics():
+for row in check.metrics:
     print(f"{row['split']}: {row['images']} images, {sum(row['images_per_class'])} labels, {row['masks_checked']} sound masks, "
           f"height and width from {row['smallest_image']} to {row['largest_image']}")
 
@@ -492,32 +410,24 @@ for row in check_stage.metrics():
 # ## 8 Try it
 #
 # Browse the training set. (The slider appears in JupyterLab; the strip shows five images, drawn at random, for
-# readers of the page.) Which of them could be recognized from the background alone? (Of these five none: all lie on coloured noise.)
+# readers of the page.) Which of them could be recognized from the background alone? (Of these five none: all lie on colored noise.)
 
 # %%
 def browse(number=0):
-    """Show one scored image and its truth."""
+    """Show one scored image and its ground truth."""
     name = score_data.ids[number]
-    figure, panels = plt.subplots(1, 2, figsize=(6, 3))
-    photograph = np.array(score_data.image(name))
-    viz.draw_image(panels[0], photograph, f"input {name}")
-    viz.draw_labels(panels[1], score_data.mask(name), score_data.classes, "truth", photograph)
-    viz.show(figure, f"Image {name} with {' and '.join(label_names(score_data, name)) or 'no class'}")
+    words = " and ".join(label_names(score_data, name)) or "no class"
+    viz.show_examples(score_data, [name], {}, f"Image {name} with {words}", size=3, ground_truth=has_masks)
 
 
-if has_masks:
-    widgets.explore(browse, number=(0, len(score_data) - 1, 1))
+widgets.explore(browse, number=(0, len(score_data) - 1, 1))
 
 # %%
-drawn = np.random.default_rng(config.seed).choice(len(score_data), size=min(5, len(score_data)), replace=False)
-figure, panels = plt.subplots(2, 5, figsize=(9.5, 4))
-for (above, below), index in zip(panels.T, drawn, strict=False):
-    name = score_data.ids[index]
-    photograph = np.array(score_data.image(name))
-    viz.draw_image(above, photograph, name)
-    if has_masks:
-        viz.draw_labels(below, score_data.mask(name), score_data.classes, "truth", photograph)
-viz.show(figure, f"Five images of {score_data.split}, drawn at random, and beneath them their true masks where there are any")
+drawn = np.random.default_rng(config.seed).choice(score_data.ids, size=min(5, len(score_data)), replace=False).tolist()
+panels = [[viz.image(score_data.image(name), name) for name in drawn]]
+if has_masks:
+    panels.append([viz.labels(score_data.mask(name), score_data.classes, "ground truth", score_data.image(name)) for name in drawn])
+viz.show_panels(panels, f"Five images of {score_data.split}, drawn at random, and beneath them their ground truth where there is any", size=1.9)
 
 # %% [markdown]
 # ## 9 Summary and exercises

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 · Class activation maps
 #
-# *In: photographs and their image-level labels. Out: one score map for each class of each image.*
+# *In: images and their image-level labels. Out: one class activation map for each class of each image.*
 #
 # | | |
 # |---|---|
@@ -26,37 +26,36 @@ seed = 0  # of everything that is random
 backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lite0
 backbone_weights = "none"  # imagenet, none, or a safetensors file
 output_stride = 8  # 16 in the paper; the toy images are small
-frozen_batch_norm = False  # True in the paper, where the backbone is pre-trained
-frozen_stages = 0  # 3 in the paper: stem, layer1 and layer2 are not trained
-momentum = 0.9
-weight_decay = 1.0e-4
-momentum_slip = False  # True in the official runs: momentum is the weight decay, see section 2
 cam_weights = ""  # a finished classifier instead of training
 cam_epochs = 8  # 5 in the paper
 cam_batch_size = 16
-cam_learning_rate = 0.03  # 0.1 in the paper, with the momentum slip
+cam_learning_rate = 0.03  # 0.1 in the paper, without momentum
 cam_head_learning_rate = 0.3  # ten times the backbone's
+cam_momentum = 0.9  # 1e-4 in the official runs, the weight decay: see section 2
+cam_weight_decay = 1.0e-4
+cam_frozen_batch_norm = False  # True in the paper, where the backbone is pre-trained
+cam_frozen_stages = 0  # 3 in the paper: stem, layer1 and layer2 are not trained
 cam_long_side_min = 80  # 320 in the paper
 cam_long_side_max = 112  # 640 in the paper
 cam_crop = 96  # 512 in the paper
 cam_scales = [1.0, 0.5, 1.5, 2.0]
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, formats, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.scoring import iou_of_images, mask_at, mean_part_recall
+from wsss_lib.core.stage import run
 from wsss_lib.data import transforms
+from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import cam
-from wsss_lib.metrics import Evaluation, average_precision
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.refine.seeds import argmax_with_background
 
 config = Config.from_notebook(globals())
-run_device = training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
@@ -64,9 +63,7 @@ viz.use_style()
 # notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-val_data = stages.open_data(config, config.val_split)
+train_data, score_data, val_data = (open_data(config, split) for split in (config.train_split, config.score_split, config.val_split))
 mean, std = normalization_of(config.backbone)
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes:")
 print(", ".join(train_data.classes))
@@ -86,9 +83,8 @@ print(", ".join(train_data.classes))
 
 # %%
 torch.manual_seed(config.seed)
-net = stages.build_classifier(config, train_data.num_classes)
+net = cam.build_classifier(config, train_data.num_classes).eval()
 images = torch.randn(2, 3, config.cam_crop, config.cam_crop)
-net.eval()
 with torch.no_grad():
     features = net.backbone(images)  # f: (N, D, h, w)
     evidence = net.classifier(features)  # W f: (N, C, h, w)
@@ -104,39 +100,26 @@ print("mean of the evidence = logits:", True)
 # ## 2 Training on image-level labels
 #
 # Each class is its own yes-or-no question, so the loss is the multi-label soft-margin loss, a mean of binary
-# cross-entropies. Images are scaled to a random long side, mirrored and cropped; nothing else.
+# cross-entropies. Images are resized to a random long side, flipped horizontally at random and cropped; nothing else.
 #
 # **A slip to know about.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD in
 # the place of the *momentum*: a momentum of 0.0001 is none, so the published learning rates (0.1 and 1.0) belong to SGD without
-# momentum. `momentum_slip = True` repeats that, by name; with a real momentum of 0.9 a step is ten times as long.
+# momentum. The presets of the papers repeat that with `cam_momentum: 1.0e-4`; with a momentum of 0.9 a step is ten times as long.
 #
 # The next cell trains. As in all notebooks, a step with results of its own is a *stage*, a folder: if it is finished, it is read
 # and not made again.
 
 # %%
-classifier_stage = artifacts.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(train_data)})
-weights_file = classifier_stage.folder / "weights.safetensors"
-images_seen = 0
-if not classifier_stage.is_complete():
-    torch.manual_seed(config.seed)
-    net = stages.build_classifier(config, train_data.num_classes, config.cam_weights).to(run_device)
-    if not config.cam_weights:
-        images_seen = stages.train_classifier(net, train_data, config, classifier_stage.folder)
-    training.save_weights(net, weights_file)
-net = stages.build_classifier(config, train_data.num_classes, weights_file).to(run_device).eval()
+classifier = run(cam.CLASSIFIER, config)
+net = classifier.net
 
 # %% [markdown]
 # The curve should fall and flatten. What to look for: a loss that stays at the dotted line, $\ln 2 \approx 0.69$, means that nothing is
 # learned (every answer is "one half").
 
 # %% tags=["nbval-ignore-output"]
-if not config.cam_weights:
-    log = training.read_log(classifier_stage.folder)
-    figure, axes = plt.subplots(figsize=(5, 2.6))
-    axes.plot([row["step"] for row in log], [row["loss"] for row in log])
-    axes.axhline(np.log(2), color="grey", linestyle=":")
-    axes.set(xlabel="step", ylabel="loss", title="Classifier: training loss", ylim=(0, None))
-    viz.show(figure, f"Training loss falls from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
+viz.show_training(classifier.log(), alt="Training loss falls from {first[loss]:.2f} to {last[loss]:.2f} in {last[step]} steps",
+                  title="Classifier: training loss", chance=np.log(2))
 
 # %% [markdown]
 # It falls and flattens near 0.1; the last point, 0.15, is one batch and no rise.
@@ -148,17 +131,9 @@ if not config.cam_weights:
 # is left out of it. This looks at image-level labels only.
 
 # %% tags=["nbval-ignore-output"]
-if not classifier_stage.is_complete():
-    probabilities = stages.score_classifier(net, val_data, config)
-    precisions = average_precision(probabilities, val_data.labels)
-    row = {"what": "classifier mAP", "split": val_data.split, "images": len(val_data),
-           "map": round(100 * float(np.nanmean(precisions)), 2),
-           "class_ap": [None if np.isnan(value) else round(100 * float(value), 1) for value in precisions]}
-    classifier_stage.finish([row], images_seen, str(run_device))
-row = classifier_stage.metrics()[0]
+row = classifier.metrics[0]
 print(f"mAP on {row['images']} images of {row['split']}: {row['map']:.1f} %")
-for name, value in zip(train_data.classes, row["class_ap"], strict=True):
-    print(f"  {name:12s} {'not in this split' if value is None else f'{value:.1f} %'}")
+print(results.class_table({"average precision": row["class_ap"]}, train_data.classes))
 
 # %% [markdown]
 # A classifier that gets 98.9 % must have found *something* that tells the classes apart. The question of the whole field is
@@ -170,11 +145,10 @@ for name, value in zip(train_data.classes, row["class_ap"], strict=True):
 
 # %%
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
-photograph = score_data.image(image_id)
+image = score_data.image(image_id)
 present = int(np.flatnonzero(score_data.label(image_id))[0])
 
-array = transforms.normalize(photograph, mean, std)  # (H, W, 3)
-x = transforms.to_tensor(array)[None].to(run_device)  # (1, 3, H, W)
+x = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(classifier.device)  # (1, 3, H, W)
 with torch.no_grad():
     f = net.backbone(x)[0]  # (D, h, w)
     W = net.classifier.weight[present, :, 0, 0]  # (D,)
@@ -194,40 +168,33 @@ assert torch.allclose(M, from_library, atol=1e-4)
 print("ten lines = library:", True)
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6))
-viz.draw_image(panels[0], np.array(photograph), "input")
-figure.colorbar(viz.draw_map(panels[1], M.cpu(), f"map of {train_data.classes[present]}"), ax=panels[1], shrink=0.8, label="score")
-viz.show(figure, f"The map of {train_data.classes[present]} has {M.shape[0]} x {M.shape[1]} positions, of which {int((M > 0.5).sum())} have more than half of the highest score")
+viz.show_panels([viz.image(image, "input"), viz.heat_map(M.cpu(), f"map of {train_data.classes[present]}")],
+                f"The map of {train_data.classes[present]} has {M.shape[0]} x {M.shape[1]} positions, of which {int((M > 0.5).sum())} "
+                "have more than half of the highest score", size=2.6, bar="score")
 
 # %% [markdown]
 # The heads. The bodies are hardly there.
 #
-# ## 5 Several scales and a mirror
+# ## 5 Several scales and a horizontal flip
 #
-# One pass is coarse and shaky. The usual recipe runs the image at several scales, each also mirrored, *adds* the maps
+# One pass is coarse and shaky. The usual recipe runs the image at several scales, each also flipped horizontally, *adds* the maps
 # (not averages: the division by the maximum comes last) and brings them to a grid of stride 4. With $M_c^{(s)}$ the map at scale $s$,
 # enlarged to that grid, and the maximum taken over the positions of the sum:
 #
-# $$ M_c \leftarrow \frac{\sum_s \left[M_c^{(s)}(x) + \mathrm{mirror}(M_c^{(s)}(\mathrm{mirror}\,x))\right]}{\max(\cdot) + 10^{-5}} $$
+# $$ M_c \leftarrow \frac{\sum_s \left[M_c^{(s)}(x) + \mathrm{flip}(M_c^{(s)}(\mathrm{flip}\,x))\right]}{\max(\cdot) + 10^{-5}} $$
 #
 # What to look for: are both creatures found at every scale, and how closely?
 
 # %% tags=["nbval-ignore-output"]
-def maps_at(scales):
-    """Return the score map of the chosen class at full resolution."""
-    label = score_data.label(image_id)[None]
-    (_, scores), = cam.localization_maps(net, [photograph], label, scales, mean, std)
-    size = photograph.size[::-1]
-    return F.interpolate(torch.from_numpy(scores)[None], size=size, mode="bilinear")[0, 0].numpy()
+def map_at(scales):
+    """Return a panel with the map of the chosen class at some scales, added up."""
+    (_, scores), = cam.localization_maps(net, [image], score_data.label(image_id)[None], scales, mean, std)
+    full = F.interpolate(torch.from_numpy(scores)[None], size=image.size[::-1], mode="bilinear")[0, 0].numpy()
+    return viz.scores(image, full, "scales " + ", ".join(map(str, scales)))
 
 
-choices = [[1.0], [0.5], [2.0], list(config.cam_scales)]
-figure, panels = plt.subplots(1, 5, figsize=(11, 2.6))
-viz.draw_image(panels[0], np.array(photograph), "input")
-for panel, scales in zip(panels[1:], choices, strict=True):
-    mappable = viz.draw_scores(panel, np.array(photograph), maps_at(scales), "scales " + ", ".join(map(str, scales)))
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="score")
-viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the scale; the last panel is the sum of all scales")
+viz.show_panels([viz.image(image, "input"), *map(map_at, ([1.0], [0.5], [2.0], list(config.cam_scales)))],
+                f"The map of {train_data.classes[present]} gets finer with the scale; the last panel is the sum of all scales", bar="score")
 
 # %% [markdown]
 # At scale 0.5 (6 x 6 positions) the map is a wide blur that even misses one creature; at 2.0 it keeps to the heads and to traces of the
@@ -240,10 +207,8 @@ viz.show(figure, f"The map of {train_data.classes[present]} gets finer with the 
 # training images; the segmentation network at the end sees none.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
-if not maps_stage.is_complete():
-    images_made = stages.make_maps(stages.cam_localization(net, config), train_data, config, maps_stage.folder)
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
+maps = run(cam.MAPS, config)
+classes, scores, size = read_maps(maps.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 
@@ -251,24 +216,19 @@ assert scores.min() >= 0 and scores.max() <= 1
 # ## 7 Numbers
 #
 # To score a map it must become a mask: a pixel is background where no class exceeds a threshold, else it gets the class with the highest
-# score. A mask's score is the *IoU* of each class, the pixels in both mask and truth divided by the pixels in either; **mIoU** is its mean
+# score. A mask's score is the *IoU* of each class, the pixels in both mask and ground truth divided by the pixels in either; **mIoU** is its mean
 # over background and classes. All thresholds are tried in one pass (notebook 70 explains how). **The best threshold is chosen by looking at
 # pixel labels**, so it is an upper bound, marked as such. The second line quotes the paper, with its fixed threshold: it is about
 # other images and no comparison. What to look for in the curve: how sharp is the peak, and on which side is an error dearer?
 
 # %% tags=["nbval-ignore-output"]
-if not maps_stage.is_complete():
-    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
-row = maps_stage.metrics()[0]
+row = maps.metrics[0]
 print(f"{row['images']} images of {row['split']}: mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f} (its best)")
 print("published, VOC 2012 train (1,464 images), ResNet-50, threshold 0.15: 48.3 % (IRN paper, quoted in jiwoon-ahn/irn#4)")
 
 # %% tags=["nbval-ignore-output"]
-figure, axes = plt.subplots(figsize=(5, 2.8))
-axes.plot(row["thresholds"], row["curve"])
-axes.plot(row["threshold"], row["miou"], "o", color="black")
-axes.set(xlabel="background threshold", ylabel="mIoU %", title=f"Maps of {row['images']} images against true masks")
-viz.show(figure, f"The mean IoU has one peak of {row['miou']:.1f} percent at threshold {row['threshold']:.2f} and falls on both sides")
+viz.show_threshold_curves({"": row}, f"The mean IoU has one peak of {row['miou']:.1f} percent at threshold {row['threshold']:.2f} and "
+                          "falls on both sides", title=f"Maps of {row['images']} images against the ground truth")
 
 # %% [markdown]
 # The peak, 52.7 % at 0.11, lies far down the scale: most of an object's pixels have a low score. Below it the curve drops at once, because
@@ -282,40 +242,26 @@ viz.show(figure, f"The mean IoU has one peak of {row['miou']:.1f} percent at thr
 
 # %% tags=["nbval-ignore-output"]
 for threshold in (0.15, 0.3):
-    recall = stages.mean_part_recall(score_data, maps_stage.folder, threshold)
+    recall = mean_part_recall(score_data, maps.folder, threshold)
     print(f"threshold {threshold:.2f}: recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}" if recall
           else "no part masks in this data set")
 
 # %% [markdown]
 # The heads are always found (1.00); of the bodies, which are four fifths of the objects, 38 % is missed at 0.15 and 67 % at 0.30.
-# Nothing in the classification loss asks for the body: one telling part answers the question. Lowering the threshold finds more of
+# Nothing in the classification loss asks for the body: one discriminative region answers the question. Lowering the threshold finds more of
 # the body and lets in the background. RIB, DRS, AMN, VWE and SC-CAM are five ways to ask for more; notebooks 70 and 80 spread what
 # was found to the object's edges.
 #
 # ## 8 Look
 #
-# Best, random and worst image by their own IoU, in the project's order: input, truth (hatched: unknown, not scored), CAM. What to look
+# Best, random and worst image by their own IoU, in the project's order: input, ground truth (hatched: unknown, not scored), CAM. What to look
 # for: what does the best image have that the others have not?
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(name):
-    """Return the mean IoU of one image at the best threshold (for ranking only, never averaged)."""
-    classes, scores = stages.full_size_maps(maps_stage.folder, name)
-    evaluation = Evaluation(score_data.num_classes + 1)
-    evaluation.add(score_data.mask(name), argmax_with_background(scores, classes, row["threshold"]))
-    return evaluation.scores().miou
-
-
-ranking = {name: image_iou(name) for name in score_data.ids[:200] if score_data.label(name).any()}
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 3, figsize=(7, 2.3 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    picture = np.array(score_data.image(name))
-    classes, scores = stages.full_size_maps(maps_stage.folder, name)
-    viz.draw_image(line[0], picture, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], picture, scores.max(0, initial=0), f"CAM, IoU {100 * ranking[name]:.0f} %")
-viz.show(figure, "Best, random and worst image: where there are heads, the maps sit on them and leave out much of the bodies")
+ranking = iou_of_images(score_data, mask_at(maps.folder, row["threshold"]))
+viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed), {"CAM": viz.highest_scores(maps.folder)},
+                  "Best, random and worst image: where there are heads, the maps sit on them and leave out much of the bodies",
+                  size=2.2, iou={"CAM": ranking})
 
 # %% [markdown]
 # The best one (92 %) has *no head*: one creature in ten is drawn without, and then the body is all there is to go by. As soon as a
@@ -323,36 +269,29 @@ viz.show(figure, "Best, random and worst image: where there are heads, the maps 
 #
 # ## 9 Try it
 #
-# Move the threshold and watch the mask grow and shrink. No single value is right for both small telling parts and whole
+# Move the threshold and watch the mask grow and shrink. No single value is right for both small discriminative regions and whole
 # objects. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-def draw(threshold=0.15):
-    """Show the mask of the chosen image at one threshold."""
-    classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
-    figure, axes = plt.subplots(figsize=(3, 3))
-    mask = argmax_with_background(scores, classes, threshold)
-    viz.draw_labels(axes, mask, score_data.classes, f"threshold {threshold:.2f}", np.array(photograph))
-    viz.show(figure, f"Mask of {image_id} where the score exceeds {threshold:.2f}")
+def thresholded(threshold):
+    """Return a panel with the mask of the chosen image."""
+    return viz.labels(mask_at(maps.folder, threshold)(image_id), score_data.classes, f"threshold {threshold:.2f}", image)
 
 
-widgets.explore(draw, threshold=(0.0, 0.9, 0.05))
+widgets.explore(lambda threshold=0.15: viz.show_panels(
+    [thresholded(threshold)], f"Mask of {image_id} where the score exceeds {threshold:.2f}", size=3), threshold=(0.0, 0.9, 0.05))
 
 # %% tags=["nbval-ignore-output"]
-classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
-figure, panels = plt.subplots(1, 5, figsize=(11, 2.5))
-viz.draw_labels(panels[0], score_data.mask(image_id), score_data.classes, "truth", np.array(photograph))
-for panel, threshold in zip(panels[1:], (0.05, 0.15, 0.3, 0.5), strict=True):
-    mask = argmax_with_background(scores, classes, threshold)
-    viz.draw_labels(panel, mask, score_data.classes, f"threshold {threshold:.2f}", np.array(photograph))
-viz.show(figure, "A low threshold floods the background, a high one keeps only the most telling part")
+truth = viz.labels(score_data.mask(image_id), score_data.classes, "ground truth", image)
+viz.show_panels([truth, *map(thresholded, (0.05, 0.15, 0.3, 0.5))],
+                "A low threshold floods the background, a high one keeps only the most discriminative region")
 
 # %% [markdown]
 # ## 10 Summary and exercises
 #
 # * A logit is an average of local evidence; the evidence itself is the map.
 # * The maps find what tells classes apart, not the object: full recall on heads, much less on bodies.
-# * Written: `classifier/` and `maps/`. Next: notebook 70 turns maps into seeds; notebooks 20 to 60 make better maps first.
+# * Written: `classifier/` and `maps/`. Next: notebook 70 turns maps into initial seed masks; notebooks 20 to 60 make better maps first.
 #
 # **Exercise 1.** The maps are divided by their maximum, so every class of the label gets a score of 1 somewhere, even if
 # the classifier does not believe in it. Write a function that returns how many of an image's present classes have a probability below

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 20 · RIB: reducing the information bottleneck
 #
-# *In: a trained classifier and photographs. Out: score maps of the same form as notebook 10's, for the same chain.*
+# *In: a trained classifier and images. Out: class activation maps of the same form as notebook 10's, for the same chain.*
 #
 # | | |
 # |---|---|
@@ -14,7 +14,7 @@
 #
 # 1. say why a classifier that is sure of itself has no reason to look at the rest of an object,
 # 2. tune a classifier for a single image, collect its maps, and give it its weights back,
-# 3. tell which parts of the recipe find more of the object and which only keep it from flooding the picture.
+# 3. tell which parts of the recipe find more of the object and which only keep it from flooding the image.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -23,11 +23,12 @@ method = "rib"  # the folder of this notebook's results; the classifier is CAM's
 seed = 0  # of everything that is random, and which classifier is used
 backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lite0
 output_stride = 8  # 16 in the paper; the toy images are small
-weight_decay = 1.0e-4
 cam_crop = 96  # 512 in the paper; of the companions
 cam_scales = [1.0, 0.5, 1.5, 2.0]
 rib_learning_rate = 1.0e-3  # 8e-6 (VOC), 5e-6 (COCO) in the paper, for a much larger network
 rib_head_learning_rate = 1.0e-2  # ten times the backbone's
+rib_momentum = 1.0e-4  # as in the paper: the weight decay, see notebook 10
+rib_weight_decay = 1.0e-4
 rib_iterations = 2  # 10 in the paper; here one long step instead of nine short ones, see section 9
 rib_companions = 20  # other images in each step; 15 for COCO
 rib_region_threshold = 0.2  # tau; 0.4 (VOC), 0.5 (COCO)
@@ -39,76 +40,70 @@ rib_first_twenty_only = False  # True repeats a defect of the published COCO run
 
 # %%
 import copy
-from functools import cache
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.scoring import iou_of_images, mask_at
+from wsss_lib.core.stage import open_stage, run
+from wsss_lib.data.dataset import open_data
+from wsss_lib.experiments import rib_ablations, trials
 from wsss_lib.methods import cam, rib
-from wsss_lib.metrics import Evaluation, part_recall
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
-from wsss_lib.thresholds import ThresholdSweep
+from wsss_lib.ops.seeds import argmax_with_background
 
 config = Config.from_notebook(globals())
-run_device = training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
 # The first check: are the classifier and its maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-cam_stage = artifacts.open_stage(config, "maps", "10_cam", method="cam")
-weights_file = classifier_stage.folder / "weights.safetensors"
-net = stages.build_classifier(config, train_data.num_classes, weights_file).to(run_device).eval()
-net.to(memory_format=torch.channels_last)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
+net = classifier.net.to(memory_format=torch.channels_last)
 mean, std = normalization_of(config.backbone)
 print(f"classifier of seed {config.seed} for {train_data.num_classes} classes; {len(train_data)} images get maps")
 
 # %% [markdown]
 # ## 1 The problem
 #
-# Notebook 10 ended with a measured flaw: the maps find the part that tells the classes apart and miss much of the rest. RIB's
-# explanation is about **information**. On its way through the network an image is compressed; the last layer keeps only what the
-# answer needs (this narrow passage is the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence.
-# Notebook 01 shows in a small simulation how a region that the classifier does not *need* keeps its influence up to the last layer and
-# loses it there, with a sigmoid and without.
+# Notebook 10 ended with a measured flaw: the maps find the discriminative region and miss much of the rest. RIB's explanation
+# is about **information**. On its way through the network an image is compressed; the last layer keeps only what the answer
+# needs (this narrow passage is the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence.
+# Notebook 01 shows in a small simulation how a region that the classifier does not *need* keeps its influence up to the last
+# layer and loses it there, with a sigmoid and without.
 #
-# How sure is our classifier of the classes that are there? The histogram shows the logits of present classes. What to look for: how much
-# of it lies to the right of the dotted line, where the probability exceeds 0.9?
+# How sure is our classifier of the classes that are there? The histogram shows the logits of present classes. What to look for:
+# how much of it lies to the right of the dotted line, where the probability exceeds 0.9?
 
 # %% tags=["nbval-ignore-output"]
-looked_at = score_data.ids[:200]
-present_logits = []
-for name in looked_at:
-    with torch.inference_mode():
-        (view,) = rib.frozen_features(net, score_data.image(name), [1.0], mean, std)
-        logits = rib.evidence(net, view).mean((0, 2, 3))  # z, mean over image and mirror image
-    present_logits += logits[torch.from_numpy(score_data.label(name) > 0)].tolist()
-sure = np.mean(np.array(present_logits) > np.log(9))
-figure, axes = plt.subplots(figsize=(5.5, 2.6))
-axes.hist(present_logits, bins=30, color="#0072B2")
-axes.axvline(np.log(9), color="black", linestyle=":")
-axes.set(xlabel="logit of a class that is there", ylabel="count", title="What is left to learn?")
-viz.show(figure, f"{100 * sure:.0f} percent of the present classes have a probability above 0.9; their logits go up to "
-         f"{max(present_logits):.0f}")
+@torch.inference_mode()
+def logits_of_present(name):
+    """Return the logits z of the classes of an image, each a mean over the image and its horizontal flip."""
+    (view,) = rib.frozen_features(net, score_data.image(name), [1.0], mean, std)
+    return rib.evidence(net, view).mean((0, 2, 3))[torch.from_numpy(score_data.label(name) > 0)].tolist()
+
+
+present_logits = np.concatenate([logits_of_present(name) for name in score_data.ids[:200]])
+sure = 100 * np.mean(present_logits > np.log(9))
+viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?", {"": np.log(9)},
+                               xlabel="logit of a class that is there", ylabel="count")],
+                f"{sure:.0f} percent of the present classes have a probability above 0.9; their logits go up to {present_logits.max():.0f}",
+                size=(5.5, 2.6))
 
 # %% [markdown]
-# 89 % of it. The classification loss has little to say about these: its gradient with respect to the logit $z$ is $\sigma(z) - 1$
-# ($\sigma$ is the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body of a creature whose head has
-# been seen.
+# 89 % of it lies there. The classification loss has little to say about these: its gradient with respect to the logit $z$ is
+# $\sigma(z) - 1$ ($\sigma$ is the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body of a
+# creature whose head has been seen.
 #
 # ## 2 The idea in ten lines
 #
-# RIB takes the trained classifier and, **for one image at a time**, pushes the raw logits of the image's classes further up, as if
-# it were not sure: step by step, with a small step each time. To get there, the network must use evidence that it ignored.
+# RIB takes the trained classifier and, **for one image at a time**, pushes the raw logits of the image's classes further up, as
+# if it were not sure: step by step, with a small step each time. To get there, the network must use evidence that it ignored.
 # The maps of all steps are added up; then the tuned weights are thrown away and the next image starts from the same classifier:
 #
 # $$ \theta_{k+1} = \theta_k - \eta_k \nabla_\theta \mathcal{L}(\theta_k), \qquad
@@ -117,35 +112,35 @@ viz.show(figure, f"{100 * sure:.0f} percent of the present classes have a probab
 # * $\theta_k$ are the weights at step $k$, $\theta_0$ those of the trained classifier; $\eta_k = \eta\,(1 - k/K)^{0.9}$ is the
 #   learning rate.
 # * $Z_c = W_c f$ is the raw map of class $c$, and $z_c$ its pooled value (section 4 says over which positions).
-# * The rows $i$ of the loss are the image at its scales, each with its mirror image, and other images, the *companions* (section 5);
-#   $y_{ic}$ is 1 if row $i$ shows class $c$, else 0.
-# * $A_c$ is the sum of $K$ maps. The first is plain CAM's, so $K$ maps need $K - 1$ updates: one here ($K = 2$), nine in the paper.
+# * The rows $i$ of the loss are the image at its scales, each with its horizontal flip, and other images, the *companions*
+#   (section 5); $y_{ic}$ is 1 if row $i$ shows class $c$, else 0.
+# * $A_c$ is the sum of $K$ maps. The first is plain CAM's, so $K$ maps need $K - 1$ updates: one here ($K = 2$), nine in the
+#   paper.
 #
 # Only layer3, layer4 and the classifier change. So whatever the frozen layers make of the image is computed once:
 
 # %%
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
-photograph, label = score_data.image(image_id), score_data.label(image_id)
+image, label = score_data.image(image_id), score_data.label(image_id)
 scales = rib.scales_in_order(config.cam_scales)  # 1.0 first
 in_loss = [scale > 0.5 for scale in scales]  # scale 0.5 gives a map but is not pushed
 companions = rib.Companions(net, train_data, config)
 
-views = rib.frozen_features(net, photograph, scales, mean, std)  # for each scale (2, D, h, w): image and mirror image
-y = torch.from_numpy(label.astype(np.float32))[None].to(run_device)
-for scale, view in zip(scales, views, strict=True):
-    print(f"scale {scale:3.1f}: features {tuple(view.shape)}")
+views = rib.frozen_features(net, image, scales, mean, std)  # for each scale (2, D, h, w): the image and its flip
+y = torch.from_numpy(label.astype(np.float32))[None].to(classifier.device)
+print("\n".join(f"scale {scale:3.1f}: features {tuple(view.shape)}" for scale, view in zip(scales, views, strict=True)))
 
 # %% [markdown]
-# Now the whole method, on a copy of the network (the loop is the ten lines, what stands above it only prepares). Each turn of the
-# outer loop is one step $k$; the inner loop goes over the image's scales `s` and ends with the companions (`s` is None). Two lines
-# will be explained later: `kept` in section 4, the batches of companions in section 5.
+# Now the whole method, on a copy of the network. The loop is the ten lines; what stands above it only prepares. Each turn of
+# the outer loop is one step $k$; the inner loop goes over the image's scales `s` and ends with the companions (`s` is None).
+# Two lines will be explained later: `kept` in section 4, the batches of companions in section 5.
 
 # %%
-tuned, decay, K, tau = copy.deepcopy(net), config.weight_decay, config.rib_iterations, config.rib_region_threshold
+tuned, K, tau = copy.deepcopy(net), config.rib_iterations, config.rib_region_threshold
 rates = config.rib_learning_rate, config.rib_head_learning_rate
-optimizer = torch.optim.SGD(tuned.parameter_groups(*rates, decay), momentum=decay)  # as good as none: the slip of notebook 10
+optimizer = torch.optim.SGD(tuned.parameter_groups(*rates, config.rib_weight_decay), momentum=config.rib_momentum)
 batches = companions.indices(image_id, label)
-M = [torch.zeros(1, device=run_device)] * len(views)  # A of the formula, for each scale
+M = [0] * len(views)  # A of the formula, for each scale
 for k in range(K):
     optimizer.zero_grad()
     rows = [(s, view, y) for s, view in enumerate(views)] + [(None, *companions.read(next(batches)))]
@@ -162,29 +157,12 @@ for k in range(K):
 
 # %% [markdown]
 # The library does the same. It leaves out the last update, because no map is computed with it, and puts the network back
-# exactly as it was, whatever happens. The next cell wraps it up for this notebook (`steps_of` returns what happened in each step of one
-# image); the one after it checks that both agree:
-
-# %%
-@cache
-def companions_of(settings):
-    """Return the companions for some settings; what the frozen layers make of them is shared."""
-    others = rib.Companions(net, train_data, settings)
-    others.features = companions.features
-    return others
-
-
-def steps_of(name, settings):
-    """Return all steps of one image."""
-    features = rib.frozen_features(net, train_data.image(name), scales, mean, std)
-    target = torch.from_numpy(train_data.label(name).astype(np.float32)).to(run_device)
-    others = companions_of(settings).of_image(name, train_data.label(name))
-    with rib.original_weights(net):
-        return list(rib.tune(net, features, in_loss, target, others, settings))
+# exactly as it was, whatever happens. Below, `images.steps` returns what happened in each step of one image. Both must agree:
 
 # %%
 before = net.classifier.weight.clone()
-from_library = rib.add_up(steps_of(image_id, config))
+images = rib_ablations.SingleImages(net, train_data, config, companions)
+from_library = rib.add_up(images.steps(image_id, config))
 assert all(torch.allclose(ours, theirs, atol=1e-3 * ours.max().item()) for ours, theirs in zip(M, from_library, strict=True))
 assert torch.equal(net.classifier.weight, before)
 print("loop = library:", True, "  network as before:", True)
@@ -192,47 +170,43 @@ print("loop = library:", True, "  network as before:", True)
 # %% [markdown]
 # ## 3 A loss without activation
 #
-# Compare what two losses ask of the logit $z$ of a present class. The classification loss asks less the surer the network is; RIB's
-# loss asks the same for ever:
+# Compare what two losses ask of the logit $z$ of a present class. The classification loss asks less the surer the network is;
+# RIB's loss asks the same for ever:
 #
 # $$ \frac{\partial}{\partial z}\left[-\log \sigma(z)\right] = \sigma(z) - 1, \qquad \frac{\partial}{\partial z}\left[-z\right] = -1 $$
 #
-# Nothing in RIB's loss pulls the other way: absent classes are not mentioned. Only the small learning rate, the weight
-# decay and the stops of section 6 limit the growth. (The paper writes $-\min(m, z)$ with a margin $m$; the program that made the published
-# maps has no margin but stops. `rib_variant = "paper"` takes the margin, the mean over the kept positions of section 4, and one map more.)
+# Nothing in RIB's loss pulls the other way: absent classes are not mentioned. Only the small learning rate, the weight decay
+# and the stops of section 6 limit the growth. (The paper writes $-\min(m, z)$ with a margin $m$; the program that made the
+# published maps has no margin but stops. `rib_variant = "paper"` takes the margin, the mean over the kept positions of section
+# 4, and one map more.)
 #
-# What to look for: the push (minus the gradient) at the grey line, where the middle one of the present classes is.
+# What to look for: the push (minus the gradient) at the grey line, the median of the present classes.
 
 # %% tags=["nbval-ignore-output"]
 z = torch.linspace(-4, 12, 200, requires_grad=True)
-gradients = {}
-for name, loss in (("classification", torch.nn.functional.softplus(-z).sum()), ("RIB", rib.rib_loss(z[:, None], torch.ones(1, 1)))):
-    (gradients[name],) = torch.autograd.grad(loss, z)
+losses = {"classification": torch.nn.functional.softplus(-z).sum(), "RIB": rib.rib_loss(z[:, None], torch.ones(1, 1))}
+pushes = {name: -torch.autograd.grad(loss, z)[0] for name, loss in losses.items()}
 middle = float(np.median(present_logits))
-figure, axes = plt.subplots(figsize=(5.5, 2.6))
-for name, gradient in gradients.items():
-    axes.plot(z.detach(), -gradient, label=name)
-axes.axvline(middle, color="grey", linestyle=":")
-axes.text(middle, 0.5, " median of present classes")
-axes.set(xlabel="logit", ylabel="upward push", title="What a loss asks of the logit of a present class")
-axes.legend()
-viz.show(figure, f"The classification loss pushes with {1 / (1 + np.exp(middle)):.3f} at the median logit {middle:.1f}, RIB's with 1 everywhere")
+viz.show_panels([viz.curves(z.detach(), pushes, "What a loss asks of the logit of a present class",
+                            marks={"median of present classes": middle}, xlabel="logit", ylabel="upward push")],
+                f"The classification loss pushes with {1 / (1 + np.exp(middle)):.3f} at the median logit {middle:.1f}, RIB's with 1 everywhere",
+                size=(5.5, 2.6))
 
 # %% [markdown]
 # There the classification loss pushes with 0.000 and RIB's with 1.
 #
 # ## 4 Where to push
 #
-# A logit is a mean over positions, so the cheapest way to raise it would be to raise the peak that is already there. RIB therefore pools
-# only over positions that are **not** yet telling (global non-discriminative region pooling, GNDRP):
+# A logit is a mean over positions, so the cheapest way to raise it would be to raise the peak that is already there. RIB
+# therefore pools only over positions that are **not** yet discriminative (global non-discriminative region pooling, GNDRP):
 #
 # $$ z_c = \frac{1}{hw}\sum_p Z_c(p)\,\left[\frac{Z_c(p)}{\max_q Z_c(q)} < \tau\right] $$
 #
-# Here $p$ and $q$ are positions and $\tau$ is a share of the peak. The bracket is 0 or 1 and counts as a constant. Three details
-# matter: the maximum is that of the *raw* map, so that every negative position is kept; the sum is divided by all $hw$ positions,
-# not by the kept ones; and of a map that is negative everywhere nothing is kept, as every ratio is then at least one. In the
-# published code the loop over classes ends at the twentieth, so that 60 of COCO's 80 classes were pooled plainly; we do that only
-# on request (`rib_first_twenty_only`).
+# Here $p$ and $q$ are positions and $\tau$ is a fraction of the peak. The bracket is 0 or 1 and counts as a constant. Three
+# details matter: the maximum is that of the *raw* map, so that every negative position is kept; the sum is divided by all $hw$
+# positions, not by the kept ones; and of a map that is negative everywhere nothing is kept, as every ratio is then at least
+# one. In the published code the loop over classes ends at the twentieth, so that 60 of COCO's 80 classes were pooled plainly;
+# we do that only on request (`rib_first_twenty_only`).
 #
 # What to look for: bright positions in the three panels on the right are kept. Are the heads among them?
 
@@ -240,59 +214,57 @@ viz.show(figure, f"The classification loss pushes with {1 / (1 + np.exp(middle))
 present = int(np.flatnonzero(label)[0])
 with torch.no_grad():
     raw = rib.evidence(net, views[0])[:1]  # (1, C, h, w)
-choices = [config.rib_region_threshold, 0.4, 2.0]
-figure, panels = plt.subplots(1, 5, figsize=(11, 2.5))
-viz.draw_image(panels[0], np.array(photograph), "input")
-share = (raw[0, present] / raw[0, present].max()).cpu()
-figure.colorbar(viz.draw_map(panels[1], share.clamp(0, 1), "map / its maximum"), ax=panels[1], shrink=0.7)
-pooled = []
-for panel, threshold in zip(panels[2:], choices, strict=True):
-    pooled.append(rib.pooled_logits(raw, y, threshold)[0, present].item())
-    viz.draw_map(panel, (share < threshold).float(), f"kept below {threshold:g}" if threshold < 1 else "all: average pooling")
-counts = [100 * (share < threshold).float().mean().item() for threshold in choices]
-viz.show(figure, f"Thresholds {choices[0]:g} and {choices[1]:g} keep {counts[0]:.0f} and {counts[1]:.0f} percent of the positions (bright)")
+ratio = (raw[0, present] / raw[0, present].max()).cpu()
+choices = (config.rib_region_threshold, 0.4, 2.0)
+kept = [(ratio < threshold).float() for threshold in choices]
+titles = [f"kept below {threshold:g}" if threshold < 1 else "all: average pooling" for threshold in choices]
+counts = [100 * positions.mean().item() for positions in kept]
+viz.show_panels([viz.image(image, "input"), viz.heat_map(ratio.clamp(0, 1), "map / its maximum"), *map(viz.heat_map, kept, titles)],
+                f"Thresholds {choices[0]:g} and {choices[1]:g} keep {counts[0]:.0f} and {counts[1]:.0f} percent of the positions (bright)",
+                bar="map / its maximum")
 
 # %% [markdown]
 # The heads are cut out, at 0.2 with a wider margin than at 0.4. How much of the logit is left without them?
 
 # %% tags=["nbval-ignore-output"]
-for threshold, value in zip(choices, pooled, strict=True):
-    print(f"threshold {threshold:3.1f}: pooled logit {value:6.2f}")
+for threshold in choices:
+    print(f"threshold {threshold:3.1f}: pooled logit {rib.pooled_logits(raw, y, threshold)[0, present].item():6.2f}")
 print(f"the classifier's own logit is the last: {raw[0, present].mean().item():.2f}")
 
 # %% [markdown]
-# With $\tau = 0.2$ 2.9 of 16.8, although three quarters of the positions are kept: nearly all evidence is in the heads and around them. To
-# raise *this* number the network must find evidence elsewhere.
+# With $\tau = 0.2$, 2.9 of 16.8 is left, although three quarters of the positions are kept: nearly all evidence is in the heads
+# and around them. To raise *this* number the network must find evidence elsewhere.
 #
 # ## 5 Companions
 #
-# One image alone is soon over-fitted: the map of its class rises at every position that shares a feature with it. So each step also
-# raises the logits of `rib_companions` other images, **of other classes only** (images that share no class with the target), so
-# that the push is spent on all classes alike.
+# One image alone is soon overfitted: the map of its class rises at every position that shares a feature with it. So each step
+# also raises the logits of `rib_companions` other images, **of other classes only** (images that share no class with the
+# target), so that the push is spent on all classes alike.
 #
-# The official program searches that pool and decodes new companions in each step: 200 files for one image. Here a *bank* of images is
-# drawn once for the run and each is read, cropped and sent through the frozen layers once. For each single image the companions are
-# distributed as before: random crops of random disjoint images. Images with the same labels also share their first batch;
-# at that moment they share the weights too, so its gradient is computed once.
+# The official program searches that pool and decodes new companions in each step: 200 files for one image. Here a *bank* of
+# images is drawn once for the run and each is read, cropped and sent through the frozen layers once. For each single image the
+# companions are distributed as before: random crops of random disjoint images. Images with the same labels also share their
+# first batch; at that moment they share the weights too, so its gradient is computed once.
 #
-# The next cells check the rule and show the target with the first six of its twenty companions. What to look for: no companion shows the
-# target's class.
+# The next cells check the rule and show the target with the first six of its twenty companions. What to look for: no companion
+# shows the target's class.
 
 # %%
-pool = companions.bank[[index for index in range(len(companions.bank)) if not (train_data.labels[companions.bank[index]] & label).any()]]
+pool = [index for index in companions.bank.tolist() if not (train_data.labels[index] & label).any()]
 first_batch = next(companions.indices(image_id, label))
-assert set(first_batch) <= set(pool.tolist())
-assert not any((train_data.labels[index] & label).any() for index in first_batch)
+assert set(first_batch) <= set(pool)
 print(f"bank of {len(companions.bank)} of {len(train_data)} images, {len(pool)} of them without {train_data.classes[present]}; "
       f"{config.rib_companions} in each step")
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 7, figsize=(11, 1.9))
-viz.draw_image(panels[0], np.array(photograph), f"target: {train_data.classes[present]}")
-for panel, index in zip(panels[1:], first_batch, strict=False):
-    names = [train_data.classes[number] for number in np.flatnonzero(train_data.labels[index])]
-    viz.draw_image(panel, np.array(train_data.image(train_data.ids[index])), " + ".join(names))
-viz.show(figure, f"The target shows {train_data.classes[present]}; none of its first companions does")
+def companion(index):
+    """Return a panel with an image of the data set under its classes."""
+    names = np.array(train_data.classes)[train_data.labels[index] > 0]
+    return viz.image(train_data.image(train_data.ids[index]), " + ".join(names))
+
+
+viz.show_panels([viz.image(image, f"target: {train_data.classes[present]}"), *map(companion, first_batch[:6])],
+                f"The target shows {train_data.classes[present]}; none of its first companions does", size=1.6)
 
 # %% [markdown]
 # An image whose classes are in all images of the bank has no companions; it keeps its plain CAM, and a warning says so.
@@ -301,383 +273,298 @@ viz.show(figure, f"The target shows {train_data.classes[present]}; none of its f
 #
 # Two rules end the steps of an image early.
 #
-# * **Target logit.** After an update: is $\left|\sum y z\right|$ over the six rows of the image itself (three scales, each mirrored) above
-#   `rib_stop_threshold`?
-# * **Explosion.** Before an update, at scale 1: does the *coverage*, the share of positions whose map exceeds 0.3 of its maximum, pass
-#   `rib_explode_ratio`? Then the step ends at once. (The map of scale 1 has been added by then, those of the other scales have not.)
+# * **Target logit.** After an update: is $\left|\sum y z\right|$ over the six rows of the image itself (three scales, each with
+#   its flip) above `rib_stop_threshold`?
+# * **Explosion.** Before an update, at scale 1: does the *coverage*, the fraction of positions whose map exceeds 0.3 of its
+#   maximum, pass `rib_explode_ratio`? Then the step ends at once. (The map of scale 1 has been added by then, those of the
+#   other scales have not.)
 #
-# To see them work, a few images get ten steps without any stop: once with steps that together are as long as those
-# of our settings, and once with steps four times as long. What to look for in the two panels: one line is one image; which lines cross
+# To see them work, a few images get ten steps without any stop: once with steps that together are as long as those of our
+# settings, and once with steps four times as long. What to look for in the two panels: one line is one image; which lines cross
 # a dotted stop?
 
 # %%
-def settings_for(iterations, length=1.0, **others):
-    """Return settings whose steps add up to `length` times the configured ones."""
-    def total(number):
-        return sum(training.poly_factor(k, number) for k in range(number - 1))
-    factor = length * total(config.rib_iterations) / total(iterations)
-    return config.model_copy(update={
-        "rib_iterations": iterations, "rib_learning_rate": factor * config.rib_learning_rate,
-        "rib_head_learning_rate": factor * config.rib_head_learning_rate} | others)
-
-
 never = {"rib_stop_threshold": 1e30, "rib_explode_ratio": 2.0}
-ten, ten_long = settings_for(10, **never), settings_for(10, 4.0, **never)
+ten, ten_long = (rib_ablations.of_length(config, 10, length, **never) for length in (1.0, 4.0))
 few = score_data.ids[:max(3, min(12, len(score_data) // 100)) if config.dataset == "toy" else 3]
-gentle, wild = ({name: steps_of(name, settings) for name in few} for settings in (ten, ten_long))
+gentle, wild = ({name: images.steps(name, settings) for name in few} for settings in (ten, ten_long))
 print(f"backbone's learning rate: {ten.rib_learning_rate:.1e} and {ten_long.rib_learning_rate:.1e}, {len(few)} images")
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 2, figsize=(9, 2.8))
-for runs, colour, style, text in ((gentle, "#0072B2", "-", "our length"), (wild, "#D55E00", "--", "four times")):
-    for number, steps in enumerate(runs.values()):
-        targets = [max(abs(step.target_logit), 1) for step in steps if step.logits is not None]
-        panels[0].plot(targets, color=colour, linestyle=style, label=text if number == 0 else None)
-        panels[1].plot([step.coverage for step in steps], color=colour, linestyle=style)
-panels[0].axhline(config.rib_stop_threshold, color="black", linestyle=":")
-panels[1].axhline(config.rib_explode_ratio, color="black", linestyle=":")
-panels[0].set(xlabel="step k", ylabel="|target logit|", yscale="log", title="Summed logit of the image")
-panels[1].set(xlabel="step k", ylabel="share of positions", ylim=(0, 1), title="Coverage")
-panels[0].legend()
-crossing = sum(max(step.coverage for step in steps) > config.rib_explode_ratio for steps in wild.values())
-viz.show(figure, f"With short steps both curves stay below the dotted stops; with steps four times as long coverage passes its stop in {crossing} of {len(few)} images")
+runs = {"our length": gentle.values(), "four times": wild.values()}
+targets = {words: [[max(abs(step.target_logit), 1) for step in steps if step.logits is not None] for steps in group]
+           for words, group in runs.items()}
+covered = {words: [[step.coverage for step in steps] for steps in group] for words, group in runs.items()}
+crossing = sum(max(values) > config.rib_explode_ratio for values in covered["four times"])
+viz.show_panels([viz.families(targets, "Summed logit of the image", config.rib_stop_threshold, xlabel="step k",
+                              ylabel="|target logit|", yscale="log"),
+                 viz.families(covered, "Coverage", config.rib_explode_ratio, xlabel="step k", ylabel="fraction of positions", ylim=(0, 1))],
+                "With short steps both curves stay below the dotted stops; with steps four times as long coverage passes its stop in "
+                f"{crossing} of {len(few)} images", size=(4.5, 2.8))
 
 # %% [markdown]
-# None of our length does. With steps four times as long the logits of several images grow by powers of ten, and coverage passes its
-# stop in two of twelve.
+# No line of our length does. With steps four times as long the logits of several images grow by powers of ten, and coverage
+# passes its stop in two of twelve.
 #
-# The next strips show one class of one image, the map of single steps, each divided by its maximum. What to look for: where does
-# the map grow, over the object or over everything?
+# The next strips show one class of one image, the map of single steps, each divided by its maximum. What to look for: where
+# does the map grow, over the object or over everything?
 
 # %% tags=["nbval-ignore-output"]
 def strip(runs, name, title):
     """Show the map of scale 1 at some steps."""
-    figure, panels = plt.subplots(1, 6, figsize=(11, 2.2))
-    viz.draw_image(panels[0], np.array(score_data.image(name)), title)
     chosen_class = int(np.flatnonzero(score_data.label(name))[0])
-    for panel, k in zip(panels[1:], (0, 1, 2, 4, 9), strict=True):
-        maps = runs[name][k].maps[0][:, chosen_class]
-        both = maps[0] + maps[1].flip(-1)
-        viz.draw_map(panel, (both / (both.max() + 1e-5)).cpu(), f"k = {k}, covers {runs[name][k].coverage:.0%}")
-    first, last = runs[name][0].coverage, runs[name][9].coverage
-    viz.show(figure, f"{title}: coverage goes from {first:.0%} to {last:.0%} in nine updates")
+
+    def map_of(k):
+        here, flipped = runs[name][k].maps[0][:, chosen_class]
+        both = here + flipped.flip(-1)
+        return viz.heat_map((both / (both.max() + 1e-5)).cpu(), f"k = {k}, covers {runs[name][k].coverage:.0%}")
+
+    viz.show_panels([viz.image(score_data.image(name), title), *map(map_of, (0, 1, 2, 4, 9))],
+                    f"{title}: coverage goes from {runs[name][0].coverage:.0%} to {runs[name][9].coverage:.0%} in nine updates", size=1.8)
 
 
 strip(wild, few[0], "steps too long")
 strip(gentle, few[0], "our length")
 
 # %% [markdown]
-# Above, it spreads over everything (coverage from 23 to 72 %), and the body does not stand out. Below, at our length, a single map
-# hardly changes (23 to 24 %): what is gained there is small, and section 8 has to measure it on all images.
+# Above, it spreads over everything (coverage from 23 to 72 %), and the body does not stand out. Below, at our length, a single
+# map hardly changes (23 to 24 %): what is gained there is small, and section 8 has to measure it on all images.
 #
 # ## 7 All images
 #
-# Now the whole training set. As everywhere, an interrupted stage goes on where it stopped, and an image's map does not depend on the
-# others.
+# Now the whole training set. As everywhere, an interrupted stage goes on where it stopped, and an image's map does not depend
+# on the others.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("cam_", "rib_"),
-                                   {"classifier": classifier_stage, "data": stages.data_hash(train_data)})
-if not maps_stage.is_complete():
-    images_made = stages.make_maps(rib.rib_localization(net, train_data, config), train_data, config, maps_stage.folder)
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
+maps = run(rib.MAPS, config)
+classes, scores, size = read_maps(maps.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 
 # %% [markdown]
 # ## 8 Numbers
 #
-# Both rows are scored on the same images, each at its own best threshold, **which the true masks choose**, and at the fixed
-# threshold 0.15 that IRN published. (RIB's published seed is at its best threshold, too; it is of other images, for orientation
-# only.) What to look for in the curves: does RIB's lie above CAM's everywhere?
+# Both rows are scored on the same images, each at its own best threshold, **which the ground truth chooses**, and at the fixed
+# threshold 0.15 that IRN published. (RIB's published seed masks are at their best threshold, too; they are of other images, for
+# orientation only.) What to look for in the curves: does RIB's lie above CAM's everywhere?
 
 # %% tags=["nbval-ignore-output"]
-if not maps_stage.is_complete():
-    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
-rows = {"CAM": cam_stage.metrics()[0], "RIB": maps_stage.metrics()[0]}
+folders = {"CAM": cam_maps.folder, "RIB": maps.folder}
+rows = {"CAM": cam_maps.metrics[0], "RIB": maps.metrics[0]}
+best = {name: row["threshold"] for name, row in rows.items()}
 for name, row in rows.items():
-    fixed = row["curve"][int(np.argmin(np.abs(np.array(row["thresholds"]) - 0.15)))]
-    print(f"{name}: mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f} (its best), {fixed:.1f} % at 0.15; "
+    fixed = np.interp(0.15, row["thresholds"], row["curve"])
+    print(f"{name}: mIoU {row['miou']:.1f} % at threshold {best[name]:.2f} (its best), {fixed:.1f} % at 0.15; "
           f"{row['images']} images of {row['split']}")
 for entry in results.PUBLISHED:
     if entry.method == "rib" and entry.what.startswith("CAM"):
         print(f"published, {entry.what}, {entry.split}: {entry.value} ({entry.source})")
 
 # %% tags=["nbval-ignore-output"]
-figure, axes = plt.subplots(figsize=(5, 2.8))
-for name, row in rows.items():
-    axes.plot(row["thresholds"], row["curve"], label=name)
-    axes.plot(row["threshold"], row["miou"], "o", color="black")
-axes.set(xlabel="background threshold", ylabel="mIoU %", title=f"Maps of {rows['RIB']['images']} images against true masks")
-axes.legend()
 gain = rows["RIB"]["miou"] - rows["CAM"]["miou"]
-viz.show(figure, f"RIB's peak is {abs(gain):.1f} points {'higher' if gain > 0 else 'lower'} than CAM's, at a threshold of "
-         f"{rows['RIB']['threshold']:.2f} instead of {rows['CAM']['threshold']:.2f}")
+viz.show_threshold_curves(rows, f"RIB's peak is {abs(gain):.1f} points {'higher' if gain > 0 else 'lower'} than CAM's, at a threshold of "
+                          f"{best['RIB']:.2f} instead of {best['CAM']:.2f}")
 
 # %% [markdown]
-# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. It is moved to the right, from 0.11 to 0.14,
-# because the maps have become broader; its peak is 0.4 points higher (53.1 and 52.7 %). That is why its thresholds for IRN
-# (notebook 80) differ from IRN's own (0.35 and 0.17 instead of 0.30 and 0.05, and a power of 1.3 before the random walk, in
+# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. It is moved to the right, from 0.11 to
+# 0.14, because the maps have become broader; its peak is 0.4 points higher (53.1 and 52.7 %). That is why its thresholds for
+# IRN (notebook 80) differ from IRN's own (0.35 and 0.17 instead of 0.30 and 0.05, and a power of 1.3 before the random walk, in
 # `configs/methods/`).
 #
 # ### Heads and bodies
 #
-# Which pixels were won? At one common threshold the broader maps must find more; at each one's own best threshold the comparison is fair.
-# What to look for: the difference in bodies, in both pairs of lines.
+# Which pixels were won? At one common threshold the broader maps must find more; at each one's own best threshold the
+# comparison is fair. What to look for: the difference in bodies, in both pairs of lines.
 
 # %% tags=["nbval-ignore-output"]
-for text, thresholds in (("common", (0.15, 0.15)), ("best", (rows["CAM"]["threshold"], rows["RIB"]["threshold"]))):
-    for name, folder, threshold in zip(rows, (cam_stage.folder, maps_stage.folder), thresholds, strict=True):
-        recall = stages.mean_part_recall(score_data, folder, threshold)
-        print(f"{text} threshold {threshold:.2f}, {name}: recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}" if recall
-              else "no part masks in this data set")
+for thresholds in ({"CAM": 0.15, "RIB": 0.15}, best):
+    print(trials.part_recall_table(score_data, {name: (folders[name], thresholds[name]) for name in folders}))
 
 # %% [markdown]
-# The common threshold shows the paper's effect: more of the bodies (0.71 instead of 0.62). At each one's best threshold both find 0.73: the
-# advantage is spent on shutting out background that grew as well. What remains is the small gain of the peak.
+# The common threshold shows the paper's effect: more of the bodies (0.71 instead of 0.62). At each one's best threshold both
+# find 0.73: the advantage is spent on shutting out background that grew as well. What remains is the small gain of the peak.
 #
-# Where is it won? The next cell sorts the first 200 images by how much of their objects **CAM** finds and gives the mean change of
-# the image's own IoU and of its recall for each third. What to look for: does RIB help where CAM found little?
+# Where is it won? The next cell sorts the first 200 images by how much of their objects **CAM** finds and gives the mean change
+# of the image's own IoU and of its recall for each third. What to look for: does RIB help where CAM found little?
 
 # %% tags=["nbval-ignore-output"]
-def image_scores(folder, name, threshold):
-    """Return IoU (for ranking only, never averaged into a score) and the share of object pixels found, of one image."""
-    classes, scores = stages.full_size_maps(folder, name)
-    evaluation, truth = Evaluation(score_data.num_classes + 1), score_data.mask(name)
-    prediction = argmax_with_background(scores, classes, threshold)
-    evaluation.add(truth, prediction)
-    objects = (truth > 0) & (truth < 255)
-    return evaluation.scores().miou, (prediction == truth)[objects].mean()
+def found_by(name):
+    """Return IoU (for ranking only) and the fraction of object pixels found, of the first 200 images."""
+    mask_of, found = mask_at(folders[name], best[name]), []
+    iou = iou_of_images(score_data, mask_of)
+    for other in iou:
+        ground_truth = score_data.mask(other)
+        found.append((mask_of(other) == ground_truth)[(ground_truth > 0) & (ground_truth < 255)].mean())
+    return iou, 100 * np.array([list(iou.values()), found])
 
 
-of_cam = np.array([image_scores(cam_stage.folder, name, rows["CAM"]["threshold"]) for name in looked_at])
-of_rib = np.array([image_scores(maps_stage.folder, name, rows["RIB"]["threshold"]) for name in looked_at])
-thirds = np.array_split(np.argsort(of_cam[:, 1]), 3)
-for text, third in zip(("least", "middle", "most"), thirds, strict=True):
-    change = 100 * (of_rib - of_cam)[third].mean(0)
-    print(f"CAM finds {text:6s} ({100 * of_cam[third, 1].mean():.0f} % of the object): IoU {change[0]:+.1f}, recall {change[1]:+.1f} points")
+(iou_cam, of_cam), (iou_rib, of_rib) = found_by("CAM"), found_by("RIB")
+for text, third in zip(("least", "middle", "most"), np.array_split(np.argsort(of_cam[1]), 3), strict=True):
+    change = (of_rib - of_cam)[:, third].mean(1)
+    print(f"CAM finds {text:6s} ({of_cam[1, third].mean():.0f} % of the object): IoU {change[0]:+.1f}, recall {change[1]:+.1f} points")
 
 # %% [markdown]
-# It does: +1.1 points of IoU in the third of which CAM found least, and -0.7 where CAM had nearly all. (Some of that is chance: what is
-# sorted to the bottom tends to rise.)
+# It does: +1.1 points of IoU in the third of which CAM found least, and -0.7 where CAM had nearly all. (Some of that is chance:
+# what is sorted to the bottom tends to rise.)
 #
 # ## 9 What helps and what does not
 #
 # All trials here but those of the stops (twelve images) run on the same 24; differences of a few tenths are noise.
 #
-# **Ten short steps or one long one.** The curves follow ten steps whose total length is that of our setting. Recall of heads and
-# bodies and precision are taken at CAM's best threshold; the mIoU is at each step's own best. What to look for: which curve rises,
-# which one pays for it, and where does the mIoU stop rising? (Mind its scale: the whole panel is about one point high.)
+# **Ten short steps or one long one.** The curves follow ten steps whose total length is that of our setting. Recall of heads
+# and bodies and precision are taken at CAM's best threshold; the mIoU is at each step's own best. What to look for: which curve
+# rises, which one pays for it, and where does the mIoU stop rising? (Mind its scale: the whole panel is about one point high.)
 
 # %% tags=["nbval-ignore-output"]
-study = score_data.ids[:max(4, min(24, len(score_data) // 50)) if config.dataset == "toy" else 4]
-with_parts = (score_data.root / "PartMasks").is_dir()
-
-
-def merged(name, steps):
-    """Return classes (K,) and full-size scores (K, H, W) from the sum of some steps."""
-    size, classes = score_data.image(name).size[::-1], np.flatnonzero(score_data.label(name))
-    maps = cam.merge_scales(rib.add_up(steps), cam.stride4_size(size), torch.from_numpy(classes))
-    return classes, upsample_scores(maps.cpu().numpy(), size)
-
-
 def best_miou(maps):
     """Return the best threshold and the mIoU there, in percent, of {image id: (classes, scores)}."""
-    sweep = ThresholdSweep(score_data.num_classes + 1, np.linspace(0.01, 0.9, 90))
-    for name, (classes, scores) in maps.items():
-        sweep.add(score_data.mask(name), scores, classes)
-    threshold, miou = sweep.best()
+    threshold, miou = trials.sweep_of(score_data, maps, maps.__getitem__).best()
     return threshold, 100 * miou
 
-# %% tags=["nbval-ignore-output"]
-def at_threshold(maps, threshold):
-    """Return recall of heads and bodies, and the mean precision of the classes."""
-    evaluation, recalls = Evaluation(score_data.num_classes + 1), []
-    for name, (classes, scores) in maps.items():
-        prediction = argmax_with_background(scores, classes, threshold)
-        evaluation.add(score_data.mask(name), prediction)
-        if with_parts:
-            parts = np.array(Image.open(score_data.root / "PartMasks" / f"{name}.png"))
-            recalls.append(list(part_recall(prediction, parts, score_data.mask(name)).values()))
-    heads, bodies = np.nanmean(recalls, 0) if recalls else (np.nan, np.nan)
-    return heads, bodies, np.nanmean(evaluation.scores().precision[1:])
 
-
-grown = {name: steps_of(name, ten) for name in study}
-after = [{name: merged(name, steps[:k + 1]) for name, steps in grown.items()} for k in range(10)]
-growth = np.array([at_threshold(maps, rows["CAM"]["threshold"]) for maps in after])
-miou_after = [best_miou(maps)[1] for maps in after]
+study = score_data.ids[:max(4, min(24, len(score_data) // 50)) if config.dataset == "toy" else 4]
+grown = {name: images.steps(name, ten) for name in study}
+after = [{name: images.merged(name, steps[:k + 1]) for name, steps in grown.items()} for k in range(10)]
+growth = np.array([rib_ablations.at_threshold(score_data, maps_k, best["CAM"]) for maps_k in after])
+miou_after = [best_miou(maps_k)[1] for maps_k in after]
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 2, figsize=(9, 2.8))
-for column, text in enumerate(("recall of heads", "recall of bodies", "precision")):
-    panels[0].plot(growth[:, column], label=text)
-panels[0].set(xlabel="maps added up to step k", ylim=(0, 1.02), title=f"At threshold {rows['CAM']['threshold']:.2f}")
-panels[0].legend()
-panels[1].plot(miou_after)
-panels[1].set(xlabel="maps added up to step k", ylabel="mIoU %", title="At the best threshold of each sum")
 change = 100 * (growth[-1] - growth[0])
-viz.show(figure, f"From step 0 to 9 the recall of bodies changes by {change[1]:+.0f} points and precision by {change[2]:+.0f}; "
-         f"the best mIoU goes from {miou_after[0]:.1f} to {miou_after[-1]:.1f} and is highest after step {int(np.argmax(miou_after))}")
+viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of bodies", "precision"), growth.T, strict=True)),
+                            f"At threshold {best['CAM']:.2f}", xlabel="maps added up to step k", ylim=(0, 1.02)),
+                 viz.curves(range(10), {"": miou_after}, "At the best threshold of each sum", xlabel="maps added up to step k", ylabel="mIoU %")],
+                f"From step 0 to 9 the recall of bodies changes by {change[1]:+.0f} points and precision by {change[2]:+.0f}; the best mIoU "
+                f"goes from {miou_after[0]:.1f} to {miou_after[-1]:.1f} and is highest after step {int(np.argmax(miou_after))}", size=(4.5, 2.8))
 
 # %% [markdown]
-# The body is won (+9 points of recall) and precision is lost (-3), step by step: the mIoU rises from 47.9 to 49.0 and stops after
-# step 7. The sum is careful, because the first, untouched map is a part of it: it changes less than the last map does.
+# The body is won (+9 points of recall) and precision is lost (-3), step by step: the mIoU rises from 47.9 to 49.0 and stops
+# after step 7. The sum is careful, because the first, untouched map is a part of it: it changes less than the last map does.
 #
-# **The parts of the recipe.** Each line changes one setting. What to look for: which lines differ from "RIB as configured" by more than
-# some tenths?
+# **The parts of the recipe.** Each line changes one setting. What to look for: which lines differ from "RIB as configured" by
+# more than some tenths?
 
 # %% tags=["nbval-ignore-output"]
-def trial(settings):
-    """Return best threshold, mIoU and recall of bodies there of the study's images."""
-    localize = rib.rib_localization(net, train_data, settings)
-    maps = {}
-    for name in study:
-        ((classes, scores),) = localize([name], [score_data.image(name)], score_data.label(name)[None])
-        maps[name] = classes, upsample_scores(scores, score_data.image(name).size[::-1])
-    threshold, miou = best_miou(maps)
-    return threshold, miou, at_threshold(maps, threshold)[1]
+def times(factor):
+    """Return changed learning rates."""
+    return {"rib_learning_rate": factor * rates[0], "rib_head_learning_rate": factor * rates[1]}
 
 
-trials = {"plain CAM": {"rib_iterations": 1}, "RIB as configured": {}, "average pooling instead of GNDRP": {"rib_region_threshold": 2.0},
-          "tau 0.4 (published)": {"rib_region_threshold": 0.4}, "tau 0.05": {"rib_region_threshold": 0.05},
-          "2 companions": {"rib_companions": 2}, "classifier fixed": {"rib_head_learning_rate": 0.0},
-          "a quarter of the learning rate": {"rib_learning_rate": rates[0] / 4, "rib_head_learning_rate": rates[1] / 4},
-          "four times the learning rate": {"rib_learning_rate": 4 * rates[0], "rib_head_learning_rate": 4 * rates[1]}}
-outcome = {name: trial(config.model_copy(update=values)) for name, values in trials.items()}
-for name, (threshold, miou, body) in outcome.items():
+changes = {"plain CAM": {"rib_iterations": 1}, "RIB as configured": {}, "average pooling instead of GNDRP": {"rib_region_threshold": 2.0},
+           "tau 0.4 (published)": {"rib_region_threshold": 0.4}, "tau 0.05": {"rib_region_threshold": 0.05},
+           "2 companions": {"rib_companions": 2}, "classifier fixed": {"rib_head_learning_rate": 0.0},
+           "a quarter of the learning rate": times(1 / 4), "four times the learning rate": times(4)}
+for name, change in changes.items():
+    tried = images.final(study, config.model_copy(update=change))
+    threshold, miou = best_miou(tried)
+    body = rib_ablations.at_threshold(score_data, tried, threshold)[1]
     print(f"{name:34s} mIoU {miou:.1f} at {threshold:.2f}, recall of bodies {body:.2f}")
 
 # %% [markdown]
-# One line is far off: four times the learning rate is too much, the threshold moves up to 0.29 and the mIoU falls from 48.9 to 44.7, below
-# plain CAM's 47.9. A quarter of the rate, average pooling and another $\tau$ (48.1 to 48.5) lie between CAM and RIB,
-# hardly outside the noise. The number of companions and whether the classifier's own weights move change nothing here. One long step ("RIB as
-# configured", 48.9) does what
-# nine short ones do (49.0 in the figure above).
+# One line is far off: four times the learning rate is too much, the threshold moves up to 0.29 and the mIoU falls from 48.9 to
+# 44.7, below plain CAM's 47.9. A quarter of the rate, average pooling and another $\tau$ (48.1 to 48.5) lie between CAM and
+# RIB, hardly outside the noise. The number of companions and whether the classifier's own weights move change nothing here. One
+# long step ("RIB as configured", 48.9) does what nine short ones do (49.0 in the figure above).
 #
-# **The stops**, on the runs of section 6 whose steps were four times as long. A stopped process is the beginning of one that was not
-# stopped, so no new steps are needed. What to look for: how much of the damage do the stops prevent?
+# **The stops**, on the runs of section 6 whose steps were four times as long. A stopped process is the beginning of one that
+# was not stopped, so no new steps are needed. What to look for: how much of the damage do the stops prevent?
 
 # %% tags=["nbval-ignore-output"]
-def stopped(steps, target_rule, explosion_rule):
-    """Return the steps that the rules let happen."""
-    for k, step in enumerate(steps):
-        if explosion_rule and k > 0 and step.coverage > config.rib_explode_ratio:
-            return [*steps[:k], step._replace(maps=step.maps[:1])]
-        if target_rule and abs(step.target_logit) > config.rib_stop_threshold:
-            return steps[:k + 1]
-    return steps
-
-
-plain = best_miou({name: merged(name, steps[:1]) for name, steps in wild.items()})[1]
-print(f"plain CAM: mIoU {plain:.1f}, {len(few)} images")
+print(f"plain CAM: mIoU {best_miou({name: images.merged(name, steps[:1]) for name, steps in wild.items()})[1]:.1f}, {len(few)} images")
 for text, rules in (("no stop", (False, False)), ("target logit", (True, False)), ("explosion", (False, True)), ("both", (True, True))):
-    runs = {name: stopped(steps, *rules) for name, steps in wild.items()}
-    maps = {name: merged(name, steps) for name, steps in runs.items()}
-    diverged = [name for name, (_, scores) in maps.items() if not np.isfinite(scores).all()]
-    maps |= {name: merged(name, wild[name][:1]) for name in diverged}  # the plain CAM, as the library does
-    threshold, miou = best_miou(maps)
-    print(f"{text:12s}: mIoU {miou:.1f} at {threshold:.2f}, {np.mean([len(steps) for steps in runs.values()]):.1f} maps on average"
+    stopped = {name: rib_ablations.until_stopped(steps, config, *rules) for name, steps in wild.items()}
+    tried = {name: images.merged(name, steps) for name, steps in stopped.items()}
+    diverged = [name for name, (_, scores) in tried.items() if not np.isfinite(scores).all()]
+    tried |= {name: images.merged(name, wild[name][:1]) for name in diverged}  # the plain CAM, as the library does
+    threshold, miou = best_miou(tried)
+    print(f"{text:12s}: mIoU {miou:.1f} at {threshold:.2f}, {np.mean([len(steps) for steps in stopped.values()]):.1f} maps on average"
           + (f"; {len(diverged)} images with infinite maps got their plain CAM" if diverged else ""))
 
 # %% [markdown]
 # Of the 9 points that were lost (46.1 to 37.1) both stops together save 2.7. They are a safety net and do not replace a fitting
-# learning rate. On images with small objects the published ratio of 0.7 comes late, because a map covers most of the picture by
+# learning rate. On images with small objects the published ratio of 0.7 comes late, because a map covers most of the image by
 # then.
 #
 # ## 10 Look
 #
-# Best, random and worst image by RIB's own IoU, in the project's order: input, truth, CAM, RIB. What to look for: can you see the 0.4
-# points?
+# Best, random and worst image by RIB's own IoU, in the project's order: input, ground truth, CAM, RIB. What to look for: can
+# you see the 0.4 points?
 
 # %% tags=["nbval-ignore-output"]
-ranking = dict(zip(looked_at, of_rib[:, 0], strict=True))
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 4, figsize=(9, 2.3 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    picture = np.array(score_data.image(name))
-    viz.draw_image(line[0], picture, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    both = (("CAM", cam_stage, of_cam), ("RIB", maps_stage, of_rib))
-    for panel, (text, stage, values) in zip(line[2:], both, strict=True):
-        scores = stages.full_size_maps(stage.folder, name)[1].max(0, initial=0)  # an image may have no class
-        viz.draw_scores(panel, picture, scores, f"{text}, IoU {100 * values[looked_at.index(name), 0]:.0f} %")
-viz.show(figure, "Best, random and worst image by RIB's map, beside CAM's; the IoU of both stands above them")
+viz.show_examples(score_data, viz.best_worst_random(iou_rib, count=1, seed=config.seed),
+                  {name: viz.highest_scores(folder) for name, folder in folders.items()},
+                  "Best, random and worst image by RIB's map, beside CAM's; the IoU of both stands above them",
+                  size=2.2, iou={"CAM": iou_cam, "RIB": iou_rib})
 
 # %% [markdown]
-# Not in the first two rows. The last one is a warning: a creature without a head, whose CAM was nearly right (IoU 92 %), and
-# RIB's push went into the ground beside it (29 %). It is the best image of notebook 10. RIB has no way to know when there is
-# nothing left to find.
+# The first two rows do not show them. The last one is a warning: a creature without a head had a CAM that was nearly right (IoU
+# 92 %), and RIB's push went into the background beside it (29 %). It is the best image of notebook 10. RIB has no way to know
+# when there is nothing left to find.
 #
 # ## 11 Try it
 #
-# Move $k$ and watch the sum of maps grow over ten steps, with the mask at CAM's best threshold. What to look for: how much of the
-# object does each mask find, and does it stay inside? (Sliders appear in JupyterLab; the strip beneath shows the same for readers
-# of the page.)
+# Move $k$ and watch the sum of maps grow over ten steps, with the mask at CAM's best threshold. What to look for: how much of
+# the object does each mask find, and does it stay inside? (Sliders appear in JupyterLab; the strip beneath shows the same for
+# readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-shown = few[0]
+shown, ground_truth = few[0], score_data.mask(few[0])
+picture = score_data.image(shown)
 
 
-def draw(k=9, too_long=False):
-    """Show the sum of the first k + 1 maps of one image and its mask."""
-    classes, scores = merged(shown, (wild if too_long else gentle)[shown][:k + 1])
-    figure, panels = plt.subplots(1, 2, figsize=(5, 2.5))
-    picture = np.array(score_data.image(shown))
-    viz.draw_scores(panels[0], picture, scores.max(0), f"sum of {k + 1} maps")
-    mask = argmax_with_background(scores, classes, rows["CAM"]["threshold"])
-    viz.draw_labels(panels[1], mask, score_data.classes, "mask", picture)
-    viz.show(figure, f"Sum of the maps up to step {k} of image {shown}, and its mask")
+def grown_to(k, steps):
+    """Return two panels, the sum of the first k + 1 maps and its mask, and the percentage of the objects that the mask finds."""
+    classes, scores = images.merged(shown, steps[:k + 1])
+    mask = argmax_with_background(scores, classes, best["CAM"])
+    found = 100 * (mask == ground_truth)[(ground_truth > 0) & (ground_truth < 255)].mean()
+    return (viz.scores(picture, scores.max(0), f"sum up to k = {k}"),
+            viz.labels(mask, score_data.classes, f"finds {found:.0f} %", picture), found)
 
 
-widgets.explore(draw, k=(0, 9, 1), too_long=[False, True])
+widgets.explore(lambda k=9, too_long=False: viz.show_panels(
+    grown_to(k, (wild if too_long else gentle)[shown])[:2], f"Sum of the maps up to step {k} of image {shown}, and its mask"),
+    k=(0, 9, 1), too_long=[False, True])
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(2, 6, figsize=(11, 4.2))
-picture, truth = np.array(score_data.image(shown)), score_data.mask(shown)
-viz.draw_image(panels[0, 0], picture, f"input {shown}")
-viz.draw_labels(panels[1, 0], truth, score_data.classes, "truth", picture)
-found = []
-for column, k in zip(panels[:, 1:].T, (0, 2, 4, 7, 9), strict=True):
-    classes, scores = merged(shown, gentle[shown][:k + 1])
-    mask = argmax_with_background(scores, classes, rows["CAM"]["threshold"])
-    found.append(100 * (mask == truth)[(truth > 0) & (truth < 255)].mean())
-    viz.draw_scores(column[0], picture, scores.max(0), f"sum up to k = {k}")
-    viz.draw_labels(column[1], mask, score_data.classes, f"finds {found[-1]:.0f} %", picture)
-viz.show(figure, f"The mask of {shown} finds {found[0]:.0f} percent of its objects with the first map and {found[-1]:.0f} percent with the sum of ten")
+sums, masks, found = zip(*(grown_to(k, gentle[shown]) for k in (0, 2, 4, 7, 9)), strict=True)
+viz.show_panels([[viz.image(picture, f"input {shown}"), *sums],
+                 [viz.labels(ground_truth, score_data.classes, "ground truth", picture), *masks]],
+                f"The mask of {shown} finds {found[0]:.0f} percent of its objects with the first map and {found[-1]:.0f} percent with the sum of ten",
+                size=1.85)
 
 # %% [markdown]
 # The masks grow from 80 to 87 % of the objects, slowly, and outside them as well.
 #
 # ## 12 Summary and exercises
 #
-# * A classifier that is sure asks nothing more of its maps. RIB asks again, for each image, without the activation that made it content.
-# * It pushes positions that are not yet telling, together with images of other classes. Of all parts only the length of the steps mattered
-#   clearly here.
+# * A classifier that is sure asks nothing more of its maps. RIB asks again, for each image, without the activation that made it
+#   content.
+# * It pushes positions that are not yet discriminative, together with images of other classes. Of all parts only the length of
+#   the steps mattered clearly here.
 # * The maps become broader: more body at a given threshold, and more background; the best threshold moves up.
 # * Written: `maps/`. Next: notebooks 70, 80 and 90 with `method = "rib"`.
 #
 # **With three seeds** (200 images, docs/results.md), RIB against CAM: +0.6 ± 0.3 points at the best threshold and +1.4 ± 0.3 at
-# 0.15, every seed above CAM; with a classifier that was trained for ten epochs more, +0.4 ± 0.9. **On 311 real photographs**
-# (preset `voc12-small`, one seed): 38.5 %, where CAM has 38.7 %; IRN's pseudo-masks 47.5 % on RIB's maps and 48.6 % on CAM's.
+# 0.15, every seed above CAM; with a classifier that was trained for ten epochs more, +0.4 ± 0.9. **On 311 real images** (preset
+# `voc12-small`, one seed): 38.5 %, where CAM has 38.7 %; IRN's pseudo-masks 47.5 % on RIB's maps and 48.6 % on CAM's.
 #
-# **Limits.** It costs some fifty to seventy times a plain CAM at the published settings of VOC (36 times at COCO's). On maps that are already
-# broad there is
-# nothing to win, as on those photographs. Our network is small, so its learning rate is not the published one, and one
-# long step does here what ten short ones do: both were chosen on 100 images with their masks.
+# **Limits.** It costs some fifty to seventy times a plain CAM at the published settings of VOC (36 times at COCO's). On maps
+# that are already broad there is nothing to win, as on those images. Our network is small, so its learning rate is not the
+# published one, and one long step does here what ten short ones do: both were chosen on 100 images with their ground truth.
 #
-# **Paper and code** differ: the paper has a margin, a mean over the kept positions, and the maps of $\theta_0$ to $\theta_K$; the program has
-# stops, division by $hw$, and $\theta_0$ to $\theta_{K-1}$. The program is the default here, because its maps were released.
+# **Paper and code** differ: the paper has a margin, a mean over the kept positions, and the maps of $\theta_0$ to $\theta_K$;
+# the program has stops, division by $hw$, and $\theta_0$ to $\theta_{K-1}$. The program is the default here, because its maps
+# were released.
 #
-# **Exercise 1.** A raw map of two rows and two columns is [[6, 2], [1, -1]]. What is its pooled logit (code's form) with $\tau = 0.4$?
+# **Exercise 1.** A raw map of two rows and two columns is [[6, 2], [1, -1]]. What is its pooled logit (code's form) with $\tau
+# = 0.4$?
 
 # %%
 pooled_logit = None  # your answer
 widgets.check(pooled_logit, 0.5, "exercise 1")
 
 # %% [markdown]
-# **Exercise 2.** How many files of companions does the official program decode for VOC's 10,582 training images, with 20 companions and ten
-# steps?
+# **Exercise 2.** How many files of companions does the official program decode for VOC's 10,582 training images, with 20
+# companions and ten steps?
 
 # %%
 files = None  # your answer
@@ -695,6 +582,6 @@ def may_be_companions(labels, label):
 widgets.check(may_be_companions(np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]), np.array([1, 0, 0])), [1, 2], "exercise 3")
 
 # %% [markdown]
-# **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS 2021.
-# Tishby, Zaslavsky: Deep Learning and the Information Bottleneck Principle, ITW 2015.
-# Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019.
+# **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS
+# 2021. Tishby, Zaslavsky: Deep Learning and the Information Bottleneck Principle, ITW 2015. Ahn, Cho, Kwak: Weakly Supervised
+# Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019.

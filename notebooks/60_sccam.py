@@ -23,9 +23,7 @@ method = "sccam"  # whose folder the rounds and maps are written to
 seed = 0  # of everything that is random
 backbone = "resnet_small"  # resnet38 in the paper
 backbone_weights = "none"  # or a safetensors file
-cam_long_side_min = 80  # 256 in the paper
-cam_long_side_max = 112  # 512 in the paper
-cam_crop = 96  # 224 in the paper
+cam_crop = 96  # 224 in the paper, of images with a long side of 256 to 512 pixels; see notebook 10
 sccam_weights = ""  # a finished network instead of the rounds
 sccam_clusters = 10  # K, sub-categories of each class
 sccam_loss_weight = 5.0  # lambda
@@ -35,31 +33,33 @@ sccam_dropout = 0.0  # 0.5 in the paper; a small network trained from scratch do
 sccam_color_jitter = 0.0  # 1 in the paper
 sccam_learning_rate = 0.03  # 0.01 in the paper, without momentum
 sccam_head_learning_rate = 0.3  # ten times the backbone's
+sccam_momentum = 0.9  # 5e-4 in the official runs, the weight decay: see notebook 10
 sccam_weight_decay = 5.0e-4
+sccam_frozen_batch_norm = False  # True in the paper, where the backbone is pre-trained
+sccam_frozen_stages = 0  # 1 in the paper: the stem is not trained
 
 # %%
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn import cluster, decomposition, metrics
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.scoring import iou_of_images, mask_at
+from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data import transforms
-from wsss_lib.methods import cam, sccam, subcategories
-from wsss_lib.metrics import Evaluation
+from wsss_lib.data.dataset import open_data
+from wsss_lib.experiments import subcategories
+from wsss_lib.experiments.trials import first_images, part_recall_table
+from wsss_lib.methods import cam, sccam
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.nets.resnet38 import ResNet38
-from wsss_lib.refine.seeds import argmax_with_background, upsample_scores
-from wsss_lib.thresholds import ThresholdSweep, near_best_range
 
 # %%
 config = Config.from_notebook(globals())
-run_device = training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
@@ -67,47 +67,35 @@ viz.use_style()
 # classifier is *round 0*. It may have another backbone than the rounds to come: only its features are used.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
+round0, normalization0 = classifier.net, normalization_of(classifier.config.backbone)
 mean, std = normalization_of(config.backbone)
-classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-cam_stage = artifacts.open_stage(config, "maps", "10_cam", method="cam")
-round0_config = classifier_stage.configuration(config)
-round0 = stages.build_classifier(round0_config, train_data.num_classes, classifier_stage.folder / "weights.safetensors")
-round0 = round0.to(run_device).eval()
 kinds_file = train_data.root / "subcategories.csv"
-true_kinds = subcategories.read_subcategories(kinds_file) if kinds_file.is_file() else {}
+true_kinds = sccam.read_subcategories(kinds_file) if kinds_file.is_file() else {}
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; true sub-categories are known for "
       f"{', '.join(sorted({name for _, name in true_kinds})) or 'no class'}")
 
 # %% [markdown]
 # ## 1 The problem
 #
-# A classifier needs only the most telling part of an object, so its map covers only that part (notebook 10). Look at one class
-# that comes in **two kinds**. Generated data have one: its bodies are round or long, and the colours of its head differ. One
-# weight vector $W_c$ has to fit both, so it can only rely on what all members share.
+# A classifier needs only the most discriminative region of an object, so its map covers only that region (notebook 10). Look at
+# one class that comes in **two kinds**. Generated data have one: its bodies are round or long, and the colors of its head
+# differ. One weight vector $W_c$ has to fit both, so it can only rely on what all members share.
 
 # %% tags=["nbval-ignore-output"]
 shown_class = sorted({name for _, name in true_kinds})[0] if true_kinds else train_data.classes[train_data.labels.sum(0).argmax()]
 number = train_data.classes.index(shown_class)
 members = np.flatnonzero(train_data.labels[:, number])
 kind_of = {i: true_kinds.get((train_data.ids[i], shown_class), "of an unknown kind") for i in members}
-alone = [i for i in members if train_data.labels[i].sum() == 1] or members.tolist()
-examples = [next(i for i in alone if kind_of[i] == kind) for kind in sorted({kind_of[i] for i in alone})]
-figure, panels = plt.subplots(2, 2 * len(examples), figsize=(4 * len(examples), 4.2), squeeze=False)
-for position, index in enumerate(examples + [i for i in alone if i not in examples][:len(examples)]):
-    row, column = divmod(2 * position, 2 * len(examples))
-    name = train_data.ids[index]
-    classes, scores = stages.full_size_maps(cam_stage.folder, name)
-    viz.draw_image(panels[row, column], np.array(train_data.image(name)), f"{shown_class}, {kind_of[index]}")
-    viz.draw_scores(panels[row, column + 1], np.array(train_data.image(name)), scores[list(classes).index(number)], "CAM")
-viz.show(figure, f"Images of the class {shown_class} and their maps, which are brightest on one telling part")
+viz.show_panels(subcategories.kinds_and_maps(train_data, cam_maps.folder, number, kind_of),
+                f"Images of the class {shown_class} and their maps, which are brightest on one discriminative region", size=2)
 
 # %% [markdown]
 # SC-CAM asks for more. Split every class into $K$ sub-categories, without any label, and let the network name the sub-category
-# as well. What was enough to tell a class from the others may not be enough to tell its sub-categories apart, so that the trunk (the backbone)
-# must look at more of the object; and the class's own map, made of the same features, grows with it. That is the hope, and
-# this notebook measures it.
+# as well. What was enough to tell a class from the others may not be enough to tell its sub-categories apart, so that the trunk
+# (the backbone) must look at more of the object; and the class's own map, made of the same features, grows with it. That is the
+# hope, and this notebook measures it.
 #
 # ## 2 The idea in ten lines
 #
@@ -116,15 +104,15 @@ viz.show(figure, f"Images of the class {shown_class} and their maps, which are b
 
 # %% tags=["nbval-ignore-output"]
 few = members[:40]
-f = subcategories.image_features(round0.backbone, replace(train_data, ids=tuple(train_data.ids[i] for i in few)),
-                                 *normalization_of(round0_config.backbone), batch_size=8)  # f_i: (40, D)
+f = sccam.image_features(round0.backbone, replace(train_data, ids=tuple(train_data.ids[i] for i in few)), *normalization0,
+                         batch_size=8)  # f_i: (40, D)
 K = min(4, len(few))
 q = cluster.KMeans(K, n_init=10, random_state=config.seed).fit_predict(f)  # the cluster of each image
 Y_s = np.zeros((len(few), K), int)
 Y_s[np.arange(len(few)), q] = 1  # one sub-category an image
 
-of_library = subcategories.cluster_images(f, np.ones((len(few), 1), int), K, config.seed)
-assert (subcategories.subcategory_labels(of_library, K) == Y_s).all()
+of_library = sccam.cluster_images(f, np.ones((len(few), 1), int), K, config.seed)
+assert (sccam.subcategory_labels(of_library, K) == Y_s).all()
 print("ten lines = library:", True, " images in each sub-category:", np.bincount(q).tolist())
 
 # %% [markdown]
@@ -140,10 +128,10 @@ print("ten lines = library:", True, " images in each sub-category:", np.bincount
 # %%
 small_labels = np.array([[1, 0], [1, 1], [0, 1], [1, 0], [0, 1], [1, 1]])
 small_features = np.array([[0.0, 0.1], [5.0, 5.0], [0.2, 4.0], [0.1, 0.0], [5.1, 4.9], [4.9, 5.2]])
-assignment = subcategories.cluster_images(small_features, small_labels, clusters=2)
-multi_hot = subcategories.subcategory_labels(assignment, clusters=2)
+assignment = sccam.cluster_images(small_features, small_labels, clusters=2)
+multi_hot = sccam.subcategory_labels(assignment, clusters=2)
 print("image  classes  cluster in class 0, 1   Y_s")
-for i in subcategories.class_major_order(small_labels):  # class after class, as the official list goes
+for i in sccam.class_major_order(small_labels):  # class after class, as the official list goes
     print(f"{i:5d}  {small_labels[i]}    {assignment[i, 0]:2d} {assignment[i, 1]:2d}                 {multi_hot[i]}")
 assert (multi_hot.sum(1) == small_labels.sum(1)).all() and assignment[0, 0] == assignment[3, 0] != assignment[1, 0]
 
@@ -151,62 +139,44 @@ assert (multi_hot.sum(1) == small_labels.sum(1)).all() and assignment[0, 0] == a
 # A class with fewer images than clusters gets one sub-category for each image and leaves the others unused (-1 says that the
 # image does not carry the class). On VOC the smallest class has 267 images, so this happens on small data only.
 #
-# Now all training images, with the features of round 0. K-means starts ten times from random centres and keeps the best
-# (scikit-learn's default when the paper was written; today's default is one start). Features are taken as they are: no scaling, no
-# projection, although the official program imports one.
+# Now all training images are clustered by the features of round 0. K-means starts ten times from random centers and keeps the
+# best (scikit-learn's default when the paper was written; today's default is one start). Features are taken as they are: no
+# scaling, no projection, although the official program imports one.
 
 # %% tags=["nbval-ignore-output"]
-features0 = subcategories.image_features(round0.backbone, train_data, *normalization_of(round0_config.backbone),
-                                         config.device_batch_size)
-assignment0 = subcategories.cluster_images(features0, train_data.labels, config.sccam_clusters, config.seed)
-for name, used, count in zip(train_data.classes, subcategories.used_subcategories(assignment0), train_data.labels.sum(0),
-                             strict=True):
-    remark = "" if used == config.sccam_clusters else f"  (fewer than K = {config.sccam_clusters})"
-    print(f"{name:12s} {count:5d} images, {used:3d} sub-categories{remark}")
+features0 = sccam.image_features(round0.backbone, train_data, *normalization0, config.device_batch_size)
+assignment0 = sccam.cluster_images(features0, train_data.labels, config.sccam_clusters, config.seed)
+for name, kinds, count in zip(train_data.classes, sccam.used_subcategories(assignment0), train_data.labels.sum(0), strict=True):
+    remark = "" if kinds == config.sccam_clusters else f"  (fewer than K = {config.sccam_clusters})"
+    print(f"{name:12s} {count:5d} images, {kinds:3d} sub-categories{remark}")
 
 # %% [markdown]
-# The picture shows the features of one class, projected to two dimensions by PCA (for the eye only), coloured by cluster, by the true kind,
-# which the network never saw, and by the classes that share the
-# image. What to look for: which of the two do the clusters follow?
+# The picture shows the features of one class, projected to two dimensions by PCA (for the eye only), colored by cluster, by the
+# true kind, which the network never saw, and by the classes that share the image. What to look for: which of the two do the
+# clusters follow?
 
 # %% tags=["nbval-ignore-output"]
 flat = decomposition.PCA(2, svd_solver="full").fit_transform(features0[members])
-of_cluster = assignment0[members, number]
-of_kind = np.array([kind_of[i] for i in members])
-beside = np.array([" + ".join(np.array(train_data.classes)[np.flatnonzero(train_data.labels[i])].tolist()) for i in members])
-figure, panels = plt.subplots(1, 3, figsize=(12, 3.4))
-for panel, groups, title in zip(panels, (of_cluster, of_kind, beside), ("cluster", "true kind", "classes in the image"),
-                                strict=True):
-    names = np.unique(groups)
-    for place, (name, marker) in enumerate(zip(names, "os^vD<>P*Xhdp" * 20, strict=False)):
-        chosen = groups == name
-        panel.scatter(*flat[chosen].T, s=14, marker=marker, color=plt.cm.cividis(place / max(1, len(names) - 1)),
-                      label=str(name) if len(names) <= 8 else None)
-    panel.set(title=title, xlabel="first component", ylabel="second component")
-    if len(names) <= 8:
-        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-viz.show(figure, f"Features of {len(members)} images of {shown_class} by cluster, by true kind, and by the classes beside it")
+of_cluster, of_kind = assignment0[members, number], np.array([kind_of[i] for i in members])
+beside = np.array([" + ".join(np.array(train_data.classes)[train_data.labels[i] == 1].tolist()) for i in members])
+groups = {"cluster": of_cluster, "true kind": of_kind, "classes in the image": beside}
+viz.show_panels([subcategories.groups_of_points(flat, of_group, title) for title, of_group in groups.items()],
+                f"Features of {len(members)} images of {shown_class} by cluster, by true kind, and by the classes beside it",
+                size=(4, 3.4))
 
 # %% [markdown]
-# To put a number on it: the *purity* of a clustering is the share of images that are of the commonest kind of their cluster. Many
-# small clusters are pure by chance, so the value for clusters of the same sizes dealt at random stands beside it.
+# To put a number on it, the *purity* of a clustering is the fraction of images that are of the commonest kind of their cluster.
+# Many small clusters are pure by chance, so the value for clusters of the same sizes dealt at random stands beside it.
 
 # %%
-def against_chance(clusters, truth, seed=0):
-    """Return the purity of clusters, and its mean when the same clusters are dealt at random."""
-    rng = np.random.default_rng(seed)
-    dealt = [subcategories.purity(rng.permutation(clusters), truth) for _ in range(20)]
-    return subcategories.purity(clusters, truth), float(np.mean(dealt))
-
-
 def report_purity(assignment):
-    """Print how far the clusters of the shown class follow its true kinds and the other classes of the image."""
-    clusters = assignment[members, number]
-    for words, truth in (("true kind", of_kind), ("classes in the image", beside)):
-        found, chance = against_chance(clusters, truth)
-        print(f"  {words:21s} purity {found:.2f}, at random {chance:.2f}")
-    return against_chance(clusters, of_kind)
-
+    """Print how far the clusters of the shown class follow its true kinds, and the classes of the image; return the former."""
+    clusters, found = assignment[members, number], {}
+    for words, kinds in (("true kind", of_kind), ("classes in the image", beside)):
+        rng = np.random.default_rng(0)
+        found[words] = sccam.purity(clusters, kinds), np.mean([sccam.purity(rng.permutation(clusters), kinds) for _ in range(20)])
+        print("  {:21s} purity {:.2f}, at random {:.2f}".format(words, *found[words]))
+    return found["true kind"]
 
 # %% tags=["nbval-ignore-output"]
 print(f"clusters of {shown_class} from the features of round 0:")
@@ -214,30 +184,23 @@ purity0, chance0 = report_purity(assignment0)
 print("The clusters follow", "the true kinds" if purity0 > chance0 + 0.1 else "something else than the true kinds")
 
 # %% [markdown]
-# Here is a limit of the method that the paper's single-object pictures do not show. The feature belongs to the *whole image*.
-# If a second class is in the picture, its evidence is in the feature as well, and the easiest way to divide the
-# images of a class is by **what stands beside it**. A trunk that was trained to tell classes apart has little reason to keep
-# anything else. The next figure shows, for some clusters, the images nearest to the centre.
+# Here is a limit of the method that the paper's single-object images do not show. The feature belongs to the *whole image*. If
+# a second class is in the image, its evidence is in the feature as well, and the easiest way to divide the images of a class is
+# by **what stands beside it**. A trunk that was trained to tell classes apart has little reason to keep anything else. The next
+# figure shows, for some clusters, the images nearest to the center.
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(3, 5, figsize=(9, 5.6))
-for line, k in zip(panels, np.argsort(-np.bincount(of_cluster))[:3], strict=False):
-    inside = members[of_cluster == k]
-    centre = features0[inside].mean(0)
-    nearest = inside[np.argsort(((features0[inside] - centre) ** 2).sum(1))[:5]]
-    for panel in line:
-        panel.set_axis_off()
-    for panel, index in zip(line, nearest, strict=False):
-        viz.draw_image(panel, np.array(train_data.image(train_data.ids[index])), kind_of[index])
-    line[0].set_title(f"cluster {k}: {kind_of[nearest[0]]}")
-viz.show(figure, f"Three clusters of {shown_class}, one a row: the five images nearest to each centre, with their true kind")
+largest = np.argsort(-np.bincount(of_cluster))[:3]
+rows = [subcategories.nearest_to_center(train_data, features0, members[of_cluster == k], f"cluster {k}: ", kind_of) for k in largest]
+viz.show_panels(rows, f"Three clusters of {shown_class}, one a row: the five images nearest to each center, with their true kind",
+                size=1.8)
 
 # %% [markdown]
 # ## 4 The network
 #
-# The published trunk is ResNet-38, wide (4,096 channels at the end) rather than deep, at stride 8. Its blocks normalise *before*
-# they convolve, and where a shortcut needs a convolution, that acts on the normalised tensor, too. A copy with one sixteenth of
-# the width shows the five maps; the rounds of this run use the parameter `backbone`.
+# The published trunk is ResNet-38, wide (4,096 channels at the end) rather than deep, at stride 8. Its blocks normalize
+# *before* they convolve, and where a shortcut needs a convolution, that acts on the normalized tensor, too. A copy with one
+# sixteenth of the width shows the five maps; the rounds of this run use the parameter `backbone`.
 
 # %%
 narrow = ResNet38(width=4).eval()
@@ -252,8 +215,8 @@ with torch.device("meta"):  # shapes only
 #
 # $$ x_p = W_p f, \qquad x_s = W_s f, \qquad f = \frac{1}{hw} \sum_{ij} M_{ij} $$
 #
-# In training whole channels of $M$ are dropped before the mean (`sccam_dropout`); batch normalisation stays in inference form
-# where the trunk is pre-trained (`frozen_batch_norm`).
+# In training whole channels of $M$ are dropped before the mean (`sccam_dropout`); batch normalization is frozen where the trunk
+# is pre-trained (`sccam_frozen_batch_norm`).
 
 # %%
 torch.manual_seed(config.seed)
@@ -297,144 +260,104 @@ print(f"by hand = library: True; answering 'no' to all of 200 sub-categories cos
 # %% [markdown]
 # ## 6 Training
 #
-# A round takes the features of the network before it, makes sub-categories and trains a new network **from the
-# pre-trained weights**. Only the labels are handed on. (The small backbone of the smoke run has no pre-trained weights, so that each
-# of its rounds starts from the same random ones, as notebook 10's classifier did, and trains for half as many epochs as that, to be
-# quick. $K$ and $\lambda$ are the paper's; other values of $\lambda$, dropout and the epochs were tried on seed 0 **with the true
-# masks in view**.) Each round is a stage of its own: features,
-# sub-categories, training state and weights lie in its folder, and an interrupted round goes on where it stopped.
+# A round takes the features of the network before it, makes sub-categories and trains a new network **from the pre-trained
+# weights**. Only the labels are handed on. (The small backbone of the smoke run has no pre-trained weights, so that each of its
+# rounds starts from the same random ones, as notebook 10's classifier did, and trains for half as many epochs as that, to be
+# quick. $K$ and $\lambda$ are the paper's; other values of $\lambda$, dropout and the epochs were tried on seed 0 **with the
+# ground truth in view**.) Each round is a stage of its own: features, sub-categories, training state and weights lie in its
+# folder, and an interrupted round goes on where it stopped.
 
 # %%
-nets, assignments, round_stages = {0: round0}, {0: assignment0}, {0: classifier_stage}
-if not config.sccam_weights:
-    made = sccam.make_rounds(classifier_stage, round0.backbone, train_data, stages.data_hash(train_data), config)
-    round_stages |= dict(enumerate(made, start=1))
-for t in list(round_stages)[1:]:
-    folder = round_stages[t].folder
-    nets[t] = sccam.build_sccam(config, train_data.num_classes, folder / "weights.safetensors").to(run_device).eval()
-    assignments[t] = subcategories.assignment_of(folder / "subcategories.csv", train_data, config.sccam_clusters)
-rounds = list(nets)[1:]
+rounds = dict(enumerate((run(stage, config) for stage in sccam.rounds(config)), start=1))
+nets = {0: round0} | {t: made.net for t, made in rounds.items()}
+assignments = {t: sccam.assignment_of(made.folder / "subcategories.csv", train_data, config.sccam_clusters)
+               for t, made in rounds.items()}
 
 # %% [markdown]
 # With `sccam_weights` a finished network takes the place of all rounds.
 
 # %%
 if config.sccam_weights:
-    nets[1] = sccam.build_sccam(config, train_data.num_classes, config.sccam_weights).to(run_device).eval()
-last_round = list(nets)[-1]
-last = nets[last_round]
+    nets[1] = sccam.build_sccam(config, train_data.num_classes, config.sccam_weights).to(classifier.device).eval()
+last_round, last = max(nets), nets[max(nets)]
 
 # %% [markdown]
-# The two losses of each round. What to look for: the sub-categories are the harder task, and their loss the smaller number, because
-# it is a mean over many more outputs.
+# The next figure shows the two losses of each round. What to look for: the sub-categories are the harder task, and their loss
+# the smaller number, because it is a mean over many more outputs.
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 2, figsize=(9, 2.6))
-for t in rounds:
-    log = training.read_log(round_stages[t].folder)
-    for panel, key in zip(panels, ("parent", "sub"), strict=True):
-        means = [np.mean([line[key] for line in log[max(0, i - 4):i + 1]]) for i in range(len(log))]  # of five lines
-        panel.plot([line["step"] for line in log], means, label=f"round {t}")
-for panel, title in zip(panels, ("classes", "sub-categories"), strict=True):
-    panel.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
-    panel.legend()
-ends = [round(training.read_log(round_stages[t].folder)[-1]["parent"], 2) for t in rounds]
-viz.show(figure, f"Losses of the classes and of the sub-categories over the steps of {len(rounds)} rounds; the former end at {ends}")
+logs = {f"round {t}": made.log() for t, made in rounds.items()}
+panels = [subcategories.losses_of_rounds(logs, key, title) for key, title in (("parent", "classes"), ("sub", "sub-categories"))]
+if logs:
+    viz.show_panels(panels, f"Losses of the classes and of the sub-categories over the steps of {len(logs)} rounds; "
+                    f"the former end at {[round(log[-1]['parent'], 2) for log in logs.values()]}", size=(4.5, 2.6))
 
 # %% [markdown]
 # ### Round by round
 #
 # What changes from round to round? The clusters (are they purer? do they stay the same?) and the maps. The next cells measure
-# both; the maps on a few images at one scale, to be quick.
+# both, the maps on a few images at one scale, to be quick.
 
 # %% tags=["nbval-ignore-output"]
-purities = {}
-for t in rounds:
+for t, assignment in assignments.items():
     print(f"sub-categories that round {t} was trained on (features of round {t - 1}):")
-    purities[t] = report_purity(assignments[t])
+    report_purity(assignment)
     if t > 1:
-        same = metrics.adjusted_rand_score(assignments[t - 1][members, number], assignments[t][members, number])
+        same = metrics.adjusted_rand_score(assignments[t - 1][members, number], assignment[members, number])
         print(f"  agreement with those of the round before: {same:.2f} (1: the same, 0: as by chance)")
 
 # %% tags=["nbval-ignore-output"]
-subset, thresholds = score_data.ids[:max(8, min(100, len(score_data) // 5))], np.linspace(0.02, 0.8, 40)
-
-def quick_maps(network, name, normalization=(mean, std)):
-    """Return classes and full-size maps of one image at one scale."""
-    image = score_data.image(name)
-    (classes, scores), = cam.localization_maps(network, [image], score_data.label(name)[None], [1.0], *normalization)
-    return classes, upsample_scores(scores, image.size[::-1])
-
-
-def quick_curve(network, **options):
-    """Return the mIoU in percent at every threshold, over the subset."""
-    sweep = ThresholdSweep(score_data.num_classes + 1, thresholds)
-    for name in subset:
-        classes, scores = quick_maps(network, name, **options)
-        sweep.add(score_data.mask(name), scores, classes)
-    return 100 * sweep.curve()
-
-
-of_round0 = normalization_of(round0_config.backbone)
-curves = {t: quick_curve(network, normalization=(mean, std) if t else of_round0) for t, network in nets.items()}
+subset = first_images(score_data, max(8, min(100, len(score_data) // 5)))
+normalizations = {t: (mean, std) if t else normalization0 for t in nets}
+curves = {t: subcategories.quick_row(network, subset, *normalizations[t]) for t, network in nets.items()}
 
 # %% tags=["nbval-ignore-output"]
-figure, panel = plt.subplots(figsize=(5.5, 2.9))
-for t, curve in curves.items():
-    panel.plot(thresholds, curve, label="round 0: CAM" if t == 0 else f"round {t}")
-    panel.plot(thresholds[curve.argmax()], curve.max(), "o", color="black", markersize=3)
-panel.set(xlabel="background threshold", ylabel="mIoU %", title=f"{len(subset)} images, one scale")
-panel.legend()
-best = ", ".join(f"{curve.max():.1f} at {thresholds[curve.argmax()]:.2f}" for curve in curves.values())
-viz.show(figure, f"Mean IoU over the threshold for rounds 0 to {last_round}; the peaks are {best}")
+best = ", ".join(f"{curve['miou']:.1f} at {curve['threshold']:.2f}" for curve in curves.values())
+viz.show_threshold_curves({"round 0: CAM" if t == 0 else f"round {t}": curve for t, curve in curves.items()},
+                          f"Mean IoU over the threshold for rounds 0 to {last_round}; the peaks are {best}",
+                          title=f"{len(subset)} images, one scale")
 
 # %% [markdown]
 # Two things can be read from such curves. The **height** of the peak says how good the best mask is. The **place and the
-# width** say how even the maps are: a map that covers the object with nearly equal scores bears a higher threshold than one with a
-# single bright spot. The next figure shows the same image in all rounds.
+# width** say how even the maps are: a map that covers the object with nearly equal scores bears a higher threshold than one
+# with a single bright spot. The next figure shows the same image in all rounds.
 
 # %% tags=["nbval-ignore-output"]
 of_class = np.flatnonzero(score_data.labels[:, number])
-name = score_data.ids[of_class[score_data.labels[of_class].sum(1).argmin()]]  # with as few other classes as possible
-picture = np.array(score_data.image(name))
-figure, panels = plt.subplots(1, 2 + len(nets), figsize=(2 * (2 + len(nets)), 2.1))
-viz.draw_image(panels[0], picture, f"input {name}")
-viz.draw_labels(panels[1], score_data.mask(name), score_data.classes, "truth")
-for panel, (t, network) in zip(panels[2:], nets.items(), strict=True):
-    values = quick_maps(network, name, (mean, std) if t else of_round0)[1].max(0)
-    mappable = viz.draw_scores(panel, picture, values, f"round {t}")
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="score")
-viz.show(figure, f"One image of {shown_class} and its map in rounds 0 (plain CAM) to {last_round}")
+image_id = score_data.ids[of_class[score_data.labels[of_class].sum(1).argmin()]]  # with as few other classes as possible
+image = score_data.image(image_id)
+panels = [viz.image(image, f"input {image_id}"), viz.labels(score_data.mask(image_id), score_data.classes, "ground truth")]
+for t, network in nets.items():
+    _, values = subcategories.quick_maps(network, score_data, image_id, *normalizations[t])
+    panels.append(viz.scores(image, values.max(0), f"round {t}"))
+viz.show_panels(panels, f"One image of {shown_class} and its map in rounds 0 (plain CAM) to {last_round}", size=2, bar="score")
 
 # %% [markdown]
 # ### Response maps
 #
-# The sub-categories have maps, too. The official program divides the $K$ maps of a class by their common maximum, and merges them
-# by the maximum at each pixel, to look at; **the method itself uses the parent's map**, that
-# of the class as a whole. Where the $K$ maps share a pixel evenly (high
-# entropy), the evidence there belongs to the class as such; where one map is alone, to that sub-category.
+# The sub-categories have maps, too. The official program divides the $K$ maps of a class by their common maximum, and merges
+# them by the maximum at each pixel, to look at; **the method itself uses the parent's map**, that of the class as a whole.
+# Where the $K$ maps share a pixel evenly (high entropy), the evidence there belongs to the class as such; where one map is
+# alone, to that sub-category.
 
 # %% tags=["nbval-ignore-output"]
-x = transforms.to_tensor(transforms.normalize(score_data.image(name), mean, std))[None].to(run_device)
+x = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(classifier.device)
 with torch.inference_mode():
     A_cj = last.subcategory_maps(x)[0].unflatten(0, (-1, last.clusters))[number]  # (K, h, w)
     parent = last.activation_maps(x)[0, number]
 normal = sccam.normalize_subcategory_maps(A_cj, last.clusters)
-merged = sccam.merge_subcategory_maps(normal, last.clusters)[0]
-strongest = A_cj.amax((1, 2)).argsort(descending=True)[:3].tolist()
-shown = {"parent": parent / (parent.max() + 1e-5), **{f"sub-category {j}": normal[j] for j in strongest}, "merged": merged}
+shown = {"parent": parent / (parent.max() + 1e-5)}
+shown |= {f"sub-category {j}": normal[j] for j in A_cj.amax((1, 2)).argsort(descending=True)[:3].tolist()}
+shown["merged"] = sccam.merge_subcategory_maps(normal, last.clusters)[0]
 if last.clusters > 1:
     shown["entropy"] = sccam.subcategory_entropy(A_cj, last.clusters)[0]
-figure, panels = plt.subplots(1, len(shown), figsize=(2 * len(shown), 2.1))
-for panel, (title, values) in zip(panels, shown.items(), strict=True):
-    mappable = viz.draw_map(panel, values.cpu(), title)
-figure.colorbar(mappable, ax=panels, shrink=0.8)
-viz.show(figure, f"Maps of the class {shown_class}: the parent's, three of its sub-categories, their maximum and their entropy")
+viz.show_panels([viz.heat_map(values.cpu(), title) for title, values in shown.items()], f"Maps of the class {shown_class}: the "
+                "parent's, three of its sub-categories, their maximum and their entropy", size=2, bar="value")
 
 # %% [markdown]
-# **A defect to know about.** The released program draws a heat map into the same array that it saves afterwards: every saved map holds
-# only 0 and 255. The printed scores are computed before and are right, but the files are not what AffinityNet's walk needs
-# (notebook 75 shows what happens). Here the scores themselves are written, in 0..1.
+# **A defect to know about.** The released program draws a heat map into the same array that it saves afterwards: every saved
+# map holds only 0 and 255. The printed scores are computed before and are right, but the files are not what AffinityNet's walk
+# needs (notebook 75 shows what happens). Here the scores themselves are written, in 0..1.
 
 # %%
 saved = np.array([[0.05, 0.4], [0.2, 1.0]])
@@ -445,182 +368,126 @@ print("what would be saved:", saved.tolist())
 # %% [markdown]
 # ## 7 All images
 #
-# The parent's maps of the last round, over all scales, for every training image: the same call as in notebook 10, with
-# another network.
+# The parent's maps of the last round, over all scales, are made for every training image by the same call as in notebook 10,
+# with another network.
 
 # %%
-inputs = {"data": stages.data_hash(train_data), "network": round_stages[list(round_stages)[-1]]}
-maps_stage = artifacts.begin_stage(config, "maps", ("sccam_", "cam_scales"), inputs)
-if not maps_stage.is_complete():
-    images_made = stages.make_maps(sccam.sccam_localization(last, config), train_data, config, maps_stage.folder)
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{name}.npz")
+maps = run(sccam.MAPS, config)
+classes, scores, size = read_maps(maps.folder / f"{image_id}.npz")
 print("classes", classes.dtype, classes.shape, " scores", scores.dtype, scores.shape, " size", size)
 assert scores.min() >= 0 and scores.max() <= 1
 
 # %% [markdown]
 # ## 8 Numbers
 #
-# Both methods at their own best threshold, **chosen by looking at pixel labels**, so these are upper bounds; and the published
-# values for the full VOC 2012 (orientation only). What to look for in the curves: the height and the place of the peaks.
+# Both methods are scored at their own best threshold, **chosen by looking at pixel labels**, so these are upper bounds; the
+# published values, for orientation only, are of the full VOC 2012. What to look for in the curves: the height and the place of
+# the peaks.
 
 # %% tags=["nbval-ignore-output"]
-if not maps_stage.is_complete():
-    maps_stage.finish([stages.score_maps(score_data, maps_stage.folder)], images_made, str(run_device))
-rows = {"cam": cam_stage.metrics()[0], "sccam": maps_stage.metrics()[0]}
+jobs = {"CAM": cam_maps, "SC-CAM": maps}
+rows = {words: job.metrics[0] for words, job in jobs.items()}
 for words, row in rows.items():
     print(f"{words:6s} {row['images']} images of {row['split']}: mIoU {row['miou']:.1f} % at threshold {row['threshold']:.2f} (its best)")
-for entry in (entry for entry in results.PUBLISHED if entry.method == "sccam"):
-    print(f"published, VOC 2012 {entry.split}, {entry.what}: {entry.value} % ({entry.source})")
+print(results.quote(entry for entry in results.PUBLISHED if entry.method == "sccam"))
 
 # %% tags=["nbval-ignore-output"]
-figure, panel = plt.subplots(figsize=(5.5, 2.9))
-for words, row in rows.items():
-    panel.plot(row["thresholds"], row["curve"], label=words)
-    panel.plot(row["threshold"], row["miou"], "o", color="black")
-panel.set(xlabel="background threshold", ylabel="mIoU %", title=f"Maps of {row['images']} images against true masks")
-panel.legend()
-viz.show(figure, f"CAM peaks at {rows['cam']['miou']:.1f} percent (threshold {rows['cam']['threshold']:.2f}), "
-                 f"SC-CAM at {rows['sccam']['miou']:.1f} percent (threshold {rows['sccam']['threshold']:.2f})")
+peaks = [f"{words} peaks at {row['miou']:.1f} percent (threshold {row['threshold']:.2f})" for words, row in rows.items()]
+viz.show_threshold_curves(rows, ", ".join(peaks), title=f"Maps of {row['images']} images against the ground truth")
 
 # %% [markdown]
 # Here the peak is not higher than CAM's (52.4 and 52.7 %). It lies at 0.20 instead of 0.11: the maps have become broader.
 #
 # ### Heads and bodies
 #
-# Generated creatures have a small striking head, which tells the class, and a large dull body. Which share of each do the maps find?
+# Generated creatures have a small striking head, which tells the class, and a large dull body. Which fraction of each do the
+# maps find?
 
 # %% tags=["nbval-ignore-output"]
 for threshold in (0.15, 0.3):
-    for words, stage in (("cam", cam_stage), ("sccam", maps_stage)):
-        recall = stages.mean_part_recall(score_data, stage.folder, threshold)
-        print(f"{words:6s} threshold {threshold:.2f}: recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}"
-              if recall else f"{words}: no part masks in this data set")
+    print(part_recall_table(score_data, {words: (job.folder, threshold) for words, job in jobs.items()}))
 
 # %% [markdown]
 # More of the bodies at the same threshold (0.71 instead of 0.62 at 0.15). Recall alone is no merit: a map that covers the whole
-# picture finds every body. Read it together with the curves above.
+# image finds every body. Read it together with the curves above.
 #
 # ## 9 What helps and what does not
 #
-# Is it the sub-categories, or just more training with another loss? Whole rounds take too long to repeat here. So take the trunk of
-# round 0, train it on for a short while on some of the images in four ways, and compare the maps: without the second loss ($\lambda =
-# 0$), with the clusters, with fewer clusters, and with sub-categories **dealt at random**. (This is a rehearsal: a real round starts from the
-# pre-trained weights. `python benchmarks/sccam_ablations.py` trains
-# two of the controls exactly as a first round; there the second loss helps, clusters or not: 47.0 % without sub-categories, 50.6 % with them,
-# 54.9 % dealt at
-# random, one seed, docs/results.md.)
+# Is it the sub-categories, or just more training with another loss? Whole rounds take too long to repeat here. So take the
+# trunk of round 0, train it on for a short while on some of the images in four ways, and compare the maps: without the second
+# loss ($\lambda = 0$), with the clusters, with fewer clusters, and with sub-categories **dealt at random**. (This is a
+# rehearsal: a real round starts from the pre-trained weights. `python benchmarks/sccam_ablations.py` trains two of the controls
+# exactly as a first round; there the second loss helps, clusters or not: 47.0 % without sub-categories, 50.6 % with them, 54.9
+# % dealt at random, one seed, docs/results.md.)
 
 # %%
-part = replace(train_data, ids=train_data.ids[:300], labels=train_data.labels[:300])
-
-
-def train_on(weight, clusters, assignment):
-    """Return the network after two epochs on part of the images, starting from round 0."""
-    short = config.model_copy(update={"sccam_loss_weight": weight, "sccam_clusters": clusters, "sccam_round_epochs": (2,),
-                                      "sccam_schedule_epochs": 2})
-    torch.manual_seed(config.seed)
-    network = sccam.build_sccam(short, train_data.num_classes).to(run_device)
-    network.backbone.load_state_dict(round0.backbone.state_dict())
-    network.classifier.load_state_dict(round0.classifier.state_dict())
-    with tempfile.TemporaryDirectory() as folder:
-        sccam.train_sccam(network, part, assignment[:len(part)], short, Path(folder), 1)
-    return network
-
-# %%
-dealt = np.where(train_data.labels, np.random.default_rng(0).integers(0, config.sccam_clusters, train_data.labels.shape), -1)
-two = subcategories.cluster_images(features0, train_data.labels, 2, config.seed)
-variants = {"no sub-categories": (0.0, config.sccam_clusters, assignment0), "k-means": (5.0, config.sccam_clusters, assignment0),
-            "k-means, K = 2": (5.0, 2, two), "dealt at random": (5.0, config.sccam_clusters, dealt)}
+K = config.sccam_clusters
+dealt = np.where(train_data.labels, np.random.default_rng(0).integers(0, K, train_data.labels.shape), -1)
+two = sccam.cluster_images(features0, train_data.labels, 2, config.seed)
+variants = {"no sub-categories": (assignment0, 0.0, K), "k-means": (assignment0, 5.0, K), "k-means, K = 2": (two, 5.0, 2),
+            "dealt at random": (dealt, 5.0, K)}
 
 # %% tags=["nbval-ignore-output"]
 tried = {"round 0": curves[0]}
-if round0_config.backbone == config.backbone:
-    tried |= {words: quick_curve(train_on(*settings)) for words, settings in variants.items()}
-figure, panel = plt.subplots(figsize=(6, 3))
-for words, curve in tried.items():
-    panel.plot(thresholds, curve, label=words)
-    lowest, highest = near_best_range(thresholds, curve, within=2)
-    print(f"{words:18s} best {curve.max():.1f} % at {thresholds[curve.argmax()]:.2f}, within 2 points of it from "
-          f"{lowest:.2f} to {highest:.2f}")
-panel.set(xlabel="background threshold", ylabel="mIoU %", title=f"{len(subset)} images, one scale")
-panel.legend()
-viz.show(figure, f"Mean IoU over the threshold for {len(tried)} ways to train on; the highest peak has {max(tried, key=lambda w: tried[w].max())}")
+if classifier.config.backbone == config.backbone:
+    for words, (assignment, weight, clusters) in variants.items():
+        network = subcategories.short_training(round0, first_images(train_data, 300), assignment[:300], config, weight, clusters)
+        tried[words] = subcategories.quick_row(network, subset, mean, std)
+for words, row in tried.items():
+    print(f"{words:18s} best {row['miou']:.1f} % at {row['threshold']:.2f}, within 2 points of it from {row['from']:.2f} to {row['to']:.2f}")
+viz.show_threshold_curves(tried, f"Mean IoU over the threshold for {len(tried)} ways to train on; the highest peak has "
+                          f"{max(tried, key=lambda words: tried[words]['miou'])}", title=f"{len(subset)} images, one scale")
 
 # %% [markdown]
-# In numbers: how much does the second loss change the peak, and do the clusters do more than chance?
+# How much does the second loss change the peak, in numbers, and do the clusters do more than chance?
 
 # %% tags=["nbval-ignore-output"]
 if "k-means" in tried:
-    gain = {words: curve.max() - tried["no sub-categories"].max() for words, curve in tried.items()}
-    print(f"the second loss changes the peak by {gain['k-means']:+.1f} points with clusters and by {gain['dealt at random']:+.1f} points "
-          "with sub-categories dealt at random")
-    more = gain["k-means"] - gain["dealt at random"]
-    print(f"clusters against random: {more:+.1f} points", "(less than two: nothing)" if abs(more) < 2 else "")
+    clustered, random = (tried[words]["miou"] - tried["no sub-categories"]["miou"] for words in ("k-means", "dealt at random"))
+    print(f"the second loss changes the peak by {clustered:+.1f} points with clusters and by {random:+.1f} points with sub-categories "
+          "dealt at random")
+    print(f"clusters against random: {clustered - random:+.1f} points",
+          "(less than two: nothing)" if abs(clustered - random) < 2 else "")
 else:
     print("round 0 has another backbone: nothing to compare")
 
 # %% [markdown]
-# The number of seeds is one and the subset small, so a point or two more or less mean nothing. A task of random sub-categories cannot be
-# learned, except
-# by heart; that it does not do worse than clusters says how little of the effect is due to what the clusters mean.
+# The number of seeds is one and the subset small, so a point or two more or less mean nothing. A task of random sub-categories
+# cannot be learned, except by heart; that it does not do worse than clusters says how little of the effect is due to what the
+# clusters mean.
 #
 # ## 10 Look
 #
-# Best, random and worst images by their own IoU, in the project's order: input, truth, CAM, SC-CAM, each at its own best threshold. What to
-# look for: where do the two maps differ?
+# Best, random and worst images by their own IoU, in the project's order: input, ground truth, CAM, SC-CAM, each at its own best
+# threshold. What to look for: where do the two maps differ?
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(image_id, stage=maps_stage, row=rows["sccam"]):
-    """Return the mean IoU of one image in percent (for ranking only, never averaged)."""
-    classes, scores = stages.full_size_maps(stage.folder, image_id)
-    evaluation = Evaluation(score_data.num_classes + 1)
-    evaluation.add(score_data.mask(image_id), argmax_with_background(scores, classes, row["threshold"]))
-    return 100 * evaluation.scores().miou
-
-
-ranking = {image_id: image_iou(image_id) for image_id in score_data.ids[:100]}
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 4, figsize=(8.5, 2.2 * len(chosen)), squeeze=False)
-for image_id, line in zip(chosen, panels, strict=True):
-    image = np.array(score_data.image(image_id))
-    viz.draw_image(line[0], image, f"input {image_id}")
-    viz.draw_labels(line[1], score_data.mask(image_id), score_data.classes, "truth")
-    of_cam = image_iou(image_id, cam_stage, rows["cam"])
-    for panel, stage, title in ((line[2], cam_stage, f"CAM, IoU {of_cam:.0f} %"),
-                                (line[3], maps_stage, f"SC-CAM, IoU {ranking[image_id]:.0f} %")):
-        viz.draw_scores(panel, image, stages.full_size_maps(stage.folder, image_id)[1].max(0, initial=0), title)
-viz.show(figure, "Best, random and worst image of SC-CAM beside the maps of plain CAM")
+ious = {words: iou_of_images(score_data, mask_at(job.folder, rows[words]["threshold"]), 100) for words, job in jobs.items()}
+viz.show_examples(score_data, viz.best_worst_random(ious["SC-CAM"], count=1, seed=config.seed),
+                  {words: viz.highest_scores(job.folder) for words, job in jobs.items()},
+                  "Best, random and worst image of SC-CAM beside the maps of plain CAM", size=2.1, iou=ious)
 
 # %% [markdown]
-# Most in the first image, a creature without a head (94 and 74 %). In the two others the maps are much alike.
+# They differ most in the first image, a creature without a head (94 and 74 %). In the two others the maps are much alike.
 #
 # ## 11 Try it
 #
-# Move the threshold and compare the two masks. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
+# Move the threshold and compare the two masks. (Sliders appear in JupyterLab; the strip shows the same for readers of the
+# page.)
 
 # %% tags=["nbval-ignore-output"]
-def draw_masks(panels, threshold):
-    """Draw the masks of both methods at one threshold."""
-    for panel, (words, stage) in zip(panels, (("CAM", cam_stage), ("SC-CAM", maps_stage)), strict=True):
-        classes, scores = stages.full_size_maps(stage.folder, name)
-        mask = argmax_with_background(scores, classes, threshold)
-        viz.draw_labels(panel, mask, score_data.classes, f"{words}, {threshold:.2f}", picture)
+def masks(threshold):
+    """Return a panel for each method with its mask of the chosen image."""
+    return [viz.labels(mask_at(job.folder, threshold)(image_id), score_data.classes, f"{words}, {threshold:.2f}", image)
+            for words, job in jobs.items()]
 
 
-def draw(threshold=0.15):
-    """Show both masks of the chosen image."""
-    figure, panels = plt.subplots(1, 2, figsize=(5, 2.6))
-    draw_masks(panels, threshold)
-    viz.show(figure, f"Masks of {name} by CAM and by SC-CAM at threshold {threshold:.2f}")
-
-
-widgets.explore(draw, threshold=(0.0, 0.9, 0.05))
+widgets.explore(lambda threshold=0.15: viz.show_panels(
+    masks(threshold), f"Masks of {image_id} by CAM and by SC-CAM at threshold {threshold:.2f}", size=2.5), threshold=(0.0, 0.9, 0.05))
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(2, 4, figsize=(9, 4.6))
-for column, threshold in zip(panels.T, (0.05, 0.15, 0.3, 0.5), strict=True):
-    draw_masks(column, threshold)
-viz.show(figure, "Masks of one image by CAM (above) and SC-CAM (below) at four thresholds")
+viz.show_panels(list(zip(*map(masks, (0.05, 0.15, 0.3, 0.5)), strict=True)),
+                "Masks of one image by CAM (above) and SC-CAM (below) at four thresholds")
 
 # %% [markdown]
 # Up to 0.30 both have much the same masks, SC-CAM's with more of the upper body; at 0.50 its mask loses most of one head.
@@ -629,27 +496,28 @@ viz.show(figure, "Masks of one image by CAM (above) and SC-CAM (below) at four t
 #
 # * Sub-categories are made by k-means on whole-image features, class by class; a round hands on nothing else.
 # * Both heads share one trunk. The parent's map is the result; the sub-categories are a means.
-# * **Limits.** Whole-image features: in pictures with several objects the clusters may follow the company, not the kind. The number
-#   $K$ is the same for every class. Three trainings from scratch cost three times as much as one.
-# * **Paper and code.** The paper's sections describe what is here; the official program adds two traps: SGD's momentum is in truth the
-#   weight decay (notebook 10, section 2), and the saved maps are overwritten. The checkpoints used are those after 31, 41 and 51 of
-#   61 epochs; nobody says why.
-# * **On 311 real photographs** (preset `voc12-small`, one seed, four clusters a class) the maps reach 35.1 %, where CAM has 38.7 %; docs/results.md
-#   has the later stages.
-# * **Differences here.** On the small network, dropout and colour jitter are off, and all rounds start from random weights. For real
-#   photographs without the published weights, EfficientNet-Lite0 takes the trunk's place.
-# * Written: `round1/` to `round3/`, `maps/`. Next: notebook 70, then AffinityNet (75, the published way) or IRN (80).
+# * **Limits.** The features are of whole images: in those with several objects the clusters may follow the company, not the
+#   kind. The number $K$ is the same for every class. Three trainings from scratch cost three times as much as one.
+# * **Paper and code.** The paper's sections describe what is here; the official program adds two traps: SGD's momentum is
+#   really the weight decay (notebook 10, section 2), and the saved maps are overwritten. The checkpoints used are those after
+#   31, 41 and 51 of 61 epochs; nobody says why.
+# * **On 311 real photographs** (preset `voc12-small`, one seed, four clusters a class) the maps reach 35.1 %, where CAM has
+#   38.7 %; docs/results.md has the later stages.
+# * **Differences here.** On the small network, dropout and color jitter are off, and all rounds start from random weights. For
+#   real photographs without the published weights, EfficientNet-Lite0 takes the trunk's place.
+# * This notebook has written `round1/` to `round3/` and `maps/`. Next come notebook 70 and then AffinityNet (75, the published
+#   way) or IRN (80).
 #
-# **Exercise 1.** VOC has 20 classes, 10,582 images and 16,458 labels. With $K = 10$: how many of the
-# $10{,}582 \times 200$ sub-category labels are 1? Give the share in percent.
+# **Exercise 1.** VOC has 20 classes, 10,582 images and 16,458 labels. With $K = 10$: how many of the $10{,}582 \times 200$
+# sub-category labels are 1? Give the fraction in percent.
 
 # %%
-share = None  # your answer, to three decimals
-widgets.check(share, 100 * 16458 / (10582 * 200), "exercise 1")
+fraction = None  # your answer, to three decimals
+widgets.check(fraction, 100 * 16458 / (10582 * 200), "exercise 1")
 
 # %% [markdown]
-# **Exercise 2.** Purity can always be raised by taking more clusters. Write a function that returns the purity when every image has a
-# cluster of its own.
+# **Exercise 2.** Purity can always be raised by taking more clusters. Write a function that returns the purity when every image
+# has a cluster of its own.
 
 # %%
 def purity_of_hermits(truth):
@@ -660,7 +528,8 @@ def purity_of_hermits(truth):
 widgets.check(purity_of_hermits(["round", "long", "long"]), 1.0, "exercise 2")
 
 # %% [markdown]
-# **Exercise 3.** Class 3 has sub-category 7 of $K = 10$. Which output of the sub-category head is that? And whose output is number 142?
+# **Exercise 3.** Class 3 has sub-category 7 of $K = 10$. Which output of the sub-category head is that? And whose output is
+# number 142?
 
 # %%
 output, owner = None, None  # your answers: a number; a pair (class, sub-category)
@@ -668,6 +537,7 @@ widgets.check(output, 37, "exercise 3, first part")
 widgets.check(owner, (14, 2), "exercise 3, second part")
 
 # %% [markdown]
-# **References.** Chang, Wang, Hung, Piramuthu, Tsai, Yang: Weakly-Supervised Semantic Segmentation via Sub-category Exploration, CVPR
-# 2020. Wu, Shen, van den Hengel: Wider or Deeper: Revisiting the ResNet Model for Visual Recognition, Pattern Recognition 2019. Ahn,
-# Kwak: Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic Segmentation, CVPR 2018.
+# **References.** Chang, Wang, Hung, Piramuthu, Tsai, Yang: Weakly-Supervised Semantic Segmentation via Sub-category
+# Exploration, CVPR 2020. Wu, Shen, van den Hengel: Wider or Deeper: Revisiting the ResNet Model for Visual Recognition, Pattern
+# Recognition 2019. Ahn, Kwak: Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised
+# Semantic Segmentation, CVPR 2018.

@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 70 · Seeds
+# # 70 · Initial seed masks
 #
-# *In: score maps and photographs. Out: two label maps for each training image: a full seed mask, and one that keeps
+# *In: class activation maps and images. Out: two label maps for each training image: an initial seed mask, and one that keeps
 # only what is sure.*
 #
 # | | |
@@ -14,7 +14,7 @@
 # **Goals.** After this notebook you can
 #
 # 1. compute mIoU, the score of the whole field, and tell it from two other numbers of that name,
-# 2. turn a score map into a mask, and try 60 thresholds in one pass,
+# 2. turn a class activation map into a mask, and try 60 thresholds in one pass,
 # 3. say which threshold was chosen with the help of pixel labels and which was not,
 # 4. say what a dense CRF changes and what it cannot repair,
 # 5. read a label map in which most errors were given up on purpose.
@@ -41,33 +41,33 @@ seed_num_thresholds = 60  # thresholds in the sweep
 # %%
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from wsss_lib import artifacts, results, stages, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import IGNORE, read_mask
-from wsss_lib.metrics import Evaluation, confusion_matrix, scores
-from wsss_lib.progress import progress
-from wsss_lib.refine.crf import crf_from_labels
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels, irn_thresholds, seed_mask
-from wsss_lib.thresholds import ImageThresholds, ThresholdSweep, choice_sentence, split_labelled
+from wsss_lib.core.files import IGNORE
+from wsss_lib.core.scoring import full_size_maps, iou_of_images, mask_at, sweep_maps
+from wsss_lib.core.stage import open_stage, run
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import maps_of
+from wsss_lib.ops.crf import crf_from_labels
+from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, irn_thresholds, seed_mask
+from wsss_lib.ops.thresholds import ImageThresholds, ThresholdSweep, choice_sentence, split_labelled
+from wsss_lib.refine import seed_masks
 
 config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the score maps there? If not, the next cell stops and says which notebook to run.
+# The first check: are the class activation maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-maps_notebook = "10_cam" if config.method == "cam" else f"of method {config.method!r}"
-maps_stage = artifacts.open_stage(config, "maps", maps_notebook)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+maps_folder = open_stage(maps_of(config.method), config).folder
 num_labels = score_data.num_classes + 1  # with the background
-print(f"{len(train_data)} training images get seeds, {len(score_data)} of split {score_data.split!r} are scored, "
-      f"{num_labels} labels with the background")
+print(f"{len(train_data)} training images, {len(score_data)} of split {score_data.split!r} are scored, {num_labels} labels with the background")
 
 # %% [markdown]
 # ## 1 Scores
@@ -79,23 +79,18 @@ print(f"{len(train_data)} training images get seeds, {len(score_data)} of split 
 # $$ \mathrm{IoU}_c = \frac{n_{cc}}{\sum_d n_{cd} + \sum_d n_{dc} - n_{cc}},
 # \qquad \mathrm{mIoU} = \frac{1}{K}\sum_c \mathrm{IoU}_c . $$
 #
-# An example to count by hand: twelve pixels, two classes and the background. One pixel of the truth is 255,
+# An example to count by hand: twelve pixels, two classes and the background. One pixel of the ground truth is 255,
 # *unknown*.
 
 # %%
-truth = np.array([[0, 0, 1, 1],
-                  [0, 2, 1, 1],
-                  [0, 2, 2, 255]])
-prediction = np.array([[0, 0, 0, 1],
-                       [0, 2, 2, 1],
-                       [0, 2, 2, 1]])
+truth = np.array([[0, 0, 1, 1], [0, 2, 1, 1], [0, 2, 2, 255]])
+prediction = np.array([[0, 0, 0, 1], [0, 2, 2, 1], [0, 2, 2, 1]])
 known = truth != IGNORE
 n = np.zeros((3, 3), int)
 for c, d in zip(truth[known], prediction[known], strict=True):
-    n[c, d] += 1  # row: truth, column: prediction
+    n[c, d] += 1  # row: ground truth, column: prediction
 iou = [n[c, c] / (n[c].sum() + n[:, c].sum() - n[c, c]) for c in range(3)]
-print("IoU of background, cat, dog:", [f"{value:.3f}" for value in iou])
-print(f"mIoU {sum(iou) / 3:.3f}")
+print("IoU of background, cat, dog:", [f"{value:.3f}" for value in iou], f"mIoU {sum(iou) / 3:.3f}")
 
 # %% [markdown]
 # The picture shows both label maps and the matrix. What to look for: right pixels are on the diagonal; each wrong
@@ -103,16 +98,10 @@ print(f"mIoU {sum(iou) / 3:.3f}")
 # matrix.
 
 # %%
-figure, panels = plt.subplots(1, 3, figsize=(9, 2.4))
-viz.draw_labels(panels[0], truth, ["cat", "dog"], "truth")
-viz.draw_labels(panels[1], prediction, ["cat", "dog"], "prediction")
-panels[2].imshow(n, cmap="Greys", vmax=8)
-for (c, d), count in np.ndenumerate(n):
-    panels[2].text(d, c, count, ha="center", va="center")
 names = ["background", "cat", "dog"]
-panels[2].set(xticks=range(3), yticks=range(3), xticklabels=names, yticklabels=names, title="pixels",
-              xlabel="prediction", ylabel="truth")
-viz.show(figure, f"Of {known.sum()} known pixels {np.trace(n)} lie on the diagonal of the matrix; two cat pixels were lost")
+viz.show_panels([viz.labels(truth, names[1:], "ground truth"), viz.labels(prediction, names[1:], "prediction"),
+                 viz.matrix(n, names, names, "pixels", cmap="Greys", limits=(0, 8), xlabel="prediction", ylabel="ground truth")],
+                f"Of {known.sum()} known pixels {np.trace(n)} lie on the diagonal of the matrix; two cat pixels were lost", size=(3, 2.4))
 
 # %% [markdown]
 # The library counts the same, and is what every score of this project comes from:
@@ -157,8 +146,8 @@ print(f"IoU of one matrix over both images: {object_iou(large, tiny):.3f}")
 # Neither is foolish, but every published mIoU is the second kind. Some metric libraries return the first by default:
 # look before you compare.
 #
-# **And 255?** In the *truth* it means "do not count": VOC draws such a border around each object. In a *prediction*
-# it means "I do not know", and it counts as background, as in the evaluation of IRN, RIB and AMN. The share of such
+# **And 255?** In the *ground truth* it means "do not count": VOC draws such a border around each object. In a *prediction*
+# it means "I do not know", and it counts as background, as in the evaluation of IRN, RIB and AMN. The fraction of such
 # pixels is always reported, because a method could otherwise look precise by saying little.
 #
 # ## 2 Thresholds
@@ -169,18 +158,22 @@ print(f"IoU of one matrix over both images: {object_iou(large, tiny):.3f}")
 
 # %%
 image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 1), score_data.ids[0])
-picture = np.array(score_data.image(image_id))
-classes, maps = stages.full_size_maps(maps_stage.folder, image_id)  # (K,), M: (K, H, W)
+picture, true_mask = np.array(score_data.image(image_id)), score_data.mask(image_id)
+classes, maps = full_size_maps(maps_folder, image_id)  # (K,), M: (K, H, W)
+best = maps.max(0, initial=0)
 print(f"image {image_id}: classes {[score_data.classes[c] for c in classes]}, maps {maps.shape}, {maps.dtype}")
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 3, figsize=(8, 2.6))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], score_data.mask(image_id), score_data.classes, "truth", picture)
-mappable = viz.draw_scores(panels[2], picture, maps.max(0), config.method.upper())
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="score")
-found = (maps.max(0) > 0.5)[(score_data.mask(image_id) > 0) & (score_data.mask(image_id) != IGNORE)].mean()
-viz.show(figure, f"Of the object pixels {100 * found:.0f} percent score above one half; the scores fade out from bright spots")
+def labelled(label, title):
+    """Return a panel with a label map of the chosen image."""
+    return viz.labels(label, score_data.classes, title, picture)
+
+
+objects = (true_mask > 0) & (true_mask != IGNORE)
+viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "ground truth"),
+                 viz.scores(picture, best, config.method.upper())],
+                f"Of the object pixels {100 * (best > 0.5)[objects].mean():.0f} percent score above one half; the scores fade out from bright spots",
+                size=2.6, bar="score")
 
 # %% [markdown]
 # A map has no score for the background, because the classifier knows none. So the background gets a constant score
@@ -205,16 +198,12 @@ print("plain lines = library:", True)
 # picture shows these counts for one image.
 
 # %% tags=["nbval-ignore-output"]
-true_mask = score_data.mask(image_id)
-best = maps.max(0, initial=0)
-figure, axes = plt.subplots(figsize=(6, 2.8))
-axes.hist([best[true_mask == 0], best[(true_mask > 0) & (true_mask != IGNORE)]], bins=np.linspace(0, 1, 41), stacked=True,
-          label=["truly background", "truly object"])
-axes.axvline(t, color="black", linestyle=":", label=f"threshold {t}")
-axes.set(xlabel="best score of the pixel", ylabel="pixels", title=f"Image {image_id}", yscale="symlog")
-axes.legend()
 wrong = int((best[true_mask == 0] > t).sum())
-viz.show(figure, f"Everything left of the line becomes background; {wrong} background pixels on its right become object")
+viz.show_panels([viz.histogram({"background in the ground truth": best[true_mask == 0], "object in the ground truth": best[objects]},
+                               np.linspace(0, 1, 41), f"Image {image_id}", {f"threshold {t}": t}, xlabel="best score of the pixel",
+                               ylabel="pixels", yscale="symlog")],
+                f"Everything left of the line becomes background; {wrong} background pixels on its right become object",
+                size=(6, 2.8))
 
 # %% [markdown]
 # Moving $t$ by one bin moves one bin's pixels from "believed" to "background". The confusion matrices of all
@@ -222,7 +211,7 @@ viz.show(figure, f"Everything left of the line becomes background; {wrong} backg
 # all three must give the same integers.
 
 # %%
-thresholds = np.linspace(0.9 / config.seed_num_thresholds, 0.9, config.seed_num_thresholds).astype(np.float32)
+thresholds = seed_masks.sweep_thresholds(config.seed_num_thresholds)  # evenly spaced up to 0.9
 label = argmax_with_background(maps, classes, -1.0)  # the best class, nothing is background
 bins = np.searchsorted(thresholds, best)  # how many thresholds lie below the pixel's score
 histogram = np.zeros((len(thresholds) + 1, num_labels, num_labels), int)
@@ -241,36 +230,24 @@ print(f"{len(thresholds)} thresholds, one pass = naive loop = library:", True)
 # %% [markdown]
 # ### The whole split
 #
-# Now all images that have true masks. This is the first cell of the production step: the stage `seeds` is opened
-# here, and what was finished in an earlier run is not computed again.
+# Now all images that have ground truth. The production step is one line: it makes and scores the label maps of sections 3 to 5 for
+# all images. What was finished in an earlier run is not computed again.
 
 # %%
-seeds_stage = artifacts.begin_stage(config, "seeds", ("seed_",), {"maps": maps_stage, "data": stages.data_hash(train_data)})
-if not seeds_stage.is_complete():
-    sweep = stages.sweep_maps(score_data, maps_stage.folder, thresholds)
-    tenth = replace(score_data, ids=score_data.ids[::10], labels=score_data.labels[::10])
-    chosen_on_tenth = stages.sweep_maps(tenth, maps_stage.folder, thresholds).best()[0]
-    sweep_row = {"what": "threshold sweep", "split": score_data.split, "images": len(score_data), "crf": False,
-                 "thresholds": np.round(thresholds.astype(float), 4).tolist(),
-                 "curve": np.round(100 * sweep.curve(), 2).tolist(), "best": round(sweep.best()[0], 4),
-                 "best_on_every_tenth_image": round(chosen_on_tenth, 4)}
-else:
-    sweep_row = seeds_stage.metrics()[0]
+seeds = run(seed_masks.SEEDS, config)
+row_of = {row["what"]: row for row in seeds.metrics}
+sweep = row_of["threshold sweep"]
 
 # %% tags=["nbval-ignore-output"]
 def at(threshold):
     """Read the curve at a threshold."""
-    return float(np.interp(threshold, sweep_row["thresholds"], sweep_row["curve"]))
+    return float(np.interp(threshold, sweep["thresholds"], sweep["curve"]))
 
 
-figure, axes = plt.subplots(figsize=(6, 3))
-axes.plot(sweep_row["thresholds"], sweep_row["curve"])
-axes.plot(sweep_row["best"], at(sweep_row["best"]), "o", color="black", label=f"best: {sweep_row['best']:.2f}")
-axes.plot(config.seed_threshold, at(config.seed_threshold), "s", color="C1", label=f"fixed: {config.seed_threshold:.2f}")
-axes.set(xlabel="threshold of the background", ylabel="mIoU %", title=f"{sweep_row['images']} images of {sweep_row['split']}")
-axes.legend()
-viz.show(figure, f"The curve has one peak of {at(sweep_row['best']):.1f} percent at threshold {sweep_row['best']:.2f}; "
-                 f"the fixed threshold {config.seed_threshold:.2f} reaches {at(config.seed_threshold):.1f} percent")
+best_t, fixed = sweep["best"], config.seed_threshold
+viz.show_threshold_curves({f"best: {best_t:.2f}": sweep | {"threshold": best_t, "miou": at(best_t)}},
+                          f"The curve has one peak of {at(best_t):.1f} percent at threshold {best_t:.2f}; the fixed threshold "
+                          f"{fixed:.2f} reaches {at(fixed):.1f} percent", marks={f"fixed: {fixed:.2f}": fixed})
 
 # %% [markdown]
 # **Choosing the best threshold uses the pixel labels of the very images that are scored.** It is common in the
@@ -279,9 +256,8 @@ viz.show(figure, f"The curve has one peak of {at(sweep_row['best']):.1f} percent
 # whose masks one is willing to pay for (here every tenth image).
 
 # %% tags=["nbval-ignore-output"]
-for way, threshold in (("fixed, the parameter seed_threshold", config.seed_threshold),
-                       ("best of every tenth image", sweep_row["best_on_every_tenth_image"]),
-                       ("best of all, an upper bound", sweep_row["best"])):
+for way, threshold in (("fixed, the parameter seed_threshold", fixed), ("best of every tenth image", sweep["best_on_every_tenth_image"]),
+                       ("best of all, an upper bound", sweep["best"])):
     print(f"{way:36s} threshold {threshold:.3f}  mIoU {at(threshold):5.1f} %")
 
 # %% [markdown]
@@ -299,17 +275,15 @@ for way, threshold in (("fixed, the parameter seed_threshold", config.seed_thres
 
 # %% tags=["nbval-ignore-output"]
 some = replace(score_data, ids=score_data.ids[:500], labels=score_data.labels[:500])
-per_image = stages.sweep_maps(some, maps_stage.folder, thresholds, ImageThresholds)
-summary = per_image.summary()
-figure, panels = plt.subplots(1, 2, figsize=(8, 2.6))
-panels[0].hist(per_image.best_thresholds(), bins=np.linspace(0, 0.9, 37))
-panels[0].set(xlabel="best threshold of an image", ylabel="images", title="one value an image")
-panels[1].plot(thresholds, 100 * per_image.curve())
-panels[1].axhline(summary["upper_bound"], color="black", linestyle=":")
-panels[1].axvspan(summary["low"], summary["high"], color="grey", alpha=0.3)
-panels[1].set(xlabel="threshold for all", ylabel="mIoU %", title="one value for all")
-viz.show(figure, f"From {summary['low']:.2f} to {summary['high']:.2f} (grey) at most two points are lost; with every image at its own "
-                 f"threshold (dotted) the score would be {summary['upper_bound']:.1f} instead of {summary['best']:.1f} percent")
+per_image = sweep_maps(some, maps_folder, thresholds, ImageThresholds)
+low, high, best_miou, bound = (per_image.summary()[name] for name in ("low", "high", "best", "upper_bound"))
+near = {"": 100 * per_image.curve(), "own thresholds": np.full(len(thresholds), bound)}
+viz.show_panels([viz.histogram({"": per_image.best_thresholds()}, np.linspace(0, 0.9, 37), "one value an image",
+                               xlabel="best threshold of an image", ylabel="images"),
+                 viz.curves(thresholds, near, "one value for all", marks={"2 points lost": low, "": high}, xlabel="threshold for all",
+                            ylabel="mIoU %")],
+                f"From {low:.2f} to {high:.2f} (between the dotted lines) at most two points are lost; with every image at its own threshold "
+                f"(dashed) the score would be {bound:.1f} instead of {best_miou:.1f} percent", size=(4, 2.6))
 
 # %% [markdown]
 # If a few masks are to choose the threshold, they should not be among those that are scored afterwards. `split_labelled` sets aside up to
@@ -318,15 +292,14 @@ viz.show(figure, f"From {summary['low']:.2f} to {summary['high']:.2f} (grey) at 
 
 # %% tags=["nbval-ignore-output"]
 few, others = split_labelled(some)
-scored = stages.sweep_maps(others, maps_stage.folder, thresholds)
-on_few = stages.sweep_maps(few, maps_stage.folder, thresholds).best()[0]
-for way, threshold, images in (("fixed", config.seed_threshold, 0), ("labelled", on_few, len(few)),
-                               ("best", scored.best()[0], len(others))):
+scored = sweep_maps(others, maps_folder, thresholds)
+on_few = sweep_maps(few, maps_folder, thresholds).best()[0]
+for way, threshold, images in (("fixed", fixed, 0), ("labelled", on_few, len(few)), ("best", scored.best()[0], len(others))):
     miou = 100 * np.interp(threshold, thresholds, scored.curve())
     print(f"mIoU {miou:4.1f} % on {len(others)} images; {choice_sentence(way, threshold, images)}")
 
 # %% [markdown]
-# Once the seeds' threshold $t$ is settled, IRN's two thresholds of section 4 need not be three loose constants. Users take about 0.10 to 0.15
+# Once the background threshold $t$ is settled, IRN's two thresholds of section 4 need not be three loose constants. Users take about 0.10 to 0.15
 # more for sure objects and 0.10 less for sure background, which is what IRN itself published ($t = 0.15$: 0.30 and 0.05):
 #
 # $$ t_f = t + \min\!\big(0.15, \tfrac{1-t}{2}\big), \qquad t_b = t - \min\!\big(0.10, \tfrac{2t}{3}\big) $$
@@ -344,19 +317,17 @@ print(f"set for this run: {config.seed_foreground_threshold:.2f} and {config.see
 # costs this image much. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-one_image = stages.sweep_maps(replace(some, ids=(image_id,), labels=score_data.label(image_id)[None]), maps_stage.folder, thresholds,
-                              ImageThresholds)
+one_image = ImageThresholds(num_labels, thresholds)
+one_image.add(true_mask, maps, classes)
 own_curve = 100 * one_image.curves()[0]
 
 
 def draw_mask_at(threshold=0.15):
     """Show the mask of the chosen image at one threshold, and where that lies on the image's own curve."""
-    figure, panels = plt.subplots(1, 2, figsize=(6, 2.6))
-    viz.draw_labels(panels[0], argmax_with_background(maps, classes, threshold), score_data.classes, f"threshold {threshold:.2f}", picture)
-    panels[1].plot(thresholds, own_curve)
-    panels[1].plot(threshold, np.interp(threshold, thresholds, own_curve), "o", color="black")
-    panels[1].set(xlabel="threshold", ylabel="mIoU % of this image")
-    viz.show(figure, f"Mask of {image_id} at threshold {threshold:.2f}, and its place on the curve of this image")
+    here = (threshold, np.interp(threshold, thresholds, own_curve))
+    viz.show_panels([labelled(mask_at(maps_folder, threshold)(image_id), f"threshold {threshold:.2f}"),
+                     viz.curves(thresholds, {"": own_curve}, "", {"": here}, xlabel="threshold", ylabel="mIoU % of this image")],
+                    f"Mask of {image_id} at threshold {threshold:.2f}, and its place on the curve of this image", size=3)
 
 
 widgets.explore(draw_mask_at, threshold=(0.0, 0.9, 0.01))
@@ -364,29 +335,27 @@ widgets.explore(draw_mask_at, threshold=(0.0, 0.9, 0.01))
 # %% tags=["nbval-ignore-output"]
 own_best = float(one_image.best_thresholds()[0])
 choices = [own_best / 3, own_best, min(0.9, own_best + 0.1), min(0.9, own_best + 0.3)]
-figure, panels = plt.subplots(1, 5, figsize=(9.5, 2.4))
-viz.draw_labels(panels[0], true_mask, score_data.classes, "truth", picture)
-for panel, threshold in zip(panels[1:], choices, strict=True):
-    viz.draw_labels(panel, argmax_with_background(maps, classes, threshold), score_data.classes, f"threshold {threshold:.2f}", picture)
 reached = np.interp(choices, thresholds, own_curve)
-viz.show(figure, f"The image's own best threshold is {own_best:.2f} with {reached[1]:.0f} percent mIoU of this image; a third of it "
-                 f"gives {reached[0]:.0f} percent, 0.1 more {reached[2]:.0f} and 0.3 more {reached[3]:.0f}")
+viz.show_panels([labelled(true_mask, "ground truth"),
+                 *(labelled(mask_at(maps_folder, choice)(image_id), f"threshold {choice:.2f}") for choice in choices)],
+                f"The image's own best threshold is {own_best:.2f} with {reached[1]:.0f} percent mIoU of this image; a third of it "
+                f"gives {reached[0]:.0f} percent, 0.1 more {reached[2]:.0f} and 0.3 more {reached[3]:.0f}", size=1.9)
 
 # %% [markdown]
 # ## 3 Dense CRF
 #
-# A thresholded map is a smooth blob; its edge follows the coarse grid of the network, not the photograph. But near
-# pixels of like colour mostly belong to the same thing. A dense conditional random field (CRF) puts that into an
-# energy of a whole labelling $x$ (one label $x_i$ for each pixel $i$ at position $p_i$ with colour $I_i$):
+# A thresholded map is a smooth blob; its edge follows the coarse grid of the network, not the image. But near
+# pixels of like color mostly belong to the same thing. A dense conditional random field (CRF) puts that into an
+# energy of a whole labelling $x$ (one label $x_i$ for each pixel $i$ at position $p_i$ with color $I_i$):
 #
 # $$ E(x) = \sum_i \psi(x_i) + \sum_{i<j} [x_i \neq x_j] \left( w_1 \exp\!\Big(\!-\frac{|p_i-p_j|^2}{2\sigma_1^2}\Big)
 # + w_2 \exp\!\Big(\!-\frac{|p_i-p_j|^2}{2\sigma_2^2}-\frac{|I_i-I_j|^2}{2\sigma_3^2}\Big) \right) $$
 #
 # | symbol | name in the code | value | says |
 # |---|---|---|---|
-# | $\psi(x_i)$ | `certainty` $p$ | 0.7 | *unary*: $-\log p$ for the seed's label, $-\log\frac{1-p}{L-1}$ for each other |
+# | $\psi(x_i)$ | `certainty` $p$ | 0.7 | *unary*: $-\log p$ for the initial label, $-\log\frac{1-p}{L-1}$ for each other |
 # | $w_1, \sigma_1$ | `gaussian_compat`, `_sxy` | 3, 3 px | near pixels agree: no specks |
-# | $w_2, \sigma_2, \sigma_3$ | `bilateral_compat`, `_sxy`, `_srgb` | 10, 50 px, 5 | like colours agree, even far apart |
+# | $w_2, \sigma_2, \sigma_3$ | `bilateral_compat`, `_sxy`, `_srgb` | 10, 50 px, 5 | like colors agree, even far apart |
 #
 # The sums run over *every* pair of pixels, hence "dense". Only the hard labels enter here; the scores are not looked
 # at again. And $L$ counts the labels of **this image**: its classes, known from the image-level label, and the
@@ -416,7 +385,7 @@ def mean_field(image, labels, num_labels, steps=10, p=0.7):
 
 # %% [markdown]
 # The library calls `pydensecrf`, which does the sums with a fast approximation and takes about a second for a
-# photograph of VOC's size. Both are compared on the image of above, made small:
+# image of VOC's size. Both are compared on the image of above, made small:
 
 # %% tags=["nbval-ignore-output"]
 small_image = score_data.image(image_id)
@@ -432,64 +401,47 @@ print(f"{small_labels.size} pixels; both agree on {100 * (exact == fast).mean():
 
 # %% [markdown]
 # What the CRF does to the first three images of the split. What to look for: does the edge of the mask move to the
-# edge of the object? And what happens where the seed holds a small part of the object only?
+# edge of the object? And what happens where the initial mask holds a small part of the object only?
 
 # %% tags=["nbval-ignore-output"]
-def plain_seed(name):
-    """Return the seed of an image without the CRF."""
-    classes, maps = stages.full_size_maps(maps_stage.folder, name)
-    return argmax_with_background(maps, classes, config.seed_threshold)
-
-
-figure, panels = plt.subplots(3, 4, figsize=(7, 5.4))
-for name, line in zip(score_data.ids[:3], panels, strict=False):
-    photograph = np.array(score_data.image(name))
-    refined = seed_mask(photograph, *stages.full_size_maps(maps_stage.folder, name)[::-1], config.seed_threshold,
-                        iterations=config.seed_crf_iterations)
-    viz.draw_image(line[0], photograph, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth", photograph)
-    viz.draw_labels(line[2], plain_seed(name), score_data.classes, "seed", photograph)
-    viz.draw_labels(line[3], refined, score_data.classes, "seed + CRF", photograph)
-viz.show(figure, "Round blobs become regions with the edges of the photograph; what the seed does not touch is not found")
+refined = viz.masks_in(seeds.folder / "seed_masks", score_data)
+viz.show_examples(score_data, score_data.ids[:3], {"initial seed mask": mask_at(maps_folder, fixed), "seed mask + CRF": refined},
+                  "Round blobs become regions with the edges of the image; what the initial seed mask does not touch is not found")
 
 # %% [markdown]
-# The CRF sharpens; it does not search. Where the seed lies mostly on one thing, the mask fills that thing; where it
+# The CRF sharpens; it does not search. Where the initial mask lies mostly on one thing, the mask fills that thing; where it
 # covers a part only, or a part and much of the ground around it, the vote may also go wrong. So it is always reported
 # with and without.
 #
-# Its two most telling settings are the number of steps and $\sigma_3$, the difference in colour that still counts as
+# Its two most important settings are the number of steps and $\sigma_3$, the difference in color that still counts as
 # alike. In JupyterLab there are sliders; the strip beneath shows the same.
 
 # %% tags=["nbval-ignore-output"]
-def crf_at(steps, colour):
-    """Return the mask of the chosen image after some steps of mean field (0: the seed)."""
+def crf_at(steps, color):
+    """Return the mask of the chosen image after some steps of mean field (0: the initial seed mask)."""
     if steps == 0 or not len(classes):
         return mask
-    refined = crf_from_labels(picture, ids, len(classes) + 1, iterations=steps, bilateral_srgb=colour)
+    refined = crf_from_labels(picture, ids, len(classes) + 1, iterations=steps, bilateral_srgb=color)
     return np.array([0, *(classes + 1)], np.uint8)[refined]
 
 
-def draw_crf(steps=10, colour=5):
-    """Show one mask."""
-    figure, axes = plt.subplots(figsize=(3, 3))
-    viz.draw_labels(axes, crf_at(steps, colour), score_data.classes, f"{steps} steps, $\\sigma_3$ = {colour}", picture)
-    viz.show(figure, f"Mask after {steps} steps with a colour deviation of {colour}")
+def after(steps, color):
+    """Return a panel with that mask."""
+    return labelled(crf_at(steps, color), f"{steps} steps, $\\sigma_3$ = {color}")
 
 
-widgets.explore(draw_crf, steps=(0, 20, 1), colour=(1, 60, 1))
+widgets.explore(lambda steps=10, color=5: viz.show_panels(
+    [after(steps, color)], f"Mask after {steps} steps with a color deviation of {color}", size=3), steps=(0, 20, 1), color=(1, 60, 1))
 
 # %% tags=["nbval-ignore-output"]
 settings = [[(0, 5), (1, 5), (2, 5), (5, 5), (10, 5)], [(0, 5), (10, 2), (10, 10), (10, 20), (10, 60)]]
-figure, panels = plt.subplots(2, 5, figsize=(9.5, 4.2))
-for panel, (steps, colour) in zip(panels.ravel(), sum(settings, []), strict=True):
-    title = "seed" if steps == 0 else f"{steps} steps, $\\sigma_3$ = {colour}"
-    viz.draw_labels(panel, crf_at(steps, colour), score_data.classes, title, picture)
-changed = [100 * (crf_at(*setting) != mask).mean() for setting in settings[0]]
-viz.show(figure, f"Upper row: more steps, after 10 of them {changed[-1]:.0f} percent of the pixels have changed. "
-                 "Lower row: the more colours count as alike, the less an edge in the photograph stops the vote")
+changed = 100 * (crf_at(10, 5) != mask).mean()
+viz.show_panels([[after(*setting) for setting in line] for line in settings],
+                f"Upper row: more steps, after 10 of them {changed:.0f} percent of the pixels have changed. Lower row: the more colors "
+                "count as alike, the less an edge in the image stops the vote", size=1.9)
 
 # %% [markdown]
-# The first steps do most of the work, and ten are the usual number. The colour deviation matters more: it says how
+# The first steps do most of the work, and ten are the usual number. The color deviation matters more: it says how
 # strong an edge must be to stop the vote.
 #
 # ## 4 Confident labels
@@ -515,23 +467,15 @@ print("plain lines = library:", True)
 # %% [markdown]
 # The same without the CRF, for comparison. In the picture, the hatched zone is what was given up. What to look for:
 # the true outline of the object should lie inside it, and with the CRF the sure object should end at an edge of the
-# photograph, where without it there is only a circle around the brightest spot.
+# image, where without it there is only a circle around the brightest spot.
 
 # %% tags=["nbval-ignore-output"]
-def without_crf(maps, classes, t_f, t_b):
-    """Return confident labels made by the two thresholds alone."""
-    F, B = (argmax_with_background(maps, classes, threshold) for threshold in (t_f, t_b))
-    return np.where(F > 0, F, np.where(B == 0, 0, IGNORE)).astype(np.uint8)
-
-
-figure, panels = plt.subplots(1, 5, figsize=(9.5, 2.2))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], true_mask, score_data.classes, "truth", picture)
-viz.draw_scores(panels[2], picture, best, config.method.upper())
-viz.draw_labels(panels[3], without_crf(maps, classes, t_f, t_b), score_data.classes, "without CRF", picture)
-viz.draw_labels(panels[4], confident, score_data.classes, "confident label", picture)
-given_up = [100 * (label == IGNORE).mean() for label in (without_crf(maps, classes, t_f, t_b), confident)]
-viz.show(figure, f"Given up (hatched): {given_up[0]:.0f} percent of the pixels without the CRF, {given_up[1]:.0f} with it")
+plain_label = seed_masks.labels_without_crf(maps, classes, t_f, t_b)
+unknown = [100 * (label == IGNORE).mean() for label in (plain_label, confident)]
+viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "ground truth"),
+                 viz.scores(picture, best, config.method.upper()), labelled(plain_label, "without CRF"),
+                 labelled(confident, "confident label")],
+                f"Given up (hatched): {unknown[0]:.0f} percent of the pixels without the CRF, {unknown[1]:.0f} with it", size=1.9)
 
 # %% [markdown]
 # The published pairs differ by method, because their maps do: IRN 0.30 and 0.05, RIB 0.35 and 0.17, AMN 0.45 and
@@ -542,56 +486,30 @@ viz.show(figure, f"Given up (hatched): {given_up[0]:.0f} percent of the pixels w
 #
 # ## 5 All images
 #
-# The production step: two label maps for every training image. No pixel label is read here.
+# `run` has made two label maps for every training image. Pixel labels were read to score them, never to make them.
 
 # %%
-if not seeds_stage.is_complete():
-    images_made = stages.make_seeds(train_data, maps_stage.folder, config, seeds_stage.folder)
-stored = read_mask(seeds_stage.folder / "irn_labels" / f"{image_id}.png", score_data.num_classes)
-assert (stored == confident).all()
-print(f"{sum(1 for _ in (seeds_stage.folder / 'seed_masks').glob('*.png'))} seed masks; "
-      f"the stored label of {image_id} is the one made above:", True)
+stored = viz.masks_in(seeds.folder / "irn_labels", score_data)
+assert (stored(image_id) == confident).all()
+print(f"{len(list((seeds.folder / 'seed_masks').glob('*.png')))} masks; the stored label of {image_id} is the one made above:", True)
 
 # %% [markdown]
 # ## 6 Numbers
 #
-# Seeds are scored like any mask. Confident labels need other questions: how much was given up, how much of what was
-# kept is right? For the second, the unknown pixels are taken out of the truth, so that only known ones are counted.
+# Initial seed masks are scored like any mask. Confident labels need other questions: how much was given up, how much of what was
+# kept is right? For the second, the unknown pixels are taken out of the ground truth, so that only known ones are counted.
 
 # %%
-def score_confident(what, mask_of, crf):
-    """Return a row about labels of which a part is unknown (no mIoU: it would punish the silence)."""
-    everything, known = Evaluation(num_labels), Evaluation(num_labels)
-    for name in progress(score_data.ids, what):
-        truth, label = score_data.mask(name), mask_of(name)
-        everything.add(truth, label)
-        known.add(np.where(label == IGNORE, IGNORE, truth), label)
-    n, k = everything.confusion, known.confusion
-    return {"what": what, "split": score_data.split, "images": len(score_data), "crf": crf,
-            "pixel_labels_chose": config.pixel_labels_chose,
-            "unknown_share": round(everything.unknown_share, 4),
-            "object_precision": round(100 * float(np.trace(k[1:, 1:]) / max(k[:, 1:].sum(), 1)), 2),
-            "background_precision": round(100 * float(k[0, 0] / max(k[:, 0].sum(), 1)), 2),
-            "object_recall": round(100 * float(np.trace(n[1:, 1:]) / max(n[1:].sum(), 1)), 2)}
+n = confusion_matrix(np.where(confident == IGNORE, IGNORE, true_mask), confident, num_labels)  # only known pixels count
+print(f"{image_id}: objects right {100 * np.trace(n[1:, 1:]) / max(1, n[:, 1:].sum()):.1f} %, "
+      f"background right {100 * n[0, 0] / max(1, n[:, 0].sum()):.1f} %")
 
 # %% tags=["nbval-ignore-output"]
-if not seeds_stage.is_complete():
-    plain = stages.metric_row("CAM seed", score_data, stages.score_masks(score_data, plain_seed), False, config)
-    refined = stages.metric_row("CAM seed + CRF", score_data,
-                                stages.score_masks(score_data, seeds_stage.folder / "seed_masks"), True, config)
-    two_thresholds = score_confident("IRN labels without CRF", lambda name: without_crf(
-        *stages.full_size_maps(maps_stage.folder, name)[::-1], t_f, t_b), crf=False)
-    labels_row = score_confident("IRN labels", lambda name: read_mask(
-        seeds_stage.folder / "irn_labels" / f"{name}.png", score_data.num_classes), crf=True)
-    seeds_stage.finish([sweep_row, plain, refined, two_thresholds, labels_row], images_made)
-by_name = {row["what"]: row for row in seeds_stage.metrics()}
 for what in ("CAM seed", "CAM seed + CRF"):
-    row = by_name[what]
+    row = row_of[what]
     print(f"{what:15s} {row['images']} images of {row['split']}: mIoU {row['miou']:.1f} %, precision {row['precision']:.1f} %, "
           f"recall {row['recall']:.1f} %")
-published = results.published(config.method, "CAM seed", "train")
-if published:
-    print(f"published, VOC 2012 train (1,464 images): {published.value} % ({published.source})")
+print(results.quote([results.published(config.method, "CAM seed", "train")]))
 
 # %% [markdown]
 # (Rows are named "CAM seed" for every method, because the name says the stage; the run's folder says the method.)
@@ -599,25 +517,17 @@ if published:
 
 # %% tags=["nbval-ignore-output"]
 names = ["background", *score_data.classes]
-place = np.arange(num_labels)
-figure, axes = plt.subplots(figsize=(max(6, 0.24 * num_labels), 3))
-for shift, what, hatch in ((-0.2, "CAM seed", ""), (0.2, "CAM seed + CRF", "//")):
-    values = np.array(by_name[what]["class_iou"], float)  # an absent class: None, drawn as nothing
-    axes.bar(place + shift, values, 0.4, label=what, hatch=hatch, edgecolor="white")
-axes.set_xticks(place, names, rotation=90)
-axes.set(ylabel="IoU %", xlim=(-0.6, num_labels - 0.4), title=f"{len(score_data)} images of {score_data.split}")
-axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-before, after = (np.array(by_name[what]["class_iou"], float) for what in ("CAM seed", "CAM seed + CRF"))
-most, least = int(np.nanargmax(after - before)), int(np.nanargmin(after - before))
-gain = by_name["CAM seed + CRF"]["miou"] - by_name["CAM seed"]["miou"]
-viz.show(figure, f"The CRF changes the mean by {gain:+.1f} points, {names[most]} by {after[most] - before[most]:+.1f}, "
-                 f"{names[least]} by {after[least] - before[least]:+.1f}")
+iou = {what: np.array(row_of[what]["class_iou"], float) for what in ("CAM seed", "CAM seed + CRF")}
+gain = iou["CAM seed + CRF"] - iou["CAM seed"]
+most, least = int(np.nanargmax(gain)), int(np.nanargmin(gain))
+viz.show_class_bars(iou, names, f"The CRF changes the mean by {row_of['CAM seed + CRF']['miou'] - row_of['CAM seed']['miou']:+.1f} "
+                    f"points, {names[most]} by {gain[most]:+.1f}, {names[least]} by {gain[least]:+.1f}",
+                    title=f"{len(score_data)} images of {score_data.split}")
 
 # %% tags=["nbval-ignore-output"]
 print(f"{'':24s}{'unknown':>9s}{'objects right':>15s}{'background right':>18s}{'objects found':>15s}")
-for what in ("IRN labels without CRF", "IRN labels"):
-    row = by_name[what]
-    print(f"{what:24s}{100 * row['unknown_share']:7.1f} %{row['object_precision']:13.1f} %{row['background_precision']:16.1f} %"
+for row in (row_of["IRN labels without CRF"], row_of["IRN labels"]):
+    print(f"{row['what']:24s}{100 * row['unknown_share']:7.1f} %{row['object_precision']:13.1f} %{row['background_precision']:16.1f} %"
           f"{row['object_recall']:13.1f} %")
 
 # %% [markdown]
@@ -628,30 +538,17 @@ for what in ("IRN labels without CRF", "IRN labels"):
 # ## 7 Look
 #
 # Best, random and worst image by its own IoU after the CRF (for ranking only, never averaged), in the project's
-# order: input, truth, CAM, refined.
+# order: input, ground truth, CAM, refined.
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(name):
-    """Return the mean IoU of one image after the CRF."""
-    refined = read_mask(seeds_stage.folder / "seed_masks" / f"{name}.png", score_data.num_classes)
-    return scores(confusion_matrix(score_data.mask(name), refined, num_labels)).miou
-
-
-ranking = {name: image_iou(name) for name in score_data.ids[:200]}
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 4, figsize=(7, 1.85 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    photograph = np.array(score_data.image(name))
-    refined = read_mask(seeds_stage.folder / "seed_masks" / f"{name}.png", score_data.num_classes)
-    viz.draw_image(line[0], photograph, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth", photograph)
-    viz.draw_scores(line[2], photograph, stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "CAM")
-    viz.draw_labels(line[3], refined, score_data.classes, f"refined, IoU {100 * ranking[name]:.0f} %", photograph)
-viz.show(figure, "Best, random and worst image: a good seed needs a map that covers the object")
+ranking = iou_of_images(score_data, refined)
+viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed),
+                  {"CAM": viz.highest_scores(maps_folder), "refined": refined},
+                  "Best, random and worst image: a good seed mask needs a map that covers the object", iou={"refined": ranking})
 
 # %% [markdown]
-# The worst row is the instructive one. Compare its map with the truth: most often the error is there already, a
-# telling part instead of the object, a wrong place, a class that was hardly seen. Then the CRF spreads the wrong
+# The worst row is the instructive one. Compare its map with the ground truth: most often the error is there already, a
+# discriminative region instead of the object, a wrong place, a class that was hardly seen. Then the CRF spreads the wrong
 # label as willingly as a right one. No threshold can undo that; better maps can (notebooks 20 to 60).
 #
 # ## 8 Try it
@@ -660,37 +557,33 @@ viz.show(figure, "Best, random and worst image: a good seed needs a map that cov
 # less background is trusted. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-def draw_confident(foreground=0.30, background=0.05):
-    """Show the confident label of the chosen image at two thresholds, before and after the CRF."""
-    pair = (max(foreground, background), background)
-    figure, panels = plt.subplots(1, 2, figsize=(6, 2.9))
-    viz.draw_labels(panels[0], without_crf(maps, classes, *pair), score_data.classes, "without CRF", picture)
-    viz.draw_labels(panels[1], irn_labels(picture, maps, classes, *pair), score_data.classes, "with CRF", picture)
-    viz.show(figure, f"Confident labels for the thresholds {foreground:.2f} and {background:.2f}")
+def confident_panels(above, below):
+    """Return two panels with the confident label of the chosen image, before and after the CRF."""
+    pair = (max(above, below), below)
+    return [labelled(seed_masks.labels_without_crf(maps, classes, *pair), f"$t_f$ {pair[0]:.2f}, $t_b$ {below:.2f}"),
+            labelled(irn_labels(picture, maps, classes, *pair), "with CRF")]
 
 
-widgets.explore(draw_confident, foreground=(0.0, 0.9, 0.05), background=(0.0, 0.5, 0.01))
+widgets.explore(lambda foreground=0.30, background=0.05: viz.show_panels(
+    confident_panels(foreground, background), f"Confident labels for the thresholds {foreground:.2f} and {background:.2f}", size=3),
+    foreground=(0.0, 0.9, 0.05), background=(0.0, 0.5, 0.01))
 
 # %% tags=["nbval-ignore-output"]
 pairs = [(0.30, 0.05), (0.35, 0.17), (0.45, 0.15), (0.60, 0.05), (0.30, 0.30)]
-figure, panels = plt.subplots(2, len(pairs), figsize=(9.5, 4.2))
-for (above, below), pair in zip(panels.T, pairs, strict=True):
-    title = f"$t_f$ {pair[0]:.2f}, $t_b$ {pair[1]:.2f}"
-    viz.draw_labels(above, without_crf(maps, classes, *pair), score_data.classes, title, picture)
-    viz.draw_labels(below, irn_labels(picture, maps, classes, *pair), score_data.classes, "with CRF", picture)
-viz.show(figure, "The wider apart the two thresholds, the wider the hatched zone; with equal thresholds nothing is given up")
+viz.show_panels(list(zip(*(confident_panels(*pair) for pair in pairs), strict=True)),
+                "The wider apart the two thresholds, the wider the hatched zone; with equal thresholds nothing is given up", size=1.9)
 
 # %% [markdown]
-# The first three pairs are those of IRN, RIB and AMN. The last is a plain seed: no pixel is given up, and the label
-# is as wrong as the seed.
+# The first three pairs are those of IRN, RIB and AMN. The last is a plain seed mask: no pixel is given up, and the label
+# is as wrong as that mask.
 #
 # ## 9 Summary and exercises
 #
-# * mIoU comes from one confusion matrix over all pixels; 255 in the truth is not counted, 255 in a label is
+# * mIoU comes from one confusion matrix over all pixels; 255 in the ground truth is not counted, 255 in a label is
 #   background.
 # * A threshold turns maps into masks. The best one is found in one pass, and finding it uses pixel labels; a fixed
 #   one does not.
-# * The dense CRF moves edges to the photograph's edges. Two thresholds and two CRFs give labels that are mostly right
+# * The dense CRF moves edges to the image's edges. Two thresholds and two CRFs give labels that are mostly right
 #   and partly silent.
 # * Written: `seeds/seed_masks/` and `seeds/irn_labels/`. Next: notebook 80 learns boundaries from the confident
 #   labels.
@@ -716,7 +609,7 @@ widgets.check(confident_label([0.20, 0.28], [3, 7], 0.25, 0.05), 8, "exercise 2b
 
 # %% [markdown]
 # **Exercise 3.** An image holds two classes, so the CRF has three labels. The certainty is 0.7. Which probability
-# does the unary term give to each of the two labels that the seed did *not* choose?
+# does the unary term give to each of the two labels that the initial mask did *not* choose?
 
 # %%
 probability = None  # your answer

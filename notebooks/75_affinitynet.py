@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 75 · AffinityNet
 #
-# *In: score maps and photographs. Out: one pseudo-mask for each training image. An alternative to IRN (notebook 80).*
+# *In: class activation maps and images. Out: one pseudo-mask for each training image. An alternative to IRN (notebook 80).*
 #
 # | | |
 # |---|---|
@@ -22,11 +22,11 @@
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
-method = "cam"  # whose score maps are refined
+method = "cam"  # whose class activation maps are refined
 seed = 0  # of everything that is random
 affinitynet_weights = ""  # a finished AffinityNet instead of training
 affinitynet_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone has not
-affinitynet_stride = 4  # pixels a cell of the grid; 8 in the paper, on pictures five times as large
+affinitynet_stride = 4  # pixels a cell of the grid; 8 in the paper, on images five times as large
 affinitynet_radius = 5  # pairs are closer than this, in cells
 affinitynet_alpha_low = 8.0  # exponent of a strong background; 4 in the paper, whose maps are wider
 affinitynet_alpha_high = 48.0  # exponent of a weak background; 24 in the paper, 32 in its released models
@@ -34,7 +34,9 @@ affinitynet_images = 400  # the first ones are enough to learn affinities here; 
 affinitynet_epochs = 5  # 8 in the paper
 affinitynet_batch_size = 8
 affinitynet_learning_rate = 0.03  # of the backbone, ten times that for the new layers; 0.01 in the paper, with next to no momentum
+affinitynet_momentum = 0.9  # 5e-4 in the official program, the weight decay: see notebook 10, section 2
 affinitynet_weight_decay = 5.0e-4
+affinitynet_frozen_stages = 0  # of the backbone, from the image on, that are not trained; 1 with ResNet-38 in the paper
 affinitynet_crop = 64  # 448 in the paper
 affinity_walk_alpha = 16.0  # exponent of the background in the walk
 affinity_walk_beta = 16.0  # exponent of the affinities; 8 in the paper
@@ -43,35 +45,33 @@ affinity_walk_log2_steps = 6  # 2^6 steps of the random walk; 2^8 in the paper, 
 # %%
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import IGNORE, read_mask
-from wsss_lib.metrics import Evaluation
-from wsss_lib.refine import affinity, affinitynet, affinitynet_stages
-from wsss_lib.refine.crf import crf_from_labels
-from wsss_lib.refine.random_walk import random_walk
+from wsss_lib.core.files import IGNORE
+from wsss_lib.core.scoring import full_size_maps, iou_of_images, score_masks
+from wsss_lib.core.stage import folder_of, open_stage, run
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import cam, maps_of
+from wsss_lib.ops import affinity
+from wsss_lib.ops.crf import crf_from_labels
+from wsss_lib.ops.random_walk import random_walk
+from wsss_lib.refine import affinitynet, irn, seed_masks
 
 config = Config.from_notebook(globals())
-run_device = training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the score maps and the seeds there? If not, the next cell stops and says which notebook to run.
+# The first check: are the class activation maps and the seed masks there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-count = min(config.affinitynet_images or len(train_data), len(train_data))
-learn_data = replace(train_data, ids=train_data.ids[:count], labels=train_data.labels[:count])
-score_data = stages.open_data(config, config.score_split)
-maps_stage = artifacts.open_stage(config, "maps", "10_cam" if config.method == "cam" else f"of method {config.method!r}")
-seeds_stage = artifacts.open_stage(config, "seeds", "70_seeds")
-print(f"{len(train_data)} training images, {train_data.num_classes} classes; AffinityNet learns from {len(learn_data)}; "
-      f"{len(score_data)} images of split {score_data.split!r} are scored")
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+learn_data = affinitynet.images_to_learn_from(train_data, config.affinitynet_images)
+maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
+print(f"{len(train_data)} training images; AffinityNet learns from {len(learn_data)}; {len(score_data)} of split {score_data.split!r} are scored")
 
 # %% [markdown]
 # ## 1 Two strengths of the background
@@ -86,29 +86,24 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; Aff
 # 0.28 for $\alpha$ = 4, at 0.19 for 8, at 0.08 for 32 and at 0.06 for 48. The maps of the small network of a smoke run reach 0.28 on
 # about a third of the body pixels only, so that 4 leaves little more than heads; 8 and 48 are used there, near notebook 70's thresholds. These
 # two, the crop, the
-# learning rate, $\beta$ and the number of steps were tried on a hundred images of seed 0 **with their true masks in view**.
+# learning rate, $\beta$ and the number of steps were tried on a hundred images of seed 0 **with the ground truth in view**.
 
 # %% tags=["nbval-ignore-output"]
-measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # of these there will be scores and true masks
+measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # of these there will be scores and ground truth
 image_id = next(name for name in measured if score_data.label(name).sum() == 1)
-photograph = score_data.image(image_id)
-picture = np.array(photograph)
-classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
-low = affinitynet.crf_with_alpha(picture, scores, config.affinitynet_alpha_low)  # (1 + K, H, W)
-high = affinitynet.crf_with_alpha(picture, scores, config.affinitynet_alpha_high)
-named = np.full(256, IGNORE, np.uint8)  # class number of each channel; 255 stays
-named[:len(low)] = [0, *(classes + 1)]
-
+image = score_data.image(image_id)
+classes, scores = full_size_maps(maps.folder, image_id)
+low, high = (affinitynet.crf_with_alpha(np.array(image), scores, alpha)  # (1 + K, H, W)
+             for alpha in (config.affinitynet_alpha_low, config.affinitynet_alpha_high))
 merged = affinitynet.confident_labels(torch.from_numpy(low), torch.from_numpy(high)).numpy()
-panels_of = ((low.argmax(0), f"alpha {config.affinitynet_alpha_low:g}"), (high.argmax(0), f"alpha {config.affinitynet_alpha_high:g}"),
-             (merged, "merged"))
-figure, panels = plt.subplots(1, 6, figsize=(12, 2.4))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], score_data.mask(image_id), score_data.classes, "truth", picture)
-viz.draw_scores(panels[2], picture, scores.max(0), "map")
-for panel, (label, title) in zip(panels[3:], panels_of, strict=True):
-    viz.draw_labels(panel, named[label], score_data.classes, title, picture)
-viz.show(figure, "With a strong background the object is small, with a weak one large; merged, a hatched zone lies between")
+class_of = np.full(256, IGNORE, np.uint8)  # of each channel; 255 stays
+class_of[:len(low)] = [0, *(classes + 1)]
+of_title = {f"alpha {config.affinitynet_alpha_low:g}": low.argmax(0), f"alpha {config.affinitynet_alpha_high:g}": high.argmax(0),
+            "merged": merged}
+viz.show_panels([viz.image(image, f"input {image_id}"), viz.labels(score_data.mask(image_id), score_data.classes, "ground truth", image),
+                 viz.scores(image, scores.max(0), "map"),
+                 *(viz.labels(class_of[label], score_data.classes, title, image) for title, label in of_title.items())],
+                "With a strong background the object is small, with a weak one large; merged, a hatched zone lies between", size=2)
 
 # %% [markdown]
 # The merged label in plain lines; the order matters, because a pixel that the strong background gives to an object and the weak one
@@ -125,28 +120,23 @@ print("plain lines = library:", True)
 # training crop averages them over the cells of its own grid. They are stored as float16.
 
 # %%
-scores_stage = artifacts.begin_stage(config, "affinity_scores", ("affinitynet_alpha_",),
-                                     {"data": stages.data_hash(learn_data), "maps": maps_stage})
-if not scores_stage.is_complete():
-    made = affinitynet_stages.make_affinity_scores(learn_data, maps_stage.folder, config, scores_stage.folder)
-    scores_stage.finish([{"what": "CRF scores", "split": learn_data.split, "images": len(learn_data)}], made, "cpu")
-low_stored, high_stored = affinitynet_stages.read_scores(scores_stage.folder / f"{image_id}.npz", picture.shape[:2])
+score_folder = run(affinitynet.SCORES, config).folder
+low_stored, high_stored = affinitynet.read_scores(score_folder / f"{image_id}.npz", image.size[::-1])
 assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 
 # %% [markdown]
-# How good are these labels? (The true masks are read here to *measure*, nothing else.)
+# How good are these labels? (The ground truth is read here to *measure*, nothing else.)
 
 # %% tags=["nbval-ignore-output"]
-known = right = total = 0
+known, right = [], []
 for name in measured[:100]:
-    label = affinitynet.confident_labels(*map(torch.from_numpy, affinitynet_stages.read_scores(
-        scores_stage.folder / f"{name}.npz", score_data.mask(name).shape))).numpy()
-    present = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
-    truth, sure = score_data.mask(name), label != IGNORE
-    counted = sure & (truth != IGNORE)
-    known, total = known + sure.sum(), total + label.size
-    right += (present[label[counted]] == truth[counted]).sum() / max(1, counted.sum())
-print(f"{100 * known / total:.0f} % of the pixels get a label, {right:.0f} % of those are right (mean of {min(100, len(measured))} images)")
+    truth, present = score_data.mask(name), np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
+    pair = affinitynet.read_scores(score_folder / f"{name}.npz", truth.shape)
+    label = affinitynet.confident_labels(*map(torch.from_numpy, pair)).numpy()
+    counted = (label != IGNORE) & (truth != IGNORE)
+    known.append((label != IGNORE).mean())
+    right.append((present[label[counted]] == truth[counted]).sum() / max(1, counted.sum()))
+print(f"{100 * np.mean(known):.0f} % of the pixels get a label, {100 * np.mean(right):.0f} % of those are right (mean of {len(right)} images)")
 
 # %% [markdown]
 # ## 2 Affinity of features
@@ -156,11 +146,11 @@ print(f"{100 * known / total:.0f} % of the pixels get a label, {right:.0f} % of 
 #
 # $$ W_{ij} = \exp\Big(-\tfrac{1}{448} \sum_k |f_{ik} - f_{jk}| \Big) \quad \text{for cells closer than the radius } r = 5 . $$
 #
-# (IRN learns boundaries instead and derives the affinity from them.) In ten lines, on features that need no network: the colour of
+# (IRN learns boundaries instead and derives the affinity from them.) In ten lines, on features that need no network: the color of
 # each cell.
 
 # %%
-colour = F.avg_pool2d(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 32, config.affinitynet_stride)[0]  # f: (3, h, w)
+color = F.avg_pool2d(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 32, config.affinitynet_stride)[0]  # f: (3, h, w)
 
 
 def plain_affinity(f, radius):
@@ -171,12 +161,12 @@ def plain_affinity(f, radius):
                         for dy, dx in (path.destination for path in affinity.search_paths(radius))])
 
 
-W = affinity.feature_affinity(colour[None], 5)[0]
-assert torch.allclose(plain_affinity(colour, 5), W, atol=1e-6)
+W = affinity.feature_affinity(color[None], 5)[0]
+assert torch.allclose(plain_affinity(color, 5), W, atol=1e-6)
 print("ten lines = library:", True, "for", tuple(W.shape), "directions and sources")
 
 # %% [markdown]
-# Pick one cell and look at its affinities. What to look for: they fall where the colour changes, and nowhere else; colour alone
+# Pick one cell and look at its affinities. What to look for: they fall where the color changes, and nowhere else; color alone
 # cannot know which changes are outlines.
 
 # %%
@@ -186,15 +176,11 @@ def affinities_of(f, cell, radius=5, beta=1.0):
     return row.view(f.shape[1:])
 
 
-outline = (score_data.mask(image_id) == classes[0] + 1)[::config.affinitynet_stride, ::config.affinitynet_stride]
-points = np.argwhere(outline)
-cell = tuple(points[np.abs(points - points.mean(0)).sum(1).argmin()])  # of the object, near its centre
-figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.5))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-panels[0].plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
-mappable = viz.draw_map(panels[1], affinities_of(colour, cell), "affinity by colour")
-figure.colorbar(mappable, ax=panels, shrink=0.8)
-viz.show(figure, "A photograph with one marked cell, and the affinities of that cell to its neighbours by colour")
+points = np.argwhere((score_data.mask(image_id) == classes[0] + 1)[::config.affinitynet_stride, ::config.affinitynet_stride])
+cell = points[np.abs(points - points.mean(0)).sum(1).argmin()]  # of the object, near its center
+marked = viz.image(image, f"input {image_id}", dot=(cell[::-1] + 0.5) * config.affinitynet_stride)
+by_color = viz.heat_map(affinities_of(color, cell), "affinity by color")
+viz.show_panels([marked, by_color], "An image with one marked cell, and the affinities of that cell to its neighbors by color", size=2.5, bar=" ")
 
 # %% [markdown]
 # ## 3 The loss
@@ -222,18 +208,15 @@ print(f"background {losses.bg:.3f}, objects {losses.fg:.3f}, different {losses.n
 #
 # Three maps of the backbone, shallow to deep, pass a 1x1 convolution each (64, 128 and 256 channels), and one more over all 448. In
 # the published networks (ResNet-38 and VGG-16) all three maps have stride 8. Here the first is the one that is as fine as
-# the grid, and the deeper ones are enlarged to it. **Unlike IRN, the backbone is trained along**; only batch normalisation is frozen.
+# the grid, and the deeper ones are enlarged to it. **Unlike IRN, the backbone is trained along**; only batch normalization is frozen.
 
 # %%
-classifier_file = ""
-if config.affinitynet_init == "classifier":
-    classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-    classifier_file = classifier_stage.folder / "weights.safetensors"
 torch.manual_seed(config.seed)
-net = affinitynet_stages.build_affinitynet(config, classifier_file)
+start = open_stage(cam.CLASSIFIER, config).weights if config.affinitynet_init == "classifier" else ""
+net = affinitynet.build_affinitynet(config, start)
 images = torch.randn(2, 3, config.affinitynet_crop, config.affinitynet_crop)
-maps = net.backbone.stages(images)
-print("maps", [tuple(maps[level].shape) for level in net.levels], "-> features", tuple(net(images).shape))
+levels = net.backbone.stages(images)
+print("maps", [tuple(levels[level].shape) for level in net.levels], "-> features", tuple(net(images).shape))
 
 net.train()
 net(images).mean().backward()
@@ -244,53 +227,29 @@ print("gradients reach head and backbone:", True)
 # %% [markdown]
 # ## 5 Training
 #
-# Each sample is a crop with jittered colours; the image is normalised *after* the crop, so that the surroundings of a small image
+# Each sample is a crop with jittered colors; the image is normalized *after* the crop, so that the surroundings of a small image
 # are black, and the two CRF scores are averaged over the cells of the crop's own grid before they are compared. **No pixel label is
 # read.**
 
 # %%
-inputs = {"data": stages.data_hash(learn_data), "scores": scores_stage}
-if config.affinitynet_init == "classifier":
-    inputs["classifier"] = classifier_stage
-net_stage = artifacts.begin_stage(config, "affinitynet", ("affinitynet_",), inputs)
-weights_file = net_stage.folder / "weights.safetensors"
-if not net_stage.is_complete():
-    torch.manual_seed(config.seed)
-    net = affinitynet_stages.build_affinitynet(config, classifier_file, config.affinitynet_weights).to(run_device)
-    images_seen = 0
-    if not config.affinitynet_weights:
-        images_seen = affinitynet_stages.train_affinitynet(net, learn_data, scores_stage.folder, config, net_stage.folder)
-    training.save_weights(net, weights_file)
-    net_stage.finish([{"what": "AffinityNet", "split": learn_data.split, "images": len(learn_data)}], images_seen, str(run_device))
-net = affinitynet_stages.build_affinitynet(config, classifier_file, weights_file).to(run_device).eval()
+network = run(affinitynet.NETWORK, config)
+net = network.net
 
 # %% [markdown]
 # What to look for: the three terms pull against each other. Affinities that are all 1 would make the first two vanish and the
 # third infinite.
 
 # %% tags=["nbval-ignore-output"]
-if not config.affinitynet_weights:
-    log = training.read_log(net_stage.folder)
-    figure, panel = plt.subplots(figsize=(5.5, 2.8))
-    for key, words in (("bg", "background pairs"), ("fg", "object pairs"), ("neg", "different pairs")):
-        means = [np.mean([line[key] for line in log[max(0, i - 4):i + 1]]) for i in range(len(log))]  # of five lines
-        panel.plot([line["step"] for line in log], means, label=words)
-    panel.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    panel.legend()
-    viz.show(figure, f"The total loss goes from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
+viz.show_training(network.log(), {"bg": "background pairs", "fg": "object pairs", "neg": "different pairs"},
+                  alt="The total loss goes from {first[loss]:.2f} to {last[loss]:.2f} in {last[step]} steps", mean_of=5)
 
 # %% [markdown]
 # The affinities of the same cell as in section 2, now by the trained features:
 
 # %% tags=["nbval-ignore-output"]
-f = affinitynet_stages.grid_features(net, photograph, config).cpu()
-figure, panels = plt.subplots(1, 3, figsize=(8, 2.5))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-panels[0].plot(*((np.array(cell[::-1]) + 0.5) * config.affinitynet_stride), "o", color="#D55E00")
-viz.draw_map(panels[1], affinities_of(colour, cell), "by colour")
-mappable = viz.draw_map(panels[2], affinities_of(f, cell), "by AffinityNet")
-figure.colorbar(mappable, ax=panels, shrink=0.8)
-viz.show(figure, "Affinities of the marked cell to its neighbours, by colour and by the trained features")
+f = affinitynet.grid_features(net, image, config).cpu()
+viz.show_panels([marked, by_color, viz.heat_map(affinities_of(f, cell), "by AffinityNet")],
+                "Affinities of the marked cell to its neighbors, by color and by the trained features", size=2.5, bar=" ")
 
 # %% [markdown]
 # ## 6 The random walk
@@ -317,7 +276,7 @@ assert torch.allclose(dense, random_walk(graph, m, config.affinity_walk_log2_ste
 print("dense = sparse:", True, f" entries that are not 0: {100 * (V > 0).double().mean():.0f} % of this small matrix")
 
 # %% [markdown]
-# The published program builds the dense matrix and squares it eight times: about 6 s for a photograph at stride 8. The library keeps it sparse
+# The published program builds the dense matrix and squares it eight times: about 6 s for an image at stride 8. The library keeps it sparse
 # and never forms the power (the Chebyshev series of notebook 80): `python benchmarks/affinitynet_walk.py` measures both.
 #
 # One row of $T^t$ says where the score of a cell goes. What to look for: it spreads over head and body first; after many steps some of it has crossed
@@ -327,16 +286,14 @@ print("dense = sparse:", True, f" entries that are not 0: {100 * (V > 0).double(
 graph = affinitynet.feature_graph(f, config.affinitynet_radius, config.affinity_walk_beta)
 single = torch.zeros(1, *f.shape[1:])
 single[0, cell[0], cell[1]] = 1
-figure, panels = plt.subplots(1, 6, figsize=(12, 2.3))
-viz.draw_labels(panels[0], score_data.mask(image_id), score_data.classes, "truth", picture)
-for panel, power in zip(panels[1:], (0, 2, 4, 6, 8), strict=True):
-    spread = random_walk(graph, single, power)[0]
-    viz.draw_map(panel, spread / spread.max(), f"t = {2**power}")
-viz.show(figure, "The score of one cell after 1 to 256 steps, each divided by its maximum, beside the true mask")
+spread = {2**power: random_walk(graph, single, power)[0] for power in (0, 2, 4, 6, 8)}
+truth = viz.labels(score_data.mask(image_id), score_data.classes, "ground truth", image)
+viz.show_panels([truth, *(viz.heat_map(walk / walk.max(), f"t = {steps}") for steps, walk in spread.items())],
+                "The score of one cell after 1 to 256 steps, each divided by its maximum, beside the ground truth", size=2)
 
 # %% [markdown]
-# **A curiosity that is kept.** Only cells whose whole neighbourhood lies inside the map begin a pair. For radius 5 ten cells
-# of every map are in no pair at all and keep their scores, and cells at the left, right and lower border have fewer neighbours:
+# **A curiosity that is kept.** Only cells whose whole neighborhood lies inside the map begin a pair. For radius 5 ten cells
+# of every map are in no pair at all and keep their scores, and cells at the left, right and lower border have fewer neighbors:
 
 # %%
 lonely = affinitynet.feature_graph(torch.zeros(1, 12, 16), radius=5, beta=8).degree().view(12, 16)
@@ -361,30 +318,20 @@ except ValueError as error:
 # maps.
 
 # %%
-walk_inputs = {"data": stages.data_hash(train_data), "maps": maps_stage, "affinitynet": net_stage}
-masks_stage = artifacts.begin_stage(config, "affinitynet_masks", ("affinity_walk_",), walk_inputs)
-if not masks_stage.is_complete():
-    images_made = affinitynet_stages.make_affinitynet_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
-mask = read_mask(masks_stage.folder / f"{image_id}.png", train_data.num_classes)
-assert set(np.unique(mask)) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
+masks = run(affinitynet.MASKS, config)
+mask_of = viz.masks_in(masks.folder, score_data)
+assert set(np.unique(mask_of(image_id))) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
 print("every value of the mask is background or a class of the label:", True)
 
 # %% [markdown]
 # ## 8 Numbers
 #
-# The pseudo-masks against the true masks, beside the seeds of notebook 70. The last column says what was chosen by looking at pixel
+# The pseudo-masks against the ground truth, beside the seed masks of notebook 70. The last column says what was chosen by looking at pixel
 # labels, the lines beneath what was published for the full VOC 2012 (orientation only).
 
 # %% tags=["nbval-ignore-output"]
-if not masks_stage.is_complete():
-    evaluation = stages.score_masks(score_data, masks_stage.folder)
-    row = stages.metric_row("AffinityNet pseudo-mask", score_data, evaluation, False, config)
-    masks_stage.finish([row], images_made, str(run_device))
-rows = [{"method": config.method, "seed": config.seed} | row for row in seeds_stage.metrics() + masks_stage.metrics()
-        if row["what"] in ("CAM seed", "CAM seed + CRF", "AffinityNet pseudo-mask")]
-print(results.table(results.summarize(rows), compare=config.dataset == "voc12"))
-for entry in (entry for entry in results.PUBLISHED if "AffinityNet" in entry.what):
-    print(f"published, VOC 2012 {entry.split}, {entry.method}, {entry.what}: {entry.value} % ({entry.source})")
+print(results.run_table([row for row in seeds.metrics + masks.metrics if "miou" in row], config))
+print(results.quote(entry for entry in results.PUBLISHED if "AffinityNet" in entry.what))
 
 # %% [markdown]
 # ### Against IRN
@@ -392,10 +339,8 @@ for entry in (entry for entry in results.PUBLISHED if "AffinityNet" in entry.wha
 # If notebook 80 has refined the same maps, its score stands here beside AffinityNet's.
 
 # %% tags=["nbval-ignore-output"]
-irn_masks = artifacts.Stage(artifacts.stage_folder(config, "pseudo_masks"))
-if irn_masks.is_complete():
-    of_irn = [{"method": config.method, "seed": config.seed} | row for row in irn_masks.metrics()]
-    print(results.table(results.summarize(rows[-1:] + of_irn), compare=False))
+if (folder_of(irn.MASKS, config) / "run.json").is_file():
+    print(results.run_table(masks.metrics + open_stage(irn.MASKS, config).metrics, config))
 else:
     print("no masks of IRN in this run's folder: notebook 80 makes them")
 
@@ -406,22 +351,21 @@ else:
 
 # %% tags=["nbval-ignore-output"]
 tried = replace(score_data, ids=score_data.ids[:60], labels=score_data.labels[:60])
-features_of = {name: affinitynet_stages.grid_features(net, score_data.image(name), config) for name in tried.ids}
+features_of = {name: affinitynet.grid_features(net, score_data.image(name), config) for name in tried.ids}
 
 
 def walked_mask(name, alpha=config.affinity_walk_alpha, beta=config.affinity_walk_beta, power=config.affinity_walk_log2_steps):
     """Return the pseudo-mask of one image for one setting."""
-    classes, scores = stages.full_size_maps(maps_stage.folder, name)
+    classes, scores = full_size_maps(maps.folder, name)
     graph = affinitynet.feature_graph(features_of[name], config.affinitynet_radius, beta)
-    start = affinitynet.pooled_scores(torch.from_numpy(scores).to(run_device), alpha, net.stride)
-    walk = random_walk(graph, start, power)
+    pooled = affinitynet.pooled_scores(torch.from_numpy(scores).to(network.device), alpha, net.stride)
+    walk = random_walk(graph, pooled, power)
     return affinitynet.walk_mask(walk, classes, scores.shape[1:], net.stride).cpu().numpy()
 
 
 def score_of(**setting):
     """Return the mIoU in percent over the few images."""
-    return 100 * stages.score_masks(tried, lambda name: walked_mask(name, **setting)).scores().miou
-
+    return 100 * score_masks(tried, lambda name: walked_mask(name, **setting)).scores().miou
 
 # %% tags=["nbval-ignore-output"]
 usual = score_of()
@@ -434,42 +378,25 @@ for words, settings in (("alpha", (4, 8, 32)), ("beta", (4, 8, 32)), ("power", (
 # %% tags=["nbval-ignore-output"]
 def after_crf(name):
     """Return the pseudo-mask of one image after the dense CRF on its labels."""
-    classes = np.flatnonzero(score_data.label(name))
-    ids = np.array([0, *(classes + 1)])
-    label = np.searchsorted(ids, read_mask(masks_stage.folder / f"{name}.png", score_data.num_classes))
-    return ids[crf_from_labels(np.array(score_data.image(name)), label, len(ids))].astype(np.uint8)
+    ids = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
+    refined = crf_from_labels(np.array(score_data.image(name)), np.searchsorted(ids, mask_of(name)), len(ids))
+    return ids[refined].astype(np.uint8)
 
 
-with_crf = 100 * stages.score_masks(tried, after_crf).scores().miou
-without = 100 * stages.score_masks(tried, masks_stage.folder).scores().miou
+without, with_crf = (100 * score_masks(tried, masks_of).scores().miou for masks_of in (mask_of, after_crf))
 print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after a CRF")
 
 # %% [markdown]
 # ## 10 Look
 #
-# Best, random and worst images by their own IoU, in the project's order: input, truth, map, refined (the seed after the dense CRF), and
+# Best, random and worst images by their own IoU, in the project's order: input, ground truth, map, refined (the seed mask after the dense CRF), and
 # AffinityNet.
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(name):
-    """Return the mean IoU of one image (for ranking only, never averaged)."""
-    evaluation = Evaluation(score_data.num_classes + 1)
-    evaluation.add(score_data.mask(name), read_mask(masks_stage.folder / f"{name}.png", score_data.num_classes))
-    return evaluation.scores().miou
-
-
-ranking = {name: image_iou(name) for name in score_data.ids[:200]}
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 5, figsize=(8, 1.7 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    image = np.array(score_data.image(name))
-    viz.draw_image(line[0], image, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], image, stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "map")
-    for panel, folder, title in ((line[3], seeds_stage.folder / "seed_masks", "refined"),
-                                 (line[4], masks_stage.folder, f"AffinityNet, {100 * ranking[name]:.0f} %")):
-        viz.draw_labels(panel, read_mask(folder / f"{name}.png", score_data.num_classes), score_data.classes, title)
-viz.show(figure, "Best, random and worst image: maps, seeds after the CRF, and AffinityNet's masks")
+ranking = iou_of_images(score_data, mask_of)
+columns = {"map": viz.highest_scores(maps.folder), "refined": viz.masks_in(seeds.folder / "seed_masks", score_data), "AffinityNet": mask_of}
+viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed), columns,
+                  "Best, random and worst image: maps, seed masks after the CRF, and AffinityNet's masks", iou={"AffinityNet": ranking})
 
 # %% [markdown]
 # ## 11 Try it
@@ -478,32 +405,28 @@ viz.show(figure, "Best, random and worst image: maps, seeds after the CRF, and A
 # shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-features_of[image_id] = f.to(run_device)
+features_of[image_id] = f.to(network.device)
 
 
-def draw(power=6, alpha=16.0):
-    """Show the pseudo-mask of the chosen image."""
-    figure, axes = plt.subplots(figsize=(3, 3))
-    mask = walked_mask(image_id, alpha=alpha, power=power)
-    viz.draw_labels(axes, mask, score_data.classes, f"t = {2**power}, alpha {alpha:g}", picture)
-    viz.show(figure, f"Pseudo-mask of {image_id} after {2**power} steps with alpha {alpha:g}")
+def refined(power, alpha):
+    """Return a panel with the pseudo-mask of the chosen image."""
+    return viz.labels(walked_mask(image_id, alpha=alpha, power=power), score_data.classes, f"t = {2**power}, alpha {alpha:g}", image)
 
 
-widgets.explore(draw, power=(0, 10, 1), alpha=(1.0, 40.0, 1.0))
+widgets.explore(lambda power=6, alpha=16.0: viz.show_panels(
+    [refined(power, alpha)], f"Pseudo-mask of {image_id} after {2**power} steps with alpha {alpha:g}", size=3),
+    power=(0, 10, 1), alpha=(1.0, 40.0, 1.0))
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 6, figsize=(11, 2.2))
-viz.draw_labels(panels[0], score_data.mask(image_id), score_data.classes, "truth", picture)
-for panel, (power, alpha) in zip(panels[1:], ((0, 16), (3, 16), (6, 4), (6, 16), (6, 32)), strict=True):
-    viz.draw_labels(panel, walked_mask(image_id, alpha=alpha, power=power), score_data.classes, f"t = {2**power}, alpha {alpha}", picture)
-viz.show(figure, "Masks after 1, 8 and 64 steps; a larger alpha weakens the background and enlarges the mask")
+viz.show_panels([truth, *(refined(*pair) for pair in ((0, 16), (3, 16), (6, 4), (6, 16), (6, 32)))],
+                "Masks after 1, 8 and 64 steps; a larger alpha weakens the background and enlarges the mask", size=1.9)
 
 # %% [markdown]
 # ## 12 Summary and exercises
 #
 # * Two strengths of one background turn a partial map into sure labels and an honest "unknown".
 # * The network learns features that are alike inside objects; the walk averages scores over what is alike.
-# * The background walks along as a channel, and its exponent takes the place of a threshold. It gains 6.1 points over the plain seed here, but
+# * The background walks along as a channel, and its exponent takes the place of a threshold. It gains 6.1 points over the plain seed mask here, but
 # the CRF alone
 #   gains 14.1.
 # * **Limits.** The grid is coarse (8 pixels as published); a class whose map is wrong stays wrong; thin parts vanish in a cell.
@@ -511,7 +434,7 @@ viz.show(figure, "Masks after 1, 8 and 64 steps; a larger alpha weakens the back
 #   notebook 10) and 32. The paper's best masks go through one more CRF, the program's do not.
 # * Written: `affinity_scores/`, `affinitynet/`, `affinitynet_masks/`. Next: notebook 90 with `refinement = "affinitynet"`.
 #
-# **Exercise 1.** A photograph of 375 x 500 pixels at stride 8 (sides rounded up). How many entries has the dense matrix?
+# **Exercise 1.** An image of 375 x 500 pixels at stride 8 (sides rounded up). How many entries has the dense matrix?
 
 # %%
 entries = None  # your answer

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 80 · Inter-pixel relations: IRN
 #
-# *In: score maps and confident labels. Out: one pseudo-mask for each training image.*
+# *In: class activation maps and confident labels. Out: one pseudo-mask for each training image.*
 #
 # | | |
 # |---|---|
@@ -15,78 +15,72 @@
 # 1. say how a network learns object boundaries from labels that leave out every boundary,
 # 2. compute the affinity of two pixels and one step of a random walk by hand,
 # 3. tell from a picture whether a bad pseudo-mask comes from the map, from the boundary or from the threshold,
-# 4. measure how much the walk adds to the seeds.
+# 4. measure how much the walk adds to the seed masks.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
-method = "cam"  # whose score maps and seeds are refined
+method = "cam"  # whose class activation maps and seed masks are refined
 seed = 0  # of everything that is random
 irn_weights = ""  # a finished IRN instead of training
 irn_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone has not
 irn_epochs = 8  # 3 in the paper
 irn_batch_size = 16  # 32 in the paper
 irn_learning_rate = 0.1  # of the boundary head
-irn_displacement_learning_rate = 0.1  # 1.0 in the paper, with the momentum slip
+irn_displacement_learning_rate = 0.1  # 1.0 in the paper, with next to no momentum
+irn_momentum = 0.9  # 1e-4 in the official runs, the weight decay: see notebook 10, section 2
+irn_weight_decay = 1.0e-4
 irn_scale_min = 0.5
 irn_scale_max = 1.5
 irn_crop = 96  # 512 in the paper
 irn_displacement_width = 32  # channels of the displacement head; 256 in the paper
 irn_train_radius = 5  # 10 in the paper, on maps of 128 x 128 cells; the toy's maps have 24 x 24
-walk_pad_to = 0  # 512 in the paper: pad photographs to this side before the network; 0: to a multiple of 16
+walk_pad_to = 0  # 512 in the paper: pad images to this side before the network; 0: to a multiple of 16
 walk_radius = 3  # of the random walk; 5 in the paper
 walk_beta = 10.0  # exponent of the affinities
 walk_log2_steps = 4  # 2^4 steps of the random walk; 8 in the paper
-walk_threshold = 0.15  # score of the background; 0.25 in the paper
+walk_threshold = 0.15  # background threshold; 0.25 in the paper
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy import ndimage
 
-from wsss_lib import artifacts, formats, results, stages, training, viz, widgets
+from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.scoring import full_size_maps, iou_of_images
+from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import read_mask
-from wsss_lib.metrics import Evaluation
-from wsss_lib.refine import affinity
-from wsss_lib.refine.random_walk import propagate, pseudo_mask, walk_scores
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import cam, maps_of
+from wsss_lib.ops import affinity
+from wsss_lib.ops.random_walk import propagate, pseudo_mask, walk_scores
+from wsss_lib.refine import irn, seed_masks
 
 config = Config.from_notebook(globals())
-run_device = training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the score maps and the confident labels there? If not, the next cell stops and says which
+# The first check: are the class activation maps and the confident labels there? If not, the next cell stops and says which
 # notebook to run.
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-score_data = stages.open_data(config, config.score_split)
-maps_stage = artifacts.open_stage(config, "maps", "10_cam" if config.method == "cam" else f"of method {config.method!r}")
-seeds_stage = artifacts.open_stage(config, "seeds", "70_seeds")
-label_folder = seeds_stage.folder / "irn_labels"
-print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of "
-      f"split {score_data.split!r} are scored")
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
+print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of split {score_data.split!r} are scored")
 
 # %% [markdown]
-# What is at hand for one image: the score map, which finds a part of the object, and the confident label of notebook
+# What is at hand for one image: the class activation map, which finds a part of the object, and the confident label of notebook
 # 70: surely object, surely background, and in between a hatched zone where nobody knows. **The outline of the object
 # lies in the zone where nobody knows.** The whole notebook is about getting it out of there.
 
 # %% tags=["nbval-ignore-output"]
 image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
-photograph = score_data.image(image_id)
-picture = np.array(photograph)
-classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
-confident = read_mask(label_folder / f"{image_id}.png", train_data.num_classes)
-figure, panels = plt.subplots(1, 4, figsize=(8, 2.3))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], score_data.mask(image_id), score_data.classes, "truth", picture)
-viz.draw_scores(panels[2], picture, scores.max(0), "CAM")
-viz.draw_labels(panels[3], confident, train_data.classes, "confident label", picture)
-viz.show(figure, "The map lights up on a part of the object; the confident label leaves a hatched zone around it")
+image, highest_score = score_data.image(image_id), viz.highest_scores(maps.folder)
+confident = viz.masks_in(seeds.folder / "irn_labels", score_data)
+viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident label": confident},
+                  "The map lights up on a part of the object; the confident label leaves a hatched zone around it", size=2.2)
 
 # %% [markdown]
 # ## 1 Pairs and paths
@@ -96,7 +90,7 @@ viz.show(figure, "The map lights up on a part of the object; the confident label
 # there is a boundary**. And between two pixels that are surely the same thing there is none.
 #
 # All of this happens on a grid with one cell for each block of 4 x 4 pixels. Two cells form a pair if they are closer
-# than the radius $r$. Each pair is needed once, so half of the neighbourhood is enough: the cells to the right and
+# than the radius $r$. Each pair is needed once, so half of the neighborhood is enough: the cells to the right and
 # below. The *path* of a pair is made of all cells that lie less than one cell from the straight line between them.
 
 # %%
@@ -107,32 +101,28 @@ for destination in ((0, 3), (2, 3), (4, -1)):
     print(f"from (0, 0) to {destination}: {len(path.points)} cells: {path.points}")
 
 # %% [markdown]
-# The figure shows the neighbourhood, three of the paths and the larger neighbourhood that the paper trains with. What
+# The figure shows the neighborhood, three of the paths and the larger neighborhood that the paper trains with. What
 # to look for: an oblique path is two or three cells wide, so that a thin diagonal boundary cannot slip through between
 # two cells.
 
 # %%
-figure, panels = plt.subplots(1, 5, figsize=(12, 2.6))
-for panel, radius in ((panels[0], 5), (panels[4], 10)):
-    dy, dx = np.array([path.destination for path in affinity.search_paths(radius)]).T
-    panel.scatter(dx, dy, s=120 / radius, marker="s")
-    panel.set_title(f"{len(dx)} directions, radius {radius}")
-for panel, destination in zip(panels[1:4], ((0, 3), (2, 3), (4, -1)), strict=True):
-    y, x = np.array(next(path for path in paths if path.destination == destination).points).T
-    panel.scatter(x, y, s=200, marker="s", color="lightgrey")
-    panel.annotate("", destination[::-1], (0, 0), arrowprops={"arrowstyle": "->"})
-    panel.set_title(f"path to {destination}: {len(x)} cells")
-for panel in panels:
-    reach = 9.7 if panel is panels[4] else 4.7
-    panel.plot(0, 0, "o", color="black")
-    panel.set(xlim=(-reach, reach), ylim=(reach, -0.7), aspect="equal")
-    panel.set_axis_off()
-viz.show(figure, "A lower half disc of 34 neighbours, paths of 4, 8 and 10 cells, and a half disc of 152 neighbours")
+def neighborhood(radius, destination=None):
+    """Return a panel with the cells of a half disc, or of the path to one of them; (0, 0) is brightest."""
+    found = {path.destination: path.points for path in affinity.search_paths(radius)}
+    cells = np.array(found[destination] if destination else list(found))
+    grid = np.zeros((radius, 2 * radius - 1))
+    grid[cells[:, 0], cells[:, 1] + radius - 1] = 0.6
+    grid[0, radius - 1] = 1
+    return viz.heat_map(grid, f"path to {destination}: {len(cells)} cells" if destination else f"{len(cells)} directions, radius {radius}")
+
+
+viz.show_panels([neighborhood(5), *(neighborhood(5, cell) for cell in ((0, 3), (2, 3), (4, -1))), neighborhood(10)],
+                "A lower half disc of 34 neighbors, paths of 4, 8 and 10 cells, and a half disc of 152 neighbors", size=(2.4, 1.7))
 
 # %% [markdown]
 # **Which pairs are labelled.** There are three useful kinds: both cells background, both the same class, or two
 # different things. If one of the two is unknown (255), the pair is dropped. On a map of two rows and four columns with
-# radius 2, two cells have their whole neighbourhood inside; each has four partners.
+# radius 2, two cells have their whole neighborhood inside; each has four partners.
 
 # %%
 tiny_label = torch.tensor([[0, 0, 3, 3], [0, 255, 3, 3]])
@@ -146,7 +136,7 @@ assert (counts, dropped) == ({"bg_pos": 1, "fg_pos": 3, "neg": 2}, 2)
 # On the image from above, reduced to the grid as in training (rows and columns 2, 6, 10, …), with the walk's radius 3 (training: 5):
 
 # %% tags=["nbval-ignore-output"]
-grid_label = torch.from_numpy(transforms.quarter_label(confident).astype(np.int64))
+grid_label = torch.from_numpy(transforms.quarter_label(confident(image_id)).astype(np.int64))
 pairs = affinity.affinity_labels(grid_label, config.walk_radius, train_data.num_classes + 1)
 for name, mask in pairs._asdict().items():
     print(f"{name:7s} {100 * mask.float().mean():5.1f} % of {mask.numel()} pairs")
@@ -188,19 +178,14 @@ print("plain lines = library:", True, "for", tuple(from_library.shape), "directi
 # maximum. What to look for in the next figure: the wall throws a shadow, and light comes through the gap.
 
 # %%
-source_y, source_x = 2, 8
+y, x = 2, 8  # the marked cell
 row_length = edge.shape[1] - 2 * 4  # sources in a row of the grid
-values = from_library[:, source_y * row_length + source_x - 4]
 reached = np.full(edge.shape, np.nan)
-for path, value in zip(affinity.search_paths(5), values, strict=True):
-    reached[source_y + path.destination[0], source_x + path.destination[1]] = value
-figure, panels = plt.subplots(1, 2, figsize=(9, 2.6))
-titles = ("boundary map", "affinity of one cell to its neighbours")
-for panel, array, title in zip(panels, (edge, reached), titles, strict=True):
-    mappable = viz.draw_map(panel, array, title)
-    panel.plot(source_x, source_y, "o", color="#D55E00")
-figure.colorbar(mappable, ax=panels, shrink=0.8)
-viz.show(figure, "Neighbours behind the wall have an affinity of one tenth, except those that the gap lets through")
+for path, values in zip(affinity.search_paths(5), from_library, strict=True):
+    reached[y + path.destination[0], x + path.destination[1]] = values[y * row_length + x - 4]
+reached[y, x] = 1  # the cell itself
+viz.show_panels([viz.heat_map(edge, "boundary map"), viz.heat_map(reached, "affinity of one cell to its neighbors")],
+                "Neighbors behind the wall have an affinity of one tenth, except those that the gap lets through", size=(4.5, 2.6), bar=" ")
 
 # %% [markdown]
 # ## 3 The loss
@@ -250,12 +235,9 @@ for step in range(201):
     optimizer.step()
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 5, figsize=(12, 2.3))
-viz.draw_labels(panels[0], ring_label.numpy().astype(np.uint8), ["object"], "confident label")
-for panel, (step, boundary) in zip(panels[1:], snapshots.items(), strict=True):
-    mappable = viz.draw_map(panel, boundary, f"boundary, step {step}")
-figure.colorbar(mappable, ax=panels, shrink=0.8)
-viz.show(figure, "A thin line grows around the object inside the unknown ring, partly at its inner and partly at its outer rim")
+viz.show_panels([viz.labels(ring_label.numpy().astype(np.uint8), ["object"], "confident label"),
+                 *(viz.heat_map(boundary, f"boundary, step {step}") for step, boundary in snapshots.items())],
+                "A thin line grows around the object inside the unknown ring, partly at its inner and partly at its outer rim", bar=" ")
 cut = affinity.edge_to_affinity(logit.detach().sigmoid()[0], 10) < 0.5
 different = affinity.affinity_labels(ring_label[None], 10, 21).neg
 print(f"different pairs with a boundary between them: {100 * (cut & different).sum() / different.sum():.0f} %")
@@ -263,12 +245,12 @@ print(f"different pairs with a boundary between them: {100 * (cut & different).s
 # %% [markdown]
 # It does: nearly every different pair is cut. But the line jumps between the two rims of the ring, because any line inside it would
 # do: the loss alone cannot say *where* in the unknown zone the outline runs. That is the task of the network. It sees
-# colours and shapes and must find one rule for all images, and the rule that fits them all is the visible outline.
+# colors and shapes and must find one rule for all images, and the rule that fits them all is the visible outline.
 #
 # ## 4 Displacements
 #
-# IRN has a second head. For each cell it gives a vector $D(i)$ that should point to the centre of the object which the
-# cell belongs to. No centre is labelled either. But if both cells of a pair point at the same place, their vectors
+# IRN has a second head. For each cell it gives a vector $D(i)$ that should point to the center of the object which the
+# cell belongs to. No center is labelled either. But if both cells of a pair point at the same place, their vectors
 # differ by exactly the way between them:
 #
 # $$ D(i) - D(j) = x_j - x_i \quad \text{on } P^+_{fg}, \qquad D(i) - D(j) = 0 \quad \text{on } P^+_{bg} $$
@@ -287,13 +269,8 @@ for name, field in fields.items():
     print(f"{name:16s} dp_fg {losses.dp_fg:.2f}, dp_bg {losses.dp_bg:.2f}")
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(8, 2.8))
-for panel, title in zip(panels, ("perfect field", "plus a constant"), strict=True):
-    dy, dx = fields[title][:, ::3, ::3]
-    panel.quiver(column[::3, ::3], row[::3, ::3], dx, dy, angles="xy", scale_units="xy", scale=2, width=0.003)
-    panel.set(title=title, xlim=(-1, 48), ylim=(36, -1), aspect="equal")
-    panel.set_axis_off()
-viz.show(figure, "Arrows inside the disc point to its centre and vanish outside; with a constant all lean to one side")
+viz.show_panels([viz.arrows(fields[title], title) for title in ("perfect field", "plus a constant")],
+                "Arrows inside the disc point to its center and vanish outside; with a constant all lean to one side", size=(4, 2.8))
 
 # %% [markdown]
 # The loss sees differences only, so a constant is invisible to it. Therefore, after training, the average of $D$ over
@@ -303,27 +280,23 @@ viz.show(figure, "Arrows inside the disc point to its centre and vanish outside;
 #
 # ## 5 The network
 #
-# A frozen backbone gives five feature maps, shallow to deep. Each passes a 1x1 convolution, group normalisation and,
+# A frozen backbone gives five feature maps, shallow to deep. Each passes a 1x1 convolution, group normalization and,
 # where it is coarser, an enlargement to the grid of stride 4. Boundaries need the fine maps, and they need the deep
 # ones to tell an object's outline from a texture.
 
 # %%
 torch.manual_seed(config.seed)
-classifier_file = ""
-if config.irn_init == "classifier":
-    classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-    classifier_file = classifier_stage.folder / "weights.safetensors"
-net = stages.build_irn(config, classifier_file)
+start = open_stage(cam.CLASSIFIER, config).weights if config.irn_init == "classifier" else ""
+net = irn.build_irn(config, start)
 images = torch.randn(2, 3, config.irn_crop, config.irn_crop)
-for number, features in enumerate(net.backbone.stages(images), start=1):
-    print(f"stage {number}: {tuple(features.shape)}")
+print("stages:", *(tuple(features.shape) for features in net.backbone.stages(images)))
 edge_logit, displacement = net(images)
 print("boundary", tuple(edge_logit.shape), "displacement", tuple(displacement.shape))
-print(sum(p.numel() for p in net.edge_parameters()), "boundary and",
-      sum(p.numel() for p in net.displacement_parameters()), "displacement parameters")
+boundary_count, displacement_count = (sum(p.numel() for p in part) for part in (net.edge_parameters(), net.displacement_parameters()))
+print(boundary_count, "boundary and", displacement_count, "displacement parameters")
 
 # %% [markdown]
-# "Frozen" means that no gradient enters the backbone and that its batch normalisation stays in inference form. One
+# "Frozen" means that no gradient enters the backbone and that its batch normalization is frozen, too. One
 # backward pass shows it:
 
 # %%
@@ -337,7 +310,7 @@ print("gradients reach the two heads only:", True)
 
 # %% [markdown]
 # **Which backbone.** Published is the backbone as ImageNet left it, *not* the classifier of notebook 10: the fine-tuned
-# features have learnt to look at the telling part. That is `irn_init = "backbone"`. The small backbone of the smoke run
+# features have learned to look at the discriminative region. That is `irn_init = "backbone"`. The small backbone of the smoke run
 # has no ImageNet weights, and frozen random features would be of no use, so the smoke run starts from the classifier
 # instead (`irn_init = "classifier"`).
 #
@@ -345,58 +318,33 @@ print("gradients reach the two heads only:", True)
 # trains nothing again. Its inputs are the confident labels and, if used, the classifier. **No pixel label is read.**
 
 # %%
-inputs = {"data": stages.data_hash(train_data), "seeds": seeds_stage}
-if config.irn_init == "classifier":
-    inputs["classifier"] = classifier_stage
-irn_stage = artifacts.begin_stage(config, "irn", ("irn_",), inputs)
-weights_file = irn_stage.folder / "weights.safetensors"
-if not irn_stage.is_complete():
-    torch.manual_seed(config.seed)
-    net = stages.build_irn(config, classifier_file, config.irn_weights).to(run_device)
-    images_seen = 0
-    if not config.irn_weights:
-        images_seen = stages.train_irn(net, train_data, label_folder, config, irn_stage.folder)
-        stages.set_mean_displacement(net, train_data, config)
-    training.save_weights(net, weights_file)
-    irn_stage.finish([{"what": "IRN", "split": train_data.split, "images": len(train_data)}], images_seen, str(run_device))
-net = stages.build_irn(config, classifier_file, weights_file).to(run_device).eval()
+network = run(irn.NETWORK, config)
+net = network.net
 
 # %% [markdown]
 # Four curves, one for each term. What to look for: the two boundary terms pull against each other, and neither can
 # reach zero.
 
 # %% tags=["nbval-ignore-output"]
-if not config.irn_weights:
-    log = training.read_log(irn_stage.folder)
-    figure, panels = plt.subplots(1, 2, figsize=(9, 2.6))
-    names = {"pos": "equal pairs", "neg": "different pairs", "dp_fg": "displacement, objects",
-             "dp_bg": "displacement, background"}
-    for panel, keys in zip(panels, (("pos", "neg"), ("dp_fg", "dp_bg")), strict=True):
-        for key in keys:
-            panel.plot([line["step"] for line in log], [line[key] for line in log], label=names[key])
-        panel.set(xlabel="step", ylabel="loss", ylim=(0, None))
-        panel.legend()
-    viz.show(figure, f"The total loss goes from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
+viz.show_training(network.log(), {"pos": "equal pairs", "neg": "different pairs"},
+                  {"dp_fg": "displacement, objects", "dp_bg": "displacement, background"},
+                  alt="The total loss goes from {first[loss]:.2f} to {last[loss]:.2f} in {last[step]} steps")
 print("mean displacement (dy, dx) in cells:", np.round(net.mean_shift.running_mean.cpu().numpy(), 2))
 
 # %% [markdown]
 # And the boundaries. The network saw confident labels with unknown zones and never an outline; these are its boundary
-# maps, the average of the image and its mirror image:
+# maps, the average of the image and its horizontal flip:
 
 # %% tags=["nbval-ignore-output"]
-shown = score_data.ids[:3]
-figure, panels = plt.subplots(2, len(shown), figsize=(2 * len(shown), 4))
-for name, column_of_panels in zip(shown, panels.T, strict=True):
-    boundary, _ = stages.boundary_map(net, score_data.image(name), config)
-    viz.draw_image(column_of_panels[0], np.array(score_data.image(name)), f"input {name}")
-    mappable = viz.draw_map(column_of_panels[1], boundary.cpu(), "boundary map")
-figure.colorbar(mappable, ax=panels[1], shrink=0.8)
-viz.show(figure, "Three photographs and their boundary maps: bright lines around objects")
+shown = [score_data.image(name) for name in score_data.ids[:3]]
+viz.show_panels([[viz.image(each, f"input {name}") for each, name in zip(shown, score_data.ids, strict=False)],
+                 [viz.heat_map(irn.boundary_map(net, each, config)[0].cpu(), "boundary map") for each in shown]],
+                "Three images and their boundary maps: bright lines around objects", bar=" ")
 
 # %% [markdown]
 # ## 6 The random walk
 #
-# The boundary map makes a graph: every cell is joined to its neighbours within the radius, with the affinity as the
+# The boundary map makes a graph: every cell is joined to its neighbors within the radius, with the affinity as the
 # strength of the bond. High powers sharpen the bonds ($\beta = 10$ turns $0.9$ into $0.35$ and $0.5$ into $0.001$). (Published: 256 steps; a
 # smoke run, whose grid is smaller, takes 16.)
 # With $A_{ij} = a_{ij}^\beta$, $A_{ii} = 1$ and $D$ the column sums of $A$:
@@ -433,9 +381,9 @@ print("ten lines = library:", True, "and every column of T sums to 1")
 # maximum. It is averaging, not spilling of a fixed amount.
 #
 # **Time and memory.** The published program builds the matrix with $n \times n$ entries and squares it eight times. But
-# a cell has bonds with 68 neighbours at most, so nearly all entries are zero, and we never need the power itself, only
-# its product with a few score maps. The library multiplies the sparse matrix by the score columns, with a Chebyshev
-# series that replaces 256 products by 84 (derived in `refine/random_walk.py`). For a photograph of 375 x 500 pixels:
+# a cell has bonds with 68 neighbors at most, so nearly all entries are zero, and we never need the power itself, only
+# its product with a few maps. The library multiplies the sparse matrix by the score columns, with a Chebyshev
+# series that replaces 256 products by 84 (derived in `refine/random_walk.py`). For an image of 375 x 500 pixels:
 
 # %%
 cells = ((375 - 1) // 4 + 1) * ((500 - 1) // 4 + 1)
@@ -449,7 +397,7 @@ print(f"sparse: n x {bonds} = {cells * bonds:>11,} numbers, {cells / bonds:,.0f}
 #
 # ### What the boundary map decides
 #
-# A synthetic scene shows the rest: three objects, each with a small blob as its score map, and three boundary maps: the
+# A synthetic scene shows the rest: three objects, each with a small blob as its map, and three boundary maps: the
 # true outlines, the outlines blurred, and the outlines with a gap in each.
 
 # %%
@@ -475,16 +423,14 @@ def walk_after(edge, steps, beta=10.0):
 # What to look for: along a row the blobs fill their shapes and then stop at the outline, unless there is a hole in it.
 
 # %%
-figure, panels = plt.subplots(3, 7, figsize=(13, 4.3))
-for line, (name, edge) in zip(panels, edges.items(), strict=True):
-    viz.draw_map(line[0], edge, f"boundary: {name}")
-    for panel, steps in zip(line[1:], (0, 1, 4, 16, 64, 256), strict=True):
-        mappable = viz.draw_map(panel, walk_after(edge, steps), f"t = {steps}")
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="score / maximum")
-viz.show(figure, "With true and with blurred outlines the blobs fill three shapes; through the gaps the score leaks out")
+viz.show_panels([[viz.heat_map(edge, f"boundary: {name}"),
+                  *(viz.heat_map(walk_after(edge, steps), f"t = {steps}") for steps in (0, 1, 4, 16, 64, 256))]
+                 for name, edge in edges.items()],
+                "With true and with blurred outlines the blobs fill three shapes; through the gaps the score leaks out", size=(1.9, 1.4),
+                bar="score / maximum")
 
 # %% [markdown]
-# The numbers of the last column: which share of the score lies outside the objects, and how even is it inside?
+# The numbers of the last column: which fraction of the score lies outside the objects, and how even is it inside?
 
 # %%
 union = shapes.amax(0).bool()
@@ -500,14 +446,10 @@ for name, edge in edges.items():
 # the strip above is the same for readers of the page):
 
 # %%
-def draw_walk(power=4, boundary="with gaps", beta=10.0):
-    """Show the walk over the synthetic scene after 2^power steps."""
-    figure, axes = plt.subplots(figsize=(5, 3))
-    viz.draw_map(axes, walk_after(edges[boundary], 2**power, beta), f"t = {2**power}, {boundary}, beta {beta:.0f}")
-    viz.show(figure, f"Scores after {2**power} steps over the boundary map '{boundary}'")
-
-
-widgets.explore(draw_walk, power=(0, 10, 1), boundary=list(edges), beta=(1.0, 20.0, 1.0))
+widgets.explore(lambda power=4, boundary="with gaps", beta=10.0: viz.show_panels(
+    [viz.heat_map(walk_after(edges[boundary], 2**power, beta), f"t = {2**power}, {boundary}, beta {beta:.0f}")],
+    f"Scores after {2**power} steps over the boundary map '{boundary}'", size=(5, 3)),
+    power=(0, 10, 1), boundary=list(edges), beta=(1.0, 20.0, 1.0))
 
 # %% [markdown]
 # **The exponent.** A network's boundary map is never quite 0 or 1. With half-hearted outlines and faint noise
@@ -517,12 +459,10 @@ widgets.explore(draw_walk, power=(0, 10, 1), boundary=list(edges), beta=(1.0, 20
 # %%
 noise = torch.from_numpy(generator.random(blurred.shape)).float()
 half_hearted = 0.6 * blurred / blurred.max() + 0.2 * noise
-figure, panels = plt.subplots(1, 5, figsize=(12, 1.9))
-viz.draw_map(panels[0], half_hearted, "boundary map")
-for panel, beta in zip(panels[1:], (1, 3, 10, 100), strict=True):
-    mappable = viz.draw_map(panel, walk_after(half_hearted, 256, beta), f"beta {beta}")
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="score / maximum")
-viz.show(figure, "With exponent 1 the scores flood the picture, with 10 they fill the shapes, with 100 they hardly move")
+viz.show_panels([viz.heat_map(half_hearted, "boundary map"),
+                 *(viz.heat_map(walk_after(half_hearted, 256, beta), f"beta {beta}") for beta in (1, 3, 10, 100))],
+                "With exponent 1 the scores flood the scene, with 10 they fill the shapes, with 100 they hardly move", size=(2.4, 1.9),
+                bar="score / maximum")
 
 # %% [markdown]
 # ## 7 From the walk to a mask
@@ -536,15 +476,14 @@ viz.show(figure, "With exponent 1 the scores flood the picture, with 10 they fil
 # %%
 walk = propagate(blobs, edges["true"], 5, 10, 8)
 walk = walk / walk.amax((1, 2), keepdim=True)
-figure, panels = plt.subplots(1, 2, figsize=(8, 2.6))
-for panel, strength in zip(panels, (1.0, 0.2), strict=True):
+panels = []
+for strength in (1.0, 0.2):
     weakened = walk * torch.tensor([1.0, strength, 1.0]).view(3, 1, 1)
-    maxima = walk_scores(weakened, (144, 240)).amax((1, 2)).tolist()
     mask = pseudo_mask(weakened, [0, 1, 2], (144, 240), threshold=0.25)
-    title = "maxima " + ", ".join(f"{value:.2f}" for value in maxima)
-    viz.draw_labels(panel, mask.numpy(), ["first", "second", "third"], title)
+    title = "maxima " + ", ".join(f"{value:.2f}" for value in walk_scores(weakened, (144, 240)).amax((1, 2)).tolist())
+    panels.append(viz.labels(mask.numpy(), ["first", "second", "third"], title))
     print(f"{title}: the mask holds the values {mask.unique().tolist()}")
-viz.show(figure, "Left a mask of three objects; right the second object has vanished, below the threshold everywhere")
+viz.show_panels(panels, "Left a mask of three objects; right the second object has vanished, below the threshold everywhere", size=(4, 2.6))
 
 # %% [markdown]
 # A class below a quarter of the strongest one **vanishes from the mask**, although the image-level label says that it
@@ -555,92 +494,60 @@ viz.show(figure, "Left a mask of three objects; right the second object has vani
 # The four steps on the image from the start:
 
 # %% tags=["nbval-ignore-output"]
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
-boundary, _ = stages.boundary_map(net, photograph, config)
-maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
-walk = propagate(maps, boundary, config.walk_radius, config.walk_beta, config.walk_log2_steps)
+classes, scores, size = read_maps(maps.folder / f"{image_id}.npz")
+boundary, _ = irn.boundary_map(net, image, config)
+start = torch.from_numpy(scores).to(network.device) ** config.walk_power
+walk = propagate(start, boundary, config.walk_radius, config.walk_beta, config.walk_log2_steps)
 mask = pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy()
-figure, panels = plt.subplots(1, 5, figsize=(9, 2.1))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_scores(panels[1], picture, stages.full_size_maps(maps_stage.folder, image_id)[1].max(0), "CAM")
-viz.draw_map(panels[2], boundary.cpu(), "boundary map")
-viz.draw_scores(panels[3], picture, walk_scores(walk, size).amax(0).cpu().numpy(), "after the walk")
-viz.draw_labels(panels[4], mask, train_data.classes, "pseudo-mask", picture)
-viz.show(figure, "The score map of one part, the boundary map, the walked scores and the mask made of them")
+viz.show_panels([viz.image(image, f"input {image_id}"), viz.scores(image, highest_score(image_id), "CAM"),
+                 viz.heat_map(boundary.cpu(), "boundary map"), viz.scores(image, walk_scores(walk, size).amax(0).cpu().numpy(), "after the walk"),
+                 viz.labels(mask, train_data.classes, "pseudo-mask", image)],
+                "The class activation map of one part, the boundary map, the walked scores and the mask made of them", size=1.9)
 
 # %% [markdown]
 # ## 8 All images
 #
-# Now every training image. **The image-level labels are used here**: the score maps hold only the classes that the
+# Now every training image. **The image-level labels are used here**: the class activation maps hold only the classes that the
 # label names.
 
 # %%
-walk_inputs = {"data": stages.data_hash(train_data), "maps": maps_stage, "irn": irn_stage}
-masks_stage = artifacts.begin_stage(config, "pseudo_masks", ("walk_",), walk_inputs)
-if not masks_stage.is_complete():
-    images_made = stages.make_pseudo_masks(net, train_data, maps_stage.folder, config, masks_stage.folder)
-mask = read_mask(masks_stage.folder / f"{image_id}.png", train_data.num_classes)
-assert set(np.unique(mask)) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
+masks = run(irn.MASKS, config)
+mask_of = viz.masks_in(masks.folder, score_data)
+assert set(np.unique(mask_of(image_id))) <= {0, *(np.flatnonzero(train_data.label(image_id)) + 1)}
 print("every value of the mask is background or a class of the label:", True)
 
 # %% [markdown]
 # ## 9 Numbers
 #
-# The pseudo-masks against the true masks, beside the rows of notebook 70. The last column says what was chosen by
+# The pseudo-masks against the ground truth, beside the rows of notebook 70. The last column says what was chosen by
 # looking at pixel labels, the lines beneath what was published for the full VOC 2012 (an orientation only, unless the full VOC is what
 # ran).
 
 # %% tags=["nbval-ignore-output"]
-if not masks_stage.is_complete():
-    evaluation = stages.score_masks(score_data, masks_stage.folder)
-    row = stages.metric_row("IRN pseudo-mask", score_data, evaluation, False, config)
-    masks_stage.finish([row], images_made, str(run_device))
-rows = [{"method": config.method, "seed": config.seed} | row for row in seeds_stage.metrics() + masks_stage.metrics()
-        if row["what"] in ("CAM seed", "CAM seed + CRF", "IRN pseudo-mask")]
-print(results.table(results.summarize(rows), compare=config.dataset == "voc12"))
-for what in ("CAM seed", "IRN pseudo-mask"):
-    entry = results.published("cam", what, "train")
-    print(f"published, VOC 2012 train, {what}: {entry.value} % ({entry.source})")
+rows = [row for row in seeds.metrics + masks.metrics if "miou" in row]
+print(results.run_table(rows, config))
+print(results.quote(results.published("cam", what, "train") for what in ("CAM seed", "IRN pseudo-mask")))
 
 # %% [markdown]
 # Precision and recall say how a change comes about. A threshold trades one against the other; a walk that stops at outlines
-# can raise recall without paying for it in precision, and one that leaks pays with both. Here, against the plain seed both rise; against
-# the seed with CRF recall rises by 6.4 points and precision falls by 2.6.
+# can raise recall without paying for it in precision, and one that leaks pays with both. Here, against the plain seed mask both rise; against
+# the one with CRF recall rises by 6.4 points and precision falls by 2.6.
 
 # %% tags=["nbval-ignore-output"]
-print(f"{'':16s} precision  recall")
-for row in rows:
-    print(f"{row['what']:16s} {row['precision']:7.1f} % {row['recall']:6.1f} %")
-print("\nIoU of the pseudo-masks:")
-for name, value in zip(("background", *train_data.classes), masks_stage.metrics()[0]["class_iou"], strict=True):
-    print(f"  {name:12s} {'not in this split' if value is None else f'{value:.1f} %'}")
+print("\n".join(f"{row['what']:16s} precision {row['precision']:.1f} %, recall {row['recall']:.1f} %" for row in rows))
+print(results.class_table({"IoU of the mask": rows[-1]["class_iou"]}, ["background", *train_data.classes]))
 
 # %% [markdown]
 # ## 10 Look
 #
-# Best, random and worst images by their own IoU, in the project's order: input, truth, CAM, refined (the seed after the
+# Best, random and worst images by their own IoU, in the project's order: input, ground truth, CAM, refined (the seed mask after the
 # dense CRF), and IRN.
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(name):
-    """Return the mean IoU of one image (for ranking only, never averaged)."""
-    evaluation = Evaluation(score_data.num_classes + 1)
-    evaluation.add(score_data.mask(name), read_mask(masks_stage.folder / f"{name}.png", score_data.num_classes))
-    return evaluation.scores().miou
-
-
-ranking = {name: image_iou(name) for name in score_data.ids[:200] if score_data.label(name).any()}
+ranking = iou_of_images(score_data, mask_of)
 chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 5, figsize=(8, 1.7 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    image = np.array(score_data.image(name))
-    viz.draw_image(line[0], image, f"input {name}")
-    viz.draw_labels(line[1], score_data.mask(name), score_data.classes, "truth")
-    viz.draw_scores(line[2], image, stages.full_size_maps(maps_stage.folder, name)[1].max(0, initial=0), "CAM")
-    for panel, folder, title in ((line[3], seeds_stage.folder / "seed_masks", "refined"), (line[4], masks_stage.folder, "IRN")):
-        viz.draw_labels(panel, read_mask(folder / f"{name}.png", score_data.num_classes), score_data.classes, title)
-    line[4].set_title(f"IRN, IoU {100 * ranking[name]:.0f} %")
-viz.show(figure, "Best, random and worst image: input, truth, CAM, refined seed and IRN's mask with its IoU")
+viz.show_examples(score_data, chosen, {"CAM": highest_score, "refined": viz.masks_in(seeds.folder / "seed_masks", score_data), "IRN": mask_of},
+                  "Best, random and worst image: input, ground truth, CAM, refined seed mask and IRN's mask with its IoU", iou={"IRN": ranking})
 
 # %% [markdown]
 # ### A failure
@@ -651,15 +558,13 @@ viz.show(figure, "Best, random and worst image: input, truth, CAM, refined seed 
 
 # %% tags=["nbval-ignore-output"]
 worst = chosen[-1]
-truth = score_data.mask(worst)
-mask = read_mask(masks_stage.folder / f"{worst}.png", score_data.num_classes)
-classes, scores = stages.full_size_maps(maps_stage.folder, worst)
-for index, label in enumerate(classes):
-    objects, found, known = truth == label + 1, mask == label + 1, truth != 255
-    peak = np.unravel_index(scores[index].argmax(), truth.shape)
+truth, mask = score_data.mask(worst), mask_of(worst)
+for label, scores in zip(*full_size_maps(maps.folder, worst), strict=True):
+    objects, found = truth == label + 1, (mask == label + 1) & (truth != 255)
+    peak = np.unravel_index(scores.argmax(), truth.shape)
     print(f"{score_data.classes[label]}: peak of the map on the object: {bool(objects[peak])}; "
           f"object pixels missed: {100 * (objects & ~found).sum() / max(1, objects.sum()):.0f} %; "
-          f"mask pixels outside: {100 * (found & ~objects & known).sum() / max(1, (found & known).sum()):.0f} %")
+          f"mask pixels outside: {100 * (found & ~objects).sum() / max(1, found.sum()):.0f} %")
 
 # %% [markdown]
 # If the peak is not on the object, the map is to blame and no refinement helps. If it is, look at what is larger:
@@ -672,33 +577,21 @@ for index, label in enumerate(classes):
 # for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-classes, scores, size = formats.read_maps(maps_stage.folder / f"{image_id}.npz")
-maps = torch.from_numpy(scores).to(run_device) ** config.walk_power
-
-
 def mask_with(beta, threshold):
-    """Return the pseudo-mask of the chosen image for one exponent and one threshold."""
-    walk = propagate(maps, boundary, config.walk_radius, beta, config.walk_log2_steps)
-    return pseudo_mask(walk, classes, size, threshold).cpu().numpy()
+    """Return a panel with the pseudo-mask of the chosen image for one exponent and one threshold."""
+    walk = propagate(start, boundary, config.walk_radius, beta, config.walk_log2_steps)
+    mask = pseudo_mask(walk, classes, size, threshold).cpu().numpy()
+    return viz.labels(mask, score_data.classes, f"beta {beta:g}, threshold {threshold:g}", image)
 
 
-def draw(beta=10.0, threshold=0.25):
-    """Show that pseudo-mask."""
-    figure, axes = plt.subplots(figsize=(3, 3))
-    title = f"beta {beta:.0f}, threshold {threshold:.2f}"
-    viz.draw_labels(axes, mask_with(beta, threshold), score_data.classes, title, picture)
-    viz.show(figure, f"Pseudo-mask of {image_id} with exponent {beta:.0f} and threshold {threshold:.2f}")
-
-
-widgets.explore(draw, beta=(1.0, 20.0, 1.0), threshold=(0.0, 0.9, 0.05))
+widgets.explore(lambda beta=10.0, threshold=0.25: viz.show_panels(
+    [mask_with(beta, threshold)], f"Pseudo-mask of {image_id} with exponent {beta:.0f} and threshold {threshold:.2f}", size=3),
+    beta=(1.0, 20.0, 1.0), threshold=(0.0, 0.9, 0.05))
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 6, figsize=(11, 2.2))
-viz.draw_labels(panels[0], score_data.mask(image_id), score_data.classes, "truth", picture)
 settings = ((1, 0.25), (5, 0.25), (10, 0.25), (10, 0.1), (10, 0.5))
-for panel, (beta, threshold) in zip(panels[1:], settings, strict=True):
-    viz.draw_labels(panel, mask_with(beta, threshold), score_data.classes, f"beta {beta}, threshold {threshold}", picture)
-viz.show(figure, "A small exponent blurs the mask over the outline, a low threshold enlarges it, a high one shrinks it")
+viz.show_panels([viz.labels(score_data.mask(image_id), score_data.classes, "ground truth", image), *(mask_with(*pair) for pair in settings)],
+                "A small exponent blurs the mask over the outline, a low threshold enlarges it, a high one shrinks it", size=1.9)
 
 # %% [markdown]
 # ## 12 Summary and exercises
@@ -710,7 +603,7 @@ viz.show(figure, "A small exponent blurs the mask over the outline, a low thresh
 #   needs no label any more.
 #
 # **Exercise 1.** The paper trains with radius 10 on maps of 128 x 128 cells. How many pairs has one image? (Rows of
-# sources times columns of sources times directions; the neighbourhood reaches 9 cells to the left, to the right and
+# sources times columns of sources times directions; the neighborhood reaches 9 cells to the left, to the right and
 # down.)
 
 # %%

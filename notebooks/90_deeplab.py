@@ -20,7 +20,7 @@
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
-method = "cam"  # whose pseudo-masks; "truth": the true masks, an upper reference
+method = "cam"  # whose pseudo-masks; "truth": the ground truth, an upper reference
 seed = 0  # of everything that is random
 val_split = "val"  # images that are segmented
 deeplab_version = "v2"  # or "v3plus", see section 11
@@ -42,41 +42,37 @@ deeplab_test_scales = [0.5, 0.75]  # beside 1.0, in training and in testing
 # %%
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsss_lib import artifacts, results, stages, training, viz, widgets
-from wsss_lib.config import MASKS_OF, Config
+from wsss_lib import results, viz, widgets
+from wsss_lib.config import Config
+from wsss_lib.core.scoring import iou_of_images, score_masks
+from wsss_lib.core.stage import open_stage, run
+from wsss_lib.core.training import poly_factor
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import read_mask
-from wsss_lib.metrics import Evaluation
-from wsss_lib.nets import deeplab_v2, deeplab_v3plus
-from wsss_lib.nets.backbone import build_backbone, normalization_of
-from wsss_lib.refine.crf import crf_from_probabilities, crf_segmentation
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import cam
+from wsss_lib.nets import backbone, deeplab_v2, deeplab_v3plus
+from wsss_lib.ops.crf import crf_from_probabilities, crf_segmentation
+from wsss_lib.segment import deeplab
 
 config = Config.from_notebook(globals())
-run_device = training.seed_everything(config)
 viz.use_style()
 
 # %% [markdown]
 # The first check: are the images and the masks to train on there? If not, the next cell stops and says which notebook
-# to run. With `method = "truth"` the network trains on the true masks. **That run uses pixel labels.** It is no
+# to run. With `method = "truth"` the network trains on the ground truth. **That run uses pixel labels.** It is no
 # weakly-supervised result but the upper reference: what this network would reach with perfect pseudo-masks. (On VOC's
-# `train_aug` the true masks are in another folder: add `-p mask_folder SegmentationClassAug`.)
+# `train_aug` the ground truth is in another folder: add `-p mask_folder SegmentationClassAug`.)
 
 # %%
-train_data = stages.open_data(config, config.train_split)
-val_data = stages.open_data(config, config.val_split)
-if config.method == "truth":
-    training_masks, masks_input = train_data.root / train_data.mask_folder, stages.truth_hash(train_data)
-else:
-    masks_input = artifacts.open_stage(config, *MASKS_OF[config.refinement])
-    training_masks = masks_input.folder
-print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background")
-print("trained on", "TRUE MASKS (pixel labels)" if config.method == "truth" else "pseudo-masks (image-level labels only)")
+train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split)
+training_masks = None if config.method == "truth" else open_stage(deeplab.masks_of(config), config)
+print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background;",
+      "trained on", "pseudo-masks (image-level labels only)" if training_masks else "THE GROUND TRUTH (pixel labels)")
 
 # %% [markdown]
 # Why train another network at all, when every training image has a mask already? For two reasons. The pseudo-masks need
@@ -121,19 +117,16 @@ print("plain lines = nn.Conv2d for rates 1, 6 and 12:", True)
 
 # %%
 with torch.device("meta"):
-    published_net = deeplab_v2.DeepLabV2(build_backbone("resnet101", output_stride=8), num_classes=21)
+    published_net = deeplab_v2.DeepLabV2(backbone.build_backbone("resnet101", output_stride=8), num_classes=21)
 print(f"ResNet-101, 21 classes: strides {published_net.backbone.strides}, "
       f"{sum(parameter.numel() for parameter in published_net.parameters()):,} parameters")
 for name in ("layer1", "layer2", "layer3", "layer4"):
     print(f"  {name}: rate {getattr(published_net.backbone, name)[-1].conv2.dilation[0]}")
 
 # %%
-classifier_file = ""
-if config.deeplab_init == "classifier":
-    classifier_stage = artifacts.open_stage(config, "classifier", "10_cam", method="cam")
-    classifier_file = classifier_stage.folder / "weights.safetensors"
+start = open_stage(cam.CLASSIFIER, config).weights if config.deeplab_init == "classifier" else ""
 as_v2 = config.model_copy(update={"deeplab_version": "v2"})  # sections 1 to 5 are about version 2, whatever is trained
-net = stages.build_deeplab(as_v2, train_data.num_classes, classifier_file)
+net = deeplab.build_deeplab(as_v2, train_data.num_classes, start)
 images = torch.randn(2, 3, config.deeplab_crop, config.deeplab_crop)
 with torch.no_grad():
     features = net.backbone(images)  # f: (N, D, h, w)
@@ -142,10 +135,10 @@ print("images", tuple(images.shape), "-> features", tuple(features.shape), "-> l
 net.train()
 frozen = [module for module in net.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 assert not any(module.training or module.weight.requires_grad for module in frozen)
-print(f"{len(frozen)} batch normalisations frozen, even after train():", True)
+print(f"{len(frozen)} batch normalizations frozen, even after train():", True)
 
 # %% [markdown]
-# Batch normalisation is frozen entirely, statistics and affine parameters: ten images in a batch are too few to
+# Batch normalization is frozen entirely, statistics and affine parameters: ten images in a batch are too few to
 # estimate statistics, so those of the initial weights stay.
 #
 # ## 2 Atrous spatial pyramid pooling
@@ -155,14 +148,13 @@ print(f"{len(frozen)} batch normalisations frozen, even after train():", True)
 #
 # $$ z = \sum_{r \in \{6, 12, 18, 24\}} \mathrm{Conv}^{3\times3}_r(f). $$
 #
-# There is no normalisation, no ReLU and no pooled branch. What does one output pixel look at? The gradient of that
+# There is no normalization, no ReLU and no pooled branch. What does one output pixel look at? The gradient of that
 # pixel with respect to the input says it exactly: it is not zero where the input matters. What to look for: nine points
 # each, with one in common.
 
 # %%
 rates = (6, 12, 18, 24)
 cases = {f"rate {rate}": (rate,) for rate in rates} | {"sum of all four": rates}
-figure, panels = plt.subplots(1, 5, figsize=(12, 2.7))
 
 
 def seen_by_one_pixel(rates, side=57):
@@ -173,12 +165,9 @@ def seen_by_one_pixel(rates, side=57):
     return x.grad[0, 0] != 0
 
 
-for panel, (name, chosen) in zip(panels, cases.items(), strict=True):
-    y, x = torch.nonzero(seen_by_one_pixel(chosen), as_tuple=True)
-    panel.scatter(x, y, s=12, marker="s")
-    panel.set(title=f"{name}: {len(x)} points", xlim=(-1, 57), ylim=(57, -1), aspect="equal", xticks=[], yticks=[])
-    panel.spines[:].set_visible(True)
-viz.show(figure, "Four square patterns of nine points, each wider than the one before; their sum is a star of 33 points")
+seen = {name: seen_by_one_pixel(chosen) for name, chosen in cases.items()}
+viz.show_panels([viz.heat_map(points, f"{name}: {points.sum()} points") for name, points in seen.items()],
+                "Four square patterns of nine points, each wider than the one before; their sum is a star of 33 points", size=2.6)
 
 # %% [markdown]
 # A single rate sees corners and edges of one size; the sum sees eight directions at four distances. This is on the
@@ -186,33 +175,34 @@ viz.show(figure, "Four square patterns of nine points, each wider than the one b
 # rates 18 and 24 stay open with this small backbone): the next figure takes the gradient through the whole network, down to the pixels of an image.
 
 # %%
-torch.manual_seed(config.seed)
-side = 417
-figure, panels = plt.subplots(1, 5, figsize=(12, 2.7))
-for panel, (name, chosen) in zip(panels, cases.items(), strict=True):
-    probe = deeplab_v2.DeepLabV2(build_backbone("resnet_small", 8), 2, chosen).eval()
+def strength_in_image(rates, side=417):
+    """Return how much each block of 4 x 4 pixels matters for the central output pixel: (h, w), the largest 1."""
+    probe = deeplab_v2.DeepLabV2(backbone.build_backbone("resnet_small", 8), 2, rates).eval()
     pixels = torch.full((1, 3, side, side), 0.1, requires_grad=True)
     z = probe(pixels)
     z[0, 1, z.shape[2] // 2, z.shape[3] // 2].backward()
-    strength = F.avg_pool2d(pixels.grad.abs().sum(1), 4)[0]  # of blocks of 4 x 4 pixels
-    viz.draw_map(panel, (strength / strength.max()) ** 0.25, name)
-viz.show(figure, "In the image every point is a soft patch; all four rates make a star, dense in the middle")
+    strength = F.avg_pool2d(pixels.grad.abs().sum(1), 4)[0]
+    return strength / strength.max()
+
+
+torch.manual_seed(config.seed)
+viz.show_panels([viz.heat_map(strength_in_image(chosen) ** 0.25, name) for name, chosen in cases.items()],
+                "In the image every point is a soft patch; all four rates make a star, dense in the middle", size=2.6)
 
 # %% [markdown]
-# **A limit.** A tap that falls off the map sees zeros. On a small map the large rates keep nothing but their centre,
+# **A limit.** A tap that falls off the map sees zeros. On a small map the large rates keep nothing but their center,
 # and are then 1x1 convolutions. The table counts the taps of a central pixel that lie inside. 41 is the side of the map
 # for the published crop of 321 pixels, 12 that of a toy image:
 
 # %%
 for side in (12, 41, 63):
-    centre = side // 2
-    inside = [sum(0 <= centre + a * rate < side and 0 <= centre + b * rate < side for a in (-1, 0, 1) for b in (-1, 0, 1))
-              for rate in rates]
-    print(f"map of {side} x {side}:", dict(zip(rates, inside, strict=True)), "of 9 taps")
+    inside = {rate: sum(0 <= side // 2 + a * rate < side and 0 <= side // 2 + b * rate < side for a in (-1, 0, 1) for b in (-1, 0, 1))
+              for rate in rates}
+    print(f"map of {side} x {side}:", inside, "of 9 taps")
 print("rates of this run:", config.deeplab_atrous_rates)
 
 # %% [markdown]
-# Even on the published crop, rate 24 has only its centre left in the middle of the map; its other taps serve pixels
+# Even on the published crop, rate 24 has only its center left in the middle of the map; its other taps serve pixels
 # near the rim, and larger test images. On the toy's small maps that would happen to three of the four rates, so the
 # smoke run has smaller ones.
 #
@@ -261,7 +251,7 @@ assert set(nearest.flatten().tolist()) <= {1, 3, 255} and not set(blurred.flatte
 
 # %% [markdown]
 # Bilinear resizing invents classes, and turns unknown into labels that punish the network for being right. With nearest
-# neighbour no new value arises. 255 stands for what nobody knows (void borders of true masks) and for what lies outside
+# neighbor no new value arises. 255 stands for what nobody knows (void borders of ground truth) and for what lies outside
 # the image in a crop; it is left out of every mean.
 #
 # **Two losses.** Plain cross-entropy is the mean over all known pixels. If nine tenths of them are background,
@@ -318,28 +308,27 @@ assert own.flatten().tolist() == (z * present[..., None, None]).argmax(1).flatte
 
 # %%
 groups = deeplab_v2.parameter_groups(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
+names = ("backbone", "head, weights", "head, biases")
 iterations = np.arange(config.deeplab_iterations)
-factor = np.array([training.poly_factor(int(t), config.deeplab_iterations, every=10) for t in iterations])
-figure, panels = plt.subplots(1, 2, figsize=(10, 2.8))
-for panel, shown in zip(panels, (len(iterations), 50), strict=True):
-    for name, group in zip(("backbone", "head, weights", "head, biases"), groups, strict=True):
-        panel.step(iterations[:shown], group["lr"] * factor[:shown], where="post", label=name)
-    panel.set(xlabel="iteration", ylabel="learning rate", yscale="log", title=f"{shown} of {len(iterations)} iterations")
-panels[0].legend(loc="lower left")
-viz.show(figure, "Three parallel curves, a factor of ten and one of two apart, fall to zero in stairs of ten iterations")
+factor = np.array([poly_factor(int(t), config.deeplab_iterations, every=10) for t in iterations])
+rates_of = {name: group["lr"] * factor for name, group in zip(names, groups, strict=True)}
+viz.show_panels([viz.curves(iterations[:shown], {name: values[:shown] for name, values in rates_of.items()},
+                            f"{len(iterations[:shown])} of {len(iterations)} iterations", xlabel="iteration", ylabel="learning rate",
+                            yscale="log") for shown in (len(iterations), 50)],
+                "Three parallel curves, a factor of ten and one of two apart, fall to zero in stairs of ten iterations", size=(5, 2.8))
 
 # %%
-for name, group in zip(("backbone", "head, weights", "head, biases"), groups, strict=True):
+for name, group in zip(names, groups, strict=True):
     print(f"{name:14s} {group['lr'] / config.deeplab_learning_rate:3.0f} x, weight decay {group['weight_decay']}, "
           f"{len(group['params'])} tensors")
 steps = (0, 9, 10, 19, 20)
-print("factors at iterations", steps, "of 100:", [round(training.poly_factor(step, 100, every=10), 3) for step in steps])
+print("factors at iterations", steps, "of 100:", [round(poly_factor(step, 100, every=10), 3) for step in steps])
 
 # %% [markdown]
 # ## 6 Training
 #
 # > **Which initial weights?** DeepLab-v2 is usually distributed with weights that were pre-trained on MS-COCO
-# > *segmentation masks*. A network that starts from them has learnt outlines from pixel labels, whatever its training
+# > *segmentation masks*. A network that starts from them has learned outlines from pixel labels, whatever its training
 # > masks are. Result lists mark such rows "I+C" (ImageNet and COCO) and fair ones "I". The start alone is worth one to
 # > two points (VWL reports both), more than many methods differ by. **Never compare across initial weights.** This
 # > project knows three starts: `imagenet`, `classifier` (image-level labels only) and `none`. None of them has seen a
@@ -349,36 +338,19 @@ print("factors at iterations", steps, "of 100:", [round(training.poly_factor(ste
 # stage's inputs are the training masks and, if used, the classifier.
 
 # %%
-inputs = {"data": stages.data_hash(train_data), "masks": masks_input}
-if config.deeplab_init == "classifier":
-    inputs["classifier"] = classifier_stage
-deeplab_stage = artifacts.begin_stage(config, "deeplab", stages.DEEPLAB_FIELDS, inputs)
-weights_file = deeplab_stage.folder / "weights.safetensors"
-if not deeplab_stage.is_complete():
-    torch.manual_seed(config.seed)
-    net = stages.build_deeplab(config, train_data.num_classes, classifier_file, config.deeplab_weights).to(run_device)
-    images_seen = 0
-    if not config.deeplab_weights:
-        images_seen = stages.train_deeplab(net, train_data, training_masks, config, deeplab_stage.folder)
-    training.save_weights(net, weights_file)
-    deeplab_stage.finish([{"what": f"{stages.deeplab_name(config)} training", "split": train_data.split, "images": len(train_data)}],
-                         images_seen, str(run_device))
-net = stages.build_deeplab(config, train_data.num_classes, classifier_file, weights_file).to(run_device).eval()
+network = run(deeplab.DEEPLAB, config)
+net = network.net
 
 # %% [markdown]
 # In version 2 the loss is a sum of four, so guessing costs $4 \ln K$ (dotted; the first value drawn, after ten steps, is below it already); in
 # version 3+ it is one. The last value is not zero, and should
-# not be: a network that fits every mistake of the pseudo-masks has learnt the mistakes.
+# not be: a network that fits every mistake of the pseudo-masks has learned the mistakes.
 
 # %% tags=["nbval-ignore-output"]
-if not config.deeplab_weights:
-    log = training.read_log(deeplab_stage.folder)
-    figure, axes = plt.subplots(figsize=(5, 2.6))
-    axes.plot([line["step"] for line in log], [line["loss"] for line in log])
-    terms = 4 if config.deeplab_version == "v2" else 1
-    axes.axhline(terms * np.log(train_data.num_classes + 1), color="grey", linestyle=":")
-    axes.set(xlabel="step", ylabel=f"loss (terms: {terms})", title=f"{stages.deeplab_name(config)}: training loss", ylim=(0, None))
-    viz.show(figure, f"Training loss falls from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} in {log[-1]['step']} steps")
+terms = 4 if config.deeplab_version == "v2" else 1
+viz.show_training(network.log(), alt="Training loss falls from {first[loss]:.2f} to {last[loss]:.2f} in {last[step]} steps",
+                  title=f"{deeplab.deeplab_name(config)}: training loss", ylabel=f"loss (terms: {terms})",
+                  chance=terms * np.log(train_data.num_classes + 1))
 
 # %% [markdown]
 # Now the three scales again, on that one of the first twenty validation images in which the network is surest to see an
@@ -386,168 +358,122 @@ if not config.deeplab_weights:
 # at the right, which scale gave the maximum for the winning class (1.0 is brightest).
 
 # %%
-def sure_share(name):
-    """Return the share of pixels in which one class has more than half of the probability and is not background."""
-    return (stages.class_probabilities(net, val_data.image(name), config)[1:].max(0) > 0.5).mean()
+def sure_pixels(name):
+    """Return the fraction of pixels in which one class has more than half of the probability and is not background."""
+    return (deeplab.class_probabilities(net, val_data.image(name), config)[1:].max(0) > 0.5).mean()
 
 
-image_id = max(val_data.ids[:20], key=sure_share)
-photograph = val_data.image(image_id)
-picture = np.array(photograph)
+image_id = max(val_data.ids[:20], key=sure_pixels)
+image = val_data.image(image_id)
+picture = np.array(image)
 
 # %% tags=["nbval-ignore-output"]
-mean, std = normalization_of(config.deeplab_backbone)
-x = transforms.to_tensor(transforms.normalize(photograph, mean, std))[None].to(run_device)
+x = transforms.to_tensor(transforms.normalize(image, *backbone.normalization_of(config.deeplab_backbone)))[None].to(network.device)
 with torch.inference_mode():
     maps = deeplab_v2.multi_scale_logits(net, x, config.deeplab_test_scales)
 maps = torch.cat([F.interpolate(part, size=picture.shape[:2], mode="bilinear", align_corners=False) for part in maps]).cpu()
-labels_of_max = maps[-1].argmax(0)
-winner = maps[:-1].gather(1, labels_of_max[None, None].expand(len(maps) - 1, 1, -1, -1))[:, 0].argmax(0)
+winner = maps[:-1].gather(1, maps[-1].argmax(0)[None, None].expand(len(maps) - 1, 1, -1, -1))[:, 0].argmax(0)
 scales = np.array([1.0, *config.deeplab_test_scales])
-figure, panels = plt.subplots(1, len(maps) + 2, figsize=(13, 2.6))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-for panel, part, name in zip(panels[1:-1], maps, [*(f"scale {p}" for p in scales), "maximum"], strict=True):
-    mappable = viz.draw_scores(panel, picture, 1 - part.softmax(0)[0].numpy(), name)
-viz.draw_map(panels[-1], scales[winner], "scale that decided")
-figure.colorbar(mappable, ax=panels, shrink=0.8, label="not background; scale")
-viz.show(figure, "Maps of one image at each scale, coarser with smaller scale, their maximum, and which scale decided where")
+viz.show_panels([viz.image(picture, f"input {image_id}"),
+                 *(viz.scores(picture, 1 - part.softmax(0)[0].numpy(), name)
+                   for part, name in zip(maps, [*(f"scale {p}" for p in scales), "maximum"], strict=True)),
+                 viz.heat_map(scales[winner], "scale that decided")],
+                "Maps of one image at each scale, coarser with smaller scale, their maximum, and which scale decided where",
+                bar="not background; scale")
 
 # %% [markdown]
 # ## 7 All validation images
 #
-# **No image-level label is used here.** Score maps and pseudo-masks know which classes are in an image; this network is
+# **No image-level label is used here.** Class activation maps and pseudo-masks know which classes are in an image; this network is
 # asked about all classes. To be sure, the next cell makes a copy of the validation split with every label erased, and
 # the stage is given that copy.
 
 # %%
 unlabelled = replace(val_data, labels=np.zeros_like(val_data.labels))
-probabilities = stages.class_probabilities(net, unlabelled.image(image_id), config)  # (K, H, W)
-assert not unlabelled.labels.any()
-assert len(probabilities) == val_data.num_classes + 1 and np.allclose(probabilities.sum(0), 1, atol=1e-4)
+probabilities = deeplab.class_probabilities(net, unlabelled.image(image_id), config)  # (K, H, W)
+assert not unlabelled.labels.any() and len(probabilities) == val_data.num_classes + 1 and np.allclose(probabilities.sum(0), 1, atol=1e-4)
 print("prediction without any label:", True)
 
 # %%
-prediction_inputs = {"data": stages.data_hash(val_data), "deeplab": deeplab_stage}
-predictions_stage = artifacts.begin_stage(config, "predictions", ("deeplab_",), prediction_inputs)
-if not predictions_stage.is_complete():
-    images_made = stages.make_predictions(net, unlabelled, config, predictions_stage.folder)
+predictions = run(deeplab.PREDICTIONS, config)
+plain, with_crf = (viz.masks_in(predictions.folder / folder, val_data) for folder in ("plain", "crf"))
 print("predictions with and without CRF for", len(val_data), "images")
 
 # %% [markdown]
 # ## 8 Dense CRF
 #
-# The network's masks are smooth at stride 8; the photograph has sharp edges. The dense conditional random field joins
+# The network's masks are smooth at stride 8; the image has sharp edges. The dense conditional random field joins
 # every pixel with every other and asks for labels $y$ of low energy
 #
 # $$ E(y) = \sum_i -\log P_i(y_i) + \sum_{i<j} [y_i \ne y_j]
 # \Big( w_1 e^{-\frac{|p_i - p_j|^2}{2\theta_\alpha^2} - \frac{|I_i - I_j|^2}{2\theta_\beta^2}}
 # + w_2 e^{-\frac{|p_i - p_j|^2}{2\theta_\gamma^2}} \Big) $$
 #
-# with position $p$ and colour $I$: near pixels of like colour should agree. Here, unlike in notebook 70, the unary term
+# with position $p$ and color $I$: near pixels of like color should agree. Here, unlike in notebook 70, the unary term
 # is the network's probability and not a hard label, and the constants are DeepLab's: $w_1 = 4$, $\theta_\alpha = 67$
-# pixels, $\theta_\beta = 3$ grey levels, $w_2 = 3$, $\theta_\gamma = 1$. Ten steps of mean field find a good answer.
-# Without the pairwise terms nothing must change, and the library must take the photograph as it is, not the normalised
+# pixels, $\theta_\beta = 3$ gray levels, $w_2 = 3$, $\theta_\gamma = 1$. Ten steps of mean field find a good answer.
+# Without the pairwise terms nothing must change, and the library must take the image as it is, not the normalized
 # one:
 
 # %%
 same = crf_from_probabilities(picture, probabilities, bilateral_compat=0, gaussian_compat=0)
 assert np.array_equal(same.argmax(0), probabilities.argmax(0)) and picture.dtype == np.uint8
-stored = read_mask(predictions_stage.folder / "crf" / f"{image_id}.png", val_data.num_classes)
-assert np.mean(crf_segmentation(picture, probabilities) == stored) > 0.99
+assert np.mean(crf_segmentation(picture, probabilities) == with_crf(image_id)) > 0.99
 print("no pairwise terms, no change; the stored mask is that of the CRF:", True)
 
 # %% [markdown]
-# The strip shows one image from the network's answer over one step to ten, and then with two other colour constants.
+# The strip shows one image from the network's answer over one step to ten, and then with two other color constants.
 # (Sliders appear in JupyterLab.)
 
 # %% tags=["nbval-ignore-output"]
-def refined(iterations=10, colour=3.0, space=67.0):
-    """Return the labels of the chosen image after the CRF."""
-    return crf_segmentation(picture, probabilities, iterations=iterations, bilateral_srgb=colour, bilateral_sxy=space)
+def refined(iterations=10, color=3.0, space=67.0):
+    """Return a panel with the labels of the chosen image after the CRF."""
+    mask = crf_segmentation(picture, probabilities, iterations=iterations, bilateral_srgb=color, bilateral_sxy=space)
+    return viz.labels(mask, val_data.classes, f"{iterations} steps, color {color:g}", picture)
 
 
-def draw(iterations=10, colour=3.0, space=67.0):
-    """Show them."""
-    figure, axes = plt.subplots(figsize=(3, 3))
-    title = f"{iterations} steps, colour {colour:.0f}, space {space:.0f}"
-    viz.draw_labels(axes, refined(iterations, colour, space), val_data.classes, title, picture)
-    viz.show(figure, f"Segmentation of {image_id} after the CRF with {title}")
-
-
-widgets.explore(draw, iterations=(0, 10, 1), colour=(1.0, 30.0, 1.0), space=(5.0, 100.0, 5.0))
+widgets.explore(lambda iterations=10, color=3.0, space=67.0: viz.show_panels(
+    [refined(iterations, color, space)], f"Segmentation of {image_id} after {iterations} steps of the CRF, color {color:.0f}, space "
+    f"{space:.0f}", size=3), iterations=(0, 10, 1), color=(1.0, 30.0, 1.0), space=(5.0, 100.0, 5.0))
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(1, 7, figsize=(14, 2.5))
-viz.draw_image(panels[0], picture, f"input {image_id}")
-viz.draw_labels(panels[1], val_data.mask(image_id), val_data.classes, "truth", picture)
-settings = ((0, 3), (1, 3), (10, 3), (10, 10), (10, 30))
-for panel, (iterations, colour) in zip(panels[2:], settings, strict=True):
-    viz.draw_labels(panel, refined(iterations, colour), val_data.classes, f"{iterations} steps, colour {colour}", picture)
-viz.show(figure, "The mask before the CRF, after one step and after ten, and with two wider colour constants")
+truth = viz.labels(val_data.mask(image_id), val_data.classes, "ground truth", picture)
+viz.show_panels([viz.image(picture, f"input {image_id}"), truth,
+                 *(refined(*setting) for setting in ((0, 3), (1, 3), (10, 3), (10, 10), (10, 30)))],
+                "The mask before the CRF, after one step and after ten, and with two wider color constants", size=2)
 
 # %% [markdown]
 # ## 9 Numbers
 #
 # One confusion matrix over all validation images, without and with CRF. The table says what was chosen by looking at
-# pixel labels: for `truth`, everything that the network has learnt.
+# pixel labels: for `truth`, everything that the network has learned.
 
 # %% tags=["nbval-ignore-output"]
-if not predictions_stage.is_complete():
-    honest = "all training masks" if config.method == "truth" else masks_input.metrics()[-1]["pixel_labels_chose"]
-    name, folder = stages.deeplab_name(config), predictions_stage.folder
-    scored = [(name, stages.score_masks(val_data, folder / "plain"), False), (f"{name} + CRF", stages.score_masks(val_data, folder / "crf"), True)]
-    if config.deeplab_centre_crop:  # another set of pixels, and said so in the row's name
-        crops = stages.score_centre_crops(net, val_data, config)
-        scored.append((f"{name} ({config.deeplab_centre_crop} centre crop)", crops, False))
-    rows = [stages.metric_row(what, val_data, evaluation, crf, config) | {"pixel_labels_chose": honest}
-            for what, evaluation, crf in scored]
-    predictions_stage.finish(rows, images_made, str(run_device))
-rows = predictions_stage.metrics()
-chain = [] if config.method == "truth" else masks_input.metrics()
-chain = [{"method": config.method, "seed": config.seed} | row for row in chain + rows]
-print(results.table(results.summarize(chain), compare=config.dataset == "voc12"))
-print("initial weights of this run:", config.deeplab_init)
-for row in chain:
-    entry = results.published(config.method, row["what"], row["split"])
-    if entry:
-        print(f"published, VOC 2012 {entry.split}, {entry.what}: {entry.value} % ({entry.source})")
+rows = predictions.metrics
+chain = (training_masks.metrics if training_masks else []) + rows
+print(results.run_table(chain, config), "initial weights of this run: " + config.deeplab_init, sep="\n")
+print(results.quote(results.published(config.method, row["what"], row["split"]) for row in chain))
 
 # %% [markdown]
 # The pseudo-masks were scored on `train`, with labels at hand, the network on `val` without: two sets of images, so their numbers may not be
-# subtracted. The fair comparison is the same network, trained on true masks and scored on the same images (method `truth`, notebook 00). Class
+# subtracted. The fair comparison is the same network, trained on the ground truth and scored on the same images (method `truth`, notebook 00). Class
 # by class:
 
 # %% tags=["nbval-ignore-output"]
-print(f"{'IoU %':14s} {'plain':>8s} {'+ CRF':>8s}")
-for name, *values in zip(("background", *val_data.classes), *(row["class_iou"] for row in rows), strict=True):
-    cells = ["not in split" if value is None else f"{value:8.1f}" for value in values]
-    print(f"{name:14s} {cells[0]:>8s} {cells[1]:>8s}")
-print(f"{'mean':14s} {rows[0]['miou']:8.1f} {rows[1]['miou']:8.1f}")
+iou_of = {title: [*row["class_iou"], row["miou"]] for title, row in zip(("plain", "+ CRF"), rows, strict=False)}
+print(results.class_table(iou_of, ["background", *val_data.classes, "mean"]))
 
 # %% [markdown]
 # ## 10 Look
 #
-# Best, random and worst validation images by their own IoU before the CRF, in the project's order: input, truth,
+# Best, random and worst validation images by their own IoU before the CRF, in the project's order: input, ground truth,
 # segmentation, and the segmentation after the CRF.
 
 # %% tags=["nbval-ignore-output"]
-def image_iou(name, folder):
-    """Return the mean IoU of one image (for ranking only, never averaged)."""
-    evaluation = Evaluation(val_data.num_classes + 1)
-    evaluation.add(val_data.mask(name), read_mask(predictions_stage.folder / folder / f"{name}.png", val_data.num_classes))
-    return evaluation.scores().miou
-
-
-ranking = {name: image_iou(name, "plain") for name in val_data.ids[:200]}
-chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
-figure, panels = plt.subplots(len(chosen), 4, figsize=(9, 2.3 * len(chosen)), squeeze=False)
-for name, line in zip(chosen, panels, strict=True):
-    viz.draw_image(line[0], np.array(val_data.image(name)), f"input {name}")
-    viz.draw_labels(line[1], val_data.mask(name), val_data.classes, "truth")
-    for panel, folder, title in ((line[2], "plain", "segmentation"), (line[3], "crf", "+ CRF")):
-        mask = read_mask(predictions_stage.folder / folder / f"{name}.png", val_data.num_classes)
-        viz.draw_labels(panel, mask, val_data.classes, f"{title}, IoU {100 * image_iou(name, folder):.0f} %")
-viz.show(figure, "Best, random and worst validation image: input, truth, segmentation, with CRF; the IoU stands above")
+ranking = iou_of_images(val_data, plain)
+viz.show_examples(val_data, viz.best_worst_random(ranking, count=1, seed=config.seed), {"segmentation": plain, "+ CRF": with_crf},
+                  "Best, random and worst validation image: input, ground truth, segmentation, with CRF; the IoU stands above", size=2.2,
+                  iou={"segmentation": ranking, "+ CRF": iou_of_images(val_data, with_crf)})
 
 # %% [markdown]
 # There are two kinds of bad images. In one the outline is wrong; a CRF may help. In the other the *name* is wrong: two
@@ -556,19 +482,17 @@ viz.show(figure, "Best, random and worst validation image: input, truth, segment
 # all validation images:
 
 # %% tags=["nbval-ignore-output"]
-evaluation = stages.score_masks(val_data, predictions_stage.folder / "plain")
-confusion = evaluation.confusion
-total = confusion.sum() - np.trace(confusion)
-kinds = {"object called background": confusion[1:, 0].sum(), "background called object": confusion[0, 1:].sum(),
-         "one class called another": confusion[1:, 1:].sum() - np.trace(confusion[1:, 1:])}
-for name, count in kinds.items():
-    print(f"{name:26s} {100 * count / max(1, total):5.1f} % of the wrong pixels")
+confusion = score_masks(val_data, predictions.folder / "plain").confusion
+wrong = confusion - np.diag(np.diag(confusion))
+kinds = {"object called background": wrong[1:, 0], "background called object": wrong[0, 1:], "one class called another": wrong[1:, 1:]}
+for name, pixels in kinds.items():
+    print(f"{name:26s} {100 * pixels.sum() / max(1, wrong.sum()):5.1f} % of the wrong pixels")
 
 # %% [markdown]
 # ## The test server
 #
 # VOC's test masks are not public. Scores on `test` come from a server that takes an archive of palette PNGs. A network
-# needs no label for these images, and `stages.make_predictions` writes their masks as above; `python -m
+# needs no label for these images, and `make_predictions` writes their masks as above; `python -m
 # wsss_lib.submission make` packs a folder of them and checks the archive (names, sizes, palette, values) before anybody
 # uploads it, and `--help` says the rest. The server takes few uploads, and choosing parameters by its answers would be
 # using pixel labels of the test set.
@@ -580,41 +504,42 @@ for name, count in kinds.items():
 # | scales | three, fused by the maximum | one |
 # | pyramid | four 3x3 classifiers, summed | 1x1, three 3x3 and a view of the whole image, joined; dropout |
 # | decoder | none: logits at stride 8 | logits at stride 4, early features join |
-# | batch normalisation | frozen entirely | trained |
+# | batch normalization | frozen entirely | trained |
 # | learning rates | backbone 1, head 10, its biases 20; stairs of ten | backbone 1, decoder 10; every iteration |
 # | loss | four cross-entropies | one, on enlarged logits |
 # | published recipe, VOC | batch 10, 20,000 iterations, 321-pixel crops | batch 16, 30,000, 513 (DRS: batch 32, 20,000, five times the rate) |
-# | published score | full images, with CRF | **centre crops of 513 pixels**: other pixels, not comparable with full images |
+# | published score | full images, with CRF | **center crops of 513 pixels**: other pixels, not comparable with full images |
 #
 # Both are here for every method: `deeplab_version`, and `configs/options/` with the two published recipes. Two faults
 # of the published version 3+ program: what lies outside a small image is taught as *background* (here it is 255;
-# `deeplab_padding_is_background = True` repeats the fault), and its scores are those of centre crops (`deeplab_centre_crop = 513`
+# `deeplab_padding_is_background = True` repeats the fault), and its scores are those of center crops (`deeplab_centre_crop = 513`
 # adds such a row, named so, beside that of full images).
 
 # %%
 with torch.device("meta"):
-    both = {"v2": deeplab_v2.DeepLabV2(build_backbone("resnet101", 8), 21),
+    both = {"v2": deeplab_v2.DeepLabV2(backbone.build_backbone("resnet101", 8), 21),
             "v3+": deeplab_v3plus.DeepLabV3Plus(deeplab_v3plus.build_dilated_backbone("resnet101", 16), 21)}
-    crop = torch.zeros(2, 3, 513, 513)
     for name, published in both.items():
         print(f"{name:4s} ResNet-101: {sum(part.numel() for part in published.parameters()):,} parameters, 513 pixels -> "
-              f"logits {tuple(published(crop).shape[2:])}")
+              f"logits {tuple(published(torch.zeros(2, 3, 513, 513)).shape[2:])}")
 
 # %% [markdown]
-# What does the stride alone cost? The true masks themselves, reduced to logits of stride 8 and of stride 4 and enlarged
-# again, are the best that either grid can hold:
+# What does the stride alone cost? The ground truth itself, reduced to logits of stride 8 and of stride 4 and enlarged
+# again, is the best that either grid can hold:
 
 # %%
+def on_grid(name, stride):
+    """Return the ground truth of an image after it was reduced to a grid and enlarged again."""
+    mask = torch.from_numpy(val_data.mask(name)).long()
+    one_hot = F.one_hot(torch.where(mask == 255, 0, mask), val_data.num_classes + 1).permute(2, 0, 1)[None].float()
+    coarse = F.interpolate(one_hot, size=[-(-side // stride) for side in mask.shape], mode="area")
+    return F.interpolate(coarse, size=mask.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy().astype(np.uint8)
+
+
 few = replace(val_data, ids=val_data.ids[:100], labels=val_data.labels[:100])
 for stride in (8, 4):
-    evaluation = Evaluation(val_data.num_classes + 1)
-    for name in few.ids:
-        mask = torch.from_numpy(few.mask(name)).long()
-        known = F.one_hot(torch.where(mask == 255, 0, mask), val_data.num_classes + 1).permute(2, 0, 1)[None].float()
-        coarse = F.interpolate(known, size=[(side + stride - 1) // stride for side in mask.shape], mode="area")
-        fine = F.interpolate(coarse, size=mask.shape, mode="bilinear", align_corners=False)
-        evaluation.add(mask.numpy(), fine[0].argmax(0).numpy())
-    print(f"stride {stride}: at most {100 * evaluation.scores().miou:.1f} % mIoU on {len(few)} images")
+    best = score_masks(few, lambda name, stride=stride: on_grid(name, stride)).scores().miou
+    print(f"stride {stride}: at most {100 * best:.1f} % mIoU on {len(few)} images")
 
 # %% [markdown]
 # Now a short training of the *other* version from the same start on the same masks. It has far fewer iterations, so this is a look, no
@@ -622,44 +547,32 @@ for stride in (8, 4):
 # large images this cell does nothing.)
 
 # %%
-other = config.model_copy(update={"deeplab_version": "v3plus" if config.deeplab_version == "v2" else "v2",
-                                  "deeplab_atrous_rates": config.deeplab_atrous_rates[:3], "deeplab_iterations": max(1, min(120, config.deeplab_iterations // 5)),
-                                  "deeplab_learning_rate": config.deeplab_learning_rate * (10 if config.deeplab_version == "v2" else 0.1)})
-other_net = None
-if config.deeplab_crop <= 128:
-    other_stage = artifacts.begin_stage(other, "other_version", ("deeplab_",), inputs)
-    other_file = other_stage.folder / "weights.safetensors"
-    if not other_stage.is_complete():
-        torch.manual_seed(config.seed)
-        other_net = stages.build_deeplab(other, train_data.num_classes, classifier_file).to(run_device)
-        images_seen = stages.train_deeplab(other_net, train_data, training_masks, other, other_stage.folder)
-        training.save_weights(other_net, other_file)
-        other_stage.finish([], images_seen, str(run_device))
-    other_net = stages.build_deeplab(other, train_data.num_classes, classifier_file, other_file).to(run_device).eval()
+version, rate = ("v3plus", 10) if config.deeplab_version == "v2" else ("v2", 0.1)
+other = config.model_copy(update={"deeplab_version": version, "deeplab_atrous_rates": config.deeplab_atrous_rates[:3],
+                                  "deeplab_iterations": max(1, min(120, config.deeplab_iterations // 5)),
+                                  "deeplab_learning_rate": config.deeplab_learning_rate * rate})
+OTHER = replace(deeplab.DEEPLAB, name="other_version")
+other_net = run(OTHER, other).net if config.deeplab_crop <= 128 else None
 
 # %% tags=["nbval-ignore-output"]
 if other_net is not None:
-    figure, panels = plt.subplots(1, 6, figsize=(12, 2.4))
-    viz.draw_image(panels[0], picture, f"input {image_id}")
-    viz.draw_labels(panels[1], val_data.mask(image_id), val_data.classes, "truth", picture)
-    pairs = ((config, probabilities), (other, stages.class_probabilities(other_net, photograph, other)))
-    for place, (one, answer) in enumerate(pairs):
-        name = f"{stages.deeplab_name(one).removeprefix('DeepLab-')}, {one.deeplab_iterations} steps"
-        viz.draw_labels(panels[2 + 2 * place], answer.argmax(0), val_data.classes, name, picture)
-        viz.draw_scores(panels[3 + 2 * place], picture, 1 - answer[0], "not background")
-    viz.show(figure, "One image by both versions: label and score of not background; the other version, after fewer steps, finds the "
-             "same parts but less of the bodies")
+    panels = [viz.image(picture, f"input {image_id}"), truth]
+    for one, answer in ((config, probabilities), (other, deeplab.class_probabilities(other_net, image, other))):
+        words = f"{deeplab.deeplab_name(one).removeprefix('DeepLab-')}, {one.deeplab_iterations} steps"
+        panels += [viz.labels(answer.argmax(0), val_data.classes, words, picture), viz.scores(picture, 1 - answer[0], "not background")]
+    viz.show_panels(panels, "One image by both versions: label and score of not background; the other version, after fewer steps, finds "
+                    "the same parts but less of the bodies", size=2)
 
 # %% [markdown]
 # ## 12 Summary and exercises
 #
-# * Dilation keeps resolution, ASPP and three scales bring in the surroundings, frozen batch normalisation keeps the
+# * Dilation keeps resolution, ASPP and three scales bring in the surroundings, frozen batch normalization keeps the
 #   initial statistics.
-# * Labels are names: nearest neighbour only, and 255 is in no mean.
+# * Labels are names: nearest neighbor only, and 255 is in no mean.
 # * Written: `deeplab/` and `predictions/`. This is the end of the chain; notebook 00 shows it as a whole.
 #
 # **Exercise 1.** How wide is the field of a 3x3 convolution of rate 24 on a feature map of stride 8, in pixels from the
-# centre of its first tap to the centre of its last?
+# center of its first tap to the center of its last?
 
 # %%
 width_in_pixels = None  # your answer

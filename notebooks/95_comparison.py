@@ -5,7 +5,7 @@
 #
 # | | |
 # |---|---|
-# | **Needs** | at least one finished method, e.g. `make demo`; more: `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]' seeds='[0,1,2]'` |
+# | **Needs** | at least one finished method, e.g. `make smoke`; more: `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]' seeds='[0,1,2]'` |
 # | **Writes** | `report/seed0/comparison/` |
 # | **Time and memory** | on one CPU core about 2 seconds for each method, stage and seed; below 1 GB |
 # | **Paper** | Cheng et al., *Boundary IoU*, CVPR 2021; Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020 |
@@ -20,56 +20,49 @@
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 labels = ""  # table of image-level labels; empty: data_root/labels.csv
-mask_folder = "SegmentationClass"  # true masks below data_root
+mask_folder = "SegmentationClass"  # ground truth below data_root
 runs_root = "runs"  # where the finished runs are
-score_split = "train"  # the split of maps, seeds and pseudo-masks
+score_split = "train"  # the split of maps, seed masks and pseudo-masks
 val_split = "val"  # the split of the segmentation networks
 limit = 0  # as in the runs
-seed_threshold = 0.15  # a threshold that no mask has chosen, for section 8
+seed_threshold = 0.15  # a background threshold that no mask has chosen, for section 8
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Markdown, display
+from scipy.ndimage import binary_erosion
 
-from wsss_lib import artifacts, comparison, results, stages, viz, widgets
-from wsss_lib.config import Config, project_path
-from wsss_lib.results import with_spread
+from wsss_lib import comparison, pipeline, results, viz, widgets
+from wsss_lib.config import Config
+from wsss_lib.core.stage import run, run_folder_of
+from wsss_lib.core.store import finished_stages
+from wsss_lib.data.dataset import open_data
+from wsss_lib.ops.metrics import BoundaryEvaluation
 
 config = Config.from_notebook(globals())
 viz.use_style()
-run_folder = project_path(config.runs_root) / config.dataset
-COUNTED = 300  # images of each split that are counted anew
-
-
-def table(head, lines):
-    """Show a table."""
-    display(Markdown(results.markdown_table(head, lines)))
-
 
 # %% [markdown]
 # The first check: is anything finished? If not, the next cell stops and says what to run.
 
 # %%
-finished = artifacts.finished_stages(run_folder)
-rows = results.collect(run_folder)
+finished, rows = finished_stages(run_folder_of(config)), results.collect(run_folder_of(config))
 if not rows:
-    raise RuntimeError(f"{run_folder}: no finished stage with scores; run `make demo`, or notebook 10_cam and those after it")
-whole = {name: stages.open_data(config, name) for name in dict.fromkeys((config.score_split, config.val_split))}
+    raise RuntimeError(f"{run_folder_of(config)}: no finished stage with scores; run `make smoke`, or notebook 10_cam and those after it")
+whole = {name: open_data(config, name) for name in dict.fromkeys((config.score_split, config.val_split))}
 print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in whole.items()))
 
 # %% [markdown]
 # ## 1 What is finished
 #
 # A line is a method, a column a stage; a cell lists the seeds. Everything below speaks of these runs only: a dash is a
-# run that nobody has made, not a method that failed. `truth` is DeepLab trained on the true masks, the upper reference.
+# run that nobody has made, not a method that failed. `truth` is DeepLab trained on the ground truth, the upper reference.
 
 # %% tags=["nbval-ignore-output"]
-methods = sorted(dict.fromkeys(name for name, _ in finished), key=lambda name: (name == "truth", name != "cam", name))
-shown = ("classifier", "network", "maps", "seeds", "pseudo_masks", "affinitynet_masks", "drs_masks", "predictions")
-table(["method", *shown],
+methods = sorted({name for name, _ in finished}, key=results.place_of_method)
+names = [name for name in dict.fromkeys(stage.name for stage in pipeline.STAGES) if any(name in group for group in finished.values())]
+results.show_table(["method", *names],
       [[method, *(" ".join(str(seed) for (name, seed), group in finished.items() if name == method and stage in group) or "–"
-                  for stage in shown)] for method in methods])
+                  for stage in names)] for method in methods])
 
 # %% [markdown]
 # ## 2 Counted anew
@@ -79,18 +72,7 @@ table(["method", *shown],
 # images of the split, the mean IoU must be the one in the stage's record. The cell takes a while and does nothing when it is run again.
 
 # %% tags=["nbval-ignore-output"]
-stage = artifacts.begin_stage(config, "comparison", (), {"results": results.fingerprint(rows)}, method="report")
-if not stage.is_complete():
-    data_of = {name: comparison.evenly_spaced(data, COUNTED) for name, data in whole.items()}
-    counted = []
-    for (method, seed), group in finished.items():
-        for name, made in group.items():
-            for row in made.metrics():
-                if row["split"] in data_of and comparison.LABEL_MAPS.get(row["what"], ("",))[0] == name:
-                    new = comparison.count_anew(made, row, data_of[row["split"]])
-                    counted.append({"method": method, "seed": seed, "recorded": row["miou"], "of_images": row["images"]} | new)
-    stage.finish(counted, sum(row["images"] for row in counted))
-counted = stage.metrics()
+counted = run(comparison.COMPARISON, config).metrics
 print("every label map is counted")
 
 # %%
@@ -106,13 +88,11 @@ print("where all images are counted, the mean IoU is that of the stage's record"
 # The outputs stored here are those of seeds 0, 1 and 2 of all methods (of DRS's maps on IRN's way, seed 0 only).
 
 # %% tags=["nbval-ignore-output"]
-ORDER = ("CAM at its best threshold", "CAM seed", "CAM seed + CRF", "DRS pseudo-label", "IRN pseudo-mask", "AffinityNet pseudo-mask",
-         "DeepLab-v2", "DeepLab-v2 + CRF", "DeepLab-v3+", "DeepLab-v3+ + CRF")
 comparison.check_settings(finished)
 scored = comparison.side_by_side(rows)
 place = {row["what"]: f"{row['split']}, {row['images']} images" for row in rows}
-lines = [what for what in ORDER if what in scored]
-table(["mIoU %", "scored on", *methods],
+lines = [what for what in pipeline.ROWS if what in scored]
+results.show_table(["mIoU %", "scored on", *methods],
       [[what, place[what], *(comparison.cell_text(scored[what].get(method)) for method in methods)] for what in lines])
 
 # %% [markdown]
@@ -139,22 +119,15 @@ for other in ({"images": 10582}, {"split": "val", "images": 1449}, {"crf": True}
 # another, but what a method gains *over plain CAM of the same seed*. The luck of that classifier drops out of the difference.
 
 # %% tags=["nbval-ignore-output"]
-gained = {what: comparison.gains(scored[what]) for what in lines}
-table(["gain over CAM, points", "method", "seed by seed", "mean ± spread", "all of one sign?"],
-      [[what, method, " / ".join(f"{gain:+.1f}" for gain in cell.values()), with_spread(list(cell.values())),
-        "one seed only" if len(cell) == 1 else "yes" if len({gain > 0 for gain in cell.values()}) == 1 else "no"]
-       for what in lines for method, cell in gained[what].items() if method != "truth"])
+results.show_table(["gain over CAM, points", "method", "seed by seed", "mean ± spread", "all of one sign?"],
+      comparison.gain_table({what: scored[what] for what in lines}))
 
 # %% tags=["nbval-ignore-output"]
-MARKERS = "os^Dv<>P"
-first = lines[0]
-figure, axes = plt.subplots(figsize=(8, 3.2))
-for column, method in enumerate(name for name in methods if name in scored[first]):
-    values = list(scored[first][method].values())
-    axes.plot([column] * len(values), values, MARKERS[column % 8], markersize=8, alpha=0.8)
-axes.set(xticks=range(len(scored[first])), xticklabels=[name for name in methods if name in scored[first]], ylabel="mIoU %", title=first)
-viz.show(figure, f"{first}, one mark for each seed: " + "; ".join(
-    f"{name} {' / '.join(f'{value:.1f}' for value in scored[first][name].values())} %" for name in methods if name in scored[first]))
+of_method = {name: list(scored[lines[0]][name].values()) for name in methods if name in scored[lines[0]]}
+marks = {name: [("", column, value) for value in values] for column, (name, values) in enumerate(of_method.items())}
+viz.show_panels([viz.points(marks, xticks=[], ylabel="mIoU %", title=lines[0])],
+                f"{lines[0]}, one mark for each seed: " + "; ".join(
+                    f"{name} {' / '.join(f'{value:.1f}' for value in values)} %" for name, values in of_method.items()), size=(8, 3.2))
 
 # %% [markdown]
 # ## 6 Classes, precision and recall
@@ -163,34 +136,20 @@ viz.show(figure, f"{first}, one mark for each seed: " + "; ".join(
 # maps' best threshold, the mean over the seeds; darker is lower.
 
 # %% tags=["nbval-ignore-output"]
-def mean_of(what, value):
-    """Method to the mean over its seeds of a number, or of a list of numbers, of the rows counted in section 2."""
-    chosen = [row for row in counted if row["what"] == what]
-    return {method: np.nanmean(np.array([row[value] for row in chosen if row["method"] == method], float), axis=0)
-            for method in methods if any(row["method"] == method for row in chosen)}
-
-
 names = ("background", *whole[config.score_split].classes)
-class_iou = mean_of("CAM at its best threshold", "class_iou")
-figure, axes = plt.subplots(figsize=(1.2 + 0.75 * len(names), 0.8 + 0.4 * len(class_iou)))
-axes.imshow(np.array(list(class_iou.values())), vmin=0, vmax=100, aspect="auto")
-for (line, column), value in np.ndenumerate(np.array(list(class_iou.values()))):
-    axes.text(column, line, f"{value:.0f}", ha="center", va="center", color="white" if value < 55 else "black")
-axes.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(class_iou)), yticklabels=class_iou, title="IoU % of each class")
-axes.tick_params(axis="x", rotation=30)
-best = {method: names[1 + int(np.nanargmax(values[1:]))] for method, values in class_iou.items()}
-worst = {method: names[1 + int(np.nanargmin(values[1:]))] for method, values in class_iou.items()}
-viz.show(figure, "Table of IoU by method and class; best and worst class: " + "; ".join(f"{m} {best[m]} and {worst[m]}" for m in class_iou))
+class_iou = comparison.mean_over_seeds(counted, "CAM at its best threshold", "class_iou")
+best, worst = ({method: names[1 + int(chosen(values[1:]))] for method, values in class_iou.items()} for chosen in (np.nanargmax, np.nanargmin))
+viz.show_panels([viz.matrix(np.array(list(class_iou.values())), list(class_iou), names, "IoU % of each class", limits=(0, 100))],
+                "Table of IoU by method and class; best and worst class: "
+                + "; ".join(f"{method} {best[method]} and {worst[method]}" for method in class_iou),
+                size=(1.2 + 0.75 * len(names), 1.2 + 0.4 * len(class_iou)))
 
 # %% [markdown]
 # Precision says how much of what was marked is right, recall how much of the object was marked. A CAM that sees heads only has
 # neither, at its best threshold: half of the body is missing and some background is taken. Means over the classes:
 
 # %% tags=["nbval-ignore-output"]
-table(["what", "method", "precision %", "recall %", "mIoU %", "boundary IoU %", "seeds"],
-      [[what, method, *(f"{mean_of(what, value)[method]:.1f}" for value in ("precision", "recall", "miou", "boundary_iou")),
-        str(sum(row["what"] == what and row["method"] == method for row in counted))]
-       for what in ORDER for method in mean_of(what, "miou")])
+results.show_table(["what", "method", "precision %", "recall %", "mIoU %", "boundary IoU %", "seeds"], comparison.counted_table(counted, lines))
 
 # %% [markdown]
 # ## 7 Boundaries
@@ -199,17 +158,13 @@ table(["what", "method", "precision %", "recall %", "mIoU %", "boundary IoU %", 
 # *Boundary IoU* compares only the inner edges of both masks, as wide as 2 % of the image's diagonal. In ten lines, on one image:
 
 # %%
-from scipy.ndimage import binary_erosion
-
-from wsss_lib.metrics import BoundaryEvaluation
-
 truth = np.zeros((96, 96), np.uint8)
 truth[20:70, 25:75] = 1
 shifted = np.roll(truth, 3, axis=1)
 width = round(0.02 * np.hypot(96, 96))
 square = np.ones((3, 3), bool)
-edge_of = {name: (mask == 1) & ~binary_erosion(mask == 1, square, iterations=width) for name, mask in (("t", truth), ("s", shifted))}
-by_hand = (edge_of["t"] & edge_of["s"]).sum() / (edge_of["t"] | edge_of["s"]).sum()
+edge, shifted_edge = ((mask == 1) & ~binary_erosion(mask == 1, square, iterations=width) for mask in (truth, shifted))
+by_hand = (edge & shifted_edge).sum() / (edge | shifted_edge).sum()
 evaluation = BoundaryEvaluation(2)
 evaluation.add(truth, shifted)
 assert np.isclose(evaluation.miou, by_hand)
@@ -217,48 +172,36 @@ plain = (truth & shifted).sum() / (truth | shifted).sum()
 print(f"a square moved by 3 of 96 pixels: IoU {100 * plain:.0f} %, boundary IoU {100 * by_hand:.0f} %")
 
 # %% tags=["nbval-ignore-output"]
-pairs = [(what, method, mean_of(what, "miou")[method], mean_of(what, "boundary_iou")[method])
-         for what in ORDER for method in mean_of(what, "miou")]
-stages_in = list(dict.fromkeys(pair[0] for pair in pairs))
-figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
-for axes, split in zip(panels, (config.score_split, config.val_split), strict=True):
-    for what in (what for what in stages_in if place[what].startswith(f"{split},")):
-        mine = sorted(pair[1:] for pair in pairs if pair[0] == what)
-        axes.plot([pair[1] for pair in mine], [pair[2] for pair in mine], MARKERS[stages_in.index(what) % 8], label=what)
-        while mine:  # marks whose texts would cover each other share one, beside the last of them
-            _, x, y = mine[0]
-            near = sorted((pair for pair in mine if abs(pair[1] - x) < 5 and abs(pair[2] - y) < 1.5), key=lambda pair: pair[1])
-            axes.annotate(", ".join(pair[0] for pair in near), near[-1][1:], xytext=(5, -3), textcoords="offset points", fontsize=7)
-            mine = [pair for pair in mine if pair not in near]
-    axes.set(xlabel=f"mIoU % ({split})", ylabel="boundary IoU %")
-    axes.legend(fontsize=7, loc="upper left")
-highest = max(pairs, key=lambda pair: pair[3])
-viz.show(figure, f"Boundary IoU against mean IoU, one mark for each method and stage; {highest[0]} of {highest[1]} has the best edges, {highest[3]:.1f} %")
+marks = {split: {} for split in (config.score_split, config.val_split)}
+for what in lines:
+    inside, edges = (comparison.mean_over_seeds(counted, what, value) for value in ("miou", "boundary_iou"))
+    marks[place[what].split(",")[0]][what] = [(method, inside[method], edges[method]) for method in inside]
+highest = max(((*mark, what) for groups in marks.values() for what, group in groups.items() for mark in group), key=lambda mark: mark[2])
+viz.show_panels([viz.points(groups, xlabel=f"mIoU % ({split})", ylabel="boundary IoU %") for split, groups in marks.items()],
+                f"Boundary IoU against mean IoU, one mark for each method and stage; {highest[3]} of {highest[0]} has the best edges, "
+                f"{highest[2]:.1f} %", size=(4.5, 4))
 
 # %% [markdown]
-# Marks of one mean IoU lie at very different heights. The dense CRF (notebook 70) moves label edges to colour edges, so the marks with a
+# Marks of one mean IoU lie at very different heights. The dense CRF (notebook 70) moves label edges to color edges, so the marks with a
 # CRF are the higher ones; a random walk at stride 4 cannot draw a finer edge than its grid.
 #
 # ## 8 How much the threshold matters
 #
-# A plain map becomes a mask at a threshold, and the *best* threshold is chosen with the true masks. Two numbers say how
+# A plain map becomes a mask at a threshold, and the *best* threshold is chosen with the ground truth. Two numbers say how
 # much a method leans on that: what it loses at a threshold that no mask has chosen, and how wide the range is that loses at most 2 points.
 
 # %% tags=["nbval-ignore-output"]
-table(["method", "best mIoU %", "best threshold, seed by seed", f"points lost at {config.seed_threshold}", "width of the range within 2 points", "seeds"],
-      comparison.threshold_table(finished, config.seed_threshold))
+results.show_table(["method", "best mIoU %", "best threshold, seed by seed", f"points lost at {config.seed_threshold}",
+       "width of the range within 2 points", "seeds"], comparison.threshold_table(finished, config.seed_threshold))
 
 # %% tags=["nbval-ignore-output"]
-curves = {name: next((row for row in group["maps"].metrics() if "curve" in row), None)
-          for (name, seed), group in sorted(finished.items(), reverse=True) if "maps" in group}
-figure, axes = plt.subplots(figsize=(7, 3.5))
-for name in (method for method in methods if curves.get(method)):
-    axes.plot(curves[name]["thresholds"], curves[name]["curve"], label=name)
-axes.axvline(config.seed_threshold, color="black", linewidth=0.8)
-axes.set(xlabel="threshold", ylabel="mIoU %", title="mIoU of the maps over the threshold, lowest seed of each method")
-axes.legend(ncols=2)
-viz.show(figure, "Curves of mIoU over the threshold; best at " + ", ".join(
-    f"{curves[name]['threshold']:.2f} for {name}" for name in methods if curves.get(name)))
+curves = {}
+for name, seed in sorted(finished, key=lambda run: (results.place_of_method(run[0]), run[1])):
+    for row in finished[name, seed]["maps"].metrics() if "maps" in finished[name, seed] else ():
+        curves.setdefault(name, row)  # of the lowest seed
+viz.show_threshold_curves(curves, "Curves of mIoU over the threshold; best at "
+                          + ", ".join(f"{row['threshold']:.2f} for {name}" for name, row in curves.items()),
+                          "mIoU of the maps over the threshold, lowest seed of each method", {"threshold of the seed masks": config.seed_threshold})
 
 # %% [markdown]
 # The peaks lie apart. A comparison at *one* threshold for all would praise the method whose peak is there; a comparison at each
@@ -269,12 +212,10 @@ viz.show(figure, "Curves of mIoU over the threshold; best at " + ", ".join(
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=config.seed_threshold):
     """Show what every method reaches at one common threshold."""
-    reached = {name: float(np.interp(threshold, row["thresholds"], row["curve"])) for name, row in curves.items() if row}
-    order = sorted(reached, key=reached.get)
-    figure, axes = plt.subplots(figsize=(6, 0.4 * len(order) + 1))
-    axes.bar_label(axes.barh(order, [reached[name] for name in order]), fmt="%.1f", padding=3)
-    axes.set(xlim=(0, 100), xlabel="mIoU %", title=f"all maps at threshold {threshold:.2f}")
-    viz.show(figure, f"Bars at the common threshold {threshold:.2f}: " + ", ".join(f"{name} {reached[name]:.1f} %" for name in order[::-1]))
+    reached = {name: float(np.interp(threshold, row["thresholds"], row["curve"])) for name, row in curves.items()}
+    ranked = dict(sorted(reached.items(), key=lambda pair: -pair[1]))
+    viz.show_bars(ranked, f"Bars at the common threshold {threshold:.2f}: " + ", ".join(f"{name} {value:.1f} %" for name, value in ranked.items()),
+                  f"all maps at threshold {threshold:.2f}")
 
 
 widgets.explore(draw, threshold=(0.02, 0.9, 0.02))
@@ -288,7 +229,8 @@ draw()
 # A method's cost is the sum of *its own* stages; all of them need CAM's classifier as well.
 
 # %% tags=["nbval-ignore-output"]
-table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "images/s", "peak memory, MiB", "device"], comparison.cost_table(finished))
+results.show_table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "images/s", "peak memory, MiB", "device"],
+      comparison.cost_table(finished))
 
 # %% [markdown]
 # ## 10 Published values
@@ -298,23 +240,8 @@ table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "im
 # A number of ours stands beside one of theirs only if it was scored on the same images; else the reason stands there.
 
 # %% tags=["nbval-ignore-output"]
-summary = results.summarize(rows)
-
-
-def ours(entry):
-    """Our mean that may stand beside a published value, or why there is none."""
-    match = [row for row in summary if (row["method"], row["what"], row["split"]) == (entry.method, entry.what, entry.split)]
-    if not match:
-        return "not run here"
-    there = results.IMAGES_OF[entry.split]
-    if config.dataset != "voc12" or match[0]["images"] != there:
-        return f"refused: {match[0]['images']} images of {config.dataset} are not {there} of VOC"
-    return f"{match[0]['miou']:.1f} ({match[0]['runs']} runs)"
-
-
-table(["method", "what", "split", "published", "ours", "start", "pixel labels", "source"],
-      [[entry.method, entry.what, entry.split, f"{entry.value:g}", ours(entry), entry.start, entry.pixel_labels, entry.source]
-       for entry in results.PUBLISHED])
+results.show_table(["method", "what", "split", "published", "ours", "start", "pixel labels", "source"],
+      comparison.published_table(results.summarize(rows), config.dataset))
 
 # %% [markdown]
 # ## 11 What these tables say, and what they do not
@@ -325,7 +252,7 @@ table(["method", "what", "split", "published", "ours", "start", "pixel labels", 
 # **They do not say**
 #
 # * *which method is best on VOC.* The smoke networks are small and trained from scratch, and two classes of the generated images
-#   share a body colour; a method that needs a strong classifier cannot show here what it can do.
+#   share a body color; a method that needs a strong classifier cannot show here what it can do.
 # * *that the settings are equally good.* Learning rates and thresholds at smoke size were tried out with masks in view, more values for some
 #   methods than for others ([docs/results.md](../docs/results.md)). The column "chosen by pixel labels" of notebook 00 keeps that visible.
 # * *that a better map makes a better network.* Read down a column: the order of the methods may change from maps to masks and from masks to

@@ -27,26 +27,33 @@ seed = 0  # of everything that is random
 # says what a handful of photographs needs otherwise. Whatever you name on papermill's command line wins over both.
 
 # %%
-import matplotlib.pyplot as plt
+from dataclasses import replace
+
 import numpy as np
-import torch
 
 from data_prep import custom
 from data_prep.sample_photographs import installed_photographs
-from wsss_lib import artifacts, stages, training, viz, widgets
-from wsss_lib.config import Config, project_path
-from wsss_lib.data.dataset import read_mask
+from wsss_lib import viz, widgets
+from wsss_lib.config import Config
+from wsss_lib.core.scoring import full_size_maps, mask_at
+from wsss_lib.core.stage import run
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import cam
+from wsss_lib.ops.seeds import seed_mask
+from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
-from wsss_lib.refine.seeds import argmax_with_background, seed_mask
+from wsss_lib.refine import seed_masks
 
+viz.use_style()
+
+# %%
 given = Config.from_notebook(globals())
 source = project_path(given.own_photographs) if given.own_photographs else None
 name = custom.dataset_name(source) if source else "samples"
 few = {"dataset": name, "data_root": f"data/{name}", "labels": "", "num_workers": 0, "cam_batch_size": 8, "cam_epochs": 10,
        "cam_long_side_min": 200, "cam_long_side_max": 320, "cam_crop": 224}
 config = preset_config("voc12-small", **few | given.model_dump(include=given.model_fields_set))
-run_device = training.seed_everything(config)
-viz.use_style()
+CLASSIFIER, MAPS, SEEDS = (replace(stage, score=None) for stage in (cam.CLASSIFIER, cam.MAPS, seed_masks.SEEDS))  # no ground truth
 
 # %% [markdown]
 # ## 1 From a folder to a data set
@@ -73,7 +80,7 @@ else:
 root = project_path(config.data_root)
 if not root.exists():
     custom.make_dataset(dict(sorted(photographs.items())), classes, root, val_share=0, longest=config.own_longest)
-data = stages.open_data(config, "train")
+data = open_data(config, "train")
 assert set(data.ids) == set(photographs), f"{root} holds other photographs than the folder: delete it to make it anew"
 
 # %% [markdown]
@@ -83,13 +90,11 @@ assert set(data.ids) == set(photographs), f"{root} holds other photographs than 
 # %% tags=["nbval-ignore-output"]
 print(f"{len(data)} photographs, {data.num_classes} classes: {', '.join(data.classes)}; "
       f"{int((data.labels.sum(1) == 0).sum())} photographs show none of them")
-figure, panels = plt.subplots(-(-min(len(data), 24) // 8), 8, figsize=(12, 1.9 * -(-min(len(data), 24) // 8)), squeeze=False)
-for panel in panels.flat:
-    panel.set_axis_off()
-for panel, image_id, label in zip(panels.flat, data.ids, data.labels, strict=False):
-    words = [data.classes[index] for index in np.flatnonzero(label)]
-    viz.draw_image(panel, np.array(data.image(image_id)), ", ".join(words) or "none of them")
-viz.show(figure, f"The first {min(len(data), 24)} of {len(data)} photographs, each with the names of its classes")
+words_of = {name: ", ".join(data.classes[index] for index in np.flatnonzero(data.label(name))) or "none of them" for name in data.ids}
+panels = [viz.image(data.image(name), words_of[name]) for name in data.ids[:24]]
+panels += [viz.blank()] * (-len(panels) % 8)
+viz.show_panels([panels[start:start + 8] for start in range(0, len(panels), 8)],
+                f"The first {min(len(data), 24)} of {len(data)} photographs, each with the names of its classes", size=(1.5, 1.9))
 
 # %% [markdown]
 # Count how often each class occurs, alone and with others. What to look for: a class that occurs once, and two classes that
@@ -106,19 +111,11 @@ for index, word in enumerate(data.classes):
 #
 # Sixteen photographs cannot teach a network to see. They need not: the network has seen ImageNet's million photographs
 # already, and only has to learn which of its features mean *cup* and which mean *temple*. So the early stages stay as they are,
-# the statistics of batch normalisation too, and a few passes are enough. Random sizes, crops and mirror images make each
+# the statistics of batch normalization too, and a few passes are enough. Random sizes, crops and horizontal flips make each
 # photograph count several times.
 
 # %%
-classifier_stage = artifacts.begin_stage(config, "classifier", stages.CLASSIFIER_FIELDS, {"data": stages.data_hash(data)})
-weights_file = classifier_stage.folder / "weights.safetensors"
-if not classifier_stage.is_complete():
-    torch.manual_seed(config.seed)
-    net = stages.build_classifier(config, data.num_classes, config.cam_weights).to(run_device)
-    images_seen = stages.train_classifier(net, data, config, classifier_stage.folder)
-    training.save_weights(net, weights_file)
-    classifier_stage.finish([], images_seen, str(run_device))
-net = stages.build_classifier(config, data.num_classes, weights_file).to(run_device).eval()
+classifier = run(CLASSIFIER, config)
 
 # %% [markdown]
 # Does it believe the labels? The next cell asks it about the photographs that it was trained on. **That is no test of the
@@ -126,11 +123,9 @@ net = stages.build_classifier(config, data.num_classes, weights_file).to(run_dev
 # training is a warning: its map will be noise.
 
 # %% tags=["nbval-ignore-output"]
-probabilities = stages.score_classifier(net, data, config)
-present = data.labels == 1
+probabilities, present = cam.score_classifier(classifier.net, data, config), data.labels == 1
 doubted = [(data.ids[row], data.classes[index]) for row, index in zip(*np.nonzero(present & (probabilities < 0.5)), strict=True)]
-print(f"labels that are there: probability {probabilities[present].mean():.2f} on average, "
-      f"{len(doubted)} of {present.sum()} below one half {doubted or ''}")
+print(f"labels that are there: probability {probabilities[present].mean():.2f} on average, {len(doubted)} of {present.sum()} below one half", doubted or "")
 print(f"labels that are not there: {probabilities[~present].mean():.2f} on average")
 assert probabilities[present].mean() > probabilities[~present].mean()
 
@@ -138,111 +133,91 @@ assert probabilities[present].mean() > probabilities[~present].mean()
 # ## 3 Maps
 #
 # A class activation map is the classifier's evidence before it is averaged (notebook 10). It is made at three sizes,
-# each also mirrored, for the classes of the label only. A photograph without a class gets an empty file.
+# each also flipped horizontally, for the classes of the label only. A photograph without a class gets an empty file.
 
 # %%
-maps_stage = artifacts.begin_stage(config, "maps", ("cam_",), {"classifier": classifier_stage})
-if not maps_stage.is_complete():
-    images_made = stages.make_maps(stages.cam_localization(net, config), data, config, maps_stage.folder)
-    maps_stage.finish([], images_made, str(run_device))
-shown = [image_id for image_id in data.ids if data.label(image_id).any()][:8]
-print("a file of maps for every photograph:", {path.stem for path in maps_stage.folder.glob("*.npz")} == set(data.ids))
+maps_folder = run(MAPS, config).folder
+shown = [name for name in data.ids if data.label(name).any()][:8]
+print("a file of maps for every photograph:", {path.stem for path in maps_folder.glob("*.npz")} == set(data.ids))
 
 # %% [markdown]
 # What to look for in the maps: does the light lie on the object, on a part of it, or beside it? Beside it means that
 # something else told the photographs apart. Three people before a flag, a camera and a field do not say what a person is.
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(2, len(shown), figsize=(1.7 * len(shown), 3.8), squeeze=False)
-for column, image_id in enumerate(shown):
-    picture = np.array(data.image(image_id))
-    classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
-    viz.draw_image(panels[0, column], picture, image_id[:14])
-    mappable = viz.draw_scores(panels[1, column], picture, scores[0], data.classes[classes[0]])
-figure.colorbar(mappable, ax=panels[1], shrink=0.8, label="score")
-viz.show(figure, f"{len(shown)} photographs and, beneath, the map of the first class of each; bright is strong evidence")
+def first_map(name):
+    """Return a panel with the map of the first class of a photograph."""
+    classes, scores = full_size_maps(maps_folder, name)
+    return viz.scores(data.image(name), scores[0], data.classes[classes[0]])
+
+
+inputs = [viz.image(data.image(name), name[:14]) for name in shown]
+viz.show_panels([inputs, [first_map(name) for name in shown]],
+                f"{len(shown)} photographs and, beneath, the map of the first class of each; bright is strong evidence", size=1.7, bar="score")
 
 # %% [markdown]
 # ## 4 From maps to masks
 #
 # A pixel belongs to the class with the highest score, or to the background where no score exceeds a threshold. A dense CRF
-# then moves the outline to where the colours change (notebook 70). **Which threshold?** Without true masks nobody can say
+# then moves the outline to where the colors change (notebook 70). **Which threshold?** Without ground truth nobody can say
 # which is best. The preset's value was chosen on 60 photographs of VOC, with their masks; for yours, look at the strip.
 
 # %% tags=["nbval-ignore-output"]
+def mask_of(name, threshold, crf=False):
+    """Return a panel with the mask of one photograph."""
+    picture, (classes, scores) = np.array(data.image(name)), full_size_maps(maps_folder, name)
+    mask = seed_mask(picture, scores, classes, threshold) if crf else mask_at(maps_folder, threshold)(name)
+    return viz.labels(mask, data.classes, f"{threshold:.2f}" + (" and CRF" if crf else ""), picture)
+
+
 image_id = shown[len(shown) // 2]
-picture = np.array(data.image(image_id))
-classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
-figure, panels = plt.subplots(1, 6, figsize=(12, 2.3))
-viz.draw_scores(panels[0], picture, scores.max(0), "highest score")
-for panel, threshold in zip(panels[1:5], (0.3, 0.45, 0.6, 0.75), strict=True):
-    mask = argmax_with_background(scores, classes, threshold)
-    viz.draw_labels(panel, mask, data.classes, f"threshold {threshold:.2f}", picture)
-mask = seed_mask(picture, scores, classes, config.seed_threshold)
-viz.draw_labels(panels[5], mask, data.classes, f"{config.seed_threshold:.2f} and CRF", picture)
-viz.show(figure, f"{image_id}: masks shrink as the threshold grows; with the CRF the outline follows the colours")
+viz.show_panels([viz.scores(data.image(image_id), full_size_maps(maps_folder, image_id)[1].max(0), "highest score"),
+                 *(mask_of(image_id, threshold) for threshold in (0.3, 0.45, 0.6, 0.75)), mask_of(image_id, config.seed_threshold, crf=True)],
+                f"{image_id}: masks shrink as the threshold grows; with the CRF the outline follows the colors", size=2)
 
 # %% [markdown]
 # The slider does the same for any photograph. (Sliders appear in JupyterLab; the strip above shows the same for readers of the
 # page.)
 
 # %% tags=["nbval-ignore-output"]
-def draw(image_id=shown[0], threshold=config.seed_threshold, crf=True):
-    """Show the mask of one photograph."""
-    picture = np.array(data.image(image_id))
-    classes, scores = stages.full_size_maps(maps_stage.folder, image_id)
-    mask = seed_mask(picture, scores, classes, threshold) if crf else argmax_with_background(scores, classes, threshold)
-    figure, panel = plt.subplots(figsize=(4, 3))
-    viz.draw_labels(panel, mask, data.classes, f"threshold {threshold:.2f}", picture)
-    viz.show(figure, f"Mask of {image_id} where the score exceeds {threshold:.2f}")
-
-
-widgets.explore(draw, image_id=list(data.ids), threshold=(0.05, 0.9, 0.05), crf=[True, False])
+widgets.explore(lambda image_id=shown[0], threshold=config.seed_threshold, crf=True: viz.show_panels(
+    [mask_of(image_id, threshold, crf)], f"Mask of {image_id} where the score exceeds {threshold:.2f}", size=4),
+    image_id=list(data.ids), threshold=(0.05, 0.9, 0.05), crf=[True, False])
 
 # %% [markdown]
 # Now all photographs. Two masks each: a full one, and one that keeps only what is sure and leaves the rest unknown, which is
 # what AffinityNet and IRN learn from.
 
 # %%
-seeds_stage = artifacts.begin_stage(config, "seeds", ("seed_",), {"maps": maps_stage})
-if not seeds_stage.is_complete():
-    masks_made = stages.make_seeds(data, maps_stage.folder, config, seeds_stage.folder)
-    seeds_stage.finish([], masks_made)
-masks = {image_id: seeds_stage.folder / "seed_masks" / f"{image_id}.png" for image_id in data.ids}
-assert all(path.is_file() for path in masks.values())
+seeds = run(SEEDS, config)
+assert all((seeds.folder / "seed_masks" / f"{name}.png").is_file() for name in data.ids)
 print("a mask for every photograph:", True)
 
 # %% [markdown]
 # ## 5 Look, and know what to believe
 #
-# In the project's order: photograph, full mask, what is sure. Without true masks there is no score, and this notebook
+# In the project's order: photograph, full mask, what is sure. Without ground truth there is no score, and this notebook
 # prints none. What the eye can check: is the outline the object's? Is a part missing? Is something in the mask that always
 # stands beside the object? Among the samples the rocket is such a case: its mask is evening sky. One other photograph has a
 # rocket and none has that sky without one, so the sky answers the question as well as the rocket does.
 
 # %% tags=["nbval-ignore-output"]
-figure, panels = plt.subplots(3, len(shown), figsize=(1.7 * len(shown), 5.4), squeeze=False)
-for column, image_id in enumerate(shown):
-    picture = np.array(data.image(image_id))
-    viz.draw_image(panels[0, column], picture, image_id[:14])
-    for row, folder in ((1, "seed_masks"), (2, "irn_labels")):
-        mask = read_mask(seeds_stage.folder / folder / f"{image_id}.png", data.num_classes)
-        viz.draw_labels(panels[row, column], mask, data.classes, "", picture)
-viz.show(figure, f"{len(shown)} photographs, their masks, and the sure part of these, where hatched pixels are unknown")
+full, sure = (viz.masks_in(seeds.folder / folder, data) for folder in ("seed_masks", "irn_labels"))
+viz.show_panels([inputs, *([viz.labels(mask_of(name), data.classes, "", data.image(name)) for name in shown] for mask_of in (full, sure))],
+                f"{len(shown)} photographs, their masks, and the sure part of these, where hatched pixels are unknown", size=1.7)
 
 # %% [markdown]
-# Three signs that need no true mask. A class whose mask covers nearly the whole photograph has found the background. A mask that
+# Three signs that need no ground truth. A class whose mask covers nearly the whole photograph has found the background. A mask that
 # is nearly empty has found a spot. And a label with a low probability in section 2 has found nothing. These
 # signs find gross failures only: the rest takes your eyes.
 
 # %% tags=["nbval-ignore-output"]
-print("photograph           class      share of the photograph   probability")
-for image_id in shown:
-    mask = read_mask(masks[image_id], data.num_classes)
-    for index in np.flatnonzero(data.label(image_id)):
-        share, belief = float((mask == index + 1).mean()), probabilities[data.ids.index(image_id), index]
-        sign = "  <- look" if not 0.02 <= share <= 0.8 or belief < 0.5 else ""
-        print(f"{image_id[:20]:20s} {data.classes[index][:10]:10s} {100 * share:12.0f} %           {belief:12.2f}{sign}")
+print("photograph           class      fraction of the photograph   probability")
+for name in shown:
+    for index in np.flatnonzero(data.label(name)):
+        covered, belief = float((full(name) == index + 1).mean()), probabilities[data.ids.index(name), index]
+        sign = "  <- look" if not 0.02 <= covered <= 0.8 or belief < 0.5 else ""
+        print(f"{name[:20]:20s} {data.classes[index][:10]:10s} {100 * covered:15.0f} %           {belief:12.2f}{sign}")
 
 # %% [markdown]
 # ## 6 Your own folder
@@ -265,7 +240,7 @@ for image_id in shown:
 #
 # * A folder and a note of what is in it are enough for masks; the preset for photographs and an ImageNet network do the rest.
 # * The masks show what *told the photographs apart*. With one photograph a class that may be the background.
-# * Without true masks there is no score: look, and distrust what covers too much, too little, or is not believed.
+# * Without ground truth there is no score: look, and distrust what covers too much, too little, or is not believed.
 # * Written: the data set, `classifier/`, `maps/` and `seeds/`.
 #
 # **Exercise 1.** Which classes occur in one photograph only? Write a function that returns how many of them a label table has.
@@ -290,9 +265,8 @@ widgets.check(maps_justified, 1, "exercise 2")
 # **Photographs.** Licences as the packages state them.
 
 # %% tags=["nbval-ignore-output"]
-if source is None:
-    for path, sample in installed_photographs():
-        print(f"{path.name:22s} {sample.package:11s} {sample.licence}")
+for path, sample in installed_photographs() if source is None else ():
+    print(f"{path.name:22s} {sample.package:11s} {sample.licence}")
 
 # %% [markdown]
 # **References.** Zhou, Khosla, Lapedriza, Oliva, Torralba: Learning Deep Features for Discriminative Localization, CVPR 2016.

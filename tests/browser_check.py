@@ -1,7 +1,7 @@
 """Open the project in a real browser: run notebooks in JupyterLab, move a slider, see the picture change, keep screenshots.
 
     pip install playwright                       # and a Chromium: `playwright install chromium`, or the system's
-    python tests/browser_check.py                # needs a finished smoke run (make demo); pictures go to build/browser
+    python tests/browser_check.py                # needs a finished smoke run (make smoke); pictures go to build/browser
     python tests/browser_check.py 00_start_here 10_cam --chromium /usr/bin/chromium
 
 Not a part of `make test`: it needs a browser and takes some minutes.
@@ -34,10 +34,27 @@ def start_jupyter(home: Path) -> tuple[subprocess.Popen, str]:
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
     folders = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "RUNTIME", "DATA")}
-    environment = os.environ | folders | {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "HOME": str(home),
-                                          "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-               f"--ServerApp.root_dir={home}", f"--IdentityProvider.token={token}"]
+    environment = (
+        os.environ
+        | folders
+        | {
+            "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "HOME": str(home),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+            "PYTHONPATH": str(ROOT),
+        }
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--allow-root",
+        f"--ServerApp.root_dir={home}",
+        f"--IdentityProvider.token={token}",
+    ]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     for _ in range(120):

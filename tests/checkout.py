@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
 
 def git(folder: Path, *arguments: str) -> str:

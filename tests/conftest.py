@@ -10,8 +10,8 @@ from hypothesis import settings
 from PIL import Image
 
 from wsss_lib.config import Config
+from wsss_lib.core.files import write_mask
 from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.formats import write_mask
 
 # The same examples on every machine, and no time limit for a single one: a slow machine is no failure.
 settings.register_profile("project", deadline=None, derandomize=True)
@@ -35,7 +35,7 @@ def write_miniature(root: Path) -> None:
         present = {index % 3} | ({(index + 1) % 3} if index % 4 == 0 else set())
         for place, number in enumerate(sorted(present)):
             area = slice(4, 22), slice(4 + 20 * place, 20 + 20 * place)
-            mask[4 - 1:22 + 1, 3 + 20 * place:21 + 20 * place] = 255  # a border that is not scored
+            mask[4 - 1 : 22 + 1, 3 + 20 * place : 21 + 20 * place] = 255  # a border that is not scored
             mask[area] = number + 1
             image[(*area, number)] += 130
         Image.fromarray(image.astype(np.uint8)).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95)
@@ -84,7 +84,23 @@ def voc_folder(miniature, tmp_path) -> Path:
 @pytest.fixture
 def small_config(miniature, tmp_path) -> Config:
     """A configuration for the miniature that trains in a second."""
-    return Config(dataset="miniature", data_root=str(miniature), runs_root=str(tmp_path / "runs"), device="cpu", num_workers=0,
-                  cam_crop=32, cam_long_side_min=36, cam_long_side_max=48, cam_batch_size=4, cam_epochs=2, irn_crop=32,
-                  irn_batch_size=4, irn_train_radius=4, irn_init="backbone", deeplab_crop=33, deeplab_batch_size=4,
-                  deeplab_iterations=4, deeplab_init="none")
+    return Config(
+        dataset="miniature",
+        data_root=str(miniature),
+        runs_root=str(tmp_path / "runs"),
+        device="cpu",
+        num_workers=0,
+        cam_crop=32,
+        cam_long_side_min=36,
+        cam_long_side_max=48,
+        cam_batch_size=4,
+        cam_epochs=2,
+        irn_crop=32,
+        irn_batch_size=4,
+        irn_train_radius=4,
+        irn_init="backbone",
+        deeplab_crop=33,
+        deeplab_batch_size=4,
+        deeplab_iterations=4,
+        deeplab_init="none",
+    )

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from wsss_lib.config import Config
-from wsss_lib.inference import for_each_image
+from wsss_lib.core.parallel import for_each_image
 
 IDS = tuple(f"{number:03d}" for number in range(40))
 
@@ -28,8 +28,7 @@ def killed_at_seven(image_id: str, folder: Path) -> None:
 
 def run(folder: Path, work=note_process) -> int:
     """Work on all images in two processes."""
-    return for_each_image(IDS, lambda image_id: folder / f"{image_id}.txt", partial(work, folder=folder), "work", Config(),
-                          2)
+    return for_each_image(IDS, lambda image_id: folder / f"{image_id}.txt", partial(work, folder=folder), "work", Config(), 2)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ from torchvision.models.resnet import Bottleneck
 
 from tests import golden_amn, golden_data, golden_drs, golden_psa, golden_rib, golden_sccam, golden_vwe
 from tests.golden_weights import load, load_recipe, recipe, tensor
-from wsss_lib import training
 from wsss_lib.config import Config
+from wsss_lib.core import training
+from wsss_lib.core.files import voc_palette
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import voc_palette
 from wsss_lib.methods import cam
-from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.nets.backbone import ResNet, _make_layer, build_backbone, normalization_of
 from wsss_lib.nets.deeplab_v2 import (
     ASPPV2,
@@ -35,28 +34,41 @@ from wsss_lib.nets.deeplab_v2 import (
     multi_scale_loss,
     resize_labels,
 )
-from wsss_lib.nets.irn import IRN
-from wsss_lib.refine import affinity, random_walk
-from wsss_lib.refine.crf import crf_from_labels, crf_from_probabilities
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask
+from wsss_lib.ops import affinity, random_walk
+from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities
+from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
+from wsss_lib.refine.irn import IRN
 
 Arrays = dict[str, np.ndarray]
 
 NAME_MAP = Path(__file__).parent / "golden" / "deeplabv2_name_map.json"
-BLOCK_NAMES = {"reduce.conv": "conv1", "reduce.bn": "bn1", "conv3x3.conv": "conv2", "conv3x3.bn": "bn2",
-               "increase.conv": "conv3", "increase.bn": "bn3", "shortcut.conv": "downsample.0",
-               "shortcut.bn": "downsample.1", "conv1.conv": "conv1", "conv1.bn": "bn1"}  # official: torchvision
+BLOCK_NAMES = {
+    "reduce.conv": "conv1",
+    "reduce.bn": "bn1",
+    "conv3x3.conv": "conv2",
+    "conv3x3.bn": "bn2",
+    "increase.conv": "conv3",
+    "increase.bn": "bn3",
+    "shortcut.conv": "downsample.0",
+    "shortcut.bn": "downsample.1",
+    "conv1.conv": "conv1",
+    "conv1.bn": "bn1",
+}  # official: torchvision
 
 
 # ---- classifier and class activation maps
+
 
 def merge_scales(case: Arrays) -> Arrays:
     keys = np.flatnonzero(case["in_image_label"])
     maps = [tensor(case[f"in_cam_{number}"]) for number in range(len(case["in_scales"]))]
     size = tuple(case["in_size"].tolist())
-    return {"out_keys": keys,
-            "out_cam": cam.merge_scales(maps, cam.stride4_size(size), tensor(keys)).numpy(),
-            "out_high_res": cam.merge_scales(maps, size, tensor(keys), grid_stride=16).numpy()}
+    return {
+        "out_keys": keys,
+        "out_cam": cam.merge_scales(maps, cam.stride4_size(size), tensor(keys)).numpy(),
+        "out_high_res": cam.merge_scales(maps, size, tensor(keys), grid_stride=16).numpy(),
+    }
 
 
 def cam_net(case: Arrays) -> Arrays:
@@ -71,14 +83,16 @@ def cam_net(case: Arrays) -> Arrays:
     loss = cam.classification_loss(net, (pair, labels))["loss"]
     loss.backward()
     backbone = net.backbone
-    return {"out_stage_shapes": np.array([stage.shape[1:] for stage in stages]),
-            **{f"out_stage{number}_mean": stage.mean((2, 3)).numpy() for number, stage in enumerate(stages, start=1)},
-            "out_cam": (maps[0] + maps[1].flip(-1)).numpy(),
-            "out_logits": logits.numpy(),
-            "out_loss": loss.detach().numpy(),
-            "out_grad_classifier": net.classifier.weight.grad[:, :64, 0, 0].numpy(),
-            "out_grad_layer4_2_bn3_weight": backbone.layer4[2].bn3.weight.grad.numpy(),
-            "out_grad_layer3_0_conv1": backbone.layer3[0].conv1.weight.grad[:32, :32, 0, 0].numpy()}
+    return {
+        "out_stage_shapes": np.array([stage.shape[1:] for stage in stages]),
+        **{f"out_stage{number}_mean": stage.mean((2, 3)).numpy() for number, stage in enumerate(stages, start=1)},
+        "out_cam": (maps[0] + maps[1].flip(-1)).numpy(),
+        "out_logits": logits.numpy(),
+        "out_loss": loss.detach().numpy(),
+        "out_grad_classifier": net.classifier.weight.grad[:, :64, 0, 0].numpy(),
+        "out_grad_layer4_2_bn3_weight": backbone.layer4[2].bn3.weight.grad.numpy(),
+        "out_grad_layer3_0_conv1": backbone.layer3[0].conv1.weight.grad[:32, :32, 0, 0].numpy(),
+    }
 
 
 class GivenGradients(torch.utils.data.Dataset):
@@ -100,7 +114,7 @@ def poly_sgd(case: Arrays) -> Arrays:
     net.p, net.q = (torch.nn.Parameter(tensor(case[name]).clone()) for name in ("in_p0", "in_q0"))
     lr, weight_decay = case["in_lr"].item(), case["in_weight_decay"].item()
     steps, max_step = len(case["in_grad_p"]), int(case["in_max_step"])
-    momentum = training.momentum_of(0.9, weight_decay, slip=True)
+    momentum = weight_decay  # the program hands it over where SGD expects the momentum
     rates, before = [], []
 
     def schedule(step: int, _: int) -> float:
@@ -112,14 +126,30 @@ def poly_sgd(case: Arrays) -> Arrays:
         before.append((model.p.detach().numpy().copy(), model.q.detach().numpy().copy()))
         return {"loss": (model.p * batch[0][0]).sum() + (model.q * batch[1][0]).sum()}
 
-    groups = [{"params": [net.p], "lr": lr, "weight_decay": weight_decay},
-              {"params": [net.q], "lr": 10 * lr, "weight_decay": weight_decay}]
+    groups = [
+        {"params": [net.p], "lr": lr, "weight_decay": weight_decay},
+        {"params": [net.q], "lr": 10 * lr, "weight_decay": weight_decay},
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        training.train(net, loss_of, GivenGradients(case["in_grad_p"], case["in_grad_q"]), groups, momentum, steps, 1,
-                       Config(num_workers=0, checkpoint_every=10 * steps), Path(folder), schedule)
+        training.train(
+            net,
+            loss_of,
+            GivenGradients(case["in_grad_p"], case["in_grad_q"]),
+            groups,
+            momentum,
+            steps,
+            1,
+            Config(num_workers=0, checkpoint_every=10 * steps),
+            Path(folder),
+            schedule,
+        )
     after = [*before[1:], (net.p.detach().numpy(), net.q.detach().numpy())]
-    return {"out_lr": np.array(rates), "out_p": np.stack([p for p, _ in after]), "out_q": np.stack([q for _, q in after]),
-            "out_effective_momentum": np.float64(momentum)}
+    return {
+        "out_lr": np.array(rates),
+        "out_p": np.stack([p for p, _ in after]),
+        "out_q": np.stack([q for _, q in after]),
+        "out_effective_momentum": np.float64(momentum),
+    }
 
 
 def preprocess(case: Arrays) -> Arrays:
@@ -128,12 +158,14 @@ def preprocess(case: Arrays) -> Arrays:
     side, random_side = int(case["in_crop"]), int(case["in_random_crop"])
     top_left_label = transforms.top_left_crop(label, side, 255)
     boxes = [transforms.crop_box(label.shape, random_side, random.Random(seed)) for seed in range(4)]
-    result = {"out_normalized": normalized,
-              "out_top_left_image": transforms.top_left_crop(normalized, side, 0),
-              "out_top_left_label": top_left_label,
-              "out_quarter_label": transforms.quarter_label(top_left_label),
-              "out_crop_boxes": np.array(boxes),
-              "out_crop_labels": np.stack([transforms.crop(label, box, random_side, 255) for box in boxes])}
+    result = {
+        "out_normalized": normalized,
+        "out_top_left_image": transforms.top_left_crop(normalized, side, 0),
+        "out_top_left_label": top_left_label,
+        "out_quarter_label": transforms.quarter_label(top_left_label),
+        "out_crop_boxes": np.array(boxes),
+        "out_crop_labels": np.stack([transforms.crop(label, box, random_side, 255) for box in boxes]),
+    }
     for seed, box in enumerate(boxes):
         result[f"out_crop_image_sum_{seed}"] = transforms.crop(normalized, box, random_side, 0).sum()
     for name in (key for key in case if key.startswith("in_scale_")):
@@ -144,6 +176,7 @@ def preprocess(case: Arrays) -> Arrays:
 
 
 # ---- IRN
+
 
 def path_index(case: Arrays) -> Arrays:
     out = {}
@@ -246,6 +279,7 @@ def irn_net(case: Arrays) -> Arrays:
 
 # ---- DeepLab-v2, CRF, evaluation
 
+
 def official_weights(arrays: Arrays) -> dict[str, torch.Tensor]:
     """The `weight_*` arrays of one block or stem under torchvision's names."""
     state = {}
@@ -282,8 +316,9 @@ def stem(a: Arrays) -> Arrays:
 
 @torch.inference_mode()
 def v2_forward(a: Arrays) -> Arrays:
-    backbone = ResNet(Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), stride_in_1x1=True,
-                      ceil_mode=True)
+    backbone = ResNet(
+        Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), stride_in_1x1=True, ceil_mode=True
+    )
     net = DeepLabV2(backbone, 21)
     official = {row["torchvision_prefix"]: row["key_prefix"] for row in json.loads(NAME_MAP.read_text())["rows"]}
     state = {}
@@ -351,8 +386,15 @@ def augment(a: Arrays) -> Arrays:
     result = {}
     for i in sorted(key.removeprefix("in_image") for key in a if key.startswith("in_image")):
         image, label = transforms.scale_crop_flip(
-            a[f"in_image{i}"], a[f"in_label{i}"], a[f"in_scale{i}"].item(), int(a[f"in_top{i}"]), int(a[f"in_left{i}"]),
-            bool(a[f"in_flip{i}"]), int(a[f"in_crop{i}"]), tuple(mean))
+            a[f"in_image{i}"],
+            a[f"in_label{i}"],
+            a[f"in_scale{i}"].item(),
+            int(a[f"in_top{i}"]),
+            int(a[f"in_left{i}"]),
+            bool(a[f"in_flip{i}"]),
+            int(a[f"in_crop{i}"]),
+            tuple(mean),
+        )
         result |= {f"out_image{i}": (image - mean).transpose(2, 0, 1), f"out_label{i}": label}
     return result
 
@@ -361,23 +403,36 @@ def crf(a: Arrays) -> Arrays:
     image = a["in_image_rgb_uint8"]
     logits = F.interpolate(tensor(a["in_logits_low"])[None], size=image.shape[:2], mode="bilinear", align_corners=False)
     probabilities = logits.softmax(1)[0].numpy()
-    parameters = {"iterations": a["in_iter"].item(), "gaussian_sxy": a["in_pos_xy"].item(),
-                  "gaussian_compat": a["in_pos_w"].item(), "bilateral_sxy": a["in_bi_xy"].item(),
-                  "bilateral_srgb": a["in_bi_rgb"].item(), "bilateral_compat": a["in_bi_w"].item()}
+    parameters = {
+        "iterations": a["in_iter"].item(),
+        "gaussian_sxy": a["in_pos_xy"].item(),
+        "gaussian_compat": a["in_pos_w"].item(),
+        "bilateral_sxy": a["in_bi_xy"].item(),
+        "bilateral_srgb": a["in_bi_rgb"].item(),
+        "bilateral_compat": a["in_bi_w"].item(),
+    }
     q = crf_from_probabilities(image, probabilities, **parameters)
     wrapped = crf_from_probabilities(a["in_image_meansub_wrapped_bgr_uint8"], probabilities, **parameters)
-    return {"out_prob": probabilities, "out_q": q, "out_label": q.argmax(0),
-            "out_label_nocrf": probabilities.argmax(0), "out_label_wrapped": wrapped.argmax(0)}
+    return {
+        "out_prob": probabilities,
+        "out_q": q,
+        "out_label": q.argmax(0),
+        "out_label_nocrf": probabilities.argmax(0),
+        "out_label_wrapped": wrapped.argmax(0),
+    }
 
 
 def miou(a: Arrays) -> Arrays:
     confusion = confusion_matrix(a["in_gt"], a["in_pred"], 21)
     result = scores(confusion)
     return {
-        "out_confusion": confusion, "out_class_iou_nan": result.iou,
+        "out_confusion": confusion,
+        "out_class_iou_nan": result.iou,
         "out_miou_valid_only": np.float64(scores(confusion, "present").miou),
-        "out_miou_nanmean": np.float64(result.miou), "out_miou_chainercv": np.float64(result.miou),
-        "out_pixel_acc": np.float64(result.pixel_accuracy), "out_mean_acc": np.float64(result.mean_accuracy),
+        "out_miou_nanmean": np.float64(result.miou),
+        "out_miou_chainercv": np.float64(result.miou),
+        "out_pixel_acc": np.float64(result.pixel_accuracy),
+        "out_mean_acc": np.float64(result.mean_accuracy),
         "out_fw_iou": np.float64(result.frequency_weighted_iou),
     }
 
@@ -392,8 +447,11 @@ def palette(case: Arrays) -> Arrays:
 
 def crf_label(a: Arrays) -> Arrays:
     inputs = a["in_image"], a["in_labels"], int(a["in_n_labels"])
-    return {"out_t10": crf_from_labels(*inputs), "out_t1": crf_from_labels(*inputs, iterations=1),
-            "out_t10_gt09": crf_from_labels(*inputs, certainty=0.9)}
+    return {
+        "out_t10": crf_from_labels(*inputs),
+        "out_t1": crf_from_labels(*inputs, iterations=1),
+        "out_t10_gt09": crf_from_labels(*inputs, certainty=0.9),
+    }
 
 
 def ir_label(a: Arrays) -> Arrays:
@@ -450,8 +508,12 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "deeplab__balanced_ce": (("*", "absolute", 1e-5),),
     "deeplab__bottleneck_dilated": (("*", "absolute", 1e-4),),
     "deeplab__bottleneck_down": (("*", "absolute", 1e-4),),
-    "deeplab__crf": (("out_prob", "absolute", 1e-5), ("out_q", "ignored", 0), ("out_label_nocrf", "equal", 1),
-                     ("out_label*", "equal", 0.995)),
+    "deeplab__crf": (
+        ("out_prob", "absolute", 1e-5),
+        ("out_q", "ignored", 0),
+        ("out_label_nocrf", "equal", 1),
+        ("out_label*", "equal", 0.995),
+    ),
     "deeplab__miou": (("out_confusion", "equal", 1), ("*", "absolute", 1e-6)),
     "deeplab__msc_fusion": (("*", "absolute", 1e-5),),
     "deeplab__msc_loss": (("*", "absolute", 1e-5),),
@@ -469,9 +531,13 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "irn__merge_scales": (("out_keys", "equal", 1), ("*", "absolute", 1e-6)),
     "irn__path_index": (("*", "equal", 1),),
     "irn__poly_sgd": (("*", "absolute", 1e-5),),
-    "irn__preprocess": (("out_resized*", "absolute", 1), ("out_normalized", "absolute", 1e-5),
-                        ("out_top_left_image", "absolute", 1e-5), ("out_crop_image_sum*", "relative", 1e-4),
-                        ("*", "equal", 1)),
+    "irn__preprocess": (
+        ("out_resized*", "absolute", 1),
+        ("out_normalized", "absolute", 1e-5),
+        ("out_top_left_image", "absolute", 1e-5),
+        ("out_crop_image_sum*", "relative", 1e-4),
+        ("*", "equal", 1),
+    ),
     "irn__random_walk": (("out_walk", "absolute", 5e-5), ("*", "absolute", 1e-5)),
     "irn__sem_seg": (("out_walk", "absolute", 5e-5), ("out_score", "absolute", 1e-4), ("out_label", "equal", 0.995)),
 }
@@ -491,13 +557,19 @@ def disagreement(case: str, name: str, expected: np.ndarray, ours: np.ndarray) -
         share = float(np.mean(expected == ours)) if expected.size else 1.0
         return "" if share >= limit else f"{name}: only {share:.3%} of the elements are equal"
     if kind == "partition":
-        columns = [[sorted(map(tuple, of_class.T.tolist())) for of_class in np.split(table, limit, axis=1)]
-                   for table in (expected, ours)]
+        columns = [
+            [sorted(map(tuple, of_class.T.tolist())) for of_class in np.split(table, limit, axis=1)]
+            for table in (expected, ours)
+        ]
         return "" if columns[0] == columns[1] else f"{name}: the images of a class are divided in another way"
     expected, ours = expected.astype(np.float64), ours.astype(np.float64)
     difference = np.where(np.isnan(expected) & np.isnan(ours), 0, np.abs(expected - ours))
     largest = np.abs(expected).max(initial=0)
     # A millionth of the largest value is the rounding of float32 sums, in whose order processors and numbers of threads differ.
-    allowed = {"absolute": limit, "relative": limit * np.abs(expected) + 1e-6 * largest, "of maximum": limit * largest,
-               "ignored": np.inf}[kind]
+    allowed = {
+        "absolute": limit,
+        "relative": limit * np.abs(expected) + 1e-6 * largest,
+        "of maximum": limit * largest,
+        "ignored": np.inf,
+    }[kind]
     return "" if (difference <= allowed).all() else f"{name}: differs by up to {difference.max():.3g} (allowed: {kind} {limit})"

@@ -7,10 +7,10 @@ import torch
 
 from wsss_lib.methods import amn
 from wsss_lib.methods.cam import stride4_size
-from wsss_lib.metrics import scores
-from wsss_lib.refine import random_walk
-from wsss_lib.refine.seeds import argmax_with_background, irn_labels, seed_mask
-from wsss_lib.thresholds import ImageThresholds
+from wsss_lib.ops import random_walk
+from wsss_lib.ops.metrics import scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
+from wsss_lib.ops.thresholds import ImageThresholds
 
 Arrays = dict[str, np.ndarray]
 
@@ -24,8 +24,13 @@ def head_of(case: Arrays) -> amn.ConditionedHead:
     weight = case["weight_label_enc.weight"]  # (D, K)
     head = amn.ConditionedHead(*weight.shape)
     official = {"label_encoder": "label_enc", "aspp": "classifier.1"}
-    head.load_state_dict({name: tensor(case[f"weight_{official[part]}.{rest}"]) for name in head.state_dict()
-                          for part, rest in [name.split(".", 1)]})
+    head.load_state_dict(
+        {
+            name: tensor(case[f"weight_{official[part]}.{rest}"])
+            for name in head.state_dict()
+            for part, rest in [name.split(".", 1)]
+        }
+    )
     return head.eval()
 
 
@@ -35,9 +40,14 @@ def balanced_ce(case: Arrays) -> Arrays:
     target = amn.smoothed_target(labels, logits.shape[1], smoothing)
     losses = amn.balanced_loss(logits, labels, smoothing)
     losses["loss"].backward()
-    return {"out_target": target.numpy(), "out_pixel_loss": amn.pixel_losses(logits, target).detach().numpy(),
-            "out_loss_bg": losses["background"].detach().numpy(), "out_loss_fg": losses["object"].detach().numpy(),
-            "out_loss": losses["loss"].detach().numpy(), "out_grad_logits": logits.grad.numpy()}
+    return {
+        "out_target": target.numpy(),
+        "out_pixel_loss": amn.pixel_losses(logits, target).detach().numpy(),
+        "out_loss_bg": losses["background"].detach().numpy(),
+        "out_loss_fg": losses["object"].detach().numpy(),
+        "out_loss": losses["loss"].detach().numpy(),
+        "out_grad_logits": logits.grad.numpy(),
+    }
 
 
 def resize_labels(case: Arrays) -> Arrays:
@@ -54,25 +64,35 @@ def label_conditioning(case: Arrays) -> Arrays:
     loss = amn.balanced_loss(logits, tensor(case["in_labels"]), case["in_eps"].item())["loss"]
     loss.backward()
     encoder, aspp = head.label_encoder, head.aspp
-    return {"out_condition_vector": encoder(image_labels).detach().numpy(), "out_logits": logits.detach().numpy(),
-            "out_loss": loss.detach().numpy(), "out_grad_features": features.grad.numpy(),
-            "out_grad_label_enc.weight": encoder.weight.grad.numpy(), "out_grad_label_enc.bias": encoder.bias.grad.numpy(),
-            "out_grad_classifier.1.c0.weight": aspp.c0.weight.grad.numpy(),
-            "out_grad_classifier.1.c3.bias": aspp.c3.bias.grad.numpy()}
+    return {
+        "out_condition_vector": encoder(image_labels).detach().numpy(),
+        "out_logits": logits.detach().numpy(),
+        "out_loss": loss.detach().numpy(),
+        "out_grad_features": features.grad.numpy(),
+        "out_grad_label_enc.weight": encoder.weight.grad.numpy(),
+        "out_grad_label_enc.bias": encoder.bias.grad.numpy(),
+        "out_grad_classifier.1.c0.weight": aspp.c0.weight.grad.numpy(),
+        "out_grad_classifier.1.c3.bias": aspp.c3.bias.grad.numpy(),
+    }
 
 
 @torch.inference_mode()
 def make_cam(case: Arrays) -> Arrays:
     head, image_label, size = head_of(case), tensor(case["in_image_label"]), tuple(case["in_size"].tolist())
     classes = image_label.nonzero()[:, 0]
-    logits = [amn.merge_mirrored(head(tensor(case[f"in_feat_{number}"]), image_label.expand(2, -1)))
-              for number in range(len(case["in_scales"]))]
+    logits = [
+        amn.merge_mirrored(head(tensor(case[f"in_feat_{number}"]), image_label.expand(2, -1)))
+        for number in range(len(case["in_scales"]))
+    ]
     seed = case["in_seed"].astype(np.uint8)
     strided = amn.seed_on_grid(seed, stride4_size(size))
-    return {"out_keys": classes.numpy(), "out_seed_strided": strided,
-            **{f"out_merged_logit_{number}": z.numpy() for number, z in enumerate(logits)},
-            "out_cam": amn.manipulated_maps(logits, stride4_size(size), classes, tensor(strided)).numpy(),
-            "out_high_res": amn.manipulated_maps(logits, size, classes, tensor(seed)).numpy()}
+    return {
+        "out_keys": classes.numpy(),
+        "out_seed_strided": strided,
+        **{f"out_merged_logit_{number}": z.numpy() for number, z in enumerate(logits)},
+        "out_cam": amn.manipulated_maps(logits, stride4_size(size), classes, tensor(strided)).numpy(),
+        "out_high_res": amn.manipulated_maps(logits, size, classes, tensor(seed)).numpy(),
+    }
 
 
 def ir_label(case: Arrays) -> Arrays:
@@ -98,11 +118,17 @@ def threshold_sweep(case: Arrays) -> Arrays:
         sweep.add(truth, maps[keys >= 0], keys[keys >= 0])
     confusions = sweep.confusions()
     threshold, miou = sweep.best()
-    return {"out_confusion": confusions, "out_iou": np.stack([scores(confusion).iou for confusion in confusions]),
-            "out_miou": sweep.curve(), "out_best_global_threshold": np.float32(threshold),
-            "out_best_global_miou": np.float32(miou), "out_image_miou": sweep.curves(),
-            "out_best_threshold_per_image": sweep.best_thresholds(),
-            "out_upper_bound_confusion": sweep.upper_bound_confusion, "out_upper_bound_miou": np.float32(sweep.upper_bound())}
+    return {
+        "out_confusion": confusions,
+        "out_iou": np.stack([scores(confusion).iou for confusion in confusions]),
+        "out_miou": sweep.curve(),
+        "out_best_global_threshold": np.float32(threshold),
+        "out_best_global_miou": np.float32(miou),
+        "out_image_miou": sweep.curves(),
+        "out_best_threshold_per_image": sweep.best_thresholds(),
+        "out_upper_bound_confusion": sweep.upper_bound_confusion,
+        "out_upper_bound_miou": np.float32(sweep.upper_bound()),
+    }
 
 
 ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {

@@ -13,8 +13,9 @@ Arrays = dict[str, np.ndarray]
 def coco_paint(case: Arrays) -> Arrays:
     order = painting_order(case["in_area"].astype(np.float64).tolist())
     values = [INDEX_OF_ID[category] for category in case["in_category_id"].tolist()]
-    return {"out_semantic": paint(case["in_masks"][order], [values[number] for number in order],
-                                  tuple(case["in_masks"].shape[1:]))}
+    return {
+        "out_semantic": paint(case["in_masks"][order], [values[number] for number in order], tuple(case["in_masks"].shape[1:]))
+    }
 
 
 def coco_palette(case: Arrays) -> Arrays:

@@ -11,11 +11,11 @@ from PIL import Image
 from tests.golden_weights import recipe, tensor
 from wsss_lib.data import transforms
 from wsss_lib.methods import drs
-from wsss_lib.metrics import confusion_matrix, scores
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.nets.deeplab_v2 import self_label_loss, self_labels
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.nets.vgg import VGG
+from wsss_lib.ops.metrics import confusion_matrix, scores
 
 Arrays = dict[str, np.ndarray]
 NUM_CLASSES = 20
@@ -25,8 +25,11 @@ def official_name(name: str) -> str:
     """Translate a parameter name of `drs.ScoreNet` on a VGG-16 into the official one."""
     if match := re.fullmatch(r"backbone\.features\.(\d+)\.controller\.weight", name):
         place = int(match[1]) - 1  # of the convolution before it
-        stage, number = next((stage, indices.index(place) + 1) for stage, indices in
-                             enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), start=1) if place in indices)
+        stage, number = next(
+            (stage, indices.index(place) + 1)
+            for stage, indices in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), start=1)
+            if place in indices
+        )
         return f"layer{stage}_relu{number}.fc.0.weight"
     name = re.sub(r"^activations\.(\d)\.controller", lambda match: f"extra_relu{int(match[1]) + 1}.fc.0", name)
     name = re.sub(r"^extra\.(\d)", lambda match: f"extra_conv{int(match[1]) + 1}", name)
@@ -34,8 +37,9 @@ def official_name(name: str) -> str:
 
 
 def load_recipe(net: torch.nn.Module, seed: int, official: Callable[[str], str] = str) -> torch.nn.Module:
-    net.load_state_dict({name: tensor(recipe(official(name), tuple(value.shape), seed))
-                         for name, value in net.state_dict().items()})
+    net.load_state_dict(
+        {name: tensor(recipe(official(name), tuple(value.shape), seed)) for name, value in net.state_dict().items()}
+    )
     return net.eval()
 
 
@@ -49,9 +53,13 @@ def module_learnable(a: Arrays) -> Arrays:
     module.controller.weight.data = tensor(a["weight_fc.0.weight"])
     y = module(x)
     (y * tensor(a["in_grad_y"])).sum().backward()
-    return {"out_y": y.detach().numpy(), "out_max": x.detach().relu().amax((2, 3)).numpy(),
-            "out_control": module.control(x)[..., 0, 0].detach().numpy(), "out_grad_x": x.grad.numpy(),
-            "out_grad_fc.0.weight": module.controller.weight.grad.numpy()}
+    return {
+        "out_y": y.detach().numpy(),
+        "out_max": x.detach().relu().amax((2, 3)).numpy(),
+        "out_control": module.control(x)[..., 0, 0].detach().numpy(),
+        "out_grad_x": x.grad.numpy(),
+        "out_grad_fc.0.weight": module.controller.weight.grad.numpy(),
+    }
 
 
 def module_fixed(a: Arrays) -> Arrays:
@@ -68,23 +76,33 @@ def controller_grad(a: Arrays) -> Arrays:
     width, inputs = a["weight_conv_weight"].shape[:2]
     convolution = torch.nn.Conv2d(inputs, width, 3, padding=1)
     module, head = drs.Suppression(width, delta=0), torch.nn.Conv2d(width, len(a["weight_cls_bias"]), 1)
-    for target, name in ((convolution.weight, "conv_weight"), (convolution.bias, "conv_bias"),
-                         (module.controller.weight, "fc.0.weight"), (head.weight, "cls_weight"), (head.bias, "cls_bias")):
+    for target, name in (
+        (convolution.weight, "conv_weight"),
+        (convolution.bias, "conv_bias"),
+        (module.controller.weight, "fc.0.weight"),
+        (head.weight, "cls_weight"),
+        (head.bias, "cls_bias"),
+    ):
         target.data = tensor(a[f"weight_{name}"])
     net = torch.nn.Sequential(convolution, module, head)
     images, labels = tensor(a["in_x"]), tensor(a["in_label"])
     loss = drs.classification_loss(net, (images, labels))["loss"]
     loss.backward()
-    return {"out_logit": net(images).mean((2, 3)).detach().numpy(), "out_loss": loss.detach().numpy(),
-            "out_grad_fc.0.weight": module.controller.weight.grad.numpy(),
-            "out_grad_conv_weight": convolution.weight.grad.numpy()}
+    return {
+        "out_logit": net(images).mean((2, 3)).detach().numpy(),
+        "out_loss": loss.detach().numpy(),
+        "out_grad_fc.0.weight": module.controller.weight.grad.numpy(),
+        "out_grad_conv_weight": convolution.weight.grad.numpy(),
+    }
 
 
 def recipe_probe(a: Arrays) -> Arrays:
     net = drs.ScoreNet(VGG(), NUM_CLASSES, delta=0)
     seed = int(a["in_seed"])
-    values = {official_name(name): recipe(official_name(name), tuple(value.shape), seed).ravel()[:4]
-              for name, value in net.state_dict().items()}
+    values = {
+        official_name(name): recipe(official_name(name), tuple(value.shape), seed).ravel()[:4]
+        for name, value in net.state_dict().items()
+    }
     return {f"out_{name}": value for name, value in values.items()}
 
 
@@ -98,17 +116,29 @@ def vgg_forward(a: Arrays) -> Arrays:
         features = activation(convolution(features))
     scores_ = net.classifier(features)
     layers += [features, scores_]
-    cams = [drs.class_maps(score[np.flatnonzero(label)], images.shape[-2:]) for score, label in
-            zip(net(images), labels, strict=True)]
-    return {"out_logit": scores_.mean((2, 3)).numpy(), "out_score_map": scores_.numpy(),
-            "out_cam_img0": cams[0].numpy(), "out_cam_img1": cams[1].numpy(),
-            "out_layer_mean_absmax": np.array([[float(z.mean()), float(z.abs().max())] for z in layers], np.float32)}
+    cams = [
+        drs.class_maps(score[np.flatnonzero(label)], images.shape[-2:])
+        for score, label in zip(net(images), labels, strict=True)
+    ]
+    return {
+        "out_logit": scores_.mean((2, 3)).numpy(),
+        "out_score_map": scores_.numpy(),
+        "out_cam_img0": cams[0].numpy(),
+        "out_cam_img1": cams[1].numpy(),
+        "out_layer_mean_absmax": np.array([[float(z.mean()), float(z.abs().max())] for z in layers], np.float32),
+    }
 
 
 def cam_normalize(a: Arrays) -> Arrays:
     size = tuple(a["in_size"].tolist())
-    return {"out_cam": np.stack([drs.class_maps(tensor(score), size).numpy() * label[:, None, None]
-                                 for score, label in zip(a["in_score_map"], a["in_label"], strict=True)])}
+    return {
+        "out_cam": np.stack(
+            [
+                drs.class_maps(tensor(score), size).numpy() * label[:, None, None]
+                for score, label in zip(a["in_score_map"], a["in_label"], strict=True)
+            ]
+        )
+    }
 
 
 @torch.inference_mode()
@@ -119,8 +149,12 @@ def localization_map(a: Arrays) -> Arrays:
     sides = a["in_scales"].tolist()
     (fused,) = drs.fused_maps(net, images, [classes], sides, (crop, crop), normalized=True)
     single = [drs.fused_maps(net, images, [classes], [side], (crop, crop), normalized=True)[0].numpy() for side in sides]
-    return {"out_cam_per_scale": np.stack(single), "out_map": fused.numpy(), "out_channels": classes.numpy(),
-            "out_map_uint8": (255 * fused.numpy()).astype(np.uint8)}
+    return {
+        "out_cam_per_scale": np.stack(single),
+        "out_map": fused.numpy(),
+        "out_channels": classes.numpy(),
+        "out_map_uint8": (255 * fused.numpy()).astype(np.uint8),
+    }
 
 
 def refine_loss(a: Arrays) -> Arrays:
@@ -146,10 +180,14 @@ def refine_forward(a: Arrays) -> Arrays:
 
 
 def pseudo_label(a: Arrays) -> Arrays:
-    labels = [drs.pseudo_label(maps, a["in_channels"], saliency, a["in_alpha"].item(), int(a["in_sal_threshold"]))
-              for maps, saliency in zip(a["in_maps"], a["in_saliency_uint8"], strict=True)]
-    return {"out_label": np.stack([label.mask for label in labels]),
-            "out_label_eval": np.stack([label.decided for label in labels])}
+    labels = [
+        drs.pseudo_label(maps, a["in_channels"], saliency, a["in_alpha"].item(), int(a["in_sal_threshold"]))
+        for maps, saliency in zip(a["in_maps"], a["in_saliency_uint8"], strict=True)
+    ]
+    return {
+        "out_label": np.stack([label.mask for label in labels]),
+        "out_label_eval": np.stack([label.decided for label in labels]),
+    }
 
 
 def lr_schedule(a: Arrays) -> Arrays:
@@ -163,17 +201,24 @@ def lr_schedule(a: Arrays) -> Arrays:
 
 def iou_metric(a: Arrays) -> Arrays:
     result = scores(confusion_matrix(a["in_gt"], a["in_pred"], NUM_CLASSES + 1))
-    return {"out_mean_iou": np.float64(result.miou), "out_pixel_acc": np.float64(result.pixel_accuracy),
-            "out_mean_acc": np.float64(result.mean_accuracy), "out_fw_iou": np.float64(result.frequency_weighted_iou),
-            "out_class_iou_nan": result.iou}
+    return {
+        "out_mean_iou": np.float64(result.miou),
+        "out_pixel_acc": np.float64(result.pixel_accuracy),
+        "out_mean_acc": np.float64(result.mean_accuracy),
+        "out_fw_iou": np.float64(result.frequency_weighted_iou),
+        "out_class_iou_nan": result.iou,
+    }
 
 
 def selftrain_loss(a: Arrays) -> Arrays:
     logits, image_labels = tensor(a["in_logit"]).requires_grad_(), tensor(a["in_image_label21"])
     loss = self_label_loss(logits, tensor(a["in_label"]), image_labels)
     loss.backward()
-    return {"out_pseudo": self_labels(logits, image_labels).numpy(), "out_loss": loss.detach().numpy(),
-            "out_grad_logit": logits.grad.numpy()}
+    return {
+        "out_pseudo": self_labels(logits, image_labels).numpy(),
+        "out_loss": loss.detach().numpy(),
+        "out_grad_logit": logits.grad.numpy(),
+    }
 
 
 def preprocess(a: Arrays) -> Arrays:
@@ -181,11 +226,15 @@ def preprocess(a: Arrays) -> Arrays:
     resized = transforms.resize_square(Image.fromarray(a["in_image_uint8"]), side)
     normalized = transforms.normalize(resized, *normalization_of("resnet50"))
     label = Image.fromarray(a["in_label_uint8"]).resize((side, side), Image.Resampling.NEAREST)
-    return {"out_resized_uint8": np.asarray(resized), "out_tensor": transforms.to_tensor(normalized).numpy(),
-            "out_label_nearest": np.asarray(label)}
+    return {
+        "out_resized_uint8": np.asarray(resized),
+        "out_tensor": transforms.to_tensor(normalized).numpy(),
+        "out_label_nearest": np.asarray(label),
+    }
 
 
 # ---- DeepLab-v3+
+
 
 @torch.inference_mode()
 def v3plus_forward(a: Arrays) -> Arrays:
@@ -197,10 +246,13 @@ def v3plus_forward(a: Arrays) -> Arrays:
     pooled, logits = net.classifier.aspp(features[-1]), net(image)
     layers = [features[1], features[-1], pooled, logits]
     full = F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
-    return {"out_shapes": np.array([list(layer.shape) for layer in layers], np.int32),
-            "out_mean_absmax": np.array([[float(z.mean()), float(z.abs().max())] for z in layers], np.float32),
-            "out_aspp_first16": pooled[:, :16].numpy(), "out_logits_stride4": logits.numpy(),
-            "out_logits_full_first5": full[:, :5].numpy()}
+    return {
+        "out_shapes": np.array([list(layer.shape) for layer in layers], np.int32),
+        "out_mean_absmax": np.array([[float(z.mean()), float(z.abs().max())] for z in layers], np.float32),
+        "out_aspp_first16": pooled[:, :16].numpy(),
+        "out_logits_stride4": logits.numpy(),
+        "out_logits_full_first5": full[:, :5].numpy(),
+    }
 
 
 def v3plus_crop(a: Arrays) -> Arrays:
@@ -208,7 +260,7 @@ def v3plus_crop(a: Arrays) -> Arrays:
     for i in sorted(key.removeprefix("in_image") for key in a if key.startswith("in_image")):
         top, left, side = (int(a[f"in_{name}{i}"]) for name in ("top", "left", "crop"))
         padded = transforms.pad_all_sides(a[f"in_image{i}"], a[f"in_label{i}"], side, label_fill=0)
-        image, label = (part[top:top + side, left:left + side] for part in padded)
+        image, label = (part[top : top + side, left : left + side] for part in padded)
         result |= {f"out_image{i}": image, f"out_label{i}": label}
     return result
 

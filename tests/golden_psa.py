@@ -10,17 +10,18 @@ import torch
 from PIL import Image
 
 from tests.golden_sccam import Arrays, load_recipe, load_weights, normalized, tensor
-from wsss_lib import training
 from wsss_lib.config import Config
+from wsss_lib.core import training
 from wsss_lib.data import transforms
 from wsss_lib.methods.cam import ClassActivationNet
-from wsss_lib.nets.affinitynet import AffinityHead, AffinityNet
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
-from wsss_lib.refine import affinity, affinitynet
-from wsss_lib.refine.random_walk import Graph, random_walk
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops import affinity
+from wsss_lib.ops.random_walk import Graph, random_walk
+from wsss_lib.ops.seeds import argmax_with_background
+from wsss_lib.refine import affinitynet
+from wsss_lib.refine.affinitynet import AffinityHead, AffinityNet
 
 RADIUS = 5
 
@@ -38,8 +39,11 @@ def pairs(case: Arrays) -> Arrays:
         index = affinity.path_index(radius, tuple(map(int, case[f"in_size_{number}"])))
         destination = index.destination[official_order(radius)]
         source = index.source.expand_as(destination)
-        out |= {f"out_from_{number}": index.source.numpy(), f"out_to_{number}": destination.flatten().numpy(),
-                f"out_from_to_{number}": torch.stack([source.flatten(), destination.flatten()], dim=1).numpy()}
+        out |= {
+            f"out_from_{number}": index.source.numpy(),
+            f"out_to_{number}": destination.flatten().numpy(),
+            f"out_from_to_{number}": torch.stack([source.flatten(), destination.flatten()], dim=1).numpy(),
+        }
     return out
 
 
@@ -52,21 +56,28 @@ def affinity_label(case: Arrays) -> Arrays:
 
 def pair_labels(label: torch.Tensor, radius: int, suffix: str = "") -> Arrays:
     masks = affinity.affinity_labels(label, radius, num_classes=255)
-    return {f"out_{name}{suffix}": mask[official_order(radius)].numpy().astype(np.uint8)
-            for name, mask in zip(("bg", "fg", "neg"), masks, strict=True)}
+    return {
+        f"out_{name}{suffix}": mask[official_order(radius)].numpy().astype(np.uint8)
+        for name, mask in zip(("bg", "fg", "neg"), masks, strict=True)
+    }
 
 
 def label_merge(case: Arrays) -> Arrays:
     side = int(case["in_crop"])
     spans = []
-    for length, on_image, on_canvas in zip(case["in_image"].shape, (case["in_img_top"], case["in_img_left"]),
-                                           (case["in_cont_top"], case["in_cont_left"]), strict=False):
+    for length, on_image, on_canvas in zip(
+        case["in_image"].shape,
+        (case["in_img_top"], case["in_img_left"]),
+        (case["in_cont_top"], case["in_cont_left"]),
+        strict=False,
+    ):
         length = min(length, side)
         spans.append((int(on_canvas), int(on_canvas) + length, int(on_image), int(on_image) + length))
     (top, bottom, image_top, image_bottom), (left, right, image_left, image_right) = spans
     box = (top, bottom, left, right, image_top, image_bottom, image_left, image_right)
-    image, label = affinitynet.crop_sample(case["in_image"], case["in_la"], case["in_ha"], box, side, bool(case["in_flip"]), 8,
-                                           *normalization_of("resnet38"))
+    image, label = affinitynet.crop_sample(
+        case["in_image"], case["in_la"], case["in_ha"], box, side, bool(case["in_flip"]), 8, *normalization_of("resnet38")
+    )
     return {"out_image": image[:, ::4, ::4].numpy(), "out_label": label.numpy(), **pair_labels(label, RADIUS)}
 
 
@@ -76,18 +87,25 @@ def head(case: Arrays) -> Arrays:
     widths = [len(case[f"weight_f8_{level}.weight"]) for level in (3, 4, 5)]
     groups = (2, 4, 4) if "weight_gn8_3.weight" in case else None
     features = load_weights(AffinityHead([x.shape[1] for x in maps], widths, groups), case)(maps)
-    return {"out_aff": affinity.feature_affinity(features, RADIUS)[:, official_order(RADIUS)].numpy(),
-            "out_dense": affinitynet.feature_graph(features[0], RADIUS, beta=1).matrix().to_dense().numpy()}
+    return {
+        "out_aff": affinity.feature_affinity(features, RADIUS)[:, official_order(RADIUS)].numpy(),
+        "out_dense": affinitynet.feature_graph(features[0], RADIUS, beta=1).matrix().to_dense().numpy(),
+    }
 
 
 def losses(case: Arrays) -> Arrays:
     value = tensor(case["in_aff"]).requires_grad_()
-    result = affinity.feature_affinity_loss(value, affinity.PairLabels(*(tensor(case[f"in_{name}"]) for name in
-                                                                         ("bg", "fg", "neg"))))
+    result = affinity.feature_affinity_loss(
+        value, affinity.PairLabels(*(tensor(case[f"in_{name}"]) for name in ("bg", "fg", "neg")))
+    )
     result.total.backward()
-    return {"out_bg_loss": result.bg.detach().numpy(), "out_fg_loss": result.fg.detach().numpy(),
-            "out_neg_loss": result.neg.detach().numpy(), "out_loss": result.total.detach().numpy(),
-            "out_grad": value.grad.numpy()}
+    return {
+        "out_bg_loss": result.bg.detach().numpy(),
+        "out_fg_loss": result.fg.detach().numpy(),
+        "out_neg_loss": result.neg.detach().numpy(),
+        "out_loss": result.total.detach().numpy(),
+        "out_grad": value.grad.numpy(),
+    }
 
 
 def walk(case: Arrays) -> Arrays:
@@ -97,8 +115,11 @@ def walk(case: Arrays) -> Arrays:
     size, classes = tuple(map(int, case["in_size"])), case["in_keys"].tolist()
     start = affinitynet.pooled_scores(tensor(case["in_cams"]), case["in_alpha"].item(), stride=8)
     walked = random_walk(graph, start, case["in_logt"].item())
-    return {"out_cam_pooled": start.numpy(), "out_rw_low": walked.numpy(),
-            "out_pred": affinitynet.walk_mask(walked, classes, size, stride=8).numpy()}
+    return {
+        "out_cam_pooled": start.numpy(),
+        "out_rw_low": walked.numpy(),
+        "out_pred": affinitynet.walk_mask(walked, classes, size, stride=8).numpy(),
+    }
 
 
 def several_scales(case: Arrays) -> Arrays:
@@ -125,8 +146,11 @@ def augment(case: Arrays) -> Arrays:
     out = {"out_sizes": np.array([transforms.long_side_size((w, h), target) for w, h, target in case["in_sizes"].tolist()])}
     for name in ("crop16", "crop24", "crop40", "center16", "center25", "center40"):
         kind, side = name.rstrip("0123456789"), int(name.lstrip("cropenta"))
-        box = (transforms.crop_box(array.shape[:2], side, random.Random(seed + side)) if kind == "crop" else
-               centre_box(array.shape[:2], side))
+        box = (
+            transforms.crop_box(array.shape[:2], side, random.Random(seed + side))
+            if kind == "crop"
+            else centre_box(array.shape[:2], side)
+        )
         out[f"out_{name}"] = transforms.crop(array, box, side, fill=0)
     return out
 
@@ -149,9 +173,11 @@ def poly_sgd(case: Arrays) -> Arrays:
     net = torch.nn.Module()
     net.rows = torch.nn.ParameterList([tensor(row).clone() for row in case["in_init"]])
     base, decay, total = case["in_base_lr"].tolist(), case["in_weight_decay"].tolist(), int(case["in_max_step"])
-    groups = [{"params": [row], "lr": lr, "weight_decay": weight_decay}
-              for row, lr, weight_decay in zip(net.rows, base, decay, strict=True)]
-    momentum = training.momentum_of(0.9, max(decay), slip=True)
+    groups = [
+        {"params": [row], "lr": lr, "weight_decay": weight_decay}
+        for row, lr, weight_decay in zip(net.rows, base, decay, strict=True)
+    ]
+    momentum = max(decay)  # the program hands it over where SGD expects the momentum
     steps, factors, before = len(case["in_grads"]), [], []
 
     def schedule(step: int, _: int) -> float:
@@ -163,8 +189,18 @@ def poly_sgd(case: Arrays) -> Arrays:
         return {"loss": sum((row * gradient).sum() for row, gradient in zip(model.rows, batch[0][0], strict=True))}
 
     with tempfile.TemporaryDirectory() as folder:
-        training.train(net, loss_of, GivenGradients(case["in_grads"]), groups, momentum, steps, 1,
-                       Config(num_workers=0, checkpoint_every=10 * steps), Path(folder), schedule)
+        training.train(
+            net,
+            loss_of,
+            GivenGradients(case["in_grads"]),
+            groups,
+            momentum,
+            steps,
+            1,
+            Config(num_workers=0, checkpoint_every=10 * steps),
+            Path(folder),
+            schedule,
+        )
     after = [*before[1:], np.stack([row.detach().numpy() for row in net.rows])]
     return {"out_lrs": np.array(factors)[:, None] * case["in_base_lr"], "out_params": np.stack(after)}
 
@@ -185,14 +221,19 @@ def full_affinity(case: Arrays, backbone: torch.nn.Module) -> Arrays:
     load_recipe(net, case["in_seed"].item(), lambda key: key.split(".", 1)[1])
     image = tensor(case["in_image"])
     features = net(image.flip(1) if vgg else image)  # ours takes RGB
-    return {"out_aff": affinity.feature_affinity(features, RADIUS)[:, official_order(RADIUS)].numpy(),
-            "out_dense_rowsum": affinitynet.feature_graph(features[0], RADIUS, beta=1).degree().numpy()}
+    return {
+        "out_aff": affinity.feature_affinity(features, RADIUS)[:, official_order(RADIUS)].numpy(),
+        "out_dense_rowsum": affinitynet.feature_graph(features[0], RADIUS, beta=1).degree().numpy(),
+    }
 
 
 @torch.inference_mode()
 def full_classifier(case: Arrays) -> Arrays:
-    net = load_recipe(ClassActivationNet(VGG16LargeFOV(), 20), case["in_seed"].item(),
-                      lambda key: key.removeprefix("backbone.").replace("classifier", "fc8"))
+    net = load_recipe(
+        ClassActivationNet(VGG16LargeFOV(), 20),
+        case["in_seed"].item(),
+        lambda key: key.removeprefix("backbone.").replace("classifier", "fc8"),
+    )
     image = tensor(case["in_image"]).flip(1)
     return {"out_logits": net(image).numpy(), "out_cam": net.activation_maps(image).numpy()}
 

@@ -12,7 +12,7 @@ from wsss_lib.config import Config
 from wsss_lib.data import samples
 from wsss_lib.methods import cam, rib
 from wsss_lib.nets.backbone import build_backbone
-from wsss_lib.refine import random_walk
+from wsss_lib.ops import random_walk
 
 Arrays = dict[str, np.ndarray]
 
@@ -32,7 +32,7 @@ def gndrp(case: Arrays) -> Arrays:
             (pooled * label).sum().backward()
             suffix = f"{name}_{round(10 * threshold.item())}"
             result |= {f"out_pooled_{suffix}": pooled.detach().numpy(), f"out_grad_{suffix}": maps.grad.numpy()}
-        shared = rib.pooled_logits(maps.detach(), label[row:row + 1], thresholds[0].item(), first_twenty_only=True)
+        shared = rib.pooled_logits(maps.detach(), label[row : row + 1], thresholds[0].item(), first_twenty_only=True)
         result[f"out_pooled_shared_{name}"] = shared.numpy()
     return result
 
@@ -41,8 +41,11 @@ def loss(case: Arrays) -> Arrays:
     logits, label = tensor(case["in_logits"]).requires_grad_(), tensor(case["in_label"])
     total = rib.rib_loss(logits, label)
     total.backward()
-    return {"out_loss": total.detach().numpy(), "out_grad": logits.grad.numpy(),
-            "out_target_loss": -rib.rib_loss(logits.detach()[:6], label[:6]).numpy()}
+    return {
+        "out_loss": total.detach().numpy(),
+        "out_grad": logits.grad.numpy(),
+        "out_target_loss": -rib.rib_loss(logits.detach()[:6], label[:6]).numpy(),
+    }
 
 
 class TinyBackbone(nn.Module):
@@ -61,8 +64,15 @@ class TinyBackbone(nn.Module):
         return F.relu(self.features(features))
 
 
-def run(net: cam.ClassActivationNet, views: list[torch.Tensor], scales: list[float], case: Arrays, config: Config,
-        companions: list[tuple[torch.Tensor, torch.Tensor]], look: Callable[[rib.Step], None]) -> list[torch.Tensor]:
+def run(
+    net: cam.ClassActivationNet,
+    views: list[torch.Tensor],
+    scales: list[float],
+    case: Arrays,
+    config: Config,
+    companions: list[tuple[torch.Tensor, torch.Tensor]],
+    look: Callable[[rib.Step], None],
+) -> list[torch.Tensor]:
     """Make all steps of the case's image, call `look` after each, and return the sums of maps in the case's order of scales."""
     order = [scales.index(scale) for scale in rib.scales_in_order(scales)]
     label, in_loss = tensor(case["in_image_label"]), [scales[number] > 0.5 for number in order]
@@ -76,9 +86,16 @@ def run(net: cam.ClassActivationNet, views: list[torch.Tensor], scales: list[flo
 
 def configuration(case: Arrays, **values) -> Config:
     rate = values.pop("rate")
-    return Config(rib_learning_rate=rate, rib_head_learning_rate=10 * rate, rib_iterations=int(case["in_steps"]),
-                  rib_region_threshold=case["in_score_threshold"].item(), weight_decay=case["in_weight_decay"].item(),
-                  rib_first_twenty_only=True, **values)
+    return Config(
+        rib_learning_rate=rate,
+        rib_head_learning_rate=10 * rate,
+        rib_iterations=int(case["in_steps"]),
+        rib_region_threshold=case["in_score_threshold"].item(),
+        rib_weight_decay=case["in_weight_decay"].item(),
+        rib_momentum=case["in_weight_decay"].item(),
+        rib_first_twenty_only=True,
+        **values,
+    )
 
 
 def rates(config: Config, steps: int) -> np.ndarray:
@@ -94,32 +111,41 @@ def process(case: Arrays) -> Arrays:
     names = [key.removeprefix("in_lr_") for key in case if key.startswith("in_lr_")]
 
     def fine_tune(name: str, ratio: float) -> tuple[cam.ClassActivationNet, Config, list[rib.Step], list[torch.Tensor]]:
-        net = cam.ClassActivationNet(TinyBackbone(tensor(case["weight_features"])), case["weight_classifier"].shape[0],
-                                     frozen_stages=0).eval()
+        net = cam.ClassActivationNet(
+            TinyBackbone(tensor(case["weight_features"])), case["weight_classifier"].shape[0], frozen_stages=0
+        ).eval()
         net.classifier.weight.data = tensor(case["weight_classifier"]).clone()
-        config = configuration(case, rate=case[f"in_lr_{name}"].item(),
-                               rib_stop_threshold=case[f"in_stop_threshold_{name}"].item(),
-                               rib_explode_threshold=case[f"in_explode_threshold_{name}"].item(), rib_explode_ratio=ratio)
+        config = configuration(
+            case,
+            rate=case[f"in_lr_{name}"].item(),
+            rib_stop_threshold=case[f"in_stop_threshold_{name}"].item(),
+            rib_explode_threshold=case[f"in_explode_threshold_{name}"].item(),
+            rib_explode_ratio=ratio,
+        )
         steps: list[rib.Step] = []
         return net, config, steps, run(net, views, scales, case, config, companions, steps.append)
 
     for name in names:
         net, config, steps, sums = fine_tune(name, case[f"in_explode_ratio_{name}"].item())
         updates = [step for step in steps if step.logits is not None]
-        result |= {f"out_loss_{name}": np.array([step.loss for step in updates]),
-                   f"out_target_loss_{name}": np.array([step.target_logit for step in updates]),
-                   f"out_stop_flags_{name}": np.array([step.stop for step in steps]),
-                   f"out_keys_{name}": keys,
-                   f"out_cam_{name}": cam.merge_scales(sums, cam.stride4_size(size), tensor(keys)).numpy(),
-                   f"out_high_res_{name}": cam.merge_scales(sums, size, tensor(keys), grid_stride=16).numpy()}
+        result |= {
+            f"out_loss_{name}": np.array([step.loss for step in updates]),
+            f"out_target_loss_{name}": np.array([step.target_logit for step in updates]),
+            f"out_stop_flags_{name}": np.array([step.stop for step in steps]),
+            f"out_keys_{name}": keys,
+            f"out_cam_{name}": cam.merge_scales(sums, cam.stride4_size(size), tensor(keys)).numpy(),
+            f"out_high_res_{name}": cam.merge_scales(sums, size, tensor(keys), grid_stride=16).numpy(),
+        }
         chosen = slice(None) if name == "normal" else keys
         for number, pair in enumerate(sums):
             result[f"out_sum_cam_{number}_{name}"] = (pair[0] + pair[1].flip(-1))[chosen].numpy()
         if name == "normal":
-            result |= {"out_logits_normal": torch.stack([step.logits for step in updates]).numpy(),
-                       "out_lr_normal": rates(config, len(updates)),
-                       "out_weight_features_normal": net.backbone.features.weight.detach().numpy(),
-                       "out_weight_classifier_normal": net.classifier.weight.detach().numpy()}
+            result |= {
+                "out_logits_normal": torch.stack([step.logits for step in updates]).numpy(),
+                "out_lr_normal": rates(config, len(updates)),
+                "out_weight_features_normal": net.backbone.features.weight.detach().numpy(),
+                "out_weight_classifier_normal": net.classifier.weight.detach().numpy(),
+            }
         if name == "explode":
             result["out_coverage_explode_unstopped"] = np.array([step.coverage for step in fine_tune(name, 2.0)[2]])
     return result
@@ -135,33 +161,40 @@ def resnet_step(case: Arrays) -> Arrays:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with torch.no_grad():
         views = [net.backbone.shallow(torch.cat([image, image.flip(-1)]), rib.FROZEN_STAGES) for image in images]
-        companions = [(net.backbone.shallow(batch, rib.FROZEN_STAGES), labels)
-                      for batch, labels in zip(tensor(case["in_batch_images"]), tensor(case["in_batch_labels"]), strict=True)]
+        companions = [
+            (net.backbone.shallow(batch, rib.FROZEN_STAGES), labels)
+            for batch, labels in zip(tensor(case["in_batch_images"]), tensor(case["in_batch_labels"]), strict=True)
+        ]
     config = configuration(case, rate=case["in_lr"].item(), rib_stop_threshold=1e9, rib_explode_ratio=2.0)
     steps, gradients = [], {}
 
     def look(step: rib.Step) -> None:
         if not steps:
             backbone = net.backbone
-            gradients.update(out_grad0_classifier=net.classifier.weight.grad[:, :64, 0, 0].clone(),
-                             out_grad0_layer4_2_bn3_weight=backbone.layer4[2].bn3.weight.grad.clone(),
-                             out_grad0_layer3_0_conv1=backbone.layer3[0].conv1.weight.grad[:32, :64, 0, 0].clone())
+            gradients.update(
+                out_grad0_classifier=net.classifier.weight.grad[:, :64, 0, 0].clone(),
+                out_grad0_layer4_2_bn3_weight=backbone.layer4[2].bn3.weight.grad.clone(),
+                out_grad0_layer3_0_conv1=backbone.layer3[0].conv1.weight.grad[:32, :64, 0, 0].clone(),
+            )
         steps.append(step)
 
     sums, keys = run(net, views, scales, case, config, companions, look), np.flatnonzero(case["in_image_label"])
-    moved = {name: (value - before[name]).abs().max().item() for name, value in net.state_dict().items()
-             if value.is_floating_point()}
+    moved = {
+        name: (value - before[name]).abs().max().item() for name, value in net.state_dict().items() if value.is_floating_point()
+    }
     frozen = [change for name, change in moved.items() if name.split(".")[1] in ("conv1", "bn1", "layer1", "layer2")]
     change = net.classifier.weight.detach() - before["classifier.weight"]
-    return {"out_loss": np.array([step.loss for step in steps]),
-            "out_target_loss": np.array([step.target_logit for step in steps]),
-            "out_logits": torch.stack([step.logits for step in steps]).numpy(),
-            "out_lr": rates(config, len(steps)),
-            "out_keys": keys,
-            "out_cam": cam.merge_scales(sums, cam.stride4_size(size), tensor(keys)).numpy(),
-            "out_delta_classifier": change[:, :64, 0, 0].numpy(),
-            "out_delta_layer2_max": np.float32(max(frozen)),
-            **{name: gradient.numpy() for name, gradient in gradients.items()}}
+    return {
+        "out_loss": np.array([step.loss for step in steps]),
+        "out_target_loss": np.array([step.target_logit for step in steps]),
+        "out_logits": torch.stack([step.logits for step in steps]).numpy(),
+        "out_lr": rates(config, len(steps)),
+        "out_keys": keys,
+        "out_cam": cam.merge_scales(sums, cam.stride4_size(size), tensor(keys)).numpy(),
+        "out_delta_classifier": change[:, :64, 0, 0].numpy(),
+        "out_delta_layer2_max": np.float32(max(frozen)),
+        **{name: gradient.numpy() for name, gradient in gradients.items()},
+    }
 
 
 def disjoint_pool(case: Arrays) -> Arrays:
@@ -193,9 +226,20 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "rib__disjoint_pool": (("*", "equal", 1),),
     "rib__gndrp": (("*", "absolute", 1e-6),),
     "rib__loss": (("*", "absolute", 1e-4),),
-    "rib__process": (("out_stop_flags*", "equal", 1), ("out_keys*", "equal", 1), ("out_loss*", "absolute", 1e-4),
-                     ("out_target_loss*", "absolute", 1e-4), ("out_logits*", "absolute", 1e-4), ("*", "absolute", 1e-5)),
-    "rib__resnet_step": (("out_keys", "equal", 1), ("out_delta_layer2_max", "equal", 1), ("out_delta*", "absolute", 1e-6),
-                         ("out_lr", "absolute", 1e-10), ("*", "absolute", 1e-3)),
+    "rib__process": (
+        ("out_stop_flags*", "equal", 1),
+        ("out_keys*", "equal", 1),
+        ("out_loss*", "absolute", 1e-4),
+        ("out_target_loss*", "absolute", 1e-4),
+        ("out_logits*", "absolute", 1e-4),
+        ("*", "absolute", 1e-5),
+    ),
+    "rib__resnet_step": (
+        ("out_keys", "equal", 1),
+        ("out_delta_layer2_max", "equal", 1),
+        ("out_delta*", "absolute", 1e-6),
+        ("out_lr", "absolute", 1e-10),
+        ("*", "absolute", 1e-3),
+    ),
     "rib__sem_seg": (("out_walk", "absolute", 5e-5), ("*", "equal", 0.995)),
 }

@@ -6,16 +6,20 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from wsss_lib.methods import cam, sccam, subcategories
-from wsss_lib.metrics import confusion_matrix, scores
+from wsss_lib.methods import cam, sccam
 from wsss_lib.nets.resnet38 import BottleneckBlock, ResBlock, ResNet38
-from wsss_lib.refine.seeds import argmax_with_background
+from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background
 
 Arrays = dict[str, np.ndarray]
 
 # Constructor arguments of the block cases: (first dilation, dilation, stride).
-BLOCKS = {"resnet38__resblock_stride2": (None, 1, 2), "resnet38__resblock_same": (None, 1, 1),
-          "resnet38__resblock_dil": (1, 2, 1), "resnet38__resblock_dil2": (None, 2, 1)}
+BLOCKS = {
+    "resnet38__resblock_stride2": (None, 1, 2),
+    "resnet38__resblock_same": (None, 1, 1),
+    "resnet38__resblock_dil": (1, 2, 1),
+    "resnet38__resblock_dil2": (None, 2, 1),
+}
 HEADS = {"classifier": "fc8_20", "subclassifier": "fc8_200"}  # ours: official
 
 
@@ -76,27 +80,42 @@ def full_network(case: Arrays) -> Arrays:
     image = tensor(case["in_image"])
     conv4, conv5, conv6 = net.backbone.stages(image)[2:]
     parents, subs = net(image)
-    return {"out_conv4": conv4[:, ::16].numpy(), "out_conv5": conv5[:, ::32].numpy(), "out_conv6": conv6[:, ::128].numpy(),
-            "out_feature": conv6.mean((2, 3)).numpy(), "out_x20": parents.numpy(), "out_y20": parents.sigmoid().numpy(),
-            "out_x200": subs.numpy(), "out_cam20": net.activation_maps(image).numpy(),
-            "out_cam200": net.subcategory_maps(image)[:, ::10].numpy()}
+    return {
+        "out_conv4": conv4[:, ::16].numpy(),
+        "out_conv5": conv5[:, ::32].numpy(),
+        "out_conv6": conv6[:, ::128].numpy(),
+        "out_feature": conv6.mean((2, 3)).numpy(),
+        "out_x20": parents.numpy(),
+        "out_y20": parents.sigmoid().numpy(),
+        "out_x200": subs.numpy(),
+        "out_cam20": net.activation_maps(image).numpy(),
+        "out_cam200": net.subcategory_maps(image)[:, ::10].numpy(),
+    }
 
 
 def losses(case: Arrays) -> Arrays:
     parents, subs = (tensor(case[name]).requires_grad_() for name in ("in_x20", "in_x200"))
     loss = sccam.joint_loss(parents, subs, tensor(case["in_label_20"]), tensor(case["in_label_200"]), case["in_weight"].item())
     loss["loss"].backward()
-    return {"out_loss_20": loss["parent"].detach().numpy(), "out_loss_200": loss["sub"].detach().numpy(),
-            "out_loss": loss["loss"].detach().numpy(), "out_grad_x20": parents.grad.numpy(), "out_grad_x200": subs.grad.numpy()}
+    return {
+        "out_loss_20": loss["parent"].detach().numpy(),
+        "out_loss_200": loss["sub"].detach().numpy(),
+        "out_loss": loss["loss"].detach().numpy(),
+        "out_grad_x20": parents.grad.numpy(),
+        "out_grad_x200": subs.grad.numpy(),
+    }
 
 
 def subcategory_labels(case: Arrays) -> Arrays:
     """The numbers of the clusters of a class are arbitrary; only the partition is compared."""
     labels, clusters = case["in_labels"], int(case["in_k"])
-    assignment = subcategories.cluster_images(case["in_features"], labels, clusters)
-    order = subcategories.class_major_order(labels)
-    return {"out_order": order, "out_label_20": labels[order],
-            "out_label_200": subcategories.subcategory_labels(assignment, clusters)[order]}
+    assignment = sccam.cluster_images(case["in_features"], labels, clusters)
+    order = sccam.class_major_order(labels)
+    return {
+        "out_order": order,
+        "out_label_20": labels[order],
+        "out_label_200": sccam.subcategory_labels(assignment, clusters)[order],
+    }
 
 
 def response_maps(case: Arrays) -> Arrays:
@@ -105,10 +124,14 @@ def response_maps(case: Arrays) -> Arrays:
     norm20 = normalized(case["in_cams20"])
     norm200 = sccam.normalize_subcategory_maps(tensor(case["in_cams200"]), clusters)
     merged = sccam.merge_subcategory_maps(norm200, clusters).numpy()
-    return {"out_norm20": norm20, "out_seg20": argmax_with_background(norm20, classes, threshold),
-            "out_norm200": norm200.numpy(), "out_merged200": merged,
-            "out_seg200": argmax_with_background(merged, classes, threshold),
-            "out_saved_by_official": (norm20 > threshold).astype(np.uint8)}  # the defect: 255 where the map is above it
+    return {
+        "out_norm20": norm20,
+        "out_seg20": argmax_with_background(norm20, classes, threshold),
+        "out_norm200": norm200.numpy(),
+        "out_merged200": merged,
+        "out_seg200": argmax_with_background(merged, classes, threshold),
+        "out_saved_by_official": (norm20 > threshold).astype(np.uint8),
+    }  # the defect: 255 where the map is above it
 
 
 def normalized(passes: np.ndarray) -> np.ndarray:
@@ -125,9 +148,13 @@ def entropy(case: Arrays) -> Arrays:
 def evaluation(case: Arrays) -> Arrays:
     truth = np.where(case["in_gt"] < 21, case["in_gt"], 255)
     result = scores(sum(confusion_matrix(gt, pred, 21) for gt, pred in zip(truth, case["in_pred"], strict=True)), "present")
-    return {"out_pixel_acc": np.float64(result.pixel_accuracy), "out_mean_acc": np.float64(result.mean_accuracy),
-            "out_mean_iou": np.float64(result.miou), "out_fw_iou": np.float64(result.frequency_weighted_iou),
-            "out_class_iou": result.iou}
+    return {
+        "out_pixel_acc": np.float64(result.pixel_accuracy),
+        "out_mean_acc": np.float64(result.mean_accuracy),
+        "out_mean_iou": np.float64(result.miou),
+        "out_fw_iou": np.float64(result.frequency_weighted_iou),
+        "out_class_iou": result.iou,
+    }
 
 
 ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {

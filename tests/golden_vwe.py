@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsss_lib import training
 from wsss_lib.config import Config
+from wsss_lib.core import training
 from wsss_lib.methods import cam, vwe
-from wsss_lib.metrics import confusion_matrix, scores
-from wsss_lib.refine.crf import crf_from_maps, soft_scores
+from wsss_lib.ops.crf import crf_from_maps, soft_scores
+from wsss_lib.ops.metrics import confusion_matrix, scores
 
 Arrays = dict[str, np.ndarray]
 
@@ -48,8 +48,12 @@ def network(case: Arrays, codebook: np.ndarray, variant: vwe.Variant) -> vwe.Vis
 def encoder(case: Arrays) -> Arrays:
     codebook = tensor(case["weight_centroid"]).flatten(1).requires_grad_()
     words = vwe.encode(tensor(case["in_features"]), codebook, float(case.get("in_tau", 1.0)))
-    result = {"out_assignment": words.assignment, "out_word_index": words.index,
-              "out_histogram": words.histogram[:, :, None, None], "out_word_label": words.present}
+    result = {
+        "out_assignment": words.assignment,
+        "out_word_index": words.index,
+        "out_histogram": words.histogram[:, :, None, None],
+        "out_word_label": words.present,
+    }
     if "in_upstream" in case:
         (result["out_histogram"] * tensor(case["in_upstream"])).sum().backward()
         result["out_grad_centroid"] = codebook.grad[:, :, None, None]
@@ -72,19 +76,32 @@ def forward_losses(case: Arrays, variant: vwe.Variant = "vwe") -> Arrays:
     terms, out = vwe.loss_terms(net, features, labels)
     loss = vwe.losses(net, (features, labels))["loss"]
     loss.backward(retain_graph=True)
-    result = {"out_logits": out.logits, "out_hist_logits": out.histogram_logits, "out_word_logits": out.word_logits,
-              "out_word_labels": out.words.present, "out_loss_cls": terms["class"], "out_loss_hist": terms["histogram"],
-              "out_loss_word": terms["word"], "out_loss": loss, "out_grad_features": features.grad,
-              "out_cam": net.activation_maps(features),
-              "out_grad_classifier.weight": net.classifier.weight.grad, "out_grad_fc_a.weight": net.histogram_head.weight.grad,
-              "out_grad_fc_b.weight": net.word_head.weight.grad, "out_grad_VWE.centroid": net.codebook.grad[:, :, None, None]}
+    result = {
+        "out_logits": out.logits,
+        "out_hist_logits": out.histogram_logits,
+        "out_word_logits": out.word_logits,
+        "out_word_labels": out.words.present,
+        "out_loss_cls": terms["class"],
+        "out_loss_hist": terms["histogram"],
+        "out_loss_word": terms["word"],
+        "out_loss": loss,
+        "out_grad_features": features.grad,
+        "out_cam": net.activation_maps(features),
+        "out_grad_classifier.weight": net.classifier.weight.grad,
+        "out_grad_fc_a.weight": net.histogram_head.weight.grad,
+        "out_grad_fc_b.weight": net.word_head.weight.grad,
+        "out_grad_VWE.centroid": net.codebook.grad[:, :, None, None],
+    }
     if variant == "vwl_l":
         entropy = vwe.entropy(out.word_logits)
         (codebook_gradient,) = torch.autograd.grad(terms["decorrelation"], net.codebook)
         (feature_gradient,) = torch.autograd.grad(entropy, features)
-        result |= {"out_loss_decov": terms["decorrelation"], "out_entropy": entropy,
-                   "out_grad_decov_centroid": codebook_gradient[:, :, None, None],
-                   "out_grad_entropy_features": feature_gradient}
+        result |= {
+            "out_loss_decov": terms["decorrelation"],
+            "out_entropy": entropy,
+            "out_grad_decov_centroid": codebook_gradient[:, :, None, None],
+            "out_grad_entropy_features": feature_gradient,
+        }
     return {name: value.detach().numpy() for name, value in result.items()}
 
 
@@ -101,8 +118,10 @@ def memory_bank(case: Arrays) -> Arrays:
         steps["word_labels"].append(out.words.present)
         steps["loss_cls"].append(terms["class"].detach())
         steps["loss_word"].append(terms["word"].detach())
-    return {"out_codebooks": torch.stack(codebooks).numpy(),
-            **{f"out_{name}": torch.stack(values).numpy() for name, values in steps.items()}}
+    return {
+        "out_codebooks": torch.stack(codebooks).numpy(),
+        **{f"out_{name}": torch.stack(values).numpy() for name, values in steps.items()},
+    }
 
 
 @torch.inference_mode()
@@ -113,9 +132,11 @@ def make_cam(case: Arrays) -> Arrays:
     numbers = sorted(int(name.removeprefix("in_feat_")) for name in case if name.startswith("in_feat_"))
     maps = [net.activation_maps(tensor(case[f"in_feat_{number}"])) for number in numbers]
     keys, size = np.flatnonzero(case["in_image_label"]), tuple(case["in_size"].tolist())
-    return {"out_keys": keys,
-            "out_cam": cam.merge_scales(maps, cam.stride4_size(size), tensor(keys), join=torch.maximum).numpy(),
-            "out_high_res": cam.merge_scales(maps, size, tensor(keys), join=torch.maximum).numpy()}
+    return {
+        "out_keys": keys,
+        "out_cam": cam.merge_scales(maps, cam.stride4_size(size), tensor(keys), join=torch.maximum).numpy(),
+        "out_high_res": cam.merge_scales(maps, size, tensor(keys), join=torch.maximum).numpy(),
+    }
 
 
 def poly_sgd(case: Arrays) -> Arrays:
@@ -126,7 +147,7 @@ def poly_sgd(case: Arrays) -> Arrays:
     net.p, net.q = (torch.nn.Parameter(tensor(case[name]).clone()) for name in ("in_p0", "in_q0"))
     rates, weight_decay = case["in_lr"].tolist(), case["in_weight_decay"].item()
     steps, max_step, power = len(case["in_grad_p"]), int(case["in_max_step"]), case["in_power"].item()
-    momentum = training.momentum_of(0.9, weight_decay, slip=True)
+    momentum = weight_decay  # the program hands it over where SGD expects the momentum
     used, before = [], []
 
     def schedule(step: int, _: int) -> float:
@@ -138,28 +159,50 @@ def poly_sgd(case: Arrays) -> Arrays:
         before.append((model.p.detach().numpy().copy(), model.q.detach().numpy().copy()))
         return {"loss": (model.p * batch[0][0]).sum() + (model.q * batch[1][0]).sum()}
 
-    groups = [{"params": [parameter], "lr": rate, "weight_decay": weight_decay}
-              for parameter, rate in zip((net.p, net.q), rates, strict=True)]
+    groups = [
+        {"params": [parameter], "lr": rate, "weight_decay": weight_decay}
+        for parameter, rate in zip((net.p, net.q), rates, strict=True)
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        training.train(net, loss_of, GivenGradients(case["in_grad_p"], case["in_grad_q"]), groups, momentum, steps, 1,
-                       Config(num_workers=0, checkpoint_every=10 * steps), Path(folder), schedule)
+        training.train(
+            net,
+            loss_of,
+            GivenGradients(case["in_grad_p"], case["in_grad_q"]),
+            groups,
+            momentum,
+            steps,
+            1,
+            Config(num_workers=0, checkpoint_every=10 * steps),
+            Path(folder),
+            schedule,
+        )
     after = [*before[1:], (net.p.detach().numpy(), net.q.detach().numpy())]
-    return {"out_lr": np.array(used), "out_p": np.stack([p for p, _ in after]), "out_q": np.stack([q for _, q in after]),
-            "out_effective_momentum": np.float64(momentum)}
+    return {
+        "out_lr": np.array(used),
+        "out_p": np.stack([p for p, _ in after]),
+        "out_q": np.stack([q for _, q in after]),
+        "out_effective_momentum": np.float64(momentum),
+    }
 
 
 def score_rules(case: Arrays) -> Arrays:
     confusion = confusion_matrix(case["in_gt"], case["in_pred"], 21)
     official = scores(confusion, "present")
-    return {"out_mean_iou": official.miou, "out_pixel_accuracy": official.pixel_accuracy,
-            "out_mean_accuracy": official.mean_accuracy, "out_class_iou": official.iou,
-            "out_chainercv_mean_iou": scores(confusion, "union").miou}
+    return {
+        "out_mean_iou": official.miou,
+        "out_pixel_accuracy": official.pixel_accuracy,
+        "out_mean_accuracy": official.mean_accuracy,
+        "out_class_iou": official.iou,
+        "out_chainercv_mean_iou": scores(confusion, "union").miou,
+    }
 
 
 def crf(case: Arrays) -> Arrays:
     maps, background = case["in_high_res"], case["in_bkgscore"].item()
-    return {"out_prob_before": soft_scores(maps, background),
-            "out_pred": crf_from_maps(case["in_image"], maps, case["in_keys"], background)}
+    return {
+        "out_prob_before": soft_scores(maps, background),
+        "out_pred": crf_from_maps(case["in_image"], maps, case["in_keys"], background),
+    }
 
 
 ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {
@@ -185,7 +228,11 @@ TOLERANCE: dict[str, tuple[tuple[str, str, float], ...]] = {
     "vwe__scores": (("*", "absolute", 1e-5),),
     "vwl__crf": (("out_pred", "equal", 0.995), ("*", "absolute", 1e-5)),
     "vwl__encoder_tau": (("out_word_*", "equal", 1), ("*", "absolute", 1e-5)),
-    "vwl__forward_losses": (("out_grad_entropy_features", "absolute", 1e-6), *LOSSES,
-                            ("out_loss_decov", "absolute", 1e-4), ("*", "absolute", 1e-5)),
+    "vwl__forward_losses": (
+        ("out_grad_entropy_features", "absolute", 1e-6),
+        *LOSSES,
+        ("out_loss_decov", "absolute", 1e-4),
+        ("*", "absolute", 1e-5),
+    ),
     "vwl__memory_bank": (("out_word_labels", "equal", 1), ("out_counts", "equal", 1), ("*", "absolute", 1e-5)),
 }

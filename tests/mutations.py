@@ -3,7 +3,7 @@
     python -m tests.mutations              # all of them, a quarter of an hour on one core
     python -m tests.mutations kill fault   # those of some kinds of tests
 
-Works on a copy; docs/reliability.md has the result. tests/test_mutations.py checks that every change still fits the code.
+Works on a copy; docs/reliability.md has the result.  checks that every change still fits the code.
 """
 
 import subprocess
@@ -29,121 +29,305 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     # What a killed or repeated run relies on.
-    Mutation("kill", "wsss_lib/formats.py", "        write(temporary)\n", "        write(path)\n",
-             "tests/test_kill.py -k chain"),
-    Mutation("kill", "wsss_lib/training.py", '    torch.set_rng_state(tensors["random.cpu"])\n', "",
-             "tests/test_training.py -k killed or second_call"),
-    Mutation("kill", "wsss_lib/training.py", "    optimizer.load_state_dict(state)\n", "", "tests/test_kill.py -k chain"),
-    Mutation("kill", "wsss_lib/training.py", '["step"] <= done:', '["step"] <= 10**9:', "tests/test_kill.py -k chain"),
-    Mutation("kill", "wsss_lib/training.py", "batches(samples, batch_size, parts, done, steps,",
-             "batches(samples, batch_size, parts, 0, steps,", "tests/test_kill.py -k chain"),
-    Mutation("kill", "wsss_lib/artifacts.py", '    _remove_leftovers(stage.folder, ".writing-*")', "    None",
-             "tests/test_artifacts.py -k unfinished"),
-    Mutation("determinism", "wsss_lib/data/samples.py", 'f"{seed}/{epoch}/{index}"', 'f"{epoch}/{index}"',
-             "tests/test_transforms.py tests/test_data.py tests/test_training.py tests/test_determinism.py"),
-    Mutation("determinism", "wsss_lib/artifacts.py", "json.dumps([parameters, hashes], sort_keys=True)",
-             "json.dumps([parameters], sort_keys=True)", "tests/test_artifacts.py tests/test_determinism.py"),
-    Mutation("determinism", "wsss_lib/artifacts.py", "json.dumps([parameters, hashes], sort_keys=True)",
-             "json.dumps([hashes], sort_keys=True)", "tests/test_determinism.py"),
-    Mutation("determinism", "wsss_lib/machine.py", '"order_of_sums": {', '"sums": {', "tests/test_determinism.py"),
+    Mutation(
+        "kill", "wsss_lib/core/files.py", "        write(temporary)\n", "        write(path)\n", "tests/test_kill.py -k chain"
+    ),
+    Mutation(
+        "kill",
+        "wsss_lib/core/training.py",
+        '    torch.set_rng_state(tensors["random.cpu"])\n',
+        "",
+        "tests/test_training.py -k killed or second_call",
+    ),
+    Mutation("kill", "wsss_lib/core/training.py", "    optimizer.load_state_dict(state)\n", "", "tests/test_kill.py -k chain"),
+    Mutation("kill", "wsss_lib/core/training.py", '["step"] <= done:', '["step"] <= 10**9:', "tests/test_kill.py -k chain"),
+    Mutation(
+        "kill",
+        "wsss_lib/core/training.py",
+        "batches(samples, batch_size, parts, done, steps,",
+        "batches(samples, batch_size, parts, 0, steps,",
+        "tests/test_kill.py -k chain",
+    ),
+    Mutation(
+        "kill",
+        "wsss_lib/core/store.py",
+        '        _remove_leftovers(folder, ".writing-*")',
+        "        None",
+        "tests/test_files.py tests/test_stage.py -k unfinished",
+    ),
+    Mutation(
+        "determinism",
+        "wsss_lib/data/samples.py",
+        'f"{seed}/{epoch}/{index}"',
+        'f"{epoch}/{index}"',
+        "tests/test_transforms.py tests/test_data.py tests/test_training.py tests/test_determinism.py",
+    ),
+    Mutation(
+        "determinism",
+        "wsss_lib/core/stage.py",
+        "_hash([parameters, hashes])",
+        "_hash([parameters])",
+        "tests/test_files.py tests/test_stage.py tests/test_determinism.py",
+    ),
+    Mutation(
+        "determinism", "wsss_lib/core/stage.py", "_hash([parameters, hashes])", "_hash([hashes])", "tests/test_determinism.py"
+    ),
+    Mutation("determinism", "wsss_lib/core/store.py", '"order_of_sums": {', '"sums": {', "tests/test_determinism.py"),
     # Faults of the machine.
-    Mutation("fault", "wsss_lib/lock.py", "        lock.acquire(timeout=WAIT)\n", "", "tests/test_faults.py -k second_run"),
-    Mutation("fault", "wsss_lib/lock.py", "WAIT = 20.0", "WAIT = 0.0", "tests/test_faults.py -k ending"),
-    Mutation("fault", "wsss_lib/workers.py", "    threading.Thread(target=_end_with_parent, daemon=True).start()\n", "",
-             "tests/test_faults.py -k parent"),
-    Mutation("fault", "wsss_lib/workers.py", "        except BrokenProcessPool:\n", "        except ZeroDivisionError:\n",
-             "tests/test_faults.py -k worker"),
-    Mutation("fault", "wsss_lib/artifacts.py", "time.monotonic() - self.started", "time.time() - self.started",
-             "tests/test_faults.py -k clock"),
-    Mutation("fault", "wsss_lib/formats.py", "            temporary.unlink(missing_ok=True)", "            pass",
-             "tests/test_artifacts.py tests/test_faults.py -k disk or middle"),
-    Mutation("fault", "wsss_lib/training.py", '        raise OSError(f"{name}: a loader process',
-             '        raise RuntimeError(f"{name}: a loader process', "tests/test_faults.py -k loader"),
-    Mutation("fault", "wsss_lib/machine.py", "    if status.is_file():", "    if False:",
-             "tests/test_artifacts.py -k memory"),
+    Mutation(
+        "fault", "wsss_lib/core/store.py", "        lock.acquire(timeout=WAIT)\n", "", "tests/test_faults.py -k second_run"
+    ),
+    Mutation("fault", "wsss_lib/core/store.py", "WAIT = 20.0", "WAIT = 0.0", "tests/test_faults.py -k ending"),
+    Mutation(
+        "fault",
+        "wsss_lib/core/parallel.py",
+        "    threading.Thread(target=_end_with_parent, daemon=True).start()\n",
+        "",
+        "tests/test_faults.py -k parent",
+    ),
+    Mutation(
+        "fault",
+        "wsss_lib/core/parallel.py",
+        "        except BrokenProcessPool:\n",
+        "        except ZeroDivisionError:\n",
+        "tests/test_faults.py -k worker",
+    ),
+    Mutation(
+        "fault",
+        "wsss_lib/core/stage.py",
+        "time.monotonic() - started",
+        "time.time() - started",
+        "tests/test_faults.py -k clock",
+    ),
+    Mutation(
+        "fault",
+        "wsss_lib/core/files.py",
+        "            temporary.unlink(missing_ok=True)",
+        "            pass",
+        "tests/test_files.py tests/test_stage.py tests/test_faults.py -k disk or middle",
+    ),
+    Mutation(
+        "fault",
+        "wsss_lib/core/training.py",
+        '        raise OSError(f"{name}: a loader process',
+        '        raise RuntimeError(f"{name}: a loader process',
+        "tests/test_faults.py -k loader",
+    ),
+    Mutation(
+        "fault",
+        "wsss_lib/core/store.py",
+        "    if status.is_file():",
+        "    if False:",
+        "tests/test_files.py tests/test_stage.py -k memory",
+    ),
     # Hostile and damaged files.
-    Mutation("fuzz", "data_prep/voc_xml.py", "from defusedxml.ElementTree", "from xml.etree.ElementTree",
-             "tests/test_voc_labels.py"),
-    Mutation("fuzz", "wsss_lib/formats.py", "> LARGEST_MAPS:", "> 10**15:", "tests/test_fuzz.py -k bomb"),
-    Mutation("fuzz", "wsss_lib/formats.py", "    except (ValueError, RecursionError):\n", "    except ValueError:\n",
-             "tests/test_faults.py -k record"),
-    Mutation("fuzz", "wsss_lib/formats.py", "    if not np.isfinite(scores).all():\n        raise DataError(",
-             "    if False:\n        raise DataError(", "tests/test_artifacts.py -k maps"),
+    Mutation(
+        "fuzz", "data_prep/voc_xml.py", "from defusedxml.ElementTree", "from xml.etree.ElementTree", "tests/test_voc_labels.py"
+    ),
+    Mutation("fuzz", "wsss_lib/core/files.py", "> LARGEST_MAPS:", "> 10**15:", "tests/test_fuzz.py -k bomb"),
+    Mutation(
+        "fuzz",
+        "wsss_lib/core/files.py",
+        "    except (ValueError, RecursionError):\n",
+        "    except ValueError:\n",
+        "tests/test_faults.py -k record",
+    ),
+    Mutation(
+        "fuzz",
+        "wsss_lib/core/files.py",
+        "    if not np.isfinite(scores).all():\n        raise DataError(",
+        "    if False:\n        raise DataError(",
+        "tests/test_files.py tests/test_stage.py -k maps",
+    ),
     Mutation("security", "data_prep/unpack.py", '".." in path.parts or ', "", "tests/test_unpack.py -k outside"),
-    Mutation("security", "data_prep/unpack.py", 'if member.kind not in ("file", "folder"):', "if False:",
-             "tests/test_unpack.py -k links"),
-    Mutation("security", "data_prep/unpack.py", "        if position > self.limit:\n", "        if False:\n",
-             "tests/test_unpack.py -k bomb"),
+    Mutation(
+        "security",
+        "data_prep/unpack.py",
+        'if member.kind not in ("file", "folder"):',
+        "if False:",
+        "tests/test_unpack.py -k links",
+    ),
+    Mutation(
+        "security",
+        "data_prep/unpack.py",
+        "        if position > self.limit:\n",
+        "        if False:\n",
+        "tests/test_unpack.py -k bomb",
+    ),
     # Images of extreme size or content.
-    Mutation("extreme images", "wsss_lib/methods/cam.py", "for scale_maps in maps if len(classes) else ():",
-             "for scale_maps in maps:", "tests/test_extreme_images.py tests/test_cam.py"),
-    Mutation("extreme images", "wsss_lib/methods/cam.py", "keepdim=True) + 1e-5)", "keepdim=True))",
-             "tests/test_extreme_images.py"),
-    Mutation("extreme images", "wsss_lib/methods/rib.py", "finite = torch.isfinite(maps).all()", "finite = True",
-             "tests/test_rib.py"),
-    Mutation("extreme images", "wsss_lib/formats.py", "json.dumps(content, indent=1, allow_nan=False)",
-             "json.dumps(content, indent=1)", "tests/test_extreme_images.py"),
+    Mutation(
+        "extreme images",
+        "wsss_lib/methods/cam.py",
+        "for scale_maps in maps if len(classes) else ():",
+        "for scale_maps in maps:",
+        "tests/test_extreme_images.py tests/test_cam.py",
+    ),
+    Mutation(
+        "extreme images", "wsss_lib/methods/cam.py", "keepdim=True) + 1e-5)", "keepdim=True))", "tests/test_extreme_images.py"
+    ),
+    Mutation(
+        "extreme images", "wsss_lib/methods/rib.py", "finite = torch.isfinite(maps).all()", "finite = True", "tests/test_rib.py"
+    ),
+    Mutation(
+        "extreme images",
+        "wsss_lib/core/files.py",
+        "json.dumps(content, indent=1, allow_nan=False)",
+        "json.dumps(content, indent=1)",
+        "tests/test_extreme_images.py",
+    ),
     # Numbers: by hand, as properties, and against the official programs.
-    Mutation("by hand", "wsss_lib/metrics.py", "truth * num_classes + prediction", "prediction * num_classes + truth",
-             "tests/test_metrics.py"),
-    Mutation("by hand", "wsss_lib/metrics.py", "iou = _ratio(hits, row + column - hits)", "iou = _ratio(hits, row + column)",
-             "tests/test_metrics.py -k hand"),
-    Mutation("by hand", "wsss_lib/methods/cam.py", "return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1",
-             "return size[0] // 4 + 1, size[1] // 4 + 1", "tests/test_cam.py"),
-    Mutation("by hand", "wsss_lib/methods/subcategories.py", "return float(sum(commonest) / len(truth))",
-             "return float(max(commonest) / len(truth))", "tests/test_sccam.py"),
-    Mutation("property", "wsss_lib/refine/random_walk.py", "TRUNCATION = 1e-7", "TRUNCATION = 1e-2",
-             "tests/test_random_walk.py"),
-    Mutation("property", "wsss_lib/refine/random_walk.py", "pair_graph(affinity**beta, radius)", "pair_graph(affinity, radius)",
-             "tests/test_random_walk.py"),
-    Mutation("property", "wsss_lib/methods/cam.py", "join(chosen[0], chosen[1].flip(-1))", "join(chosen[0], chosen[1])",
-             "tests/test_cam.py"),
-    Mutation("property", "wsss_lib/inference.py", "items[config.shard - 1::config.shards]",
-             "items[config.shard::config.shards]",
-             "tests/test_launch.py -k shard"),
-    Mutation("golden", "wsss_lib/methods/rib.py", "return -(labels * logits.clamp(max=margin)).sum()",
-             "return -(labels * logits.clamp(max=margin)).mean()", "tests/test_golden.py -k rib"),
-    Mutation("golden", "wsss_lib/methods/drs.py", "maps * (maps == maps.amax(-3, keepdim=True))", "maps",
-             "tests/test_golden.py -k drs"),
-    Mutation("golden", "wsss_lib/methods/amn.py", "scatter_(1, labels[:, None], 1 - smoothing)",
-             "scatter_(1, labels[:, None], 1)", "tests/test_golden.py -k amn"),
-    Mutation("by hand", "wsss_lib/methods/vwe.py", "rho * sums / (counts + 1e-4) + (1 - rho) * codebook",
-             "rho * codebook + (1 - rho) * sums / (counts + 1e-4)", "tests/test_vwe.py -k hand"),
-    Mutation("property", "wsss_lib/refine/crf.py", "        crf.setUnaryEnergy(unary.reshape(num_labels, -1))",
-             "        crf.setUnaryEnergy(unaries[0].reshape(num_labels, -1).astype(np.float32))", "tests/test_crf.py"),
-    Mutation("golden", "wsss_lib/refine/crf.py", "unary = -np.log(np.maximum(probabilities, 1e-5))",
-             "unary = 1 - np.maximum(probabilities, 1e-5)", "tests/test_golden.py tests/test_crf.py"),
+    Mutation(
+        "by hand",
+        "wsss_lib/ops/metrics.py",
+        "truth * num_classes + prediction",
+        "prediction * num_classes + truth",
+        "tests/test_metrics.py",
+    ),
+    Mutation(
+        "by hand",
+        "wsss_lib/ops/metrics.py",
+        "iou = _ratio(hits, row + column - hits)",
+        "iou = _ratio(hits, row + column)",
+        "tests/test_metrics.py -k hand",
+    ),
+    Mutation(
+        "by hand",
+        "wsss_lib/methods/cam.py",
+        "return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1",
+        "return size[0] // 4 + 1, size[1] // 4 + 1",
+        "tests/test_cam.py",
+    ),
+    Mutation(
+        "by hand",
+        "wsss_lib/methods/sccam.py",
+        "return float(sum(commonest) / len(truth))",
+        "return float(max(commonest) / len(truth))",
+        "tests/test_sccam.py",
+    ),
+    Mutation("property", "wsss_lib/ops/random_walk.py", "TRUNCATION = 1e-7", "TRUNCATION = 1e-2", "tests/test_random_walk.py"),
+    Mutation(
+        "property",
+        "wsss_lib/ops/random_walk.py",
+        "pair_graph(affinity**beta, radius)",
+        "pair_graph(affinity, radius)",
+        "tests/test_random_walk.py",
+    ),
+    Mutation(
+        "property",
+        "wsss_lib/methods/cam.py",
+        "join(chosen[0], chosen[1].flip(-1))",
+        "join(chosen[0], chosen[1])",
+        "tests/test_cam.py",
+    ),
+    Mutation(
+        "property",
+        "wsss_lib/core/parallel.py",
+        "items[config.shard - 1::config.shards]",
+        "items[config.shard::config.shards]",
+        "tests/test_launch.py -k shard",
+    ),
+    Mutation(
+        "golden",
+        "wsss_lib/methods/rib.py",
+        "return -(labels * logits.clamp(max=margin)).sum()",
+        "return -(labels * logits.clamp(max=margin)).mean()",
+        "tests/test_golden.py -k rib",
+    ),
+    Mutation(
+        "golden",
+        "wsss_lib/methods/drs.py",
+        "maps * (maps == maps.amax(-3, keepdim=True))",
+        "maps",
+        "tests/test_golden.py -k drs",
+    ),
+    Mutation(
+        "golden",
+        "wsss_lib/methods/amn.py",
+        "scatter_(1, labels[:, None], 1 - smoothing)",
+        "scatter_(1, labels[:, None], 1)",
+        "tests/test_golden.py -k amn",
+    ),
+    Mutation(
+        "by hand",
+        "wsss_lib/methods/vwe.py",
+        "rho * sums / (counts + 1e-4) + (1 - rho) * codebook",
+        "rho * codebook + (1 - rho) * sums / (counts + 1e-4)",
+        "tests/test_vwe.py -k hand",
+    ),
+    Mutation(
+        "property",
+        "wsss_lib/ops/crf.py",
+        "        crf.setUnaryEnergy(unary.reshape(num_labels, -1))",
+        "        crf.setUnaryEnergy(unaries[0].reshape(num_labels, -1).astype(np.float32))",
+        "tests/test_crf.py",
+    ),
+    Mutation(
+        "golden",
+        "wsss_lib/ops/crf.py",
+        "unary = -np.log(np.maximum(probabilities, 1e-5))",
+        "unary = 1 - np.maximum(probabilities, 1e-5)",
+        "tests/test_golden.py tests/test_crf.py",
+    ),
     # Bad input: one sentence.
-    Mutation("bad input", "wsss_lib/config.py", "    if isinstance(value, bool):", "    if False:", "tests/test_config.py"),
-    Mutation("bad input", "wsss_lib/data/saliency.py", '    if mode != "L":', "    if False:",
-             "tests/test_drs_stages.py -k fit"),
-    Mutation("bad input", "wsss_lib/comparison.py", "        if conditions != reference:", "        if False:",
-             "tests/test_comparison.py -k mixed"),
-    Mutation("bad input", "wsss_lib/comparison.py", "                if value != reference[parameter]:",
-             "                if False:", "tests/test_comparison.py -k settings"),
+    Mutation("bad input", "wsss_lib/parameters.py", "    if isinstance(value, bool):", "    if False:", "tests/test_config.py"),
+    Mutation(
+        "bad input", "wsss_lib/data/saliency.py", '    if mode != "L":', "    if False:", "tests/test_drs_stages.py -k fit"
+    ),
+    Mutation(
+        "bad input",
+        "wsss_lib/comparison.py",
+        "        if conditions != reference:",
+        "        if False:",
+        "tests/test_comparison.py -k mixed",
+    ),
+    Mutation(
+        "bad input",
+        "wsss_lib/comparison.py",
+        "                if value != reference[parameter]:",
+        "                if False:",
+        "tests/test_comparison.py -k settings",
+    ),
     # Several processes, the graph, records.
-    Mutation("several processes", "wsss_lib/training.py", "                average_gradients(trained)\n", "",
-             "tests/test_launch.py -k two_processes"),
-    Mutation("several processes", "wsss_lib/processes.py", "    dist.all_reduce(values)\n", "",
-             "tests/test_launch.py -k two_processes"),
-    Mutation("several processes", "wsss_lib/launch.py", 'open(first_failure, "x"', 'open(first_failure, "w"',
-             "tests/test_launch.py -k cause"),
-    Mutation("pipeline", "Snakefile", 'input: executed("seeds"), notebook="notebooks/80_irn.ipynb"',
-             'input: executed("maps"), notebook="notebooks/80_irn.ipynb"', "tests/test_pipeline_graph.py -k graph"),
-    Mutation("pipeline", "Snakefile", "getattr(checked, name) for name in given}",
-             "getattr(checked, name) for name in ()}",
-             "tests/test_pipeline_graph.py -k refinement or command_line"),
+    Mutation(
+        "several processes",
+        "wsss_lib/core/training.py",
+        "                average_gradients(trained)\n",
+        "",
+        "tests/test_launch.py -k two_processes",
+    ),
+    Mutation(
+        "several processes",
+        "wsss_lib/core/distributed.py",
+        "    dist.all_reduce(values)\n",
+        "",
+        "tests/test_launch.py -k two_processes",
+    ),
+    Mutation(
+        "several processes",
+        "wsss_lib/core/distributed.py",
+        'open(first_failure, "x"',
+        'open(first_failure, "w"',
+        "tests/test_launch.py -k cause",
+    ),
+    Mutation(
+        "pipeline",
+        "Snakefile",
+        "getattr(checked, name) for name in given}",
+        "getattr(checked, name) for name in ()}",
+        "tests/test_pipeline_graph.py -k refinement or command_line",
+    ),
     # The form of notebooks and documents.
-    Mutation("form", "notebooks/10_cam.py", "The mean IoU has one peak", "The mean IoU has a peak",
-             "tests/test_notebooks.py -k step"),
+    Mutation(
+        "form", "notebooks/10_cam.py", "The mean IoU has one peak", "The mean IoU has a peak", "tests/test_notebooks.py -k step"
+    ),
     Mutation("form", "notebooks/10_cam.ipynb", '"*The mean IoU has one peak', '"*A peak', "tests/test_notebooks.py -k figure"),
-    Mutation("form", "wsss_lib/methods/cam.py", "    Explained in notebook 10, section \"Score of the classifier\".",
-             "    Explained in notebook 10, section \"No such\".", "tests/test_notebooks.py -k back_pointers"),
-    Mutation("form", "wsss_lib/methods/cam.py", "        images: N RGB photographs of one size.\n", "",
-             "tests/test_docstrings.py"),
+    Mutation(
+        "form", "wsss_lib/methods/cam.py", "        images: N RGB photographs of one size.\n", "", "tests/test_docstrings.py"
+    ),
     Mutation("form", "environment.yml", "papermill", "papermil", "tests/test_environment.py"),
-    Mutation("form", "notebooks/solutions/10_cam.py", "(label == 1)).sum()", "(label == 0)).sum()",
-             "tests/test_exercises.py -k 10"),
+    Mutation(
+        "form", "notebooks/solutions/10_cam.py", "(label == 1)).sum()", "(label == 0)).sum()", "tests/test_exercises.py -k 10"
+    ),
 ]
 
 
@@ -172,8 +356,11 @@ def main(kinds: list[str]) -> int:
             noticed = status in (1, 2)  # pytest: a test has failed, or a file could not be imported
             counts[mutation.kind, noticed] += 1
             unnoticed += [] if noticed else [mutation]
-            print(f"{'noticed' if noticed else 'NOT NOTICED'} ({time.monotonic() - started:.0f} s): {mutation.kind}, "
-                  f"{mutation.file}: {mutation.before.strip()!r} -> {mutation.after.strip()!r}", flush=True)
+            print(
+                f"{'noticed' if noticed else 'NOT NOTICED'} ({time.monotonic() - started:.0f} s): {mutation.kind}, "
+                f"{mutation.file}: {mutation.before.strip()!r} -> {mutation.after.strip()!r}",
+                flush=True,
+            )
     for kind in dict.fromkeys(mutation.kind for mutation in chosen):
         print(f"{kind}: {counts[kind, True]} of {counts[kind, True] + counts[kind, False]} noticed")
     return len(unnoticed)

@@ -12,7 +12,7 @@ from statistics import median
 
 import nbformat
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.results import markdown_table
 
 HEADER = ["notebook", "code cells", "median lines", "longest", "words of prose", "figures", "with text", "seconds"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
 RUN = PROJECT_ROOT / "runs" / "toy"
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--rerun-incomplete", "--config", "preset=smoke"]

@@ -30,16 +30,21 @@ def source_notebook(script: Path) -> nbformat.NotebookNode:
 def refresh(script: Path) -> None:
     """Execute one notebook in the notebooks' folder and write it beside its script."""
     notebook = source_notebook(script)
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks"}},
-                   record_timing=False).execute()
+    NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks"}}, record_timing=False
+    ).execute()
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(notebook, script.with_suffix(".ipynb"))
     if script.stem == "00_start_here":  # its first figure is the README's
-        pictures = (output["data"]["image/png"] for cell in notebook.cells for output in cell.get("outputs", [])
-                    if "image/png" in output.get("data", {}))
+        pictures = (
+            output["data"]["image/png"]
+            for cell in notebook.cells
+            for output in cell.get("outputs", [])
+            if "image/png" in output.get("data", {})
+        )
         (ROOT / "docs" / "chain.png").write_bytes(base64.b64decode(next(pictures)))
     print(script.stem, flush=True)
 

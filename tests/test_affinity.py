@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_lib.refine.affinity import (
+from wsss_lib.ops.affinity import (
     affinity_labels,
     affinity_loss,
     displacement_target,

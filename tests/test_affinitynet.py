@@ -12,17 +12,21 @@ from hypothesis import strategies as st
 
 from tests.test_full_size import check_log, write_voc
 from tests.test_sccam import tame
-from wsss_lib import stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import DataError, read_mask
-from wsss_lib.formats import write_maps
-from wsss_lib.nets.affinitynet import AffinityHead, AffinityNet
+from wsss_lib.core import training
+from wsss_lib.core.files import read_mask, write_maps
+from wsss_lib.data.dataset import open_data
+from wsss_lib.errors import DataError
+from wsss_lib.methods import cam
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
+from wsss_lib.ops import affinity
+from wsss_lib.ops.random_walk import random_walk
 from wsss_lib.presets import preset_config
-from wsss_lib.refine import affinity, affinitynet, affinitynet_stages
-from wsss_lib.refine.random_walk import random_walk
+from wsss_lib.refine import affinitynet, irn
+from wsss_lib.refine.affinitynet import AffinityHead, AffinityNet
 
 # ---- affinities and loss
 
@@ -43,8 +47,9 @@ def test_affinity_is_that_of_plain_loops(height, width, radius, seed):
 
 def test_loss_by_hand():
     value = torch.tensor([[[0.5, 0.25, 0.8]]], requires_grad=True)
-    pairs = affinity.PairLabels(*(torch.tensor([[flags]]) for flags in ([True, False, False], [False, True, False],
-                                                                       [False, False, True])))
+    pairs = affinity.PairLabels(
+        *(torch.tensor([[flags]]) for flags in ([True, False, False], [False, True, False], [False, False, True]))
+    )
     losses = affinity.feature_affinity_loss(value, pairs)
     expected = -math.log(0.5), -math.log(0.25), -math.log(0.2)
     assert [term.item() for term in losses] == pytest.approx(expected, abs=1e-4)
@@ -63,6 +68,7 @@ def test_a_term_without_pairs_is_nothing_and_one_without_distance_is_finite():
 
 
 # ---- labels
+
 
 def test_every_case_of_a_confident_label():
     """Columns: sure object, sure background, unsure, lost to both (the background wins), outside the image."""
@@ -104,28 +110,32 @@ def test_crop_fills_with_black_and_unknown_and_mirrors():
 
 def test_scores_come_back(tmp_path):
     low, high = np.random.default_rng(0).random((2, 3, 5, 7), dtype=np.float32)
-    affinitynet_stages.write_scores(tmp_path / "a.npz", low, high)
-    for ours, expected in zip(affinitynet_stages.read_scores(tmp_path / "a.npz", (5, 7)), (low, high), strict=True):
+    affinitynet.write_scores(tmp_path / "a.npz", low, high)
+    for ours, expected in zip(affinitynet.read_scores(tmp_path / "a.npz", (5, 7)), (low, high), strict=True):
         assert ours.dtype == np.float32 and np.abs(ours - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize("damage, words", [
-    (lambda path: path.unlink(), "are missing; run notebook 75_affinitynet from its start"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-30]), "not a file of CRF scores"),
-    (lambda path: path.write_bytes(b""), "not a file of CRF scores"),
-    (lambda path: affinitynet_stages.write_scores(path, np.zeros((2, 7, 5)), np.zeros((2, 7, 5))), "to an image of 5x7"),
-    (lambda path: affinitynet_stages.write_scores(path, np.zeros((2, 5, 7)), np.zeros((3, 5, 7))), "to an image of 5x7"),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda path: path.unlink(), "are missing; run notebook 75_affinitynet from its start"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "not a file of CRF scores"),
+        (lambda path: path.write_bytes(b""), "not a file of CRF scores"),
+        (lambda path: affinitynet.write_scores(path, np.zeros((2, 7, 5)), np.zeros((2, 7, 5))), "to an image of 5x7"),
+        (lambda path: affinitynet.write_scores(path, np.zeros((2, 5, 7)), np.zeros((3, 5, 7))), "to an image of 5x7"),
+    ],
+)
 def test_broken_scores_give_one_sentence(tmp_path, damage, words):
     path = tmp_path / "a.npz"
-    affinitynet_stages.write_scores(path, np.zeros((2, 5, 7)), np.zeros((2, 5, 7)))
+    affinitynet.write_scores(path, np.zeros((2, 5, 7)), np.zeros((2, 5, 7)))
     damage(path)
     with pytest.raises(DataError) as error:
-        affinitynet_stages.read_scores(path, (5, 7))
+        affinitynet.read_scores(path, (5, 7))
     assert words in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 # ---- the walk
+
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(2, 4), st.integers(0, 6), st.integers(0, 2**16))
 def test_walk_agrees_with_the_dense_one(height, width, radius, log2_steps, seed):
@@ -146,8 +156,18 @@ def test_ten_cells_have_no_neighbour_and_keep_their_score():
     graph = affinitynet.feature_graph(features, radius=5, beta=8)
     alone = np.flatnonzero(graph.degree().numpy() == 1)
     h, w = 11, 13
-    expected = [(0, 0), (0, 1), (0, 2), (0, 3), (h - 2, 0), (h - 1, 0), (h - 1, 1),
-                (h - 2, w - 1), (h - 1, w - 2), (h - 1, w - 1)]
+    expected = [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (h - 2, 0),
+        (h - 1, 0),
+        (h - 1, 1),
+        (h - 2, w - 1),
+        (h - 1, w - 2),
+        (h - 1, w - 1),
+    ]
     assert sorted(alone.tolist()) == sorted(y * w + x for y, x in expected)
     start = torch.rand(1, h, w)
     walk = random_walk(graph, start, 8)
@@ -176,6 +196,7 @@ def test_mask_takes_the_strongest_and_names_its_class():
 
 # ---- the network
 
+
 def test_head_by_hand():
     torch.manual_seed(0)
     head = AffinityHead((2, 3, 4), widths=(2, 2, 4), groups=(1, 2, 2)).eval()
@@ -184,15 +205,23 @@ def test_head_by_hand():
     def linear(layer, x):
         return torch.einsum("oi,nihw->nohw", layer.weight[:, :, 0, 0], x)
 
-    reduced = [F.elu(norm(linear(layer, x))) for layer, norm, x in
-               zip((head.f8_3, head.f8_4, head.f8_5), (head.gn8_3, head.gn8_4, head.gn8_5), maps, strict=True)]
+    reduced = [
+        F.elu(norm(linear(layer, x)))
+        for layer, norm, x in zip((head.f8_3, head.f8_4, head.f8_5), (head.gn8_3, head.gn8_4, head.gn8_5), maps, strict=True)
+    ]
     by_hand = F.elu(linear(head.f9, torch.cat(reduced, 1)))
     assert torch.allclose(head(maps), by_hand, atol=1e-6)
 
 
-@pytest.mark.parametrize("backbone, stride, levels, size", [
-    (ResNet38(width=2), 8, (2, 3, 4), (4, 5)), (VGG16LargeFOV(width=2), 8, (2, 3, 4), (4, 5)),
-    (build_backbone("resnet_small", 8), 4, (1, 3, 4), (8, 9)), (build_backbone("resnet_small", 16), 8, (2, 3, 4), (4, 5))])
+@pytest.mark.parametrize(
+    "backbone, stride, levels, size",
+    [
+        (ResNet38(width=2), 8, (2, 3, 4), (4, 5)),
+        (VGG16LargeFOV(width=2), 8, (2, 3, 4), (4, 5)),
+        (build_backbone("resnet_small", 8), 4, (1, 3, 4), (8, 9)),
+        (build_backbone("resnet_small", 16), 8, (2, 3, 4), (4, 5)),
+    ],
+)
 def test_levels_and_grid(backbone, stride, levels, size):
     net = AffinityNet(backbone, stride).train()
     assert net.levels == levels
@@ -209,10 +238,19 @@ def test_a_grid_finer_than_the_backbone_is_refused():
 
 # ---- stages
 
+
 @pytest.fixture
 def small(small_config) -> Config:
-    return small_config.model_copy(update={"affinitynet_crop": 48, "affinitynet_batch_size": 4, "affinitynet_epochs": 2,
-                                           "affinitynet_init": "backbone", "affinitynet_radius": 3, "checkpoint_every": 1})
+    return small_config.model_copy(
+        update={
+            "affinitynet_crop": 48,
+            "affinitynet_batch_size": 4,
+            "affinitynet_epochs": 2,
+            "affinitynet_init": "backbone",
+            "affinitynet_radius": 3,
+            "checkpoint_every": 1,
+        }
+    )
 
 
 def maps_of_squares(data, folder) -> None:
@@ -225,36 +263,36 @@ def maps_of_squares(data, folder) -> None:
 
 
 def test_stages_from_maps_to_masks(small, tmp_path):
-    data = stages.open_data(small, "train")
+    data = open_data(small, "train")
     maps_of_squares(data, tmp_path / "maps")
-    assert affinitynet_stages.make_affinity_scores(data, tmp_path / "maps", small, tmp_path / "scores") == 8
-    assert affinitynet_stages.make_affinity_scores(data, tmp_path / "maps", small, tmp_path / "scores") == 0
-    image, label = affinitynet_stages.AffinityScoreSamples(data, tmp_path / "scores", small)[0, 0]
+    assert affinitynet.make_affinity_scores(data, tmp_path / "maps", small, tmp_path / "scores") == 8
+    assert affinitynet.make_affinity_scores(data, tmp_path / "maps", small, tmp_path / "scores") == 0
+    image, label = affinitynet.AffinityScoreSamples(data, tmp_path / "scores", small)[0, 0]
     assert image.shape == (3, 48, 48) and label.shape == (12, 12) and set(label.unique().tolist()) <= {0, 1, 2, 255}
     assert {0, 1} <= set(label.unique().tolist())
-    same = affinitynet_stages.AffinityScoreSamples(data, tmp_path / "scores", small)[0, 0]
+    same = affinitynet.AffinityScoreSamples(data, tmp_path / "scores", small)[0, 0]
     assert torch.equal(image, same[0]) and torch.equal(label, same[1])
 
     weights = {}
     for run in ("once", "stopped"):
         torch.manual_seed(0)
-        net = affinitynet_stages.build_affinitynet(small, "")
+        net = affinitynet.build_affinitynet(small, "")
         if run == "stopped":  # after the third of four steps
             stop_after(net, 3)
             with pytest.raises(KeyboardInterrupt):
-                affinitynet_stages.train_affinitynet(net, data, tmp_path / "scores", small, tmp_path / run)
+                affinitynet.train_affinitynet(net, data, tmp_path / "scores", small, tmp_path / run)
             torch.manual_seed(7)
-            net = affinitynet_stages.build_affinitynet(small, "")
-        assert affinitynet_stages.train_affinitynet(net, data, tmp_path / "scores", small, tmp_path / run) == 16
+            net = affinitynet.build_affinitynet(small, "")
+        assert affinitynet.train_affinitynet(net, data, tmp_path / "scores", small, tmp_path / run) == 16
         weights[run] = net.state_dict()
     assert all(torch.equal(value, weights["stopped"][name]) for name, value in weights["once"].items())
     assert set(training.read_log(tmp_path / "once")[-1]) >= {"loss", "bg", "fg", "neg"}
 
-    assert affinitynet_stages.make_affinitynet_masks(net, data, tmp_path / "maps", small, tmp_path / "masks") == 8
+    assert affinitynet.make_affinitynet_masks(net, data, tmp_path / "maps", small, tmp_path / "masks") == 8
     for image_id in data.ids:
         mask = read_mask(tmp_path / "masks" / f"{image_id}.png", 3, data.image(image_id).size)
         assert set(np.unique(mask).tolist()) <= {0, *(np.flatnonzero(data.label(image_id)) + 1).tolist()}
-    assert affinitynet_stages.make_affinitynet_masks(net, data, tmp_path / "maps", small, tmp_path / "masks") == 0
+    assert affinitynet.make_affinitynet_masks(net, data, tmp_path / "maps", small, tmp_path / "masks") == 0
 
 
 def stop_after(net: torch.nn.Module, steps: int) -> None:
@@ -269,44 +307,55 @@ def stop_after(net: torch.nn.Module, steps: int) -> None:
 
 
 def test_network_starts_from_the_classifier_or_its_own_weights(small, tmp_path):
-    classifier = stages.build_classifier(small, 3)
+    classifier = build_classifier(small, 3)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
     config = small.model_copy(update={"affinitynet_init": "classifier"})
-    net = affinitynet_stages.build_affinitynet(config, tmp_path / "classifier.safetensors")
+    net = affinitynet.build_affinitynet(config, tmp_path / "classifier.safetensors")
     assert torch.equal(net.backbone.layer4[0].conv1.weight, classifier.backbone.layer4[0].conv1.weight)
     training.save_weights(net, tmp_path / "own.safetensors")
-    again = affinitynet_stages.build_affinitynet(config, "", tmp_path / "own.safetensors")
+    again = affinitynet.build_affinitynet(config, "", tmp_path / "own.safetensors")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
 
 
 def test_the_choice_of_the_refinement_changes_no_other_stage():
-    stages_of_others = ("cam_", "irn_", "walk_")
-    assert Config(refinement="affinitynet").parameters_of(*stages_of_others) == Config().parameters_of(*stages_of_others)
-    names = Config().parameters_of("affinitynet_alpha_")
+    for stage in (*irn.STAGES, *cam.STAGES):
+        assert "refinement" not in Config().names_of(*stage.read_by(Config()))
+    names = affinitynet.SCORES.reads
     assert "affinitynet_alpha_low" in names and "affinitynet_epochs" not in names and "affinity_walk_beta" not in names
 
 
 # ---- the published network
 
+
 @pytest.mark.slow
 def test_resnet38_runs_two_steps_at_full_size(tmp_path):
     root = tmp_path / "VOC2012"
     write_voc(root)
-    config = preset_config("voc12", "sccam", data_root=str(root), train_split="train", num_workers=0, device="cpu",
-                           backbone_weights="none", affinitynet_batch_size=1, device_batch_size=1, affinitynet_epochs=2)
+    config = preset_config(
+        "voc12",
+        "sccam",
+        data_root=str(root),
+        train_split="train",
+        num_workers=0,
+        device="cpu",
+        backbone_weights="none",
+        affinitynet_batch_size=1,
+        device_batch_size=1,
+        affinitynet_epochs=2,
+    )
     assert (config.backbone, config.affinitynet_crop, config.affinitynet_stride) == ("resnet38", 448, 8)
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     one = replace(data, ids=data.ids[:1], labels=data.labels[:1])
     maps_of_squares(one, tmp_path / "maps")
-    assert affinitynet_stages.make_affinity_scores(one, tmp_path / "maps", config, tmp_path / "scores") == 1
-    net = affinitynet_stages.build_affinitynet(config, "")
+    assert affinitynet.make_affinity_scores(one, tmp_path / "maps", config, tmp_path / "scores") == 1
+    net = affinitynet.build_affinitynet(config, "")
     tame(net)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert affinitynet_stages.train_affinitynet(net, one, tmp_path / "scores", config, tmp_path / "net") == 2
+    assert affinitynet.train_affinitynet(net, one, tmp_path / "scores", config, tmp_path / "net") == 2
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert {"head.f8_3.weight", "head.f8_5.weight", "head.f9.weight", "backbone.b3.conv_branch2a.weight"} <= changed
     assert not {name for name in changed if "bn" in name or "conv1a" in name or ".b2" in name}
     check_log(tmp_path / "net")
-    assert affinitynet_stages.make_affinitynet_masks(net, one, tmp_path / "maps", config, tmp_path / "masks") == 1
+    assert affinitynet.make_affinitynet_masks(net, one, tmp_path / "maps", config, tmp_path / "masks") == 1
     mask = read_mask(tmp_path / "masks" / f"{one.ids[0]}.png", 20)
     assert mask.shape == (375, 500) and set(np.unique(mask).tolist()) <= {0, 12, 15}

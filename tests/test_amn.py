@@ -14,13 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib import artifacts, stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import DataError, SegmentationDataset, read_mask
-from wsss_lib.formats import read_maps, write_maps, write_mask
-from wsss_lib.methods import amn, amn_ablations, amn_stages
+from wsss_lib.core import training
+from wsss_lib.core.files import read_maps, read_mask, write_maps, write_mask
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.errors import DataError
+from wsss_lib.experiments import amn_ablations
+from wsss_lib.methods import amn
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
-from wsss_lib.refine.seeds import irn_labels, upsample_scores
+from wsss_lib.ops.seeds import irn_labels, upsample_scores
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,6 +44,7 @@ def small_net(num_classes: int = 3, seed: int = 0) -> amn.ActivationManipulation
 
 
 # ---- the loss
+
 
 def test_target_by_hand():
     target = amn.smoothed_target(torch.tensor([[[0, 2, 255]]]), 3, 0.4)
@@ -104,6 +109,7 @@ def test_unknown_pixels_have_no_part_in_the_loss():
 
 # ---- the network
 
+
 def test_conditioning_by_hand():
     """v = W_e y + b_e multiplies the features channel by channel, and may turn their sign."""
     head = amn.ConditionedHead(2, 2, rates=(1,)).eval()
@@ -119,8 +125,10 @@ def test_conditioning_by_hand():
 
 def test_the_label_changes_the_map():
     net, image = small_net(), photograph(40, 40)
-    first, second = (amn.localization_maps(net, [image], np.uint8([label]), [None], (1.0,), MEAN, STD)[0][1]
-                     for label in ([1, 0, 0], [1, 0, 1]))
+    first, second = (
+        amn.localization_maps(net, [image], np.uint8([label]), [None], (1.0,), MEAN, STD)[0][1]
+        for label in ([1, 0, 0], [1, 0, 1])
+    )
     assert first.shape == (1, 10, 10) and second.shape == (2, 10, 10)
     assert np.abs(first[0] - second[0]).max() > 0.01
 
@@ -137,10 +145,20 @@ def test_the_stem_is_not_trained_and_batch_normalisation_keeps_its_statistics():
     optimizer.step()
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     unchanged = set(before) - changed
-    assert {"head.label_encoder.weight", "head.label_encoder.bias", "head.aspp.c0.weight", "backbone.layer1.0.bn1.weight",
-            "backbone.layer4.0.conv2.weight"} <= changed
-    assert unchanged == {name for name in before if "running" in name or "num_batches" in name
-                         or name in ("backbone.conv1.weight", "backbone.bn1.weight", "backbone.bn1.bias")}
+    assert {
+        "head.label_encoder.weight",
+        "head.label_encoder.bias",
+        "head.aspp.c0.weight",
+        "backbone.layer1.0.bn1.weight",
+        "backbone.layer4.0.conv2.weight",
+    } <= changed
+    assert unchanged == {
+        name
+        for name in before
+        if "running" in name
+        or "num_batches" in name
+        or name in ("backbone.conv1.weight", "backbone.bn1.weight", "backbone.bn1.bias")
+    }
 
 
 @pytest.mark.parametrize("name, num_classes", [("voc", 20), ("coco", 80)])
@@ -159,6 +177,7 @@ def test_layout_of_the_published_network(name, num_classes):
 
 
 # ---- maps
+
 
 def test_rule_by_the_seed_by_hand():
     """One scale, softmax of two classes and the background; stretched where the seed does not say background."""
@@ -187,7 +206,7 @@ def test_the_mean_over_scales_and_mirror_is_taken_of_logits():
 def test_ten_lines_say_the_same():
     net, image, scales = small_net(), photograph(45, 62), (1.0, 0.5)
     seed = np.random.default_rng(0).choice([0, 1, 3, 255], (45, 62)).astype(np.uint8)
-    (classes, scores), = amn.localization_maps(net, [image], np.uint8([[1, 0, 1]]), [seed], scales, MEAN, STD)
+    ((classes, scores),) = amn.localization_maps(net, [image], np.uint8([[1, 0, 1]]), [seed], scales, MEAN, STD)
 
     z = 0
     for scale in scales:
@@ -212,8 +231,9 @@ def test_maps_lie_between_0_and_1_at_stride_4(height, width, present, seed):
     torch.manual_seed(seed)
     logits = [torch.randn(4, side, side + 1) * 10.0 ** (seed % 3) for side in (2, 3)]
     classes, size = torch.tensor(sorted(present), dtype=torch.int64), ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
-    grid = torch.from_numpy(amn.seed_on_grid(np.random.default_rng(seed).choice([0, 1, 255], (height, width)).astype(np.uint8),
-                                             size).copy())
+    grid = torch.from_numpy(
+        amn.seed_on_grid(np.random.default_rng(seed).choice([0, 1, 255], (height, width)).astype(np.uint8), size).copy()
+    )
     for rule in (grid, None):
         maps = amn.manipulated_maps(logits, size, classes, rule)
         assert maps.shape == (1 + len(classes), *size) and ((maps >= 0) & (maps <= 1)).all()
@@ -222,8 +242,9 @@ def test_maps_lie_between_0_and_1_at_stride_4(height, width, present, seed):
 
 
 def test_an_image_without_a_class_has_no_map():
-    (classes, scores), = amn.localization_maps(small_net(), [photograph(20, 30)], np.zeros((1, 3), np.uint8),
-                                               [np.zeros((20, 30), np.uint8)], (1.0,), MEAN, STD)
+    ((classes, scores),) = amn.localization_maps(
+        small_net(), [photograph(20, 30)], np.zeros((1, 3), np.uint8), [np.zeros((20, 30), np.uint8)], (1.0,), MEAN, STD
+    )
     assert classes.shape == (0,) and scores.shape == (0, 5, 8)
 
 
@@ -234,9 +255,16 @@ def test_images_of_a_batch_do_not_touch_each_other():
     for keys in ((), ("0/a", "0/b", "0/c")):
         together = amn.localization_maps(net, images, labels, seeds, (1.0, 0.5), MEAN, STD, keys)
         for number, (classes, scores) in enumerate(together):
-            (alone_classes, alone), = amn.localization_maps(net, images[number:number + 1], labels[number:number + 1],
-                                                            seeds[number:number + 1], (1.0, 0.5), MEAN, STD,
-                                                            keys[number:number + 1])
+            ((alone_classes, alone),) = amn.localization_maps(
+                net,
+                images[number : number + 1],
+                labels[number : number + 1],
+                seeds[number : number + 1],
+                (1.0, 0.5),
+                MEAN,
+                STD,
+                keys[number : number + 1],
+            )
             assert classes.tolist() == alone_classes.tolist() == np.flatnonzero(labels[number]).tolist()
             np.testing.assert_allclose(scores, alone, atol=1e-4)
 
@@ -255,15 +283,17 @@ def test_dropout_in_maps_depends_on_the_key_alone_and_is_off_otherwise():
 
 # ---- the stages on the miniature
 
+
 @pytest.fixture
 def config(small_config) -> Config:
-    return small_config.model_copy(update={"amn_epochs": 2, "amn_init": "backbone", "amn_atrous_rates": (1, 2),
-                                           "cam_scales": (1.0, 0.5)})
+    return small_config.model_copy(
+        update={"amn_epochs": 2, "amn_init": "backbone", "amn_atrous_rates": (1, 2), "cam_scales": (1.0, 0.5)}
+    )
 
 
 @pytest.fixture
 def data(config) -> SegmentationDataset:
-    return stages.open_data(config, "train")
+    return open_data(config, "train")
 
 
 @pytest.fixture
@@ -273,12 +303,12 @@ def seed_folder(config, data, tmp_path) -> Path:
         mask, classes = data.mask(image_id), np.flatnonzero(data.label(image_id))
         full = np.stack([np.where(mask == number + 1, 0.9, 0.02) for number in classes])
         write_maps(tmp_path / "cam" / f"{image_id}.npz", classes, full[:, ::4, ::4], mask.shape)
-    assert amn_stages.make_refined_seeds(data, tmp_path / "cam", config, tmp_path / "seeds") == len(data)
+    assert amn.make_refined_seeds(data, tmp_path / "cam", config, tmp_path / "seeds") == len(data)
     return tmp_path / "seeds"
 
 
 def test_refined_seeds_are_irns_labels_at_amns_thresholds(config, data, seed_folder):
-    assert amn_stages.make_refined_seeds(data, seed_folder.parent / "cam", config, seed_folder) == 0
+    assert amn.make_refined_seeds(data, seed_folder.parent / "cam", config, seed_folder) == 0
     image_id = data.ids[0]
     classes, scores, size = read_maps(seed_folder.parent / "cam" / f"{image_id}.npz")
     expected = irn_labels(np.array(data.image(image_id)), upsample_scores(scores, size), classes, 0.20, 0.06)
@@ -287,7 +317,7 @@ def test_refined_seeds_are_irns_labels_at_amns_thresholds(config, data, seed_fol
 
 
 def test_samples_carry_the_whole_images_label(config, data, seed_folder):
-    samples = amn_stages.ConditionedSamples(8, data, seed_folder, 0, (0.5, 1.5), 33, MEAN, STD)
+    samples = amn.ConditionedSamples(8, data, seed_folder, 0, (0.5, 1.5), 33, MEAN, STD)
     image, label, image_label = samples[3, 2]
     assert image.shape == (3, 33, 33) and label.shape == (5, 5) and image_label.tolist() == data.labels[2].tolist()
     assert label.dtype == torch.int64 and image_label.dtype == torch.float32
@@ -298,16 +328,16 @@ def test_samples_carry_the_whole_images_label(config, data, seed_folder):
 
 def test_grid_of_the_samples_is_that_of_the_logits(config, data, seed_folder):
     for crop in (32, 33, 40):
-        net = amn_stages.build_amn(config, 3, "")
-        samples = amn_stages.ConditionedSamples(net.backbone.strides[-1], data, seed_folder, 0, (0.5, 1.5), crop, MEAN, STD)
+        net = amn.build_amn(config, 3, "")
+        samples = amn.ConditionedSamples(net.backbone.strides[-1], data, seed_folder, 0, (0.5, 1.5), crop, MEAN, STD)
         image, label, image_label = samples[0, 0]
         assert net(image[None], image_label[None]).shape[2:] == label.shape
 
 
 def trained(config: Config, data: SegmentationDataset, seed_folder: Path, folder: Path) -> amn.ActivationManipulationNet:
     training.seed_everything(config)
-    net = amn_stages.build_amn(config, data.num_classes, "")
-    assert amn_stages.train_amn(net, data, seed_folder, config, folder) == 2 * 2 * 4  # epochs, steps, images
+    net = amn.build_amn(config, data.num_classes, "")
+    assert amn.train_amn(net, data, seed_folder, config, folder) == 2 * 2 * 4  # epochs, steps, images
     return net
 
 
@@ -338,15 +368,15 @@ def test_training_resumes_to_the_same_weights_with_adam(config, data, seed_folde
 
 def test_maps_are_the_same_whatever_was_finished_before(config, data, seed_folder, tmp_path):
     config = config.model_copy(update={"amn_dropout_in_maps": True})
-    net = amn_stages.build_amn(config, 3, "")
-    localize = amn_stages.amn_localization(net, data, seed_folder, config)
-    assert stages.make_maps(localize, data, config, tmp_path / "a") == len(data)
+    net = amn.build_amn(config, 3, "")
+    localize = amn.amn_localization(net, data, seed_folder, config)
+    assert make_maps(localize, data, config, tmp_path / "a") == len(data)
     for image_id in data.ids[::2]:
         (tmp_path / "b").mkdir(exist_ok=True)
         (tmp_path / "b" / f"{image_id}.npz").write_bytes((tmp_path / "a" / f"{image_id}.npz").read_bytes())
     small = config.model_copy(update={"device_batch_size": 1})
-    localize = amn_stages.amn_localization(net, data, seed_folder, small)
-    assert stages.make_maps(localize, data, small, tmp_path / "b") == len(data) // 2
+    localize = amn.amn_localization(net, data, seed_folder, small)
+    assert make_maps(localize, data, small, tmp_path / "b") == len(data) // 2
     for image_id in data.ids:
         first, second = (read_maps(tmp_path / side / f"{image_id}.npz") for side in "ab")
         assert first[0].tolist() == second[0].tolist() == np.flatnonzero(data.label(image_id)).tolist()
@@ -354,45 +384,52 @@ def test_maps_are_the_same_whatever_was_finished_before(config, data, seed_folde
 
 
 def test_weights_of_a_classifier_or_of_its_own(config, data, tmp_path):
-    classifier = stages.build_classifier(config, 3)
+    classifier = build_classifier(config, 3)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
-    net = amn_stages.build_amn(config.model_copy(update={"amn_init": "classifier"}), 3, tmp_path / "classifier.safetensors")
+    net = amn.build_amn(config.model_copy(update={"amn_init": "classifier"}), 3, tmp_path / "classifier.safetensors")
     assert torch.equal(net.backbone.layer4[0].conv1.weight, classifier.backbone.layer4[0].conv1.weight)
     training.save_weights(net, tmp_path / "amn.safetensors")
-    again = amn_stages.build_amn(config, 3, "", tmp_path / "amn.safetensors")
+    again = amn.build_amn(config, 3, "", tmp_path / "amn.safetensors")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
     with pytest.raises(ValueError, match="does not fit ActivationManipulationNet"):
-        amn_stages.build_amn(config, 4, "", tmp_path / "amn.safetensors")
+        amn.build_amn(config, 4, "", tmp_path / "amn.safetensors")
 
 
 # ---- bad input: one sentence each
 
+
 def test_missing_refined_seeds_are_named(config, data, seed_folder, tmp_path):
     (seed_folder / f"{data.ids[0]}.png").unlink()
     with pytest.raises(DataError, match=f"{data.ids[0]}.png: the refined seed is missing"):
-        amn_stages.amn_localization(amn_stages.build_amn(config, 3, ""), data, seed_folder, config)
+        amn.amn_localization(amn.build_amn(config, 3, ""), data, seed_folder, config)
     with pytest.raises(DataError, match=f"{data.ids[0]}.png: the refined seed is missing, and 0 others"):
-        amn_stages.train_amn(amn_stages.build_amn(config, 3, ""), data, seed_folder, config, tmp_path / "net")
+        amn.train_amn(amn.build_amn(config, 3, ""), data, seed_folder, config, tmp_path / "net")
     assert not list(tmp_path.glob("net/*"))
 
 
 def test_a_seed_of_another_image_is_refused(config, data, seed_folder, tmp_path):
     write_mask(seed_folder / f"{data.ids[0]}.png", np.zeros((3, 3)))
-    localize = amn_stages.amn_localization(amn_stages.build_amn(config, 3, ""), data, seed_folder, config)
+    localize = amn.amn_localization(amn.build_amn(config, 3, ""), data, seed_folder, config)
     with pytest.raises(DataError, match="the mask is 3x3 pixels but its image is"):
-        stages.make_maps(localize, data, config, tmp_path / "maps")
+        make_maps(localize, data, config, tmp_path / "maps")
     assert not (tmp_path / "maps" / f"{data.ids[0]}.npz").exists() and not list(tmp_path.rglob(".writing-*"))
 
 
-@pytest.mark.parametrize("labels, message", [
-    (torch.tensor([[[0, 3]]]), "label 3"), (torch.tensor([[[-1, 0]]]), "label -1"),
-    (torch.tensor([[[0, 1, 2]]]), r"labels \(1, 1, 3\)")])
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.tensor([[[0, 3]]]), "label 3"),
+        (torch.tensor([[[-1, 0]]]), "label -1"),
+        (torch.tensor([[[0, 1, 2]]]), r"labels \(1, 1, 3\)"),
+    ],
+)
 def test_labels_that_do_not_fit_the_logits_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         amn.balanced_loss(torch.zeros(1, 3, 1, 2), labels)
 
 
 # ---- one part changed at a time
+
 
 def test_without_conditioning_the_label_has_no_part():
     net = amn_ablations.without_conditioning(small_net())
@@ -429,13 +466,14 @@ def test_variants_of_the_maps_alone_share_a_network_and_stand_together():
 
 def test_ablations_are_stored_one_by_one(config, data, seed_folder, tmp_path, monkeypatch, capsys):
     program = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "amn_ablations.py"))
-    training.save_weights(stages.build_classifier(config, 3), tmp_path / "classifier.safetensors")
-    made = {"classifier": tmp_path / "classifier.safetensors", "maps": seed_folder.parent / "cam"}
-    for name, source in made.items():
-        stage = artifacts.begin_stage(config, name, ("cam_",), {"data": "x"}, method="cam")
-        shutil.copytree(source, stage.folder, dirs_exist_ok=True) if source.is_dir() \
-            else shutil.copy(source, stage.folder / "weights.safetensors")
-        stage.finish([])
+    training.save_weights(build_classifier(config, 3), tmp_path / "classifier.safetensors")
+    sources = {"classifier": tmp_path / "classifier.safetensors", "maps": seed_folder.parent / "cam"}
+    for name, source in sources.items():
+        stage = made.begin(config, name, ("backbone", "output_stride"), method="cam")
+        shutil.copytree(source, stage.folder, dirs_exist_ok=True) if source.is_dir() else shutil.copy(
+            source, stage.folder / "weights.safetensors"
+        )
+        made.finish(stage)
     config = config.model_copy(update={"method": "amn", "amn_init": "classifier", "amn_epochs": 1, "cam_scales": (1.0,)})
     names = ["AMN as published", "dropout left on in the maps", "image-level loss, not per pixel"]
     out, rows = tmp_path / "out.json", {}
@@ -455,7 +493,7 @@ def test_maps_of_the_image_level_variant_are_made_as_cams():
     variant = amn_ablations.VARIANTS["image-level loss, not per pixel"]
     config = Config(cam_scales=(1.0,))
     localize = amn_ablations.variant_localization(variant, net, None, Path("nowhere"), config)
-    (classes, scores), = localize(["a"], [image], np.uint8([[0, 1, 1]]))
+    ((classes, scores),) = localize(["a"], [image], np.uint8([[0, 1, 1]]))
     array = (np.array(image) / 255 - normalization_of("resnet_small")[0]) / normalization_of("resnet_small")[1]
     x = torch.from_numpy(array).float().permute(2, 0, 1)[None]
     with torch.no_grad():

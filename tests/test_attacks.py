@@ -28,7 +28,9 @@ from hypothesis import strategies as st
 from data_prep import checkpoints
 from data_prep.restricted import read_checkpoint, read_npy
 from data_prep.unpack import unpack
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
+
+pytestmark = pytest.mark.system
 
 SECONDS, BYTES = 3.0, 64 << 20  # of processor time and memory that a small file may take
 ATTACKS = int(os.environ.get("WSSS_ATTACKS", "300"))
@@ -109,8 +111,10 @@ def zip_of_zeros() -> bytes:
     return packed.getvalue()
 
 
-ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR(K\x01J\x40\x4b\x4c\x00\x85cnumpy\ndtype\n" \
-    b"X\x02\x00\x00\x00u1\x89\x88\x87R\x89h\x01tb"  # of 5,000,000 bytes, which are part 1
+ARRAY = (
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR(K\x01J\x40\x4b\x4c\x00\x85cnumpy\ndtype\n"
+    b"X\x02\x00\x00\x00u1\x89\x88\x87R\x89h\x01tb"
+)  # of 5,000,000 bytes, which are part 1
 LONG_TEXT = text("x" * 5_000_000) + b"q\x01"
 PICKLES = {
     "a high number of a memo entry": b"\x80\x02]r\x00\x00\x00\x17.",
@@ -122,8 +126,12 @@ PICKLES = {
     "deep tuples as a key": b"\x80\x02}" + b")" + b"\x85" * 80_000 + b"K\x01s.",
     "a list of itself": b"\x80\x02]q\x00h\x00a.",
     "arrays that share one text": b"\x80\x02(" + LONG_TEXT + ARRAY * 200 + b"l.",
-    "texts encoded again and again": b"\x80\x02(" + LONG_TEXT + text("latin1") + b"q\x02" +
-                                     b"c_codecs\nencode\nh\x01h\x02\x86R" * 200 + b"l.",
+    "texts encoded again and again": b"\x80\x02("
+    + LONG_TEXT
+    + text("latin1")
+    + b"q\x02"
+    + b"c_codecs\nencode\nh\x01h\x02\x86R" * 200
+    + b"l.",
     "the defaults of a function": b"\x80\x02c_codecs\nencode\nN}" + text("__defaults__") + b"N\x85s\x86b.",
     "the state of a type": b"\x80\x02cnumpy\ndtype\n}" + text("__init__") + b"Nsb.",
     "a long frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.",
@@ -132,8 +140,18 @@ PICKLES = {
     "a long array of bytes": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.",
     "a long number": b"\x80\x02\x8b" + struct.pack("<i", 2_000_000) + b"\x7f" * 2_000_000 + b".",
     "bytes by their number": pickle.dumps(Calls(bytearray, 2_000_000_000), 2),
-    "a deflated storage": pickle.dumps(Calls(torch._utils._rebuild_tensor_v2, Calls(
-        torch.storage._load_from_bytes, zip_of_zeros()), 0, (5_000_000,), (1,), False, {}), 4),
+    "a deflated storage": pickle.dumps(
+        Calls(
+            torch._utils._rebuild_tensor_v2,
+            Calls(torch.storage._load_from_bytes, zip_of_zeros()),
+            0,
+            (5_000_000,),
+            (1,),
+            False,
+            {},
+        ),
+        4,
+    ),
     "a repeated value": tensors_of_one_storage(1, (500, 500), (0, 1)),
     "many tensors of one storage": tensors_of_one_storage(200, (250_000,), (1,)),
 }
@@ -183,11 +201,18 @@ def pth(content: Any, path: Path, legacy: bool) -> Path:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("content", [
-    {"a": Calls(bytearray, 2_000_000_000)}, {"a": torch.zeros(1).expand(50_000, 50_000)},
-    {"a": torch.zeros(1000).as_strided((900, 100), (1, 1))}, {str(number): torch.zeros(10_000)[:] for number in range(3)},
-    {"a": Calls(os.system, "true")}, {"a": torch.zeros(3, dtype=torch.complex64)},
-], ids=["bytearray", "repeated", "overlapping", "fine", "command", "complex"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": Calls(bytearray, 2_000_000_000)},
+        {"a": torch.zeros(1).expand(50_000, 50_000)},
+        {"a": torch.zeros(1000).as_strided((900, 100), (1, 1))},
+        {str(number): torch.zeros(10_000)[:] for number in range(3)},
+        {"a": Calls(os.system, "true")},
+        {"a": torch.zeros(3, dtype=torch.complex64)},
+    ],
+    ids=["bytearray", "repeated", "overlapping", "fine", "command", "complex"],
+)
 def test_a_small_file_of_weights_takes_little(tmp_path, content, legacy):
     path = pth(content, tmp_path / "a.pth", legacy)
     result = tried(lambda: read_checkpoint(path))
@@ -213,8 +238,10 @@ def test_two_members_with_one_content_are_refused(tmp_path):
 def test_numbers_of_classes_are_bounded(classes):
     """A layout has letters, whose values come from the file."""
     layout = checkpoints.layouts()["irn-cam"][0]
-    content = {key: torch.empty([classes if side == "C" else side for side in shape], device="meta")
-               for key, (shape, _) in layout.keys.items()}
+    content = {
+        key: torch.empty([classes if side == "C" else side for side in shape], device="meta")
+        for key, (shape, _) in layout.keys.items()
+    }
     with pytest.raises(DataError, match="classifier.weight has shape"):
         checkpoints.convert(content, "irn-cam", "file")
 
@@ -222,19 +249,51 @@ def test_numbers_of_classes_are_bounded(classes):
 # ---- random ones
 
 PARTS = [bytes([code]) for code in b"N\x88])}(ltd\x85\x86\x87aesubRQ021.\x94\x93\x81\x92\x8f\x90\x91\x97\x98"]
-PARTS += [b"K\x07", b"J\xff\xff\xff\x7f", b"\x8a\x09" + b"\x01" * 9, b"G" + bytes(8), text("latin1"), text("x"), text("f4"),
-         b"C\x04abcd", b"U\x04abcd",
-         ARRAY, b"X\x02\x00\x00\x00u1\x89\x88\x87R", b"\x8e" + struct.pack("<Q", 1 << 40),
-         b"r\x00\x00\x00\x17", b"\x95" + bytes(8)]
-PARTS += [f"c{module}\n{name}\n".encode() for module, names in {
-    "numpy.core.multiarray": ("_reconstruct", "scalar"), "numpy": ("ndarray", "dtype"), "_codecs": ("encode",),
-    "torch._utils": ("_rebuild_tensor_v2",), "torch.storage": ("_load_from_bytes",), "torch": ("Size", "FloatStorage"),
-    "collections": ("OrderedDict",), "posix": ("system",), "builtins": ("eval", "getattr")}.items() for name in names]
-parts = st.one_of(st.sampled_from(PARTS), st.integers(0, 9).map(lambda n: b"h" + bytes([n])),
-                  st.integers(0, 9).map(lambda n: b"q" + bytes([n])), st.binary(max_size=3))
-VALID = [npy(pickle.dumps(content, protocol)) for protocol in (2, 3, 4) for content in (
-    {2007000032: np.eye(3, 20, dtype=np.float32)[0], "x": [1, (2.5, None)], "y": np.float64(2)},
-    {"keys": torch.tensor([1, 4]), "cam": torch.zeros(2, 3, 4)})]
+PARTS += [
+    b"K\x07",
+    b"J\xff\xff\xff\x7f",
+    b"\x8a\x09" + b"\x01" * 9,
+    b"G" + bytes(8),
+    text("latin1"),
+    text("x"),
+    text("f4"),
+    b"C\x04abcd",
+    b"U\x04abcd",
+    ARRAY,
+    b"X\x02\x00\x00\x00u1\x89\x88\x87R",
+    b"\x8e" + struct.pack("<Q", 1 << 40),
+    b"r\x00\x00\x00\x17",
+    b"\x95" + bytes(8),
+]
+PARTS += [
+    f"c{module}\n{name}\n".encode()
+    for module, names in {
+        "numpy.core.multiarray": ("_reconstruct", "scalar"),
+        "numpy": ("ndarray", "dtype"),
+        "_codecs": ("encode",),
+        "torch._utils": ("_rebuild_tensor_v2",),
+        "torch.storage": ("_load_from_bytes",),
+        "torch": ("Size", "FloatStorage"),
+        "collections": ("OrderedDict",),
+        "posix": ("system",),
+        "builtins": ("eval", "getattr"),
+    }.items()
+    for name in names
+]
+parts = st.one_of(
+    st.sampled_from(PARTS),
+    st.integers(0, 9).map(lambda n: b"h" + bytes([n])),
+    st.integers(0, 9).map(lambda n: b"q" + bytes([n])),
+    st.binary(max_size=3),
+)
+VALID = [
+    npy(pickle.dumps(content, protocol))
+    for protocol in (2, 3, 4)
+    for content in (
+        {2007000032: np.eye(3, 20, dtype=np.float32)[0], "x": [1, (2.5, None)], "y": np.float64(2)},
+        {"keys": torch.tensor([1, 4]), "cam": torch.zeros(2, 3, 4)},
+    )
+]
 changes = st.one_of(st.none(), st.binary(max_size=4), st.sampled_from(PARTS))
 damages = st.lists(st.tuples(st.integers(0, 5000), changes), min_size=1, max_size=6)
 
@@ -245,9 +304,9 @@ def damaged(content: bytes, changes: list[tuple[int, bytes | None]]) -> bytes:
     for place, new in changes:
         place %= len(result) + 1
         if new is None:
-            del result[place:place + 3]
+            del result[place : place + 3]
         else:
-            result[place:place + len(new) * (place % 2)] = new
+            result[place : place + len(new) * (place % 2)] = new
     return bytes(result)
 
 
@@ -256,13 +315,21 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value))
     if isinstance(value, dict):
         return all(map(is_plain, value.values()))
-    return value is None or type(value) in (bool, int, float, str, bytes, np.ndarray, torch.Tensor) or \
-        type(value).__module__ == "data_prep.restricted"
+    return (
+        value is None
+        or type(value) in (bool, int, float, str, bytes, np.ndarray, torch.Tensor)
+        or type(value).__module__ == "data_prep.restricted"
+    )
 
 
 @many
-@given(st.one_of(st.lists(parts, max_size=60).map(lambda several: npy(b"\x80\x04" + b"".join(several) + b".")),
-                 st.builds(damaged, st.sampled_from(VALID), damages)), st.booleans())
+@given(
+    st.one_of(
+        st.lists(parts, max_size=60).map(lambda several: npy(b"\x80\x04" + b"".join(several) + b".")),
+        st.builds(damaged, st.sampled_from(VALID), damages),
+    ),
+    st.booleans(),
+)
 def test_random_pickles(tmp_path_factory, content, tensors):
     path = tmp_path_factory.getbasetemp() / "random.npy"
     path.write_bytes(content)
@@ -274,8 +341,11 @@ def weights_in_both_formats() -> list[bytes]:
     files = []
     for legacy in (False, True):
         file = io.BytesIO()
-        torch.save({"model": {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int64)}, "miou": np.float64(0.5)}, file,
-                   _use_new_zipfile_serialization=not legacy)
+        torch.save(
+            {"model": {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int64)}, "miou": np.float64(0.5)},
+            file,
+            _use_new_zipfile_serialization=not legacy,
+        )
         files.append(file.getvalue())
     return files
 
@@ -289,8 +359,12 @@ def repacked(pickled: bytes) -> bytes:
 
 
 @many
-@given(st.one_of(st.builds(damaged, st.sampled_from(weights_in_both_formats()), damages),
-                 st.lists(parts, max_size=60).map(lambda several: repacked(b"\x80\x02" + b"".join(several) + b"."))))
+@given(
+    st.one_of(
+        st.builds(damaged, st.sampled_from(weights_in_both_formats()), damages),
+        st.lists(parts, max_size=60).map(lambda several: repacked(b"\x80\x02" + b"".join(several) + b".")),
+    )
+)
 def test_random_weights(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "random.pth"
     path.write_bytes(content)
@@ -299,8 +373,33 @@ def test_random_weights(tmp_path_factory, content):
 
 # ---- archives
 
-NAMES = st.one_of(st.sampled_from(["a", "A", "a/b", "a/B/c", "", ".", "..", "/a", "../a", "a//b", "a/../b", "\u00e9", "e\u0301",
-                                   "a\\b", "a/", "C:a", "a\0b", "\u017f", "s", "x" * 300]), st.text(max_size=6))
+NAMES = st.one_of(
+    st.sampled_from(
+        [
+            "a",
+            "A",
+            "a/b",
+            "a/B/c",
+            "",
+            ".",
+            "..",
+            "/a",
+            "../a",
+            "a//b",
+            "a/../b",
+            "\u00e9",
+            "e\u0301",
+            "a\\b",
+            "a/",
+            "C:a",
+            "a\0b",
+            "\u017f",
+            "s",
+            "x" * 300,
+        ]
+    ),
+    st.text(max_size=6),
+)
 
 
 def random_tar(members: list[tuple[str, bytes, bytes, dict[str, str]]]) -> bytes:
@@ -322,11 +421,22 @@ def random_zip(members: list[tuple[str, bytes, bytes, dict[str, str]]]) -> bytes
     return file.getvalue()
 
 
-RECORDS = st.dictionaries(st.sampled_from(["GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.realsize",
-                                           "size", "path", "linkpath", "mtime"]),
-                          st.sampled_from(["1", "-1", "x", "1,2", "1,x", "9" * 30, "../a", "b"]), max_size=3)
-MEMBERS = st.lists(st.tuples(NAMES, st.sampled_from([b"0", b"0", b"0", b"5", b"1", b"2", b"S", b"L", b"K", b"x", b"g", b"\0"]),
-                             st.binary(max_size=30), RECORDS), max_size=5)
+RECORDS = st.dictionaries(
+    st.sampled_from(
+        ["GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.realsize", "size", "path", "linkpath", "mtime"]
+    ),
+    st.sampled_from(["1", "-1", "x", "1,2", "1,x", "9" * 30, "../a", "b"]),
+    max_size=3,
+)
+MEMBERS = st.lists(
+    st.tuples(
+        NAMES,
+        st.sampled_from([b"0", b"0", b"0", b"5", b"1", b"2", b"S", b"L", b"K", b"x", b"g", b"\0"]),
+        st.binary(max_size=30),
+        RECORDS,
+    ),
+    max_size=5,
+)
 
 
 @many

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
+
+pytestmark = pytest.mark.system
 
 FOLDER = PROJECT_ROOT / "benchmarks"
 
@@ -29,9 +31,26 @@ def test_make_bench_runs_all_of_them(benchmark):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["confusion", "threshold_sweep", "stored_maps_sweep", "map_storage", "input_pipeline",
-                                  "path_affinity", "random_walk", "affinitynet_walk", "visual_words", "drs", "kmeans",
-                                  "inference", "rib", "crf", "coco_preparation"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "confusion",
+        "threshold_sweep",
+        "stored_maps_sweep",
+        "map_storage",
+        "input_pipeline",
+        "path_affinity",
+        "random_walk",
+        "affinitynet_walk",
+        "visual_words",
+        "drs",
+        "kmeans",
+        "inference",
+        "rib",
+        "crf",
+        "coco_preparation",
+    ],
+)
 def test_both_formulations_agree(benchmark, name):
     rows = benchmark(name).measure(quick=True)  # raises when they do not
     assert rows and all(row.ours > 0 for row in rows)
@@ -41,8 +60,9 @@ def test_both_formulations_agree(benchmark, name):
 
 def test_a_difference_and_a_missed_goal_are_noticed(benchmark):
     measuring = benchmark("measuring")
-    same = measuring.Case("case", (1, 2, 3), lambda size: (lambda: [np.ones(size)], lambda: [torch.ones(size)]), 1e-6, goal=1e9,
-                          pairs=1)
+    same = measuring.Case(
+        "case", (1, 2, 3), lambda size: (lambda: [np.ones(size)], lambda: [torch.ones(size)]), 1e-6, goal=1e9, pairs=1
+    )
     rows = measuring.compare(same)
     assert [row.size for row in rows] == ["1", "2", "3"] and [row.goal for row in rows] == [None, None, 1e9]
     assert [row.missed for row in rows] == [False, False, True] and "MISSED" in measuring.table(rows)

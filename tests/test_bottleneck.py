@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wsss_lib.config import Config
-from wsss_lib.data import digits as source
-from wsss_lib.methods import bottleneck
+from wsss_lib.experiments import bottleneck
+from wsss_lib.experiments import digits as source
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def net(images):
 
 # ---- digits
 
+
 def test_digits_of_scikit_learn(parts):
     for (digits, labels), twos, eights in zip(parts, (141, 36), (139, 35), strict=True):
         assert digits.shape == (twos + eights, 20, 20) and digits.dtype == np.float32
@@ -39,8 +40,11 @@ def test_digits_of_scikit_learn(parts):
     training, testing = ({digit.tobytes() for digit in digits} for digits, _ in parts)
     assert not training & testing
     again = source.read_digits()
-    assert all((mine == other).all() for half, other_half in zip(parts, again, strict=True)
-               for mine, other in zip(half, other_half, strict=True))
+    assert all(
+        (mine == other).all()
+        for half, other_half in zip(parts, again, strict=True)
+        for mine, other in zip(half, other_half, strict=True)
+    )
 
 
 def write_mnist(root, images, labels):
@@ -79,14 +83,17 @@ def test_missing_mnist_names_the_file_and_the_remedy(tmp_path):
         source.read_digits(str(tmp_path))
 
 
-@pytest.mark.parametrize("images, labels, damage, words", [
-    ((2, 28, 28), [2, 8], lambda data: data[:-5], "cannot be read as MNIST"),
-    ((2, 28, 28), [2, 8], lambda data: b"", "cannot be read as MNIST"),
-    ((2, 28, 28), [2, 8], lambda data: b"PK\3\4" + data, "cannot be read as MNIST"),
-    ((2, 28, 20), [2, 8], bytes, "instead of equally many of 28 x 28"),
-    ((3, 28, 28), [2, 8], bytes, "and 2 labels"),
-    ((2, 28, 28), [2, 2], bytes, "2s and 8s among them"),
-])
+@pytest.mark.parametrize(
+    "images, labels, damage, words",
+    [
+        ((2, 28, 28), [2, 8], lambda data: data[:-5], "cannot be read as MNIST"),
+        ((2, 28, 28), [2, 8], lambda data: b"", "cannot be read as MNIST"),
+        ((2, 28, 28), [2, 8], lambda data: b"PK\3\4" + data, "cannot be read as MNIST"),
+        ((2, 28, 20), [2, 8], bytes, "instead of equally many of 28 x 28"),
+        ((3, 28, 28), [2, 8], bytes, "and 2 labels"),
+        ((2, 28, 28), [2, 2], bytes, "2s and 8s among them"),
+    ],
+)
 def test_broken_mnist_gives_one_sentence(tmp_path, images, labels, damage, words):
     file = write_mnist(tmp_path, np.zeros(images, np.uint8), np.uint8(labels)) / "train-images-idx3-ubyte"
     file.write_bytes(damage(file.read_bytes()))
@@ -97,9 +104,15 @@ def test_broken_mnist_gives_one_sentence(tmp_path, images, labels, damage, words
 
 # ---- images
 
+
 def test_shapes_by_hand():
-    assert source.companion(0).astype(int).tolist() == [[0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0],
-                                                        [0, 0, 1, 0, 0]]
+    assert source.companion(0).astype(int).tolist() == [
+        [0, 0, 1, 0, 0],
+        [0, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+        [0, 1, 1, 1, 0],
+        [0, 0, 1, 0, 0],
+    ]
     assert source.companion(1).all() and source.companion(1).shape == (5, 5)
 
 
@@ -115,7 +128,7 @@ def test_images_have_what_was_asked_for(count, share, seed):
         assert digit[index].sum() == 400 and (data.images[index, 0][digit[index]] == 0.5).all()
         if shape[index].any():
             rows, columns = (torch.nonzero(shape[index].any(axis))[:, 0] for axis in (1, 0))
-            found = shape[index][rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+            found = shape[index][rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             assert (found.numpy() == source.companion(label)).all()
         assert (data.images[index, 0][shape[index]] == 1).all() and (data.images[index, 0][ground[index]] == 0).all()
     assert torch.equal(data.digits_alone().images[:, 0], 0.5 * digit)
@@ -137,13 +150,20 @@ def test_impossible_images(digits, count, share):
 
 # ---- network and losses
 
+
 @pytest.mark.parametrize("loss, num_logits", [("sigmoid", 1), ("softmax", 2)])
 def test_layers(loss, num_logits):
     net = bottleneck.build_network(loss)
     images = torch.rand(2, 1, 36, 36)
     outputs = net.layers(images)
-    assert [tuple(output.shape[1:]) for output in outputs] == [(8, 36, 36), (16, 18, 18), (16, 18, 18), (32, 9, 9), (32, 5, 5),
-                                                               (num_logits,)]
+    assert [tuple(output.shape[1:]) for output in outputs] == [
+        (8, 36, 36),
+        (16, 18, 18),
+        (16, 18, 18),
+        (32, 9, 9),
+        (32, 5, 5),
+        (num_logits,),
+    ]
     assert all((output >= 0).all() for output in outputs[:-1]) and torch.equal(net(images), outputs[-1])
 
 
@@ -153,13 +173,16 @@ def test_own_logit_by_hand():
     assert bottleneck.own_logit(torch.tensor([[3.0, 5.0], [1.0, -2.0]]), labels).tolist() == [3.0, -2.0]
 
 
-@pytest.mark.parametrize("loss, expected", [
-    ("sigmoid", (np.log(1 + np.exp(2)) + np.log(1 + np.exp(-1))) / 2),
-    ("tanh", ((1 + np.tanh(2)) ** 2 + (1 - np.tanh(1)) ** 2) / 2),
-    ("softsign", ((1 + 2 / 3) ** 2 + (1 - 1 / 2) ** 2) / 2),
-    ("hinge", (3 + 0) / 2),
-    ("linear", (9 + 0) / 2),
-])
+@pytest.mark.parametrize(
+    "loss, expected",
+    [
+        ("sigmoid", (np.log(1 + np.exp(2)) + np.log(1 + np.exp(-1))) / 2),
+        ("tanh", ((1 + np.tanh(2)) ** 2 + (1 - np.tanh(1)) ** 2) / 2),
+        ("softsign", ((1 + 2 / 3) ** 2 + (1 - 1 / 2) ** 2) / 2),
+        ("hinge", (3 + 0) / 2),
+        ("linear", (9 + 0) / 2),
+    ],
+)
 def test_losses_by_hand(loss, expected):
     logits, labels = torch.tensor([[2.0], [1.0]]), torch.tensor([0, 1])  # own logits -2 and 1
     assert bottleneck.LOSSES[loss](logits, labels).item() == pytest.approx(expected, rel=1e-5)
@@ -174,10 +197,10 @@ def test_softmax_is_the_sigmoid_of_the_difference():
 @pytest.mark.parametrize("loss", bottleneck.LOSSES)
 def test_what_saturates_fades_on_both_or_on_the_right_side(loss):
     far = torch.tensor([[20.0, -20.0] if loss == "softmax" else [-30.0]], requires_grad=True)  # a very sure class 0
-    push, = torch.autograd.grad(bottleneck.LOSSES[loss](far, torch.tensor([0])), far)
+    (push,) = torch.autograd.grad(bottleneck.LOSSES[loss](far, torch.tensor([0])), far)
     assert (push.abs().max() < 0.005) == (loss != "linear")
     far.data *= -1  # as sure, and wrong: only squared saturating outputs are flat here as well
-    push, = torch.autograd.grad(bottleneck.LOSSES[loss](far, torch.tensor([0])), far)
+    (push,) = torch.autograd.grad(bottleneck.LOSSES[loss](far, torch.tensor([0])), far)
     assert (push.abs().max() < 0.005) == (loss in ("tanh", "softsign"))
 
 
@@ -218,6 +241,7 @@ def test_accuracy_by_hand():
 
 
 # ---- gradients
+
 
 class TwoLayers(nn.Module):
     """T_1 = (x_0^2, 3 x_1), z = 5 x_0 - 10 x_2."""
@@ -285,6 +309,7 @@ def test_curves_are_the_ratios_of_the_maps(net, images):
 
 # ---- raised logits
 
+
 def test_one_update_by_hand(net, images):
     """With one companion to draw from, the first step is SGD on minus the sum of both own logits."""
     image, label = images.images[0], images.labels[0]
@@ -315,8 +340,9 @@ def test_updates_that_explode_end_in_empty_maps(net, images):
 
 
 def test_updates_are_repeatable(net, images):
-    first, same, other = (bottleneck.raise_logit(net, images.images[1], images.labels[1], images, 1e-3, seed=seed)[1]
-                          for seed in (4, 4, 5))
+    first, same, other = (
+        bottleneck.raise_logit(net, images.images[1], images.labels[1], images, 1e-3, seed=seed)[1] for seed in (4, 4, 5)
+    )
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
@@ -329,6 +355,7 @@ def test_updates_need_another_class(net, images):
 
 # ---- all runs
 
+
 def test_all_runs_are_kept_and_repeatable(tmp_path, monkeypatch):
     monkeypatch.setattr(bottleneck, "TEST_IMAGES", 10)
     monkeypatch.setattr(bottleneck, "RAISED_IMAGES", 2)
@@ -337,7 +364,7 @@ def test_all_runs_are_kept_and_repeatable(tmp_path, monkeypatch):
     assert bottleneck.train_all(config, tmp_path) == len(bottleneck.LOSSES) + len(bottleneck.SHAPE_SHARES)
     runs = bottleneck.read_runs(tmp_path)
     assert set(runs) == {(loss, 0.25) for loss in bottleneck.LOSSES} | {("sigmoid", share) for share in bottleneck.SHAPE_SHARES}
-    row, = runs["sigmoid", 0.25]
+    (row,) = runs["sigmoid", 0.25]
     assert row["seed"] == 7 and np.shape(row["hgr"]) == (3, 6) and "raised" not in runs["hinge", 0.25][0]
     _, test = bottleneck.images_of(config, 0.25, 7)
     net = bottleneck.read_network(tmp_path, "sigmoid", 0.25, 7)

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 from wsss_lib.config import Config
+from wsss_lib.core.files import read_maps, write_maps
 from wsss_lib.data import transforms
-from wsss_lib.formats import read_maps, write_maps
 from wsss_lib.methods import cam
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
-from wsss_lib.stages import build_classifier
 
 EFFICIENTNET = pytest.param("efficientnet_lite0", marks=pytest.mark.skipif(find_spec("timm") is None, reason="no timm"))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -50,6 +50,7 @@ def maps_of(net, images, labels, scales=(1.0,)):
 
 
 # ---- the network
+
 
 def test_evidence_by_hand():
     net = colour_net([[1, 0, 0], [0, 1, -1]])
@@ -106,7 +107,7 @@ def test_frozen_batch_norm_keeps_its_statistics_but_learns_scale_and_shift():
 
 
 def test_live_batch_norm_when_it_is_not_frozen():
-    net = build_classifier(Config(frozen_batch_norm=False), 3).train()
+    net = build_classifier(Config(cam_frozen_batch_norm=False), 3).train()
     net(torch.randn(2, 3, 32, 32))
     assert net.backbone.bn1.num_batches_tracked == 1
 
@@ -119,6 +120,7 @@ def test_groups_hold_the_two_rates():
 
 
 # ---- merging
+
 
 def test_merging_by_hand():
     """Two scales on a grid of 1 x 2; class 2 only: map + mirrored mirror map, summed over scales, divided by the maximum."""
@@ -167,11 +169,12 @@ def test_merged_maps_lie_between_0_and_1_and_mirror_with_the_image(height, width
 
 # ---- whole images
 
+
 def test_ten_lines_say_the_same():
     torch.manual_seed(0)
     net = cam.ClassActivationNet(build_backbone("resnet_small"), 3).eval()
     image, scales = photograph(45, 62), (1.0, 0.5, 1.5)
-    (classes, scores), = maps_of(net, [image], [[0, 1, 1]], scales)
+    ((classes, scores),) = maps_of(net, [image], [[0, 1, 1]], scales)
 
     total = 0
     for scale in scales:
@@ -191,11 +194,13 @@ def test_the_map_lies_where_the_colour_is():
     net = colour_net([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     array = np.zeros((24, 40, 3), np.uint8)
     array[8:16, 4:20, 0] = array[:8, 24:36, 1] = 255
-    (classes, scores), = maps_of(net, [Image.fromarray(array)], [[1, 1, 0]])
+    ((classes, scores),) = maps_of(net, [Image.fromarray(array)], [[1, 1, 0]])
     assert classes.tolist() == [0, 1] and scores.shape == (2, 6, 10)
     places = [set(zip(*np.nonzero(score > 0.9), strict=True)) for score in scores]
-    assert places == [{(row, column) for row in (2, 3) for column in range(1, 5)},
-                      {(row, column) for row in (0, 1) for column in range(6, 9)}]
+    assert places == [
+        {(row, column) for row in (2, 3) for column in range(1, 5)},
+        {(row, column) for row in (0, 1) for column in range(6, 9)},
+    ]
 
 
 def test_images_of_a_batch_do_not_touch_each_other():
@@ -204,13 +209,13 @@ def test_images_of_a_batch_do_not_touch_each_other():
     images, labels = [photograph(30, 41, seed) for seed in range(3)], [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     together = maps_of(net, images, labels, (1.0, 0.5))
     for image, label, (classes, scores) in zip(images, labels, together, strict=True):
-        (alone_classes, alone), = maps_of(net, [image], [label], (1.0, 0.5))
+        ((alone_classes, alone),) = maps_of(net, [image], [label], (1.0, 0.5))
         assert classes.tolist() == alone_classes.tolist() == np.flatnonzero(label).tolist()
         np.testing.assert_allclose(scores, alone, atol=1e-5)
 
 
 def test_an_image_without_a_class_has_no_map():
-    (classes, scores), = maps_of(colour_net([[1, 0, 0]]), [photograph(9, 14)], [[0]], (1.0, 2.0))
+    ((classes, scores),) = maps_of(colour_net([[1, 0, 0]]), [photograph(9, 14)], [[0]], (1.0, 2.0))
     assert classes.shape == (0,) and scores.shape == (0, 3, 4) and scores.dtype == np.float32
 
 
@@ -219,7 +224,7 @@ def test_an_image_without_a_class_has_no_map():
 def test_the_smallest_images(name, size):
     torch.manual_seed(0)
     net = cam.ClassActivationNet(build_backbone(name), 2).eval()
-    (_, scores), = maps_of(net, [photograph(*size)], [[1, 1]], (1.0, 0.5, 1.5, 2.0))
+    ((_, scores),) = maps_of(net, [photograph(*size)], [[1, 1]], (1.0, 0.5, 1.5, 2.0))
     assert scores.shape == (2, *cam.stride4_size(size))
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
     assert cam.classification_scores(net, [photograph(*size)], MEAN, STD).shape == (1, 2)
@@ -228,7 +233,7 @@ def test_the_smallest_images(name, size):
 @pytest.mark.parametrize("strength", [1e-30, 1e-6, 1.0, 1e6, 1e30])
 def test_maps_fit_half_precision_whatever_the_evidence(tmp_path, strength):
     net = colour_net([[strength, 0, 0]])
-    (classes, scores), = maps_of(net, [photograph(21, 30)], [[1]])
+    ((classes, scores),) = maps_of(net, [photograph(21, 30)], [[1]])
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
     assert scores.max() > 0.99 if strength >= 1 else scores.max() < 0.6  # maximum / (maximum + 1e-5)
     write_maps(tmp_path / "a.npz", classes, scores, (21, 30))

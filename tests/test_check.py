@@ -9,8 +9,8 @@ from PIL import Image
 
 from data_prep import check
 from data_prep.check import check_dataset
-from wsss_lib.data.dataset import DataError, voc_palette
-from wsss_lib.formats import write_mask
+from wsss_lib.core.files import voc_palette, write_mask
+from wsss_lib.errors import DataError
 
 
 def report_of(root: Path, **options) -> check.Report:
@@ -47,16 +47,19 @@ def recolour(path: Path, name: str) -> None:
             Image.fromarray(np.array(image)).save(path)
 
 
-@pytest.mark.parametrize("kind, name, damage", [
-    ("missing", "JPEGImages/{}.jpg", Path.unlink),
-    ("missing", "SegmentationClass/{}.png", Path.unlink),
-    ("unreadable", "JPEGImages/{}.jpg", truncate),
-    ("unreadable", "SegmentationClass/{}.png", lambda path: path.write_bytes(b"")),
-    ("size", "SegmentationClass/{}.png", lambda path: write_mask(path, np.zeros((5, 6), np.uint8))),
-    ("unknown class", "SegmentationClass/{}.png", lambda path: write_mask(path, np.full(Image.open(path).size[::-1], 4))),
-    ("palette", "SegmentationClass/{}.png", lambda path: recolour(path, "other")),
-    ("palette", "SegmentationClass/{}.png", lambda path: recolour(path, "RGB")),
-])
+@pytest.mark.parametrize(
+    "kind, name, damage",
+    [
+        ("missing", "JPEGImages/{}.jpg", Path.unlink),
+        ("missing", "SegmentationClass/{}.png", Path.unlink),
+        ("unreadable", "JPEGImages/{}.jpg", truncate),
+        ("unreadable", "SegmentationClass/{}.png", lambda path: path.write_bytes(b"")),
+        ("size", "SegmentationClass/{}.png", lambda path: write_mask(path, np.zeros((5, 6), np.uint8))),
+        ("unknown class", "SegmentationClass/{}.png", lambda path: write_mask(path, np.full(Image.open(path).size[::-1], 4))),
+        ("palette", "SegmentationClass/{}.png", lambda path: recolour(path, "other")),
+        ("palette", "SegmentationClass/{}.png", lambda path: recolour(path, "RGB")),
+    ],
+)
 def test_every_kind_names_the_first_and_counts_all(voc_folder, kind, name, damage):
     for image_id in ("m_09", "m_02", "m_05"):  # two of train and one of val; train stands first
         damage(voc_folder / name.format(image_id))
@@ -98,8 +101,10 @@ def test_masks_that_nobody_has_are_a_note(voc_folder):
     (lists / "train_aug.txt").write_text((lists / "train.txt").read_text())
     (lists / "test.txt").write_text("m_00\n")
     report = report_of(voc_folder)
-    assert not report.counts and report.notes == ["masks of test: not checked, as VOC publishes none",
-                                                  "masks of train_aug: not checked, there is no folder SegmentationClassAug"]
+    assert not report.counts and report.notes == [
+        "masks of test: not checked, as VOC publishes none",
+        "masks of train_aug: not checked, there is no folder SegmentationClassAug",
+    ]
     (voc_folder / "SegmentationClassAug").mkdir()
     assert dict(report_of(voc_folder).counts) == {"missing": 8}
     assert not report_of(voc_folder, mask_folder="SegmentationClass").counts

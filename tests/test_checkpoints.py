@@ -19,31 +19,43 @@ from data_prep.restricted import read_checkpoint
 from data_prep.weight_layouts import caffe_name, layouts
 from tests.golden_adapters import NAME_MAP
 from tests.golden_weights import load
-from wsss_lib import stages
 from wsss_lib.config import Config
+from wsss_lib.core.files import read_tensors, write_json, write_tensors
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import read_tensors, write_json, write_tensors
+from wsss_lib.errors import DataError
 from wsss_lib.methods.amn import ActivationManipulationNet
-from wsss_lib.methods.cam import ClassActivationNet
+from wsss_lib.methods.cam import ClassActivationNet, build_classifier
 from wsss_lib.methods.drs import ScoreNet
 from wsss_lib.methods.sccam import SubcategoryNet
 from wsss_lib.methods.vwe import VisualWordNet
-from wsss_lib.nets.affinitynet import AffinityNet
 from wsss_lib.nets.backbone import ResNet, build_backbone
 from wsss_lib.nets.deeplab_v2 import DeepLabV2, multi_scale_logits
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.nets.weights import load_weights
+from wsss_lib.refine.affinitynet import AffinityNet
+from wsss_lib.refine.irn import build_irn
+from wsss_lib.segment.deeplab import build_deeplab, class_probabilities
 
 GOLDEN = Path(__file__).parent / "golden"
 LISTS = {  # list of official names: format, number of the layout, beginning of all names
-    "irn_resnet50_cam": ("irn-cam", 0, ""), "irn_resnet50_irn": ("irn", 0, ""), "amn_resnet50_voc": ("amn", 0, ""),
-    "amn_resnet50_coco": ("amn", 0, ""), "vwe_resnet50": ("vwe", 0, "module."), "vwl_l_resnet101": ("vwe", 1, "module."),
-    "vwl_m_resnet101": ("vwe", 2, "module."), "drs_vgg16_learnable": ("drs", 0, ""), "drs_vgg16_fixed": ("drs", 1, ""),
-    "drs_vgg16_refine": ("drs-refine", 0, ""), "sccam_resnet38_round1_k10": ("sccam", 0, ""),
-    "sccam_resnet38_round0": ("sccam", 1, ""), "psa_resnet38_cls": ("psa-cls", 0, ""), "psa_vgg16_cls": ("psa-cls", 1, ""),
-    "psa_resnet38_aff": ("psa-aff", 0, ""), "psa_vgg16_aff": ("psa-aff", 1, ""),
-    "deeplabv2_resnet101_msc": ("deeplab-v2", 0, ""), "deeplabv3plus_resnet101": ("deeplab-v3plus", 0, ""),
+    "irn_resnet50_cam": ("irn-cam", 0, ""),
+    "irn_resnet50_irn": ("irn", 0, ""),
+    "amn_resnet50_voc": ("amn", 0, ""),
+    "amn_resnet50_coco": ("amn", 0, ""),
+    "vwe_resnet50": ("vwe", 0, "module."),
+    "vwl_l_resnet101": ("vwe", 1, "module."),
+    "vwl_m_resnet101": ("vwe", 2, "module."),
+    "drs_vgg16_learnable": ("drs", 0, ""),
+    "drs_vgg16_fixed": ("drs", 1, ""),
+    "drs_vgg16_refine": ("drs-refine", 0, ""),
+    "sccam_resnet38_round1_k10": ("sccam", 0, ""),
+    "sccam_resnet38_round0": ("sccam", 1, ""),
+    "psa_resnet38_cls": ("psa-cls", 0, ""),
+    "psa_vgg16_cls": ("psa-cls", 1, ""),
+    "psa_resnet38_aff": ("psa-aff", 0, ""),
+    "psa_vgg16_aff": ("psa-aff", 1, ""),
+    "deeplabv2_resnet101_msc": ("deeplab-v2", 0, ""),
+    "deeplabv3plus_resnet101": ("deeplab-v3plus", 0, ""),
 }
 
 
@@ -55,9 +67,11 @@ def official_list(name: str) -> tuple[dict[str, list[int]], dict[str, str], str]
         return content["keep"], content["alias_of"], ""
     if "keys" in content:
         rows = content["keys"]
-        return ({row["name"]: row["shape"] for row in rows if "same_tensor_as" not in row},
-                {row["name"]: row["same_tensor_as"] for row in rows if "same_tensor_as" in row},
-                content.get("state_dict_under") or "")
+        return (
+            {row["name"]: row["shape"] for row in rows if "same_tensor_as" not in row},
+            {row["name"]: row["same_tensor_as"] for row in rows if "same_tensor_as" in row},
+            content.get("state_dict_under") or "",
+        )
     return {key: value["shape"] for key, value in content.items()}, {}, ""
 
 
@@ -83,8 +97,10 @@ def random_weights(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, tor
 def light_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     """Return weights of which every tensor holds one number, another one for each name."""
     whole = torch.tensor(7)
-    return {key: whole if key.endswith("num_batches_tracked") else torch.full(shape, 0.5 + number / 1000)
-            for number, (key, shape) in enumerate(shapes.items())}
+    return {
+        key: whole if key.endswith("num_batches_tracked") else torch.full(shape, 0.5 + number / 1000)
+        for number, (key, shape) in enumerate(shapes.items())
+    }
 
 
 def official_file(path: Path, name: str, weights: dict[str, torch.Tensor] | None = None, **options) -> dict[str, torch.Tensor]:
@@ -93,8 +109,13 @@ def official_file(path: Path, name: str, weights: dict[str, torch.Tensor] | None
     weights = weights or light_weights(shapes)
     content = weights | {second: weights[first] for second, first in aliases.items()}
     # numbers beside the weights are NumPy's, as training programs leave them there
-    torch.save({under: content, "epoch": 3, "miou": np.float64(0.5), "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
-               if under else content, path, **options)
+    torch.save(
+        {under: content, "epoch": 3, "miou": np.float64(0.5), "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
+        if under
+        else content,
+        path,
+        **options,
+    )
     return weights
 
 
@@ -112,6 +133,7 @@ def refused(capsys, *words: str) -> str:
 
 
 # ---- the layouts
+
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_layout_has_the_names_and_shapes_of_the_official_list(name):
@@ -141,8 +163,10 @@ def test_caffe_names_are_those_of_the_official_table():
     assert checked > 200
 
 
-@pytest.mark.parametrize("name, legacy", [*((name, False) for name in LISTS), ("drs_vgg16_fixed", True),
-                                          ("psa_vgg16_aff", True), ("amn_resnet50_voc", True)])
+@pytest.mark.parametrize(
+    "name, legacy",
+    [*((name, False) for name in LISTS), ("drs_vgg16_fixed", True), ("psa_vgg16_aff", True), ("amn_resnet50_voc", True)],
+)
 def test_every_value_arrives_under_our_name(tmp_path, name, legacy):
     format_name, number, prefix = LISTS[name]
     layout = layouts()[format_name][number]
@@ -158,12 +182,14 @@ def test_every_value_arrives_under_our_name(tmp_path, name, legacy):
 
 # ---- load and run, the same result as by the official names
 
+
+@pytest.mark.system
 @torch.inference_mode()
 def test_irns_classifier_runs_as_torchvisions_resnet_without_its_last_stride(tmp_path):
     weights = official_file(tmp_path / "in.pth", "irn_resnet50_cam", random_weights(official_list("irn_resnet50_cam")[0]))
     checkpoints.convert_file(tmp_path / "in.pth", "irn-cam", tmp_path / "cam.safetensors")
     config = Config(backbone="resnet50", output_stride=16)
-    ours = stages.build_classifier(config, 20, tmp_path / "cam.safetensors").eval()
+    ours = build_classifier(config, 20, tmp_path / "cam.safetensors").eval()
     trunk = torchvision.models.resnet50()
     trunk.layer4[0].conv2.stride = trunk.layer4[0].downsample[0].stride = (1, 1)
     trunk.fc = trunk.avgpool = torch.nn.Identity()
@@ -175,6 +201,7 @@ def test_irns_classifier_runs_as_torchvisions_resnet_without_its_last_stride(tmp
     torch.testing.assert_close(ours.classifier(ours.backbone(image)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.system
 @torch.inference_mode()
 def test_irn_runs_with_the_official_values(tmp_path):
     shapes = official_list("irn_resnet50_irn")[0]
@@ -184,7 +211,7 @@ def test_irn_runs_with_the_official_values(tmp_path):
     official_file(tmp_path / "in.pth", "irn_resnet50_irn", weights)
     checkpoints.convert_file(tmp_path / "in.pth", "irn", tmp_path / "irn.safetensors")
     config = Config(backbone="resnet50", output_stride=16, irn_displacement_width=256)
-    net = stages.build_irn(config, Path("unused"), tmp_path / "irn.safetensors").eval()
+    net = build_irn(config, Path("unused"), tmp_path / "irn.safetensors").eval()
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     maps = net.backbone.stages(image)
     # one branch and the mean shift by hand, from the official values
@@ -195,18 +222,25 @@ def test_irn_runs_with_the_official_values(tmp_path):
     torch.testing.assert_close(plain - shifted, weights["mean_shift.running_mean"].view(1, 2, 1, 1).expand_as(plain))
 
 
+@pytest.mark.system
 @torch.inference_mode()
 def test_deeplab_v2_sees_rgb_and_gives_what_the_official_network_gives_on_bgr(tmp_path):
     shapes = official_list("deeplabv2_resnet101_msc")[0]
     weights = official_file(tmp_path / "in.pth", "deeplabv2_resnet101_msc", random_weights(shapes))
     checkpoints.convert_file(tmp_path / "in.pth", "deeplab-v2", tmp_path / "v2.safetensors")
     config = Config(deeplab_backbone="resnet101_caffe", deeplab_atrous_rates=(6, 12, 18, 24))
-    net = stages.build_deeplab(config, 20, Path("unused"), tmp_path / "v2.safetensors").eval()
+    net = build_deeplab(config, 20, Path("unused"), tmp_path / "v2.safetensors").eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 57, 3), np.uint8))
-    ours = stages.class_probabilities(net, image, config)
+    ours = class_probabilities(net, image, config)
 
-    backbone = ResNet(torchvision.models.resnet.Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
-                      stride_in_1x1=True, ceil_mode=True)
+    backbone = ResNet(
+        torchvision.models.resnet.Bottleneck,
+        (3, 4, 23, 3),
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
+        stride_in_1x1=True,
+        ceil_mode=True,
+    )
     prefixes = {row["torchvision_prefix"]: row["key_prefix"] for row in json.loads(NAME_MAP.read_text())["rows"]}
     official = DeepLabV2(backbone, 21)
     state = {}
@@ -252,6 +286,7 @@ def test_converted_weights_fit_the_networks_of_the_methods(name):
     load_weights(net, state, "the converted file")  # refuses whatever does not fit
 
 
+@pytest.mark.system
 def testimagenet_weights_of_resnet38_come_from_the_mxnet_file(tmp_path):
     names = json.loads((GOLDEN / "resnet38_mxnet_name_map.json").read_text())["map"]
     shapes = official_list("psa_resnet38_cls")[0]
@@ -275,13 +310,16 @@ def testimagenet_weights_of_resnet38_come_from_the_mxnet_file(tmp_path):
 
 # ---- what files look like in the wild
 
+
 def test_second_names_data_parallel_prefixes_and_counts_may_be_missing_or_there(tmp_path):
     shapes, aliases, _ = official_list("irn_resnet50_cam")
     weights = without_counts(light_weights(shapes))  # as torch 0.4 wrote them
-    forms = {"first names only": weights,
-             "second names only": {second: weights[first] for second, first in aliases.items() if first in weights},
-             "DataParallel": {f"module.{key}": value for key, value in weights.items()},
-             "under a name": {"state_dict": weights, "epoch": 5}}
+    forms = {
+        "first names only": weights,
+        "second names only": {second: weights[first] for second, first in aliases.items() if first in weights},
+        "DataParallel": {f"module.{key}": value for key, value in weights.items()},
+        "under a name": {"state_dict": weights, "epoch": 5},
+    }
     results = []
     for name, content in forms.items():
         torch.save(content, tmp_path / "in.pth")
@@ -322,6 +360,7 @@ def test_the_parameters_that_the_command_prints_exist():
 
 # ---- what is refused
 
+
 def one_is_missing(weights):
     del weights["resnet50.layer3.2.conv2.weight"]
 
@@ -354,16 +393,19 @@ def sparse(weights):
     weights["classifier.weight"] = torch.zeros(20, 2048, 1, 1).to_sparse()
 
 
-@pytest.mark.parametrize("damage, words", [
-    (one_is_missing, "1 weights are missing (first: resnet50.layer3.2.conv2.weight)"),
-    (two_are_foreign, "2 weights are foreign (first: fc.weight)"),
-    (another_shape, "resnet50.conv1.weight has shape (64, 3, 3, 3) instead of (64, 3, 7, 7)"),
-    (copies_differ, "stage2.0.1.conv1.weight and resnet50.layer2.1.conv1.weight, two names of one weight, differ"),
-    (not_a_number, "classifier.weight holds values that are no finite numbers"),
-    (whole_numbers, "classifier.weight holds values that are no finite numbers"),
-    (no_tensor, "classifier.weight is no tensor"),
-    (sparse, "classifier.weight is no tensor"),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (one_is_missing, "1 weights are missing (first: resnet50.layer3.2.conv2.weight)"),
+        (two_are_foreign, "2 weights are foreign (first: fc.weight)"),
+        (another_shape, "resnet50.conv1.weight has shape (64, 3, 3, 3) instead of (64, 3, 7, 7)"),
+        (copies_differ, "stage2.0.1.conv1.weight and resnet50.layer2.1.conv1.weight, two names of one weight, differ"),
+        (not_a_number, "classifier.weight holds values that are no finite numbers"),
+        (whole_numbers, "classifier.weight holds values that are no finite numbers"),
+        (no_tensor, "classifier.weight is no tensor"),
+        (sparse, "classifier.weight is no tensor"),
+    ],
+)
 def test_a_wrong_file_is_refused_and_nothing_is_written(tmp_path, capsys, damage, words):
     weights = light_weights(official_list("irn_resnet50_cam")[0])
     damage(weights)
@@ -379,10 +421,13 @@ def test_a_file_of_another_format_is_recognised(tmp_path, capsys):
     assert "its weights are those of format drs" in error and os.listdir(tmp_path) == ["in.pth"]
 
 
-@pytest.mark.parametrize("letters, words", [
-    ({"classifier.1.c2.bias": [20]}, "classifier.1.c2.bias has shape (20,) instead of (21)"),
-    ({"label_enc.weight": [2048, 19]}, "classifier.1.c0.weight has shape (21, 2048, 3, 3) instead of (20, 2048, 3, 3)"),
-])
+@pytest.mark.parametrize(
+    "letters, words",
+    [
+        ({"classifier.1.c2.bias": [20]}, "classifier.1.c2.bias has shape (20,) instead of (21)"),
+        ({"label_enc.weight": [2048, 19]}, "classifier.1.c0.weight has shape (21, 2048, 3, 3) instead of (20, 2048, 3, 3)"),
+    ],
+)
 def test_numbers_of_classes_must_agree_within_a_file(tmp_path, capsys, letters, words):
     torch.save(light_weights(official_list("amn_resnet50_voc")[0] | letters), tmp_path / "in.pth")
     error = refused(capsys, "convert", "--format", "amn", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"))
@@ -412,6 +457,7 @@ def test_a_damaged_list_of_names_never_gives_anything_but_a_sentence(data):
         checkpoints.convert(light_weights(shapes), LISTS[name][0], "file.pth")
 
 
+@pytest.mark.system
 def test_the_separate_codebook(tmp_path, capsys):
     official_file(tmp_path / "m.pth", "vwl_m_resnet101")
     official_file(tmp_path / "l.pth", "vwl_l_resnet101")
@@ -451,7 +497,7 @@ def test_a_hostile_file_runs_nothing(tmp_path, capsys, legacy):
 def test_missing_truncated_and_other_files_are_refused(tmp_path, capsys):
     official_file(tmp_path / "whole.pth", "drs_vgg16_fixed")
     content = (tmp_path / "whole.pth").read_bytes()
-    for name, damaged in {"cut": content[:len(content) // 2], "empty": b"", "text": b"no weights here"}.items():
+    for name, damaged in {"cut": content[: len(content) // 2], "empty": b"", "text": b"no weights here"}.items():
         (tmp_path / name).write_bytes(damaged)
         error = refused(capsys, "convert", "--format", "drs", str(tmp_path / name), str(tmp_path / "out.safetensors"))
         assert "not a .pth file that can be read safely" in error
@@ -463,8 +509,12 @@ def test_missing_truncated_and_other_files_are_refused(tmp_path, capsys):
 
 # ---- the way back
 
-@pytest.mark.parametrize("name, count", [("irn_resnet50_cam", 956), ("irn_resnet50_irn", 1035),
-                                         ("deeplabv2_resnet101_msc", 632), ("deeplabv3plus_resnet101", 674)])
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "name, count",
+    [("irn_resnet50_cam", 956), ("irn_resnet50_irn", 1035), ("deeplabv2_resnet101_msc", 632), ("deeplabv3plus_resnet101", 674)],
+)
 def test_export_gives_the_official_file_again(tmp_path, capsys, name, count):
     format_name = LISTS[name][0]
     shapes, aliases, under = official_list(name)
@@ -481,21 +531,22 @@ def test_export_gives_the_official_file_again(tmp_path, capsys, name, count):
     assert all(torch.equal(content[key], value) for key, value in expected.items())
 
 
+@pytest.mark.system
 @torch.inference_mode()
 def test_an_exported_classifier_loads_where_the_official_one_does(tmp_path):
     """A trained classifier of ours, out and in again: bit for bit the same maps."""
     config = Config(backbone="resnet50", output_stride=16)
-    net = stages.build_classifier(config, 3).eval()
+    net = build_classifier(config, 3).eval()
     write_tensors(tmp_path / "ours.safetensors", net.state_dict())
     checkpoints.export_file(tmp_path / "ours.safetensors", "irn-cam", tmp_path / "out.pth")
     checkpoints.convert_file(tmp_path / "out.pth", "irn-cam", tmp_path / "again.safetensors")
-    again = stages.build_classifier(config, 3, tmp_path / "again.safetensors").eval()
+    again = build_classifier(config, 3, tmp_path / "again.safetensors").eval()
     image = torch.randn(1, 3, 32, 48)
     assert torch.equal(net.activation_maps(image), again.activation_maps(image))
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
-    small = stages.build_classifier(Config(), 3)
+    small = build_classifier(Config(), 3)
     write_tensors(tmp_path / "small.safetensors", small.state_dict())
     error = refused(capsys, "export", "--format", "irn-cam", str(tmp_path / "small.safetensors"), str(tmp_path / "out.pth"))
     assert "only published sizes can be exported" in error

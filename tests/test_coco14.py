@@ -20,9 +20,11 @@ from data_prep.coco_categories import COCO_CLASSES  # noqa: E402
 from data_prep.coco_json import image_id  # noqa: E402
 from data_prep.official import COCO_PAGE, ListFacts, Source, list_sha256  # noqa: E402
 from data_prep.toy_coco import make_toy_coco  # noqa: E402
-from wsss_lib.config import PROJECT_ROOT  # noqa: E402
-from wsss_lib.data.dataset import DataError, load_dataset, voc_palette  # noqa: E402
-from wsss_lib.metrics import Evaluation, confusion_matrix  # noqa: E402
+from wsss_lib.core.files import voc_palette  # noqa: E402
+from wsss_lib.data.dataset import load_dataset  # noqa: E402
+from wsss_lib.errors import DataError
+from wsss_lib.ops.metrics import Evaluation, confusion_matrix  # noqa: E402
+from wsss_lib.parameters import PROJECT_ROOT  # noqa: E402
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "coco128"
 NUM_TRAIN, NUM_VAL = 24, 8
@@ -36,9 +38,14 @@ def toy(tmp_path_factory) -> Path:
 
 
 def prepare(root: Path, source: Path, **others) -> list:
-    options = {"train": source / "annotations/instances_train2014.json", "val": source / "annotations/instances_val2014.json",
-               "images": [path for path in source.iterdir() if path.name.startswith(("train", "val"))], "partial_data": True,
-               "fetch": False, "progress": False}
+    options = {
+        "train": source / "annotations/instances_train2014.json",
+        "val": source / "annotations/instances_val2014.json",
+        "images": [path for path in source.iterdir() if path.name.startswith(("train", "val"))],
+        "partial_data": True,
+        "fetch": False,
+        "progress": False,
+    }
     return prepare_coco14(root, **(options | others))
 
 
@@ -58,6 +65,7 @@ def states(found: list) -> set[str]:
     return {finding.state for finding in found}
 
 
+@pytest.mark.system
 def test_a_ready_folder_has_lists_labels_and_masks(prepared, toy):
     assert states(survey_coco14(prepared, {})) == {"have"} and not check_dataset(prepared, progress=False).counts
     data, annotated = load_dataset(prepared, "train"), load_dataset(prepared, "train_annotated")
@@ -80,6 +88,7 @@ def test_images_are_linked_and_not_copied(prepared, toy):
     assert os.path.samefile(prepared / f"JPEGImages/{image_id(1)}.jpg", toy / f"train2014/COCO_train2014_{image_id(1)}.jpg")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("others", [{"workers": 2}, {"names": "2017"}])
 def test_both_traditions_of_names_and_any_number_of_workers_give_the_same(prepared, toy, tmp_path, others):
     source = toy
@@ -105,8 +114,16 @@ def test_crowd_regions_as_255_are_masks_of_their_own(prepared, toy, tmp_path):
         prepare(root, toy, crowd="drop")
 
 
-@pytest.mark.parametrize("gone", [f"SegmentationClass/{image_id(3)}.png", f"JPEGImages/{image_id(26)}.jpg", "labels.csv",
-                                  "dataset.json", "ImageSets/Segmentation/val_annotated.txt"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        f"SegmentationClass/{image_id(3)}.png",
+        f"JPEGImages/{image_id(26)}.jpg",
+        "labels.csv",
+        "dataset.json",
+        "ImageSets/Segmentation/val_annotated.txt",
+    ],
+)
 def test_an_interrupted_run_is_completed_and_a_second_one_changes_nothing(prepared, toy, tmp_path, gone):
     root = Path(shutil.copytree(prepared, tmp_path / "coco14"))
     before = contents(root)
@@ -122,9 +139,11 @@ def archives_of(toy: Path, folder: Path) -> tuple[dict[str, Source], dict[str, L
     """Pack generated data as the official archives are packed."""
     folder.mkdir()
     sources = {}
-    for key, name, members in (("annotations", "annotations_trainval2014.zip", toy.glob("annotations/*")),
-                               ("train", "train2014.zip", toy.glob("train2014/*")),
-                               ("val", "val2014.zip", toy.glob("val2014/*"))):
+    for key, name, members in (
+        ("annotations", "annotations_trainval2014.zip", toy.glob("annotations/*")),
+        ("train", "train2014.zip", toy.glob("train2014/*")),
+        ("val", "val2014.zip", toy.glob("val2014/*")),
+    ):
         with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as file:
             for path in members:
                 file.write(path, path.relative_to(toy).as_posix())
@@ -145,8 +164,9 @@ def test_from_archives_to_a_ready_folder(prepared, toy, tmp_path):
     found = prepare_coco14(tmp_path / "coco14", **options)
     assert states(found) == {"have"} and sum("the official list" in finding.detail for finding in found) == 4
     made = contents(tmp_path / "coco14")
-    assert {name for name in made if name.startswith("annotations")} == {f"annotations/instances_{split}2014.json"
-                                                                         for split in ("train", "val")}
+    assert {name for name in made if name.startswith("annotations")} == {
+        f"annotations/instances_{split}2014.json" for split in ("train", "val")
+    }
     assert {name: data for name, data in made.items() if not name.startswith("annotations")} == contents(prepared)
     shutil.rmtree(tmp_path / "archives")  # no longer needed
     assert states(prepare_coco14(tmp_path / "coco14", **options)) == {"have"} and contents(tmp_path / "coco14") == made
@@ -200,16 +220,23 @@ def test_a_part_without_some_images_leaves_them_out(toy, tmp_path):
     shutil.copytree(toy / "train2014", tmp_path / "coco14/train2014")
     for path in sorted((tmp_path / "coco14/train2014").iterdir())[:10]:
         path.unlink()
-    found = prepare_coco14(tmp_path / "coco14", train=toy / "annotations/instances_train2014.json", partial_data=True,
-                           progress=False)
+    found = prepare_coco14(
+        tmp_path / "coco14", train=toy / "annotations/instances_train2014.json", partial_data=True, progress=False
+    )
     assert found[0].detail.startswith("14 of 24") and len(load_dataset(tmp_path / "coco14", "train")) == 14
     with pytest.raises(FileNotFoundError, match="train2014.zip: missing"):
         prepare_coco14(tmp_path / "coco14", train=toy / "annotations/instances_train2014.json", fetch=False, progress=False)
 
 
 def test_the_command(toy, tmp_path, capsys):
-    arguments = [str(tmp_path / "coco14"), "--images", str(toy / "train2014"), "--partial",
-                 "--train", str(toy / "annotations/instances_train2014.json")]
+    arguments = [
+        str(tmp_path / "coco14"),
+        "--images",
+        str(toy / "train2014"),
+        "--partial",
+        "--train",
+        str(toy / "annotations/instances_train2014.json"),
+    ]
     coco14.main(arguments)
     coco14.main([*arguments, "--status"])
     output = capsys.readouterr().out
@@ -227,25 +254,36 @@ def test_scores_of_81_classes_are_added_image_by_image(prepared):
     predictions = [np.roll(truth, 3, axis=1) for truth in truths]
     for truth, prediction in zip(truths, predictions, strict=True):
         evaluation.add(truth, prediction)
-    together = confusion_matrix(np.concatenate([truth.ravel() for truth in truths])[None],
-                                np.concatenate([prediction.ravel() for prediction in predictions])[None], 81)
+    together = confusion_matrix(
+        np.concatenate([truth.ravel() for truth in truths])[None],
+        np.concatenate([prediction.ravel() for prediction in predictions])[None],
+        81,
+    )
     np.testing.assert_array_equal(evaluation.confusion, together)
     assert together.shape == (81, 81) and 0 < evaluation.scores().miou < 1
 
 
 # ---- 128 true images
 
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("skipped: no real data")
     root = tmp_path_factory.mktemp("real") / "coco128"
-    found = prepare_coco14(root, train=REAL_DATA / "annotations/instances_coco128.json", images=[REAL_DATA / "JPEGImages"],
-                           partial_data=True, fetch=False, progress=False)
+    found = prepare_coco14(
+        root,
+        train=REAL_DATA / "annotations/instances_coco128.json",
+        images=[REAL_DATA / "JPEGImages"],
+        partial_data=True,
+        fetch=False,
+        progress=False,
+    )
     assert states(found) == {"have"}
     return root
 
 
+@pytest.mark.system
 def test_true_images_have_labels_and_masks(real):
     data = load_dataset(real, "train")
     assert (len(data), len(load_dataset(real, "train_annotated")), data.num_classes) == (128, 126, 80)

@@ -15,22 +15,31 @@ from data_prep import coco_json, coco_masks  # noqa: E402
 from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES, INDEX_OF_ID  # noqa: E402
 from data_prep.coco_json import read_annotations, read_instances  # noqa: E402
 from data_prep.coco_masks import instance_mask, mask_of_annotations  # noqa: E402
-from wsss_lib.data.dataset import DataError  # noqa: E402
+from wsss_lib.errors import DataError  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden" / "data__coco_paint.npz"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
 
 
 def square(category: int, left: int, right: int, area: float, **others) -> dict:
-    return {"category_id": category, "area": area, "iscrowd": 0,
-            "segmentation": [[left, 0, right, 0, right, 4, left, 4]]} | others
+    return {
+        "category_id": category,
+        "area": area,
+        "iscrowd": 0,
+        "segmentation": [[left, 0, right, 0, right, 4, left, 4]],
+    } | others
 
 
 def test_categories():
     assert len(COCO_CLASSES) == len(set(COCO_CLASSES)) == len(CATEGORY_IDS) == 80
     assert (INDEX_OF_ID[1], INDEX_OF_ID[13], INDEX_OF_ID[90]) == (1, 12, 80)
-    assert [COCO_CLASSES[INDEX_OF_ID[number] - 1] for number in (1, 13, 51, 56, 90)] == \
-        ["person", "stop sign", "bowl", "broccoli", "toothbrush"]
+    assert [COCO_CLASSES[INDEX_OF_ID[number] - 1] for number in (1, 13, 51, 56, 90)] == [
+        "person",
+        "stop sign",
+        "bowl",
+        "broccoli",
+        "toothbrush",
+    ]
     assert not {12, 26, 29, 30, 45, 66, 68, 69, 71, 83} & set(CATEGORY_IDS)
 
 
@@ -71,8 +80,9 @@ def test_polygons_and_run_lengths_of_the_golden_case_give_its_masks():
     np.testing.assert_array_equal(mask_of_annotations(annotations, size), case["out_semantic"])
 
 
-rectangles = st.tuples(st.integers(0, 7), st.integers(0, 5), st.integers(1, 4), st.integers(1, 4),
-                       st.sampled_from(CATEGORY_IDS))
+rectangles = st.tuples(
+    st.integers(0, 7), st.integers(0, 5), st.integers(1, 4), st.integers(1, 4), st.sampled_from(CATEGORY_IDS)
+)
 
 
 @given(st.lists(rectangles, max_size=5))
@@ -87,21 +97,24 @@ def test_every_pixel_shows_the_smallest_instance_there(drawn):
     np.testing.assert_array_equal(mask_of_annotations(annotations, size), expected)
 
 
-@pytest.mark.parametrize("change, problem", [
-    ({"segmentation": None}, "a list of polygons or a dict of run lengths"),
-    ({"segmentation": [3]}, "a list of polygons or a dict of run lengths"),
-    ({"segmentation": [["a", 1, 2, 3, 4, 5]]}, "a polygon is a list of numbers"),
-    ({"segmentation": [[[1, 2], 3, 4, 5, 6, 7]]}, "a polygon is a list of numbers"),
-    ({"segmentation": [[0, 0, 1, 0, 1, 1, 2]]}, "a polygon has 7 numbers"),
-    ({"segmentation": [[0, 0, 1e12, 0, 1, 1]]}, "a polygon leaves its image of 4x8 pixels by far"),
-    ({"segmentation": [[0, 0, float("nan"), 0, 1, 1]]}, "by far"),
-    ({"segmentation": {"size": [4, 9], "counts": [36]}}, r"for an image of \[4, 9\] pixels instead of \[4, 8\]"),
-    ({"segmentation": {"size": [4, 8], "counts": [30, 3]}}, "run lengths of 33 pixels for an image of 32"),
-    ({"segmentation": {"size": [4, 8], "counts": [33, -1]}}, "whole numbers from 0"),
-    ({"segmentation": {"size": [4, 8], "counts": "PPYo0"}}, "a list of whole numbers"),
-    ({"area": "large"}, "area 'large' is not a number"),
-    ({"area": float("nan")}, "is not a number"),
-])
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"segmentation": None}, "a list of polygons or a dict of run lengths"),
+        ({"segmentation": [3]}, "a list of polygons or a dict of run lengths"),
+        ({"segmentation": [["a", 1, 2, 3, 4, 5]]}, "a polygon is a list of numbers"),
+        ({"segmentation": [[[1, 2], 3, 4, 5, 6, 7]]}, "a polygon is a list of numbers"),
+        ({"segmentation": [[0, 0, 1, 0, 1, 1, 2]]}, "a polygon has 7 numbers"),
+        ({"segmentation": [[0, 0, 1e12, 0, 1, 1]]}, "a polygon leaves its image of 4x8 pixels by far"),
+        ({"segmentation": [[0, 0, float("nan"), 0, 1, 1]]}, "by far"),
+        ({"segmentation": {"size": [4, 9], "counts": [36]}}, r"for an image of \[4, 9\] pixels instead of \[4, 8\]"),
+        ({"segmentation": {"size": [4, 8], "counts": [30, 3]}}, "run lengths of 33 pixels for an image of 32"),
+        ({"segmentation": {"size": [4, 8], "counts": [33, -1]}}, "whole numbers from 0"),
+        ({"segmentation": {"size": [4, 8], "counts": "PPYo0"}}, "a list of whole numbers"),
+        ({"area": "large"}, "area 'large' is not a number"),
+        ({"area": float("nan")}, "is not a number"),
+    ],
+)
 def test_a_hostile_annotation_never_reaches_compiled_code(change, problem):
     with pytest.raises(ValueError, match=problem):
         mask_of_annotations([square(1, 0, 2, 8) | change], (4, 8))
@@ -120,18 +133,28 @@ def test_masks_module_names_the_missing_package(monkeypatch):
 
 # ---- instances JSON
 
+
 def content(num_images: int = 3) -> dict:
-    return {"info": {"year": 2014}, "images": [{"id": 7 + number, "file_name": f"COCO_train2014_{7 + number:012d}.jpg",
-                                                "height": 4, "width": 8} for number in range(num_images)],
-            "licenses": [], "annotations": [{**square(13, 0, 2, 8), "image_id": 7}, {**square(1, 4, 6, 8), "image_id": 8},
-                                            {**square(1, 2, 4, 8), "image_id": 7}],
-            "categories": [{"id": number, "name": name} for number, name in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)]}
+    return {
+        "info": {"year": 2014},
+        "images": [
+            {"id": 7 + number, "file_name": f"COCO_train2014_{7 + number:012d}.jpg", "height": 4, "width": 8}
+            for number in range(num_images)
+        ],
+        "licenses": [],
+        "annotations": [
+            {**square(13, 0, 2, 8), "image_id": 7},
+            {**square(1, 4, 6, 8), "image_id": 8},
+            {**square(1, 2, 4, 8), "image_id": 7},
+        ],
+        "categories": [{"id": number, "name": name} for number, name in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)],
+    }
 
 
 @pytest.mark.parametrize("indent, encoding", [(None, "utf-8"), (2, "utf-8")])
 def test_an_index_finds_every_annotation_again(tmp_path, indent, encoding):
     made = content()
-    made["info"]["description"] = "naïve – 画像 ] } \" \\"
+    made["info"]["description"] = 'naïve – 画像 ] } " \\'
     path = tmp_path / "x.json"
     path.write_text(json.dumps(made, indent=indent, ensure_ascii=False), encoding=encoding)
     index = read_instances(path)
@@ -142,16 +165,23 @@ def test_an_index_finds_every_annotation_again(tmp_path, indent, encoding):
     assert labels == {7: [0, 11], 8: [0], 9: []}
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-                    max_leaves=8), st.sampled_from([None, 1]))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=8,
+    ),
+    st.sampled_from([None, 1]),
+)
 @settings(max_examples=50)
 def test_the_stream_agrees_with_the_json_module(tmp_path_factory, value, indent):
     path = tmp_path_factory.mktemp("json") / "x.json"
     made = {"first": [value, 5], "other": value, "empty": [], "last": [1.5, value]}
     path.write_text(json.dumps(made, indent=indent, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
-    found = [(name, json.loads(path.read_bytes()[begin:begin + length].decode("utf-8", "surrogatepass")))
-             for name, begin, length, _ in coco_json._elements(path)]
+    found = [
+        (name, json.loads(path.read_bytes()[begin : begin + length].decode("utf-8", "surrogatepass")))
+        for name, begin, length, _ in coco_json._elements(path)
+    ]
     expected = [(name, item) for name, several in made.items() if isinstance(several, list) for item in several]
     assert found == expected
 
@@ -191,20 +221,23 @@ def test_the_index_needs_little_memory(tmp_path):
     assert len(index.begin) == 2000 and streamed < 5e6 and whole > 3 * streamed
 
 
-@pytest.mark.parametrize("change, problem", [
-    (lambda made: made["annotations"][0].update(category_id=12), "category 12 is none of COCO's 80"),
-    (lambda made: made["annotations"][0].update(image_id=999), "an annotation belongs to image 999, which the file"),
-    (lambda made: made["annotations"][0].pop("image_id"), "'image_id' is missing"),
-    (lambda made: made["annotations"].append(5), "cannot be used"),
-    (lambda made: made["images"].append(made["images"][0]), "image 7 stands there twice"),
-    (lambda made: made["images"][0].update(height=-3), "-3 is not a whole number"),
-    (lambda made: made["images"][0].update(id="7"), "'7' is not a whole number"),
-    (lambda made: made["images"][0].update(file_name="..\\x"), "is not a file name"),
-    (lambda made: made["images"][0].update(file_name=3), "3 is not a file name"),
-    (lambda made: made["categories"][0].update(name="people"), r"category \(1, 'people'\) is none of COCO's 80"),
-    (lambda made: made.pop("images"), "an annotation belongs to image|names no images"),
-    (lambda made: made.update(images=[], annotations=[]), "it names no images"),
-])
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (lambda made: made["annotations"][0].update(category_id=12), "category 12 is none of COCO's 80"),
+        (lambda made: made["annotations"][0].update(image_id=999), "an annotation belongs to image 999, which the file"),
+        (lambda made: made["annotations"][0].pop("image_id"), "'image_id' is missing"),
+        (lambda made: made["annotations"].append(5), "cannot be used"),
+        (lambda made: made["images"].append(made["images"][0]), "image 7 stands there twice"),
+        (lambda made: made["images"][0].update(height=-3), "-3 is not a whole number"),
+        (lambda made: made["images"][0].update(id="7"), "'7' is not a whole number"),
+        (lambda made: made["images"][0].update(file_name="..\\x"), "is not a file name"),
+        (lambda made: made["images"][0].update(file_name=3), "3 is not a file name"),
+        (lambda made: made["categories"][0].update(name="people"), r"category \(1, 'people'\) is none of COCO's 80"),
+        (lambda made: made.pop("images"), "an annotation belongs to image|names no images"),
+        (lambda made: made.update(images=[], annotations=[]), "it names no images"),
+    ],
+)
 def test_a_json_that_contradicts_itself_is_refused(tmp_path, change, problem):
     made = content()
     change(made)
@@ -216,9 +249,17 @@ def test_a_json_that_contradicts_itself_is_refused(tmp_path, change, problem):
 def test_a_damaged_json_is_refused(tmp_path):
     path = tmp_path / "x.json"
     whole = json.dumps(content()).encode()
-    for damaged in (b"", b"[1, 2]", b"<html>", whole[:len(whole) // 2], whole[:-1], whole.replace(b", ", b"; ", 3),
-                    whole.replace(b'"annotations": [', b'"annotations": {'), b'{"images": ' + b"[" * 100_000,
-                    b'{"images": [' + b"[" * 100_000):
+    for damaged in (
+        b"",
+        b"[1, 2]",
+        b"<html>",
+        whole[: len(whole) // 2],
+        whole[:-1],
+        whole.replace(b", ", b"; ", 3),
+        whole.replace(b'"annotations": [', b'"annotations": {'),
+        b'{"images": ' + b"[" * 100_000,
+        b'{"images": [' + b"[" * 100_000,
+    ):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="x.json: "):
             read_instances(path)

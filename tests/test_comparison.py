@@ -7,10 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from wsss_lib import artifacts, comparison, formats, results
+from tests import made
+from wsss_lib import comparison, results
 from wsss_lib.config import Config
+from wsss_lib.core import files, store
+from wsss_lib.core.stage import run_folder_of
 from wsss_lib.data.dataset import load_dataset
-from wsss_lib.metrics import BoundaryEvaluation, boundary_band
+from wsss_lib.ops.metrics import BoundaryEvaluation, boundary_band
 
 # ---- boundary IoU
 
@@ -70,28 +73,33 @@ def test_void_borders_are_filled_and_not_counted():
 ROW = {"what": "CAM seed", "split": "train", "images": 8, "crf": False, "seed": 0, "method": "cam", "miou": 40.0}
 
 
-def finish(config: Config, name: str, rows: list[dict], method: str = "", uses: tuple[str, ...] = ("cam_",)) -> artifacts.Stage:
+def finish(config: Config, name: str, rows: list[dict], method: str = "") -> store.StageFolder:
     """Begin and finish a stage without files."""
-    stage = artifacts.begin_stage(config, name, uses, {}, method)
-    stage.finish(rows)
-    return stage
+    return made.finish(made.begin(config, name, ("cam_*", "seed"), method=method), rows)
 
 
 def test_cells_hold_seeds_and_gains_only_those_that_both_have():
-    rows = [ROW, ROW | {"seed": 1, "miou": 44.0}, ROW | {"method": "rib", "seed": 1, "miou": 45.0},
-            ROW | {"method": "vwe", "seed": 2, "miou": 90.0}]
+    rows = [
+        ROW,
+        ROW | {"seed": 1, "miou": 44.0},
+        ROW | {"method": "rib", "seed": 1, "miou": 45.0},
+        ROW | {"method": "vwe", "seed": 2, "miou": 90.0},
+    ]
     line = comparison.side_by_side(rows)["CAM seed"]
     assert line == {"cam": {0: 40.0, 1: 44.0}, "rib": {1: 45.0}, "vwe": {2: 90.0}}
     assert comparison.gains(line) == {"rib": {1: 1.0}} and comparison.gains(line, "vwe") == {}
     assert comparison.cell_text(line["cam"]) == "42.0 ± 2.8 (2)"
 
 
-@pytest.mark.parametrize("other, words", [
-    ({"images": 7}, "7 images of 'train' without CRF, cam .seed 0. has 8"),
-    ({"split": "val"}, "8 images of 'val'"),
-    ({"crf": True}, "with CRF"),
-    ({"method": "cam"}, "two values for seed 0"),
-])
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        ({"images": 7}, "7 images of 'train' without CRF, cam .seed 0. has 8"),
+        ({"split": "val"}, "8 images of 'val'"),
+        ({"crf": True}, "with CRF"),
+        ({"method": "cam"}, "two values for seed 0"),
+    ],
+)
 def test_mixed_rows_are_refused_with_the_reason(other, words):
     with pytest.raises(ValueError, match=words):
         comparison.side_by_side([ROW, ROW | {"method": "yours"} | other])
@@ -102,30 +110,30 @@ def test_seeds_with_other_settings_are_refused(small_config):
     runs = {seed: small_config.model_copy(update={"seed": seed}) for seed in range(3)}
     for seed in range(2):
         finish(runs[seed], "maps", [])
-    folder = artifacts.stage_folder(small_config, "maps").parents[2]
-    comparison.check_settings(artifacts.finished_stages(folder))
+    folder = run_folder_of(small_config)
+    comparison.check_settings(store.finished_stages(folder))
     finish(runs[2].model_copy(update={"cam_epochs": 5}), "maps", [])
     with pytest.raises(ValueError, match="cam, stage maps: cam_epochs is 5 for seed 2 and 2 for seed 0; run one of them again"):
-        comparison.check_settings(artifacts.finished_stages(folder))
+        comparison.check_settings(store.finished_stages(folder))
 
 
 def test_stages_of_reports_and_stale_ones_do_not_count(small_config):
-    for name, method in (("maps", "cam"), ("maps.stale", "cam"), ("overview", "report"), ("check", "data")):
+    for name, method in (("maps", "cam"), ("maps.0123456789abcdef", "cam"), ("overview", "report"), ("check", "data")):
         finish(small_config, name, [], method)
-    artifacts.begin_stage(small_config, "seeds", (), {})  # not finished
-    found = artifacts.finished_stages(artifacts.stage_folder(small_config, "maps").parents[2])
+    made.begin(small_config, "seeds")  # not finished
+    found = store.finished_stages(run_folder_of(small_config))
     assert {key: list(group) for key, group in found.items()} == {("cam", 0): ["maps"]}
 
 
 def test_true_masks_score_everything(miniature, small_config):
     data = load_dataset(miniature, "train")
-    stage = artifacts.begin_stage(small_config, "pseudo_masks", (), {})
+    stage = made.begin(small_config, "pseudo_masks")
     for image_id in data.ids:  # the void border gets the nearest label
         mask = data.mask(image_id)
         nearest = distance_transform_edt(mask == 255, return_distances=False, return_indices=True)
-        formats.write_mask(stage.folder / f"{image_id}.png", mask[tuple(nearest)])
+        files.write_mask(stage.folder / f"{image_id}.png", mask[tuple(nearest)])
     row = ROW | {"what": "IRN pseudo-mask", "pixel_labels_chose": ""}
-    stage.finish([row], 8)
+    made.finish(stage, [row], 8)
     half = comparison.evenly_spaced(data, 4)
     assert half.ids == (data.ids[0], data.ids[2], data.ids[5], data.ids[7]) and half.labels.shape == (4, 3)
     assert comparison.evenly_spaced(data, 100).ids == data.ids
@@ -138,24 +146,29 @@ def test_true_masks_score_everything(miniature, small_config):
 
 def test_maps_are_cut_at_their_own_threshold(miniature, small_config):
     data = load_dataset(miniature, "train")
-    stage = artifacts.begin_stage(small_config, "maps", (), {})
+    stage = made.begin(small_config, "maps")
     for image_id in data.ids:
         height, width = data.mask(image_id).shape
         scores = np.full((1, (height - 1) // 4 + 1, (width - 1) // 4 + 1), 0.5, np.float32)
-        formats.write_maps(stage.folder / f"{image_id}.npz", np.array([1]), scores, (height, width))
+        files.write_maps(stage.folder / f"{image_id}.npz", np.array([1]), scores, (height, width))
     row = ROW | {"what": "CAM at its best threshold"}
-    stage.finish([row])
+    made.finish(stage, [row])
     for threshold, label in ((0.4, 2), (0.6, 0)):
         prediction = comparison.label_map_of(stage, row | {"threshold": threshold}, data)(data.ids[0])
         assert prediction.shape == data.mask(data.ids[0]).shape and (prediction == label).all()
 
 
 def test_thresholds_and_costs_are_read_from_the_records(small_config):
-    curve = {"what": "CAM at its best threshold", "miou": 50.0, "threshold": 0.3, "thresholds": [0.1, 0.2, 0.3, 0.4],
-             "curve": [40.0, 49.0, 50.0, 45.0]}
+    curve = {
+        "what": "CAM at its best threshold",
+        "miou": 50.0,
+        "threshold": 0.3,
+        "thresholds": [0.1, 0.2, 0.3, 0.4],
+        "curve": [40.0, 49.0, 50.0, 45.0],
+    }
     for seed in (0, 1):
         finish(small_config.model_copy(update={"seed": seed}), "maps", [curve])
-    stages = artifacts.finished_stages(artifacts.stage_folder(small_config, "maps").parents[2])
+    stages = store.finished_stages(run_folder_of(small_config))
     assert comparison.threshold_table(stages, 0.15) == [["cam", "50.0 ± 0.0", "0.30 / 0.30", "5.5 ± 0.0", "0.10 ± 0.00", "2"]]
     ((method, name, fastest, all_runs, speed, memory, device),) = comparison.cost_table(stages)
     assert (method, name, speed, device) == ("cam", "maps", "–", "cpu") and int(memory) > 0

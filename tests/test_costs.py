@@ -4,15 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from wsss_lib import artifacts, costs
+from tests import made
+from wsss_lib import costs
+from wsss_lib.core import counting
 
 
 def test_operations_by_hand():
     """A 1x1 convolution from 3 to 5 channels: 2 * 3 * 5 operations a pixel; backward as much for the weights."""
     with torch.device("meta"):
         net = nn.Conv2d(3, 5, 1, bias=False)
-        cost = costs.training_cost("one", net, lambda count: [net(torch.empty(count, 3, 8, 8))], images=100, at_once=4)
-        forward = costs.inference_flops(net, (8, 6), (1.0, 0.5))
+        cost = counting.training_cost("one", net, lambda count: [net(torch.empty(count, 3, 8, 8))], images=100, at_once=4)
+        forward = counting.inference_flops(net, (8, 6), (1.0, 0.5))
     assert cost.flops == 100 * 2 * (2 * 3 * 5 * 64)
     kept = 3 * 8 * 8 * 2 + 15 * 4 / 2 / 2  # the image in two bytes a number; the weights are kept once for both images
     assert cost.gpu_bytes == 4 * kept + 3 * 15 * 4  # four images; weights, gradients and momentum
@@ -23,9 +25,17 @@ def test_hours_are_operations_by_the_assumed_speed():
     assert costs.Cost("one", flops=3600 * 312e12 * 0.3).gpu_hours() == pytest.approx(1)
 
 
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="there is no method 'nonsense'; take one of cam, rib, "):
+        costs.stage_costs("voc12", "nonsense")
+
+
 def test_the_table_adds_up_and_seeds_multiply(monkeypatch):
-    made = {"cam": [costs.Cost("classifier", 1e18, disk_mib=1024), costs.Cost("maps", 0), costs.Cost("deeplab", 9e18)],
-            "rib": [costs.Cost("maps", 2e18, core_seconds=7200)], "truth": [costs.Cost("deeplab", 1e18)]}
+    made = {
+        "cam": [costs.Cost("classifier", 1e18, disk_mib=1024), costs.Cost("maps", 0), costs.Cost("deeplab", 9e18)],
+        "rib": [costs.Cost("maps", 2e18, core_seconds=7200)],
+        "truth": [costs.Cost("deeplab", 1e18)],
+    }
     monkeypatch.setattr(costs, "stage_costs", lambda preset, method: made[method])
     text = costs.table("voc12", ["rib"], [0, 1, 2])
     hours = 4e18 / (312e12 * 0.3) / 3600
@@ -36,7 +46,7 @@ def test_the_table_adds_up_and_seeds_multiply(monkeypatch):
 
 def test_the_published_networks_are_counted(monkeypatch):
     """ResNet-50 at 224 pixels is known for 4.1 billion multiply-adds; at stride 16 the last stage is four times as large."""
-    monkeypatch.setattr(costs, "_deeplab_costs", lambda *arguments: [])
+    monkeypatch.setattr(costs.deeplab, "costs", lambda *arguments: [])
     monkeypatch.setattr(costs, "_mask_costs", lambda *arguments: [])  # they take a quarter of a minute more
     stages = {cost.stage: cost for cost in costs.stage_costs("voc12", "cam")}
     assert list(stages) == ["classifier", "maps"]
@@ -47,12 +57,12 @@ def test_the_published_networks_are_counted(monkeypatch):
 
 
 def test_a_finished_run_tells_what_it_has_cost(small_config, tmp_path, capsys):
-    stage = artifacts.begin_stage(small_config, "maps", ("cam_",), {})
+    stage = made.begin(small_config, "maps")
     (stage.folder / "image.npz").write_bytes(bytes(2**20))
-    stage.finish([], num_images=10)
+    made.finish(stage, images=10)
     costs.main([str(tmp_path / "runs" / "miniature")])
     row = capsys.readouterr().out.splitlines()[-1]
-    assert row.startswith("| cam | 0 | maps | 0 | ") and row.endswith(" | 1.0 | cpu |")
+    assert row.startswith("| cam | 0 | maps | 1 | ") and row.endswith(" | 1.0 | cpu |")
 
 
 def test_an_unknown_preset_is_told():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_lib.refine.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
+from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
 
 
 def two_halves(height=12, width=14, edge=7):
@@ -25,8 +25,10 @@ def exact_mean_field(image, unary, iterations, gaussian, bilateral):
     colour = image.reshape(-1, 3).astype(float)
     spatial = ((position[:, None] - position[None]) ** 2).sum(-1)
     colours = ((colour[:, None] - colour[None]) ** 2).sum(-1)
-    kernels = [(gaussian[1], np.exp(-spatial / (2 * gaussian[0] ** 2))),
-               (bilateral[2], np.exp(-spatial / (2 * bilateral[0] ** 2) - colours / (2 * bilateral[1] ** 2)))]
+    kernels = [
+        (gaussian[1], np.exp(-spatial / (2 * gaussian[0] ** 2))),
+        (bilateral[2], np.exp(-spatial / (2 * bilateral[0] ** 2) - colours / (2 * bilateral[1] ** 2))),
+    ]
     energy = unary.reshape(num_labels, -1)
 
     def softmax(x):
@@ -126,24 +128,27 @@ def test_inputs_are_left_unchanged_and_need_not_be_contiguous():
 IMAGE, LABELS, HALF = two_halves(), np.zeros((12, 14), int), np.full((2, 12, 14), 0.5)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: crf_from_labels(IMAGE / 255, LABELS, 2), "uint8"),
-    (lambda: crf_from_labels(IMAGE[..., 0], LABELS, 2), r"\(H, W, 3\)"),
-    (lambda: crf_from_labels(IMAGE[1:], LABELS, 2), r"\(11, 14\) pixels.*\(12, 14\)"),
-    (lambda: crf_from_labels(IMAGE, LABELS[None, None], 2), r"\(1, 1, 12, 14\), \(H, W\) or \(N, H, W\)"),
-    (lambda: crf_from_labels(IMAGE, np.zeros((0, 12, 14), int), 2), r"shape \(0, 12, 14\).* none of them 0"),
-    (lambda: crf_from_labels(IMAGE, LABELS + 255, 2), r"0\.\.1, it holds int64 255"),
-    (lambda: crf_from_labels(IMAGE, LABELS - 1, 2), r"0\.\.1"),
-    (lambda: crf_from_labels(IMAGE, LABELS.astype(float), 2), "float64"),
-    (lambda: crf_from_labels(IMAGE, LABELS, 2, certainty=1.0), "certainty=1.0"),
-    (lambda: crf_from_probabilities(IMAGE, HALF[0]), r"\(K, H, W\)"),
-    (lambda: crf_from_probabilities(IMAGE, HALF[:, 1:]), "pixels"),
-    (lambda: crf_from_probabilities(IMAGE, HALF * 9), "soft-max"),
-    (lambda: crf_from_probabilities(IMAGE, HALF - 1), "soft-max"),
-    (lambda: crf_from_probabilities(IMAGE, HALF * np.nan), "soft-max"),
-    (lambda: crf_segmentation(IMAGE, HALF[0]), r"\(K, H, W\)"),
-    (lambda: crf_segmentation(IMAGE, HALF, min_probability=0.6), "min_probability=0.6"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: crf_from_labels(IMAGE / 255, LABELS, 2), "uint8"),
+        (lambda: crf_from_labels(IMAGE[..., 0], LABELS, 2), r"\(H, W, 3\)"),
+        (lambda: crf_from_labels(IMAGE[1:], LABELS, 2), r"\(11, 14\) pixels.*\(12, 14\)"),
+        (lambda: crf_from_labels(IMAGE, LABELS[None, None], 2), r"\(1, 1, 12, 14\), \(H, W\) or \(N, H, W\)"),
+        (lambda: crf_from_labels(IMAGE, np.zeros((0, 12, 14), int), 2), r"shape \(0, 12, 14\).* none of them 0"),
+        (lambda: crf_from_labels(IMAGE, LABELS + 255, 2), r"0\.\.1, it holds int64 255"),
+        (lambda: crf_from_labels(IMAGE, LABELS - 1, 2), r"0\.\.1"),
+        (lambda: crf_from_labels(IMAGE, LABELS.astype(float), 2), "float64"),
+        (lambda: crf_from_labels(IMAGE, LABELS, 2, certainty=1.0), "certainty=1.0"),
+        (lambda: crf_from_probabilities(IMAGE, HALF[0]), r"\(K, H, W\)"),
+        (lambda: crf_from_probabilities(IMAGE, HALF[:, 1:]), "pixels"),
+        (lambda: crf_from_probabilities(IMAGE, HALF * 9), "soft-max"),
+        (lambda: crf_from_probabilities(IMAGE, HALF - 1), "soft-max"),
+        (lambda: crf_from_probabilities(IMAGE, HALF * np.nan), "soft-max"),
+        (lambda: crf_segmentation(IMAGE, HALF[0]), r"\(K, H, W\)"),
+        (lambda: crf_segmentation(IMAGE, HALF, min_probability=0.6), "min_probability=0.6"),
+    ],
+)
 def test_bad_input_gives_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -13,13 +13,20 @@ from PIL import Image
 from data_prep import custom
 from data_prep.sample_photographs import SAMPLES, installed_photographs
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib.config import PROJECT_ROOT
-from wsss_lib.data.dataset import VOC_CLASSES, DataError, load_dataset, read_mask
+from wsss_lib.core.files import read_mask
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset
+from wsss_lib.errors import DataError
+from wsss_lib.parameters import PROJECT_ROOT
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 
-CONTENT = {"beach": ("dog", "person"), "garden": ("cat",), "path": ("dog",), "wall": ("cat", "dog", "person"),
-           "sea": ("person",)}
+CONTENT = {
+    "beach": ("dog", "person"),
+    "garden": ("cat",),
+    "path": ("dog",),
+    "wall": ("cat", "dog", "person"),
+    "sea": ("person",),
+}
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (40, 30), **options) -> None:
@@ -47,8 +54,10 @@ def by_name(folder: Path) -> Path:
 
 def by_column(folder: Path) -> Path:
     path = folder.parent / "columns.csv"
-    rows = [f"{name},{int('cat' in classes)},{int('dog' in classes)},{int('person' in classes)}"
-            for name, classes in CONTENT.items()]
+    rows = [
+        f"{name},{int('cat' in classes)},{int('dog' in classes)},{int('person' in classes)}"
+        for name, classes in CONTENT.items()
+    ]
     path.write_text("image,cat,dog,person\r\n" + "\r\n".join(reversed(rows)) + "\r\n", encoding="utf-8-sig")
     return path
 
@@ -69,7 +78,7 @@ def masks(folder: Path, size: tuple[int, int] = (40, 30)) -> Path:
         mask[0] = 255
         for word in classes:
             value = 1 + ("cat", "dog", "person").index(word)
-            mask[5 * value:5 * value + 4, 3:30] = value
+            mask[5 * value : 5 * value + 4, 3:30] = value
         Image.fromarray(mask).save(target / f"{name}.png")
     return target
 
@@ -91,11 +100,12 @@ def refused(capsys, root: Path, *words: object) -> str:
 
 @pytest.mark.parametrize("form", ["names", "columns", "folders", "masks"])
 def test_every_form_gives_the_same_data_set(photographs, tmp_path, capsys, form):
-    words = {"names": lambda: [photographs, tmp_path / "mine", "--labels", by_name(photographs)],
-             "columns": lambda: [photographs, tmp_path / "mine", "--labels", by_column(photographs)],
-             "folders": lambda: [class_folders(photographs), tmp_path / "mine"],
-             "masks": lambda: [photographs, tmp_path / "mine", "--masks", masks(photographs), "--classes", "cat,dog,person"],
-             }[form]()
+    words = {
+        "names": lambda: [photographs, tmp_path / "mine", "--labels", by_name(photographs)],
+        "columns": lambda: [photographs, tmp_path / "mine", "--labels", by_column(photographs)],
+        "folders": lambda: [class_folders(photographs), tmp_path / "mine"],
+        "masks": lambda: [photographs, tmp_path / "mine", "--masks", masks(photographs), "--classes", "cat,dog,person"],
+    }[form]()
     run(*words)
     printed = capsys.readouterr().out
     assert "5 photographs, 8 labels, 0 without a class, 4 train, 1 val" in printed
@@ -110,13 +120,26 @@ def test_every_form_gives_the_same_data_set(photographs, tmp_path, capsys, form)
             if form == "masks":
                 assert set(np.unique(data.mask(image_id))) == {0, 255, *(1 + train.classes.index(w) for w in CONTENT[image_id])}
     assert json.loads((tmp_path / "mine/dataset.json").read_text()) == {
-        "name": "mine", "classes": ["cat", "dog", "person"], "ignore_index": 255}
+        "name": "mine",
+        "classes": ["cat", "dog", "person"],
+        "ignore_index": 255,
+    }
     assert not list(tmp_path.glob(".writing-*"))
 
 
 def test_masks_beside_labels_are_kept_for_scoring(photographs, tmp_path):
-    run(photographs, tmp_path / "mine", "--labels", by_name(photographs), "--masks", masks(photographs), "--classes",
-        "person,dog,cat", "--val-share", 0)
+    run(
+        photographs,
+        tmp_path / "mine",
+        "--labels",
+        by_name(photographs),
+        "--masks",
+        masks(photographs),
+        "--classes",
+        "person,dog,cat",
+        "--val-share",
+        0,
+    )
     data = load_dataset(tmp_path / "mine", "train")
     assert data.classes == ("person", "dog", "cat") and len(data) == 5 and data.mask("sea").max() == 255
     assert not (tmp_path / "mine/ImageSets/Segmentation/val.txt").exists()
@@ -137,8 +160,13 @@ def test_ready_jpegs_are_copied_and_others_made_upright_small_and_rgb(tmp_path):
     data = load_dataset(tmp_path / "mine", "train")
     assert (tmp_path / "mine/JPEGImages/ready.jpg").read_bytes() == (source / "ready.jpg").read_bytes()
     sizes = {image_id: data.image(image_id).size for image_id in data.ids}
-    assert sizes == {"large_picture": (150, 50), "lying": (80, 120), "print": (30, 20), "ready": (120, 80),
-                     "transparent": (30, 20)}
+    assert sizes == {
+        "large_picture": (150, 50),
+        "lying": (80, 120),
+        "print": (30, 20),
+        "ready": (120, 80),
+        "transparent": (30, 20),
+    }
     assert all(data.image(image_id).mode == "RGB" for image_id in data.ids)
 
 
@@ -148,26 +176,39 @@ def test_masks_become_small_with_their_photographs(tmp_path):
     mask[:, 50:] = 1
     (tmp_path / "masks").mkdir()
     Image.fromarray(mask).save(tmp_path / "masks/a.png")
-    run(tmp_path / "source", tmp_path / "mine", "--masks", tmp_path / "masks", "--classes", "right", "--longest", 50,
-        "--val-share", 0)
+    run(
+        tmp_path / "source",
+        tmp_path / "mine",
+        "--masks",
+        tmp_path / "masks",
+        "--classes",
+        "right",
+        "--longest",
+        50,
+        "--val-share",
+        0,
+    )
     data = load_dataset(tmp_path / "mine", "train")
     assert (data.mask("a") == np.repeat([[0, 1]], 25, 1).repeat(30, 0)).all()
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", "the first line must be image,classes"),
-    ("image\nbeach.jpg\n", "the first line must be image,classes"),
-    ("image,cat,cat\nbeach.jpg,0,1\n", "the first line must be"),
-    ("image,classes\nbeach.jpg,dog,cat\n", "row 2: a row needs 2 columns"),
-    ("image,cat,dog\nbeach.jpg,0,2\n", "row 2: a row needs 3 columns, 0 or 1 after the first"),
-    ("image,classes\nbeach.jpg,dog\nbeach,cat\n", "row 3: 'beach' has a second row"),
-    ("image,classes\nmoon.jpg,dog\n", "row 2: 'moon.jpg' is no photograph in"),
-    ("image,classes\nbeach.jpg,dog\n", "no row for garden.png and 3 other photographs"),
-    ("image,classes\n" + "".join(f"{name},\n" for name in CONTENT), "there must be 1 to 254 classes"),
-    ("image,classes\n" + "".join(f"{name},cat\n" for name in CONTENT).replace("cat", "image_id"), "not 'image_id'"),
-    ("image,cat,dog\n" + "".join(f"{name},1,0\n" for name in CONTENT), "no photograph has the class 'dog'"),
-    (b"\xff\xfeimage", "not a UTF-8 CSV file"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "the first line must be image,classes"),
+        ("image\nbeach.jpg\n", "the first line must be image,classes"),
+        ("image,cat,cat\nbeach.jpg,0,1\n", "the first line must be"),
+        ("image,classes\nbeach.jpg,dog,cat\n", "row 2: a row needs 2 columns"),
+        ("image,cat,dog\nbeach.jpg,0,2\n", "row 2: a row needs 3 columns, 0 or 1 after the first"),
+        ("image,classes\nbeach.jpg,dog\nbeach,cat\n", "row 3: 'beach' has a second row"),
+        ("image,classes\nmoon.jpg,dog\n", "row 2: 'moon.jpg' is no photograph in"),
+        ("image,classes\nbeach.jpg,dog\n", "no row for garden.png and 3 other photographs"),
+        ("image,classes\n" + "".join(f"{name},\n" for name in CONTENT), "there must be 1 to 254 classes"),
+        ("image,classes\n" + "".join(f"{name},cat\n" for name in CONTENT).replace("cat", "image_id"), "not 'image_id'"),
+        ("image,cat,dog\n" + "".join(f"{name},1,0\n" for name in CONTENT), "no photograph has the class 'dog'"),
+        (b"\xff\xfeimage", "not a UTF-8 CSV file"),
+    ],
+)
 def test_tables_that_do_not_fit(photographs, tmp_path, capsys, text, words):
     table = tmp_path / "table.csv"
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -224,19 +265,22 @@ def everything_for_validation(folder: Path) -> list[object]:
     return ["--labels", by_name(folder), "--val-share", 1]
 
 
-@pytest.mark.parametrize("damage, words", [
-    (same_name, "has the same name as beach.jpg; rename one of them"),
-    (unreadable, "sea.png: the photograph cannot be read"),
-    (sixteen_bits, "sea.tif: the photograph has pixels of mode I;16"),
-    (no_table, "nowhere.csv: the table of labels is missing"),
-    (no_folders, "holds no folders that are named after classes"),
-    (masks_without_classes, "--masks needs --classes"),
-    (masks_of_another_size, "the mask is 41x30 pixels but its image is 40x30"),
-    (too_few_classes, "the mask holds the value 3, but there are only 2 classes"),
-    (a_missing_mask, "sea.png: the mask is missing"),
-    (other_classes, "--classes names cat, dog, but the labels name cat, dog, person"),
-    (everything_for_validation, "must lie between 0 and 1, not be 1.0"),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (same_name, "has the same name as beach.jpg; rename one of them"),
+        (unreadable, "sea.png: the photograph cannot be read"),
+        (sixteen_bits, "sea.tif: the photograph has pixels of mode I;16"),
+        (no_table, "nowhere.csv: the table of labels is missing"),
+        (no_folders, "holds no folders that are named after classes"),
+        (masks_without_classes, "--masks needs --classes"),
+        (masks_of_another_size, "the mask is 41x30 pixels but its image is 40x30"),
+        (too_few_classes, "the mask holds the value 3, but there are only 2 classes"),
+        (a_missing_mask, "sea.png: the mask is missing"),
+        (other_classes, "--classes names cat, dog, but the labels name cat, dog, person"),
+        (everything_for_validation, "must lie between 0 and 1, not be 1.0"),
+    ],
+)
 def test_folders_that_do_not_fit(photographs, tmp_path, capsys, damage, words):
     extra = damage(photographs)
     assert words in refused(capsys, tmp_path / "mine", photographs, tmp_path / "mine", *extra)
@@ -291,11 +335,24 @@ def test_notebook_99_makes_masks_of_twenty_photographs(tmp_path):
             folder = tmp_path / "photographs" / present[0]
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(REAL_DATA / "JPEGImages" / f"{xml.stem}.jpg", folder / f"{xml.stem}.jpg")
-    parameters = {"own_photographs": str(tmp_path / "photographs"), "own_longest": 128, "data_root": str(tmp_path / "data"),
-                  "runs_root": str(tmp_path / "runs"), "cam_epochs": 2, "cam_crop": 96, "cam_long_side_min": 96,
-                  "cam_long_side_max": 128}
-    papermill.execute_notebook(PROJECT_ROOT / "notebooks/99_bring_your_own_images.ipynb", tmp_path / "out.ipynb", parameters,
-                               cwd=PROJECT_ROOT, kernel_name="python3", progress_bar=False)
+    parameters = {
+        "own_photographs": str(tmp_path / "photographs"),
+        "own_longest": 128,
+        "data_root": str(tmp_path / "data"),
+        "runs_root": str(tmp_path / "runs"),
+        "cam_epochs": 2,
+        "cam_crop": 96,
+        "cam_long_side_min": 96,
+        "cam_long_side_max": 128,
+    }
+    papermill.execute_notebook(
+        PROJECT_ROOT / "notebooks/99_bring_your_own_images.ipynb",
+        tmp_path / "out.ipynb",
+        parameters,
+        cwd=PROJECT_ROOT,
+        kernel_name="python3",
+        progress_bar=False,
+    )
     data = load_dataset(tmp_path / "data", "train")
     assert len(data) == 20 and data.classes == ("cat", "dog", "train")
     for image_id in data.ids:
@@ -331,13 +388,17 @@ def ghostscript(tmp_path, monkeypatch) -> Path:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n%%EOF\n"
 
 
-@pytest.mark.parametrize("where", ["photograph", pytest.param("mask", marks=pytest.mark.xfail(
-    strict=True, reason="wsss_lib.data.dataset.read_mask opens every kind of file"))])
+@pytest.mark.parametrize("where", ["photograph", "mask"])
 def test_a_file_of_another_kind_starts_no_program(photographs, tmp_path, capsys, ghostscript, where):
     table, folder = by_name(photographs), masks(photographs)
     (photographs / "beach.jpg" if where == "photograph" else folder / "beach.png").write_bytes(EPS)
-    words = [photographs, tmp_path / "mine", "--labels", table, *(
-        ["--masks", folder, "--classes", "cat,dog,person"] if where == "mask" else [])]
+    words = [
+        photographs,
+        tmp_path / "mine",
+        "--labels",
+        table,
+        *(["--masks", folder, "--classes", "cat,dog,person"] if where == "mask" else []),
+    ]
     assert "cannot be read" in refused(capsys, tmp_path / "mine", *words)
     assert not ghostscript.exists()
 

@@ -12,22 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import CLASSES, SIZES
-from wsss_lib import stages
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import (
-    VOC_CLASSES,
-    DataError,
-    image_size,
-    load_dataset,
-    read_classes,
-    read_image,
-    read_labels,
-    read_mask,
-    read_split,
-    voc_palette,
-)
+from wsss_lib.core.files import image_size, read_image, read_maps, read_mask, voc_palette, write_mask
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import score_masks, sweep_maps
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, open_data, read_classes, read_labels, read_split
 from wsss_lib.data.samples import AffinitySamples, ClassificationSamples, SegmentationSamples
-from wsss_lib.formats import read_maps, write_mask
+from wsss_lib.errors import DataError
+from wsss_lib.methods.cam import build_classifier, cam_localization
+from wsss_lib.refine.irn import build_irn, make_pseudo_masks
+from wsss_lib.refine.seed_masks import make_seeds
 
 
 def refusal(action, *words: str) -> str:
@@ -40,6 +34,7 @@ def refusal(action, *words: str) -> str:
 
 
 # ---- what is read
+
 
 def test_a_good_data_set(miniature):
     data = load_dataset(miniature, "train")
@@ -85,19 +80,19 @@ def test_an_image_without_a_class_becomes_background_all_the_way(voc_folder, sma
     table = (voc_folder / "labels.csv").read_text()
     (voc_folder / "labels.csv").write_text(table.replace("m_01,0,1,0", "m_01,0,0,0"))
     config = small_config.model_copy(update={"data_root": str(voc_folder), "limit": 2, "cam_scales": (1.0, 0.5)})
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     folder = Path(config.runs_root)
-    stages.make_maps(stages.cam_localization(stages.build_classifier(config, 3), config), data, config, folder / "maps")
+    make_maps(cam_localization(build_classifier(config, 3), config), data, config, folder / "maps")
     classes, scores, size = read_maps(folder / "maps" / "m_01.npz")
     assert classes.shape == (0,) and scores.shape == (0, 10, 14) and size == (40, 56)
     assert read_maps(folder / "maps" / "m_00.npz")[0].tolist() == [0, 1]
-    assert stages.make_seeds(data, folder / "maps", config, folder) == 2
-    net = stages.build_irn(config, "").eval()
-    stages.make_pseudo_masks(net, data, folder / "maps", config, folder / "pseudo")
+    assert make_seeds(data, folder / "maps", config, folder) == 2
+    net = build_irn(config, "").eval()
+    make_pseudo_masks(net, data, folder / "maps", config, folder / "pseudo")
     for name in ("seed_masks", "irn_labels", "pseudo"):
         mask = read_mask(folder / name / "m_01.png", 3)
         assert mask.shape == (40, 56) and not mask.any()
-    stages.sweep_maps(data, folder / "maps", [0.1, 0.5])
+    sweep_maps(data, folder / "maps", [0.1, 0.5])
     samples = ClassificationSamples(data, 0, (36, 48), 32, (0, 0, 0), (1, 1, 1))
     assert not samples[0, 1][1].any()
 
@@ -115,16 +110,26 @@ def test_palette_by_hand():
     palette = voc_palette()
     assert palette.shape == (256, 3) and palette.dtype == np.uint8
     assert len({tuple(colour) for colour in palette.tolist()}) == 256
-    assert palette[[0, 1, 2, 15, 20, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [0, 64, 128],
-                                                         [224, 224, 192]]
+    assert palette[[0, 1, 2, 15, 20, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+        [224, 224, 192],
+    ]
 
 
 # ---- images
 
+
 def test_missing_image(voc_folder):
     (voc_folder / "JPEGImages" / "m_03.jpg").unlink()
-    refusal(lambda: load_dataset(voc_folder, "train"), f"{voc_folder}/JPEGImages/m_03.jpg: the image is missing, and 0 others",
-            "of split 'train'; put them there or take their ids out of the list")
+    refusal(
+        lambda: load_dataset(voc_folder, "train"),
+        f"{voc_folder}/JPEGImages/m_03.jpg: the image is missing, and 0 others",
+        "of split 'train'; put them there or take their ids out of the list",
+    )
     refusal(lambda: read_image(voc_folder / "JPEGImages" / "m_03.jpg"), "m_03.jpg: the image is missing; put it there or take")
 
 
@@ -138,7 +143,7 @@ def test_unreadable_jpeg(voc_folder, small_config, damage):
         (voc_folder / "ImageSets/Segmentation/one.txt").write_text("m_03\n")
         refusal(lambda: load_dataset(voc_folder, "one"), "m_03.jpg: the image is missing")
     else:
-        path.write_bytes({"text": b"no JPEG", "empty": b"", "half": content[:len(content) // 2]}[damage])
+        path.write_bytes({"text": b"no JPEG", "empty": b"", "half": content[: len(content) // 2]}[damage])
     refusal(lambda: read_image(path), f"{path}: the image cannot be read (", "fetch it again or take its id out of the list")
     if damage != "half":  # a cut file still holds its size
         refusal(lambda: image_size(path), f"{path}: the image cannot be read (")
@@ -148,9 +153,9 @@ def test_unreadable_jpeg(voc_folder, small_config, damage):
     samples = ClassificationSamples(data, 0, (36, 48), 32, (0, 0, 0), (1, 1, 1))
     refusal(lambda: samples[0, 3], "m_03.jpg: the image cannot be read")
     folder = Path(small_config.runs_root) / "maps"
-    net = stages.build_classifier(small_config, 3)
-    localize = stages.cam_localization(net, small_config)
-    refusal(lambda: stages.make_maps(localize, data, small_config, folder), "m_03.jpg: the image cannot be read")
+    net = build_classifier(small_config, 3)
+    localize = cam_localization(net, small_config)
+    refusal(lambda: make_maps(localize, data, small_config, folder), "m_03.jpg: the image cannot be read")
     written = list(folder.glob("*")) if folder.is_dir() else []
     assert all(read_maps(file) for file in written) and folder / "m_03.npz" not in written
 
@@ -198,10 +203,11 @@ def damaged(content: bytes, damage: list[tuple[int, int]], cut: int) -> bytes:
     content = bytearray(content)
     for place, value in damage:
         content[place % len(content)] = value
-    return bytes(content[:max(0, len(content) - cut)])
+    return bytes(content[: max(0, len(content) - cut)])
 
 
 # ---- masks
+
 
 def test_mask_of_another_size(voc_folder):
     path = voc_folder / "SegmentationClass" / "m_03.png"
@@ -210,16 +216,18 @@ def test_mask_of_another_size(voc_folder):
     sentence = f"{path}: the mask is 56x40 pixels but its image is 40x56; make the mask again from the original annotation"
     assert refusal(lambda: data.mask("m_03")) == sentence
     mean, std = (0, 0, 0), (1, 1, 1)
-    for samples in (SegmentationSamples(data, path.parent, 0, (1.0,), 33, mean, std),
-                    AffinitySamples(data, path.parent, 0, (1.0, 1.0), 32, mean, std)):
+    for samples in (
+        SegmentationSamples(data, path.parent, 0, (1.0,), 33, mean, std),
+        AffinitySamples(data, path.parent, 0, (1.0, 1.0), 32, mean, std),
+    ):
         assert refusal(lambda samples=samples: samples[0, 3]) == sentence
 
 
 def test_a_result_of_another_size_is_not_scored(miniature, tmp_path):
     data = load_dataset(miniature, "train", limit=1)
     write_mask(tmp_path / "m_00.png", np.zeros((40, 55), np.uint8))
-    refusal(lambda: stages.score_masks(data, tmp_path), f"{tmp_path}/m_00.png: the mask is 55x40 pixels but its image is 56x40")
-    assert stages.score_masks(data, data.mask).scores().miou == 1.0
+    refusal(lambda: score_masks(data, tmp_path), f"{tmp_path}/m_00.png: the mask is 55x40 pixels but its image is 56x40")
+    assert score_masks(data, data.mask).scores().miou == 1.0
 
 
 def test_missing_or_unreadable_mask(voc_folder):
@@ -249,6 +257,7 @@ def test_grey_mask_is_allowed(tmp_path):
 
 # ---- lists
 
+
 def test_unknown_split_lists_those_at_hand(voc_folder):
     refusal(lambda: load_dataset(voc_folder, "test"), "test.txt: there is no list for split 'test'; lists at hand: train, val")
     refusal(lambda: read_split(voc_folder / "ImageSets", "train"), "lists at hand: none")
@@ -261,11 +270,16 @@ def test_empty_split(voc_folder, text):
     assert refusal(lambda: load_dataset(voc_folder, "none")) == f"{path}: the split is empty; it needs one image id a line"
 
 
-@pytest.mark.parametrize("text, words", [
-    ("../x\n", "'../x' is not an image id"), ("m_00\n/etc/passwd\n", "'/etc/passwd' is not an image id"),
-    ("..\\x\n", "is not an image id"), (".hidden\n", "'.hidden' is not an image id"),
-    ("m_00\nm_01\nm_00\n", "an image id stands there twice"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("../x\n", "'../x' is not an image id"),
+        ("m_00\n/etc/passwd\n", "'/etc/passwd' is not an image id"),
+        ("..\\x\n", "is not an image id"),
+        (".hidden\n", "'.hidden' is not an image id"),
+        ("m_00\nm_01\nm_00\n", "an image id stands there twice"),
+    ],
+)
 def test_ids_that_are_paths_or_stand_there_twice(voc_folder, text, words):
     (voc_folder / "ImageSets/Segmentation/mine.txt").write_text(text)
     refusal(lambda: read_split(voc_folder, "mine"), "mine.txt: ", words)
@@ -278,10 +292,11 @@ def test_list_in_another_encoding(voc_folder):
 
 def test_folder_that_is_not_there(tmp_path):
     refusal(lambda: load_dataset(tmp_path / "voc", "train"), f"{tmp_path}/voc: the data set folder does not exist; run")
-    refusal(lambda: stages.open_data(Config(data_root=str(tmp_path / "voc")), "train"), "run notebook 02")
+    refusal(lambda: open_data(Config(data_root=str(tmp_path / "voc")), "train"), "run notebook 02")
 
 
 # ---- label table
+
 
 def change_table(voc_folder: Path, old: str, new: str) -> None:
     path = voc_folder / "labels.csv"
@@ -292,22 +307,29 @@ def change_table(voc_folder: Path, old: str, new: str) -> None:
 
 def test_label_table_without_a_row(voc_folder):
     change_table(voc_folder, "m_03,1,0,0\n", "")
-    refusal(lambda: load_dataset(voc_folder, "train"), f"{voc_folder}/labels.csv: no row for image 'm_03'", "of split 'train'",
-            "make the table again with python -m data_prep.voc_labels")
+    refusal(
+        lambda: load_dataset(voc_folder, "train"),
+        f"{voc_folder}/labels.csv: no row for image 'm_03'",
+        "of split 'train'",
+        "make the table again with python -m data_prep.voc_labels",
+    )
     load_dataset(voc_folder, "val")
 
 
-@pytest.mark.parametrize("old, new, words", [
-    ("red,green,blue", "red,green,cat", ["labels.csv: unknown class 'cat'; the data set has red, green, blue"]),
-    ("red,green,blue", "green,red,blue", ["the class columns must be, in this order: red, green, blue"]),
-    ("red,green,blue", "red,green", ["the class columns must be, in this order"]),
-    ("image_id", "name", ["the first column of the label table must be named image_id"]),
-    ("m_03,1,0,0", "m_03,1,0", ["labels.csv, line 5: a row is an image id and then 3 values 0 or 1"]),
-    ("m_03,1,0,0", "m_03,1,0,0,0", ["line 5"]),
-    ("m_03,1,0,0", "m_03,2,0,0", ["line 5"]),
-    ("m_03,1,0,0", "m_03,yes,0,0", ["line 5"]),
-    ("m_03,1,0,0", "m_02,1,0,0", ["labels.csv, line 5: image 'm_02' has a second row; take one of them out"]),
-])
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("red,green,blue", "red,green,cat", ["labels.csv: unknown class 'cat'; the data set has red, green, blue"]),
+        ("red,green,blue", "green,red,blue", ["the class columns must be, in this order: red, green, blue"]),
+        ("red,green,blue", "red,green", ["the class columns must be, in this order"]),
+        ("image_id", "name", ["the first column of the label table must be named image_id"]),
+        ("m_03,1,0,0", "m_03,1,0", ["labels.csv, line 5: a row is an image id and then 3 values 0 or 1"]),
+        ("m_03,1,0,0", "m_03,1,0,0,0", ["line 5"]),
+        ("m_03,1,0,0", "m_03,2,0,0", ["line 5"]),
+        ("m_03,1,0,0", "m_03,yes,0,0", ["line 5"]),
+        ("m_03,1,0,0", "m_02,1,0,0", ["labels.csv, line 5: image 'm_02' has a second row; take one of them out"]),
+    ],
+)
 def test_broken_label_table(voc_folder, old, new, words):
     change_table(voc_folder, old, new)
     refusal(lambda: load_dataset(voc_folder, "train"), *words)
@@ -320,10 +342,23 @@ def test_missing_label_table(voc_folder):
 
 # ---- description
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "3", "{}", '{"classes": []}', '{"classes": "red"}', '{"classes": [1, 2]}', '{"classes": ["red", "red"]}',
-    '{"classes": null}', json.dumps({"classes": [str(number) for number in range(255)]}),
-])
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "{}",
+        '{"classes": []}',
+        '{"classes": "red"}',
+        '{"classes": [1, 2]}',
+        '{"classes": ["red", "red"]}',
+        '{"classes": null}',
+        json.dumps({"classes": [str(number) for number in range(255)]}),
+    ],
+)
 def test_broken_description(voc_folder, text):
     (voc_folder / "dataset.json").write_text(text)
     refusal(lambda: load_dataset(voc_folder, "train"), f"{voc_folder}/dataset.json: ", "classes")
@@ -332,10 +367,12 @@ def test_broken_description(voc_folder, text):
 # ---- anything else
 
 ANY_CONTENT = st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))
-TABLE_LIKE = st.lists(st.sampled_from(["image_id", "red", "green", "0", "1", "m_00", ",", "\n", "\r", '"', "\0", "ü"]),
-                      max_size=20).map(lambda parts: "".join(parts).encode())
+TABLE_LIKE = st.lists(
+    st.sampled_from(["image_id", "red", "green", "0", "1", "m_00", ",", "\n", "\r", '"', "\0", "ü"]), max_size=20
+).map(lambda parts: "".join(parts).encode())
 LIST_LIKE = st.lists(st.sampled_from(["m_00", "..", "/", " ", "\n", "\x1c", "\x85", "\u2028", "\0"]), max_size=8).map(
-    lambda parts: "".join(parts).encode())
+    lambda parts: "".join(parts).encode()
+)
 
 
 @given(ANY_CONTENT | TABLE_LIKE)

@@ -76,7 +76,10 @@ def test_batch_norm_stays_frozen_through_train_and_a_step(net):
 def test_three_groups_hold_every_trained_parameter_once(net):
     backbone, weights, biases = parameter_groups(net, base_lr=2.5e-4, weight_decay=5e-4)
     assert [(group["lr"], group["weight_decay"]) for group in (backbone, weights, biases)] == [
-        (2.5e-4, 5e-4), (2.5e-3, 5e-4), (5e-3, 0.0)]
+        (2.5e-4, 5e-4),
+        (2.5e-3, 5e-4),
+        (5e-3, 0.0),
+    ]
     assert [len(group["params"]) for group in (weights, biases)] == [4, 4]
     grouped = [id(parameter) for group in (backbone, weights, biases) for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in net.parameters() if parameter.requires_grad)
@@ -174,8 +177,15 @@ def test_multi_scale_loss_is_the_sum_with_labels_at_each_size(loss):
     labels = torch.randint(0, 3, (2, 17, 17)).to(torch.uint8)
     labels[:, :2] = 255
     logits = [torch.randn(2, 3, side, side) for side in (9, 5, 7, 9)]
-    expected = sum(loss(z, labels[:, [math.floor((i + 0.5) * 17 / z.shape[-1]) for i in range(z.shape[-1])]]
-                        [:, :, [math.floor((i + 0.5) * 17 / z.shape[-1]) for i in range(z.shape[-1])]]) for z in logits)
+    expected = sum(
+        loss(
+            z,
+            labels[:, [math.floor((i + 0.5) * 17 / z.shape[-1]) for i in range(z.shape[-1])]][
+                :, :, [math.floor((i + 0.5) * 17 / z.shape[-1]) for i in range(z.shape[-1])]
+            ],
+        )
+        for z in logits
+    )
     assert multi_scale_loss(logits, labels, loss).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -184,14 +194,15 @@ def test_a_label_that_is_no_class_fails_loudly():
         cross_entropy(torch.zeros(1, 3, 1, 1), torch.tensor([[[7]]]))
 
 
+@pytest.mark.system
 def test_a_tiny_network_learns_a_toy_scene(net):
     torch.manual_seed(0)
     images = torch.rand(4, 3, 64, 64) * 0.2
     labels = torch.zeros(4, 64, 64, dtype=torch.uint8)
     for number in range(4):
         top = 8 * number
-        images[number, number % 3, top:top + 32, 16:48] += 1
-        labels[number, top:top + 32, 16:48] = 1 + number % 3
+        images[number, number % 3, top : top + 32, 16:48] += 1
+        labels[number, top : top + 32, 16:48] = 1 + number % 3
     optimizer = torch.optim.SGD(parameter_groups(net.train(), base_lr=1e-3), momentum=0.9)
     losses = []
     for _ in range(30):

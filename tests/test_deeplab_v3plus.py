@@ -11,26 +11,38 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from wsss_lib import stages, training
-from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.config import Config
+from wsss_lib.core import training
+from wsss_lib.core.scoring import score_masks
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.samples import SegmentationSamples, V3PlusSamples
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.nets.deeplab_v2 import cross_entropy, self_label_loss, self_labels
 from wsss_lib.nets.deeplab_v3plus import Decoder, DeepLabV3Plus, build_dilated_backbone, parameter_groups
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config, read_preset
+from wsss_lib.segment.deeplab import build_deeplab, class_probabilities, score_centre_crops, train_deeplab
 
 KEYS = json.loads((Path(__file__).parent / "golden" / "deeplabv3plus_resnet101_keys.json").read_text())["keys"]
 
 
 @pytest.fixture
 def config(small_config) -> Config:
-    return Config.from_values(small_config.model_dump() | {"deeplab_version": "v3plus", "deeplab_atrous_rates": (1, 2, 3),
-                                                           "deeplab_decoder_width": 16, "deeplab_scales": (0.5, 2.0)})
+    return Config.from_values(
+        small_config.model_dump()
+        | {
+            "deeplab_version": "v3plus",
+            "deeplab_atrous_rates": (1, 2, 3),
+            "deeplab_decoder_width": 16,
+            "deeplab_scales": (0.5, 2.0),
+        }
+    )
 
 
 # ---- the network
+
 
 def test_names_shapes_and_rates_are_the_official_ones():
     with torch.device("meta"):
@@ -82,6 +94,7 @@ def test_logits_have_stride_4(size):
 
 # ---- DRS's self-label loss
 
+
 def test_own_labels_by_hand():
     """Background, class 1 (absent) and class 2 (present)."""
     z = torch.tensor([[3.0, 9.0, 1.0], [-1.0, 9.0, 2.0], [-1.0, 9.0, -2.0]]).T[None, :, None]  # (1, 3, 1, 3 pixels)
@@ -105,6 +118,7 @@ def test_own_labels_are_present_classes_where_one_is_positive(seed):
 
 
 # ---- crops
+
 
 def test_a_small_image_is_filled_on_all_four_sides_with_unknown():
     image, label = np.full((3, 4, 3), 7, np.uint8), np.ones((3, 4), np.uint8)
@@ -150,32 +164,40 @@ def test_samples_of_both_versions(miniature):
 
 # ---- stages
 
-@pytest.mark.parametrize("changes", [{}, {"deeplab_padding_is_background": True}, {"deeplab_loss": "balanced"},
-                                     {"deeplab_version": "v2", "deeplab_loss": "self_label", "deeplab_scales": (1.0,)}])
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"deeplab_padding_is_background": True},
+        {"deeplab_loss": "balanced"},
+        {"deeplab_version": "v2", "deeplab_loss": "self_label", "deeplab_scales": (1.0,)},
+    ],
+)
 def test_training_prediction_and_scores(config, miniature, tmp_path, changes):
     config = config.model_copy(update=changes)
     data = load_dataset(miniature, "train")
     training.seed_everything(config)
-    net = stages.build_deeplab(config, data.num_classes, "")
+    net = build_deeplab(config, data.num_classes, "")
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert stages.train_deeplab(net, data, miniature / "SegmentationClass", config, tmp_path) == 16
+    assert train_deeplab(net, data, miniature / "SegmentationClass", config, tmp_path) == 16
     (row,) = training.read_log(tmp_path)
     assert np.isfinite(row["loss"]) and any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    probabilities = stages.class_probabilities(net, data.image("m_02"), config)
+    probabilities = class_probabilities(net, data.image("m_02"), config)
     assert probabilities.shape == (4, 37, 51) and np.allclose(probabilities.sum(0), 1, atol=1e-5)
     training.save_weights(net, tmp_path / "weights.safetensors")
-    again = stages.build_deeplab(config, data.num_classes, "", tmp_path / "weights.safetensors").eval()
-    np.testing.assert_allclose(stages.class_probabilities(again, data.image("m_02"), config), probabilities, atol=1e-5)
-    whole = stages.score_masks(data, lambda image_id: stages.class_probabilities(net, data.image(image_id), config).argmax(0))
-    crops = stages.score_centre_crops(net, data, config.model_copy(update={"deeplab_centre_crop": 24}))
+    again = build_deeplab(config, data.num_classes, "", tmp_path / "weights.safetensors").eval()
+    np.testing.assert_allclose(class_probabilities(again, data.image("m_02"), config), probabilities, atol=1e-5)
+    whole = score_masks(data, lambda image_id: class_probabilities(net, data.image(image_id), config).argmax(0))
+    crops = score_centre_crops(net, data, config.model_copy(update={"deeplab_centre_crop": 24}))
     assert crops.images == whole.images == 8 and crops.confusion.sum() <= 8 * 24 * 24 < whole.confusion.sum()
 
 
 def test_it_starts_from_the_classifier(config, miniature, tmp_path):
     config = config.model_copy(update={"deeplab_init": "classifier"})
-    classifier = stages.build_classifier(config, 3)
+    classifier = build_classifier(config, 3)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
-    net = stages.build_deeplab(config, 3, tmp_path / "classifier.safetensors")
+    net = build_deeplab(config, 3, tmp_path / "classifier.safetensors")
     state = classifier.backbone.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in net.backbone.state_dict().items())
 
@@ -184,11 +206,12 @@ def test_one_image_at_once_is_refused(config, miniature, tmp_path):
     config = config.model_copy(update={"device_batch_size": 1})
     data = load_dataset(miniature, "train")
     with pytest.raises(ValueError, match="deeplab_batch_size and device_batch_size must be at least 2"):
-        stages.train_deeplab(stages.build_deeplab(config, 3, ""), data, miniature / "SegmentationClass", config, tmp_path)
+        train_deeplab(build_deeplab(config, 3, ""), data, miniature / "SegmentationClass", config, tmp_path)
 
 
-@pytest.mark.parametrize("option, batch, rate, iterations", [("deeplab-v3plus", 16, 0.01, 30_000),
-                                                             ("deeplab-v3plus-drs", 32, 0.05, 20_000)])
+@pytest.mark.parametrize(
+    "option, batch, rate, iterations", [("deeplab-v3plus", 16, 0.01, 30_000), ("deeplab-v3plus-drs", 32, 0.05, 20_000)]
+)
 @pytest.mark.parametrize("method", ["cam", "drs"])
 def test_published_recipes(option, batch, rate, iterations, method):
     config = preset_config("voc12", method, **read_preset(PROJECT_ROOT / "configs" / "options" / f"{option}.yaml"))

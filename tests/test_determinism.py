@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.small_chain import chain_server, everything, make_data
-from wsss_lib import stages
 from wsss_lib.config import Config
-from wsss_lib.methods import amn_stages, vwe
+from wsss_lib.methods import amn, cam, vwe
+from wsss_lib.segment import deeplab
 
 STAGES = ["check", "classifier", "maps", "seeds", "irn", "pseudo_masks", "deeplab", "predictions", "overview"]
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def data(tmp_path_factory) -> Path:
 def run(data, tmp_path_factory):
     """A function that runs CAM's chain in a folder to its end, in a process of its own."""
     with chain_server() as server:
+
         def finished(folder: Path, **values) -> Path:
             server.begin(data, folder, methods=["cam"], **values)
             assert server.end()[0] == 0
@@ -42,8 +43,11 @@ def first(run, tmp_path_factory) -> Path:
 
 def stages_of(runs: Path) -> dict[str, tuple[int, str]]:
     """Return the name of each stage, when its record was written, and what it was made from: parameters and inputs."""
-    return {path.parent.name: (path.stat().st_mtime_ns, (path.parent / "begun.json").read_text())
-            for path in runs.rglob("run.json") if not path.parent.name.endswith(".stale")}
+    return {
+        path.parent.name: (path.stat().st_mtime_ns, (path.parent / "begun.json").read_text())
+        for path in runs.rglob("run.json")
+        if "." not in path.parent.name
+    }
 
 
 def test_the_same_seed_gives_the_same_bytes_with_other_processes_and_batches_in_another_folder(run, first, tmp_path):
@@ -69,17 +73,20 @@ def test_every_record_lists_what_the_bits_depend_on(first):
         assert record["randomness"]["order_of_sums"]["torch_threads"] == 1
         assert record["randomness"]["order_of_sums"]["instructions"]
         assert all("seed 0" in source for source in record["randomness"]["generators"].values())
-        assert record["parameters"]["seed"] == 0 and record["versions"]["torch"] and record["versions"]["numpy"]
+        assert record["versions"]["torch"] and record["versions"]["numpy"]
         assert record["stage"] == "check" or record["inputs"]
 
 
-@pytest.mark.parametrize("changed, surely, never", [
-    ({"num_workers": 1, "checkpoint_every": 9, "pixel_labels_chose": "something else", "on_bad_image": "skip"}, [], STAGES),
-    ({"deeplab_iterations": 5}, ["deeplab", "predictions"], STAGES[:6]),
-    ({"cam_scales": [1.0]}, ["maps"], STAGES[:2]),
-    ({"deeplab_centre_crop": 32}, ["predictions"], STAGES[:7]),
-    ({"seed_threshold": 0.3}, ["seeds"], STAGES[:3]),
-])
+@pytest.mark.parametrize(
+    "changed, surely, never",
+    [
+        ({"num_workers": 1, "checkpoint_every": 9, "pixel_labels_chose": "something else", "on_bad_image": "skip"}, [], STAGES),
+        ({"deeplab_iterations": 5}, ["deeplab", "predictions"], STAGES[:6]),
+        ({"cam_scales": [1.0]}, ["maps"], STAGES[:2]),
+        ({"deeplab_centre_crop": 32}, [], STAGES),
+        ({"seed_threshold": 0.3}, ["seeds"], STAGES[:3]),
+    ],
+)
 def test_a_changed_parameter_makes_what_depends_on_it_again_and_nothing_else(run, first, tmp_path, changed, surely, never):
     """A stage is made again if a parameter of its own or the RESULT of an input has changed; then back to the first bytes."""
     copy = Path(shutil.copytree(first, tmp_path / "copy"))
@@ -87,10 +94,14 @@ def test_a_changed_parameter_makes_what_depends_on_it_again_and_nothing_else(run
     again = {stage for stage in STAGES if after[stage][0] != before[stage][0]}
     assert again == {stage for stage in STAGES if after[stage][1] != before[stage][1]}
     assert set(surely) <= again and not again & set(never)
-    assert {path.name.removesuffix(".stale") for path in copy.glob("*/*/seed0/*.stale")} == again
+    assert {path.name.split(".")[0] for path in copy.glob("*/*/seed0/*.*") if path.is_dir()} == again
     if surely == ["seeds"]:
         found = everything(run(copy))
-        assert {name: content for name, content in found.items() if ".stale/" not in name} == everything(first)
+        assert {name: content for name, content in found.items() if "." not in Path(name).parts[3:4]} | everything(
+            first
+        ) == found
+        back = stages_of(copy)
+        assert all(back[stage][0] == before[stage][0] for stage in again - {"overview"}), "found again, not made again"
 
 
 def test_a_lost_result_is_made_again_and_nothing_after_it(run, first, tmp_path):
@@ -103,12 +114,17 @@ def test_a_lost_result_is_made_again_and_nothing_after_it(run, first, tmp_path):
     assert everything(copy) == everything(first)
 
 
-@pytest.mark.parametrize("fields, changes_nothing", [
-    (stages.CLASSIFIER_FIELDS, {"cam_scales": (1.0,)}), (vwe.NETWORK_FIELDS, {"cam_scales": (1.0,)}),
-    (amn_stages.NETWORK_FIELDS, {"amn_dropout_in_maps": True}), (stages.DEEPLAB_FIELDS, {"deeplab_centre_crop": 513}),
-])
-def test_what_only_later_stages_read_trains_nothing_again(fields, changes_nothing):
+@pytest.mark.parametrize(
+    "stage, changes_nothing",
+    [
+        (cam.CLASSIFIER, {"cam_scales": (1.0,)}),
+        (vwe.NETWORK, {"cam_scales": (1.0,)}),
+        (amn.NETWORK, {"amn_dropout_in_maps": True}),
+        (deeplab.DEEPLAB, {"deeplab_centre_crop": 513}),
+    ],
+)
+def test_what_only_later_stages_read_trains_nothing_again(stage, changes_nothing):
     config = Config()
     other = config.model_copy(update=changes_nothing)
-    assert other != config and other.parameters_of(*fields) == config.parameters_of(*fields)
-    assert set(changes_nothing) <= set(Config.model_fields) and set(fields) <= set(Config.model_fields)
+    assert other != config and other.parameters_of(*stage.read_by(other)) == config.parameters_of(*stage.read_by(config))
+    assert set(changes_nothing) <= set(Config.model_fields)

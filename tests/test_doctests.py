@@ -9,8 +9,11 @@ import pytest
 import data_prep
 import wsss_lib
 
-MODULES = [module.name for package in (wsss_lib, data_prep)
-           for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+MODULES = [
+    module.name
+    for package in (wsss_lib, data_prep)
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.download import difference, download, obtain
 from data_prep.official import COCO14_SOURCES, VOC12_SOURCES, Source
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 CONTENT = os.urandom(300_000)
 
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        body = body[:server.cuts.pop(0)] if server.cuts else body
+        body = body[: server.cuts.pop(0)] if server.cuts else body
         server.sent += len(body)
         self.wfile.write(body)
         self.close_connection = True
@@ -62,8 +62,13 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def source(server) -> Source:
-    return Source("x.tar", f"http://127.0.0.1:{server.server_address[1]}/x.tar", "https://example.org/page", len(CONTENT),
-                  hashlib.sha256(CONTENT).hexdigest())
+    return Source(
+        "x.tar",
+        f"http://127.0.0.1:{server.server_address[1]}/x.tar",
+        "https://example.org/page",
+        len(CONTENT),
+        hashlib.sha256(CONTENT).hexdigest(),
+    )
 
 
 def test_a_file_comes_whole(server, source, tmp_path):
@@ -155,8 +160,9 @@ def test_a_file_that_is_there_is_taken_from_any_folder(server, source, tmp_path)
     assert obtain(source, [tmp_path / "a", tmp_path / "b"], progress=False) == tmp_path / "b/x.tar" and not server.asked
 
 
-@pytest.mark.parametrize("content, problem", [(CONTENT[:-1], "has 299999 bytes, the official one 300000"),
-                                              (CONTENT[:-1] + b"?", "has SHA-256")])
+@pytest.mark.parametrize(
+    "content, problem", [(CONTENT[:-1], "has 299999 bytes, the official one 300000"), (CONTENT[:-1] + b"?", "has SHA-256")]
+)
 def test_a_wrong_file_that_is_there_is_named_and_kept(server, source, tmp_path, content, problem):
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(DataError, match=problem):

@@ -35,6 +35,7 @@ def small_net(delta: float = 0.8, num_classes: int = 3, seed: int = 0, stages: i
 
 # ---- the module
 
+
 def test_one_channel_by_hand():
     x = torch.tensor([[[[-2.0, 1.0], [3.0, 4.0]]]])
     assert drs.Suppression(1, 0.5)(x).flatten().tolist() == [0, 1, 2, 2]
@@ -117,6 +118,7 @@ def test_delta_outside_its_range_is_refused(delta):
 
 # ---- networks
 
+
 def test_vgg16_is_torchvisions_without_the_last_two_strides():
     from torchvision.models import vgg16
 
@@ -164,9 +166,18 @@ def test_start_of_the_new_layers():
     assert all(part.weight.std().item() == pytest.approx(0.01, rel=0.02) for part in refinement.extra)
 
 
-@pytest.mark.parametrize("name, stages, modules", [
-    ("vgg_small", 5, 8), ("vgg_small", 1, 2), ("vgg_small", 0, 0), ("resnet_small", 1, 1), ("resnet_small", 5, 5),
-    ("resnet50", 2, 18), pytest.param("efficientnet_lite0", 1, 10, marks=EFFICIENTNET.marks)])
+@pytest.mark.parametrize(
+    "name, stages, modules",
+    [
+        ("vgg_small", 5, 8),
+        ("vgg_small", 1, 2),
+        ("vgg_small", 0, 0),
+        ("resnet_small", 1, 1),
+        ("resnet_small", 5, 5),
+        ("resnet50", 2, 18),
+        pytest.param("efficientnet_lite0", 1, 10, marks=EFFICIENTNET.marks),
+    ],
+)
 def test_modules_take_the_place_of_relus_in_any_backbone(name, stages, modules):
     torch.manual_seed(0)
     backbone = build_backbone(name, OWN_STRIDE.get(name, 16)).eval()
@@ -195,6 +206,7 @@ def test_every_parameter_learns_and_is_in_one_group():
 
 
 # ---- maps
+
 
 def test_class_maps_by_hand():
     scores = torch.tensor([[[2.0, 4.0]], [[-1.0, -3.0]]])
@@ -245,12 +257,14 @@ def test_cells_of_a_map_lie_where_their_pixels_are():
     """A bright block of 4 x 4 pixels of a square photograph fills exactly one cell."""
     array = np.zeros((16, 16, 3), np.uint8)
     array[4:8, 8:12, 0] = 255
-    ((_, scores),) = drs.localization_maps(Brightness(), [Image.fromarray(array)], np.uint8([[1, 0, 0]]), 16, (1.0,), (0, 0, 0),
-                                           (1, 1, 1), True)
+    ((_, scores),) = drs.localization_maps(
+        Brightness(), [Image.fromarray(array)], np.uint8([[1, 0, 0]]), 16, (1.0,), (0, 0, 0), (1, 1, 1), True
+    )
     assert scores[0].round(3).tolist() == [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
 # ---- refinement
+
 
 def test_target_keeps_the_strongest_class_and_ties():
     maps = torch.tensor([[0.2, 0.5, 0.0, 0.3], [0.7, 0.5, 0.0, 0.1]])[:, None]
@@ -276,6 +290,7 @@ def test_refinement_loss_by_hand():
 
 
 # ---- pseudo-labels
+
 
 def test_every_rule_of_the_pseudo_label():
     classes = np.array([3, 7])  # labels 4 and 8

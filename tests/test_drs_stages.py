@@ -10,17 +10,28 @@ import torch
 from PIL import Image
 
 from data_prep import saliency as command
-from wsss_lib import stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import DataError, load_dataset, read_mask
+from wsss_lib.core import training
+from wsss_lib.core.files import read_json, read_maps, read_mask, read_tensors, write_maps
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import score_masks
+from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.saliency import check_saliency, read_saliency
 from wsss_lib.data.samples import MapSamples, SquareSamples
-from wsss_lib.formats import read_json, read_maps, read_tensors, write_maps
-from wsss_lib.methods import drs_stages
+from wsss_lib.errors import DataError
+from wsss_lib.methods import drs
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.presets import preset_config
 
-SMALL = {"drs_crop": 32, "drs_batch_size": 4, "drs_epochs": 6, "drs_refine_epochs": 6,
-         "drs_learning_rate": 1e-3, "drs_backbone": "vgg_small", "drs_backbone_weights": "none"}
+SMALL = {
+    "drs_crop": 32,
+    "drs_batch_size": 4,
+    "drs_epochs": 6,
+    "drs_refine_epochs": 6,
+    "drs_learning_rate": 1e-3,
+    "drs_backbone": "vgg_small",
+    "drs_backbone_weights": "none",
+}
 
 
 @pytest.fixture
@@ -46,7 +57,7 @@ def write_saliency(data, folder, seed=0):
 
 def new_net(config, data):
     torch.manual_seed(0)
-    return drs_stages.build_drs(config, data.num_classes)
+    return drs.build_drs(config, data.num_classes)
 
 
 def same(first, second) -> bool:
@@ -54,6 +65,7 @@ def same(first, second) -> bool:
 
 
 # ---- training
+
 
 class Stop(Exception):
     pass
@@ -63,14 +75,14 @@ class Stop(Exception):
 def test_training_that_was_stopped_ends_in_the_same_bits(data, config, tmp_path, kind):
     """Nesterov's and Adam's state are kept too."""
     config = config.model_copy(update={"checkpoint_every": 2})
-    stages.make_maps(drs_stages.drs_localization(new_net(config, data), config), data, config, tmp_path / "maps")
+    make_maps(drs.drs_localization(new_net(config, data), config), data, config, tmp_path / "maps")
 
     def train(folder, choose=None):
         net = new_net(config, data)
         if kind == "classifier":
-            drs_stages.train_drs(net, data, config, folder, choose)
+            drs.train_drs(net, data, config, folder, choose)
         else:
-            drs_stages.train_refinement(net, data, tmp_path / "maps", config, folder, choose)
+            drs.train_refinement(net, data, tmp_path / "maps", config, folder, choose)
         return net
 
     def stop(net):
@@ -88,27 +100,33 @@ def test_training_that_was_stopped_ends_in_the_same_bits(data, config, tmp_path,
 
 
 def test_both_networks_start_from_the_same_classifier(data, config, tmp_path):
-    config = config.model_copy(update={"drs_backbone": "resnet_small", "drs_backbone_weights": "classifier", "drs_delta": 0.0,
-                                       "drs_suppressed_stages": 5})
-    classifier = stages.build_classifier(config, data.num_classes)
+    config = config.model_copy(
+        update={
+            "drs_backbone": "resnet_small",
+            "drs_backbone_weights": "classifier",
+            "drs_delta": 0.0,
+            "drs_suppressed_stages": 5,
+        }
+    )
+    classifier = build_classifier(config, data.num_classes)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
     start = classifier.backbone.state_dict()
-    first = drs_stages.build_drs(config, data.num_classes, tmp_path / "classifier.safetensors")
-    second = drs_stages.build_refinement(config, data.num_classes, tmp_path / "classifier.safetensors")
+    first = drs.build_drs(config, data.num_classes, tmp_path / "classifier.safetensors")
+    second = drs.build_refinement(config, data.num_classes, tmp_path / "classifier.safetensors")
     for net in (first, second):
         own = net.backbone.state_dict()
         assert start and all(torch.equal(value, own[key]) for key, value in start.items())
     assert sum(".controller." in name for name in first.state_dict()) == 8  # stem, four blocks, three extra convolutions
     assert set(second.backbone.state_dict()) == set(start)
     training.save_weights(first, tmp_path / "weights.safetensors")
-    assert same(drs_stages.build_drs(config, data.num_classes, weights=tmp_path / "weights.safetensors"), first)
+    assert same(drs.build_drs(config, data.num_classes, weights=tmp_path / "weights.safetensors"), first)
     with pytest.raises(ValueError, match=r"weights.safetensors does not fit ScoreNet: 8 parameters are foreign"):
         fixed = config.model_copy(update={"drs_delta": 0.5})
-        drs_stages.build_drs(fixed, data.num_classes, weights=tmp_path / "weights.safetensors")
+        drs.build_drs(fixed, data.num_classes, weights=tmp_path / "weights.safetensors")
 
 
 def test_frozen_stages_and_batch_norm_of_other_backbones(data, config):
-    config = config.model_copy(update={"drs_backbone": "resnet_small", "frozen_batch_norm": True, "frozen_stages": 2})
+    config = config.model_copy(update={"drs_backbone": "resnet_small", "drs_frozen_batch_norm": True, "drs_frozen_stages": 2})
     net = new_net(config, data).train()
     assert not any(module.training for module in net.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d))
     frozen = {name.split(".")[1] for name, part in net.named_parameters() if not part.requires_grad}
@@ -116,10 +134,12 @@ def test_frozen_stages_and_batch_norm_of_other_backbones(data, config):
 
 
 def test_samples_are_functions_of_seed_epoch_and_index(data, config, tmp_path):
-    stages.make_maps(drs_stages.drs_localization(new_net(config, data), config), data, config, tmp_path)
+    make_maps(drs.drs_localization(new_net(config, data), config), data, config, tmp_path)
     arguments = (0.5,) * 3, (0.25,) * 3
-    for first, second in ((SquareSamples(data, 0, 36, 32, *arguments), SquareSamples(data, 0, 36, 32, *arguments)),
-                          (MapSamples(data, tmp_path, 0, 32, *arguments), MapSamples(data, tmp_path, 0, 32, *arguments))):
+    for first, second in (
+        (SquareSamples(data, 0, 36, 32, *arguments), SquareSamples(data, 0, 36, 32, *arguments)),
+        (MapSamples(data, tmp_path, 0, 32, *arguments), MapSamples(data, tmp_path, 0, 32, *arguments)),
+    ):
         wanted = first[2, 5]
         second[0, 1]
         assert all(torch.equal(left, right) for left, right in zip(second[2, 5], wanted, strict=True))
@@ -132,7 +152,7 @@ def test_image_and_maps_of_a_sample_are_mirrored_together(data, tmp_path):
     for image_id in data.ids:
         width, height = data.image(image_id).size
         scores = np.zeros((1, (height - 1) // 4 + 1, (width - 1) // 4 + 1), np.float32)
-        scores[..., :scores.shape[2] // 2] = 1
+        scores[..., : scores.shape[2] // 2] = 1
         write_maps(tmp_path / f"{image_id}.npz", np.array([1]), scores, (height, width))
     samples, sides = MapSamples(data, tmp_path, 0, 32, (0.5,) * 3, (0.25,) * 3), set()
     for epoch in range(6):
@@ -147,12 +167,13 @@ def test_image_and_maps_of_a_sample_are_mirrored_together(data, tmp_path):
 
 # ---- maps
 
+
 def test_maps_are_made_again_equal_and_only_where_missing(data, config, tmp_path):
-    localize = drs_stages.drs_localization(new_net(config, data), config)
-    assert stages.make_maps(localize, data, config, tmp_path) == 8
+    localize = drs.drs_localization(new_net(config, data), config)
+    assert make_maps(localize, data, config, tmp_path) == 8
     first = {image_id: (tmp_path / f"{image_id}.npz").read_bytes() for image_id in data.ids}
     (tmp_path / "m_02.npz").unlink()
-    assert stages.make_maps(localize, data, config, tmp_path) == 1
+    assert make_maps(localize, data, config, tmp_path) == 1
     for image_id in data.ids:
         classes, scores, size = read_maps(tmp_path / f"{image_id}.npz")
         assert classes.tolist() == np.flatnonzero(data.label(image_id)).tolist() and size == data.image(image_id).size[::-1]
@@ -163,13 +184,14 @@ def test_maps_are_made_again_equal_and_only_where_missing(data, config, tmp_path
 
 
 def test_refined_maps_are_cut_at_one(data, config, tmp_path):
-    net = drs_stages.build_drs(config, data.num_classes, delta=1)
+    net = drs.build_drs(config, data.num_classes, delta=1)
     torch.nn.init.constant_(net.classifier.bias, 3.0)
-    stages.make_maps(drs_stages.drs_localization(net, config, normalized=False), data, config, tmp_path)
+    make_maps(drs.drs_localization(net, config, normalized=False), data, config, tmp_path)
     assert all(read_maps(tmp_path / f"{image_id}.npz")[1].max() == 1 for image_id in data.ids)
 
 
 # ---- pseudo-labels
+
 
 @pytest.fixture
 def maps(data, tmp_path):
@@ -186,9 +208,9 @@ def maps(data, tmp_path):
 def test_pseudo_labels_of_every_kind(data, config, maps, tmp_path, background):
     config = config.model_copy(update={"drs_background": background})
     folder, saliency = tmp_path / "out", write_saliency(data, tmp_path / "saliency")
-    assert drs_stages.make_pseudo_labels(data, maps, saliency, config, folder) == 8
-    assert drs_stages.make_pseudo_labels(data, maps, saliency, config, folder) == 0
-    evaluation = stages.score_masks(data, folder)
+    assert drs.make_pseudo_labels(data, maps, saliency, config, folder) == 8
+    assert drs.make_pseudo_labels(data, maps, saliency, config, folder) == 0
+    evaluation = score_masks(data, folder)
     assert evaluation.scores().miou > 0.7 and (background in ("saliency", "irn") or evaluation.unknown_share == 0)
     for image_id in data.ids:
         allowed = {0, 255, *(np.flatnonzero(data.label(image_id)) + 1)}
@@ -197,13 +219,18 @@ def test_pseudo_labels_of_every_kind(data, config, maps, tmp_path, background):
 
 def test_constant_background_needs_no_saliency(data, config, maps, tmp_path):
     config = config.model_copy(update={"drs_background": "constant"})
-    assert drs_stages.make_pseudo_labels(data, maps, tmp_path / "none", config, tmp_path / "out") == 8
+    assert drs.make_pseudo_labels(data, maps, tmp_path / "none", config, tmp_path / "out") == 8
     with pytest.raises(ValueError, match="drs_background is 'saliency'"):
-        drs_stages.label_without_saliency(data.image("m_00"), np.zeros((0, 40, 56)), np.zeros(0, int),
-                                          config.model_copy(update={"drs_background": "saliency"}))
+        drs.label_without_saliency(
+            data.image("m_00"),
+            np.zeros((0, 40, 56)),
+            np.zeros(0, int),
+            config.model_copy(update={"drs_background": "saliency"}),
+        )
 
 
 # ---- the choice of an epoch
+
 
 def test_the_best_epoch_is_kept_also_after_a_resume(data, config, tmp_path):
     net, values, seen = new_net(config, data), iter([10.0, 30.0, 20.0, 20.0]), []
@@ -212,7 +239,7 @@ def test_the_best_epoch_is_kept_also_after_a_resume(data, config, tmp_path):
         assert scored is net and not net.training
         return next(values)
 
-    after_step = drs_stages.keep_best_epoch(net, score, 2, tmp_path)
+    after_step = drs.keep_best_epoch(net, score, 2, tmp_path)
     for step in (1, 2, 3, 4, 5, 6, 6):  # the last epoch comes twice, as after a resume
         torch.nn.init.constant_(net.classifier.bias, step)
         after_step(step)
@@ -222,19 +249,19 @@ def test_the_best_epoch_is_kept_also_after_a_resume(data, config, tmp_path):
 
 
 def test_the_chosen_epoch_is_what_training_ends_with(data, config, tmp_path):
-    assert drs_stages.chooser(data, tmp_path, config) is None  # the default: the last epoch, no mask is read
+    assert drs.chooser(data, tmp_path, config) is None  # the default: the last epoch, no mask is read
     saliency = write_saliency(data, tmp_path / "saliency")
     by_labels = config.model_copy(update={"drs_selection": "pixel_labels"})
     net = new_net(config, data)
-    choose = drs_stages.chooser(data, saliency, by_labels)
+    choose = drs.chooser(data, saliency, by_labels)
     assert pickle.dumps(choose), "several processes are given it"
-    drs_stages.train_drs(net, data, by_labels, tmp_path / "net", choose)
+    drs.train_drs(net, data, by_labels, tmp_path / "net", choose)
     values = read_json(tmp_path / "net" / "epochs.json")
     assert list(values) == ["1", "2", "3", "4", "5", "6"] and all(0 <= value <= 100 for value in values.values())
     best = read_tensors(tmp_path / "net" / "best.safetensors")
     assert all(torch.equal(value, best[name]) for name, value in net.state_dict().items())
-    localize = drs_stages.drs_localization(net, config)
-    again = drs_stages.pseudo_label_miou(localize, data, saliency, config)
+    localize = drs.drs_localization(net, config)
+    again = drs.pseudo_label_miou(localize, data, saliency, config)
     assert again == pytest.approx(max(values.values()), abs=0.5)
 
 
@@ -251,12 +278,13 @@ def test_pixel_labels_choose_by_the_score_of_pseudo_labels(data, config, tmp_pat
     def nothing(ids, images, labels):
         return [(classes, np.zeros_like(scores)) for classes, scores in truth(ids, images, labels)]
 
-    scores = [drs_stages.pseudo_label_miou(localize, data, saliency, config) for localize in (truth, nothing)]
+    scores = [drs.pseudo_label_miou(localize, data, saliency, config) for localize in (truth, nothing)]
     assert scores[0] > 70 and scores[1] < 30
-    assert drs_stages.pseudo_label_miou(truth, data, saliency, config.model_copy(update={"drs_background": "constant"})) > 70
+    assert drs.pseudo_label_miou(truth, data, saliency, config.model_copy(update={"drs_background": "constant"})) > 70
 
 
 # ---- saliency maps
+
 
 def test_all_missing_maps_are_named_before_the_run_starts(data, tmp_path):
     folder = write_saliency(data, tmp_path / "saliency")
@@ -269,13 +297,16 @@ def test_all_missing_maps_are_named_before_the_run_starts(data, tmp_path):
         read_saliency(folder / "m_01.png")
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda path: Image.new("RGB", (56, 40)).save(path), "has mode RGB, not 8-bit grey"),
-    (lambda path: Image.new("P", (56, 40)).save(path), "has mode P, not 8-bit grey"),
-    (lambda path: Image.new("I;16", (56, 40)).save(path), "has mode I;16, not 8-bit grey"),
-    (lambda path: Image.new("L", (40, 56)).save(path), "is 40x56 pixels but its image is 56x40"),
-    (lambda path: path.write_bytes(b"no picture"), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: Image.new("RGB", (56, 40)).save(path), "has mode RGB, not 8-bit grey"),
+        (lambda path: Image.new("P", (56, 40)).save(path), "has mode P, not 8-bit grey"),
+        (lambda path: Image.new("I;16", (56, 40)).save(path), "has mode I;16, not 8-bit grey"),
+        (lambda path: Image.new("L", (40, 56)).save(path), "is 40x56 pixels but its image is 56x40"),
+        (lambda path: path.write_bytes(b"no picture"), "cannot be read"),
+    ],
+)
 def test_a_map_that_does_not_fit_is_named(data, tmp_path, damage, message):
     folder = write_saliency(data, tmp_path / "saliency")
     damage(folder / "m_04.png")
@@ -305,22 +336,28 @@ def test_maps_from_any_function(data, tmp_path):
     assert np.mean((red > 127) == salient) > 0.9
 
 
-@pytest.mark.parametrize("network, message", [
-    (lambda batch: batch, r"m_00: the network's first output has the shape \(1, 3, 24, 24\)"),
-    (lambda batch: batch[:, :1] * 50, "m_00: the network's answer ranges over .* instead of 0..1"),
-])
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (lambda batch: batch, r"m_00: the network's first output has the shape \(1, 3, 24, 24\)"),
+        (lambda batch: batch[:, :1] * 50, "m_00: the network's answer ranges over .* instead of 0..1"),
+    ],
+)
 def test_an_answer_that_is_no_map_is_refused(data, tmp_path, network, message):
     with pytest.raises(ValueError, match=message):
         command.make_saliency(data, network, tmp_path, 24, (0, 0, 0), (1, 1, 1))
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["check", "{root}"], "8 of 8 images of split 'train' have no saliency map"),
-    (["check", "{root}", "--split", "other"], "there is no list for split 'other'"),
-    (["make", "{root}", "--network", "net.pt"], "a saliency network is an .onnx file"),
-    (["make", "{root}", "--network", "net.onnx"], "there is no such network"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["check", "{root}"], "8 of 8 images of split 'train' have no saliency map"),
+        (["check", "{root}", "--split", "other"], "there is no list for split 'other'"),
+        (["make", "{root}", "--network", "net.pt"], "a saliency network is an .onnx file"),
+        (["make", "{root}", "--network", "net.onnx"], "there is no such network"),
+    ],
+)
 def test_command_says_what_is_wrong(voc_folder, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         command.main([argument.format(root=voc_folder) for argument in arguments])
@@ -351,36 +388,6 @@ def test_a_file_that_is_no_network_is_refused(tmp_path):
 
 # ---- parameters
 
-PUBLISHED = {
-    "drs_backbone": ("vgg16", "configuration D1"),
-    "drs_backbone_weights": ("imagenet", "torchvision's file"),
-    "drs_delta": (0.0, "run.sh: the learnable module"),
-    "drs_suppressed_stages": (5, "every 3x3 convolution"),
-    "drs_epochs": (15, "run.sh"),
-    "drs_learning_rate": (1e-3, "run.sh"),
-    "drs_batch_size": (10, "run.sh: 5 on each of 2 GPUs"),
-    "drs_crop": (320, "train_cls"),
-    "drs_refine_epochs": (30, "run.sh"),
-    "drs_refine_learning_rate": (1e-4, "run.sh"),
-    "drs_background": ("saliency", "the paper"),
-    "drs_alpha": (0.2, "run.sh"),
-    "weight_decay": (5e-4, "my_optim: on everything"),
-    "momentum": (0.9, "Nesterov"),
-    "frozen_stages": (0, "nothing is frozen"),
-    "deeplab_loss": ("self_label", "the DeepLab-v2 copy"),
-    "refinement": ("drs", "no random walk"),
-    "deeplab_learning_rate": (2.5e-4, "voc12_2gpu"),
-    "deeplab_batch_size": (20, "voc12_2gpu: 10 x 2"),
-    "deeplab_iterations": (10_000, "voc12_2gpu"),
-    "deeplab_scales": ((0.5, 0.75, 1.0, 1.25, 1.5), "voc12_2gpu"),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_preset_holds_the_published_value(name):
-    value, source = PUBLISHED[name]
-    assert getattr(preset_config("voc12", "drs"), name) == value, source
-
 
 @pytest.mark.parametrize("preset", ["voc12", "voc12-small", "coco14"])
 def test_presets_select_no_epoch_by_pixel_labels(preset):
@@ -388,16 +395,13 @@ def test_presets_select_no_epoch_by_pixel_labels(preset):
 
 
 def test_sizes_are_the_published_ones():
-    crop = PUBLISHED["drs_crop"][0]
-    assert round(drs_stages.RESIZE * crop) == 384 and [round(scale * crop) for scale in drs_stages.SCALES] == [256, 320, 384]
+    crop = preset_config("voc12", "drs").drs_crop
+    assert round(drs.RESIZE * crop) == 384 and [round(scale * crop) for scale in drs.SCALES] == [256, 320, 384]
 
 
 def test_only_what_a_network_depends_on_trains_it_again():
     config = preset_config("voc12", "drs")
-    classifier, refinement = drs_stages.network_fields(config), drs_stages.refinement_fields(config)
-    assert {"drs_delta", "drs_crop", "drs_selection"} < set(classifier) < set(refinement)
-    assert set(refinement) - set(classifier) == {"drs_refine_weights", "drs_refine_epochs", "drs_refine_learning_rate"}
-    assert not {"drs_alpha", "drs_background", "drs_saliency_folder"} & set(refinement)
     by_labels = config.model_copy(update={"drs_selection": "pixel_labels"})  # pseudo-labels choose the epoch
-    assert {"drs_alpha", "drs_background"} < set(drs_stages.network_fields(by_labels))
-    assert "drs_refine_epochs" in drs_stages.network_fields(by_labels)
+    for stage in (drs.NETWORK, drs.REFINED):
+        assert set(stage.read_by(by_labels)) - set(stage.read_by(config)) == set(drs.MASK_READS)
+    assert "drs_delta" in drs.NETWORK.read_by(config) and "drs_delta" not in drs.REFINED.read_by(config)

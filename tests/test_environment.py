@@ -62,16 +62,22 @@ def disagreements(pyproject: str, environment: str, lock: str) -> list[str]:
     wanted, conda, pinned = declared(pyproject), of_conda(environment), locked(lock)
     found = [f"{name} is only in pyproject.toml" for name in wanted.keys() - conda.keys()]
     found += [f"{name} is only in environment.yml" for name in conda.keys() - wanted.keys()]
-    found += [f"{name} is {wanted[name]} in pyproject.toml and {conda[name]} in environment.yml"
-              for name in wanted.keys() & conda.keys() if wanted[name] != conda[name]]
+    found += [
+        f"{name} is {wanted[name]} in pyproject.toml and {conda[name]} in environment.yml"
+        for name in wanted.keys() & conda.keys()
+        if wanted[name] != conda[name]
+    ]
     for name, bounds in wanted.items():
         if name not in pinned:
             found.append(f"{name} is not in requirements.lock")
         elif not bounds.contains(pinned[name][0]):
             found.append(f"{name} is {pinned[name][0]} in requirements.lock, outside {bounds}")
     found += [f"{name} has no hash" for name, (_, hashes) in pinned.items() if not hashes]
-    found += [f"{name} has no lower or no upper bound" for name, bounds in wanted.items()
-              if {entry.operator for entry in bounds} != {">=", "<"}]
+    found += [
+        f"{name} has no lower or no upper bound"
+        for name, bounds in wanted.items()
+        if {entry.operator for entry in bounds} != {">=", "<"}
+    ]
     return sorted(found)
 
 
@@ -86,18 +92,29 @@ def test_the_three_files_agree(files):
     assert len(locked(files["lock"])) > 100  # what they need in turn is pinned as well
 
 
-@pytest.mark.parametrize("file, before, after, expected", [
-    ("pyproject", '"torch>=2.13,<3"', '"torch>=2.14,<3"',
-     "torch is <3,>=2.14 in pyproject.toml and <3,>=2.13 in environment.yml"),
-    ("environment", "  - nbval >=0.11,<1\n", "", "nbval is only in pyproject.toml"),
-    ("environment", "  - ruff ", "  - opencv >=4,<5\n  - ruff ", "opencv is only in environment.yml"),
-    ("environment", "numpy >=2.4,<3", "numpy >=1.26,<3",
-     "numpy is <3,>=2.4 in pyproject.toml and <3,>=1.26 in environment.yml"),
-    ("lock", "\nnbval==", "\nnbvalue==", "nbval is not in requirements.lock"),
-    ("lock", "\nscipy==1.", "\nscipy==2.", "scipy is 2.17.1 in requirements.lock, outside <2,>=1.17"),
-    ("lock", "--hash=sha256:", "# ", "torch has no hash"),
-    ("pyproject", '"psutil>=7.2,<8"', '"psutil"', "psutil has no lower or no upper bound"),
-])
+@pytest.mark.parametrize(
+    "file, before, after, expected",
+    [
+        (
+            "pyproject",
+            '"torch>=2.13,<3"',
+            '"torch>=2.14,<3"',
+            "torch is <3,>=2.14 in pyproject.toml and <3,>=2.13 in environment.yml",
+        ),
+        ("environment", "  - nbval >=0.11,<1\n", "", "nbval is only in pyproject.toml"),
+        ("environment", "  - ruff ", "  - opencv >=4,<5\n  - ruff ", "opencv is only in environment.yml"),
+        (
+            "environment",
+            "numpy >=2.4,<3",
+            "numpy >=1.26,<3",
+            "numpy is <3,>=2.4 in pyproject.toml and <3,>=1.26 in environment.yml",
+        ),
+        ("lock", "\nnbval==", "\nnbvalue==", "nbval is not in requirements.lock"),
+        ("lock", "\nscipy==1.", "\nscipy==2.", "scipy is 2.17.1 in requirements.lock, outside <2,>=1.17"),
+        ("lock", "--hash=sha256:", "# ", "torch has no hash"),
+        ("pyproject", '"psutil>=7.2,<8"', '"psutil"', "psutil has no lower or no upper bound"),
+    ],
+)
 def test_a_difference_is_found(files, file, before, after, expected):
     assert before in files[file]
     files[file] = files[file].replace(before, after)

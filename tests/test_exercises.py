@@ -15,7 +15,9 @@ import torch
 
 from tests.refresh_notebooks import source_notebook
 from wsss_lib import widgets
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
+
+pytestmark = pytest.mark.system
 
 SOLUTIONS = sorted((PROJECT_ROOT / "notebooks/solutions").glob("*.py"))
 NAMES = [path.stem for path in SOLUTIONS]
@@ -23,8 +25,9 @@ NAMES = [path.stem for path in SOLUTIONS]
 
 def exercise_cells(script) -> list[str]:
     """Return the code cells of a percent script that check an answer."""
-    return [cell.source for cell in source_notebook(script).cells
-            if cell.cell_type == "code" and "widgets.check(" in cell.source]
+    return [
+        cell.source for cell in source_notebook(script).cells if cell.cell_type == "code" and "widgets.check(" in cell.source
+    ]
 
 
 def checks_of(source: str) -> list[ast.Call]:
@@ -82,8 +85,9 @@ def test_stored_solutions_are_those_of_the_script(solution):
     """Their outputs too; so the stored notebook need not run again here."""
     stored = nbformat.read(solution.with_suffix(".ipynb"), as_version=4)
     twin = source_notebook(solution)
-    assert [(cell.cell_type, cell.source) for cell in twin.cells] == [(cell.cell_type, cell.source) for cell in stored.cells], \
+    assert [(cell.cell_type, cell.source) for cell in twin.cells] == [(cell.cell_type, cell.source) for cell in stored.cells], (
         "run make refresh"
+    )
     for cell in stored.cells:
         if cell.cell_type == "code" and "widgets.check(" in cell.source:
             assert "".join(output.text for output in cell.outputs).splitlines() == printed(cell.source)

@@ -9,20 +9,34 @@ import torch
 from PIL import Image
 
 from tests import small_chain
-from wsss_lib import formats, stages, training
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import DataError, read_mask
-from wsss_lib.methods import drs_stages, rib, sccam, vwe
+from wsss_lib.core import files, training
+from wsss_lib.core.files import read_mask
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import metric_row, score_masks
+from wsss_lib.data.dataset import open_data
+from wsss_lib.errors import DataError
+from wsss_lib.methods import drs, rib, sccam, vwe
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.deeplab_v2 import multi_scale_logits
 
+pytestmark = pytest.mark.system
+
 # name: (H, W), labels of three classes, what the true mask holds
-IMAGES = {"point": ((1, 1), "100", "void"), "row": ((1, 40), "111", "nothing"), "column": ((40, 1), "100", "one"),
-          "strip": ((33, 4000), "100", "one"), "black": ((24, 24), "000", "nothing"), "white": ((24, 24), "010", "void"),
-          "noise": ((24, 24), "111", "all"), "five": ((5, 5), "001", "one")}
+IMAGES = {
+    "point": ((1, 1), "100", "void"),
+    "row": ((1, 40), "111", "nothing"),
+    "column": ((40, 1), "100", "one"),
+    "strip": ((33, 4000), "100", "one"),
+    "black": ((24, 24), "000", "nothing"),
+    "white": ((24, 24), "010", "void"),
+    "noise": ((24, 24), "111", "all"),
+    "five": ((5, 5), "001", "one"),
+}
 METHODS = {
     "vwe": lambda config, data, net: vwe.vwe_localization(vwe.build_vwe(config, 3, net), config),
-    "rib": lambda config, data, net: rib.rib_localization(stages.build_classifier(config, 3, net), data, config),
-    "drs": lambda config, data, net: drs_stages.drs_localization(drs_stages.build_drs(config, 3, net), config),
+    "rib": lambda config, data, net: rib.rib_localization(build_classifier(config, 3, net), data, config),
+    "drs": lambda config, data, net: drs.drs_localization(drs.build_drs(config, 3, net), config),
     "sccam": lambda config, data, net: sccam.sccam_localization(sccam.build_sccam(config, 3), config),
 }
 
@@ -36,10 +50,14 @@ def write_data(root: Path, images: dict) -> Path:
         picture = np.full((*size, 3), 255 * (name == "white"), np.uint8)
         if name not in ("black", "white"):
             picture = rng.integers(0, 256, (*size, 3), np.uint8)
-        mask = {"void": np.full(size, 255), "nothing": np.zeros(size), "one": np.full(size, labels.find("1") + 1),
-                "all": np.resize([0, 1, 2, 3, 255], size)}[kind]
+        mask = {
+            "void": np.full(size, 255),
+            "nothing": np.zeros(size),
+            "one": np.full(size, labels.find("1") + 1),
+            "all": np.resize([0, 1, 2, 3, 255], size),
+        }[kind]
         Image.fromarray(picture).save(root / f"JPEGImages/{name}.jpg")
-        formats.write_mask(root / f"SegmentationClass/{name}.png", mask)
+        files.write_mask(root / f"SegmentationClass/{name}.png", mask)
         rows.append(",".join([name, *labels]))
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     (root / "dataset.json").write_text(json.dumps({"name": "extreme", "classes": ["red", "green", "blue"]}))
@@ -57,15 +75,24 @@ def data(tmp_path_factory) -> Path:
 def runs(data, tmp_path_factory) -> Path:
     """CAM's and AMN's chain over these images."""
     folder = tmp_path_factory.mktemp("runs")
-    small_chain.run(data, folder, cam_batch_size=4, irn_batch_size=4, deeplab_batch_size=4, deeplab_iterations=2, cam_epochs=1,
-                    irn_epochs=1, amn_epochs=1)
+    small_chain.run(
+        data,
+        folder,
+        cam_batch_size=4,
+        irn_batch_size=4,
+        deeplab_batch_size=4,
+        deeplab_iterations=2,
+        cam_epochs=1,
+        irn_epochs=1,
+        amn_epochs=1,
+    )
     return folder
 
 
 def check_maps(folder: Path) -> None:
     """All maps are there, in [0, 1], for the image's own classes and of its size."""
     for name, (size, labels, _) in IMAGES.items():
-        classes, scores, found = formats.read_maps(folder / f"{name}.npz")
+        classes, scores, found = files.read_maps(folder / f"{name}.npz")
         assert found == size and classes.tolist() == [index for index, label in enumerate(labels) if label == "1"]
         assert np.isfinite(scores).all() and scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1
 
@@ -75,7 +102,7 @@ def test_no_stage_of_a_chain_has_a_nan(runs, method):
     folder = runs / f"micro/{method}/seed0"
     check_maps(folder / "maps")
     for weights in folder.rglob("weights.safetensors"):
-        for name, tensor in formats.read_tensors(weights).items():
+        for name, tensor in files.read_tensors(weights).items():
             assert torch.isfinite(tensor).all(), f"{weights}: {name}"
     masks = list(folder.rglob("*.png"))
     assert len(masks) == len(IMAGES) * (5 if method == "cam" else 6)
@@ -85,43 +112,45 @@ def test_no_stage_of_a_chain_has_a_nan(runs, method):
         foreign = set(np.unique(mask)) - {0, 255} - own
         assert not foreign or "predictions" in path.parts  # which knows no label
     for path in folder.rglob("*.json*"):
-        json.loads(path.read_text().splitlines()[-1] if path.suffix == ".jsonl" else path.read_text(),
-                   parse_constant=lambda word, path=path: pytest.fail(f"{path}: {word}"))
+        json.loads(
+            path.read_text().splitlines()[-1] if path.suffix == ".jsonl" else path.read_text(),
+            parse_constant=lambda word, path=path: pytest.fail(f"{path}: {word}"),
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_maps_of_the_other_methods_have_no_nan(data, runs, tmp_path, method):
     config = small_chain.config_of(data, tmp_path, "cam", drs_crop=32, rib_companions=4, cam_scales=(1.0, 0.5, 1.5))
     training.seed_everything(config)
-    split = stages.open_data(config, "train")
+    split = open_data(config, "train")
     localize = METHODS[method](config, split, runs / "micro/cam/seed0/classifier/weights.safetensors")
-    assert stages.make_maps(localize, split, config, tmp_path) == len(IMAGES)
+    assert make_maps(localize, split, config, tmp_path) == len(IMAGES)
     check_maps(tmp_path)
 
 
 def test_a_split_without_a_labelled_pixel_has_no_score_and_says_so(tmp_path):
     root = write_data(tmp_path / "void", {name: value for name, value in IMAGES.items() if value[2] == "void"})
-    split = stages.open_data(Config(data_root=str(root)), "train")
-    evaluation = stages.score_masks(split, lambda image_id: np.zeros(IMAGES[image_id][0], np.uint8))
+    split = open_data(Config(data_root=str(root)), "train")
+    evaluation = score_masks(split, lambda image_id: np.zeros(IMAGES[image_id][0], np.uint8))
     with pytest.raises(ValueError, match="SegmentationClass: the true masks of split 'train' hold no labelled pixel, so that"):
-        stages.metric_row("CAM seed", split, evaluation, False, Config())
+        metric_row("CAM seed", split, evaluation, False, Config())
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), 70000.0, -70000.0])
 def test_scores_that_float16_cannot_hold_are_never_stored(tmp_path, score):
     scores = np.full((1, 3, 4), score, np.float32)
     with pytest.raises(ValueError, match="a.npz: a score is not finite, or beyond the range of float16; the network has diver"):
-        formats.write_maps(tmp_path / "a.npz", np.array([0]), scores, (12, 16))
+        files.write_maps(tmp_path / "a.npz", np.array([0]), scores, (12, 16))
     assert list(tmp_path.iterdir()) == []
     with open(tmp_path / "b.npz", "wb") as file:  # by an earlier version
         np.savez(file, classes=np.int16([0]), scores=np.full((1, 3, 4), np.float16(np.inf)), size=np.int32([12, 16]))
     with pytest.raises(DataError, match="b.npz: a score is NaN or infinite; delete it and run its stage again"):
-        formats.read_maps(tmp_path / "b.npz")
+        files.read_maps(tmp_path / "b.npz")
 
 
 def test_a_record_holds_no_nan(tmp_path):
     with pytest.raises(ValueError, match="metrics.json: a number to be recorded is NaN or infinite"):
-        formats.write_json(tmp_path / "metrics.json", [{"miou": float("nan")}])
+        files.write_json(tmp_path / "metrics.json", [{"miou": float("nan")}])
     assert list(tmp_path.iterdir()) == []
 
 

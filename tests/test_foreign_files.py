@@ -30,25 +30,55 @@ from data_prep import (
 from data_prep.weight_layouts import layouts
 from tests.conftest import write_miniature
 from tests.test_voc12 import Official, write_devkit
+from wsss_lib.core.files import write_tensors
 from wsss_lib.data.dataset import VOC_CLASSES
-from wsss_lib.formats import write_tensors
 
-NAMES = ("labels.csv", "dataset.json", "subcategories.csv", "unfinished.json", "out", "notes.txt", ".hidden", "archives/x.tar",
-         "ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/val.txt", "ImageSets/Segmentation/train_aug.txt",
-         "ImageSets/Segmentation/trainval.txt", "ImageSets/Segmentation/train_annotated.txt", "ImageSets/Segmentation/test.txt",
-         "JPEGImages/2007_000032.jpg", "JPEGImages/2026_000001.jpg", "JPEGImages/000000000001.jpg",
-         "Annotations/2007_000032.xml",
-         "SegmentationClass/2007_000032.png", "SegmentationClass/2026_000001.png", "SegmentationClass/000000000001.png",
-         "SegmentationClassAug/2007_000032.png", "SegmentationClassAug/2008_000100.png", "SBD/train.txt", "SBD/val.txt",
-         "saliency_map/2026_000001.png", "saliency_map/m_00.png", "PartMasks/2026_000001.png",
-         "train2014/COCO_train2014_000000000001.jpg", "train2017/000000000001.jpg", "annotations/instances_train2014.json",
-         "annotations/instances_val2014.json", "runs/miniature/official/notes.txt")
+NAMES = (
+    "labels.csv",
+    "dataset.json",
+    "subcategories.csv",
+    "unfinished.json",
+    "out",
+    "notes.txt",
+    ".hidden",
+    "archives/x.tar",
+    "ImageSets/Segmentation/train.txt",
+    "ImageSets/Segmentation/val.txt",
+    "ImageSets/Segmentation/train_aug.txt",
+    "ImageSets/Segmentation/trainval.txt",
+    "ImageSets/Segmentation/train_annotated.txt",
+    "ImageSets/Segmentation/test.txt",
+    "JPEGImages/2007_000032.jpg",
+    "JPEGImages/2026_000001.jpg",
+    "JPEGImages/000000000001.jpg",
+    "Annotations/2007_000032.xml",
+    "SegmentationClass/2007_000032.png",
+    "SegmentationClass/2026_000001.png",
+    "SegmentationClass/000000000001.png",
+    "SegmentationClassAug/2007_000032.png",
+    "SegmentationClassAug/2008_000100.png",
+    "SBD/train.txt",
+    "SBD/val.txt",
+    "saliency_map/2026_000001.png",
+    "saliency_map/m_00.png",
+    "PartMasks/2026_000001.png",
+    "train2014/COCO_train2014_000000000001.jpg",
+    "train2017/000000000001.jpg",
+    "annotations/instances_train2014.json",
+    "annotations/instances_val2014.json",
+    "runs/miniature/official/notes.txt",
+)
 
 
 def snapshot(folder: Path) -> dict[str, str]:
     """Return the hash of every file, and where every link leads."""
-    return {path.relative_to(folder).as_posix(): str(path.readlink()) if path.is_symlink() else
-            hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
+    return {
+        path.relative_to(folder).as_posix(): str(path.readlink())
+        if path.is_symlink()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() or path.is_symlink()
+    }
 
 
 def foreign(folder: Path) -> Path:
@@ -105,8 +135,15 @@ COMMANDS = {
     "voc12 partial": lambda i, f: (voc12, f, "--partial"),
     "voc12 masks": lambda i, f: (voc12, f, "--partial", "--labels", "masks"),
     "voc12 status": lambda i, f: (voc12, f, "--status"),
-    "coco14": lambda i, f: (coco14, f, "--train", i / "coco/annotations/instances_train2014.json", "--images",
-                            i / "coco/train2014", "--partial"),
+    "coco14": lambda i, f: (
+        coco14,
+        f,
+        "--train",
+        i / "coco/annotations/instances_train2014.json",
+        "--images",
+        i / "coco/train2014",
+        "--partial",
+    ),
     "coco14 status": lambda i, f: (coco14, f, "--status"),
     "coco14 official": lambda i, f: (coco14, f, "--no-download"),
     "voc_labels": lambda i, f: (voc_labels, i / "devkit", f / "labels.csv"),
@@ -133,17 +170,27 @@ def test_a_strangers_files_stay_as_they_are(inputs, tmp_path, capsys, name):
         assert snapshot(folder) == before, "half a result"
 
 
-ADDING = {"voc12 partial": "devkit", "voc12 masks": "devkit", "coco14": "devkit", "saliency check": "miniature",
-          "voc12": "devkit", "check": "miniature", "toy_coco": "coco", "toy": "miniature"}
+ADDING = {
+    "voc12 partial": "devkit",
+    "voc12 masks": "devkit",
+    "coco14": "devkit",
+    "saliency check": "miniature",
+    "voc12": "devkit",
+    "check": "miniature",
+    "toy_coco": "coco",
+    "toy": "miniature",
+}
 
 
 @pytest.mark.parametrize("name", ADDING)
 @pytest.mark.parametrize("table", ["labels.csv", "dataset.json", "ImageSets/Segmentation/train.txt"])
 def test_a_table_edited_by_hand_in_a_real_data_set_stays(inputs, tmp_path, capsys, name, table):
     folder = Path(shutil.copytree(inputs / ADDING[name], tmp_path / "folder"))
-    text = {"labels.csv": "image_id," + ",".join(VOC_CLASSES) + "\n2007_000032," + ",".join("1" * 20) + "\n",
-            "dataset.json": json.dumps({"name": "mine", "classes": list(VOC_CLASSES), "ignore_index": 255, "note": "by hand"}),
-            "ImageSets/Segmentation/train.txt": "2007_000032\n"}[table]
+    text = {
+        "labels.csv": "image_id," + ",".join(VOC_CLASSES) + "\n2007_000032," + ",".join("1" * 20) + "\n",
+        "dataset.json": json.dumps({"name": "mine", "classes": list(VOC_CLASSES), "ignore_index": 255, "note": "by hand"}),
+        "ImageSets/Segmentation/train.txt": "2007_000032\n",
+    }[table]
     (folder / table).parent.mkdir(parents=True, exist_ok=True)
     (folder / table).write_text(text)
     before = snapshot(folder)
@@ -151,8 +198,21 @@ def test_a_table_edited_by_hand_in_a_real_data_set_stays(inputs, tmp_path, capsy
     assert snapshot(folder).items() >= before.items()
 
 
-@pytest.mark.parametrize("name", ["voc_labels", "labels import", "checkpoints convert", "checkpoints export", "custom", "toy",
-                                  "toy_coco", "coco14", "voc12 partial", "voc12 masks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "voc_labels",
+        "labels import",
+        "checkpoints convert",
+        "checkpoints export",
+        "custom",
+        "toy",
+        "toy_coco",
+        "coco14",
+        "voc12 partial",
+        "voc12 masks",
+    ],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
 def test_a_second_run_is_possible_and_changes_nothing(inputs, tmp_path, name):
     folder = tmp_path / "folder"
@@ -165,8 +225,9 @@ def test_a_second_run_is_possible_and_changes_nothing(inputs, tmp_path, name):
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize("name", ["voc_labels", "voc_labels out", "labels import", "checkpoints convert", "checkpoints export",
-                                  "voc12 partial"])
+@pytest.mark.parametrize(
+    "name", ["voc_labels", "voc_labels out", "labels import", "checkpoints convert", "checkpoints export", "voc12 partial"]
+)
 def test_overwrite_replaces_what_it_is_given_for(inputs, tmp_path, name):
     folder = tmp_path / "folder"
     if name.startswith("voc12"):
@@ -182,8 +243,15 @@ def test_overwrite_replaces_what_it_is_given_for(inputs, tmp_path, name):
 
 
 @pytest.mark.parametrize("link", ["", "hard", "soft"])
-@pytest.mark.parametrize("command", [(labels, "import"), (checkpoints, "convert", "--format", "irn-cam"),
-                                     (checkpoints, "export", "--format", "irn-cam"), (resnet38_mxnet,)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        (labels, "import"),
+        (checkpoints, "convert", "--format", "irn-cam"),
+        (checkpoints, "export", "--format", "irn-cam"),
+        (resnet38_mxnet,),
+    ],
+)
 def test_no_command_replaces_its_own_input(inputs, tmp_path, command, link):
     source = {labels: "cls_labels.npy", checkpoints: "cam.pth", resnet38_mxnet: "cam.pth"}[command[0]]
     source = "cam.safetensors" if "export" in command else source
@@ -227,12 +295,19 @@ def test_a_made_up_archive_of_test_images_adds_test_images_only(tmp_path, capsys
     archive(**{"JPEGImages/2007_000032.jpg": b"another"})
     assert run(*words) == 1 and "2007_000032.jpg: is there already" in capsys.readouterr().err
     assert snapshot(tmp_path / "VOC2012") == before
-    archive(**{"ImageSets/Segmentation/train.txt": b"2007_000032\n", "SegmentationClass/2008_000001.png": b"x",
-               "JPEGImages/2008_000001.jpg": b"new"})
+    archive(
+        **{
+            "ImageSets/Segmentation/train.txt": b"2007_000032\n",
+            "SegmentationClass/2008_000001.png": b"x",
+            "JPEGImages/2008_000001.jpg": b"new",
+        }
+    )
     assert run(*words) == 0
     after = snapshot(tmp_path / "VOC2012")
     assert after.items() >= before.items() and set(after) - set(before) >= {
-        "JPEGImages/2008_000001.jpg", "ImageSets/Segmentation/test.txt"}
+        "JPEGImages/2008_000001.jpg",
+        "ImageSets/Segmentation/test.txt",
+    }
     assert not {"SegmentationClass/2008_000001.png"} & set(after)
 
 
@@ -263,6 +338,18 @@ def test_generated_images_of_coco_are_completed_after_a_kill(inputs, tmp_path, m
         if name.endswith(".jpg"):  # images are made before their annotations
             (tmp_path / "folder/annotations/instances_val2014.json").unlink()
             (tmp_path / "folder/annotations/instances_train2014.json").unlink()
-            (tmp_path / "folder/unfinished_toy_coco.json").write_text(json.dumps({"info": {
-                "description": "generated, not COCO", "seed": 0, "num_train": 2, "num_val": 1, "width": 144, "names": "2014"}}))
+            (tmp_path / "folder/unfinished_toy_coco.json").write_text(
+                json.dumps(
+                    {
+                        "info": {
+                            "description": "generated, not COCO",
+                            "seed": 0,
+                            "num_train": 2,
+                            "num_val": 1,
+                            "width": 144,
+                            "names": "2014",
+                        }
+                    }
+                )
+            )
         assert run(*words) == 0 and snapshot(tmp_path / "folder") == whole

@@ -25,18 +25,20 @@ from safetensors.torch import save
 
 from data_prep.coco_json import read_annotations, read_instances
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib import artifacts, formats
-from wsss_lib.config import PROJECT_ROOT, Config
-from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_classes, read_image, read_labels, read_mask, read_split
+from wsss_lib.config import Config
+from wsss_lib.core import files, store
+from wsss_lib.core.files import read_image, read_mask
+from wsss_lib.core.store import peak_memory_mib
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_classes, read_labels, read_split
 from wsss_lib.data.saliency import read_saliency
-from wsss_lib.machine import peak_memory_mib
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import read_preset
 
 CASES = int(os.environ.get("WSSS_FUZZ_CASES", 10_000))
 SECONDS, MEBIBYTES = 3.0, 512  # of one case; more memory than before the first case of a reader
 CLEAR = Path("/proc/self/clear_refs")  # of Linux
 
-pytestmark = pytest.mark.timeout(24 * 3600)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(24 * 3600)]
 
 # ---- one valid file of each kind, and some that are wrong on purpose
 
@@ -76,12 +78,17 @@ def cloud_of_aliases(depth: int = 12) -> str:
     return "\n".join(lines)
 
 
-COCO = {"info": {"a": [1]}, "images": [{"id": 9, "file_name": "a.jpg", "height": 4, "width": 5}],
-        "annotations": [{"id": 1, "image_id": 9, "category_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 1, 0, 1, 1]]}],
-        "categories": [{"id": 1, "name": "person"}]}
+COCO = {
+    "info": {"a": [1]},
+    "images": [{"id": 9, "file_name": "a.jpg", "height": 4, "width": 5}],
+    "annotations": [{"id": 1, "image_id": 9, "category_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 1, 0, 1, 1]]}],
+    "categories": [{"id": 1, "name": "person"}],
+}
 XML = "<annotation><size><width>4</width></size><object><name>cat</name><part><name>head</name></part></object></annotation>"
-BOMB = ('<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;">]>'
-        "<annotation><name>&d;</name></annotation>")
+BOMB = (
+    '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;">]>'
+    "<annotation><name>&d;</name></annotation>"
+)
 OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation><name>&b;</name></annotation>'
 CLASSES = ("red", "green")
 
@@ -100,15 +107,15 @@ def check_names(path: Path) -> None:
 
 
 def check_maps(path: Path) -> None:
-    classes, scores, size = formats.read_maps(path)
+    classes, scores, size = files.read_maps(path)
     assert scores.shape == (len(classes), (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1) and np.isfinite(scores).all()
 
 
 def check_record(path: Path) -> None:
-    stage = artifacts.Stage(path.parent)
+    stage = store.StageFolder(path.parent)
     if stage.is_complete():
         stage.results()
-        stage.configuration(Config())
+        stage.parameters()
 
 
 def check_mask(path: Path) -> None:
@@ -118,45 +125,116 @@ def check_mask(path: Path) -> None:
 
 # name: (file below the root, its reader, valid and hostile contents)
 READERS: dict[str, tuple[str, Callable[[Path], object], list[bytes]]] = {
-    "labels.csv": ("labels.csv", lambda path: read_labels(path, CLASSES),
-                   [b"image_id,red,green\na,1,0\nb,0,1\n", b'image_id,red,green\n"a\nb",1,0\n', b"\xef\xbb\xbfimage_id,red\n"]),
-    "dataset.json": ("dataset.json", lambda path: read_classes(path.parent),
-                     [b'{"name": "x", "classes": ["red", "green"], "ignore_index": 255}', b"[" * 100_000,
-                      b'{"classes": ' + b"9" * 5000 + b"}"]),
-    "image set": ("ImageSets/Segmentation/train.txt", lambda path: check_ids(path.parents[2]),
-                  [b"a\nb 1\nc -1\n", b"../../etc/passwd\n", b"a/../../b\n", "ä\u2028b\n".encode(), b"\0\n", b"C:\\a\n",
-                   b"..\n"]),
-    "XML": ("Annotations/a.xml", lambda path: read_voc_classes(path, VOC_CLASSES),
-            [XML.encode(), BOMB.encode(), OUTSIDE.encode(), b"<a>" * 50_000,
-             b'<?xml version="1.0" encoding="utf-16"?>' + XML.encode(),
-             b'<?xml version="1.0" encoding="zip"?>' + XML.encode()]),
-    "COCO JSON": ("instances.json", check_names,
-                  [json.dumps(COCO).encode(), json.dumps(COCO, indent=1).encode(), b'{"images": ' + b"[" * 100_000,
-                   json.dumps(COCO).replace("a.jpg", "../../../etc/passwd").encode(),
-                   b'{"images": [{"id": ' + b"9" * 5000 + b"}]}"]),
-    "maps": ("a.npz", check_maps,
-             [npz(classes=np.int16([0, 2]), scores=np.zeros((2, 3, 4), np.float16), size=np.int32([12, 16])),
-              npz(classes=np.int16([]), scores=np.zeros((0, 1, 1), np.float16), size=np.int32([1, 1]))]),
+    "labels.csv": (
+        "labels.csv",
+        lambda path: read_labels(path, CLASSES),
+        [b"image_id,red,green\na,1,0\nb,0,1\n", b'image_id,red,green\n"a\nb",1,0\n', b"\xef\xbb\xbfimage_id,red\n"],
+    ),
+    "dataset.json": (
+        "dataset.json",
+        lambda path: read_classes(path.parent),
+        [
+            b'{"name": "x", "classes": ["red", "green"], "ignore_index": 255}',
+            b"[" * 100_000,
+            b'{"classes": ' + b"9" * 5000 + b"}",
+        ],
+    ),
+    "image set": (
+        "ImageSets/Segmentation/train.txt",
+        lambda path: check_ids(path.parents[2]),
+        [b"a\nb 1\nc -1\n", b"../../etc/passwd\n", b"a/../../b\n", "ä\u2028b\n".encode(), b"\0\n", b"C:\\a\n", b"..\n"],
+    ),
+    "XML": (
+        "Annotations/a.xml",
+        lambda path: read_voc_classes(path, VOC_CLASSES),
+        [
+            XML.encode(),
+            BOMB.encode(),
+            OUTSIDE.encode(),
+            b"<a>" * 50_000,
+            b'<?xml version="1.0" encoding="utf-16"?>' + XML.encode(),
+            b'<?xml version="1.0" encoding="zip"?>' + XML.encode(),
+        ],
+    ),
+    "COCO JSON": (
+        "instances.json",
+        check_names,
+        [
+            json.dumps(COCO).encode(),
+            json.dumps(COCO, indent=1).encode(),
+            b'{"images": ' + b"[" * 100_000,
+            json.dumps(COCO).replace("a.jpg", "../../../etc/passwd").encode(),
+            b'{"images": [{"id": ' + b"9" * 5000 + b"}]}",
+        ],
+    ),
+    "maps": (
+        "a.npz",
+        check_maps,
+        [
+            npz(classes=np.int16([0, 2]), scores=np.zeros((2, 3, 4), np.float16), size=np.int32([12, 16])),
+            npz(classes=np.int16([]), scores=np.zeros((0, 1, 1), np.float16), size=np.int32([1, 1])),
+        ],
+    ),
     "mask": ("a.png", check_mask, [palette_png("P"), palette_png("L"), palette_png("RGB"), palette_png("1")]),
     "saliency": ("s.png", read_saliency, [palette_png("L")]),
     "photograph": ("a.jpg", read_image, [stored(Image.new("RGB", (9, 7)), "JPEG"), palette_png("RGB"), palette_png("LA")]),
-    "weights": ("a.safetensors", formats.read_tensors, [save({"a": torch.zeros(2, 3), "b": torch.ones(1)})]),
-    "record": ("stage/run.json", check_record,
-               [json.dumps({"results_sha256": "0" * 64, "files": 0, "parameters": {"seed": 1, "cam_scales": [1.0]}}).encode()]),
-    "preset": ("preset.yaml", read_preset,
-               [b"dataset: toy\nseed: 3\ncam_scales: [1.0, 0.5]\nirn_learning_rate: 1e-1\n", b"seed: !!int ''\n",
-                b"seed: !!timestamp x\n", b"seed: 2026-99-99\n", b"seed: " + b"9" * 5000, b"seed: " + b"[" * 5000,
-                b"!!python/object/apply:os.system ['true']", cloud_of_aliases().encode(), b"? [a]\n: 1\n", b"<<: 3\n",
-                (cloud_of_aliases() + "\nseed: *a11").replace("a0: &a0", "seed: &a0").encode()]),
+    "weights": ("a.safetensors", files.read_tensors, [save({"a": torch.zeros(2, 3), "b": torch.ones(1)})]),
+    "record": (
+        "stage/run.json",
+        check_record,
+        [json.dumps({"results_sha256": "0" * 64, "files": 0, "parameters": {"seed": 1, "cam_scales": [1.0]}}).encode()],
+    ),
+    "preset": (
+        "preset.yaml",
+        read_preset,
+        [
+            b"dataset: toy\nseed: 3\ncam_scales: [1.0, 0.5]\nirn_learning_rate: 1e-1\n",
+            b"seed: !!int ''\n",
+            b"seed: !!timestamp x\n",
+            b"seed: 2026-99-99\n",
+            b"seed: " + b"9" * 5000,
+            b"seed: " + b"[" * 5000,
+            b"!!python/object/apply:os.system ['true']",
+            cloud_of_aliases().encode(),
+            b"? [a]\n: 1\n",
+            b"<<: 3\n",
+            (cloud_of_aliases() + "\nseed: *a11").replace("a0: &a0", "seed: &a0").encode(),
+        ],
+    ),
 }
 OTHERS = 2  # parameters, and a whole folder
 
 # ---- what happens to a file
 
-EDIT = st.tuples(st.sampled_from(["set", "insert", "cut", "double", "move", "word"]), st.integers(0, 2**16),
-                 st.integers(0, 255))
-WORDS = [b"../", b"\0", b"\n", b"\r", b'"', b"'", b",", b"{", b"}", b"[", b"]", b"-1", b"1e999", b"NaN", b"null", b"\xff\xfe",
-         b"\xf0\x9f\x90\xb1", b"&", b"<!ENTITY", b"*a", b"999999999999999999999", b"image_id", b"\xe2\x80\xae", b" " * 300]
+EDIT = st.tuples(
+    st.sampled_from(["set", "insert", "cut", "double", "move", "word"]), st.integers(0, 2**16), st.integers(0, 255)
+)
+WORDS = [
+    b"../",
+    b"\0",
+    b"\n",
+    b"\r",
+    b'"',
+    b"'",
+    b",",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"null",
+    b"\xff\xfe",
+    b"\xf0\x9f\x90\xb1",
+    b"&",
+    b"<!ENTITY",
+    b"*a",
+    b"999999999999999999999",
+    b"image_id",
+    b"\xe2\x80\xae",
+    b" " * 300,
+]
 
 
 def edited(content: bytes, edit: tuple[str, int, int]) -> bytes:
@@ -168,13 +246,13 @@ def edited(content: bytes, edit: tuple[str, int, int]) -> bytes:
     elif kind == "insert":
         data[at:at] = bytes([value])
     elif kind == "cut":
-        del data[at:at + value]
+        del data[at : at + value]
     elif kind == "double":
-        data[at:at] = data[at:at + value]
+        data[at:at] = data[at : at + value]
     elif kind == "move":
-        piece = data[at:at + value]
-        del data[at:at + value]
-        data[len(data) // 2:len(data) // 2] = piece
+        piece = data[at : at + value]
+        del data[at : at + value]
+        data[len(data) // 2 : len(data) // 2] = piece
     elif kind == "word":
         data[at:at] = WORDS[value % len(WORDS)]
     return bytes(data)
@@ -219,8 +297,13 @@ def fresh_peak() -> int:
 
 
 # An example is read after each of its damages, about three times; one of parameters once.
-FUZZ = settings(max_examples=-(-CASES // (2 * (len(READERS) + OTHERS))), deadline=None, derandomize=CASES == 10_000,
-                database=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(
+    max_examples=-(-CASES // (2 * (len(READERS) + OTHERS))),
+    deadline=None,
+    derandomize=CASES == 10_000,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -257,14 +340,36 @@ def test_reader(name, tmp_path):
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     (tmp_path / "a.npz").write_bytes(zip_bomb())
     before = fresh_peak()
-    assert examine(lambda: formats.read_maps(tmp_path / "a.npz"), tmp_path, "a.npz")
+    assert examine(lambda: files.read_maps(tmp_path / "a.npz"), tmp_path, "a.npz")
     assert peak_memory_mib("cpu") - before < 64
 
 
-HOSTILE = ["(1.0, 0.5)", "1e-4", "(" * 5000, "-" * 5000 + "1", "[1, [2]]", "{}", "__import__('os')", "9" * 5000, "x" * 100_000,
-           "../..", "a\n", {"a": 1}, [[1.0]], float("nan"), 10**400]
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
-                   st.lists(st.floats(), max_size=3), st.sampled_from(HOSTILE))
+HOSTILE = [
+    "(1.0, 0.5)",
+    "1e-4",
+    "(" * 5000,
+    "-" * 5000 + "1",
+    "[1, [2]]",
+    "{}",
+    "__import__('os')",
+    "9" * 5000,
+    "x" * 100_000,
+    "../..",
+    "a\n",
+    {"a": 1},
+    [[1.0]],
+    float("nan"),
+    10**400,
+]
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=12),
+    st.lists(st.floats(), max_size=3),
+    st.sampled_from(HOSTILE),
+)
 NAMES = st.one_of(st.sampled_from(sorted(Config.model_fields)), st.text(max_size=8), st.sampled_from(["x" * 100_000, "seeds"]))
 
 
@@ -279,7 +384,7 @@ def test_parameters(tmp_path):
             config = Config.from_values(values)
             assert Config.from_values(config.model_dump()) == config
             assert ".." not in (config.dataset, config.method) and "/" not in config.dataset + config.method
-            json.dumps(config.parameters_of(), allow_nan=False)
+            json.dumps(config.parameters_of("*"), allow_nan=False)
 
         counts[examine(read, tmp_path, "")] += 1
 
@@ -290,8 +395,16 @@ def test_parameters(tmp_path):
 
 def test_a_whole_folder(voc_folder):
     """One of a data set's files is damaged; the split is opened, and everything of its first images read."""
-    files = [voc_folder / name for name in ("labels.csv", "dataset.json", "ImageSets/Segmentation/train.txt",
-                                            "JPEGImages/m_00.jpg", "SegmentationClass/m_00.png")]
+    files = [
+        voc_folder / name
+        for name in (
+            "labels.csv",
+            "dataset.json",
+            "ImageSets/Segmentation/train.txt",
+            "JPEGImages/m_00.jpg",
+            "SegmentationClass/m_00.png",
+        )
+    ]
     contents, counts = {path: path.read_bytes() for path in files}, [0, 0]
 
     def read():

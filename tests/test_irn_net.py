@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from wsss_lib.nets.backbone import build_backbone
-from wsss_lib.nets.irn import IRN
-from wsss_lib.refine.affinity import affinity_labels, affinity_loss, edge_to_affinity
+from wsss_lib.ops.affinity import affinity_labels, affinity_loss, edge_to_affinity
+from wsss_lib.refine.irn import IRN
 
 
 def small_net(output_stride=16, seed=0, **options):
@@ -94,6 +94,7 @@ def test_padding_takes_part_but_no_image_is_cut():
     assert net.predict(wide, pad_to=512)[0].shape == (6, 133)
 
 
+@pytest.mark.system
 def test_boundaries_appear_in_training_though_no_boundary_label_is_given():
     net = small_net(8, displacement_width=32).train()
     picture = torch.zeros(1, 3, 64, 64)

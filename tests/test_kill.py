@@ -27,11 +27,21 @@ KILLS = int(os.environ.get("WSSS_KILLS", 5))
 KILLS_OF_NOTEBOOKS = int(os.environ.get("WSSS_KILLS_OF_NOTEBOOKS", 0))
 WORKERS = int(os.environ.get("WSSS_KILL_WORKERS", 0))
 GROWING = {"log.jsonl", "state.safetensors"}  # the only files that change after they have appeared
-KINDS = {"classifier": "training", "network": "training", "irn": "training", "deeplab": "training", "maps": "images",
-         "refined_seeds": "images", "predictions": "images", "seeds": "refinement", "pseudo_masks": "refinement",
-         "overview": "report", "": "report or between two stages"}
+KINDS = {
+    "classifier": "training",
+    "network": "training",
+    "irn": "training",
+    "deeplab": "training",
+    "maps": "images",
+    "refined_seeds": "images",
+    "predictions": "images",
+    "seeds": "refinement",
+    "pseudo_masks": "refinement",
+    "overview": "report",
+    "": "report or between two stages",
+}
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +121,20 @@ def test_the_pipeline_of_notebooks_is_killed(data, tmp_path):
     write_preset(root, data)
 
     def begin(folder: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "snakemake", f"{folder}/micro/report/index.html", "--cores", "1", "--nolock",
-                   "--rerun-incomplete", "--config", "preset=micro", f"runs_root={folder}", f"methods={json.dumps(METHODS)}"]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            f"{folder}/micro/report/index.html",
+            "--cores",
+            "1",
+            "--nolock",
+            "--rerun-incomplete",
+            "--config",
+            "preset=micro",
+            f"runs_root={folder}",
+            f"methods={json.dumps(METHODS)}",
+        ]
         with (tmp_path / "snakemake.log").open("ab") as log:
             return subprocess.Popen(command, cwd=root, env=environment(root), start_new_session=True, stdout=log, stderr=log)
 

@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import copy_mask
-from wsss_lib import artifacts, formats, inference, launch, processes, stages, training
+from tests.made import begin, finish
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import DataError, SegmentationDataset, load_dataset
+from wsss_lib.core import distributed, files, parallel, training
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.data.dataset import SegmentationDataset, load_dataset, open_data
 from wsss_lib.data.samples import StepSampler
-from wsss_lib.lock import unlock_folder
+from wsss_lib.errors import DataError
+from wsss_lib.methods.cam import build_classifier, cam_localization, train_classifier
 from wsss_lib.nets.deeplab_v2 import cross_entropy
-from wsss_lib.refine.affinity import affinity_loss
+from wsss_lib.ops.affinity import affinity_loss
+
+pytestmark = pytest.mark.system
 
 STEPS = 20
 TOLERANCE = 1e-4
@@ -34,7 +39,7 @@ class Pixels(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(100 * key[0] + key[1])
         label = torch.randint(0, 3, (12, 12), generator=generator)
-        label[:key[1]] = 255
+        label[: key[1]] = 255
         return torch.randn(3, 12, 12, generator=generator), label
 
 
@@ -56,8 +61,18 @@ def train_pixels(config: Config, folder: Path, after_step: Callable[[int], None]
     """Train a net with the losses of pixels, or go on where an earlier call was stopped."""
     folder.mkdir(exist_ok=True)
     net = pixel_net()
-    training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.05, "weight_decay": 1e-4}], 0.9,
-                   STEPS, 6, config, folder, after_step=after_step)
+    training.train(
+        net,
+        pixel_losses,
+        Pixels(),
+        [{"params": net.parameters(), "lr": 0.05, "weight_decay": 1e-4}],
+        0.9,
+        STEPS,
+        6,
+        config,
+        folder,
+        after_step=after_step,
+    )
     return net
 
 
@@ -73,46 +88,46 @@ def half_way(folder: Path, config: Config) -> None:
     assert (folder / "state.safetensors").is_file()
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_half(net: nn.Module, config: Config, folder: Path) -> None:
     """Stop as `half_way` does; the first process raises, the others are ended."""
     train_pixels(config, folder, stop)
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder: Path, resumed: Path) -> tuple[int, int]:
     """Train the classifier `net`; a net of its own with the losses of pixels; and another from the state in `resumed` on.
 
     Returns:
         what the stage's function returns, and the number of processes.
     """
-    images = stages.train_classifier(net, data, config, folder)
+    images = train_classifier(net, data, config, folder)
     for name, where in (("whole", folder / "pixels"), ("resumed", resumed)):
         model = train_pixels(config, where)
-        if processes.place()[0] == 0:
-            formats.write_tensors(folder / f"{name}.safetensors", model.state_dict())
-    return images, processes.place()[1]
+        if distributed.place()[0] == 0:
+            files.write_tensors(folder / f"{name}.safetensors", model.state_dict())
+    return images, distributed.place()[1]
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_badly(net: nn.Module, config: Config, folder: Path) -> int:
     training.train(net, pixel_losses, Pixels(), [{"params": net.parameters(), "lr": 0.1}], 0.9, 1, 5, config, folder)
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_slow_to_end(net: nn.Module, config: Config, folder: Path) -> None:
     """Process 0 fails, but only ends after the other, which has lost its connection, has failed too."""
-    if processes.place()[0] == 0:
+    if distributed.place()[0] == 0:
         threading.Thread(target=time.sleep, args=[5]).start()  # Python waits for it at its end
         raise DataError("the cause")
-    processes.mean_over_processes(torch.ones(1))
+    distributed.mean_over_processes(torch.ones(1))
 
 
-@launch.in_processes
+@distributed.in_processes
 def train_until_ended(net: nn.Module, config: Config, folder: Path, end: Callable[[int], None], value: int) -> None:
-    if processes.place()[0] == 1:
+    if distributed.place()[0] == 1:
         end(value)
-    processes.mean_over_processes(torch.ones(1))
+    distributed.mean_over_processes(torch.ones(1))
 
 
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -122,22 +137,32 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
 
 @pytest.mark.timeout(600)
 def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_has_stopped(small_config, tmp_path):
-    config = small_config.model_copy(update={"frozen_batch_norm": True, "cam_learning_rate": 0.003,
-                                             "cam_head_learning_rate": 0.03, "cam_epochs": 10, "checkpoint_every": 10})
-    data, nets = stages.open_data(config, "train"), {}
+    config = small_config.model_copy(
+        update={
+            "cam_frozen_batch_norm": True,
+            "cam_learning_rate": 0.003,
+            "cam_head_learning_rate": 0.03,
+            "cam_epochs": 10,
+            "checkpoint_every": 10,
+        }
+    )
+    data, nets = open_data(config, "train"), {}
     for number in (1, 2):
         half_way(tmp_path / f"resumed{number}", config)
         torch.manual_seed(0)
-        net, folder = stages.build_classifier(config, data.num_classes), tmp_path / str(number)
+        net, folder = build_classifier(config, data.num_classes), tmp_path / str(number)
         folder.mkdir()
         start = {key: value.clone() for key, value in net.state_dict().items()}
         given = config.model_copy(update={"processes": number})
         assert train_all(net, data, given, folder, tmp_path / f"resumed{number}") == (80, number)
-        assert not net.training and not (folder / launch.TRAINED).exists()
-        nets[number] = [net.state_dict()] + [formats.read_tensors(folder / f"{name}.safetensors")
-                                             for name in ("whole", "resumed")]
-        assert largest_difference(start, nets[number][0]) > 0.01 and largest_difference(
-            pixel_net().state_dict(), nets[number][1]) > 0.1, "they have learned something"
+        assert not net.training and not (folder / distributed.TRAINED).exists()
+        nets[number] = [net.state_dict()] + [
+            files.read_tensors(folder / f"{name}.safetensors") for name in ("whole", "resumed")
+        ]
+        assert (
+            largest_difference(start, nets[number][0]) > 0.01
+            and largest_difference(pixel_net().state_dict(), nets[number][1]) > 0.1
+        ), "they have learned something"
     assert [largest_difference(one, two) < TOLERANCE for one, two in zip(nets[1], nets[2], strict=True)] == [True] * 3
     assert largest_difference(nets[1][1], nets[1][2]) == 0, "resumed by one process: the same bits"
     begun = tmp_path / "begun"
@@ -148,8 +173,9 @@ def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_ha
     logs = [training.read_log(tmp_path / name) for name in ("1/pixels", "2/pixels", "resumed2", "begun", "1", "2")]
     assert all([row["step"] for row in log] == [10, 20] for log in logs), "one writer"
     for rows in zip(*logs[:4], strict=True):
-        assert all(rows[0][key] == pytest.approx(row[key], abs=TOLERANCE)
-                   for row in rows for key in ("loss", "pixels", "pairs"))
+        assert all(
+            rows[0][key] == pytest.approx(row[key], abs=TOLERANCE) for row in rows for key in ("loss", "pixels", "pairs")
+        )
     assert [row["loss"] for row in logs[4]] == pytest.approx([row["loss"] for row in logs[5]], abs=TOLERANCE)
 
 
@@ -183,11 +209,11 @@ def test_a_process_that_cannot_say_why_it_ends_is_told(end, value, words, tmp_pa
 
 def test_alone_nothing_is_touched():
     values = torch.tensor([1, 2])
-    assert processes.place() == (0, 1) and processes.mean_over_processes(values) is values
+    assert distributed.place() == (0, 1) and distributed.mean_over_processes(values) is values
     net = pixel_net()
     net(torch.ones(1, 3, 4, 4)).sum().backward()
     before = [parameter.grad.clone() for parameter in net.parameters()]
-    processes.average_gradients(list(net.parameters()))
+    distributed.average_gradients(list(net.parameters()))
     assert all(torch.equal(parameter.grad, old) for parameter, old in zip(net.parameters(), before, strict=True))
 
 
@@ -201,6 +227,7 @@ def test_shares_make_up_the_batch(number):
 
 # ---- per-image work in shards
 
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -208,7 +235,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def in_shards(shards: int, config: Config, make: Callable[[Config], int]) -> int:
     """Call `make(config)` as the Snakefile calls a notebook: shard 0, all others, shard 0 again; return the last result."""
     for shard in range(shards + 1) if shards > 1 else ():
-        with pytest.raises(inference.ShardDone, match=f"shard {shard} of {shards} is done"):
+        with pytest.raises(parallel.ShardDone, match=f"shard {shard} of {shards} is done"):
             make(config.model_copy(update={"shard": shard, "shards": shards}))
     return make(config.model_copy(update={"shard": 0, "shards": shards}) if shards > 1 else config)
 
@@ -216,7 +243,7 @@ def in_shards(shards: int, config: Config, make: Callable[[Config], int]) -> int
 def test_shards_together_make_what_one_process_makes(miniature, small_config, tmp_path):
     data = load_dataset(miniature, "train")
     torch.manual_seed(0)
-    net = stages.build_classifier(small_config, data.num_classes)
+    net = build_classifier(small_config, data.num_classes)
     results = {}
     for shards in (1, 2, 5):
         folder, calls = tmp_path / str(shards), Counter()
@@ -226,13 +253,16 @@ def test_shards_together_make_what_one_process_makes(miniature, small_config, tm
                 calls[name] += 1
                 copy_mask(name, data, folder)
 
-            return inference.for_each_image(data.ids, lambda name: folder / f"{name}.png", work, "masks", config)
+            return parallel.for_each_image(data.ids, lambda name: folder / f"{name}.png", work, "masks", config)
 
         assert in_shards(shards, small_config, masks) == (len(data) if shards == 1 else 0)
         assert calls == Counter(data.ids), "each image once"
         # Batches are those of the whole data set, so that no image meets others in its batch than without shards.
-        in_shards(shards, small_config, lambda config, folder=folder: stages.make_maps(
-            stages.cam_localization(net, config), data, config, folder / "maps"))
+        in_shards(
+            shards,
+            small_config,
+            lambda config, folder=folder: make_maps(cam_localization(net, config), data, config, folder / "maps"),
+        )
         results[shards] = contents(folder / "maps"), contents(folder / "masks")
     assert len(results[1][0]) == len(results[1][1]) == len(data) and results[1] == results[2] == results[5]
 
@@ -241,18 +271,18 @@ def test_only_shard_0_begins_a_stage_trains_and_finishes(miniature, small_config
     zero = small_config.model_copy(update={"runs_root": str(tmp_path), "shard": 0, "shards": 5})
     second = zero.model_copy(update={"shard": 2})
     with pytest.raises(DataError, match="run shard 0 before shard 2"):
-        artifacts.begin_stage(second, "maps", (), {})
-    stage = artifacts.begin_stage(zero, "maps", (), {})
-    unlock_folder(stage.lock)  # as at the end of its process
-    assert not artifacts.begin_stage(second, "maps", (), {}).is_complete()
+        begin(second, "maps")
+    stage = begin(zero, "maps")
+    stage.release()  # as at the end of its process
+    assert not begin(second, "maps").is_complete()
     with pytest.raises(DataError, match="run shard 0 before shard 2"):
-        artifacts.begin_stage(second, "maps", (), {"other": "input"})
-    stage = artifacts.begin_stage(zero, "maps", (), {})
-    stage.finish([])
+        begin(second, "maps", inputs={"other": "input"})
+    stage = begin(zero, "maps")
+    finish(stage)
     assert not list(stage.folder.parent.glob(".*.lock"))
     data = load_dataset(miniature, "train")
     with pytest.raises(ValueError, match="only shard 0 trains, and this is shard 2 of 5"):
-        stages.train_classifier(stages.build_classifier(second, data.num_classes), data, second, tmp_path)
+        train_classifier(build_classifier(second, data.num_classes), data, second, tmp_path)
 
 
 @pytest.mark.parametrize("values", [{"shard": 3, "shards": 2}, {"shard": 0}, {"shard": 2}])

@@ -6,12 +6,31 @@ from pathlib import Path
 
 import pytest
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
 
-MADE = ("runs/toy/a", "runs/tour/a", "runs/samples/a", "data/toy/a", "data/samples/a", "build/site/a", ".snakemake/a",
-        "wsss_lib/deep/__pycache__/a.pyc", "tests/__pycache__/a.pyc", "x.egg-info/a")
-KEPT = ("runs/voc12/a", "data/voc12/__pycache__/a.pyc", "data/mine/a", "env/lib/__pycache__/a.pyc", ".venv/__pycache__/a.pyc",
-        "wsss_lib/deep/a.py", "photographs/__pycache__/a.pyc")
+pytestmark = pytest.mark.system
+
+MADE = (
+    "runs/toy/a",
+    "runs/demo/a",
+    "runs/samples/a",
+    "data/toy/a",
+    "data/samples/a",
+    "build/site/a",
+    ".snakemake/a",
+    "wsss_lib/deep/__pycache__/a.pyc",
+    "tests/__pycache__/a.pyc",
+    "x.egg-info/a",
+)
+KEPT = (
+    "runs/voc12/a",
+    "data/voc12/__pycache__/a.pyc",
+    "data/mine/a",
+    "env/lib/__pycache__/a.pyc",
+    ".venv/__pycache__/a.pyc",
+    "wsss_lib/deep/a.py",
+    "photographs/__pycache__/a.pyc",
+)
 
 
 def fill(folder: Path, names: tuple[str, ...]) -> None:

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_lib.metrics import (
-    Evaluation,
-    average_precision,
-    confusion_matrix,
-    mean_average_precision,
-    part_recall,
-    scores,
-)
-from wsss_lib.thresholds import ThresholdSweep
+from wsss_lib.ops.metrics import Evaluation, average_precision, confusion_matrix, mean_average_precision, part_recall, scores
+from wsss_lib.ops.thresholds import ThresholdSweep
 
 # truth row by row: 0 0 0 | 1 1 2, prediction: 0 0 1 | 1 2 2
 TRUTH = np.array([[0, 0, 0], [1, 1, 2]], np.uint8)
@@ -57,11 +50,14 @@ def test_a_foreign_prediction_matters_only_where_it_is_counted():
         confusion_matrix(np.array([1, 0]), np.array([-1, 0]), 21)
 
 
-@pytest.mark.parametrize(("truth", "prediction", "message"), [
-    (np.zeros((2, 3), int), np.zeros((3, 2), int), "differ in shape"),
-    (np.zeros(2), np.zeros(2, int), "truth has the type float64"),
-    (np.zeros(2, int), np.zeros(2, np.float32), "prediction has the type float32"),
-])
+@pytest.mark.parametrize(
+    ("truth", "prediction", "message"),
+    [
+        (np.zeros((2, 3), int), np.zeros((3, 2), int), "differ in shape"),
+        (np.zeros(2), np.zeros(2, int), "truth has the type float64"),
+        (np.zeros(2, int), np.zeros(2, np.float32), "prediction has the type float32"),
+    ],
+)
 def test_bad_label_maps_are_refused(truth, prediction, message):
     with pytest.raises(ValueError, match=message):
         confusion_matrix(truth, prediction, 3)
@@ -99,13 +95,15 @@ def test_a_class_that_is_only_predicted_separates_the_two_averaging_rules():
 
 def test_scores_of_nothing_are_nan_without_warning(recwarn):
     result = scores(np.zeros((3, 3), np.int64))
-    assert all(math.isnan(value) for value in (result.miou, result.pixel_accuracy, result.mean_accuracy,
-                                               result.frequency_weighted_iou))
+    assert all(
+        math.isnan(value) for value in (result.miou, result.pixel_accuracy, result.mean_accuracy, result.frequency_weighted_iou)
+    )
     assert np.isnan(result.iou).all() and not recwarn.list
 
 
-@pytest.mark.parametrize(("confusion", "average", "message"), [
-    (np.zeros((2, 3)), "union", "square"), (np.zeros((2, 2)), "all", "average='all'")])
+@pytest.mark.parametrize(
+    ("confusion", "average", "message"), [(np.zeros((2, 3)), "union", "square"), (np.zeros((2, 2)), "all", "average='all'")]
+)
 def test_bad_scores_input_is_refused(confusion, average, message):
     with pytest.raises(ValueError, match=message):
         scores(confusion, average)
@@ -149,8 +147,7 @@ def test_sweep_equals_one_pass_per_threshold(num_present, num_thresholds, ties, 
 def test_a_score_equal_to_the_threshold_is_background_in_float32():
     # 0.3 in float64 is smaller than float32(0.3): compared in float64 the pixel would count as foreground
     sweep = ThresholdSweep(2, [0.3])
-    sweep.add(np.array([[1, 1]]), np.array([[[0.3, np.nextafter(np.float32(0.3), np.float32(1))]]], np.float32),
-              np.array([0]))
+    sweep.add(np.array([[1, 1]]), np.array([[[0.3, np.nextafter(np.float32(0.3), np.float32(1))]]], np.float32), np.array([0]))
     assert sweep.confusions().tolist() == [[[0, 0], [1, 1]]]
 
 
@@ -169,17 +166,22 @@ def test_best_takes_the_lowest_of_equal_thresholds():
     assert threshold == pytest.approx(0.4) and miou == 1.0
 
 
-@pytest.mark.parametrize("thresholds", [[], [0.2, 0.2], [0.3, 0.2], [[0.1, 0.2]], [0.1, float("nan")],
-                                        [0.1, 0.1 + 1e-12]])
+@pytest.mark.parametrize("thresholds", [[], [0.2, 0.2], [0.3, 0.2], [[0.1, 0.2]], [0.1, float("nan")], [0.1, 0.1 + 1e-12]])
 def test_bad_thresholds_are_refused(thresholds):
     with pytest.raises(ValueError, match="strictly increasing"):
         ThresholdSweep(2, thresholds)
 
 
-@pytest.mark.parametrize(("maps", "classes", "message"), [
-    (np.zeros((1, 2, 2)), [0, 1], "do not fit"), (np.zeros((1, 2, 3)), [0], "do not fit"),
-    (np.zeros((1, 2, 2)), [2], r"0\.\.1"), (np.zeros((1, 2, 2)), [-1], r"0\.\.1"),
-    (np.full((1, 2, 2), np.nan), [0], "NaN")])
+@pytest.mark.parametrize(
+    ("maps", "classes", "message"),
+    [
+        (np.zeros((1, 2, 2)), [0, 1], "do not fit"),
+        (np.zeros((1, 2, 3)), [0], "do not fit"),
+        (np.zeros((1, 2, 2)), [2], r"0\.\.1"),
+        (np.zeros((1, 2, 2)), [-1], r"0\.\.1"),
+        (np.full((1, 2, 2), np.nan), [0], "NaN"),
+    ],
+)
 def test_bad_maps_are_refused_and_leave_the_sweep_unchanged(maps, classes, message):
     sweep = ThresholdSweep(3, [0.5])
     with pytest.raises(ValueError, match=message):
@@ -214,15 +216,21 @@ def test_average_precision_ignores_order_of_images_and_scale_of_scores(seed):
     np.testing.assert_allclose(average_precision(np.exp(3 * confidence) - 7, labels), result)
 
 
-@pytest.mark.parametrize(("confidence", "labels", "message"), [
-    (np.zeros((2, 3)), np.zeros((3, 2)), "images, classes"), (np.zeros((2, 1)), np.array([[0], [2]]), "0 or 1"),
-    (np.full((2, 1), np.nan), np.zeros((2, 1)), "NaN")])
+@pytest.mark.parametrize(
+    ("confidence", "labels", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros((3, 2)), "images, classes"),
+        (np.zeros((2, 1)), np.array([[0], [2]]), "0 or 1"),
+        (np.full((2, 1), np.nan), np.zeros((2, 1)), "NaN"),
+    ],
+)
 def test_bad_classifier_scores_are_refused(confidence, labels, message):
     with pytest.raises(ValueError, match=message):
         average_precision(confidence, labels)
 
 
 # ---- recall by part
+
 
 def test_part_recall_by_hand():
     class_mask = np.array([[3, 3, 3, 0], [3, 3, 255, 0], [5, 5, 5, 0]])

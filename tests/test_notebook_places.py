@@ -12,9 +12,10 @@ import pytest
 from tests import small_chain
 from tests.checkout import environment, git, second_checkout
 from tests.test_faults import without_the_powers_of_root
-from wsss_lib import stages, training
+from wsss_lib.core import training
+from wsss_lib.data.dataset import open_data
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,27 @@ def checkout(tmp_path) -> Path:
 def run_notebook(root: Path, name: str, data: Path, elsewhere: Path, *options: str, **how) -> None:
     """Run a notebook from a folder outside the checkout."""
     elsewhere.mkdir()
-    command = [sys.executable, "-m", "papermill", str(root / "notebooks" / f"{name}.ipynb"), "out.ipynb", "-k", "python3",
-               "--no-progress-bar", "--log-level", "ERROR", "--cwd", str(elsewhere), "-r", "dataset", "micro",
-               "-r", "data_root", str(data), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(root / "notebooks" / f"{name}.ipynb"),
+        "out.ipynb",
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "--log-level",
+        "ERROR",
+        "--cwd",
+        str(elsewhere),
+        "-r",
+        "dataset",
+        "micro",
+        "-r",
+        "data_root",
+        str(data),
+        *options,
+    ]
     done = subprocess.run(command, cwd=elsewhere, env=environment(root), text=True, capture_output=True, **how)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -49,11 +68,22 @@ def test_a_notebook_leaves_the_repository_unchanged(checkout, data, tmp_path):
 def test_a_notebook_runs_out_of_a_checkout_that_is_read_only(checkout, data, tmp_path):
     config = small_chain.config_of(data, tmp_path / "runs", "cam")
     training.seed_everything(config)
-    small_chain.cam_maps(config, stages.open_data(config, "train"))
+    small_chain.cam_maps(config, open_data(config, "train"))
     subprocess.run(["chmod", "--recursive", "a-w", str(checkout)], check=True)
     try:
-        run_notebook(checkout, "70_seeds", data, tmp_path / "elsewhere", "-r", "runs_root", str(tmp_path / "runs"),
-                     "-p", "num_workers", "0", preexec_fn=without_the_powers_of_root)
+        run_notebook(
+            checkout,
+            "70_seeds",
+            data,
+            tmp_path / "elsewhere",
+            "-r",
+            "runs_root",
+            str(tmp_path / "runs"),
+            "-p",
+            "num_workers",
+            "0",
+            preexec_fn=without_the_powers_of_root,
+        )
     finally:
         subprocess.run(["chmod", "--recursive", "u+w", str(checkout)], check=True)
     assert git(checkout, "status", "--porcelain") == "" and not list(checkout.rglob("__pycache__"))

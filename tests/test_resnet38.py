@@ -11,21 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.resnet38_mxnet import convert, main, read_mxnet, torch_key
-from wsss_lib.data.dataset import DataError
-from wsss_lib.formats import read_tensors
+from wsss_lib.core.files import read_tensors
+from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import ClassActivationNet
 from wsss_lib.methods.sccam import SubcategoryNet
-from wsss_lib.nets.affinitynet import AffinityNet
 from wsss_lib.nets.backbone import build_backbone, normalization_of
-from wsss_lib.nets.irn import IRN
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 from wsss_lib.nets.weights import load_weights
+from wsss_lib.refine.affinitynet import AffinityNet
+from wsss_lib.refine.irn import IRN
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 # ---- the networks
+
 
 @pytest.mark.parametrize("backbone", [ResNet38(width=2), VGG16LargeFOV(width=2)], ids=["resnet38", "vgg16_largefov"])
 @pytest.mark.parametrize("size", [(16, 24), (17, 31), (33, 8)])
@@ -53,13 +54,23 @@ def official(part: str, key: str, heads: dict[str, str]) -> str:
 def networks() -> list:
     with torch.device("meta"):
         classifier = ClassActivationNet(ResNet38(), 20, frozen_stages=1)
-        return [("sccam_resnet38_round0", classifier, {"classifier": "fc8"}, None),
-                ("sccam_resnet38_round1_k10", SubcategoryNet(ResNet38(), 20, 10),
-                 {"classifier": "fc8_20", "subclassifier": "fc8_200"}, lambda net: net.parameter_groups(1, 10, 1)),
-                ("psa_resnet38_aff", frozen(AffinityNet, ResNet38()), {}, lambda net: net.parameter_groups(1, 1)),
-                ("psa_vgg16_cls", ClassActivationNet(VGG16LargeFOV(), 20, frozen_stages=1), {"classifier": "fc8"}, None),
-                ("psa_vgg16_aff", frozen(AffinityNet, VGG16LargeFOV(), group_norm=True), {},
-                 lambda net: net.parameter_groups(1, 1))]
+        return [
+            ("sccam_resnet38_round0", classifier, {"classifier": "fc8"}, None),
+            (
+                "sccam_resnet38_round1_k10",
+                SubcategoryNet(ResNet38(), 20, 10),
+                {"classifier": "fc8_20", "subclassifier": "fc8_200"},
+                lambda net: net.parameter_groups(1, 10, 1),
+            ),
+            ("psa_resnet38_aff", frozen(AffinityNet, ResNet38()), {}, lambda net: net.parameter_groups(1, 1)),
+            ("psa_vgg16_cls", ClassActivationNet(VGG16LargeFOV(), 20, frozen_stages=1), {"classifier": "fc8"}, None),
+            (
+                "psa_vgg16_aff",
+                frozen(AffinityNet, VGG16LargeFOV(), group_norm=True),
+                {},
+                lambda net: net.parameter_groups(1, 1),
+            ),
+        ]
 
 
 def frozen(kind, backbone, **options):
@@ -84,8 +95,11 @@ def test_names_shapes_and_frozen_parts_are_the_official_ones(name, net, heads, g
             assert rates.get(id(parameter)) == (entry["lr_mult"] if entry["trainable"] else None), key
     if groups_of:
         decays = {id(parameter): group["weight_decay"] for group in groups_of(net) for parameter in group["params"]}
-        assert all((decays[id(parameter)] == 0) == key.endswith("bias") for key, parameter in net.named_parameters()
-                   if parameter.requires_grad)
+        assert all(
+            (decays[id(parameter)] == 0) == key.endswith("bias")
+            for key, parameter in net.named_parameters()
+            if parameter.requires_grad
+        )
     assert not any(module.training for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d))
 
 
@@ -116,6 +130,7 @@ def test_vgg_maps_are_roots():
 
 
 # ---- the MXNet file
+
 
 def mxnet_file(path: Path, arrays: dict[str, np.ndarray], form: str = "V2") -> Path:
     """Write arrays as MXNet does."""
@@ -167,12 +182,15 @@ def test_a_file_becomes_weights(tmp_path, form, capsys):
         np.testing.assert_array_equal(net.state_dict()[key].numpy(), arrays[name])
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda arrays: arrays.pop("arg:conv1a_weight"), "another network than ResNet-38"),
-    (lambda arrays: arrays.pop("aux:bn7_moving_var"), "1 arrays are missing (first: bn7.running_var)"),
-    (lambda arrays: arrays.update({"arg:res9a_branch2a_weight": np.zeros(2)}), "b9.conv_branch2a.weight"),
-    (lambda arrays: arrays.update({"arg:bn7_beta": np.zeros(3)}), "bn7.bias has shape (3,) instead of (128,)"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda arrays: arrays.pop("arg:conv1a_weight"), "another network than ResNet-38"),
+        (lambda arrays: arrays.pop("aux:bn7_moving_var"), "1 arrays are missing (first: bn7.running_var)"),
+        (lambda arrays: arrays.update({"arg:res9a_branch2a_weight": np.zeros(2)}), "b9.conv_branch2a.weight"),
+        (lambda arrays: arrays.update({"arg:bn7_beta": np.zeros(3)}), "bn7.bias has shape (3,) instead of (128,)"),
+    ],
+)
 def test_arrays_of_another_network_are_refused(change, words):
     arrays = small_arrays()
     change(arrays)
@@ -188,8 +206,11 @@ def test_a_broken_file_gives_one_sentence_and_no_output(tmp_path, capsys):
         broken.write_bytes(whole[:length])
         with pytest.raises(DataError, match="not a file of MXNet parameters .*; fetch it again"):
             read_mxnet(broken)
-    for content, words in ((b"\0" * 64, "begins with 0x0"), (whole.replace(b"arg:a", b"arg:\xff"), "a name is no text"),
-                           (whole.replace(b"\xc9\xfa\x93\xf9\0", b"\xc9\xfa\x93\xf9\1"), "sparse")):
+    for content, words in (
+        (b"\0" * 64, "begins with 0x0"),
+        (whole.replace(b"arg:a", b"arg:\xff"), "a name is no text"),
+        (whole.replace(b"\xc9\xfa\x93\xf9\0", b"\xc9\xfa\x93\xf9\1"), "sparse"),
+    ):
         broken.write_bytes(content)
         with pytest.raises(DataError, match=words):
             read_mxnet(broken)

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from data_prep import labels, maps
 from data_prep.restricted import read_checkpoint, read_npy
-from wsss_lib import stages
-from wsss_lib.artifacts import open_stage
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import VOC_CLASSES, DataError, load_dataset, read_labels
-from wsss_lib.formats import read_maps
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.scoring import full_size_maps
+from wsss_lib.core.stage import open_stage
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_labels
+from wsss_lib.errors import DataError
+from wsss_lib.methods import maps_of
 
 
 def npy(pickled: bytes) -> bytes:
@@ -37,10 +39,17 @@ def saved(content, protocol: int) -> bytes:
 
 # ---- the reader
 
+
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_what_a_file_holds_arrives(tmp_path, protocol):
-    content = {np.int32(2007000032): np.float32([0, 1, 0]), "2007_000033": np.arange(6.0).reshape(2, 3).T,
-               "list": [True, 2, "x"], "big end first": np.arange(3, dtype=">i4"), "half": np.float16(1.5), "none": None}
+    content = {
+        np.int32(2007000032): np.float32([0, 1, 0]),
+        "2007_000033": np.arange(6.0).reshape(2, 3).T,
+        "list": [True, 2, "x"],
+        "big end first": np.arange(3, dtype=">i4"),
+        "half": np.float16(1.5),
+        "none": None,
+    }
     content |= {"empty": np.zeros((0, 4), np.uint8)} if protocol > 2 else {}  # protocol 2 calls bytes() for no bytes
     (tmp_path / "a.npy").write_bytes(saved(content, protocol))
     result = read_npy(tmp_path / "a.npy")
@@ -60,12 +69,14 @@ def test_the_names_of_older_numpy_are_known(tmp_path):
 def test_files_of_python_2_are_read(tmp_path):
     """There a byte string is a text, and arrays keep their bytes in one."""
     old = saved({"a": np.arange(4, dtype=np.float32)}, 2)
-    names = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(old[old.index(b"\x80\x02"):])]
+    names = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(old[old.index(b"\x80\x02") :])]
     assert ("GLOBAL", "_codecs encode") in names  # Python 3 writes bytes so; Python 2 wrote them as they are
     raw = np.arange(4, dtype=np.float32).tobytes()
-    body = (b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x04\x85"
-            b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-            b"U" + bytes([len(raw)]) + raw + b"tbs.")
+    body = (
+        b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x04\x85"
+        b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"U" + bytes([len(raw)]) + raw + b"tbs."
+    )
     (tmp_path / "a.npy").write_bytes(npy(body))
     assert read_npy(tmp_path / "a.npy")["a"].tolist() == [0, 1, 2, 3]
 
@@ -75,8 +86,16 @@ def test_plain_arrays_need_no_pickle(tmp_path):
     assert read_npy(tmp_path / "a.npy").tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("value", [torch.tensor([3, 5]), torch.rand(2, 4, 6)[:, ::2].transpose(1, 2), torch.zeros(0, 3),
-                                   torch.tensor(2.5, dtype=torch.float64), torch.nn.Parameter(torch.ones(2)).detach()])
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor([3, 5]),
+        torch.rand(2, 4, 6)[:, ::2].transpose(1, 2),
+        torch.zeros(0, 3),
+        torch.tensor(2.5, dtype=torch.float64),
+        torch.nn.Parameter(torch.ones(2)).detach(),
+    ],
+)
 def test_tensors_arrive_as_arrays_where_they_are_wanted(tmp_path, value):
     np.save(tmp_path / "a.npy", {"cam": value})
     np.testing.assert_array_equal(read_npy(tmp_path / "a.npy", tensors=True)["cam"], value.numpy())
@@ -130,10 +149,10 @@ def test_a_hostile_file_runs_nothing(tmp_path, kind, protocol):
 def test_the_hostile_file_is_as_dangerous_as_it_looks(tmp_path):
     """Read as a list of opcodes, which runs nothing: it calls posix.system with the command."""
     content = saved(HOSTILE["a command"](tmp_path / "mark"), 4)
-    operations = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(content[content.index(b"\x80\x04"):])]
+    operations = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(content[content.index(b"\x80\x04") :])]
     words = [argument for _, argument in operations if isinstance(argument, str)]
     place = words.index("posix")
-    assert words[place:place + 3] == ["posix", "system", f"touch '{tmp_path / 'mark'}'"]
+    assert words[place : place + 3] == ["posix", "system", f"touch '{tmp_path / 'mark'}'"]
     assert {"STACK_GLOBAL", "REDUCE"} <= {name for name, _ in operations}
 
 
@@ -151,10 +170,18 @@ def test_a_hostile_storage_inside_a_tensor_runs_nothing(tmp_path):
 def test_sizes_that_the_bytes_do_not_give_are_refused(tmp_path):
     storage = io.BytesIO()
     torch.save(torch.TypedStorage(4, dtype=torch.float32, _internal=True), storage, _use_new_zipfile_serialization=False)
-    huge = Calls(torch._utils._rebuild_tensor_v2, Calls(torch.storage._load_from_bytes, storage.getvalue()), 0, (10**6, 10**6),
-                 (0, 0), False, {})
-    outside = Calls(torch._utils._rebuild_tensor_v2, Calls(torch.storage._load_from_bytes, storage.getvalue()), 3, (2,), (1,),
-                    False, {})
+    huge = Calls(
+        torch._utils._rebuild_tensor_v2,
+        Calls(torch.storage._load_from_bytes, storage.getvalue()),
+        0,
+        (10**6, 10**6),
+        (0, 0),
+        False,
+        {},
+    )
+    outside = Calls(
+        torch._utils._rebuild_tensor_v2, Calls(torch.storage._load_from_bytes, storage.getvalue()), 3, (2,), (1,), False, {}
+    )
     array = saved({"a": np.zeros(3, np.float32)}, 2).replace(b"K\x03\x85", b"K\x09\x85")  # shape (9,) over the bytes of three
     for content in (saved({"cam": huge}, 4), saved({"cam": outside}, 4), array):
         (tmp_path / "a.npy").write_bytes(content)
@@ -167,7 +194,7 @@ def test_damaged_bytes_give_a_sentence_or_numbers(tmp_path_factory, cut, positio
     whole = bytearray(saved({2007000032: np.eye(3, 20, dtype=np.float32)[0], "x": [1, 2]}, 4))
     whole[position % len(whole)] = value
     path = tmp_path_factory.getbasetemp() / "damaged.npy"
-    path.write_bytes(bytes(whole[:len(whole) - cut % len(whole)]))
+    path.write_bytes(bytes(whole[: len(whole) - cut % len(whole)]))
     try:
         read_npy(path)
     except DataError as error:
@@ -194,14 +221,19 @@ def test_a_compressed_archive_of_weights_is_refused(tmp_path):
 
 # ---- labels
 
+
 def official_labels(style: str) -> dict:
     """Return a table as the authors distribute it: three images of VOC or COCO."""
     rows = {"2007_000032": [0, 14], "2007_000033": [0], "2011_003276": [6, 14, 19]}
     if style == "coco":
-        return {int(number): np.isin(np.arange(80), row).astype(np.float32)
-                for number, row in zip((57870, 9, 581929), rows.values(), strict=True)}
-    return {np.int32(name.replace("_", "")) if style == "irn" else name: np.isin(np.arange(20), row).astype(np.float32)
-            for name, row in rows.items()}
+        return {
+            int(number): np.isin(np.arange(80), row).astype(np.float32)
+            for number, row in zip((57870, 9, 581929), rows.values(), strict=True)
+        }
+    return {
+        np.int32(name.replace("_", "")) if style == "irn" else name: np.isin(np.arange(20), row).astype(np.float32)
+        for name, row in rows.items()
+    }
 
 
 @pytest.mark.parametrize("style", ["irn", "psa"])
@@ -223,26 +255,36 @@ def test_labels_of_coco_need_its_class_names(tmp_path, capsys):
     assert not (tmp_path / "labels.csv").exists()
     names = ",".join(f'"class {number}"' for number in range(80))
     (tmp_path / "dataset.json").write_text(f'{{"name": "coco", "classes": [{names}], "ignore_index": 255}}')
-    labels.main(["import", str(tmp_path / "cls_labels_coco.npy"), str(tmp_path / "labels.csv"), "--classes-from",
-                 str(tmp_path / "dataset.json")])
+    labels.main(
+        [
+            "import",
+            str(tmp_path / "cls_labels_coco.npy"),
+            str(tmp_path / "labels.csv"),
+            "--classes-from",
+            str(tmp_path / "dataset.json"),
+        ]
+    )
     rows = list(csv.reader((tmp_path / "labels.csv").open()))
     assert [row[0] for row in rows[1:]] == ["000000000009", "000000057870", "000000581929"]
 
 
-@pytest.mark.parametrize("table, words", [
-    ({2007000032: np.float32([0.5] * 20)}, "image 2007_000032 has 20 values where 20 zeros and ones"),
-    ({2007000032: np.float32([np.nan] * 20)}, "zeros and ones"),
-    ({2007000032: [1.0] * 20}, "has a list"),
-    ({2007000032: np.zeros(20), "2007_000032": np.zeros(20)}, "is there twice"),
-    ({"../x": np.zeros(20)}, "'../x' is not an image id"),
-    ({"a b": np.zeros(20)}, "'a b' is not an image id"),
-    ({-3: np.zeros(20)}, "-3 is not an image id"),
-    ({10**13: np.zeros(20)}, "is not an image id"),
-    ({1.5: np.zeros(20)}, "1.5 is not an image id"),
-    ({}, "holds no table of labels"),
-    ([1, 2], "holds no table of labels"),
-    ({"a": Calls(os.system, "true")}, "asks for posix.system"),
-])
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ({2007000032: np.float32([0.5] * 20)}, "image 2007_000032 has 20 values where 20 zeros and ones"),
+        ({2007000032: np.float32([np.nan] * 20)}, "zeros and ones"),
+        ({2007000032: [1.0] * 20}, "has a list"),
+        ({2007000032: np.zeros(20), "2007_000032": np.zeros(20)}, "is there twice"),
+        ({"../x": np.zeros(20)}, "'../x' is not an image id"),
+        ({"a b": np.zeros(20)}, "'a b' is not an image id"),
+        ({-3: np.zeros(20)}, "-3 is not an image id"),
+        ({10**13: np.zeros(20)}, "is not an image id"),
+        ({1.5: np.zeros(20)}, "1.5 is not an image id"),
+        ({}, "holds no table of labels"),
+        ([1, 2], "holds no table of labels"),
+        ({"a": Calls(os.system, "true")}, "asks for posix.system"),
+    ],
+)
 def test_other_tables_are_refused_with_one_sentence(tmp_path, capsys, table, words):
     np.save(tmp_path / "x.npy", np.array(table, dtype=object) if isinstance(table, dict) else table)
     with pytest.raises(SystemExit):
@@ -252,6 +294,7 @@ def test_other_tables_are_refused_with_one_sentence(tmp_path, capsys, table, wor
 
 
 # ---- maps
+
 
 @pytest.fixture
 def preset(miniature, tmp_path) -> Path:
@@ -273,7 +316,7 @@ def official_map(style: str, label: np.ndarray, size: tuple[int, int], seed: int
         if style in ("rib", "amn"):
             content["keys"] = torch.from_numpy(classes)
         return content, strided
-    blocks = np.repeat(np.repeat(strided, 4, 1), 4, 2)[:, :size[0], :size[1]]  # constant in each block of 4 x 4 pixels
+    blocks = np.repeat(np.repeat(strided, 4, 1), 4, 2)[:, : size[0], : size[1]]  # constant in each block of 4 x 4 pixels
     if style in ("psa", "sccam"):
         return {int(number): value for number, value in zip(classes, blocks, strict=True)}, strided
     square = np.zeros((len(label), 320, 320), np.uint8)
@@ -292,12 +335,12 @@ def test_maps_of_every_method_become_a_finished_stage(miniature, preset, tmp_pat
     maps.main(["import", str(tmp_path / "cam"), "--format", style, "--preset", str(preset), "--method", "official"])
     assert "maps of 8 images; mIoU" in capsys.readouterr().out
     config = Config(dataset="miniature", runs_root=str(tmp_path / "runs"), method="official", data_root=str(miniature))
-    stage = open_stage(config, "maps", "of method 'official'")
+    stage = open_stage(maps_of("official"), config)
     for image_id, scores in expected.items():
         classes, ours, size = read_maps(stage.folder / f"{image_id}.npz")
         assert classes.tolist() == np.flatnonzero(data.label(image_id)).tolist() and size == data.image(image_id).size[::-1]
         np.testing.assert_allclose(ours, scores, atol=1e-3)
-    assert stages.full_size_maps(stage.folder, data.ids[0])[1].shape[1:] == data.image(data.ids[0]).size[::-1]
+    assert full_size_maps(stage.folder, data.ids[0])[1].shape[1:] == data.image(data.ids[0]).size[::-1]
     first = (stage.folder / "run.json").read_text()
     maps.main(["import", str(tmp_path / "cam"), "--format", style, "--preset", str(preset), "--method", "official"])
     assert (stage.folder / "run.json").read_text() == first  # a finished stage is left alone
@@ -306,28 +349,31 @@ def test_maps_of_every_method_become_a_finished_stage(miniature, preset, tmp_pat
 SIZE = (40, 56)
 
 
-@pytest.mark.parametrize("style, content, words", [
-    ("irn", {"cam": np.zeros((1, 10, 14), np.float32)}, "no entry 'keys'"),
-    ("irn", {"keys": np.array([1])}, "no entry 'cam'"),
-    ("irn", {"keys": np.array([1]), "cam": np.zeros((1, 10, 13), np.float32)}, "do not belong to a photograph of 40x56"),
-    ("irn", {"keys": np.array([1]), "cam": np.zeros((2, 10, 14), np.float32)}, "1 classes and maps (2, 10, 14)"),
-    ("amn", {"keys": np.array([1]), "cam": np.zeros((1, 10, 14), np.float32)}, "1 classes and maps (0, 10, 14)"),
-    ("irn", {"keys": np.array([3]), "cam": np.zeros((1, 10, 14), np.float32)}, "[3] are not different numbers below 3"),
-    ("irn", {"keys": np.array([1, 1]), "cam": np.zeros((2, 10, 14), np.float32)}, "not different numbers"),
-    ("irn", {"keys": [[1], [1, 2]], "cam": np.zeros((1, 10, 14), np.float32)}, "no list of whole numbers"),
-    ("irn", {"keys": np.array([0.5]), "cam": np.zeros((1, 10, 14), np.float32)}, "no list of whole numbers"),
-    ("irn", {"keys": np.array([1]), "cam": np.full((1, 10, 14), np.nan, np.float32)}, "do not lie between 0 and 1"),
-    ("irn", {"keys": np.array([1]), "cam": np.full((1, 10, 14), 9, np.float32)}, "do not lie between 0 and 1"),
-    ("irn", np.zeros((3, 320, 320), np.uint8), "no entry 'keys'"),
-    ("psa", {1: np.float32([[0, 255]]).repeat(28, 1).repeat(40, 0)}, "holds only 0 and 255"),
-    ("psa", {1: np.zeros((40, 50), np.float32)}, "a map of 40x50 does not belong to a photograph of 40x56"),
-    ("psa", {"cat": np.zeros(SIZE, np.float32)}, "no list of whole numbers"),
-    ("psa", np.zeros((3, 320, 320), np.uint8), "holds no dict"),
-    ("drs", {1: np.zeros(SIZE, np.float32)}, "holds no bytes"),
-    ("drs", np.zeros((3, 320, 320), np.float32), "holds no bytes"),
-    ("drs", np.ones((20, 320, 320), np.uint8), "not different numbers below 3"),
-    ("irn", {"keys": Calls(os.system, "true")}, "asks for posix.system"),
-])
+@pytest.mark.parametrize(
+    "style, content, words",
+    [
+        ("irn", {"cam": np.zeros((1, 10, 14), np.float32)}, "no entry 'keys'"),
+        ("irn", {"keys": np.array([1])}, "no entry 'cam'"),
+        ("irn", {"keys": np.array([1]), "cam": np.zeros((1, 10, 13), np.float32)}, "do not belong to a photograph of 40x56"),
+        ("irn", {"keys": np.array([1]), "cam": np.zeros((2, 10, 14), np.float32)}, "1 classes and maps (2, 10, 14)"),
+        ("amn", {"keys": np.array([1]), "cam": np.zeros((1, 10, 14), np.float32)}, "1 classes and maps (0, 10, 14)"),
+        ("irn", {"keys": np.array([3]), "cam": np.zeros((1, 10, 14), np.float32)}, "[3] are not different numbers below 3"),
+        ("irn", {"keys": np.array([1, 1]), "cam": np.zeros((2, 10, 14), np.float32)}, "not different numbers"),
+        ("irn", {"keys": [[1], [1, 2]], "cam": np.zeros((1, 10, 14), np.float32)}, "no list of whole numbers"),
+        ("irn", {"keys": np.array([0.5]), "cam": np.zeros((1, 10, 14), np.float32)}, "no list of whole numbers"),
+        ("irn", {"keys": np.array([1]), "cam": np.full((1, 10, 14), np.nan, np.float32)}, "do not lie between 0 and 1"),
+        ("irn", {"keys": np.array([1]), "cam": np.full((1, 10, 14), 9, np.float32)}, "do not lie between 0 and 1"),
+        ("irn", np.zeros((3, 320, 320), np.uint8), "no entry 'keys'"),
+        ("psa", {1: np.float32([[0, 255]]).repeat(28, 1).repeat(40, 0)}, "holds only 0 and 255"),
+        ("psa", {1: np.zeros((40, 50), np.float32)}, "a map of 40x50 does not belong to a photograph of 40x56"),
+        ("psa", {"cat": np.zeros(SIZE, np.float32)}, "no list of whole numbers"),
+        ("psa", np.zeros((3, 320, 320), np.uint8), "holds no dict"),
+        ("drs", {1: np.zeros(SIZE, np.float32)}, "holds no bytes"),
+        ("drs", np.zeros((3, 320, 320), np.float32), "holds no bytes"),
+        ("drs", np.ones((20, 320, 320), np.uint8), "not different numbers below 3"),
+        ("irn", {"keys": Calls(os.system, "true")}, "asks for posix.system"),
+    ],
+)
 def test_other_maps_are_refused_and_no_stage_is_finished(miniature, preset, tmp_path, capsys, style, content, words):
     data = load_dataset(miniature, "train")
     (tmp_path / "cam").mkdir()

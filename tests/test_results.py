@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from tests import made
 from tests.conftest import SIZES, CountedWork, copy_mask
-from wsss_lib import artifacts, report, results, viz
+from wsss_lib import report, results, viz
 from wsss_lib.config import Config
+from wsss_lib.core.parallel import batches_of_like_size, for_each_image
 from wsss_lib.data.dataset import load_dataset
-from wsss_lib.inference import batches_of_like_size, for_each_image
 
 matplotlib.use("Agg")
 
 
 # ---- per image
 
+
+@pytest.mark.system
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_missing_image_is_made_once(miniature, tmp_path, num_workers):
     data = load_dataset(miniature, "train")
@@ -35,6 +38,7 @@ def test_every_missing_image_is_made_once(miniature, tmp_path, num_workers):
     assert for_each_image(data.ids, output, work, "copies", Config(), num_workers) == 0
 
 
+@pytest.mark.system
 def test_a_worker_gets_the_work_once_and_not_with_every_image(tmp_path):
     """The work holds the data set, with the labels of 82,783 images for COCO."""
     ids = [f"m_{number:02d}" for number in range(40)]
@@ -65,9 +69,10 @@ def test_batches_hold_images_of_one_size(miniature):
 
 # ---- tables
 
+
 def finished(tmp_path, method: str, seed: int, stage: str, rows: list[dict]) -> None:
     config = Config(runs_root=str(tmp_path), method=method, seed=seed)
-    artifacts.begin_stage(config, stage, (), {}).finish(rows)
+    made.finish(made.begin(config, stage, ("seed",)), rows)
 
 
 def row(what: str, miou: float, **values) -> dict:
@@ -97,8 +102,12 @@ def test_rows_of_several_seeds_are_joined(tmp_path):
 
 
 def test_splits_and_crf_are_never_mixed(tmp_path):
-    rows = [row("a", 1.0, method="cam"), row("a", 2.0, method="cam", crf=True), row("a", 3.0, method="cam", split="train"),
-            row("a", 4.0, method="cam", images=8)]
+    rows = [
+        row("a", 1.0, method="cam"),
+        row("a", 2.0, method="cam", crf=True),
+        row("a", 3.0, method="cam", split="train"),
+        row("a", 4.0, method="cam", images=8),
+    ]
     assert [entry["runs"] for entry in results.summarize(rows)] == [1, 1, 1, 1]
 
 
@@ -127,6 +136,7 @@ def test_commands_say_what_is_missing(tmp_path):
 
 # ---- report
 
+
 def notebook_with(picture: str, caption: str):
     outputs = [new_output("display_data", {"image/png": picture}), new_output("display_data", {"text/markdown": caption})]
     return new_notebook(cells=[new_code_cell("", outputs=outputs)])
@@ -141,6 +151,7 @@ def test_pictures_keep_their_texts_and_bring_no_foreign_markup():
 
 
 # ---- figures
+
 
 def test_a_figure_needs_a_text(capsys):
     import matplotlib.pyplot as plt

@@ -8,15 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsss_lib import stages
 from wsss_lib.config import Config
-from wsss_lib.formats import read_maps
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import rib
+from wsss_lib.methods.cam import build_classifier, cam_localization
 
 RAW = torch.tensor([[[[4.0, 1.0, -1.0, 2.0]], [[-1.0, -2.0, -3.0, -2.0]]]])  # two classes on a grid of 1 x 4
 
 
 # ---- pooling and loss by hand
+
 
 def test_pooling_keeps_what_is_not_yet_telling():
     present = torch.ones(1, 2)
@@ -68,16 +71,25 @@ def test_a_disjoint_image_shares_no_class(rows, target):
 
 # ---- one image
 
+
 @pytest.fixture
 def rib_config(small_config) -> Config:
-    return small_config.model_copy(update={"rib_iterations": 4, "rib_companions": 2, "rib_learning_rate": 1e-3,
-                                           "rib_head_learning_rate": 1e-2, "cam_scales": (1.0, 0.5), "rib_explode_ratio": 2.0})
+    return small_config.model_copy(
+        update={
+            "rib_iterations": 4,
+            "rib_companions": 2,
+            "rib_learning_rate": 1e-3,
+            "rib_head_learning_rate": 1e-2,
+            "cam_scales": (1.0, 0.5),
+            "rib_explode_ratio": 2.0,
+        }
+    )
 
 
 @pytest.fixture
 def classifier(rib_config):
     torch.manual_seed(0)
-    return stages.build_classifier(rib_config, 3).eval()
+    return build_classifier(rib_config, 3).eval()
 
 
 def maps_of(net, data, config, ids) -> dict[str, np.ndarray]:
@@ -97,11 +109,11 @@ def steps_of(net, data, config, image_id) -> list[rib.Step]:
 
 
 def test_the_network_is_bit_for_bit_as_before(classifier, rib_config):
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     maps = maps_of(classifier, data, rib_config, data.ids[:2])
     assert all(torch.equal(value, before[key]) for key, value in classifier.state_dict().items())
-    plain = stages.cam_localization(classifier, rib_config)
+    plain = cam_localization(classifier, rib_config)
     for name, scores in maps.items():
         unchanged = plain([name], [data.image(name)], data.label(name)[None])[0][1]
         assert scores.shape == unchanged.shape and np.abs(scores - unchanged).max() > 1e-4  # the updates did something
@@ -116,7 +128,7 @@ def test_weights_come_back_after_an_error(classifier):
 
 
 def test_maps_depend_on_the_image_alone(classifier, rib_config):
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     forwards = maps_of(classifier, data, rib_config, data.ids[:4])
     backwards = maps_of(classifier, data, rib_config, data.ids[3::-1])
     for name in data.ids[:4]:
@@ -127,14 +139,14 @@ def test_maps_depend_on_the_image_alone(classifier, rib_config):
 
 def test_one_iteration_is_the_plain_map(classifier, rib_config):
     config = rib_config.model_copy(update={"rib_iterations": 1})
-    data = stages.open_data(config, "train")
-    plain = stages.cam_localization(classifier, config)
+    data = open_data(config, "train")
+    plain = cam_localization(classifier, config)
     for name, scores in maps_of(classifier, data, config, data.ids[:3]).items():
         np.testing.assert_allclose(scores, plain([name], [data.image(name)], data.label(name)[None])[0][1], atol=1e-5)
 
 
 def test_the_pushed_logits_grow(classifier, rib_config):
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     steps = steps_of(classifier, data, rib_config, data.ids[0])
     assert len(steps) == 4 and steps[-1].logits is None  # nothing is updated after the last map
     targets = [step.target_logit for step in steps[:-1]]
@@ -144,7 +156,7 @@ def test_the_pushed_logits_grow(classifier, rib_config):
 
 
 def test_an_explosion_adds_the_first_scale_only(classifier, rib_config):
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     steps = steps_of(classifier, data, rib_config.model_copy(update={"rib_explode_ratio": 0.0}), data.ids[0])
     assert [len(step.maps) for step in steps] == [2, 1] and steps[-1].stop
     total = rib.add_up(steps)
@@ -153,22 +165,26 @@ def test_an_explosion_adds_the_first_scale_only(classifier, rib_config):
 
 
 def test_a_large_logit_stops_after_its_update(classifier, rib_config):
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     steps = steps_of(classifier, data, rib_config.model_copy(update={"rib_stop_threshold": 0.0}), data.ids[0])
     assert len(steps) == 1 and steps[0].stop and steps[0].logits is not None
 
 
 def test_the_papers_variant_adds_one_map_more(classifier, rib_config):
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     assert len(steps_of(classifier, data, rib_config.model_copy(update={"rib_variant": "paper"}), data.ids[0])) == 5
 
 
 # ---- what goes wrong with an image
 
-@pytest.mark.parametrize("change, words", [
-    ({"rib_learning_rate": 1e30, "rib_head_learning_rate": 1e30, "rib_stop_threshold": 1e30}, "not finite"),
-    ({"classes everywhere": True}, "no companion"),
-])
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"rib_learning_rate": 1e30, "rib_head_learning_rate": 1e30, "rib_stop_threshold": 1e30}, "not finite"),
+        ({"classes everywhere": True}, "no companion"),
+    ],
+)
 def test_an_image_that_fails_gets_its_plain_map_with_a_warning(classifier, rib_config, change, words, voc_folder):
     if change.pop("classes everywhere", False):
         table = (voc_folder / "labels.csv").read_text().splitlines()
@@ -176,43 +192,51 @@ def test_an_image_that_fails_gets_its_plain_map_with_a_warning(classifier, rib_c
         (voc_folder / "labels.csv").write_text("\n".join(rows) + "\n")
         rib_config = rib_config.model_copy(update={"data_root": str(voc_folder)})
     config = rib_config.model_copy(update=change)
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     name = data.ids[0]
     with pytest.warns(UserWarning, match=f"{name} gets its plain CAM: .*{words}"):
         scores = maps_of(classifier, data, config, [name])[name]
-    plain = stages.cam_localization(classifier, config)([name], [data.image(name)], data.label(name)[None])[0][1]
+    plain = cam_localization(classifier, config)([name], [data.image(name)], data.label(name)[None])[0][1]
     np.testing.assert_allclose(scores, plain, atol=1e-5)
 
 
 def test_maps_whose_sum_is_too_large_are_not_kept(classifier, rib_config, monkeypatch):
     """Each step's maps are finite; mirror images and scales together are not."""
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     name, make = data.ids[0], rib.tune
     plain = maps_of(classifier, data, rib_config.model_copy(update={"rib_iterations": 1}), [name])[name]
-    monkeypatch.setattr(rib, "tune", lambda *arguments: (
-        step if arguments[5].rib_iterations == 1 else step._replace(maps=[torch.full_like(maps, 3e38) for maps in step.maps])
-        for step in list(make(*arguments))[-1:]))
+    monkeypatch.setattr(
+        rib,
+        "tune",
+        lambda *arguments: (
+            step
+            if arguments[5].rib_iterations == 1
+            else step._replace(maps=[torch.full_like(maps, 3e38) for maps in step.maps])
+            for step in list(make(*arguments))[-1:]
+        ),
+    )
     with pytest.warns(UserWarning, match=f"{name} gets its plain CAM: its tuned maps are not finite"):
         scores = maps_of(classifier, data, rib_config, [name])[name]
     np.testing.assert_array_equal(scores, plain)
 
 
 def test_an_image_without_a_class_has_no_map(classifier, rib_config):
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     localize = rib.rib_localization(classifier, data, rib_config)
     classes, scores = localize([data.ids[0]], [data.image(data.ids[0])], np.zeros((1, 3), np.uint8))[0]
     assert classes.shape == (0,) and scores.shape == (0, 10, 14)
 
 
+@pytest.mark.system
 def test_a_resumed_stage_ends_in_the_same_files(classifier, rib_config, tmp_path):
-    data = stages.open_data(rib_config, "train")
+    data = open_data(rib_config, "train")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert stages.make_maps(rib.rib_localization(classifier, data, rib_config), data, rib_config, tmp_path / "a") == 8
-        stages.make_maps(rib.rib_localization(classifier, data, rib_config), data, rib_config, tmp_path / "b")
+        assert make_maps(rib.rib_localization(classifier, data, rib_config), data, rib_config, tmp_path / "a") == 8
+        make_maps(rib.rib_localization(classifier, data, rib_config), data, rib_config, tmp_path / "b")
         for name in data.ids[2:6]:
             (tmp_path / "b" / f"{name}.npz").unlink()
-        assert stages.make_maps(rib.rib_localization(classifier, data, rib_config), data, rib_config, tmp_path / "b") == 4
+        assert make_maps(rib.rib_localization(classifier, data, rib_config), data, rib_config, tmp_path / "b") == 4
     for name in data.ids:
         files = (tmp_path / side / f"{name}.npz" for side in "ab")
         for one, other in zip(*map(read_maps, files), strict=True):
@@ -221,13 +245,26 @@ def test_a_resumed_stage_ends_in_the_same_files(classifier, rib_config, tmp_path
 
 @pytest.mark.slow
 def test_two_steps_with_the_published_network_at_full_size(rib_config):
-    config = Config.from_values(rib_config.model_dump() | {
-        "backbone": "resnet50", "output_stride": 16, "frozen_batch_norm": True, "frozen_stages": 3, "rib_iterations": 2,
-        "rib_companions": 2, "cam_crop": 512, "cam_long_side_min": 320, "cam_long_side_max": 640, "cam_scales": (1.0, 0.5),
-        "rib_learning_rate": 8e-6, "rib_head_learning_rate": 8e-5})
+    config = Config.from_values(
+        rib_config.model_dump()
+        | {
+            "backbone": "resnet50",
+            "output_stride": 16,
+            "cam_frozen_batch_norm": True,
+            "cam_frozen_stages": 3,
+            "rib_iterations": 2,
+            "rib_companions": 2,
+            "cam_crop": 512,
+            "cam_long_side_min": 320,
+            "cam_long_side_max": 640,
+            "cam_scales": (1.0, 0.5),
+            "rib_learning_rate": 8e-6,
+            "rib_head_learning_rate": 8e-5,
+        }
+    )
     torch.manual_seed(0)
-    net = stages.build_classifier(config, 3).eval()
-    data = stages.open_data(config, "train")
+    net = build_classifier(config, 3).eval()
+    data = open_data(config, "train")
     image = data.image(data.ids[0]).resize((500, 375))
-    (classes, scores), = rib.rib_localization(net, data, config)([data.ids[0]], [image], data.label(data.ids[0])[None])
+    ((classes, scores),) = rib.rib_localization(net, data, config)([data.ids[0]], [image], data.label(data.ids[0])[None])
     assert scores.shape == (len(classes), 94, 125) and np.isfinite(scores).all() and scores.max() > 0.9

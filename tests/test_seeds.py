@@ -7,14 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsss_lib.refine.crf import crf_from_labels
-from wsss_lib.refine.seeds import (
-    argmax_with_background,
-    irn_labels,
-    seed_mask,
-    seed_mask_and_irn_labels,
-    upsample_scores,
-)
+from wsss_lib.ops.crf import crf_from_labels
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask, seed_mask_and_irn_labels, upsample_scores
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**32 - 1))
@@ -59,10 +53,17 @@ def test_labels_equal_argmax_over_threshold_and_scores(num_classes, dtype, seed)
     np.testing.assert_array_equal(argmax_with_background(scores, classes, threshold), expected)
 
 
-@pytest.mark.parametrize(("scores", "classes", "message"), [
-    (np.zeros((2, 3, 3)), [1], "do not fit"), (np.zeros((3, 3)), [1, 2, 3], "do not fit"),
-    (np.zeros((1, 3, 3), int), [1], "int64"), (np.zeros((1, 3, 3)), [254], "8-bit"),
-    (np.zeros((1, 3, 3)), [-1], "8-bit"), (np.zeros((1, 3, 3)), [1.5], "integers")])
+@pytest.mark.parametrize(
+    ("scores", "classes", "message"),
+    [
+        (np.zeros((2, 3, 3)), [1], "do not fit"),
+        (np.zeros((3, 3)), [1, 2, 3], "do not fit"),
+        (np.zeros((1, 3, 3), int), [1], "int64"),
+        (np.zeros((1, 3, 3)), [254], "8-bit"),
+        (np.zeros((1, 3, 3)), [-1], "8-bit"),
+        (np.zeros((1, 3, 3)), [1.5], "integers"),
+    ],
+)
 def test_bad_scores_are_refused(scores, classes, message):
     with pytest.raises(ValueError, match=message):
         argmax_with_background(scores, np.array(classes), 0.3)
@@ -101,12 +102,18 @@ def test_seed_of_several_classes_runs_the_crf_on_this_images_numbers():
 
 def test_confident_labels_follow_the_table(monkeypatch):
     """F and B are replaced by hand-written masks: object wins, then background, then unknown."""
-    import wsss_lib.refine.seeds as seeds
+    import wsss_lib.ops.seeds as seeds
 
-    masks = {0.3: np.array([[0, 5, 5, 0, 7]], np.uint8), 0.05: np.array([[0, 5, 0, 5, 5]], np.uint8),
-             0.2: np.array([[7, 7, 7, 7, 7]], np.uint8)}
-    monkeypatch.setattr(seeds, "_refined_seeds", lambda image, scores, classes, thresholds, iterations: np.stack(
-        [masks[threshold] for threshold in thresholds]))
+    masks = {
+        0.3: np.array([[0, 5, 5, 0, 7]], np.uint8),
+        0.05: np.array([[0, 5, 0, 5, 5]], np.uint8),
+        0.2: np.array([[7, 7, 7, 7, 7]], np.uint8),
+    }
+    monkeypatch.setattr(
+        seeds,
+        "_refined_seeds",
+        lambda image, scores, classes, thresholds, iterations: np.stack([masks[threshold] for threshold in thresholds]),
+    )
     image_scores_classes = None, np.zeros((2, 1, 5), np.float32), np.array([4, 6])
     labels = seeds.irn_labels(*image_scores_classes)
     assert labels.tolist() == [[0, 5, 5, 255, 7]] and labels.dtype == np.uint8

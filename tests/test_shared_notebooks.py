@@ -15,8 +15,11 @@ import pytest
 from tests.checkout import environment, git, second_checkout
 from tests.small_chain import everything, make_data, write_preset
 
-pytestmark = [pytest.mark.timeout(4 * 3600),
-              pytest.mark.skipif("WSSS_SHARED_NOTEBOOKS" not in os.environ, reason="takes minutes, and a variable")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(4 * 3600),
+    pytest.mark.skipif("WSSS_SHARED_NOTEBOOKS" not in os.environ, reason="takes minutes, and a variable"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,20 @@ def alone(root) -> dict[str, bytes]:
 def chain(root: Path, runs: Path, *named: str) -> dict[str, bytes]:
     """Run CAM's chain up to its pseudo-masks; return its files without the executed notebooks, which hold times."""
     goal = f"{runs}/micro/cam/seed0/pseudo_masks/notebook.ipynb"
-    command = [sys.executable, "-m", "snakemake", goal, "--cores", "1", "--nolock", "--rerun-incomplete", "--config",
-               "preset=micro", f"runs_root={runs}", *named]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        goal,
+        "--cores",
+        "1",
+        "--nolock",
+        "--rerun-incomplete",
+        "--config",
+        "preset=micro",
+        f"runs_root={runs}",
+        *named,
+    ]
     run = subprocess.run(command, cwd=root, env=environment(root), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert run.returncode == 0, run.stdout[-3000:]
     return {name: content for name, content in everything(runs).items() if not name.endswith("notebook.ipynb")}

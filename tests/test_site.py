@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from wsss_lib.config import PROJECT_ROOT
+from wsss_lib.parameters import PROJECT_ROOT
+
+pytestmark = pytest.mark.system
 
 specification = importlib.util.spec_from_file_location("site_build", PROJECT_ROOT / "docs/site/build.py")
 site_build = importlib.util.module_from_spec(specification)
@@ -39,13 +41,16 @@ def test_no_page_loads_anything_from_elsewhere(site):
         assert not re.findall(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="(?:https?:)?//', page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("body, fault", [
-    ('<a href="other.html">x</a>', "index.html: other.html leads nowhere"),
-    ('<a href="#there">x</a>', "index.html: #there has no such place"),
-    ('<img src="data:," alt="a map">', "index.html: a picture without a text"),
-    ('<script src="https://example.org/x.js"></script>', "index.html: loads https://example.org/x.js"),
-    ('<a id="here" href="#here">x</a><a href="https://example.org">y</a>', ""),
-])
+@pytest.mark.parametrize(
+    "body, fault",
+    [
+        ('<a href="other.html">x</a>', "index.html: other.html leads nowhere"),
+        ('<a href="#there">x</a>', "index.html: #there has no such place"),
+        ('<img src="data:," alt="a map">', "index.html: a picture without a text"),
+        ('<script src="https://example.org/x.js"></script>', "index.html: loads https://example.org/x.js"),
+        ('<a id="here" href="#here">x</a><a href="https://example.org">y</a>', ""),
+    ],
+)
 def test_faults_are_found(tmp_path, body, fault):
     (tmp_path / "index.html").write_text(f"<html><body>{body}</body></html>")
     assert site_build.faults(tmp_path) == ([fault] if fault else [])
@@ -60,8 +65,15 @@ def tree(folder: Path) -> dict[str, bytes]:
 def clone(tmp_path, monkeypatch) -> Path:
     """A small project in the place of this one."""
     root = tmp_path / "work/clone"
-    for name in (".git/HEAD", "docs/site/conf.py", "docs/site/site.css", "docs/a.md", "README.md", "notebooks/a.ipynb",
-                 "runs/kept"):
+    for name in (
+        ".git/HEAD",
+        "docs/site/conf.py",
+        "docs/site/site.css",
+        "docs/a.md",
+        "README.md",
+        "notebooks/a.ipynb",
+        "runs/kept",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("precious")
     monkeypatch.setattr(site_build, "ROOT", root)
@@ -69,8 +81,23 @@ def clone(tmp_path, monkeypatch) -> Path:
     return root
 
 
-@pytest.mark.parametrize("target", [".", "..", "docs", ".git", ".git/site", "runs", "../elsewhere", "../mine", "../link",
-                                    "../of-clone", "../clone-link/.", "../file"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        ".",
+        "..",
+        "docs",
+        ".git",
+        ".git/site",
+        "runs",
+        "../elsewhere",
+        "../mine",
+        "../link",
+        "../of-clone",
+        "../clone-link/.",
+        "../file",
+    ],
+)
 def test_a_folder_that_the_site_did_not_make_is_never_emptied(clone, target):
     work = clone.parent
     for name in ("elsewhere/photograph.jpg", "mine-source/thesis.tex", "file"):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsss_lib.formats import write_mask
+from wsss_lib.core.files import write_mask
 from wsss_lib.submission import FOLDER, check_submission, image_sizes, main, make_submission
 
 IDS = ["2008_000006", "2008_000011", "2009_000002"]
@@ -30,7 +30,7 @@ def predictions(tmp_path):
 def png(array, mode="P", **options):
     image = Image.fromarray(np.asarray(array, np.uint8))
     if mode == "P":
-        from wsss_lib.data.dataset import voc_palette
+        from wsss_lib.core.files import voc_palette
 
         image.putpalette(options.get("palette", voc_palette()).tobytes())
     buffer = io.BytesIO()
@@ -94,9 +94,15 @@ def test_a_bad_prediction_is_named_and_the_old_archive_stays(predictions, tmp_pa
     assert sorted(file.name for file in tmp_path.iterdir()) == ["predictions", "results.tgz"]
 
 
-@pytest.mark.parametrize(("ids", "name", "error"), [
-    ([], "a.tgz", "list of ids is empty"), ([IDS[0], IDS[0]], "a.tgz", "twice"), (["../x"], "a.tgz", "no image id"),
-    (IDS, "a.zip", r"named \*\.tgz")])
+@pytest.mark.parametrize(
+    ("ids", "name", "error"),
+    [
+        ([], "a.tgz", "list of ids is empty"),
+        ([IDS[0], IDS[0]], "a.tgz", "twice"),
+        (["../x"], "a.tgz", "no image id"),
+        (IDS, "a.zip", r"named \*\.tgz"),
+    ],
+)
 def test_bad_arguments_are_refused(predictions, tmp_path, ids, name, error):
     with pytest.raises(ValueError, match=error):
         make_submission(predictions, ids, tmp_path / name)
@@ -110,22 +116,25 @@ def test_folders_in_the_archive_do_no_harm(tmp_path):
 FIRST = f"{FOLDER}/{IDS[0]}.png"
 
 
-@pytest.mark.parametrize(("replacement", "sentence"), [
-    ((FIRST, png(np.full((6, 9), 21))), "value 21 at 54 pixels"),
-    ((FIRST, png(np.full((6, 9), 255))), "255 is no answer"),
-    ((FIRST, png(np.ones((6, 9)), mode="L")), "mode L"),
-    ((FIRST, png(np.ones((6, 9, 3)), mode="RGB")), "mode RGB"),
-    ((FIRST, png(np.ones((9, 6)))), "6x9 pixels, its image 9x6"),
-    ((FIRST, png(np.ones((6, 9)), palette=np.arange(768).reshape(256, 3).astype(np.uint8))), "not VOC's palette"),
-    ((FIRST, b"GIF89a"), "no readable PNG"),
-    ((FIRST, png(np.ones((6, 9)))[:-30]), "no readable PNG"),
-    ((FIRST, b""), "no readable PNG"),
-    ((FIRST, bytes(17 * 2**20)), "too many for a mask"),
-    ((special(tarfile.SYMTYPE), b""), "link, folder or device"),
-    ((special(tarfile.LNKTYPE), b""), "link, folder or device"),
-    ((special(tarfile.FIFOTYPE), b""), "link, folder or device"),
-    ((special(tarfile.DIRTYPE), b""), "link, folder or device"),
-])
+@pytest.mark.parametrize(
+    ("replacement", "sentence"),
+    [
+        ((FIRST, png(np.full((6, 9), 21))), "value 21 at 54 pixels"),
+        ((FIRST, png(np.full((6, 9), 255))), "255 is no answer"),
+        ((FIRST, png(np.ones((6, 9)), mode="L")), "mode L"),
+        ((FIRST, png(np.ones((6, 9, 3)), mode="RGB")), "mode RGB"),
+        ((FIRST, png(np.ones((9, 6)))), "6x9 pixels, its image 9x6"),
+        ((FIRST, png(np.ones((6, 9)), palette=np.arange(768).reshape(256, 3).astype(np.uint8))), "not VOC's palette"),
+        ((FIRST, b"GIF89a"), "no readable PNG"),
+        ((FIRST, png(np.ones((6, 9)))[:-30]), "no readable PNG"),
+        ((FIRST, b""), "no readable PNG"),
+        ((FIRST, bytes(17 * 2**20)), "too many for a mask"),
+        ((special(tarfile.SYMTYPE), b""), "link, folder or device"),
+        ((special(tarfile.LNKTYPE), b""), "link, folder or device"),
+        ((special(tarfile.FIFOTYPE), b""), "link, folder or device"),
+        ((special(tarfile.DIRTYPE), b""), "link, folder or device"),
+    ],
+)
 def test_each_bad_member_is_named_with_its_defect(tmp_path, replacement, sentence):
     defects = check_submission(archive(tmp_path / "a.tgz", [replacement, *good_members()[1:]]), IDS, SIZES)
     assert defects[0].startswith(f"{FIRST}: ") and sentence in defects[0]
@@ -133,12 +142,18 @@ def test_each_bad_member_is_named_with_its_defect(tmp_path, replacement, sentenc
     assert len(defects) == 1 or (len(defects) == 2 and "missing" in defects[1])
 
 
-@pytest.mark.parametrize(("extra", "sentence"), [
-    (("/etc/x.png", b""), "leaves the archive"), ((f"{FOLDER}/../../x.png", b""), "leaves the archive"),
-    ((f"{FOLDER}/2010_000001.png", png(np.ones((2, 2)))), "does not belong"),
-    ((f"{FOLDER}/._{IDS[0]}.png", b"x"), "does not belong"), (("README", b"x"), "does not belong"),
-    ((FIRST, png(np.ones((6, 9)))), "twice"), ((special(tarfile.DIRTYPE, "other"), b""), "only plain files"),
-])
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (("/etc/x.png", b""), "leaves the archive"),
+        ((f"{FOLDER}/../../x.png", b""), "leaves the archive"),
+        ((f"{FOLDER}/2010_000001.png", png(np.ones((2, 2)))), "does not belong"),
+        ((f"{FOLDER}/._{IDS[0]}.png", b"x"), "does not belong"),
+        (("README", b"x"), "does not belong"),
+        ((FIRST, png(np.ones((6, 9)))), "twice"),
+        ((special(tarfile.DIRTYPE, "other"), b""), "only plain files"),
+    ],
+)
 def test_each_foreign_member_is_named(tmp_path, extra, sentence):
     defects = check_submission(archive(tmp_path / "a.tgz", [*good_members(), extra]), IDS, SIZES)
     assert len(defects) == 1 and sentence in defects[0]
@@ -146,7 +161,8 @@ def test_each_foreign_member_is_named(tmp_path, extra, sentence):
 
 def test_missing_members_are_counted(tmp_path):
     assert check_submission(archive(tmp_path / "a.tgz", good_members()[:1]), IDS) == [
-        f"2 of 3 predictions are missing, the first is {IDS[1]}: add {FOLDER}/{IDS[1]}.png."]
+        f"2 of 3 predictions are missing, the first is {IDS[1]}: add {FOLDER}/{IDS[1]}.png."
+    ]
 
 
 def test_all_defects_are_told_at_once(tmp_path):
@@ -161,8 +177,9 @@ def test_unreadable_archives(tmp_path):
     uncompressed = gzip.decompress(whole)
     for content in (b"", b"PK\x03\x04 no tar", uncompressed, whole[:40], whole[:-20]):
         (tmp_path / "bad.tgz").write_bytes(content)
-        assert any("cannot be read" in defect or "missing" in defect
-                   for defect in check_submission(tmp_path / "bad.tgz", IDS)), content[:10]
+        assert any(
+            "cannot be read" in defect or "missing" in defect for defect in check_submission(tmp_path / "bad.tgz", IDS)
+        ), content[:10]
 
 
 def test_sizes_must_be_given_for_all_or_none(tmp_path):

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_lib import stages
-from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.formats import write_maps
-from wsss_lib.metrics import confusion_matrix, scores
-from wsss_lib.refine.seeds import argmax_with_background, irn_thresholds
-from wsss_lib.thresholds import (
+from wsss_lib.core.files import write_maps
+from wsss_lib.core.scoring import sweep_maps
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_thresholds
+from wsss_lib.ops.thresholds import (
     ImageThresholds,
     ThresholdSweep,
     choice_sentence,
@@ -22,6 +22,7 @@ from wsss_lib.thresholds import (
 )
 
 # ---- binning by look-up
+
 
 @given(st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=20, unique=True), st.integers(0, 2**32 - 1))
 def test_bins_are_those_of_searchsorted(values, seed):
@@ -38,6 +39,7 @@ def test_float_labels_are_refused():
 
 
 # ---- each image's own threshold
+
 
 def image_curve(truth, maps, classes, thresholds, num_classes):
     """Plain: one mask and one confusion matrix for each threshold; mean over the background and the image's classes."""
@@ -97,8 +99,16 @@ def test_summary_by_hand():
     # all three images at 0.4: background 3 of 4, object 4 of 5
     assert sweep.curve()[1] == pytest.approx((3 / 4 + 4 / 5) / 2)
     own = [0.1, 0.4, 0.4]
-    expected = {"threshold": 0.4, "low": 0.4, "high": 0.4, "image_mean": np.mean(own), "image_spread": np.std(own),
-                "best": 77.5, "upper_bound": 100, "image_loss": 100 * (1 - 1 / 4) / 3}
+    expected = {
+        "threshold": 0.4,
+        "low": 0.4,
+        "high": 0.4,
+        "image_mean": np.mean(own),
+        "image_spread": np.std(own),
+        "best": 77.5,
+        "upper_bound": 100,
+        "image_loss": 100 * (1 - 1 / 4) / 3,
+    }
     assert sweep.summary() == pytest.approx(expected, abs=1e-3)
     assert sweep.summary(within=0.9)["low"] == pytest.approx(0.1)
 
@@ -113,9 +123,17 @@ def test_imbalance_and_gap_by_hand():
 
 # ---- the range near the best
 
-@pytest.mark.parametrize("curve, within, expected", [
-    ([1, 2, 3, 4, 5], 0, (0.5, 0.5)), ([5, 4, 3, 2, 1], 2, (0.1, 0.3)), ([5, 5, 5, 5, 5], 0, (0.1, 0.5)),
-    ([49, 1, 50, 49, 48], 2, (0.3, 0.5)), ([np.nan, 1, 2, np.nan, 2], 2, (0.2, 0.3))])
+
+@pytest.mark.parametrize(
+    "curve, within, expected",
+    [
+        ([1, 2, 3, 4, 5], 0, (0.5, 0.5)),
+        ([5, 4, 3, 2, 1], 2, (0.1, 0.3)),
+        ([5, 5, 5, 5, 5], 0, (0.1, 0.5)),
+        ([49, 1, 50, 49, 48], 2, (0.3, 0.5)),
+        ([np.nan, 1, 2, np.nan, 2], 2, (0.2, 0.3)),
+    ],
+)
 def test_near_best_range_by_hand(curve, within, expected):
     assert near_best_range([0.1, 0.2, 0.3, 0.4, 0.5], curve, within) == expected
 
@@ -138,9 +156,10 @@ def test_a_curve_that_says_nothing_is_refused(thresholds, curve):
 
 # ---- a choice on labelled images
 
+
 def listed(labels) -> SegmentationDataset:
     ids = tuple(f"i{number}" for number in range(len(labels)))
-    return SegmentationDataset(Path("nowhere"), "train", ids, ("a", "b", "c")[:len(labels[0])], np.uint8(labels))
+    return SegmentationDataset(Path("nowhere"), "train", ids, ("a", "b", "c")[: len(labels[0])], np.uint8(labels))
 
 
 def test_labelled_images_are_spread_over_the_list_class_by_class():
@@ -172,11 +191,17 @@ def test_a_set_of_no_image_or_of_all_is_refused():
         split_labelled(listed([[1], [1]]), 5)
 
 
-@pytest.mark.parametrize("way, words", [
-    ("fixed", "threshold 0.15 was fixed beforehand: no pixel label chose it"),
-    ("labelled", "threshold 0.15 is the best on 30 other images: their pixel labels chose it"),
-    ("best", "threshold 0.15 is the best on the 30 scored images: their pixel labels chose it, "
-             "and the score is an upper bound")])
+@pytest.mark.parametrize(
+    "way, words",
+    [
+        ("fixed", "threshold 0.15 was fixed beforehand: no pixel label chose it"),
+        ("labelled", "threshold 0.15 is the best on 30 other images: their pixel labels chose it"),
+        (
+            "best",
+            "threshold 0.15 is the best on the 30 scored images: their pixel labels chose it, and the score is an upper bound",
+        ),
+    ],
+)
 def test_every_choice_says_whether_pixel_labels_made_it(way, words):
     assert choice_sentence(way, 0.15, 30) == words
 
@@ -187,23 +212,30 @@ def test_an_unknown_way_is_refused():
 
 
 def test_stage_function_keeps_image_curves_when_asked(miniature, small_config, tmp_path):
-    data = stages.open_data(small_config, "train")
+    data = open_data(small_config, "train")
     for image_id in data.ids:
         mask, classes = data.mask(image_id), np.flatnonzero(data.label(image_id))
         full = np.stack([np.where(mask == number + 1, 0.9, 0.1) for number in classes])
         write_maps(tmp_path / f"{image_id}.npz", classes, full[:, ::4, ::4], mask.shape)
-    sweep = stages.sweep_maps(data, tmp_path, (0.2, 0.5), ImageThresholds)
+    sweep = sweep_maps(data, tmp_path, (0.2, 0.5), ImageThresholds)
     assert sweep.curves().shape == (len(data), 2)
-    np.testing.assert_array_equal(sweep.curve(), stages.sweep_maps(data, tmp_path, (0.2, 0.5)).curve())
+    np.testing.assert_array_equal(sweep.curve(), sweep_maps(data, tmp_path, (0.2, 0.5)).curve())
     assert sweep.upper_bound() >= sweep.best()[1]
 
 
 # ---- IRN's thresholds from the seed's
 
-@pytest.mark.parametrize("seed_threshold, expected", [
-    (0.15, (0.30, 0.05)),  # as published with IRN
-    (0.25, (0.40, 0.15)),  # AMN published 0.45 and 0.15
-    (0.45, (0.60, 0.35)), (0.06, (0.21, 0.02)), (0.9, (0.95, 0.80))])
+
+@pytest.mark.parametrize(
+    "seed_threshold, expected",
+    [
+        (0.15, (0.30, 0.05)),  # as published with IRN
+        (0.25, (0.40, 0.15)),  # AMN published 0.45 and 0.15
+        (0.45, (0.60, 0.35)),
+        (0.06, (0.21, 0.02)),
+        (0.9, (0.95, 0.80)),
+    ],
+)
 def test_irn_thresholds_by_hand(seed_threshold, expected):
     assert irn_thresholds(seed_threshold) == pytest.approx(expected)
 

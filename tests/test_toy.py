@@ -16,7 +16,8 @@ from data_prep import toy
 from data_prep.toy import make_toy_dataset
 from data_prep.toy_scenes import CLASSES, SUBCATEGORIES, VARIED_CLASS, WATER_CLASS, draw_scene, head_pattern
 from data_prep.voc_xml import read_voc_classes
-from wsss_lib.data.dataset import IGNORE, load_dataset, voc_palette
+from wsss_lib.core.files import IGNORE, voc_palette
+from wsss_lib.data.dataset import load_dataset
 
 SIZE = {"num_train": 20, "num_val": 10, "progress": False}
 
@@ -37,6 +38,7 @@ def read(path: Path) -> np.ndarray:
         return np.array(image)
 
 
+@pytest.mark.system
 def test_equal_seeds_give_equal_bytes_with_any_number_of_workers(folder, tmp_path):
     again = make_toy_dataset(tmp_path / "again", workers=2, **SIZE)
     assert contents(again) == contents(folder)
@@ -84,8 +86,9 @@ def test_table_annotations_and_masks_name_the_same_classes(folder, split):
 
 def test_masks_of_an_image_agree(folder):
     for image_id in load_dataset(folder, "trainval").ids:
-        classes, objects, parts = (read(folder / name / f"{image_id}.png")
-                                   for name in ("SegmentationClass", "SegmentationObject", "PartMasks"))
+        classes, objects, parts = (
+            read(folder / name / f"{image_id}.png") for name in ("SegmentationClass", "SegmentationObject", "PartMasks")
+        )
         assert set(np.unique(parts)) <= {0, 1, 2, IGNORE} and {0, 1, IGNORE} <= set(np.unique(parts))
         for value in (0, IGNORE):
             np.testing.assert_array_equal(parts == value, classes == value)
@@ -117,6 +120,7 @@ def test_boxes_surround_the_visible_objects():
     assert min(gaps) >= 0 and np.median(gaps) == 1 and np.mean(gaps) < 1.3
 
 
+@pytest.mark.system
 def test_content_has_the_properties_that_the_methods_need():
     drawn = [draw_scene(7, index) for index in range(400)]
     creatures = [creature for scene in drawn for creature in scene.creatures]
@@ -134,8 +138,11 @@ def test_content_has_the_properties_that_the_methods_need():
 
 def test_saliency_is_plausible_and_imperfect():
     drawn = [draw_scene(3, index) for index in range(150)]
-    recalls = [(scene.saliency > 50)[scene.object_mask == number].mean()
-               for scene in drawn for number in range(1, len(scene.creatures) + 1)]
+    recalls = [
+        (scene.saliency > 50)[scene.object_mask == number].mean()
+        for scene in drawn
+        for number in range(1, len(scene.creatures) + 1)
+    ]
     false_alarms = [(scene.saliency > 50)[scene.object_mask == 0].mean() for scene in drawn]
     assert 0.75 < np.mean(recalls) < 0.97  # most objects are there,
     assert 0.03 < np.mean(np.array(recalls) < 0.2) < 0.25  # some are missed,
@@ -247,14 +254,17 @@ def test_foreign_folder_is_refused(tmp_path):
     assert contents(tmp_path) == {"JPEGImages/mine.jpg": b"holiday"}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
-    ({"num_train": 0}, "num_train must be a whole number of at least 1, not 0"),
-    ({"num_val": 2.5}, "num_val must be a whole number of at least 1, not 2.5"),
-    ({"side": 32}, "side must be a whole number of at least 48, not 32"),
-    ({"seed": True}, "seed must be a whole number of at least 0, not True"),
-    ({"num_train": 999_999}, "must be at most 999999"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"num_train": 0}, "num_train must be a whole number of at least 1, not 0"),
+        ({"num_val": 2.5}, "num_val must be a whole number of at least 1, not 2.5"),
+        ({"side": 32}, "side must be a whole number of at least 48, not 32"),
+        ({"seed": True}, "seed must be a whole number of at least 0, not True"),
+        ({"num_train": 999_999}, "must be at most 999999"),
+    ],
+)
 def test_bad_parameters_make_nothing(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         make_toy_dataset(tmp_path / "data", **SIZE | change)
@@ -270,6 +280,7 @@ def test_command(tmp_path, capsys):
     assert stop.value.code == 1 and "made with num_train = 2, not 3" in error and error.count("\n") == 1
 
 
+@pytest.mark.system
 def test_speed(tmp_path):
     start = time.process_time()  # of this process alone: other programs on the machine do not count
     make_toy_dataset(tmp_path / "data", num_train=150, num_val=30, progress=False)

@@ -15,19 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from wsss_lib import artifacts, formats, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.config import Config
+from wsss_lib.core import files, store, training
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.samples import ClassificationSamples
 from wsss_lib.methods import cam
+from wsss_lib.methods.cam import build_classifier, train_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.presets import preset_config
+
+pytestmark = pytest.mark.system
 
 STEPS = 23
 HERE = {"device": "cpu", "num_workers": 0}
 
 
-def train_small(root: Path, folder: Path, checkpoint_every: int, die_at: int = 0, steps: int = STEPS, batch_size: int = 4,
-                **options) -> cam.ClassActivationNet:
+def train_small(
+    root: Path, folder: Path, checkpoint_every: int, die_at: int = 0, steps: int = STEPS, batch_size: int = 4, **options
+) -> cam.ClassActivationNet:
     """Train a small classifier, with dropout on its input so that torch's random numbers matter.
 
     Args:
@@ -63,7 +69,7 @@ def die_while_writing_the_state(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    artifacts.os.replace = replace_or_die
+    store.os.replace = replace_or_die
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
@@ -74,10 +80,13 @@ def same_weights(first: nn.Module, second: nn.Module) -> bool:
 # ---- kill and resume
 
 # folder: (checkpoint_every, step in which the process dies, or the state during whose writing it dies)
-KILLED = {"every1": (1, random.Random(1).randrange(2, STEPS)), "every2": (2, random.Random(2).randrange(2, STEPS)),
-          "every3": (3, 12),  # dies after the log line of step 10, which no state has seen
-          "early": (3, 2),  # before the first state
-          "writing": (2, "state 4")}
+KILLED = {
+    "every1": (1, random.Random(1).randrange(2, STEPS)),
+    "every2": (2, random.Random(2).randrange(2, STEPS)),
+    "every3": (3, 12),  # dies after the log line of step 10, which no state has seen
+    "early": (3, 2),  # before the first state
+    "writing": (2, "state 4"),
+}
 
 KILL = """
 import os, sys
@@ -99,8 +108,13 @@ for name, (checkpoint_every, place) in KILLED.items():
 def killed(miniature, tmp_path_factory) -> Path:
     """Folders of training runs that were ended by SIGKILL."""
     folder = tmp_path_factory.mktemp("killed")
-    run = subprocess.run([sys.executable, "-c", KILL, str(miniature), str(folder)], cwd=PROJECT_ROOT, text=True,
-                         capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = subprocess.run(
+        [sys.executable, "-c", KILL, str(miniature), str(folder)],
+        cwd=PROJECT_ROOT,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert run.stdout.splitlines() == [f"{name} -{signal.SIGKILL:d}" for name in KILLED], run.stderr
     return folder
 
@@ -157,7 +171,7 @@ def test_a_second_call_goes_on_from_the_last_state_and_ends_in_the_same(miniatur
     # The state goes when the stage is finished (tests/test_kill.py): before its record is there, a kill must not cost all.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "state.safetensors", "weights.safetensors"]
     again = cam.ClassActivationNet(build_backbone("resnet_small", 16), 3)
-    again.load_state_dict(formats.read_tensors(tmp_path / "weights.safetensors"))
+    again.load_state_dict(files.read_tensors(tmp_path / "weights.safetensors"))
     assert same_weights(again, net)
 
 
@@ -166,6 +180,7 @@ def test_mixed_precision_is_for_gpus_only(miniature, undisturbed, tmp_path):
 
 
 # ---- log
+
 
 def test_log_holds_every_tenth_step_and_the_last(undisturbed):
     rows = [json.loads(line) for line in undisturbed[1].splitlines()]
@@ -188,17 +203,26 @@ def test_log_lines_after_the_last_state_are_written_again(tmp_path, tail):
 
 # ---- accumulation
 
+
 @pytest.mark.parametrize("device_batch_size", [1, 2, 4])
 def test_accumulation_equals_the_big_batch(miniature, tmp_path, device_batch_size):
     """With frozen batch normalisation; a live one sees other statistics in a smaller batch."""
     data = load_dataset(miniature, "train")
 
     def trained(size: int) -> nn.Module:
-        config = Config(**HERE, device_batch_size=size, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
-                        cam_batch_size=8, cam_epochs=3, frozen_batch_norm=True)
+        config = Config(
+            **HERE,
+            device_batch_size=size,
+            cam_crop=32,
+            cam_long_side_min=36,
+            cam_long_side_max=48,
+            cam_batch_size=8,
+            cam_epochs=3,
+            cam_frozen_batch_norm=True,
+        )
         training.seed_everything(config)
-        net = stages.build_classifier(config, 3)
-        assert stages.train_classifier(net, data, config, tmp_path / str(size)) == 3 * 8
+        net = build_classifier(config, 3)
+        assert train_classifier(net, data, config, tmp_path / str(size)) == 3 * 8
         return net
 
     torch.manual_seed(0)
@@ -217,6 +241,7 @@ def test_a_batch_that_cannot_be_split_is_refused(miniature, tmp_path):
 
 # ---- optimizer and schedule
 
+
 class One(torch.utils.data.Dataset):
     def __len__(self):
         return 1
@@ -231,8 +256,9 @@ def scalar_net() -> nn.Module:
     return net
 
 
-def scalar_run(folder: Path, momentum: float | None, weight_decay: float = 0.1, net: nn.Module | None = None,
-               loss=None) -> list[float]:
+def scalar_run(
+    folder: Path, momentum: float | None, weight_decay: float = 0.1, net: nn.Module | None = None, loss=None
+) -> list[float]:
     """Minimise 2w from w = 1 in three steps at rate 0.5 without a schedule; returns w after every step."""
     net, values = net or scalar_net(), []
 
@@ -265,19 +291,25 @@ def test_adam_by_hand(tmp_path):
     assert scalar_run(tmp_path, momentum=None) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_momentum_slip_means_almost_no_momentum(tmp_path):
-    assert training.momentum_of(0.9, 1e-4, slip=False) == 0.9
-    assert training.momentum_of(0.9, 1e-4, slip=True) == 1e-4
+def test_the_weight_decay_in_the_place_of_the_momentum_means_almost_none(tmp_path):
     plain = scalar_run(tmp_path / "plain", momentum=0.0, weight_decay=0)
-    slip = scalar_run(tmp_path / "slip", momentum=training.momentum_of(0.9, 1e-4, slip=True), weight_decay=0)
-    assert plain == pytest.approx([0.0, -1.0, -2.0]) and slip == pytest.approx(plain, abs=1e-3) and slip != plain
+    swapped = scalar_run(tmp_path / "swapped", momentum=preset_config("voc12").cam_momentum, weight_decay=0)
+    assert plain == pytest.approx([0.0, -1.0, -2.0]) and swapped == pytest.approx(plain, abs=1e-3) and swapped != plain
 
 
 def test_schedule_by_hand():
     assert [training.poly_factor(step, 4, power=1) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
     assert training.poly_factor(1, 4) == 0.75**0.9
     assert [training.poly_factor(step, 40, power=1, every=10) for step in (0, 9, 10, 19, 20, 39, 40, 99)] == [
-        1, 1, 0.75, 0.75, 0.5, 0.25, 0, 0]
+        1,
+        1,
+        0.75,
+        0.75,
+        0.5,
+        0.25,
+        0,
+        0,
+    ]
 
 
 @given(st.integers(1, 500), st.integers(1, 20))
@@ -296,21 +328,32 @@ def test_a_senseless_schedule_is_refused(arguments):
         training.poly_factor(*arguments)
 
 
-@pytest.mark.parametrize("momentum_slip", [False, True])
-def test_classifier_is_trained_with_the_configured_optimizer(miniature, tmp_path, monkeypatch, momentum_slip):
+def test_classifier_is_trained_with_the_configured_optimizer(miniature, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(training, "train", lambda net, loss, samples, groups, momentum, steps, batch_size, *rest, **names:
-                        seen.update(groups=groups, momentum=momentum, steps=steps, batch_size=batch_size))
-    config = Config(momentum_slip=momentum_slip, cam_batch_size=3, cam_epochs=5, weight_decay=0.02,
-                    cam_learning_rate=0.3, cam_head_learning_rate=0.7)
-    net = stages.build_classifier(config, 3)
-    stages.train_classifier(net, load_dataset(miniature, "train"), config, tmp_path)
-    assert seen["momentum"] == (0.02 if momentum_slip else 0.9) and seen["steps"] == 10 and seen["batch_size"] == 3
+    monkeypatch.setattr(
+        training,
+        "train",
+        lambda net, loss, samples, groups, momentum, steps, batch_size, *rest, **names: seen.update(
+            groups=groups, momentum=momentum, steps=steps, batch_size=batch_size
+        ),
+    )
+    config = Config(
+        cam_momentum=0.8,
+        cam_batch_size=3,
+        cam_epochs=5,
+        cam_weight_decay=0.02,
+        cam_learning_rate=0.3,
+        cam_head_learning_rate=0.7,
+    )
+    net = build_classifier(config, 3)
+    train_classifier(net, load_dataset(miniature, "train"), config, tmp_path)
+    assert seen["momentum"] == 0.8 and seen["steps"] == 10 and seen["batch_size"] == 3
     assert [(group["lr"], group["weight_decay"]) for group in seen["groups"]] == [(0.3, 0.02), (0.7, 0.02)]
     assert seen["groups"][1]["params"] == [net.classifier.weight]
 
 
 # ---- what is refused
+
 
 @pytest.mark.parametrize("loss", [lambda value: value * float("nan"), lambda value: value / 0])
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path, loss):
@@ -328,8 +371,10 @@ def test_the_state_of_another_network_is_refused(miniature, tmp_path):
     train_small(miniature, tmp_path, 5, steps=6)
     data = load_dataset(miniature, "train")
     samples = ClassificationSamples(data, 0, (36, 48), 32, *normalization_of("resnet_small"))
-    nets = {"classifier.weight has shape": cam.ClassActivationNet(build_backbone("resnet_small", 16), 4),
-            "parameters are missing": cam.ClassActivationNet(build_backbone("resnet50", 16), 3)}
+    nets = {
+        "classifier.weight has shape": cam.ClassActivationNet(build_backbone("resnet_small", 16), 4),
+        "parameters are missing": cam.ClassActivationNet(build_backbone("resnet50", 16), 3),
+    }
     for words, net in nets.items():
         before = {key: value.clone() for key, value in net.state_dict().items()}
         groups = net.parameter_groups(0.1, 1.0, 0)
@@ -345,7 +390,7 @@ def test_a_state_that_is_no_state_is_refused(miniature, tmp_path):
     with pytest.raises(ValueError, match="state.safetensors: not a safetensors file"):
         train_small(miniature, tmp_path, 5)
     net = cam.ClassActivationNet(build_backbone("resnet_small", 16), 3)
-    formats.write_tensors(tmp_path / "state.safetensors", net.state_dict())
+    files.write_tensors(tmp_path / "state.safetensors", net.state_dict())
     with pytest.raises(ValueError, match="does not fit ClassActivationNet: .* parameters are missing"):
         train_small(miniature, tmp_path, 5)
 
@@ -369,16 +414,27 @@ def test_seeds():
 
 # ---- on a GPU
 
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_mixed_precision_on_a_gpu_trains_and_resumes(miniature, tmp_path):
     data = load_dataset(miniature, "train")
 
     def trained(folder: Path, epochs: int = 20) -> nn.Module:
-        config = Config(device="cuda", mixed_precision=True, cam_crop=32, cam_long_side_min=36, cam_long_side_max=48,
-                        cam_batch_size=8, device_batch_size=4, cam_epochs=epochs, checkpoint_every=7, frozen_batch_norm=True)
+        config = Config(
+            device="cuda",
+            mixed_precision=True,
+            cam_crop=32,
+            cam_long_side_min=36,
+            cam_long_side_max=48,
+            cam_batch_size=8,
+            device_batch_size=4,
+            cam_epochs=epochs,
+            checkpoint_every=7,
+            cam_frozen_batch_norm=True,
+        )
         device = training.seed_everything(config)
-        net = stages.build_classifier(config, 3).to(device)
-        stages.train_classifier(net, data, config, folder)
+        net = build_classifier(config, 3).to(device)
+        train_classifier(net, data, config, folder)
         return net
 
     first = trained(tmp_path / "a")

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from wsss_lib.core.files import IGNORE
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE, load_dataset
+from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.samples import (
     AffinitySamples,
     ClassificationSamples,
@@ -31,6 +32,7 @@ def numbered(height: int, width: int) -> np.ndarray:
 
 
 # ---- crops
+
 
 @given(height=SIDE, width=SIDE, side=SIDE, seed=SEED)
 def test_a_crop_holds_a_part_of_the_image_and_marks_the_rest(height, width, side, seed):
@@ -81,6 +83,7 @@ def test_quarter_label_is_pillows_nearest_neighbour(height, width):
 
 # ---- scalings
 
+
 @given(height=SIDE, width=SIDE, scale=st.floats(0.01, 3))
 def test_image_and_label_get_the_same_size_and_no_new_values(height, width, scale):
     label = numbered(height, width)
@@ -113,7 +116,7 @@ DRAWS = st.tuples(SIDE, SIDE, SIDE, st.sampled_from([0.5, 0.75, 1.0, 1.25, 1.5])
 def test_scale_crop_flip_keeps_image_and_label_together(draws):
     height, width, side, scale, seed = draws
     label = np.zeros((height, width), np.uint8)
-    label[:, width // 2:] = 9  # left half 0, right half 9; the image shows the same
+    label[:, width // 2 :] = 9  # left half 0, right half 9; the image shows the same
     image = np.repeat(label[..., None], 3, 2).astype(np.float32) * 10
     scale, top, left, flip = transforms.draw_scale_crop_flip((height, width), (scale,), side, random.Random(seed))
     crop, crop_label = transforms.scale_crop_flip(image, label, scale, top, left, flip, side, (7.0, 8.0, 9.0))
@@ -133,8 +136,9 @@ def test_mirrored_last(draws):
     rng = np.random.default_rng(seed)
     image, label = rng.random((height, width, 3), dtype=np.float32), numbered(height, width)
     scale, top, left, _ = transforms.draw_scale_crop_flip((height, width), (scale,), side, random.Random(seed))
-    plain, flipped = (transforms.scale_crop_flip(image, label, scale, top, left, flip, side, (0, 0, 0))
-                      for flip in (False, True))
+    plain, flipped = (
+        transforms.scale_crop_flip(image, label, scale, top, left, flip, side, (0, 0, 0)) for flip in (False, True)
+    )
     assert (plain[0][:, ::-1] == flipped[0]).all() and (plain[1][:, ::-1] == flipped[1]).all()
 
 
@@ -163,11 +167,14 @@ def test_tensors_own_their_memory():
 
 # ---- samples
 
+
 def all_kinds(data, seed=0):
     folder, mean, std = data.root / "SegmentationClass", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    return [ClassificationSamples(data, seed, (36, 60), 40, mean, std),
-            AffinitySamples(data, folder, seed, (0.5, 1.5), 40, mean, std),
-            SegmentationSamples(data, folder, seed, (0.5, 1.0, 1.5), 41, mean, std)]
+    return [
+        ClassificationSamples(data, seed, (36, 60), 40, mean, std),
+        AffinitySamples(data, folder, seed, (0.5, 1.5), 40, mean, std),
+        SegmentationSamples(data, folder, seed, (0.5, 1.0, 1.5), 41, mean, std),
+    ]
 
 
 def equal(first, second) -> bool:
@@ -237,8 +244,14 @@ def test_outside_the_image_is_mean_colour_and_unknown(miniature):
 
 # ---- order of the samples
 
-@given(num_samples=st.integers(1, 30), parts=st.integers(1, 3), part_size=st.integers(1, 5), first=st.integers(0, 20),
-       seed=st.integers(0, 5))
+
+@given(
+    num_samples=st.integers(1, 30),
+    parts=st.integers(1, 3),
+    part_size=st.integers(1, 5),
+    first=st.integers(0, 20),
+    seed=st.integers(0, 5),
+)
 def test_sampler_goes_on_where_it_stopped_whatever_the_parts(num_samples, parts, part_size, first, seed):
     batch_size, last = parts * part_size, 20
     whole = list(StepSampler(num_samples, batch_size, 1, 0, last, seed))
@@ -255,7 +268,7 @@ def test_an_epoch_visits_every_image_at_most_once(num_samples, batch_size, seed)
     assert steps == max(1, num_samples // batch_size)
     batches_of_all = list(StepSampler(num_samples, batch_size, 1, 0, 3 * steps, seed))
     for number in range(3):
-        pairs = sum(batches_of_all[number * steps:(number + 1) * steps], [])
+        pairs = sum(batches_of_all[number * steps : (number + 1) * steps], [])
         assert {pair[0] for pair in pairs} == {number}
         indices = [index for _, index in pairs]
         assert set(indices) <= set(range(num_samples))

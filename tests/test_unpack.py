@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_prep.unpack import unpack
-from wsss_lib.data.dataset import DataError
+from wsss_lib.errors import DataError
 
 CONTENT = {"top/a.txt": b"first", "top/deep/b.bin": os.urandom(3000), "other/c.txt": b"left out"}
 
@@ -85,6 +85,7 @@ def test_links_and_devices_in_tar_files_are_refused(tmp_path, kind):
     def change(info):
         if info.name == "top/bad":
             info.type, info.linkname, info.size = kind, "../../etc/passwd", 0
+
     archive = tar_of(tmp_path / "x.tar", {"top/a": b"1", "top/bad": b""}, change)
     with pytest.raises(DataError, match="'top/bad' is a link or a device; nothing was unpacked"):
         unpack(archive, tmp_path / "out", place)
@@ -144,12 +145,15 @@ def test_two_members_of_one_name_or_for_one_file_are_refused(tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
-ODD = {"empty name": ({"": b"1"}, "has no name or no size"), "dot": ({"./": b"", ".": b"1"}, "has no name or no size"),
-       "file and folder": ({"a": b"1", "a/b": b"2"}, "both a file and a folder"),
-       "folder and file": ({"a/b/c": b"1", "a/B": b"2"}, "both a file and a folder"),
-       "upper case": ({"a/x.jpg": b"1", "A/X.JPG": b"2"}, "two members would become the file"),
-       "two forms of a letter": ({"caf\u00e9": b"1", "cafe\u0301": b"2"}, "two members would become the file"),
-       "long s": ({"a\u017f": b"1", "as": b"2"}, "two members would become the file")}
+ODD = {
+    "empty name": ({"": b"1"}, "has no name or no size"),
+    "dot": ({"./": b"", ".": b"1"}, "has no name or no size"),
+    "file and folder": ({"a": b"1", "a/b": b"2"}, "both a file and a folder"),
+    "folder and file": ({"a/b/c": b"1", "a/B": b"2"}, "both a file and a folder"),
+    "upper case": ({"a/x.jpg": b"1", "A/X.JPG": b"2"}, "two members would become the file"),
+    "two forms of a letter": ({"caf\u00e9": b"1", "cafe\u0301": b"2"}, "two members would become the file"),
+    "long s": ({"a\u017f": b"1", "as": b"2"}, "two members would become the file"),
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -176,10 +180,19 @@ def sparse_by_pax(records: dict[str, str]) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("records", [
-    {"GNU.sparse.map": "1,x"}, {"GNU.sparse.map": "1"}, {"GNU.sparse.size": "x"}, {"GNU.sparse.realsize": "-5"},
-    {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, {"size": "-512"}, {"size": "x"}, {"GNU.sparse.offset": "1"},
-])
+@pytest.mark.parametrize(
+    "records",
+    [
+        {"GNU.sparse.map": "1,x"},
+        {"GNU.sparse.map": "1"},
+        {"GNU.sparse.size": "x"},
+        {"GNU.sparse.realsize": "-5"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+        {"size": "-512"},
+        {"size": "x"},
+        {"GNU.sparse.offset": "1"},
+    ],
+)
 @pytest.mark.parametrize("name", ["x.tar", "x.tgz"])
 def test_malformed_headers_give_a_sentence(tmp_path, records, name):
     content = sparse_by_pax(records)
@@ -203,8 +216,9 @@ def test_what_a_zip_file_packs_in_an_unusual_way_is_refused(tmp_path):
 
 def test_folders_count_as_members(tmp_path, monkeypatch):
     monkeypatch.setattr("data_prep.unpack.MAX_MEMBERS", 50)
-    archive = tar_of(tmp_path / "x.tar", {f"top/{number}": b"" for number in range(101)},
-                     lambda info: setattr(info, "type", tarfile.DIRTYPE))
+    archive = tar_of(
+        tmp_path / "x.tar", {f"top/{number}": b"" for number in range(101)}, lambda info: setattr(info, "type", tarfile.DIRTYPE)
+    )
     with pytest.raises(DataError, match="more than 50 members"):
         unpack(archive, tmp_path / "out", place)
 

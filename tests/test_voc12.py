@@ -20,9 +20,10 @@ from data_prep.official import SBD_PAGE, VOC_PAGE, ListFacts, Source, list_sha25
 from data_prep.sbd import read_sbd_mask, train_aug_ids
 from data_prep.voc12 import prepare_voc12, survey_voc12
 from data_prep.voc_xml import VocObject, write_voc_xml
-from wsss_lib.config import PROJECT_ROOT
-from wsss_lib.data.dataset import VOC_CLASSES, DataError, load_dataset, read_labels, read_mask, voc_palette
-from wsss_lib.formats import write_mask
+from wsss_lib.core.files import read_mask, voc_palette, write_mask
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset, read_labels
+from wsss_lib.errors import DataError
+from wsss_lib.parameters import PROJECT_ROOT
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 TRAIN, VAL = ["2007_000032", "2008_000007"], ["2007_000033", "2009_000011"]
@@ -60,8 +61,11 @@ def sbd_mask(number: int) -> np.ndarray:
 
 def write_mat(path: Path, mask: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    savemat(path, {"GTcls": {"Segmentation": mask, "Boundaries": np.zeros((3, 1)), "CategoriesPresent": np.unique(mask)}},
-            do_compression=True)
+    savemat(
+        path,
+        {"GTcls": {"Segmentation": mask, "Boundaries": np.zeros((3, 1)), "CategoriesPresent": np.unique(mask)}},
+        do_compression=True,
+    )
 
 
 def write_sbd(folder: Path) -> None:
@@ -87,23 +91,41 @@ class Official:
         write_sbd(folder / "in/benchmark_RELEASE/dataset")
         self.folder = folder / "archives"
         self.folder.mkdir()
-        for name, mode, top in (("VOCtrainval_11-May-2012.tar", "w", "VOCdevkit"),
-                                ("benchmark.tgz", "w:gz", "benchmark_RELEASE")):
+        for name, mode, top in (
+            ("VOCtrainval_11-May-2012.tar", "w", "VOCdevkit"),
+            ("benchmark.tgz", "w:gz", "benchmark_RELEASE"),
+        ):
             with tarfile.open(self.folder / name, mode) as file:
                 file.add(folder / "in" / top, top)
-        self.sources = {"devkit": source_of(self.folder / "VOCtrainval_11-May-2012.tar", VOC_PAGE),
-                        "sbd": source_of(self.folder / "benchmark.tgz", SBD_PAGE)}
-        present = {image_id: np.eye(20, dtype=np.uint8)[number]
-                   for number, image_id in enumerate(sorted({*TRAIN, *VAL, *SBD_TRAIN, *SBD_VAL}))}
+        self.sources = {
+            "devkit": source_of(self.folder / "VOCtrainval_11-May-2012.tar", VOC_PAGE),
+            "sbd": source_of(self.folder / "benchmark.tgz", SBD_PAGE),
+        }
+        present = {
+            image_id: np.eye(20, dtype=np.uint8)[number]
+            for number, image_id in enumerate(sorted({*TRAIN, *VAL, *SBD_TRAIN, *SBD_VAL}))
+        }
         boxes = present | {"2010_000200": present["2010_000200"] | np.eye(20, dtype=np.uint8)[VOC_CLASSES.index("person")]}
-        self.lists = {name: ListFacts(len(ids), list_sha256(ids), {
-            way: hashlib.sha256(b"".join(table[image_id].tobytes() for image_id in sorted(ids))).hexdigest()
-            for way, table in (("xml", boxes), ("masks", present))})
-            for name, ids in (("train", TRAIN), ("val", VAL), ("train_aug", TRAIN_AUG))}
+        self.lists = {
+            name: ListFacts(
+                len(ids),
+                list_sha256(ids),
+                {
+                    way: hashlib.sha256(b"".join(table[image_id].tobytes() for image_id in sorted(ids))).hexdigest()
+                    for way, table in (("xml", boxes), ("masks", present))
+                },
+            )
+            for name, ids in (("train", TRAIN), ("val", VAL), ("train_aug", TRAIN_AUG))
+        }
 
     def prepare(self, root: Path, **others) -> list[Finding]:
-        return prepare_voc12(root, **({"archives": self.folder, "fetch": False, "progress": False, "sources": self.sources,
-                                       "lists": self.lists} | others))
+        return prepare_voc12(
+            root,
+            **(
+                {"archives": self.folder, "fetch": False, "progress": False, "sources": self.sources, "lists": self.lists}
+                | others
+            ),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -156,17 +178,28 @@ def test_a_second_run_changes_nothing_and_needs_no_archives(official, prepared, 
     assert contents(prepared) == before
 
 
-@pytest.mark.parametrize("gone", ["JPEGImages/2007_000032.jpg", "SegmentationClass/2007_000033.png", "labels.csv",
-                                  "SegmentationClassAug/2011_000300.png", "ImageSets/Segmentation/train_aug.txt",
-                                  "JPEGImages/2010_000200.jpg", "Annotations/2009_000011.xml", "SBD/cls/2008_000100.mat"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "JPEGImages/2007_000032.jpg",
+        "SegmentationClass/2007_000033.png",
+        "labels.csv",
+        "SegmentationClassAug/2011_000300.png",
+        "ImageSets/Segmentation/train_aug.txt",
+        "JPEGImages/2010_000200.jpg",
+        "Annotations/2009_000011.xml",
+        "SBD/cls/2008_000100.mat",
+    ],
+)
 def test_an_interrupted_run_is_completed(official, prepared, gone):
     before = contents(prepared)
     (prepared / gone).unlink()
     (prepared / "JPEGImages/.writing-x.jpg").write_bytes(b"half")
     assert states(official.prepare(prepared)) == {"have"}
     after = contents(prepared)
-    assert {name: after.get(name) for name in before if not name.startswith("SBD/")} == \
-        {name: content for name, content in before.items() if not name.startswith("SBD/")}
+    assert {name: after.get(name) for name in before if not name.startswith("SBD/")} == {
+        name: content for name, content in before.items() if not name.startswith("SBD/")
+    }
     assert not [name for name in after if ".writing" in name]
 
 
@@ -179,6 +212,7 @@ def test_labels_from_masks_are_an_option_that_is_recorded(official, prepared):
     def names(image_id):
         row = read_labels(prepared / "labels.csv", VOC_CLASSES)[image_id]
         return {VOC_CLASSES[number] for number in np.flatnonzero(row)}
+
     assert "person" in names("2010_000200")
     found = official.prepare(prepared, labels="masks")
     assert states(found) == {"have"} and any("from masks, the official ones" in finding.detail for finding in found)
@@ -266,11 +300,15 @@ def test_a_folder_of_something_else_is_refused(official, tmp_path, miniature):
         official.prepare(tmp_path / "top", labels="boxes")
 
 
-@pytest.mark.parametrize("mask, problem", [
-    (np.full(SIZE, 21, np.uint8), "holds the value 21"),
-    (np.zeros((3, 4), np.uint8), "the mask is 4x3 pixels but its image is 16x12"),
-    (np.zeros(SIZE), "not an image of 8-bit classes"),
-    (np.zeros((2, *SIZE), np.uint8), "not an image of 8-bit classes")])
+@pytest.mark.parametrize(
+    "mask, problem",
+    [
+        (np.full(SIZE, 21, np.uint8), "holds the value 21"),
+        (np.zeros((3, 4), np.uint8), "the mask is 4x3 pixels but its image is 16x12"),
+        (np.zeros(SIZE), "not an image of 8-bit classes"),
+        (np.zeros((2, *SIZE), np.uint8), "not an image of 8-bit classes"),
+    ],
+)
 def test_a_bad_mask_of_sbd_is_named(official, prepared, mask, problem):
     write_mat(prepared / "SBD/cls/2008_000100.mat", mask)
     (prepared / "SegmentationClassAug/2008_000100.png").unlink()

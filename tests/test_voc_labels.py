@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from data_prep import voc_labels
 from data_prep.voc_xml import VocObject, read_voc_classes, write_voc_xml
-from wsss_lib.config import PROJECT_ROOT
-from wsss_lib.data.dataset import VOC_CLASSES, DataError, load_dataset
+from wsss_lib.data.dataset import VOC_CLASSES, load_dataset
+from wsss_lib.errors import DataError
+from wsss_lib.parameters import PROJECT_ROOT
 
 REAL_DATA = Path(os.environ.get("WSSS_REAL_DATA", PROJECT_ROOT / "../shared/data")) / "voc2012-year2007/VOC2012"
 needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="skipped: no real data")
@@ -26,9 +27,11 @@ def devkit(tmp_path) -> Path:
     (root / "ImageSets/Segmentation/val.txt").write_text("2008_000003\n")
     (root / "ImageSets/Segmentation/trainval.txt").write_text("2007_000001\n2007_000002\n2008_000003\n")
     box = (1, 1, 10, 10)
-    contents = {"2007_000001": [VocObject("dog", box), VocObject("dog", box, truncated=True)],
-                "2007_000002": [VocObject("person", box, parts=(("head", (2, 2, 4, 4)), ("hand", box))), VocObject("car", box)],
-                "2008_000003": [VocObject("cat", box)]}
+    contents = {
+        "2007_000001": [VocObject("dog", box), VocObject("dog", box, truncated=True)],
+        "2007_000002": [VocObject("person", box, parts=(("head", (2, 2, 4, 4)), ("hand", box))), VocObject("car", box)],
+        "2008_000003": [VocObject("cat", box)],
+    }
     for image_id, objects in contents.items():
         write_voc_xml(root / f"Annotations/{image_id}.xml", (20, 30), objects)
     return root
@@ -36,19 +39,26 @@ def devkit(tmp_path) -> Path:
 
 def test_labels_are_the_named_classes_in_class_order(devkit):
     assert read_voc_classes(devkit / "Annotations/2007_000002.xml", VOC_CLASSES) == ["car", "person"]
-    assert voc_labels.labels_from_xml(devkit) == {"2007_000001": ["dog"], "2007_000002": ["car", "person"],
-                                                  "2008_000003": ["cat"]}
+    assert voc_labels.labels_from_xml(devkit) == {
+        "2007_000001": ["dog"],
+        "2007_000002": ["car", "person"],
+        "2008_000003": ["cat"],
+    }
 
 
 def test_every_name_anywhere_counts_and_parts_do_not(tmp_path):
     path = tmp_path / "x.xml"
-    path.write_text("<annotation><filename>horse</filename><object><difficult>1</difficult><name>sofa</name>"
-                    "<part><name>head</name></part><part><deep><name> boat </name></deep></part></object></annotation>")
+    path.write_text(
+        "<annotation><filename>horse</filename><object><difficult>1</difficult><name>sofa</name>"
+        "<part><name>head</name></part><part><deep><name> boat </name></deep></part></object></annotation>"
+    )
     assert read_voc_classes(path, VOC_CLASSES) == ["boat", "sofa"]
 
 
-@given(present=st.lists(st.sampled_from(VOC_CLASSES), max_size=6),
-       parts=st.lists(st.sampled_from(("head", "hand", "foot")), max_size=2))
+@given(
+    present=st.lists(st.sampled_from(VOC_CLASSES), max_size=6),
+    parts=st.lists(st.sampled_from(("head", "hand", "foot")), max_size=2),
+)
 def test_written_classes_are_read_back(tmp_path_factory, present, parts):
     path = tmp_path_factory.mktemp("xml") / "1.xml"
     drawn_parts = tuple((part, (1, 1, 2, 2)) for part in parts)
@@ -69,7 +79,11 @@ def test_classes_of_another_data_set(devkit):
     (devkit / "dataset.json").write_text('{"name": "mine", "classes": ["person", "dog", "cat"], "ignore_index": 255}')
     voc_labels.main([str(devkit), str(devkit / "out.csv"), "--classes-from", str(devkit / "dataset.json")])
     assert (devkit / "out.csv").read_text().splitlines() == [
-        "image_id,person,dog,cat", "2007_000001,0,1,0", "2007_000002,1,0,0", "2008_000003,0,0,1"]
+        "image_id,person,dog,cat",
+        "2007_000001,0,1,0",
+        "2007_000002,1,0,0",
+        "2008_000003,0,0,1",
+    ]
 
 
 def test_test_images_have_no_annotation_and_get_no_row(devkit):
@@ -95,7 +109,9 @@ def with_entities(root: Path) -> None:
 
 
 def with_entity_of_a_file(root: Path) -> None:
-    (root / "Annotations/2008_000003.xml").write_text('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><a><name>&b;</name></a>')
+    (root / "Annotations/2008_000003.xml").write_text(
+        '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><a><name>&b;</name></a>'
+    )
 
 
 def without_lists(root: Path) -> None:
@@ -103,14 +119,17 @@ def without_lists(root: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (without_file, r"2008_000003.xml: the annotation is missing"),
-    (without_class, r"2008_000003.xml: names none of the classes aeroplane"),
-    (cut_short, r"2008_000003.xml: not a readable XML annotation"),
-    (with_entities, r"2008_000003.xml: not a readable XML annotation"),
-    (with_entity_of_a_file, r"2008_000003.xml: not a readable XML annotation"),
-    (without_lists, r"there is no list of images"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_file, r"2008_000003.xml: the annotation is missing"),
+        (without_class, r"2008_000003.xml: names none of the classes aeroplane"),
+        (cut_short, r"2008_000003.xml: not a readable XML annotation"),
+        (with_entities, r"2008_000003.xml: not a readable XML annotation"),
+        (with_entity_of_a_file, r"2008_000003.xml: not a readable XML annotation"),
+        (without_lists, r"there is no list of images"),
+    ],
+)
 def test_bad_input_gives_one_sentence_and_no_table(devkit, capsys, damage, message):
     damage(devkit)
     with pytest.raises((DataError, FileNotFoundError), match=message):
@@ -128,6 +147,7 @@ def test_foreign_description_file_is_refused(devkit, capsys):
     assert "--classes-from needs an existing file named dataset.json" in capsys.readouterr().err
 
 
+@pytest.mark.system
 @needs_real_data
 def test_true_voc_images_give_their_known_counts(tmp_path):
     table = voc_labels.labels_from_xml(REAL_DATA)

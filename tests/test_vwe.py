@@ -10,16 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests import made
 from tests.golden_vwe import Given
 from tests.test_full_size import REDUCED, check_log, tame, write_voc
-from wsss_lib import artifacts, stages, training
-from wsss_lib.config import PROJECT_ROOT, Config
-from wsss_lib.formats import read_maps
+from wsss_lib.config import Config
+from wsss_lib.core import training
+from wsss_lib.core.files import read_maps
+from wsss_lib.core.parallel import make_maps
+from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import cam, vwe
-from wsss_lib.metrics import confusion_matrix, scores
+from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.ops.crf import crf_from_maps
+from wsss_lib.ops.metrics import confusion_matrix, scores
+from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
-from wsss_lib.refine.crf import crf_from_maps
 
 
 def features_of(size=(2, 6, 5, 7), seed=0) -> torch.Tensor:
@@ -36,6 +41,7 @@ def batch_of(images=2, side=40) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # ---- encoder
+
 
 def test_words_by_hand():
     features = torch.tensor([[[[3.0, 0.0]], [[4.0, 0.5]]]])  # (1, 2, 1, 2): two positions, (3, 4) and (0, 0.5)
@@ -100,6 +106,7 @@ def test_the_encoder_builds_nothing_of_positions_times_words_times_channels():
 
 # ---- pooling
 
+
 def test_pooling_by_hand():
     features = torch.zeros(1, 1, 4, 4)
     features[0, 0, 0, 0], features[0, 0, 3, 3] = 16.0, 8.0
@@ -134,11 +141,20 @@ def test_a_map_that_is_too_small_is_refused():
 
 # ---- losses
 
-PARTS = {"vwe": {"class": {"backbone", "classifier"}, "histogram": {"histogram_head", "codebook"},
-                 "word": {"backbone", "word_head"}},
-         "vwl_l": {"class": {"backbone", "classifier"}, "histogram": {"histogram_head", "codebook"},
-                   "word": {"backbone", "word_head"}, "decorrelation": {"codebook"}},
-         "vwl_m": {"class": {"backbone", "classifier"}, "word": {"backbone", "word_head"}}}
+PARTS = {
+    "vwe": {
+        "class": {"backbone", "classifier"},
+        "histogram": {"histogram_head", "codebook"},
+        "word": {"backbone", "word_head"},
+    },
+    "vwl_l": {
+        "class": {"backbone", "classifier"},
+        "histogram": {"histogram_head", "codebook"},
+        "word": {"backbone", "word_head"},
+        "decorrelation": {"codebook"},
+    },
+    "vwl_m": {"class": {"backbone", "classifier"}, "word": {"backbone", "word_head"}},
+}
 
 
 @pytest.mark.parametrize("variant", PARTS)
@@ -149,8 +165,11 @@ def test_what_each_loss_trains(variant):
     trained = {}
     for name, term in terms.items():
         gradients = torch.autograd.grad(term, list(net.parameters()), allow_unused=True, retain_graph=True)
-        trained[name] = {parameter.split(".")[0] for (parameter, _), gradient
-                         in zip(net.named_parameters(), gradients, strict=True) if gradient is not None and gradient.any()}
+        trained[name] = {
+            parameter.split(".")[0]
+            for (parameter, _), gradient in zip(net.named_parameters(), gradients, strict=True)
+            if gradient is not None and gradient.any()
+        }
     assert trained == PARTS[variant]
 
 
@@ -206,6 +225,7 @@ def test_groups_hold_every_trained_parameter_once():
 
 # ---- memory bank
 
+
 def test_a_word_moves_towards_the_mean_of_its_features_by_hand():
     codebook = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
     features = torch.tensor([[[3.0, 5.0, 0.0]], [[0.0, 0.0, 7.0]]])[None]  # (1, 2, 1, 3): (3, 0), (5, 0) and (0, 7)
@@ -244,6 +264,7 @@ def test_the_bank_moves_in_training_only_and_a_learned_codebook_never():
 
 # ---- maps
 
+
 def test_the_maximum_of_image_and_mirror_by_hand():
     maps = torch.zeros(2, 1, 1, 2)
     maps[0, 0, 0], maps[1, 0, 0] = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 3.0])  # mirror, turned back: (3, 2)
@@ -253,14 +274,14 @@ def test_the_maximum_of_image_and_mirror_by_hand():
 
 def test_maps_do_not_depend_on_batches_or_on_where_a_run_stopped(small_config, tmp_path):
     config = small_config.model_copy(update={"vwe_init": "backbone", "vwe_words": 5, "device_batch_size": 3})
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     torch.manual_seed(0)
     localize = vwe.vwe_localization(vwe.build_vwe(config, data.num_classes, ""), config)
-    assert stages.make_maps(localize, data, config, tmp_path / "a") == len(data.ids)
+    assert make_maps(localize, data, config, tmp_path / "a") == len(data.ids)
     (tmp_path / "b").mkdir()
     for image_id in data.ids[::2]:
         (tmp_path / "b" / f"{image_id}.npz").write_bytes((tmp_path / "a" / f"{image_id}.npz").read_bytes())
-    assert stages.make_maps(localize, data, config, tmp_path / "b") == len(data.ids) - len(data.ids[::2])
+    assert make_maps(localize, data, config, tmp_path / "b") == len(data.ids) - len(data.ids[::2])
     for image_id in data.ids:
         classes, first, _ = read_maps(tmp_path / "a" / f"{image_id}.npz")
         np.testing.assert_allclose(first, read_maps(tmp_path / "b" / f"{image_id}.npz")[1], atol=1e-3)
@@ -287,11 +308,13 @@ def test_crf_of_certain_maps_is_their_arg_max():
 
 # ---- training
 
+
 @pytest.mark.parametrize("variant", PARTS)
 def test_a_stopped_training_ends_in_the_same_weights(small_config, tmp_path, variant):
-    config = small_config.model_copy(update={"vwe_init": "backbone", "vwe_variant": variant, "vwe_words": 6, "vwe_epochs": 2,
-                                             "checkpoint_every": 2})
-    data = stages.open_data(config, "train")
+    config = small_config.model_copy(
+        update={"vwe_init": "backbone", "vwe_variant": variant, "vwe_words": 6, "vwe_epochs": 2, "checkpoint_every": 2}
+    )
+    data = open_data(config, "train")
     states = []
     for folder, stops in ((tmp_path / "a", False), (tmp_path / "b", True)):
         training.seed_everything(config)
@@ -323,7 +346,7 @@ def stop_after(steps: int):
 
 def test_a_network_starts_at_its_backbone_at_the_classifier_or_at_its_own_weights(tmp_path):
     config = Config(vwe_words=4)
-    classifier = stages.build_classifier(config, 3)
+    classifier = build_classifier(config, 3)
     training.save_weights(classifier, tmp_path / "classifier.safetensors")
     net = vwe.build_vwe(config, 3, tmp_path / "classifier.safetensors")
     assert torch.equal(net.backbone.conv1.weight, classifier.backbone.conv1.weight)
@@ -338,7 +361,7 @@ def test_a_crop_that_is_too_small_is_refused_before_anything_is_learned(small_co
     config = small_config.model_copy(update={"vwe_init": "backbone", "cam_crop": 16})
     net = vwe.build_vwe(config, 3, "")
     with pytest.raises(ValueError, match="a map of 2x2 positions has no grid of 4x4 blocks"):
-        vwe.train_vwe(net, stages.open_data(config, "train"), config, tmp_path)
+        vwe.train_vwe(net, open_data(config, "train"), config, tmp_path)
 
 
 def test_absent_classes_and_the_two_rules():
@@ -353,9 +376,9 @@ def test_ablations_start_at_one_classifier_and_are_kept(small_config, tmp_path, 
     config = small_config.model_copy(update={"vwe_words": 6, "vwe_epochs": 1})
     with pytest.raises(ValueError, match="run notebook 10_cam"):
         script["run"]("average", config, 4)
-    stage = artifacts.begin_stage(config, "classifier", ("cam_",), {"data": "miniature"}, method="cam")
-    training.save_weights(stages.build_classifier(config, 3), stage.folder / "weights.safetensors")
-    stage.finish([])
+    stage = made.begin(config, "classifier", ("backbone", "output_stride"), method="cam")
+    training.save_weights(build_classifier(config, 3), stage.folder / "weights.safetensors")
+    made.finish(stage)
     rows = {name: script["run"](name, config, 4) for name in ("average", "hspp+words, fixed random codebook")}
     assert all(row["images"] == 4 and 0 <= row["miou"] <= 100 for row in rows.values())
     assert rows["average"]["words_used"] is None and 1 <= rows["hspp+words, fixed random codebook"]["words_used"] <= 6
@@ -367,25 +390,35 @@ def test_ablations_start_at_one_classifier_and_are_kept(small_config, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", [{}, {"vwe_variant": "vwl_m", "backbone": "resnet101", "frozen_stages": 1}])
+@pytest.mark.parametrize("values", [{}, {"vwe_variant": "vwl_m", "backbone": "resnet101", "vwe_frozen_stages": 1}])
 def test_two_steps_at_full_size(tmp_path, values):
     """VWE as published (ResNet-50, 512-pixel crops, 256 words), and VWL-M, which trains layer1 and layer2 too."""
     write_voc(tmp_path / "VOC2012")
-    config = preset_config("voc12", "vwe", **REDUCED | values, data_root=str(tmp_path / "VOC2012"),
-                           runs_root=str(tmp_path / "runs"), vwe_epochs=2, limit=2)
-    assert (config.cam_crop, config.vwe_words, config.momentum_slip) == (512, 256, True)
+    config = preset_config(
+        "voc12",
+        "vwe",
+        **REDUCED | values,
+        data_root=str(tmp_path / "VOC2012"),
+        runs_root=str(tmp_path / "runs"),
+        vwe_epochs=2,
+        limit=2,
+    )
+    assert (config.cam_crop, config.vwe_words, config.vwe_momentum) == (512, 256, 1e-4)
     training.seed_everything(config)
-    data = stages.open_data(config, "train")
+    data = open_data(config, "train")
     net = vwe.build_vwe(config, data.num_classes, "")
     tame(net)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert vwe.train_vwe(net, data, config, tmp_path / "network") == 4
-    changed = {name.removeprefix("backbone.").split(".")[0] for name, value in net.state_dict().items()
-               if not torch.equal(value, before[name])}
+    changed = {
+        name.removeprefix("backbone.").split(".")[0]
+        for name, value in net.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     heads = {"classifier", "word_head", "codebook", "layer3", "layer4"}
     assert changed == heads | ({"layer1", "layer2", "bank_filled"} if values else {"histogram_head"})
     check_log(tmp_path / "network")
-    one = stages.open_data(config.model_copy(update={"limit": 1}), "train")
-    assert stages.make_maps(vwe.vwe_localization(net, config), one, config, tmp_path / "maps") == 1
+    one = open_data(config.model_copy(update={"limit": 1}), "train")
+    assert make_maps(vwe.vwe_localization(net, config), one, config, tmp_path / "maps") == 1
     classes, maps, _ = read_maps(tmp_path / "maps" / "2007_000001.npz")
     assert maps.shape == (2, 94, 125) and 0 <= maps.min() <= maps.max() <= 1

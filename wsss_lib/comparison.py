@@ -8,27 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss_lib.artifacts import Stage
 from wsss_lib.config import Config
-from wsss_lib.data.dataset import SegmentationDataset, image_size, read_mask
-from wsss_lib.metrics import BoundaryEvaluation, Evaluation
-from wsss_lib.progress import progress
-from wsss_lib.refine.seeds import argmax_with_background
-from wsss_lib.results import with_spread
-from wsss_lib.stages import full_size_maps
-from wsss_lib.thresholds import near_best_range
+from wsss_lib.core.files import image_size, read_mask
+from wsss_lib.core.progress import progress
+from wsss_lib.core.scoring import full_size_maps
+from wsss_lib.core.stage import Job, Stage, run_folder_of
+from wsss_lib.core.store import StageFolder, finished_stages
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.ops.metrics import BoundaryEvaluation, Evaluation
+from wsss_lib.ops.seeds import argmax_with_background
+from wsss_lib.ops.thresholds import near_best_range
+from wsss_lib.pipeline import LABEL_MAPS
+from wsss_lib.results import IMAGES_OF, PUBLISHED, collect, fingerprint, place_of_method, with_spread
 
-# Where the label map of a row of `metrics.json` lies: (stage, folder below it). Plain maps become one at a threshold.
-LABEL_MAPS = {
-    "CAM at its best threshold": ("maps", None), "CAM seed + CRF": ("seeds", "seed_masks"),
-    "DRS pseudo-label": ("drs_masks", ""), "IRN pseudo-mask": ("pseudo_masks", ""),
-    "AffinityNet pseudo-mask": ("affinitynet_masks", ""), "DeepLab-v2": ("predictions", "plain"),
-    "DeepLab-v2 + CRF": ("predictions", "crf"), "DeepLab-v3+": ("predictions", "plain"),
-    "DeepLab-v3+ + CRF": ("predictions", "crf"),
-}
+COUNTED = 300  # images of each split that are scored again
 
 
-def check_settings(stages: dict[tuple[str, int], dict[str, Stage]]) -> None:
+def check_settings(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> None:
     """Refuse runs of one method and stage that differ in more than the seed: their mean would describe neither.
 
     Args:
@@ -39,23 +35,24 @@ def check_settings(stages: dict[tuple[str, int], dict[str, Stage]]) -> None:
 
     Explained in notebook 95, section "Mixed comparisons are refused".
     """
-    first = {}
+    first, defaults = {}, Config().model_dump(mode="json")
     for (method, seed), group in stages.items():
         for name, stage in group.items():
-            values = stage.configuration(Config()).model_dump(exclude={"seed"})  # a parameter younger than the run: its default
+            values = defaults | stage.parameters() | {"seed": 0}  # a parameter younger than the run: its default
             reference_seed, reference = first.setdefault((method, name), (seed, values))
             for parameter, value in values.items():
                 if value != reference[parameter]:
-                    raise ValueError(f"{method}, stage {name}: {parameter} is {value!r} for seed {seed} and "
-                                     f"{reference[parameter]!r} for seed {reference_seed}; run one of them again with the "
-                                     "other's value, a mean over both would mix two experiments")
+                    raise ValueError(
+                        f"{method}, stage {name}: {parameter} is {value!r} for seed {seed} and "
+                        f"{reference[parameter]!r} for seed {reference_seed}; run one of them again with the "
+                        "other's value, a mean over both would mix two experiments"
+                    )
 
 
 def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
     """Return every n-th image of a split, so that about `count` of them stay; no random number and no label has a part in it.
 
     Args:
-        data: a split.
         count: of images, at least 1; a smaller split is returned whole.
 
     Explained in notebook 95, section "Counted anew".
@@ -64,13 +61,12 @@ def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
     return replace(data, ids=tuple(data.ids[index] for index in chosen), labels=data.labels[chosen])
 
 
-def label_map_of(stage: Stage, row: dict, data: SegmentationDataset) -> Callable[[str], np.ndarray]:
+def label_map_of(stage: StageFolder, row: dict, data: SegmentationDataset) -> Callable[[str], np.ndarray]:
     """Return the function that gives the label map of an image behind a row of `metrics.json`.
 
     Args:
         stage: a finished stage with a row named in `LABEL_MAPS`.
         row: of its `metrics()`.
-        data: the images of that row.
 
     Returns:
         image id to uint8 (H, W).
@@ -88,13 +84,26 @@ def _label_map(root: Path, folder: str | None, threshold: float | None, data: Se
     return read_mask(root / folder / f"{image_id}.png", data.num_classes, image_size(data.image_path(image_id)))
 
 
-def count_anew(stage: Stage, row: dict, data: SegmentationDataset) -> dict:
+def most_refined(stages: dict[str, StageFolder]) -> tuple[Path, str] | None:
+    """Return the folder of a method's last training masks and the name of their row, or None if it has none yet.
+
+    Args:
+        stages: of one method and seed, as `finished_stages` gives them.
+    """
+    of_stage = {stage: (folder, what) for what, (stage, folder) in LABEL_MAPS.items() if folder is not None}
+    for name in ("drs_masks", "pseudo_masks", "affinitynet_masks", "seeds"):
+        if name in stages and name in of_stage:
+            folder, what = of_stage[name]
+            return stages[name].folder / folder, what
+    return None
+
+
+def count_anew(stage: StageFolder, row: dict, data: SegmentationDataset) -> dict:
     """Score a label map in every way that this comparison knows, in one pass over its images.
 
     Args:
         stage: a finished stage with a row named in `LABEL_MAPS`.
         row: of its `metrics()`.
-        data: the split of that row, or evenly spaced images of it.
 
     Returns:
         what, split, images (those counted here), crf and pixel_labels_chose; `miou`, mean `precision` and `recall`,
@@ -108,8 +117,10 @@ def count_anew(stage: Stage, row: dict, data: SegmentationDataset) -> dict:
     Explained in notebook 95, section "Counted anew".
     """
     if row["split"] != data.split:
-        raise ValueError(f"{stage.folder.parent.parent.name}, {row['what']}: its label maps belong to split {row['split']!r}, "
-                         f"the data to {data.split!r}; open the split of that row")
+        raise ValueError(
+            f"{stage.folder.parent.parent.name}, {row['what']}: its label maps belong to split {row['split']!r}, "
+            f"the data to {data.split!r}; open the split of that row"
+        )
     evaluation, edges = Evaluation(data.num_classes + 1), BoundaryEvaluation(data.num_classes + 1)
     prediction_of = label_map_of(stage, row, data)
     for image_id in progress(data.ids, row["what"]):
@@ -118,14 +129,43 @@ def count_anew(stage: Stage, row: dict, data: SegmentationDataset) -> dict:
         edges.add(truth, prediction)
     result = evaluation.scores()
     kept = {key: row[key] for key in ("what", "split", "crf", "pixel_labels_chose")}
-    return kept | {"images": len(data), "miou": _percent(result.miou), "precision": _percent(np.nanmean(result.precision)),
-                   "recall": _percent(np.nanmean(result.recall)), "boundary_iou": _percent(edges.miou),
-                   "class_iou": [_percent(value) for value in result.iou],
-                   "class_boundary_iou": [_percent(value) for value in edges.iou]}
+    return kept | {
+        "images": len(data),
+        "miou": _percent(result.miou),
+        "precision": _percent(np.nanmean(result.precision)),
+        "recall": _percent(np.nanmean(result.recall)),
+        "boundary_iou": _percent(edges.miou),
+        "class_iou": [_percent(value) for value in result.iou],
+        "class_boundary_iou": [_percent(value) for value in edges.iou],
+    }
 
 
 def _percent(value: float) -> float | None:
     return None if np.isnan(value) else round(100 * float(value), 2)
+
+
+def _score_again(job: Job) -> list[dict]:
+    """Score every label map of a run on evenly spaced images of its split."""
+    config = job.whole
+    data_of = {name: evenly_spaced(open_data(config, name), COUNTED) for name in {config.score_split, config.val_split}}
+    rows = []
+    for (method, seed), group in finished_stages(run_folder_of(config)).items():
+        for name, made in group.items():
+            for row in made.metrics():
+                if row.get("split") in data_of and LABEL_MAPS.get(row["what"], ("",))[0] == name:
+                    again = count_anew(made, row, data_of[row["split"]])
+                    rows.append({"method": method, "seed": seed, "recorded": row["miou"], "of_images": row["images"]} | again)
+    return rows
+
+
+def _fingerprint(job: Job) -> dict[str, str]:
+    return {"results": fingerprint(collect(run_folder_of(job.whole)))}
+
+
+OVERVIEW = Stage("overview", "00_start_here", lambda job: 0, files=_fingerprint, split="", method="report")
+COMPARISON = Stage(
+    "comparison", "95_comparison", lambda job: 0, files=_fingerprint, score=_score_again, split="", method="report"
+)
 
 
 def side_by_side(rows: Sequence[dict], value: str = "miou") -> dict[str, dict[str, dict[int, float]]]:
@@ -158,12 +198,15 @@ such numbers are not comparable, score both on the same images
         conditions = f"{row['images']} images of {row['split']!r} {'with' if row['crf'] else 'without'} CRF"
         name, reference = first.setdefault(row["what"], (f"{row['method']} (seed {row['seed']})", conditions))
         if conditions != reference:
-            raise ValueError(f"{row['what']}: {row['method']} (seed {row['seed']}) has {conditions}, {name} has {reference}; "
-                             "such numbers are not comparable, score both on the same images")
+            raise ValueError(
+                f"{row['what']}: {row['method']} (seed {row['seed']}) has {conditions}, {name} has {reference}; "
+                "such numbers are not comparable, score both on the same images"
+            )
         cell = table[row["what"]][row["method"]]
         if row["seed"] in cell:
-            raise ValueError(f"{row['what']}: {row['method']} has two values for seed {row['seed']}; move one of the "
-                             "two stages away")
+            raise ValueError(
+                f"{row['what']}: {row['method']} has two values for seed {row['seed']}; move one of the two stages away"
+            )
         cell[row["seed"]] = row[value]
     return {what: {method: dict(cell) for method, cell in line.items()} for what, line in table.items()}
 
@@ -184,12 +227,83 @@ def gains(line: dict[str, dict[int, float]], baseline: str = "cam") -> dict[str,
     {'rib': {1: 3.0}}
     """
     start = line.get(baseline, {})
-    shared = {method: {seed: value - start[seed] for seed, value in cell.items() if seed in start}
-              for method, cell in line.items() if method != baseline}
+    shared = {
+        method: {seed: value - start[seed] for seed, value in cell.items() if seed in start}
+        for method, cell in line.items()
+        if method != baseline
+    }
     return {method: cell for method, cell in shared.items() if cell}
 
 
-def threshold_table(stages: dict[tuple[str, int], dict[str, Stage]], fixed: float, within: float = 2.0) -> list[list[str]]:
+def gain_table(scored: dict[str, dict[str, dict[int, float]]]) -> list[list[str]]:
+    """Say for each line of `side_by_side` and each method what it gains over plain CAM, seed by seed.
+
+    Args:
+        scored: from `side_by_side`.
+
+    Returns:
+        one line each: what, method, the gains, their mean and spread, and whether all have one sign.
+
+    Explained in notebook 95, section "Gains, seed by seed".
+    """
+    lines = []
+    for what, line in scored.items():
+        for method, cell in gains(line).items():
+            if method != "truth":
+                values = list(cell.values())
+                agree = "one seed only" if len(values) == 1 else "yes" if len({gain > 0 for gain in values}) == 1 else "no"
+                lines.append([what, method, " / ".join(f"{gain:+.1f}" for gain in values), with_spread(values), agree])
+    return lines
+
+
+def mean_over_seeds(counted: Sequence[dict], what: str, value: str) -> dict[str, np.ndarray]:
+    """Return method to the mean over its seeds of a number, or of a list of numbers, of the counted rows of one name."""
+    values = defaultdict(list)
+    for row in counted:
+        if row["what"] == what:
+            values[row["method"]].append(row[value])
+    return {method: np.nanmean(np.array(values[method], float), axis=0) for method in sorted(values, key=place_of_method)}
+
+
+def counted_table(counted: Sequence[dict], names: Sequence[str]) -> list[list[str]]:
+    """Return a line for each name and method of counted rows: precision, recall, mIoU, boundary IoU in percent, seeds."""
+    lines = []
+    for what in names:
+        means = [mean_over_seeds(counted, what, value) for value in ("precision", "recall", "miou", "boundary_iou")]
+        for method in means[0]:
+            seeds = sum((row["what"], row["method"]) == (what, method) for row in counted)
+            lines.append([what, method, *(f"{mean[method]:.1f}" for mean in means), str(seeds)])
+    return lines
+
+
+def published_table(summary: Sequence[dict], dataset: str) -> list[list[str]]:
+    """Return a line for each published value, with ours beside it or the reason why none may stand there.
+
+    Args:
+        summary: from `results.summarize`.
+        dataset: on which ours were scored.
+
+    Explained in notebook 95, section "Published values".
+    """
+    rows = {(row["method"], row["what"], row["split"]): row for row in summary}
+    lines = []
+    for entry in PUBLISHED:
+        row, there = rows.get((entry.method, entry.what, entry.split)), IMAGES_OF[entry.split]
+        if row is None:
+            ours = "not run here"
+        elif dataset != "voc12" or row["images"] != there:
+            ours = f"refused: {row['images']} images of {dataset} are not {there} of VOC"
+        else:
+            ours = f"{row['miou']:.1f} ({row['runs']} runs)"
+        lines.append(
+            [entry.method, entry.what, entry.split, f"{entry.value:g}", ours, entry.start, entry.pixel_labels, entry.source]
+        )
+    return lines
+
+
+def threshold_table(
+    stages: dict[tuple[str, int], dict[str, StageFolder]], fixed: float, within: float = 2.0
+) -> list[list[str]]:
     """Say for each method how much its maps depend on the threshold.
 
     Args:
@@ -205,18 +319,31 @@ def threshold_table(stages: dict[tuple[str, int], dict[str, Stage]], fixed: floa
     """
     lines = []
     for method in dict.fromkeys(name for name, _ in stages):
-        rows = [row for (name, _), group in stages.items() if name == method and "maps" in group
-                for row in group["maps"].metrics() if "curve" in row]
+        rows = [
+            row
+            for (name, _), group in stages.items()
+            if name == method and "maps" in group
+            for row in group["maps"].metrics()
+            if "curve" in row
+        ]
         if not rows:
             continue
         losses = [row["miou"] - float(np.interp(fixed, row["thresholds"], row["curve"])) for row in rows]
         widths = [high - low for low, high in (near_best_range(row["thresholds"], row["curve"], within) for row in rows)]
-        lines.append([method, with_spread([row["miou"] for row in rows]), " / ".join(f"{row['threshold']:.2f}" for row in rows),
-                      with_spread(losses), with_spread(widths, 2), str(len(rows))])
+        lines.append(
+            [
+                method,
+                with_spread([row["miou"] for row in rows]),
+                " / ".join(f"{row['threshold']:.2f}" for row in rows),
+                with_spread(losses),
+                with_spread(widths, 2),
+                str(len(rows)),
+            ]
+        )
     return lines
 
 
-def cost_table(stages: dict[tuple[str, int], dict[str, Stage]]) -> list[list[str]]:
+def cost_table(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> list[list[str]]:
     """Say what each stage cost, by its record.
 
     Args:
@@ -237,8 +364,17 @@ def cost_table(stages: dict[tuple[str, int], dict[str, Stage]]) -> list[list[str
         members.sort(key=lambda record: record["seconds"])
         best = members[0]
         speed, memory = best["images_per_second"], max(record["peak_memory_mib"] for record in members)
-        lines.append([method, name, f"{best['seconds']:.0f}", " / ".join(f"{record['seconds']:.0f}" for record in members),
-                      f"{speed:.1f}" if speed else "–", str(memory), best["device"]])
+        lines.append(
+            [
+                method,
+                name,
+                f"{best['seconds']:.0f}",
+                " / ".join(f"{record['seconds']:.0f}" for record in members),
+                f"{speed:.1f}" if speed else "–",
+                str(memory),
+                best["device"],
+            ]
+        )
     return lines
 
 

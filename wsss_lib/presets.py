@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from wsss_lib.config import PROJECT_ROOT, Config
+from wsss_lib.config import Config
+from wsss_lib.parameters import PRESETS
 
 
 def read_preset(path: Path | str) -> dict[str, Any]:
@@ -43,13 +44,12 @@ def read_preset(path: Path | str) -> dict[str, Any]:
     return values
 
 
-def preset_files(preset: str, method: str = "cam", root: Path = PROJECT_ROOT) -> list[Path]:
+def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> list[Path]:
     """Return the preset's file and, if there is one, the file of what a method sets otherwise.
 
     Args:
         preset: name of a file in `configs/`, without ".yaml".
         method: the second part of a file's name in `configs/methods/`.
-        root: the folder that holds `configs/`.
 
     Returns:
         one path or two; values of the second win.
@@ -62,18 +62,18 @@ def preset_files(preset: str, method: str = "cam", root: Path = PROJECT_ROOT) ->
     >>> [path.name for path in preset_files("voc12", "rib")]
     ['voc12.yaml', 'voc12.rib.yaml']
     """
-    common, own = root / "configs" / f"{preset}.yaml", root / "configs" / "methods" / f"{preset}.{method}.yaml"
+    common, own = folder / f"{preset}.yaml", folder / "methods" / f"{preset}.{method}.yaml"
     if not common.is_file():
-        known = ", ".join(sorted(path.stem for path in common.parent.glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
         raise FileNotFoundError(f"preset {preset!r} does not exist in configs/; take one of: {known}")
     return [path for path in (common, own) if path.is_file()]
 
 
-def preset_config(preset: str, method: str = "cam", root: Path = PROJECT_ROOT, **values: Any) -> Config:
+def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, **values: Any) -> Config:
     """Build the configuration with which the pipeline runs the stages of a method.
 
     Args:
-        preset, method, root: as for `preset_files`.
+        preset, method: as for `preset_files`.
         values: fields that differ from the files'.
 
     Returns:
@@ -89,6 +89,6 @@ def preset_config(preset: str, method: str = "cam", root: Path = PROJECT_ROOT, *
     1.3
     """
     merged = {}
-    for path in preset_files(preset, method, root):
+    for path in preset_files(preset, method, folder):
         merged |= read_preset(path)
     return Config.from_values(merged | {"method": method} | values)

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import write_atomically
 from wsss_lib.results import collect, summarize, table
 
 PAGE = """<!doctype html>
@@ -50,8 +50,12 @@ def write_report(run_folder: Path) -> Path:
         if executed.parent.parent.parent.name == "report":
             figures += list(_figures(notebook))
     rows_text = table(summarize(rows), compare=run_folder.name == "voc12")
-    page = PAGE.format(title=f"Results: {html.escape(run_folder.name)}", table=html.escape(rows_text),
-                       figures="".join(figures), links="".join(links))
+    page = PAGE.format(
+        title=f"Results: {html.escape(run_folder.name)}",
+        table=html.escape(rows_text),
+        figures="".join(figures),
+        links="".join(links),
+    )
     write_atomically(report / "index.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return report / "index.html"
 

@@ -1,7 +1,7 @@
 """The archive for the PASCAL VOC test server: make it, and check it before anybody uploads it.
 
-    python -m wsss_lib.submission make PREDICTIONS --ids test.txt --images JPEGImages results.tgz
-    python -m wsss_lib.submission check results.tgz --ids test.txt --images JPEGImages
+python -m wsss_lib.submission make PREDICTIONS --ids test.txt --images JPEGImages results.tgz
+python -m wsss_lib.submission check results.tgz --ids test.txt --images JPEGImages
 """
 
 import argparse
@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsss_lib.data.dataset import image_size, voc_palette
-from wsss_lib.formats import write_atomically
+from wsss_lib.core.files import image_size, voc_palette, write_atomically
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"  # comp6: segmentation, any training data
 NUM_CLASSES = 21
@@ -26,8 +25,12 @@ LARGEST_FILE = 16 * 2**20  # bytes; a VOC mask has about 5 kB
 LARGEST_IMAGE = 64 * 2**20  # pixels
 
 
-def make_submission(prediction_folder: Path | str, ids: Sequence[str], archive_path: Path | str,
-                    sizes: Mapping[str, tuple[int, int]] | None = None) -> Path:
+def make_submission(
+    prediction_folder: Path | str,
+    ids: Sequence[str],
+    archive_path: Path | str,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+) -> Path:
     """Pack predictions into the archive that the VOC test server takes, check it, and only then give it its name.
 
     The same predictions give the same bytes: members are sorted and carry no dates, owners or modes of their own.
@@ -54,13 +57,18 @@ def make_submission(prediction_folder: Path | str, ids: Sequence[str], archive_p
     ids = sorted(_checked_ids(ids))
     missing = [image_id for image_id in ids if not (folder / f"{image_id}.png").is_file()]
     if missing:
-        raise FileNotFoundError(f"{folder / missing[0]}.png: the prediction is missing, and {len(missing) - 1} others of "
-                                f"{len(ids)}: run the segmentation network on the whole test list first.")
+        raise FileNotFoundError(
+            f"{folder / missing[0]}.png: the prediction is missing, and {len(missing) - 1} others of "
+            f"{len(ids)}: run the segmentation network on the whole test list first."
+        )
 
     def write(temporary: Path) -> None:
         # gzip's own header would carry the name and the time of writing
-        with open(temporary, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed, \
-                tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        with (
+            open(temporary, "wb") as raw,
+            gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
             for image_id in ids:
                 content = (folder / f"{image_id}.png").read_bytes()
                 member = tarfile.TarInfo(f"{FOLDER}/{image_id}.png")
@@ -75,8 +83,9 @@ def make_submission(prediction_folder: Path | str, ids: Sequence[str], archive_p
     return archive_path
 
 
-def check_submission(archive_path: Path | str, ids: Sequence[str],
-                     sizes: Mapping[str, tuple[int, int]] | None = None) -> list[str]:
+def check_submission(
+    archive_path: Path | str, ids: Sequence[str], sizes: Mapping[str, tuple[int, int]] | None = None
+) -> list[str]:
     """Say everything that is wrong with an archive for the VOC test server. Nothing is unpacked to disk.
 
     Args:
@@ -99,8 +108,10 @@ def check_submission(archive_path: Path | str, ids: Sequence[str],
         raise FileNotFoundError(f"{archive_path}: there is no such archive: make it with make_submission.")
     unsized = [] if sizes is None else [image_id for image_id in ids if image_id not in sizes]
     if unsized:
-        raise ValueError(f"The size of image {unsized[0]} is not given, nor that of {len(unsized) - 1} others: give the "
-                         "sizes of all images, or none.")
+        raise ValueError(
+            f"The size of image {unsized[0]} is not given, nor that of {len(unsized) - 1} others: give the "
+            "sizes of all images, or none."
+        )
     wanted = {f"{FOLDER}/{image_id}.png": image_id for image_id in _checked_ids(ids)}
     defects, seen = [], set()
     try:
@@ -122,8 +133,10 @@ def check_submission(archive_path: Path | str, ids: Sequence[str],
         return [*defects, f"The archive cannot be read to its end as gzip-compressed tar ({error}): make it again."]
     missing = [image_id for name, image_id in wanted.items() if name not in seen]
     if missing:
-        defects.append(f"{len(missing)} of {len(wanted)} predictions are missing, the first is {missing[0]}: add "
-                       f"{FOLDER}/{missing[0]}.png.")
+        defects.append(
+            f"{len(missing)} of {len(wanted)} predictions are missing, the first is {missing[0]}: add "
+            f"{FOLDER}/{missing[0]}.png."
+        )
     return defects
 
 
@@ -150,8 +163,10 @@ def _mask_defect(content: bytes, size: tuple[int, int] | None) -> str | None:
             if image.mode != "P":
                 return f"the PNG has the mode {image.mode}: save class indices as an 8-bit palette PNG (mode P)."
             if size is not None and image.size != (size[1], size[0]):
-                return (f"the mask has {image.size[0]}x{image.size[1]} pixels, its image {size[1]}x{size[0]}: bring the "
-                        "prediction to the size of the original image.")
+                return (
+                    f"the mask has {image.size[0]}x{image.size[1]} pixels, its image {size[1]}x{size[0]}: bring the "
+                    "prediction to the size of the original image."
+                )
             if image.size[0] * image.size[1] > LARGEST_IMAGE:
                 return f"the mask claims {image.size[0]}x{image.size[1]} pixels: make it again."
             palette = image.getpalette()
@@ -160,8 +175,10 @@ def _mask_defect(content: bytes, size: tuple[int, int] | None) -> str | None:
         return f"this is no readable PNG ({error}): make it again."
     wrong = labels[labels >= NUM_CLASSES]
     if wrong.size:
-        return (f"the mask holds the value {wrong[0]} at {wrong.size} pixels: only 0..{NUM_CLASSES - 1} are allowed, "
-                "and every pixel needs a class (255 is no answer).")
+        return (
+            f"the mask holds the value {wrong[0]} at {wrong.size} pixels: only 0..{NUM_CLASSES - 1} are allowed, "
+            "and every pixel needs a class (255 is no answer)."
+        )
     used = 3 * (int(labels.max()) + 1)
     if palette[:used] != voc_palette().ravel().tolist()[:used]:
         return "the colours are not VOC's palette: save the mask with wsss_lib.data.dataset.voc_palette()."
@@ -182,7 +199,6 @@ def image_sizes(folder: Path | str, ids: Sequence[str]) -> dict[str, tuple[int, 
     """Read the sizes of photographs from the file headers.
 
     Args:
-        folder: holds `ID.jpg`.
         ids: image ids.
 
     Returns:
@@ -204,8 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0 in order, 1 defects, 2 wrong use.
     """
-    parser = argparse.ArgumentParser(prog="python -m wsss_lib.submission", description=(
-        "Make or check the archive of segmentation results for the PASCAL VOC 2012 test server."))
+    parser = argparse.ArgumentParser(
+        prog="python -m wsss_lib.submission",
+        description=("Make or check the archive of segmentation results for the PASCAL VOC 2012 test server."),
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("make", "pack a folder of predictions, check, write"), ("check", "check an archive")):
         command = commands.add_parser(name, help=text)

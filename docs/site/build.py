@@ -1,7 +1,7 @@
 """Build the static site: README, documents and notebooks with their stored outputs; no network is needed, then or to read it.
 
-    python docs/site/build.py build/site              # all notebooks; `make site` runs this
-    python docs/site/build.py build/site 00_start_here 10_cam
+python docs/site/build.py build/site              # all notebooks; `make site` runs this
+python docs/site/build.py build/site 00_start_here 10_cam
 """
 
 import re
@@ -45,8 +45,10 @@ def gather(source: Path, names: list[str]) -> None:
         if (not names or notebook.stem in names) and ".ipynb_checkpoints" not in notebook.parts:
             shutil.copy(notebook, source / notebook.relative_to(ROOT))
     parts = {"Notebooks": "notebooks/*", "Solutions of the exercises": "notebooks/solutions/*", "Documents": "docs/*"}
-    contents = "".join(f"\n```{{toctree}}\n:caption: {caption}\n:maxdepth: 1\n:glob:\n:hidden:\n\n{pattern}\n```\n"
-                       for caption, pattern in parts.items())
+    contents = "".join(
+        f"\n```{{toctree}}\n:caption: {caption}\n:maxdepth: 1\n:glob:\n:hidden:\n\n{pattern}\n```\n"
+        for caption, pattern in parts.items()
+    )
     (source / "index.md").write_text((ROOT / "README.md").read_text(encoding="utf-8") + contents, encoding="utf-8")
 
 
@@ -64,6 +66,7 @@ REPAIRS = (
 
 def mend(page: Path) -> None:
     """Give every picture of a page the text that its notebook has stored in it, and repair what keeps readers out."""
+
     def described(match: re.Match) -> str:
         file = page.parent / unquote(match[2])
         text = Image.open(file, formats=("PNG",)).text.get("Description") if file.suffix == ".png" and file.is_file() else None

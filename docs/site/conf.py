@@ -14,9 +14,14 @@ root_doc = "index"
 html_theme = "alabaster"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
-html_theme_options = {"description": "Each step taught and run by the same notebook", "page_width": "75rem",
-                      "sidebar_width": "15rem", "show_powered_by": False,
-                      "font_family": "sans-serif", "head_font_family": "sans-serif"}
+html_theme_options = {
+    "description": "Each step taught and run by the same notebook",
+    "page_width": "75rem",
+    "sidebar_width": "15rem",
+    "show_powered_by": False,
+    "font_family": "sans-serif",
+    "head_font_family": "sans-serif",
+}
 html_sidebars = {"**": ["about.html", "navigation.html", "searchfield.html"]}
 html_show_sourcelink = False
 pygments_style = "xcode"  # the only coloured one of Pygments with a contrast of 4.5 everywhere

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions of 30 · Suppressing the most telling part: DRS
+# # Solutions of 30 · Suppressing the most discriminative region: DRS
 #
 # The exercises of [notebook 30](../30_drs.ipynb), each with its answer and the reason. Nothing else has to run first.
 

@@ -22,21 +22,21 @@ widgets.check(winners, 80, "exercise 1")
 # **Exercise 2.** All $K = 256$ words have the same cosine to every position of a 32 x 32 map. What is each entry of the
 # histogram $H$?
 #
-# **Answer.** Equal cosines give every word the same share of every position: 32 x 32 / 256.
+# **Answer.** Equal cosines give every word the same fraction of every position: 32 x 32 / 256.
 
 # %%
 entry_of_histogram = 32 * 32 / 256
 widgets.check(entry_of_histogram, 4.0, "exercise 2")
 
 # %% [markdown]
-# **Exercise 3.** Write the share of dead words: words that no image of a data set has, from the labels $w$ of its images.
+# **Exercise 3.** Write the fraction of dead words: words that no image of a data set has, from the labels $w$ of its images.
 #
 # **Answer.** A word is dead if its column has no 1.
 
 # %%
-def dead_share(labels):
+def dead_fraction(labels):
     """labels: 0/1 (images, K). Return a float in 0..1."""
     return float((labels.sum(0) == 0).mean())
 
 
-widgets.check(dead_share(np.array([[1, 0, 0, 1], [1, 0, 1, 0]])), 0.25, "exercise 3")
+widgets.check(dead_fraction(np.array([[1, 0, 0, 1], [1, 0, 1, 0]])), 0.25, "exercise 3")

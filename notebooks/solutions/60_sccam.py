@@ -8,13 +8,13 @@ from wsss_lib import widgets
 
 # %% [markdown]
 # **Exercise 1.** VOC has 20 classes, 10,582 images and 16,458 labels. With $K = 10$: how many of the
-# $10{,}582 \times 200$ sub-category labels are 1? Give the share in percent.
+# $10{,}582 \times 200$ sub-category labels are 1? Give the fraction in percent.
 #
 # **Answer.** Every label turns into exactly one sub-category of its class: as many ones as labels, in a table ten times as wide.
 
 # %%
-share = 100 * 16458 / (10582 * 200)
-widgets.check(share, 100 * 16458 / (10582 * 200), "exercise 1")
+fraction = 100 * 16458 / (10582 * 200)
+widgets.check(fraction, 100 * 16458 / (10582 * 200), "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Purity can always be raised by taking more clusters. Write a function that returns the purity when every image has a

@@ -5,39 +5,43 @@ it is PASCAL VOC, `dataset.json`. Ids are strings everywhere.
 """
 
 import csv
+import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-               "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
-IGNORE = 255
+from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, sha256
+from wsss_lib.errors import DataError
+from wsss_lib.parameters import Settings, project_path
 
-
-class DataError(ValueError):
-    """Input that cannot be used; the message names the file, what is wrong with it and the remedy."""
-
-
-def voc_palette() -> np.ndarray:
-    """Return VOC's colours: uint8 (256, 3), RGB; bit 3j + c of the index becomes bit 7 - j of channel c.
-
-    Example:
-        >>> voc_palette()[1].tolist(), voc_palette()[255].tolist()
-        ([128, 0, 0], [224, 224, 192])
-    """
-    index = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for j in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * j + channel)) & 1) << (7 - j)).astype(np.uint8)
-    return palette
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 @dataclass(frozen=True)
@@ -114,26 +118,8 @@ class SegmentationDataset:
         return {name: value for name, value in vars(self).items() if name != "_row"}  # a worker process makes its own
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read any image file as RGB, whole.
-
-    Args:
-        path: the file.
-
-    Returns:
-        the image, mode RGB.
-
-    Raises:
-        DataError: the file is missing or cannot be decoded.
-    """
-    return _read(path, lambda image: image.convert("RGB"))
-
-
 def unreadable_images(data: SegmentationDataset) -> dict[str, str]:
     """Return the ids of the images that cannot be read, each with the sentence that says why; every image is decoded.
-
-    Args:
-        data: the split.
 
     Explained in notebook 02, section "The check".
     """
@@ -149,9 +135,6 @@ def unreadable_images(data: SegmentationDataset) -> dict[str, str]:
 def check_images(data: SegmentationDataset) -> None:
     """Decode every image of a split before a run starts.
 
-    Args:
-        data: the split.
-
     Raises:
         DataError: some cannot be read; ALL of them are listed.
 
@@ -159,15 +142,14 @@ def check_images(data: SegmentationDataset) -> None:
     """
     if bad := unreadable_images(data):
         first = next(iter(bad.values())).split("; ")[0]
-        raise DataError(f"{first}; of split {data.split!r} {len(bad)} of {len(data)} images cannot be read: {', '.join(bad)}; "
-                        "fetch them again, take their ids out of the list, or set on_bad_image to 'skip'")
+        raise DataError(
+            f"{first}; of split {data.split!r} {len(bad)} of {len(data)} images cannot be read: {', '.join(bad)}; "
+            "fetch them again, take their ids out of the list, or set on_bad_image to 'skip'"
+        )
 
 
 def without_unreadable_images(data: SegmentationDataset) -> SegmentationDataset:
     """Return a split without the images that cannot be read, which are listed in print.
-
-    Args:
-        data: the split.
 
     Raises:
         DataError: no image can be read.
@@ -183,67 +165,9 @@ def without_unreadable_images(data: SegmentationDataset) -> SegmentationDataset:
     return replace(data, ids=tuple(data.ids[row] for row in kept), labels=data.labels[kept])
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of an image file in pixels, without decoding it.
-
-    Args:
-        path: the file.
-
-    Raises:
-        DataError: the file is missing or no image.
-    """
-    return _read(path, lambda image: image.size)
-
-
-def _read(path: Path, read: Callable[[Image.Image], Any]) -> Any:
-    try:
-        with Image.open(path) as image:
-            return read(image)
-    except FileNotFoundError:
-        raise DataError(f"{path}: the image is missing; put it there or take its id out of the list") from None
-    except Exception as error:  # Pillow raises one of a dozen types
-        reason = "no image" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{path}: the image cannot be read ({reason}); fetch it again or take its id out of the list") from None
-
-
-def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read the index values of a palette or grey PNG.
-
-    Args:
-        path: `ID.png`.
-        num_classes: foreground classes C.
-        size: (width, height) of the image that the mask belongs to; None: not checked.
-
-    Returns:
-        uint8 (H, W), values 0..C and 255.
-
-    Raises:
-        DataError: missing, unreadable, another size than the image, or a value that is no class.
-
-    Explained in notebook 02, section "Masks".
-    """
-    try:
-        with Image.open(path) as image:
-            mode, mask = image.mode, np.array(image)
-    except FileNotFoundError:
-        raise DataError(f"{path}: the mask is missing; scoring and training need one for every image of the split") from None
-    except Exception as error:  # Pillow raises one of a dozen types
-        reason = "no image" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{path}: the mask cannot be read ({reason}); make it again") from None
-    if mode not in ("P", "L"):
-        raise DataError(f"{path}: the mask has mode {mode}; masks are 8-bit palette or grey PNGs of class indices")
-    if size and mask.shape[::-1] != size:
-        raise DataError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {size[0]}x{size[1]}; "
-                        "make the mask again from the original annotation")
-    foreign = mask[(mask > num_classes) & (mask != IGNORE)]
-    if foreign.size:
-        raise DataError(f"{path}: the mask holds the value {foreign[0]}, but there are only {num_classes} classes; "
-                        "check dataset.json or the mask")
-    return mask
-
-
-def load_dataset(root: Path | str, split: str, labels: Path | str = "", limit: int = 0,
-                 mask_folder: str = "SegmentationClass") -> SegmentationDataset:
+def load_dataset(
+    root: Path | str, split: str, labels: Path | str = "", limit: int = 0, mask_folder: str = "SegmentationClass"
+) -> SegmentationDataset:
     """Open one split of a data set and check that every image and every label row is there.
 
     Args:
@@ -263,21 +187,26 @@ def load_dataset(root: Path | str, split: str, labels: Path | str = "", limit: i
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: the data set folder does not exist; run notebook 02_datasets_and_labels first or set "
-                        "data_root")
+        raise DataError(
+            f"{root}: the data set folder does not exist; run notebook 02_datasets_and_labels first or set data_root"
+        )
     classes = read_classes(root)
     ids = read_split(root, split)
     table = read_labels(Path(labels) if labels else root / "labels.csv", classes)
     ids = ids[:limit] if limit else ids
     without_row = [image_id for image_id in ids if image_id not in table]
     if without_row:
-        raise DataError(f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} "
-                        f"others of split {split!r}; make the table again with python -m data_prep.voc_labels")
+        raise DataError(
+            f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} "
+            f"others of split {split!r}; make the table again with python -m data_prep.voc_labels"
+        )
     dataset = SegmentationDataset(root, split, ids, classes, np.stack([table[image_id] for image_id in ids]), mask_folder)
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
-        raise DataError(f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
-                        f"{split!r}; put them there or take their ids out of the list")
+        raise DataError(
+            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
+            f"{split!r}; put them there or take their ids out of the list"
+        )
     return dataset
 
 
@@ -358,8 +287,11 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: the first column of the label table must be named image_id")
     unknown = [name for name in header[1:] if name not in classes]
     if unknown or tuple(header[1:]) != classes:
-        raise DataError(f"{path}: unknown class {unknown[0]!r}; the data set has {', '.join(classes)}" if unknown else
-                        f"{path}: the class columns must be, in this order: {', '.join(classes)}")
+        raise DataError(
+            f"{path}: unknown class {unknown[0]!r}; the data set has {', '.join(classes)}"
+            if unknown
+            else f"{path}: the class columns must be, in this order: {', '.join(classes)}"
+        )
     table = {}
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header) or any(value not in ("0", "1") for value in row[1:]):
@@ -368,3 +300,58 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
             raise DataError(f"{path}, line {number}: image {row[0]!r} has a second row; take one of them out")
         table[row[0]] = np.array(row[1:], dtype=np.uint8)
     return table
+
+
+def open_data(config: Settings, split: str) -> SegmentationDataset:
+    """Open one split of the configured data set.
+
+    Args:
+        split: name of a list in `ImageSets/Segmentation`.
+
+    Returns:
+        the split, checked; with on_bad_image "skip" every image has been decoded, and those that cannot be are left out.
+
+    Raises:
+        DataError: as `load_dataset`.
+    """
+    labels = project_path(config.labels) if config.labels else ""
+    data = load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)
+    return without_unreadable_images(data) if config.on_bad_image == "skip" else data
+
+
+def data_hash(data: SegmentationDataset) -> str:
+    """Return a hash of what a stage sees of a data set: ids, image sizes in bytes, classes and image-level labels.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    identity = hashlib.sha256(json.dumps([data.split, data.classes, data.ids]).encode())
+    identity.update(np.ascontiguousarray(data.labels).tobytes())
+    identity.update(json.dumps([data.image_path(image_id).stat().st_size for image_id in data.ids]).encode())
+    return identity.hexdigest()
+
+
+def mask_hash(data: SegmentationDataset) -> str:
+    """Return a hash of what a score sees of the ground truth: which images have masks, and the masks' sizes in bytes."""
+    paths = [data.mask_path(image_id) for image_id in data.ids]
+    sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+
+
+def truth_hash(data: SegmentationDataset) -> str:
+    """Return a hash of the true masks of a split, for a stage that trains on them.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        DataError: a mask is missing.
+    """
+    paths = [data.mask_path(image_id) for image_id in data.ids]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0]}: the mask is missing, and {len(missing) - 1} others of split {data.split!r}; set "
+            "mask_folder to the folder that has them all (for train_aug of VOC: SegmentationClassAug)"
+        )
+    return sha256(paths, data.root)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from wsss_lib.data.dataset import DataError, SegmentationDataset, image_size
+from wsss_lib.core.files import IMAGE_FORMATS, image_size, sha256
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.errors import DataError
 
 
 def read_saliency(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -29,7 +31,7 @@ def read_saliency(path: Path, size: tuple[int, int] | None = None) -> np.ndarray
     if problem := _problem(path, size):
         raise DataError(f"{path}: the saliency map {problem}")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             return np.array(image)
     except Exception as error:  # a broken file; Pillow raises one of a dozen types
         raise DataError(f"{path}: the saliency map cannot be read ({error}); make it again") from None
@@ -38,10 +40,6 @@ def read_saliency(path: Path, size: tuple[int, int] | None = None) -> np.ndarray
 def check_saliency(data: SegmentationDataset, folder: Path) -> None:
     """Check, before a run starts, that every image of a split has a saliency map of its size.
 
-    Args:
-        data: the split.
-        folder: of `ID.png`.
-
     Raises:
         DataError: maps are missing or do not fit; ALL of them are listed.
 
@@ -49,9 +47,11 @@ def check_saliency(data: SegmentationDataset, folder: Path) -> None:
     """
     missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.png").is_file()]
     if missing:
-        raise DataError(f"{folder}: {len(missing)} of {len(data)} images of split {data.split!r} have no saliency map: "
-                        f"{', '.join(missing)}; make them with python -m data_prep.saliency make, or set drs_background to "
-                        "'constant', 'crf' or 'irn', which need none")
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(data)} images of split {data.split!r} have no saliency map: "
+            f"{', '.join(missing)}; make them with python -m data_prep.saliency make, or set drs_background to "
+            "'constant', 'crf' or 'irn', which need none"
+        )
     found = {image_id: _problem(folder / f"{image_id}.png", image_size(data.image_path(image_id))) for image_id in data.ids}
     bad = [f"{image_id}.png {problem}" for image_id, problem in found.items() if problem]
     if bad:
@@ -61,7 +61,7 @@ def check_saliency(data: SegmentationDataset, folder: Path) -> None:
 def _problem(path: Path, size: tuple[int, int] | None) -> str:
     """Say what is wrong with a map, from its header; empty: nothing."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             mode, found = image.mode, image.size
     except FileNotFoundError:
         return "is missing; make it with python -m data_prep.saliency make"
@@ -72,3 +72,17 @@ def _problem(path: Path, size: tuple[int, int] | None) -> str:
     if size and found != size:
         return f"is {found[0]}x{found[1]} pixels but its image is {size[0]}x{size[1]}; make it again from the image"
     return ""
+
+
+def saliency_hash(data: SegmentationDataset, folder: Path) -> str:
+    """Return a hash of the saliency maps of a split, for a stage that uses them.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: a map is missing (`check_saliency` lists them all).
+
+    Explained in notebook 30, section "Pseudo-labels with saliency".
+    """
+    return sha256([folder / f"{image_id}.png" for image_id in data.ids], folder)

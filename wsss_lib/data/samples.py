@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from wsss_lib.core.files import IGNORE, read_maps, read_mask
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE, SegmentationDataset, read_mask
-from wsss_lib.formats import read_maps
+from wsss_lib.data.dataset import SegmentationDataset
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
@@ -40,7 +40,6 @@ class ClassificationSamples(Dataset):
     Yields image float32 (3, crop, crop), normalised, 0 outside the image; label float32 (C,), 0 or 1.
 
     Args:
-        data: the split.
         seed: of the run.
         long_side: the shortest and the longest random long side, both included, in pixels.
         crop: side of the crop in pixels.
@@ -72,7 +71,6 @@ class SquareSamples(Dataset):
     Yields image float32 (3, crop, crop), normalised, and label float32 (C,).
 
     Args:
-        data: the split.
         seed: of the run.
         resize: side in pixels that photographs are squeezed to.
         crop: side of the crop in pixels, at most `resize`.
@@ -105,7 +103,6 @@ class MapSamples(Dataset):
     Yields image float32 (3, side, side), normalised, and maps float32 (C, side, side), 0 for absent classes.
 
     Args:
-        data: the split.
         maps_folder: holds the classifier's maps `ID.npz`.
         seed: of the run.
         side: of the square in pixels.
@@ -130,8 +127,9 @@ class MapSamples(Dataset):
         classes, scores, _ = read_maps(self.maps_folder / f"{image_id}.npz")
         maps = torch.zeros(self.data.num_classes, self.side, self.side)
         if len(classes):
-            maps[classes] = F.interpolate(torch.from_numpy(scores)[None], size=(self.side, self.side), mode="bilinear",
-                                          align_corners=False)[0]
+            maps[classes] = F.interpolate(
+                torch.from_numpy(scores)[None], size=(self.side, self.side), mode="bilinear", align_corners=False
+            )[0]
         tensor = transforms.to_tensor(array)
         return (tensor.flip(-1), maps.flip(-1)) if rng.random() < 0.5 else (tensor, maps)
 
@@ -142,7 +140,6 @@ class AffinitySamples(Dataset):
     Yields image float32 (3, crop, crop) and label int64 (crop/4, crop/4) with 255 outside the image.
 
     Args:
-        data: the split.
         label_folder: holds the confident labels `ID.png` at the images' sizes.
         seed: of the run.
         scale: the smallest and the largest random factor on the image's size.
@@ -152,8 +149,16 @@ class AffinitySamples(Dataset):
     Source: IRN (Ahn, Cho, Kwak, CVPR 2019), training recipe of its program.
     """
 
-    def __init__(self, data: SegmentationDataset, label_folder: Path, seed: int, scale: tuple[float, float], crop: int,
-                 mean: tuple, std: tuple):
+    def __init__(
+        self,
+        data: SegmentationDataset,
+        label_folder: Path,
+        seed: int,
+        scale: tuple[float, float],
+        crop: int,
+        mean: tuple,
+        std: tuple,
+    ):
         self.data, self.label_folder, self.seed = data, Path(label_folder), seed
         self.scale, self.crop, self.mean, self.std = scale, crop, mean, std
 
@@ -187,7 +192,6 @@ class SegmentationSamples(Dataset):
     image-level label with background in front, float32 (1 + C,).
 
     Args:
-        data: the split.
         mask_folder: holds the masks `ID.png` at the images' sizes.
         seed: of the run.
         scales: factors on the image's size, one of which is drawn.
@@ -198,8 +202,17 @@ class SegmentationSamples(Dataset):
     Source: DeepLab-v2's augmentation, see `transforms.scale_crop_flip`.
     """
 
-    def __init__(self, data: SegmentationDataset, mask_folder: Path, seed: int, scales: tuple[float, ...], crop: int,
-                 mean: tuple, std: tuple, image_labels: bool = False):
+    def __init__(
+        self,
+        data: SegmentationDataset,
+        mask_folder: Path,
+        seed: int,
+        scales: tuple[float, ...],
+        crop: int,
+        mean: tuple,
+        std: tuple,
+        image_labels: bool = False,
+    ):
         self.data, self.mask_folder, self.seed = data, Path(mask_folder), seed
         self.scales, self.crop, self.mean, self.std, self.image_labels = scales, crop, mean, std, image_labels
 
@@ -264,7 +277,7 @@ class V3PlusSamples(SegmentationSamples):
         label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
         array, label = transforms.pad_all_sides(array, label, self.crop, self.label_fill)
         top, left = (rng.randrange(length - self.crop + 1) for length in label.shape)
-        array, label = (part[top:top + self.crop, left:left + self.crop] for part in (array, label))
+        array, label = (part[top : top + self.crop, left : left + self.crop] for part in (array, label))
         return (array[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (array, label)
 
 
@@ -334,8 +347,16 @@ class StepSampler(Sampler):
         True
     """
 
-    def __init__(self, num_samples: int, batch_size: int, parts: int, first_step: int, last_step: int, seed: int,
-                 place: tuple[int, int] = (0, 1)):
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        parts: int,
+        first_step: int,
+        last_step: int,
+        seed: int,
+        place: tuple[int, int] = (0, 1),
+    ):
         self.num_samples, self.batch_size, self.parts = num_samples, batch_size, parts
         self.first_step, self.last_step, self.seed, self.place = first_step, last_step, seed, place
 
@@ -354,7 +375,7 @@ class StepSampler(Sampler):
             start = position * self.batch_size
             batch = [(epoch, order[(start + offset) % self.num_samples]) for offset in range(self.batch_size)]
             for part in range(number * self.parts, (number + 1) * self.parts):
-                yield batch[part * part_size:(part + 1) * part_size]
+                yield batch[part * part_size : (part + 1) * part_size]
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
@@ -367,8 +388,16 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     return max(1, num_samples // batch_size)
 
 
-def batches(samples: Dataset, batch_size: int, parts: int, first_step: int, last_step: int, seed: int,
-            num_workers: int, place: tuple[int, int] = (0, 1)) -> DataLoader:
+def batches(
+    samples: Dataset,
+    batch_size: int,
+    parts: int,
+    first_step: int,
+    last_step: int,
+    seed: int,
+    num_workers: int,
+    place: tuple[int, int] = (0, 1),
+) -> DataLoader:
     """Return a loader over the steps [first_step, last_step) of a training run.
 
     Args:
@@ -385,5 +414,10 @@ def batches(samples: Dataset, batch_size: int, parts: int, first_step: int, last
     """
     sampler = StepSampler(len(samples), batch_size, parts, first_step, last_step, seed, place)
     # A generator of its own: the loader draws a number when it starts, which would shift torch's after a resume.
-    return DataLoader(samples, batch_sampler=sampler, num_workers=num_workers, generator=torch.Generator(),
-                      pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        samples,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+    )

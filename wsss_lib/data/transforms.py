@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import functional as pictures
 
-from wsss_lib.data.dataset import IGNORE
+from wsss_lib.core.files import IGNORE
 
 
 def resize_image(image: Image.Image, scale: float) -> Image.Image:
@@ -113,8 +113,10 @@ def color_jitter(image: Image.Image, rng: random.Random, strength: float = 1.0) 
     Source: the recipes of AffinityNet, SC-CAM and DRS.
     """
     factors = [1 + 0.3 * strength * rng.uniform(-1, 1) for _ in range(3)]
-    changes = [*zip((pictures.adjust_brightness, pictures.adjust_contrast, pictures.adjust_saturation), factors, strict=True),
-               (pictures.adjust_hue, 0.1 * strength * rng.uniform(-1, 1))]
+    changes = [
+        *zip((pictures.adjust_brightness, pictures.adjust_contrast, pictures.adjust_saturation), factors, strict=True),
+        (pictures.adjust_hue, 0.1 * strength * rng.uniform(-1, 1)),
+    ]
     rng.shuffle(changes)
     if strength == 0:
         return image
@@ -222,8 +224,16 @@ def quarter_label(label: np.ndarray) -> np.ndarray:
     return label[2::4, 2::4]
 
 
-def scale_crop_flip(image: np.ndarray, label: np.ndarray, scale: float, top: int, left: int, flip: bool, side: int,
-                    fill: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+def scale_crop_flip(
+    image: np.ndarray,
+    label: np.ndarray,
+    scale: float,
+    top: int,
+    left: int,
+    flip: bool,
+    side: int,
+    fill: tuple[float, float, float],
+) -> tuple[np.ndarray, np.ndarray]:
     """Apply DeepLab-v2's augmentation with the random draws given.
 
     The image is resized bilinearly (no anti-aliasing) and the label by nearest neighbour to int(H scale) x int(W scale),
@@ -251,12 +261,13 @@ def scale_crop_flip(image: np.ndarray, label: np.ndarray, scale: float, top: int
     padded[:] = np.float32(fill)
     padded[:height, :width] = image
     label = np.pad(label, ((0, rows), (0, columns)), constant_values=IGNORE)
-    image, label = padded[top:top + side, left:left + side], label[top:top + side, left:left + side]
+    image, label = padded[top : top + side, left : left + side], label[top : top + side, left : left + side]
     return (image[:, ::-1], label[:, ::-1]) if flip else (image, label)
 
 
-def draw_scale_crop_flip(size: tuple[int, int], scales: tuple[float, ...], side: int,
-                         rng: random.Random) -> tuple[float, int, int, bool]:
+def draw_scale_crop_flip(
+    size: tuple[int, int], scales: tuple[float, ...], side: int, rng: random.Random
+) -> tuple[float, int, int, bool]:
     """Draw the random numbers of `scale_crop_flip`.
 
     Args:

@@ -8,25 +8,77 @@ What is said of the paper here rests on its abstract, its project page and its p
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.distributed import in_processes, mean_over_processes
+from wsss_lib.core.files import IGNORE, read_maps, read_mask, write_mask
+from wsss_lib.core.parallel import Localize, for_each_image, make_maps
+from wsss_lib.core.scoring import score_maps, score_masks, sweep_maps
+from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
+from wsss_lib.errors import DataError
+from wsss_lib.methods import cam
 from wsss_lib.methods.cam import stride4_size
-from wsss_lib.nets.backbone import freeze_batch_norm
+from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.deeplab_v2 import ASPPV2
-from wsss_lib.processes import mean_over_processes
+from wsss_lib.nets.weights import load_whole, start_backbone
+from wsss_lib.ops.seeds import irn_labels, upsample_scores
+from wsss_lib.ops.thresholds import ImageThresholds
+from wsss_lib.parameters import (
+    TRAINING,
+    Fraction,
+    Integers,
+    ParameterGroup,
+    Positive,
+    Rate,
+    Settings,
+    Text,
+    require_order,
+    start_of,
+)
 
+NOTEBOOK = "40_amn"
+SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of other notebooks
 DROPOUT = 0.1
 
 
+class Parameters(ParameterGroup):
+    """40: batches are the classifier's and crops are IRN's, as in the official program."""
+
+    amn_weights: Text = ""  # a network to use instead of training one
+    amn_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet only
+    amn_foreground_threshold: Fraction = 0.20  # t_f of the refined seeds, on CAM's maps; published: 0.30
+    amn_background_threshold: Fraction = 0.06  # t_b; published: 0.05
+    amn_epochs: Positive = 3  # published: 5
+    amn_learning_rate: Rate = 3e-4  # Adam's, of the backbone; published: 5e-6
+    amn_head_learning_rate: Rate = 1e-3  # of label encoder and ASPP; published: 1e-4
+    amn_weight_decay: Rate = 1e-4
+    amn_smoothing: Fraction = 0.4  # epsilon of the label smoothing
+    amn_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24
+    amn_dropout_in_maps: bool = False  # the official program leaves dropout on
+
+    @model_validator(mode="after")
+    def _amn_thresholds_in_order(self) -> "Parameters":
+        require_order(self, "amn_background_threshold", "amn_foreground_threshold")
+        return self
+
+
 # ---- the loss
+
 
 def smoothed_target(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
     """Return the target distribution q of every pixel: 1 - e at its label, e / (C - 1) at every other one.
@@ -115,14 +167,16 @@ def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> dic
     Explained in notebook 40, section "Per-pixel classification".
     """
     if labels.shape != (len(logits), *logits.shape[2:]):
-        raise ValueError(f"labels {tuple(labels.shape)} do not fit the logits {tuple(logits.shape)}: resize them to the "
-                         "logits' grid first")
+        raise ValueError(
+            f"labels {tuple(labels.shape)} do not fit the logits {tuple(logits.shape)}: resize them to the logits' grid first"
+        )
     losses = pixel_losses(logits, smoothed_target(labels, logits.shape[1], smoothing))  # l: (N, h, w)
     background, objects = pixel_means(losses, labels)
     return {"loss": 0.5 * (background + objects), "background": background, "object": objects}
 
 
 # ---- the network
+
 
 class ConditionedHead(nn.Module):
     """Label conditioning and ASPP: z = ASPP(dropout(x * v)) with v = W_e y + b_e.
@@ -205,11 +259,14 @@ class ActivationManipulationNet(nn.Module):
             weight_decay: of both, added to the gradient as Adam does (published: 1e-4).
         """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
-                {"params": list(self.head.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay}]
+        return [
+            {"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
+            {"params": list(self.head.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay},
+        ]
 
 
 # ---- localization
+
 
 def seed_on_grid(seed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a label map by Pillow's nearest neighbour, as the official program does: row i is row floor((i + 0.5) H / h).
@@ -263,13 +320,19 @@ def manipulated_maps(logits: Sequence[Tensor], size: tuple[int, int], classes: T
 
 
 @torch.inference_mode()
-def localization_maps(net: ActivationManipulationNet, images: Sequence[Image.Image], labels: np.ndarray,
-                      seeds: Sequence[np.ndarray | None], scales: Sequence[float], mean: tuple, std: tuple,
-                      dropout_keys: Sequence[str] = ()) -> list[tuple[np.ndarray, np.ndarray]]:
+def localization_maps(
+    net: ActivationManipulationNet,
+    images: Sequence[Image.Image],
+    labels: np.ndarray,
+    seeds: Sequence[np.ndarray | None],
+    scales: Sequence[float],
+    mean: tuple,
+    std: tuple,
+    dropout_keys: Sequence[str] = (),
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 foreground maps of a batch of photographs of equal size.
 
     Args:
-        net: in evaluation mode.
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, K), the image-level labels.
         seeds: for each image its refined seed uint8 (H, W), or None to stretch the maps everywhere.
@@ -291,8 +354,10 @@ def localization_maps(net: ActivationManipulationNet, images: Sequence[Image.Ima
         batch = torch.stack([transforms.to_tensor(array) for array in arrays]).to(device)  # (N, 3, H_s, W_s)
         features = net.features(torch.cat([batch, batch.flip(-1)]))  # x: (2N, D, h_s, w_s)
         if dropout_keys:
-            pairs = [_with_dropout(net.head, features[[index, index + len(images)]], image_labels[[index, index]],
-                                   f"{key}/{scale}") for index, key in enumerate(dropout_keys)]
+            pairs = [
+                _with_dropout(net.head, features[[index, index + len(images)]], image_labels[[index, index]], f"{key}/{scale}")
+                for index, key in enumerate(dropout_keys)
+            ]
         else:
             z = net.head(features, image_labels.repeat(2, 1)).float()
             pairs = [z[[index, index + len(images)]] for index in range(len(images))]  # (2, C, h_s, w_s)
@@ -314,3 +379,297 @@ def _with_dropout(head: ConditionedHead, features: Tensor, image_labels: Tensor,
         logits = head(features, image_labels).float()
         head.dropout.eval()
     return logits
+
+
+class ConditionedSamples(AffinitySamples):
+    """Images, refined seeds and image-level labels: joint random scale, mirror and crop.
+
+    Yields image float32 (3, crop, crop), 0 outside it; label int64 (h, h) on the grid of the logits, 255 outside the image;
+    the WHOLE image's label float32 (K,), even where the crop has lost a class.
+
+    Args:
+        stride: of the logits.
+        arguments: of `AffinitySamples`.
+
+    Explained in notebook 40, section "Refined seeds".
+    """
+
+    def __init__(self, stride: int, *arguments):
+        super().__init__(*arguments)
+        self.grid = -(-self.crop // stride)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        array, label = self.augmented(key)
+        label = seed_on_grid(np.ascontiguousarray(label), (self.grid, self.grid))
+        image_label = torch.from_numpy(self.data.labels[key[1]].astype(np.float32))
+        return transforms.to_tensor(array), transforms.to_tensor(label), image_label
+
+
+def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:
+    """Write `ID.png`, the refined seed of every image that has none yet: CAM, two thresholds, dense CRF.
+
+    Args:
+        maps_folder: of CAM's `ID.npz`.
+
+    Returns:
+        the number of images made now.
+
+    Raises:
+        DataError: a map or an image is missing or broken.
+
+    Source: AMN's program, cam_to_ir_label.
+    Explained in notebook 40, section "Refined seeds".
+    """
+    work = partial(_refined_seed, data=data, maps_folder=maps_folder, config=config, folder=folder)
+    return for_each_image(
+        data.ids, lambda image_id: folder / f"{image_id}.png", work, "refined seeds", config, config.num_workers
+    )
+
+
+def _refined_seed(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> None:
+    classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
+    write_mask(
+        folder / f"{image_id}.png",
+        irn_labels(
+            np.array(data.image(image_id)),
+            upsample_scores(scores, size),
+            classes,
+            config.amn_foreground_threshold,
+            config.amn_background_threshold,
+            config.seed_crf_iterations,
+        ),
+    )
+
+
+def _check_seeds(data: SegmentationDataset, folder: Path) -> None:
+    missing = [path for image_id in data.ids if not (path := folder / f"{image_id}.png").is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0]}: the refined seed is missing, and {len(missing) - 1} others of split {data.split!r}; "
+            "run make_refined_seeds on this split first"
+        )
+
+
+def build_amn(
+    config: Settings, num_classes: int, classifier_weights: Path | str, weights: Path | str = ""
+) -> ActivationManipulationNet:
+    """Build AMN on the ImageNet backbone (published) or on the classifier's, or from its own weights.
+
+    Args:
+        num_classes: foreground classes K.
+        classifier_weights: CAM's classifier, read when amn_init says so.
+        weights: a safetensors file of a whole network of this kind; empty: none.
+
+    Returns:
+        the network, not yet in evaluation mode.
+
+    Raises:
+        ValueError: weights of another network.
+        FileNotFoundError: there is no such weights file.
+    """
+    start = config.backbone_weights if config.amn_init == "backbone" else "classifier"
+    build = partial(build_backbone, config.backbone, config.output_stride)
+    backbone = start_backbone(build, start, classifier_weights, weights)
+    net = ActivationManipulationNet(backbone, num_classes, config.amn_atrous_rates)
+    return load_whole(net, weights)
+
+
+@in_processes
+def train_amn(
+    net: ActivationManipulationNet,
+    data: SegmentationDataset,
+    seed_folder: Path,
+    config: Settings,
+    folder: Path,
+    loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]] | None = None,
+) -> int:
+    """Train AMN on refined seeds with Adam at constant rates.
+
+    Where a batch does not fit the device (`device_batch_size`), the loss's two means run over each of its parts.
+
+    Args:
+        seed_folder: of `ID.png`, the refined seeds.
+        loss_of: (network, batch of `ConditionedSamples`) to named losses; None: `balanced_loss` with `amn_smoothing`.
+
+    Returns:
+        the number of images seen.
+
+    Raises:
+        DataError: a refined seed is missing.
+        ValueError: as `training.train`.
+
+    Source: AMN's program, train_amn.
+    Explained in notebook 40, section "Training".
+    """
+    _check_seeds(data, seed_folder)
+    mean, std = normalization_of(config.backbone)
+    samples = ConditionedSamples(
+        net.backbone.strides[-1],
+        data,
+        seed_folder,
+        config.seed,
+        (config.irn_scale_min, config.irn_scale_max),
+        config.irn_crop,
+        mean,
+        std,
+    )
+
+    def balanced(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        images, labels, image_labels = batch
+        return balanced_loss(model(images, image_labels), labels, config.amn_smoothing)
+
+    steps = config.amn_epochs * steps_per_epoch(len(data), config.cam_batch_size)
+    groups = net.parameter_groups(config.amn_learning_rate, config.amn_head_learning_rate, config.amn_weight_decay)
+    training.train(
+        net,
+        loss_of or balanced,
+        samples,
+        groups,
+        None,
+        steps,
+        config.cam_batch_size,
+        config,
+        folder,
+        schedule=lambda step, total: 1.0,
+        name="AMN",
+    )
+    return steps * config.cam_batch_size
+
+
+def amn_localization(
+    net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path | None, config: Settings
+) -> Localize:
+    """Return the function that makes AMN's maps, for `stages.make_maps`.
+
+    Args:
+        seed_folder: of `ID.png`, their refined seeds; None: the maps are stretched everywhere (not the published way).
+
+    Raises:
+        DataError: a refined seed is missing.
+    """
+    if seed_folder:
+        _check_seeds(data, seed_folder)
+    mean, std = normalization_of(config.backbone)
+    net.eval().to(memory_format=torch.channels_last)
+
+    def localize(ids: Sequence[str], images: Sequence[Image.Image], labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        seeds = [
+            seed_folder and read_mask(seed_folder / f"{image_id}.png", data.num_classes, image.size)
+            for image_id, image in zip(ids, images, strict=True)
+        ]
+        keys = [f"{config.seed}/{image_id}" for image_id in ids] if config.amn_dropout_in_maps else ()
+        return localization_maps(net, images, labels, seeds, config.cam_scales, mean, std, keys)
+
+    return localize
+
+
+# ---- stages
+
+
+def _score_seeds(job: Job) -> list[dict]:
+    data = job.score_data
+    evaluation = score_masks(data, job.folder)
+    return [
+        {
+            "what": "refined seeds",
+            "split": data.split,
+            "images": len(data),
+            "crf": True,
+            "unknown_share": round(evaluation.unknown_share, 4),
+            "miou_with_unknown_as_background": round(100 * evaluation.scores().miou, 2),
+        }
+    ]
+
+
+def _make_network(job: Job) -> int:
+    given, start = job.config.amn_weights, job.inputs["classifier"].weights if "classifier" in job.inputs else ""
+    return network_made(
+        job,
+        lambda: build_amn(job.config, job.data.num_classes, start, given),
+        lambda net: train_amn(net, job.data, job.inputs["seeds"].folder, job.config, job.folder),
+        given,
+    )
+
+
+def _load_network(job: Job) -> ActivationManipulationNet:
+    return build_amn(job.config, job.data.num_classes, "", job.weights).to(job.device).eval()
+
+
+def _make_maps(job: Job) -> int:
+    localize = amn_localization(job.inputs["network"].net, job.data, job.inputs["seeds"].folder, job.config)
+    return make_maps(localize, job.data, job.config, job.folder)
+
+
+def _score_maps(job: Job) -> list[dict]:
+    """The best threshold of all images together, and how far those of single images lie apart."""
+    sweep = sweep_maps(job.score_data, job.folder, np.linspace(0.01, 0.9, 90), ImageThresholds)
+    spread = {"what": "thresholds", "split": job.score_data.split, "images": len(job.score_data), **sweep.summary()}
+    return [*score_maps(job), spread]
+
+
+REFINED_SEEDS = Stage(
+    "refined_seeds",
+    NOTEBOOK,
+    lambda job: make_refined_seeds(job.data, job.inputs["maps"].folder, job.config, job.folder),
+    inputs=lambda config: {"maps": cam.MAPS},
+    score=_score_seeds,
+    reads=("amn_foreground_threshold", "amn_background_threshold", "seed_crf_iterations"),
+)
+NETWORK = Stage(
+    "network",
+    NOTEBOOK,
+    _make_network,
+    load=_load_network,
+    inputs=lambda config: (
+        {"seeds": REFINED_SEEDS} | ({"classifier": cam.CLASSIFIER} if config.amn_init == "classifier" else {})
+    ),
+    reads=lambda config: (
+        *start_of(config.amn_init),
+        "cam_batch_size",
+        "irn_scale_min",
+        "irn_scale_max",
+        "irn_crop",
+        "amn_weights",
+        "amn_init",
+        "amn_epochs",
+        "amn_learning_rate",
+        "amn_head_learning_rate",
+        "amn_weight_decay",
+        "amn_smoothing",
+        "amn_atrous_rates",
+        *TRAINING,
+    ),
+)
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {"network": NETWORK, "seeds": REFINED_SEEDS},
+    score=_score_maps,
+    reads=("backbone", "cam_scales", "amn_dropout_in_maps", "seed"),
+    shows={"CAM at its best threshold": None},
+)
+STAGES = (REFINED_SEEDS, NETWORK, MAPS)
+
+
+# ---- costs
+
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count refined seeds, network and maps."""
+    net, batch = build_amn(config, data.classes, ""), crops(config.irn_crop)
+
+    def labels(count: int) -> Tensor:
+        return torch.empty(count, data.classes, device="meta")
+
+    seeds = Cost("refined_seeds", core_seconds=data.train * data.crf_seconds(2), disk_mib=data.masks_mib)
+    network = training_cost(
+        "network",
+        net,
+        lambda n: [net(batch(n), labels(n))],
+        data.seen(config.amn_epochs, config.cam_batch_size),
+        config.cam_batch_size,
+    )
+    net.eval()
+    forward = inference_flops(lambda views: net(views, labels(len(views))), data.size, config.cam_scales)
+    return [seeds, network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -5,15 +5,67 @@ be exchanged, and the convolution's output before averaging shows where the evid
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.distributed import in_processes
+from wsss_lib.core.parallel import Localize, make_maps
+from wsss_lib.core.progress import progress
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
-from wsss_lib.nets.backbone import freeze_batch_norm
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
+from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.weights import load_whole
+from wsss_lib.ops.metrics import average_precision
+from wsss_lib.parameters import (
+    BACKBONE,
+    TRAINING,
+    Fraction,
+    FrozenStages,
+    Numbers,
+    ParameterGroup,
+    Positive,
+    Rate,
+    Settings,
+    Text,
+    require_order,
+)
+
+NOTEBOOK = "10_cam"
+CROPS = ("cam_batch_size", "cam_long_side_min", "cam_long_side_max", "cam_crop")  # batches and crops of the classifier's images
+
+
+class Parameters(ParameterGroup):
+    """10: the classifier and its class activation maps."""
+
+    cam_weights: Text = ""  # a classifier to use instead of training one
+    cam_epochs: Positive = 8
+    cam_batch_size: Positive = 16
+    cam_learning_rate: Rate = 0.03  # published: 0.1, without momentum
+    cam_head_learning_rate: Rate = 0.3
+    cam_momentum: Fraction = 0.9  # published: 1e-4, as the official program hands SGD the weight decay where it expects this
+    cam_weight_decay: Rate = 1e-4
+    cam_frozen_batch_norm: bool = False  # published: true, the statistics of ImageNet stay
+    cam_frozen_stages: FrozenStages = 0  # published: 3, the stem, layer1 and layer2
+    cam_long_side_min: Positive = 80
+    cam_long_side_max: Positive = 112
+    cam_crop: Positive = 96
+    cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
+
+    @model_validator(mode="after")
+    def _cam_in_order(self) -> "Parameters":
+        require_order(self, "cam_long_side_min", "cam_long_side_max")
+        return self
 
 
 class ClassActivationNet(nn.Module):
@@ -64,8 +116,10 @@ class ClassActivationNet(nn.Module):
             weight_decay: of both.
         """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
-                {"params": list(self.classifier.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay}]
+        return [
+            {"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
+            {"params": list(self.classifier.parameters()), "lr": head_learning_rate, "weight_decay": weight_decay},
+        ]
 
 
 def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -97,8 +151,13 @@ def stride4_size(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
 
 
-def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor, grid_stride: int = 1,
-                 join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Tensor:
+def merge_scales(
+    maps: Sequence[Tensor],
+    size: tuple[int, int],
+    classes: Tensor,
+    grid_stride: int = 1,
+    join: Callable[[Tensor, Tensor], Tensor] = torch.add,
+) -> Tensor:
     """Add mirrored and unmirrored maps of all scales and divide every class by its maximum (IRN, section 5).
 
     Args:
@@ -119,18 +178,23 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor,
     for scale_maps in maps if len(classes) else ():  # an image without a class has no map; torch resizes no empty tensor
         chosen = scale_maps[:, classes.to(scale_maps.device)]
         both = join(chosen[0], chosen[1].flip(-1))  # (K, h_s, w_s)
-        total += F.interpolate(both[None], size=covered, mode="bilinear", align_corners=False)[0, :, :size[0], :size[1]]
+        total += F.interpolate(both[None], size=covered, mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
     return total / (total.amax((1, 2), keepdim=True) + 1e-5)
 
 
 @torch.inference_mode()
-def localization_maps(net: ClassActivationNet, images: Sequence[Image.Image], labels: np.ndarray, scales: Sequence[float],
-                      mean: tuple, std: tuple,
-                      join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> list[tuple[np.ndarray, np.ndarray]]:
+def localization_maps(
+    net: ClassActivationNet,
+    images: Sequence[Image.Image],
+    labels: np.ndarray,
+    scales: Sequence[float],
+    mean: tuple,
+    std: tuple,
+    join: Callable[[Tensor, Tensor], Tensor] = torch.add,
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 maps of a batch of photographs of equal size.
 
     Args:
-        net: in evaluation mode.
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         scales: factors on the image's size.
@@ -162,7 +226,6 @@ def classification_scores(net: ClassActivationNet, images: Sequence[Image.Image]
     """Return the class probabilities of photographs at scale 1: float32 (N, C) in [0, 1].
 
     Args:
-        net: in evaluation mode.
         images: N RGB photographs of one size.
         mean, std: of the normalisation, in 0..1.
 
@@ -171,3 +234,166 @@ def classification_scores(net: ClassActivationNet, images: Sequence[Image.Image]
     device = net.classifier.weight.device
     batch = torch.stack([transforms.to_tensor(transforms.normalize(image, mean, std)) for image in images]).to(device)
     return torch.sigmoid(net(batch)).cpu().numpy()
+
+
+def build_classifier(config: Settings, num_classes: int, weights: Path | str = "") -> ClassActivationNet:
+    """Build the classifier, from its own weights or from the backbone's.
+
+    Args:
+        num_classes: foreground classes C.
+        weights: a safetensors file of a whole classifier; empty: config.backbone_weights and a random last layer.
+
+    Returns:
+        the network, on the CPU.
+
+    Raises:
+        ValueError: the weights belong to another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 10, section "The network".
+    """
+    backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
+    net = ClassActivationNet(backbone, num_classes, config.cam_frozen_batch_norm, config.cam_frozen_stages)
+    return load_whole(net, weights)
+
+
+@in_processes
+def train_classifier(net: ClassActivationNet, data: SegmentationDataset, config: Settings, folder: Path) -> int:
+    """Train the classifier on image-level labels, in place.
+
+    Returns:
+        the number of images of the whole training.
+
+    Raises:
+        ValueError: as `training.train`.
+
+    Explained in notebook 10, section "Training on image-level labels".
+    """
+    mean, std = normalization_of(config.backbone)
+    samples = ClassificationSamples(
+        data, config.seed, (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop, mean, std
+    )
+    steps = config.cam_epochs * steps_per_epoch(len(data), config.cam_batch_size)
+    groups = net.parameter_groups(config.cam_learning_rate, config.cam_head_learning_rate, config.cam_weight_decay)
+    training.train(
+        net,
+        classification_loss,
+        samples,
+        groups,
+        config.cam_momentum,
+        steps,
+        config.cam_batch_size,
+        config,
+        folder,
+        name="classifier",
+    )
+    return steps * config.cam_batch_size
+
+
+def score_classifier(net: ClassActivationNet, data: SegmentationDataset, config: Settings) -> np.ndarray:
+    """Return class probabilities of all images of a split: float32 (N, C) in [0, 1].
+
+    Explained in notebook 10, section "Score of the classifier".
+    """
+    mean, std = normalization_of(config.backbone)
+    net.eval()
+    return np.concatenate(
+        [
+            classification_scores(net, [data.image(image_id)], mean, std)
+            for image_id in progress(data.ids, "classifier on " + data.split)
+        ]
+    )
+
+
+def cam_localization(net: ClassActivationNet, config: Settings) -> Localize:
+    """Return the function that makes a classifier's plain maps, for `make_maps`.
+
+    Explained in notebook 10, section "Several scales and a mirror".
+    """
+    mean, std = normalization_of(config.backbone)
+    net.eval().to(memory_format=torch.channels_last)
+    return lambda ids, images, labels: localization_maps(net, images, labels, config.cam_scales, mean, std)
+
+
+# ---- stages
+
+
+def _make_classifier(job: Job) -> int:
+    given, classes = job.config.cam_weights, job.data.num_classes
+    return network_made(
+        job,
+        lambda: build_classifier(job.config, classes, given),
+        lambda net: train_classifier(net, job.data, job.config, job.folder),
+        given,
+    )
+
+
+def _load_classifier(job: Job) -> nn.Module:
+    return build_classifier(job.config, job.data.num_classes, job.weights).to(job.device).eval()
+
+
+def _score_classifier(job: Job) -> list[dict]:
+    """Mean average precision over the classes of the validation split."""
+    data = job.score_data
+    precisions = average_precision(score_classifier(job.net, data, job.config), data.labels)
+    return [
+        {
+            "what": "classifier mAP",
+            "split": data.split,
+            "images": len(data),
+            "map": round(100 * float(np.nanmean(precisions)), 2),
+            "class_ap": [None if np.isnan(value) else round(100 * float(value), 1) for value in precisions],
+        }
+    ]
+
+
+def _make_maps(job: Job) -> int:
+    return make_maps(cam_localization(job.inputs["classifier"].net, job.config), job.data, job.config, job.folder)
+
+
+CLASSIFIER = Stage(
+    "classifier",
+    NOTEBOOK,
+    _make_classifier,
+    load=_load_classifier,
+    score=_score_classifier,
+    method="cam",
+    score_split="val_split",
+    reads=(
+        *BACKBONE,
+        *CROPS,
+        "cam_weights",
+        "cam_epochs",
+        "cam_learning_rate",
+        "cam_head_learning_rate",
+        "cam_momentum",
+        "cam_weight_decay",
+        "cam_frozen_batch_norm",
+        "cam_frozen_stages",
+        *TRAINING,
+    ),
+)
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {"classifier": CLASSIFIER},
+    score=score_maps,
+    method="cam",
+    reads=("backbone", "cam_scales"),
+    shows={"CAM at its best threshold": None},
+)
+STAGES = (CLASSIFIER, MAPS)
+
+
+# ---- costs
+
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count the classifier and its maps."""
+    net, batch = build_classifier(config, data.classes), crops(config.cam_crop)
+    classifier = training_cost(
+        "classifier", net, lambda n: [net(batch(n))], data.seen(config.cam_epochs, config.cam_batch_size), config.cam_batch_size
+    )
+    forward = inference_flops(net.eval().activation_maps, data.size, config.cam_scales)
+    return [classifier, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -5,22 +5,72 @@ and the loss must be earned elsewhere too. A second network, trained to repeat t
 maps, which come from outside, say what is background.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.distributed import in_processes
+from wsss_lib.core.files import IGNORE, read_json, read_maps, read_tensors, write_json, write_mask, write_tensors
+from wsss_lib.core.parallel import Localize, for_each_image, make_maps
+from wsss_lib.core.progress import progress
+from wsss_lib.core.scoring import metric_row, score_maps, score_masks
+from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
-from wsss_lib.data.dataset import IGNORE
-from wsss_lib.methods.cam import stride4_size
+from wsss_lib.data.dataset import SegmentationDataset, mask_hash, open_data
+from wsss_lib.data.saliency import read_saliency, saliency_hash
+from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
+from wsss_lib.methods.cam import CLASSIFIER, stride4_size
+from wsss_lib.nets.backbone import OWN_STRIDE, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.vgg import VGG
+from wsss_lib.nets.weights import load_weights, load_whole, start_backbone
+from wsss_lib.ops.metrics import Evaluation
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
+from wsss_lib.parameters import TRAINING, Fraction, FrozenStages, ParameterGroup, Positive, Rate, Settings, Text
 
+NOTEBOOK = "30_drs"
+SETS_FOR_OTHERS = ("refinement", "seed_*", "walk_*", "deeplab_*")  # what its presets may set of stages of other notebooks
+REFINEMENT = "drs"  # the value of the parameter `refinement` that names this method's own masks
 CONFLICT = 0.9  # more than two channels above this: the pixel is unknown
+
+
+class Parameters(ParameterGroup):
+    """30: classifier with suppression, refinement network, pseudo-labels."""
+
+    drs_backbone: Literal["vgg_small", "vgg16", "resnet_small", "resnet50", "resnet101", "efficientnet_lite0"] = (
+        "resnet_small"  # published: vgg16
+    )
+    # Start of both networks: "imagenet" (published), "classifier" (of notebook 10), "none", or a safetensors file.
+    drs_backbone_weights: Text = "classifier"
+    drs_weights: Text = ""  # a classifier to use instead of training one
+    drs_refine_weights: Text = ""  # a refinement network to use instead of training one
+    drs_delta: Fraction = 0.0  # 0: learnable (published), 1: no suppression
+    # Of the backbone's five stages, from the deepest, whose ReLUs are replaced; published: 5.
+    drs_suppressed_stages: Annotated[int, Field(ge=0, le=5)] = 1
+    drs_epochs: Positive = 1  # published: 15
+    drs_learning_rate: Rate = 3e-4  # of the backbone; the new layers have ten times this; published: 1e-3
+    drs_momentum: Fraction = 0.9
+    drs_weight_decay: Rate = 1e-4  # published: 5e-4
+    drs_frozen_batch_norm: bool = False  # VGG-16 has none
+    drs_frozen_stages: FrozenStages = 0
+    drs_batch_size: Positive = 16  # published: 10
+    drs_crop: Positive = 128  # of images resized to a square that is a fifth larger; published: 320
+    drs_refine_epochs: Positive = 2  # published: 30
+    drs_refine_learning_rate: Rate = 3e-4  # Adam; published: 1e-4
+    drs_selection: Literal["last", "pixel_labels"] = "last"  # which epoch is kept; published: the best by pixel labels
+    drs_background: Literal["saliency", "constant", "crf", "irn"] = "saliency"  # what says background in pseudo-labels
+    drs_saliency_folder: Text = "saliency_map"  # below data_root
+    drs_alpha: Fraction = 0.2  # smaller scores count as 0
 
 
 class _Suppress(torch.autograd.Function):
@@ -157,7 +207,7 @@ def suppress_backbone(backbone: nn.Module, delta: float, stages: int = 5) -> Non
         for index, channels in backbone.activation_places(stages):
             backbone.features[index] = Suppression(channels, delta)
         return
-    deep = backbone.shallow_modules(5)[len(backbone.shallow_modules(5 - stages)):]
+    deep = backbone.shallow_modules(5)[len(backbone.shallow_modules(5 - stages)) :]
     for module in (part for group in deep for part in group.modules()):
         if isinstance(module, BasicBlock | Bottleneck):
             norms = [part for part in module.children() if isinstance(part, nn.BatchNorm2d)]
@@ -174,7 +224,6 @@ def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -
     Biases and scales of batch normalisation count as the backbone's.
 
     Args:
-        net: the classifier with suppression.
         learning_rate: of the backbone's weights.
         weight_decay: of everything, W included.
 
@@ -188,8 +237,11 @@ def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -
         if parameter.requires_grad:
             new = not name.startswith("backbone.") or ".controller." in name
             groups[(10 if new else 1) * (2 if name.endswith("bias") else 1)].append(parameter)
-    return [{"params": members, "lr": factor * learning_rate, "weight_decay": weight_decay}
-            for factor, members in groups.items() if members]
+    return [
+        {"params": members, "lr": factor * learning_rate, "weight_decay": weight_decay}
+        for factor, members in groups.items()
+        if members
+    ]
 
 
 def staircase(epoch: int, points: Sequence[int]) -> float:
@@ -212,7 +264,6 @@ def classification_loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[st
     """Return the multi-label soft-margin loss of the averaged score maps: {"loss": scalar}.
 
     Args:
-        net: images (N, 3, H, W) to score maps (N, C, h, w).
         batch: images, and labels float32 (N, C) of 0 and 1.
 
     Explained in notebook 30, section "The network".
@@ -231,7 +282,7 @@ def class_maps(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (K, H, W) in [0, 1).
 
-    Source: official class activation map. Explained in notebook 30, section "From score map to localization map".
+    Source: official class activation map. Explained in notebook 30, section "From score map to class activation map".
     """
     maps = resize_aligned(F.relu(scores), size)
     return maps / (maps.amax((1, 2), keepdim=True) + 1e-5)
@@ -247,19 +298,19 @@ def resize_aligned(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         float (K, H, W).
 
-    Explained in notebook 30, section "From score map to localization map".
+    Explained in notebook 30, section "From score map to class activation map".
     """
     if not len(scores):
         return scores.new_zeros((0, *size))
     return F.interpolate(scores[None], size=tuple(size), mode="bilinear", align_corners=True)[0]
 
 
-def fused_maps(net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: Sequence[int], size: tuple[int, int],
-               normalized: bool) -> list[Tensor]:
+def fused_maps(
+    net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: Sequence[int], size: tuple[int, int], normalized: bool
+) -> list[Tensor]:
     """Return the maximum over scales of an image's maps.
 
     Args:
-        net: the classifier, or the refinement network.
         images: (N, 3, S, S), normalised, squeezed to a square.
         classes: of each image, int64 (K,), the classes present.
         sides: to which the images are resized for each scale (published: 256, 320, 384 of S = 320).
@@ -269,7 +320,7 @@ def fused_maps(net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: 
     Returns:
         for each image (K, H, W), at least 0; in [0, 1) when normalised, unbounded otherwise.
 
-    Source: official map generation. Explained in notebook 30, section "From score map to localization map".
+    Source: official map generation. Explained in notebook 30, section "From score map to class activation map".
     """
     totals = [images.new_zeros((len(present), *size)) for present in classes]  # from zero: negative answers count as none
     for side in sides:
@@ -282,12 +333,19 @@ def fused_maps(net: ScoreNet, images: Tensor, classes: Sequence[Tensor], sides: 
 
 
 @torch.inference_mode()
-def localization_maps(net: ScoreNet, images: Sequence[Image.Image], labels: np.ndarray, side: int, scales: Sequence[float],
-                      mean: tuple, std: tuple, normalized: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+def localization_maps(
+    net: ScoreNet,
+    images: Sequence[Image.Image],
+    labels: np.ndarray,
+    side: int,
+    scales: Sequence[float],
+    mean: tuple,
+    std: tuple,
+    normalized: bool,
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 maps of photographs of one size.
 
     Args:
-        net: in evaluation mode.
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         side: S of the square that a photograph is squeezed to (published: 320).
@@ -306,10 +364,14 @@ def localization_maps(net: ScoreNet, images: Sequence[Image.Image], labels: np.n
     classes = [torch.from_numpy(np.flatnonzero(label)) for label in labels]
     sides = [round(side * scale) for scale in scales]
     result = []
-    for present, maps in zip(classes, fused_maps(net, torch.stack(squares).to(device), classes, sides, size, normalized),
-                             strict=True):
-        blocks = F.avg_pool2d(maps.clamp(max=1)[None], 4, ceil_mode=True)[0] if len(present) else maps.new_zeros(
-            (0, *stride4_size(size)))
+    for present, maps in zip(
+        classes, fused_maps(net, torch.stack(squares).to(device), classes, sides, size, normalized), strict=True
+    ):
+        blocks = (
+            F.avg_pool2d(maps.clamp(max=1)[None], 4, ceil_mode=True)[0]
+            if len(present)
+            else maps.new_zeros((0, *stride4_size(size)))
+        )
         result.append((present.numpy(), blocks.cpu().numpy()))
     return result
 
@@ -336,7 +398,6 @@ def refinement_loss(net: ScoreNet, batch: tuple[Tensor, Tensor]) -> dict[str, Te
     """Return the mean squared error between the refinement network's answer and the target: {"loss": scalar}.
 
     Args:
-        net: the refinement network.
         batch: images (N, 3, S, S) and targets (N, C, S, S).
 
     Source: refinement learning. Explained in notebook 30, section "Refinement learning".
@@ -365,8 +426,9 @@ class PseudoLabel(NamedTuple):
         return np.where(self.conflict | self.unexplained, np.uint8(IGNORE), self.decided)
 
 
-def pseudo_label(maps: np.ndarray, classes: np.ndarray, saliency: np.ndarray, alpha: float = 0.2,
-                 saliency_threshold: int = 50) -> PseudoLabel:
+def pseudo_label(
+    maps: np.ndarray, classes: np.ndarray, saliency: np.ndarray, alpha: float = 0.2, saliency_threshold: int = 50
+) -> PseudoLabel:
     """Make a pseudo-label of refined maps (the objects) and a saliency map (the background).
 
     Args:
@@ -391,10 +453,520 @@ def pseudo_label(maps: np.ndarray, classes: np.ndarray, saliency: np.ndarray, al
     """
     maps, classes = np.asarray(maps), np.asarray(classes)
     if maps.ndim != 3 or classes.shape != maps.shape[:1] or saliency.shape != maps.shape[1:]:
-        raise ValueError(f"maps {maps.shape}, classes {classes.shape} and saliency {saliency.shape} do not fit: (K, H, W), "
-                         "(K,) and (H, W) are needed")
+        raise ValueError(
+            f"maps {maps.shape}, classes {classes.shape} and saliency {saliency.shape} do not fit: (K, H, W), "
+            "(K,) and (H, W) are needed"
+        )
     salient = saliency > saliency_threshold  # S
     channels = np.concatenate([1.0 - salient[None], np.where(maps < alpha, 0, maps)])  # P: (1 + K, H, W)
     values = np.concatenate([[0], classes + 1]).astype(np.uint8)
     decided = values[channels.argmax(0)]  # the first wins, so a tie goes to the background
     return PseudoLabel(decided, (channels > CONFLICT).sum(0) > 2, salient & (decided == 0))
+
+
+RESIZE = 1.2  # photographs are squeezed to this multiple of the crop's side before the crop: 384 and 320
+SCALES = (0.8, 1.0, 1.2)  # of the crop's side, for the maps: 256, 320 and 384
+
+Choose = Callable[[ScoreNet], float]
+
+
+def build_drs(
+    config: Settings, num_classes: int, classifier: Path | str = "", weights: Path | str = "", delta: float | None = None
+) -> ScoreNet:
+    """Build the classifier with suppression.
+
+    Args:
+        num_classes: foreground classes C.
+        classifier: weights of notebook 10's classifier, whose backbone is the start where `drs_backbone_weights` says so.
+        weights: a safetensors file of a whole network of this kind, instead of a start.
+        delta: None: the configured one.
+
+    Returns:
+        the network, on the CPU.
+
+    Raises:
+        ValueError: weights of another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 30, section "The network".
+    """
+    delta = config.drs_delta if delta is None else delta
+    net = ScoreNet(_start_backbone(config, classifier, weights), num_classes, delta, config.drs_suppressed_stages)
+    return _finish(net, config, weights)
+
+
+def build_refinement(config: Settings, num_classes: int, classifier: Path | str = "", weights: Path | str = "") -> ScoreNet:
+    """Build the refinement network: the same start again (not the first network's weights), no suppression.
+
+    Args:
+        num_classes, classifier: as for `build_drs`.
+        weights: a safetensors file of a whole refinement network, instead of a start.
+
+    Returns:
+        the network, on the CPU.
+
+    Raises:
+        ValueError: weights of another network.
+        FileNotFoundError: there is no such weights file.
+
+    Explained in notebook 30, section "Refinement learning".
+    """
+    net = ScoreNet(_start_backbone(config, classifier, weights), num_classes, delta=1, extra_std=0.01)
+    return _finish(net, config, weights)
+
+
+def _start_backbone(config: Settings, classifier: Path | str, weights: Path | str) -> nn.Module:
+    """Build the backbone without suppression, with its start weights unless a whole network's weights will follow."""
+    build = partial(build_backbone, config.drs_backbone, OWN_STRIDE.get(config.drs_backbone, config.output_stride))
+    return start_backbone(build, config.drs_backbone_weights, classifier, weights)
+
+
+def _finish(net: ScoreNet, config: Settings, weights: Path | str) -> ScoreNet:
+    if config.drs_frozen_batch_norm:
+        freeze_batch_norm(net.backbone)
+    for module in net.backbone.shallow_modules(config.drs_frozen_stages):
+        module.requires_grad_(False)
+    return load_whole(net, weights)
+
+
+@in_processes
+def train_drs(net: ScoreNet, data: SegmentationDataset, config: Settings, folder: Path, choose: Choose | None = None) -> int:
+    """Train the classifier on image-level labels, in place.
+
+    Args:
+        choose: None: the last epoch is kept; else the epoch for which this gives the highest value (see `chooser`).
+
+    Returns:
+        the number of images of the whole training.
+
+    Raises:
+        ValueError: as `training.train`.
+
+    Source: section "Training" and the official program. Explained in notebook 30, section "Training".
+    """
+    resize = round(RESIZE * config.drs_crop)
+    samples = SquareSamples(data, config.seed, resize, config.drs_crop, *normalization_of(config.drs_backbone))
+    groups = parameter_groups(net, config.drs_learning_rate, config.drs_weight_decay)
+    return _train(
+        net, classification_loss, samples, groups, config.drs_epochs, config.drs_momentum, config, folder, "DRS", choose
+    )
+
+
+@in_processes
+def train_refinement(
+    net: ScoreNet, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path, choose: Choose | None = None
+) -> int:
+    """Train the refinement network on the classifier's maps, in place.
+
+    Args:
+        maps_folder: holds the classifier's maps `ID.npz`.
+        choose: as for `train_drs`.
+
+    Returns:
+        the number of images of the whole training.
+
+    Raises:
+        ValueError: as `training.train`.
+        DataError: a map is missing or broken.
+
+    Explained in notebook 30, section "Refinement learning".
+    """
+    samples = MapSamples(data, maps_folder, config.seed, config.drs_crop, *normalization_of(config.drs_backbone))
+
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        images, maps = batch
+        return refinement_loss(model, (images, refinement_target(maps)))
+
+    groups = [
+        {
+            "params": [part for part in net.parameters() if part.requires_grad],
+            "lr": config.drs_refine_learning_rate,
+            "weight_decay": 0.0,
+        }
+    ]
+    return _train(net, loss_of, samples, groups, config.drs_refine_epochs, None, config, folder, "refinement", choose)
+
+
+def _train(net, loss_of, samples, groups, epochs, momentum, config, folder, name, choose) -> int:
+    per_epoch = steps_per_epoch(len(samples), config.drs_batch_size)
+    points = (epochs // 3, 2 * epochs // 3) if epochs >= 6 else ()  # published: 5 and 10 of 15, 10 and 20 of 30
+    training.train(
+        net,
+        loss_of,
+        samples,
+        groups,
+        momentum,
+        epochs * per_epoch,
+        config.drs_batch_size,
+        config,
+        folder,
+        schedule=lambda step, total: staircase(step // per_epoch + 1, points),
+        name=name,
+        nesterov=momentum is not None,
+        after_step=keep_best_epoch(net, choose, per_epoch, folder) if choose else None,
+    )
+    if choose:
+        load_weights(net, read_tensors(folder / "best.safetensors"), "best.safetensors")
+    return epochs * per_epoch * config.drs_batch_size
+
+
+def drs_localization(net: ScoreNet, config: Settings, normalized: bool = True) -> Localize:
+    """Return the function that makes maps for `stages.make_maps`.
+
+    Args:
+        normalized: True: the classifier's maps; False: the refinement network's answers, cut to 0..1.
+
+    Explained in notebook 30, section "All images".
+    """
+    net.eval()
+    arguments = config.drs_crop, SCALES, *normalization_of(config.drs_backbone), normalized
+    return lambda ids, images, labels: localization_maps(net, images, labels, *arguments)
+
+
+# ---- pseudo-labels
+
+
+def make_pseudo_labels(
+    data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Settings, folder: Path
+) -> int:
+    """Write the pseudo-label `ID.png` of every image that has none yet.
+
+    What says background is `drs_background`. "saliency" is the paper's; the others are this project's, for data without
+    saliency maps: "constant" (`drs_alpha` as the background's score), "crf" (that, then a dense CRF) and "irn" (IRN's confident
+    labels, 255 between the two thresholds).
+
+    Args:
+        maps_folder: holds the refined maps `ID.npz`.
+        saliency_folder: holds `ID.png`; read only where saliency is asked for.
+
+    Returns:
+        the number of images made now.
+
+    Raises:
+        DataError: a map or a saliency map is missing or broken.
+
+    Explained in notebook 30, section "Without saliency".
+    """
+    work = partial(
+        _make_pseudo_label, data=data, maps_folder=maps_folder, saliency_folder=saliency_folder, config=config, folder=folder
+    )
+    workers = config.num_workers if config.drs_background in ("crf", "irn") else 0  # they pay where a CRF is to be solved
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "pseudo-labels", config, workers)
+
+
+def _make_pseudo_label(
+    image_id: str, data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Settings, folder: Path
+) -> None:
+    classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
+    maps = upsample_scores(scores, size)
+    if config.drs_background == "saliency":
+        saliency = read_saliency(saliency_folder / f"{image_id}.png", size[::-1])
+        mask = pseudo_label(maps, classes, saliency, config.drs_alpha).mask
+    else:
+        mask = label_without_saliency(data.image(image_id), maps, classes, config)
+    write_mask(folder / f"{image_id}.png", mask)
+
+
+def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.ndarray, config: Settings) -> np.ndarray:
+    """Make a pseudo-label in one of this project's three ways (none is in the paper).
+
+    Args:
+        image: RGB photograph, (H, W).
+        maps: float32 (K, H, W) in [0, 1].
+        classes: int64 (K,), 0-based.
+
+    Returns:
+        uint8 (H, W): 0, class + 1, or 255 (only with "irn").
+
+    Raises:
+        ValueError: `drs_background` is "saliency".
+
+    Explained in notebook 30, section "Without saliency".
+    """
+    if config.drs_background == "constant":
+        return argmax_with_background(maps, classes, config.drs_alpha)
+    if config.drs_background == "crf":
+        return seed_mask(np.array(image), maps, classes, config.drs_alpha, iterations=config.seed_crf_iterations)
+    if config.drs_background == "irn":
+        return irn_labels(
+            np.array(image),
+            maps,
+            classes,
+            config.seed_foreground_threshold,
+            config.seed_background_threshold,
+            config.seed_crf_iterations,
+        )
+    raise ValueError("drs_background is 'saliency': use pseudo_label")
+
+
+# ---- the choice of an epoch
+
+
+def chooser(data: SegmentationDataset, saliency_folder: Path, config: Settings, normalized: bool = True) -> Choose | None:
+    """Return what an epoch is chosen by: None (the last one is kept) unless `drs_selection` is "pixel_labels".
+
+    The official programs keep the epoch whose pseudo-labels are best by the true masks. Scores that follow have used pixel
+    labels, and must say so.
+
+    Args:
+        saliency_folder: of `ID.png`.
+        normalized: see `drs_localization`.
+
+    Returns:
+        None, or a function from the network to a value in percent, which can be sent to another process.
+
+    Explained in notebook 30, section "Training".
+    """
+    if config.drs_selection == "last":
+        return None
+    return partial(_score_network, data=data, saliency_folder=saliency_folder, config=config, normalized=normalized)
+
+
+def _score_network(
+    net: ScoreNet, data: SegmentationDataset, saliency_folder: Path, config: Settings, normalized: bool
+) -> float:
+    return pseudo_label_miou(drs_localization(net, config, normalized), data, saliency_folder, config)
+
+
+def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_folder: Path, config: Settings) -> float:
+    """Return the mIoU in percent of pseudo-labels, without the two rules for 255, of maps made just now.
+
+    Args:
+        localize: of `drs_localization`.
+        saliency_folder: of `ID.png`.
+
+    Raises:
+        DataError: a true mask or a saliency map is missing or broken.
+
+    Explained in notebook 30, section "Training".
+    """
+    evaluation = Evaluation(data.num_classes + 1)
+    for image_id, label in zip(progress(data.ids, "choosing by pixel labels"), data.labels, strict=True):
+        image = data.image(image_id)
+        ((classes, scores),) = localize([image_id], [image], label[None])
+        maps = upsample_scores(scores, image.size[::-1])
+        if config.drs_background == "saliency":
+            saliency = read_saliency(saliency_folder / f"{image_id}.png", image.size)
+            mask = pseudo_label(maps, classes, saliency, config.drs_alpha).decided
+        else:
+            mask = argmax_with_background(maps, classes, config.drs_alpha)
+        evaluation.add(data.mask(image_id), mask)
+    return 100 * evaluation.scores().miou
+
+
+def keep_best_epoch(net: ScoreNet, choose: Choose, steps_per_epoch: int, folder: Path) -> Callable[[int], None]:
+    """Return a function for `training.train`'s `after_step` that scores every epoch and keeps the best weights.
+
+    Args:
+        choose: gives the value to choose by; the network is in evaluation mode.
+        steps_per_epoch: optimiser steps of an epoch.
+
+    Returns:
+        the function, which takes the number of finished steps.
+
+    Explained in notebook 30, section "Training".
+    """
+
+    def after_step(step: int) -> None:
+        if step % steps_per_epoch:
+            return
+        net.eval()
+        value = choose(net)
+        net.train()
+        record = folder / "epochs.json"
+        values = read_json(record) if record.is_file() else {}
+        others = [other for epoch, other in values.items() if int(epoch) < step // steps_per_epoch]
+        if value > max(others, default=-1.0):
+            write_tensors(folder / "best.safetensors", net.state_dict())
+        write_json(record, values | {str(step // steps_per_epoch): value})
+
+    return after_step
+
+
+# ---- stages
+
+
+def _saliency_folder(job: Job) -> Path:
+    return job.data.root / job.config.drs_saliency_folder
+
+
+def _classifier_input(config: Any) -> dict[str, Stage]:
+    return {"classifier": CLASSIFIER} if config.drs_backbone_weights == "classifier" else {}
+
+
+def _trained(
+    job: Job, build: Callable[..., ScoreNet], train: Callable[[ScoreNet, Choose | None], int], given: str, normalized: bool
+) -> int:
+    start = job.inputs["classifier"].weights if "classifier" in job.inputs else ""
+    choose = None
+    if job.config.drs_selection == "pixel_labels":
+        scored = open_data(job.whole, job.whole.score_split)
+        choose = chooser(scored, _saliency_folder(job), job.config, normalized)
+    return network_made(
+        job, lambda: build(job.config, job.data.num_classes, start, given), lambda net: train(net, choose), given
+    )
+
+
+def _make_network(job: Job) -> int:
+    return _trained(
+        job,
+        build_drs,
+        lambda net, choose: train_drs(net, job.data, job.config, job.folder, choose),
+        job.config.drs_weights,
+        normalized=True,
+    )
+
+
+def _make_refinement(job: Job) -> int:
+    maps = job.inputs["localization"].folder
+    return _trained(
+        job,
+        build_refinement,
+        lambda net, choose: train_refinement(net, job.data, maps, job.config, job.folder, choose),
+        job.config.drs_refine_weights,
+        normalized=False,
+    )
+
+
+def _load(build: Callable[..., ScoreNet]) -> Callable[[Job], ScoreNet]:
+    return lambda job: build(job.config, job.data.num_classes, "", job.weights).to(job.device).eval()
+
+
+def _make_localization(job: Job) -> int:
+    return make_maps(drs_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder)
+
+
+def _make_maps(job: Job) -> int:
+    localize = drs_localization(job.inputs["refinement"].net, job.config, normalized=False)
+    return make_maps(localize, job.data, job.config, job.folder)
+
+
+def _score_maps(job: Job) -> list[dict]:
+    rows = score_maps(job)
+    if job.config.drs_selection == "pixel_labels":
+        rows[0]["pixel_labels_chose"] += "; epochs of DRS"
+    return rows
+
+
+def _score_masks(job: Job) -> list[dict]:
+    config = job.config
+    row = metric_row(
+        "DRS pseudo-label",
+        job.score_data,
+        score_masks(job.score_data, job.folder),
+        config.drs_background in ("crf", "irn"),
+        config,
+    )
+    used = [
+        config.pixel_labels_chose,
+        "saliency maps" if config.drs_background == "saliency" else "",
+        "epochs of DRS" if config.drs_selection == "pixel_labels" else "",
+    ]
+    return [row | {"pixel_labels_chose": "; ".join(filter(None, used))}]
+
+
+BACKGROUND_READS = {
+    "saliency": (),
+    "constant": (),
+    "crf": ("seed_crf_iterations",),
+    "irn": ("seed_crf_iterations", "seed_foreground_threshold", "seed_background_threshold"),
+}
+MASK_READS = ("drs_background", "drs_saliency_folder", "drs_alpha")
+
+
+def _network_reads(*own: str) -> Callable[[Any], tuple[str, ...]]:
+    """What a training reads; where pseudo-labels choose the epoch, also what makes them."""
+    common = (
+        "drs_backbone",
+        "drs_backbone_weights",
+        "output_stride",
+        "drs_frozen_batch_norm",
+        "drs_frozen_stages",
+        "drs_batch_size",
+        "drs_crop",
+        "drs_selection",
+        *TRAINING,
+    )
+    return lambda config: (*common, *own, *(MASK_READS if config.drs_selection == "pixel_labels" else ()))
+
+
+def _choosing_masks(job: Job) -> dict[str, str]:
+    if job.config.drs_selection == "last":
+        return {}
+    return {"chosen by": mask_hash(open_data(job.whole, job.whole.score_split))}
+
+
+NETWORK = Stage(
+    "network",
+    NOTEBOOK,
+    _make_network,
+    load=_load(build_drs),
+    inputs=_classifier_input,
+    files=_choosing_masks,
+    reads=_network_reads(
+        "drs_weights",
+        "drs_delta",
+        "drs_suppressed_stages",
+        "drs_epochs",
+        "drs_learning_rate",
+        "drs_momentum",
+        "drs_weight_decay",
+    ),
+)
+LOCALIZATION = Stage(
+    "localization", NOTEBOOK, _make_localization, inputs=lambda config: {"network": NETWORK}, reads=("drs_backbone", "drs_crop")
+)
+REFINED = Stage(
+    "refinement",
+    NOTEBOOK,
+    _make_refinement,
+    load=_load(build_refinement),
+    inputs=lambda config: {"localization": LOCALIZATION} | _classifier_input(config),
+    files=_choosing_masks,
+    reads=_network_reads("drs_refine_weights", "drs_refine_epochs", "drs_refine_learning_rate"),
+)
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {"refinement": REFINED},
+    score=_score_maps,
+    reads=("drs_backbone", "drs_crop"),
+    score_reads=("drs_selection",),
+    shows={"CAM at its best threshold": None},
+)
+MASKS = Stage(
+    "drs_masks",
+    NOTEBOOK,
+    lambda job: make_pseudo_labels(job.data, job.inputs["maps"].folder, _saliency_folder(job), job.config, job.folder),
+    inputs=lambda config: {"maps": MAPS},
+    score=_score_masks,
+    files=lambda job: (
+        {"saliency": saliency_hash(job.data, _saliency_folder(job))} if job.config.drs_background == "saliency" else {}
+    ),
+    reads=lambda config: (*MASK_READS, *BACKGROUND_READS[config.drs_background]),
+    score_reads=("pixel_labels_chose", "drs_selection"),
+    shows={"DRS pseudo-label": ""},
+)
+STAGES = (NETWORK, LOCALIZATION, REFINED, MAPS, MASKS)
+
+
+# ---- costs
+
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count both networks, their maps and the pseudo-labels."""
+    found, batch = [], crops(config.drs_crop)
+    for stage, maps, build, epochs in (
+        ("network", "localization", build_drs, config.drs_epochs),
+        ("refinement", "maps", build_refinement, config.drs_refine_epochs),
+    ):
+        net = build(config, data.classes)
+        found.append(
+            training_cost(
+                stage, net, lambda n, net=net: [net(batch(n))], data.seen(epochs, config.drs_batch_size), config.drs_batch_size
+            )
+        )
+        forward = inference_flops(net.eval(), (config.drs_crop, config.drs_crop), (1.0,), views=1)
+        found.append(Cost(maps, data.train * forward, disk_mib=data.maps_mib))
+    return [*found, Cost("drs_masks", core_seconds=data.train * data.crf_seconds(), disk_mib=data.masks_mib)]

@@ -15,25 +15,51 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from wsss_lib.config import Config
+from wsss_lib.core.counting import Cost, Images
+from wsss_lib.core.parallel import Localize, make_maps
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.stage import Job, Stage
+from wsss_lib.core.training import poly_factor
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, batches_of_pool, disjoint_pool
-from wsss_lib.inference import Localize
-from wsss_lib.methods.cam import ClassActivationNet, merge_scales, stride4_size
+from wsss_lib.methods.cam import CLASSIFIER, ClassActivationNet, build_classifier, merge_scales, stride4_size
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.training import momentum_of, poly_factor
+from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Rate, Settings
 
+NOTEBOOK = "20_rib"
+SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of other notebooks
 FROZEN_STAGES = 3  # stem, layer1 and layer2 stay as they are, whatever the classifier's own training froze
 COMPANION_BANK = 512  # images that companions are drawn from: enough for the 9 x 20 of one image
 KEPT_PUSHES = 32  # label sets whose first push is remembered; 90 MB each with ResNet-50
 
 
+class Parameters(ParameterGroup):
+    """20: the classifier is tuned for every image anew; the small network in one long step instead of nine short ones."""
+
+    rib_learning_rate: Rate = 1e-3  # published: 8e-6 (VOC), 5e-6 (COCO)
+    rib_head_learning_rate: Rate = 1e-2  # ten times the backbone's
+    # Published: the weight decay, which the official program hands SGD where it expects the momentum.
+    rib_momentum: Fraction = 1e-4
+    rib_weight_decay: Rate = 1e-4
+    rib_iterations: Positive = 2  # K maps are added up, after 0 to K - 1 updates; published: 10
+    rib_companions: Positive = 20  # other images in each update; published: 20 (VOC), 15 (COCO)
+    rib_region_threshold: Rate = 0.2  # tau; published: 0.4 (VOC), 0.5 (COCO); above 1 it is average pooling
+    rib_stop_threshold: Rate = 600.0  # of the image's summed logits; published: 600 (VOC), 1000 (COCO)
+    rib_explode_threshold: Fraction = 0.3  # what counts as covered, and ...
+    rib_explode_ratio: Rate = 0.7  # ... how much covered stops the steps; published: 0.7 (VOC), 0.8 (COCO)
+    rib_variant: Literal["code", "paper"] = "code"  # "paper": mean over the kept positions, the stop threshold is the margin m
+    rib_first_twenty_only: bool = False  # True in the published COCO run: classes from index 20 on are pooled plainly
+
+
 # ---- what is optimised
 
-def pooled_logits(maps: Tensor, labels: Tensor, threshold: float, variant: Literal["code", "paper"] = "code",
-                  first_twenty_only: bool = False) -> Tensor:
+
+def pooled_logits(
+    maps: Tensor, labels: Tensor, threshold: float, variant: Literal["code", "paper"] = "code", first_twenty_only: bool = False
+) -> Tensor:
     """Pool raw maps over the positions that are not yet discriminative (GNDRP); absent classes get the plain mean.
 
     Args:
@@ -101,6 +127,7 @@ def coverage(maps: Tensor, classes: Tensor, threshold: float) -> float:
 
 # ---- one image
 
+
 class Step(NamedTuple):
     """One iteration k: the maps before its update, and the update."""
 
@@ -142,12 +169,12 @@ def original_weights(net: ClassActivationNet) -> Iterator[None]:
 
 
 @torch.no_grad()
-def frozen_features(net: ClassActivationNet, image: Image.Image, scales: Sequence[float], mean: tuple,
-                    std: tuple) -> list[Tensor]:
+def frozen_features(
+    net: ClassActivationNet, image: Image.Image, scales: Sequence[float], mean: tuple, std: tuple
+) -> list[Tensor]:
     """Return what the tuned part of the network sees of an image and its mirror image, which is the same in all steps.
 
     Args:
-        net: in evaluation mode.
         image: RGB photograph.
         scales: factors on its size.
         mean, std: of the normalisation.
@@ -174,13 +201,12 @@ def evidence(net: ClassActivationNet, features: Tensor) -> Tensor:
     """Return the raw maps Z, float (N, C, h, w), before any cut or activation.
 
     Args:
-        net: the classifier.
         features: float (N, D, h, w), the output of its frozen stages.
     """
     return net.classifier(net.backbone.deep(features, FROZEN_STAGES))
 
 
-def push(raw: Tensor, labels: Tensor, config: Config) -> Tensor:
+def push(raw: Tensor, labels: Tensor, config: Settings) -> Tensor:
     """Add the gradient of these rows' loss to the parameters'.
 
     The loss is a plain sum over rows, so that each part's gradient can be taken at once and its activations freed.
@@ -188,7 +214,6 @@ def push(raw: Tensor, labels: Tensor, config: Config) -> Tensor:
     Args:
         raw: Z, float (N, C, h, w).
         labels: y, (N, C) or (1, C), 0 or 1.
-        config: rib_region_threshold, rib_variant, rib_first_twenty_only, rib_stop_threshold.
 
     Returns:
         the pooled logits z, float (N, C), detached.
@@ -198,22 +223,27 @@ def push(raw: Tensor, labels: Tensor, config: Config) -> Tensor:
     return z.detach()
 
 
-def _margin(config: Config) -> float:
+def _margin(config: Settings) -> float:
     return config.rib_stop_threshold if config.rib_variant == "paper" else float("inf")
 
 
-def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[bool], label: Tensor,
-         companions: Iterable[tuple[Tensor, Tensor] | Push], config: Config, last_update: bool = False) -> Iterator[Step]:
+def tune(
+    net: ClassActivationNet,
+    views: Sequence[Tensor],
+    in_loss: Sequence[bool],
+    label: Tensor,
+    companions: Iterable[tuple[Tensor, Tensor] | Push],
+    config: Settings,
+    last_update: bool = False,
+) -> Iterator[Step]:
     """Make the iterations of one image; call it inside `original_weights`.
 
     Args:
-        net: the trained classifier, in evaluation mode; changed in place.
         views: from `frozen_features`, for each scale float (2, D, h_s, w_s).
         in_loss: for each scale whether it takes part in the loss (published: all but 0.5).
         label: y, float (C,).
         companions: for each update features (B, D, h, w) and labels (B, C) of other images, without a class of this one; the
             first may be a `Push`.
-        config: rib_*, weight_decay.
         last_update: make the last update too, although no map is computed with its result.
 
     Yields:
@@ -221,10 +251,9 @@ def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[boo
 
     Source: official code, obtain_RIB_CAM.py; paper, section 4. Explained in notebook 20, section "The idea in ten lines".
     """
-    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.weight_decay)
+    groups = net.parameter_groups(config.rib_learning_rate, config.rib_head_learning_rate, config.rib_weight_decay)
     rates = [group["lr"] for group in groups]
-    # The published rates belong to an optimiser that was given the weight decay as its momentum, i.e. to one without.
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum_of(0.9, config.weight_decay, slip=True))
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.rib_momentum)
     optimizer.zero_grad()
     paper = config.rib_variant == "paper"
     classes, label, companions = label.nonzero()[:, 0], label[None], iter(companions)
@@ -259,7 +288,7 @@ def tune(net: ClassActivationNet, views: Sequence[Tensor], in_loss: Sequence[boo
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * poly_factor(k, config.rib_iterations)
         optimizer.step()
-        target = (labels * logits)[:2 * len(rows)].sum().item()
+        target = (labels * logits)[: 2 * len(rows)].sum().item()
         stop = not paper and abs(target) > config.rib_stop_threshold
         yield Step(maps, covered, logits, labels, rib_loss(logits, labels, _margin(config)).item(), target, stop)
         optimizer.zero_grad()
@@ -272,11 +301,12 @@ def add_up(steps: Iterable[Step]) -> list[Tensor]:
     total: list[Tensor] = []
     for step in steps:
         for number, maps in enumerate(step.maps):
-            total[number:number + 1] = [total[number] + maps if number < len(total) else maps]
+            total[number : number + 1] = [total[number] + maps if number < len(total) else maps]
     return total
 
 
 # ---- companions
+
 
 class Companions:
     """The other images that an image is tuned together with.
@@ -286,18 +316,18 @@ class Companions:
     at most once; and images with the same labels share their first batch, whose push on the untouched network is then the
     same and computed once.
 
-    Args:
-        net: the trained classifier, in evaluation mode and untouched.
-        data: the training images.
-        config: seed, cam_crop, cam_long_side_*, rib_*.
-
     Explained in notebook 20, section "Companions".
     """
 
-    def __init__(self, net: ClassActivationNet, data: SegmentationDataset, config: Config):
+    def __init__(self, net: ClassActivationNet, data: SegmentationDataset, config: Settings):
         self.net, self.data, self.config = net, data, config
-        self.samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
-                                             config.cam_crop, *normalization_of(config.backbone))
+        self.samples = ClassificationSamples(
+            data,
+            config.seed,
+            (config.cam_long_side_min, config.cam_long_side_max),
+            config.cam_crop,
+            *normalization_of(config.backbone),
+        )
         self.bank = np.array(self._random("bank").sample(range(len(data)), min(len(data), COMPANION_BANK)))
         self.features: dict[int, tuple[Tensor, Tensor]] = {}
         self.pushes: dict[bytes, Push] = {}
@@ -312,8 +342,13 @@ class Companions:
             label: its classes, (C,), 0 or 1.
         """
         pool = self.bank[disjoint_pool(self.data.labels[self.bank], label)].tolist()
-        return batches_of_pool(pool, self.config.rib_companions, self._random(f"labels {label.tolist()}"),
-                               self._random(f"image {image_id}")) if pool else None
+        return (
+            batches_of_pool(
+                pool, self.config.rib_companions, self._random(f"labels {label.tolist()}"), self._random(f"image {image_id}")
+            )
+            if pool
+            else None
+        )
 
     def of_image(self, image_id: str, label: np.ndarray) -> Iterator[tuple[Tensor, Tensor] | Push] | None:
         """Return the same batches read, the first as a `Push`; None as `indices`. Call it while the network is untouched.
@@ -354,13 +389,9 @@ class Companions:
 
 # ---- all images
 
-def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Config) -> Localize:
-    """Return the function that makes RIB's maps, for `stages.make_maps`.
 
-    Args:
-        net: the trained classifier; its weights are the same before and after every image.
-        data: the training images, from which companions are drawn.
-        config: cam_scales, cam_crop, cam_long_side_*, rib_*, weight_decay, seed.
+def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Settings) -> Localize:
+    """Return the function that makes RIB's maps, for `stages.make_maps`.
 
     Explained in notebook 20, section "All images".
     """
@@ -389,3 +420,69 @@ def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config:
         return classes.numpy(), maps.cpu().numpy()
 
     return lambda ids, images, labels: [of_image(*item) for item in zip(ids, images, labels, strict=True)]
+
+
+# ---- stages
+
+
+def _make_maps(job: Job) -> int:
+    net = job.inputs["classifier"].net
+    return make_maps(rib_localization(net, job.data, job.config), job.data, job.config, job.folder)
+
+
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {"classifier": CLASSIFIER},
+    score=score_maps,
+    reads=("backbone", "cam_scales", "cam_crop", "cam_long_side_min", "cam_long_side_max", "rib_*", "seed"),
+    shows={"CAM at its best threshold": None},
+)
+STAGES = (MAPS,)
+
+
+# ---- costs
+
+
+def rib_flops(config: Settings, num_classes: int, size: tuple[int, int]) -> tuple[float, float]:
+    """Return the operations of RIB's steps on one image, in the plain formulation and in ours.
+
+    Plain runs the whole network in every step. Ours runs its frozen stages once for all steps, and the last step, whose update
+    nobody uses, without its backward pass.
+
+    Args:
+        num_classes: foreground classes.
+        size: (H, W) of the image.
+
+    Explained in notebook 20, section "The idea in ten lines".
+    """
+    with torch.device("meta"):
+        net = build_classifier(config, num_classes).eval()
+
+    def count(images: int, height: int, width: int) -> tuple[float, float, float]:
+        """Return the operations of the frozen stages, of the others forward, and of the others backward."""
+        batch, numbers = torch.empty(images, 3, height, width, device="meta"), []
+        with FlopCounterMode(display=False) as counter:
+            features = net.backbone.shallow(batch, FROZEN_STAGES).detach()
+            numbers.append(counter.get_total_flops())
+            raw = evidence(net, features)
+            numbers.append(counter.get_total_flops())
+            raw.sum().backward()
+            numbers.append(counter.get_total_flops())
+        return numbers[0], numbers[1] - numbers[0], numbers[2] - numbers[1]
+
+    steps = config.rib_iterations
+    frozen, forward, backward = count(config.rib_companions, config.cam_crop, config.cam_crop)
+    plain, ours = steps * (frozen + forward + backward), (steps - 1) * (forward + backward)
+    for scale in config.cam_scales:
+        frozen, forward, backward = count(2, *(round(side * scale) for side in size))
+        backward = backward if scale > 0.5 else 0.0
+        plain += steps * (frozen + forward + backward)
+        ours += frozen + steps * forward + (steps - 1) * backward
+    return plain, ours
+
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count the maps; RIB trains nothing that stays."""
+    return [Cost("maps", data.train * rib_flops(config, data.classes, data.size)[1], disk_mib=data.maps_mib)]

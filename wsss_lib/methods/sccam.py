@@ -4,39 +4,289 @@ Every class is split into K sub-categories by k-means on image features, and a n
 The harder task needs more of the object, so the class's own activation map becomes more complete. Features of the new
 network give new sub-categories, and so on; every round starts again from the pre-trained weights.
 
-Sub-category j of class c is number c * K + j everywhere. `subcategories.py` makes the sub-categories.
+Sub-category j of class c is number c * K + j everywhere.
 """
 
+import csv
+import io
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from wsss_lib import training
-from wsss_lib.artifacts import Stage, begin_stage
-from wsss_lib.config import Config, fields_of
+from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.distributed import in_processes
+from wsss_lib.core.files import image_size, read_tensors, write_atomically, write_tensors
+from wsss_lib.core.parallel import Localize, batches_of_like_size, make_maps
+from wsss_lib.core.progress import progress
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.stage import Job, Stage
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
-from wsss_lib.formats import read_tensors, write_tensors
-from wsss_lib.inference import Localize
-from wsss_lib.launch import in_processes
+from wsss_lib.errors import DataError
 from wsss_lib.methods import cam
-from wsss_lib.methods.subcategories import (
-    assignment_of,
-    cluster_images,
-    image_features,
-    subcategory_labels,
-    used_subcategories,
-    write_subcategories,
-)
 from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.weights import load_whole
+from wsss_lib.parameters import (
+    BACKBONE,
+    TRAINING,
+    BelowOne,
+    Fraction,
+    FrozenStages,
+    Integers,
+    ParameterGroup,
+    Positive,
+    Rate,
+    Settings,
+    Text,
+)
 
-ROUND_FIELDS = fields_of("sccam_", "cam_batch_size", "cam_long_side_", "cam_crop")  # what the stage of a round depends on
+NOTEBOOK = "60_sccam"
+SETS_FOR_OTHERS = (
+    "refinement",
+    "backbone",
+    "backbone_weights",
+    "output_stride",
+    "affinitynet_*",
+    "seed_*",
+    "walk_*",
+)  # what its presets may set of stages of other notebooks
+STARTS = 10  # of k-means; scikit-learn's default when the method was published, 1 today
+
+
+class Parameters(ParameterGroup):
+    """60: crops, batches and scales are those of the classifier; the published ones are in configs/methods."""
+
+    sccam_weights: Text = ""  # a network of a finished round to use instead of all rounds
+    sccam_clusters: Positive = 10  # K, sub-categories of a class
+    sccam_loss_weight: Rate = 5.0  # lambda, of the sub-categories' loss
+    sccam_round_epochs: Integers = (4, 4, 4)  # epochs trained in each round; published: 31, 41, 51
+    sccam_schedule_epochs: Positive = 4  # epochs for which the learning rate is laid out; published: 61
+    sccam_dropout: BelowOne = 0.0  # published: 0.5
+    sccam_color_jitter: Fraction = 0.0  # strength; published: 1
+    sccam_learning_rate: Rate = 0.03  # published: 0.01, without momentum
+    sccam_head_learning_rate: Rate = 0.3  # published: 0.1
+    sccam_momentum: Fraction = 0.9  # published: 5e-4, the weight decay
+    sccam_weight_decay: Rate = 5e-4
+    sccam_frozen_batch_norm: bool = False  # published: true
+    sccam_frozen_stages: FrozenStages = 0  # published: 1
+
+    @model_validator(mode="after")
+    def _sccam_rounds_fit(self) -> "Parameters":
+        if max(self.sccam_round_epochs) > self.sccam_schedule_epochs:
+            raise ValueError(
+                f"sccam_round_epochs {self.sccam_round_epochs} must not exceed sccam_schedule_epochs "
+                f"({self.sccam_schedule_epochs})"
+            )
+        return self
+
+
+@torch.inference_mode()
+def image_features(backbone: nn.Module, data: SegmentationDataset, mean: tuple, std: tuple, batch_size: int) -> np.ndarray:
+    """Return f, the mean of the deepest map of every whole image at scale 1: float32 (N, D), rows in the order of the ids.
+
+    Args:
+        backbone: a trunk, in evaluation mode.
+        mean, std: of the normalisation.
+        batch_size: images of one size at once.
+
+    Source: SC-CAM, section 3.3. Explained in notebook 60, section "Sub-categories".
+    """
+    device = next(backbone.parameters()).device
+    row = {image_id: index for index, image_id in enumerate(data.ids)}
+    groups = batches_of_like_size(data.ids, lambda image_id: image_size(data.image_path(image_id)), batch_size)
+    features = np.zeros((len(data), backbone.channels[-1]), np.float32)
+    for group in progress(groups, "features"):
+        images = [transforms.to_tensor(transforms.normalize(data.image(image_id), mean, std)) for image_id in group]
+        maps = backbone(torch.stack(images).to(device))  # M: (n, D, h, w)
+        features[[row[image_id] for image_id in group]] = maps.float().mean((2, 3)).cpu().numpy()
+    return features
+
+
+def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed: int = 0) -> np.ndarray:
+    """Split every class into sub-categories: k-means on the features of the images that carry the class.
+
+    A class with fewer images than clusters gets one sub-category an image; its other numbers are never used.
+
+    Args:
+        features: f, float (N, D), as they are: not scaled.
+        labels: 0 or 1, (N, C).
+        clusters: K.
+        seed: of the starts.
+
+    Returns:
+        int64 (N, C): the sub-category 0..K-1 of an image in a class, -1 where it does not carry the class.
+
+    Raises:
+        ValueError: shapes that do not fit, features that are not finite, or a K below 1.
+
+    Source: SC-CAM, equation 1. Explained in notebook 60, section "Sub-categories".
+
+    >>> features = np.array([[0.0], [9.0], [0.1], [9.1]])
+    >>> of_class = cluster_images(features, np.array([[1, 0], [1, 1], [1, 0], [1, 0]]), clusters=2)
+    >>> bool(of_class[0, 0] == of_class[2, 0] != of_class[1, 0] == of_class[3, 0]), of_class[:, 1].tolist()
+    (True, [-1, 0, -1, -1])
+    """
+    from sklearn.cluster import KMeans  # it takes a second to import, and few notebooks need it
+    from sklearn.exceptions import ConvergenceWarning
+
+    features, labels = np.asarray(features), np.asarray(labels)
+    if features.ndim != 2 or labels.ndim != 2 or len(features) != len(labels):
+        raise ValueError(f"features {features.shape} and labels {labels.shape} must be (N, D) and (N, C) of the same N images")
+    if not np.isfinite(features).all():
+        raise ValueError("the features hold values that are not finite; the network that made them has diverged")
+    if clusters < 1:
+        raise ValueError(f"clusters must be at least 1, not {clusters}")
+    result = np.full(labels.shape, -1, np.int64)
+    for number in range(labels.shape[1]):
+        members = np.flatnonzero(labels[:, number])  # S_c
+        if not len(members):
+            continue
+        kmeans = KMeans(min(clusters, len(members)), n_init=STARTS, max_iter=300, random_state=seed)
+        with warnings.catch_warnings():  # equal images: fewer clusters come out than were asked for, which `used` tells
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            result[members, number] = kmeans.fit_predict(_with_the_same_distances(features[members]))
+    return result
+
+
+def _with_the_same_distances(points: np.ndarray) -> np.ndarray:
+    """Turn n points of D > n numbers, (n, D), into n numbers each: n points span no more, and k-means sees distances only."""
+    if len(points) >= points.shape[1]:
+        return points
+    different, index = np.unique(points, axis=0, return_inverse=True)  # equal images must stay equal to the last digit
+    return np.linalg.qr(different.T, mode="r").T[index.ravel()]  # X^T = QR, so that X X^T = R^T R
+
+
+def subcategory_labels(assignment: np.ndarray, clusters: int) -> np.ndarray:
+    """Return Y_s: uint8 (N, C * K), a 1 for each class of an image.
+
+    Args:
+        assignment: from `cluster_images`.
+        clusters: K.
+
+    Example:
+        >>> subcategory_labels(np.array([[1, -1], [0, 1]]), clusters=2).tolist()
+        [[0, 1, 0, 0], [1, 0, 0, 1]]
+    """
+    return (assignment[:, :, None] == np.arange(clusters)).reshape(len(assignment), -1).astype(np.uint8)
+
+
+def class_major_order(labels: np.ndarray) -> np.ndarray:
+    """Return the order of the official training list: all images of class 0, then those of class 1 not yet named, and so on.
+
+    Example:
+        >>> class_major_order(np.array([[0, 1], [1, 1], [1, 0]])).tolist()
+        [1, 2, 0]
+    """
+    _, images = np.nonzero(np.asarray(labels).T)  # (class, image) pairs, class after class
+    return np.array(list(dict.fromkeys(images.tolist())), np.int64)
+
+
+def used_subcategories(assignment: np.ndarray) -> np.ndarray:
+    """Return how many sub-categories each class really has: int64 (C,)."""
+    return np.array([len(np.unique(column[column >= 0])) for column in assignment.T])
+
+
+def purity(assignment: Sequence, truth: Sequence) -> float:
+    """Return the share of images that are of the commonest true kind of their sub-category.
+
+    It cannot fall below the share of the commonest kind of all, and grows with the number of sub-categories: compare it
+    with the value for the same sub-categories dealt at random.
+
+    Args:
+        assignment: sub-category of each image.
+        truth: its true kind.
+
+    Raises:
+        ValueError: no images, or not as many of the one as of the other.
+
+    Source: the usual measure of a clustering. Explained in notebook 60, section "Sub-categories".
+
+    Example:
+        >>> purity([0, 0, 0, 1], ["a", "a", "b", "b"])
+        0.75
+    """
+    assignment, truth = np.asarray(assignment), np.asarray(truth)
+    if not len(truth) or assignment.shape != truth.shape:
+        raise ValueError(f"purity needs as many sub-categories as true kinds, not {len(assignment)} and {len(truth)}")
+    commonest = [np.unique(truth[assignment == number], return_counts=True)[1].max() for number in np.unique(assignment)]
+    return float(sum(commonest) / len(truth))
+
+
+def write_subcategories(path: Path, data: SegmentationDataset, assignment: np.ndarray) -> None:
+    """Write `image_id,class,subcategory`, one line for each class of each image, class after class.
+
+    Args:
+        path: the table.
+        assignment: from `cluster_images`, (N, C).
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_id", "class", "subcategory"])
+    writer.writerows(
+        [data.ids[image], data.classes[number], assignment[image, number]]
+        for number, image in zip(*np.nonzero(assignment.T >= 0), strict=True)
+    )
+    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def read_subcategories(path: Path) -> dict[tuple[str, str], str]:
+    """Read such a table.
+
+    Args:
+        path: the table; the generated data set has one of the true kinds.
+
+    Returns:
+        (image id, class name) to the sub-category's name.
+
+    Raises:
+        DataError: the file is missing or has another form.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except FileNotFoundError:
+        raise DataError(f"{path}: the table of sub-categories is missing; run notebook 60_sccam first") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a UTF-8 CSV file ({error}); delete it and run its stage again") from None
+    if rows[:1] != [["image_id", "class", "subcategory"]] or any(len(row) != 3 for row in rows):
+        raise DataError(f"{path}: the columns must be image_id, class and subcategory; delete it and run its stage again")
+    return {(image_id, name): kind for image_id, name, kind in rows[1:]}
+
+
+def assignment_of(path: Path, data: SegmentationDataset, clusters: int) -> np.ndarray:
+    """Read what `write_subcategories` wrote.
+
+    Args:
+        path: the table.
+        clusters: K.
+
+    Returns:
+        int64 (N, C), -1 where an image does not carry the class.
+
+    Raises:
+        DataError: as `read_subcategories`, or the table does not belong to these images, labels and K.
+    """
+    table = read_subcategories(path)
+    assignment = np.full(data.labels.shape, -1, np.int64)
+    for image, number in zip(*np.nonzero(data.labels), strict=True):
+        kind = table.get((data.ids[image], data.classes[number]), "")
+        if not kind.isascii() or not kind.isdigit() or int(kind) >= clusters:
+            raise DataError(
+                f"{path}: image {data.ids[image]} has the sub-category {kind!r} of class {data.classes[number]}, "
+                f"not one of 0..{clusters - 1}; delete the file and run its stage again"
+            )
+        assignment[image, number] = int(kind)
+    return assignment
 
 
 class SubcategoryNet(nn.Module):
@@ -53,8 +303,15 @@ class SubcategoryNet(nn.Module):
     Source: SC-CAM, section 3.2. Explained in notebook 60, section "The network".
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, clusters: int, frozen_batch_norm: bool = True,
-                 frozen_stages: int = 1, dropout: float = 0.5):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        clusters: int,
+        frozen_batch_norm: bool = True,
+        frozen_stages: int = 1,
+        dropout: float = 0.5,
+    ):
         super().__init__()
         self.backbone, self.clusters = backbone, clusters
         self.dropout = nn.Dropout2d(dropout)
@@ -95,12 +352,13 @@ class SubcategoryNet(nn.Module):
         """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         heads = [self.classifier.weight, self.subclassifier.weight]
-        return [{"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
-                {"params": heads, "lr": head_learning_rate, "weight_decay": weight_decay}]
+        return [
+            {"params": trained, "lr": learning_rate, "weight_decay": weight_decay},
+            {"params": heads, "lr": head_learning_rate, "weight_decay": weight_decay},
+        ]
 
 
-def joint_loss(parent_logits: Tensor, sub_logits: Tensor, parents: Tensor, subs: Tensor,
-               weight: float) -> dict[str, Tensor]:
+def joint_loss(parent_logits: Tensor, sub_logits: Tensor, parents: Tensor, subs: Tensor, weight: float) -> dict[str, Tensor]:
     """Return L = L_p + lambda L_s, both multi-label soft-margin losses: means over images and outputs.
 
     Args:
@@ -124,6 +382,7 @@ def joint_loss(parent_logits: Tensor, sub_logits: Tensor, parents: Tensor, subs:
 
 
 # ---- response maps of the sub-categories, which are looked at and not used
+
 
 def normalize_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
     """Divide the K maps of each class by their common maximum over maps and pixels.
@@ -172,13 +431,13 @@ def subcategory_entropy(maps: Tensor, clusters: int) -> Tensor:
 
 # ---- 60: rounds and maps
 
+
 class SubcategorySamples(ClassificationSamples):
     """SC-CAM's recipe: random long side, mirror, colour jitter, random crop; with the labels of the sub-categories.
 
     Yields image float32 (3, crop, crop), normalised, 0 outside the image; labels float32 (C,) and (C * K,).
 
     Args:
-        data: the split.
         subcategories: Y_s, 0 or 1, (N, C * K).
         seed: of the run.
         long_side: the shortest and the longest random long side, both included, in pixels.
@@ -189,8 +448,17 @@ class SubcategorySamples(ClassificationSamples):
     Source: SC-CAM's program. Explained in notebook 60, section "Training".
     """
 
-    def __init__(self, data: SegmentationDataset, subcategories: np.ndarray, seed: int, long_side: tuple[int, int], crop: int,
-                 mean: tuple, std: tuple, jitter: float = 1.0):
+    def __init__(
+        self,
+        data: SegmentationDataset,
+        subcategories: np.ndarray,
+        seed: int,
+        long_side: tuple[int, int],
+        crop: int,
+        mean: tuple,
+        std: tuple,
+        jitter: float = 1.0,
+    ):
         super().__init__(data, seed, long_side, crop, mean, std)
         self.subcategories, self.jitter = subcategories, jitter
 
@@ -208,11 +476,10 @@ class SubcategorySamples(ClassificationSamples):
         return transforms.to_tensor(array), *labels
 
 
-def build_sccam(config: Config, num_classes: int, weights: Path | str = "") -> SubcategoryNet:
+def build_sccam(config: Settings, num_classes: int, weights: Path | str = "") -> SubcategoryNet:
     """Build the network from the backbone's pre-trained weights (as every round begins) or from its own.
 
     Args:
-        config: backbone and `sccam_*`.
         num_classes: foreground classes C.
         weights: safetensors file of a trained network; empty: none.
 
@@ -226,13 +493,25 @@ def build_sccam(config: Config, num_classes: int, weights: Path | str = "") -> S
     Explained in notebook 60, section "The network".
     """
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
-    net = SubcategoryNet(backbone, num_classes, config.sccam_clusters, config.frozen_batch_norm, config.frozen_stages,
-                         config.sccam_dropout)
+    net = SubcategoryNet(
+        backbone,
+        num_classes,
+        config.sccam_clusters,
+        config.sccam_frozen_batch_norm,
+        config.sccam_frozen_stages,
+        config.sccam_dropout,
+    )
     return load_whole(net, weights)
 
 
-def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: SegmentationDataset, config: Config,
-               folder: Path, number: int) -> int:
+def make_round(
+    previous: nn.Module,
+    normalization: tuple[tuple, tuple],
+    data: SegmentationDataset,
+    config: Settings,
+    folder: Path,
+    number: int,
+) -> int:
     """Make round `number` (1, 2, …) in its folder: features, sub-categories, weights.
 
     What is there already is used again, so that an interrupted round goes on where it stopped.
@@ -240,9 +519,6 @@ def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: Se
     Args:
         previous: the trunk of the round before, in evaluation mode; in round 1 that of a plain classifier.
         normalization: mean and standard deviation for `previous`.
-        data: the training images.
-        config: `sccam_*`, and the crops and batches of the classifier.
-        folder: gets `features.safetensors`, `subcategories.csv` and `weights.safetensors`.
         number: of the round.
 
     Returns:
@@ -264,49 +540,16 @@ def make_round(previous: nn.Module, normalization: tuple[tuple, tuple], data: Se
     return seen
 
 
-def make_rounds(classifier: Stage, trunk: nn.Module, data: SegmentationDataset, data_hash: str, config: Config) -> list[Stage]:
-    """Make all rounds, each a stage of its own with the features of the one before; a finished round is left alone.
-
-    Args:
-        classifier: the finished stage of the plain classifier, round 0.
-        trunk: its backbone in evaluation mode, on the device to train on; it may be another one than the rounds'.
-        data: the training images.
-        data_hash: what identifies them (`stages.data_hash`).
-        config: as for `make_round`; `sccam_round_epochs` has one number for each round.
-
-    Returns:
-        the finished stages of rounds 1, 2, …
-
-    Source: SC-CAM, section 3.4. Explained in notebook 60, section "Training".
-    """
-    device = next(trunk.parameters()).device
-    normalization, rounds = normalization_of(classifier.configuration(config).backbone), [classifier]
-    for number in range(1, len(config.sccam_round_epochs) + 1):
-        stage = begin_stage(config, f"round{number}", ROUND_FIELDS, {"data": data_hash, "previous": rounds[-1]})
-        if not stage.is_complete():
-            seen = make_round(trunk, normalization, data, config, stage.folder, number)
-            used = used_subcategories(assignment_of(stage.folder / "subcategories.csv", data, config.sccam_clusters))
-            row = {"what": f"SC-CAM, round {number}", "split": data.split, "images": len(data), "used": used.tolist()}
-            stage.finish([row], seen, str(device))
-        net = build_sccam(config, data.num_classes, stage.folder / "weights.safetensors")
-        trunk, normalization = net.to(device).eval().backbone, normalization_of(config.backbone)
-        rounds.append(stage)
-    return rounds[1:]
-
-
 @in_processes
-def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.ndarray, config: Config, folder: Path,
-                number: int) -> int:
+def train_sccam(
+    net: SubcategoryNet, data: SegmentationDataset, assignment: np.ndarray, config: Settings, folder: Path, number: int
+) -> int:
     """Train round `number` (1, 2, …) on classes and sub-categories.
 
     The learning rate is laid out for `sccam_schedule_epochs`, of which the round uses the first `sccam_round_epochs`.
 
     Args:
-        net: in place.
-        data: the training images.
         assignment: their sub-categories, (N, C), from `cluster_images`.
-        config: `sccam_*`, and the crops and batches of the classifier.
-        folder: for log and training state.
         number: of the round.
 
     Returns:
@@ -315,9 +558,16 @@ def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.n
     Source: SC-CAM, section 4.1, and its program. Explained in notebook 60, section "Training".
     """
     mean, std = normalization_of(config.backbone)
-    samples = SubcategorySamples(data, subcategory_labels(assignment, net.clusters), config.seed,
-                                 (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop, mean, std,
-                                 config.sccam_color_jitter)
+    samples = SubcategorySamples(
+        data,
+        subcategory_labels(assignment, net.clusters),
+        config.seed,
+        (config.cam_long_side_min, config.cam_long_side_max),
+        config.cam_crop,
+        mean,
+        std,
+        config.sccam_color_jitter,
+    )
     epoch = steps_per_epoch(len(data), config.cam_batch_size)
     steps, planned = config.sccam_round_epochs[number - 1] * epoch, config.sccam_schedule_epochs * epoch
 
@@ -326,19 +576,125 @@ def train_sccam(net: SubcategoryNet, data: SegmentationDataset, assignment: np.n
         return joint_loss(*model(images), parents, subs, config.sccam_loss_weight)
 
     groups = net.parameter_groups(config.sccam_learning_rate, config.sccam_head_learning_rate, config.sccam_weight_decay)
-    momentum = training.momentum_of(config.momentum, config.sccam_weight_decay, config.momentum_slip)
-    training.train(net, loss_of, samples, groups, momentum, steps, config.cam_batch_size, config, folder,
-                   schedule=lambda step, _: training.poly_factor(step, planned), name=f"SC-CAM, round {number}")
+    training.train(
+        net,
+        loss_of,
+        samples,
+        groups,
+        config.sccam_momentum,
+        steps,
+        config.cam_batch_size,
+        config,
+        folder,
+        schedule=lambda step, _: training.poly_factor(step, planned),
+        name=f"SC-CAM, round {number}",
+    )
     return steps * config.cam_batch_size
 
 
-def sccam_localization(net: SubcategoryNet, config: Config) -> Localize:
-    """Return the function that makes the parent head's maps, for `stages.make_maps`.
-
-    Args:
-        net: of the last round.
-        config: scales and backbone.
-    """
+def sccam_localization(net: SubcategoryNet, config: Settings) -> Localize:
+    """Return the function that makes the parent head's maps, for `stages.make_maps`."""
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
     return lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
+
+
+# ---- stages
+
+ROUND_READS = (
+    "sccam_clusters",
+    "sccam_loss_weight",
+    "sccam_round_epochs",
+    "sccam_schedule_epochs",
+    "sccam_dropout",
+    "sccam_color_jitter",
+    "sccam_learning_rate",
+    "sccam_head_learning_rate",
+    "sccam_momentum",
+    "sccam_weight_decay",
+    "sccam_frozen_batch_norm",
+    "sccam_frozen_stages",
+)
+
+
+def round_stage(number: int) -> Stage:
+    """Return the stage of round `number` (1, 2, …), on features of the round before; round 0 is CAM's classifier."""
+
+    def make(job: Job) -> int:
+        before = job.inputs["previous"]
+        normalization = normalization_of(before.config.backbone)
+        return make_round(before.net.backbone, normalization, job.data, job.config, job.folder, number)
+
+    def score(job: Job) -> list[dict]:
+        used = used_subcategories(assignment_of(job.folder / "subcategories.csv", job.data, job.config.sccam_clusters))
+        return [{"what": f"SC-CAM, round {number}", "split": job.data.split, "images": len(job.data), "used": used.tolist()}]
+
+    return Stage(
+        f"round{number}",
+        NOTEBOOK,
+        make,
+        load=_load_round,
+        score=score,
+        score_split="train_split",
+        inputs=lambda config: {"previous": round_stage(number - 1) if number > 1 else cam.CLASSIFIER},
+        reads=(*BACKBONE, *cam.CROPS, *ROUND_READS, *TRAINING),
+    )
+
+
+def rounds(config: Any) -> tuple[Stage, ...]:
+    """Return the stages of all rounds: none where a finished network is given."""
+    count = 0 if config.sccam_weights else len(config.sccam_round_epochs)
+    return tuple(round_stage(number) for number in range(1, count + 1))
+
+
+def _load_round(job: Job) -> SubcategoryNet:
+    return build_sccam(job.config, job.data.num_classes, job.weights).to(job.device).eval()
+
+
+def _make_maps(job: Job) -> int:
+    if job.config.sccam_weights:
+        net = build_sccam(job.config, job.data.num_classes, job.config.sccam_weights).to(job.device)
+    else:
+        net = job.inputs["network"].net
+    return make_maps(sccam_localization(net, job.config), job.data, job.config, job.folder)
+
+
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    _make_maps,
+    inputs=lambda config: {} if config.sccam_weights else {"network": rounds(config)[-1]},
+    score=score_maps,
+    reads=lambda config: (
+        "backbone",
+        "cam_scales",
+        "sccam_weights",
+        *(
+            (*BACKBONE, "sccam_clusters", "sccam_dropout", "sccam_frozen_batch_norm", "sccam_frozen_stages")
+            if config.sccam_weights
+            else ()
+        ),
+    ),
+    shows={"CAM at its best threshold": None},
+)
+STAGES = (MAPS,)  # after the rounds, whose number is a parameter
+
+
+# ---- costs
+
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count all rounds and the maps of the last."""
+    net, batch = build_sccam(config, data.classes), crops(config.cam_crop)
+    trained = [
+        training_cost(
+            f"round{number}",
+            net,
+            lambda n: list(net(batch(n))),
+            data.seen(epochs, config.cam_batch_size),
+            config.cam_batch_size,
+        )
+        for number, epochs in enumerate(config.sccam_round_epochs, start=1)
+    ]
+    forward = inference_flops(net.eval().activation_maps, data.size, config.cam_scales)
+    return [*trained, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -14,19 +14,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_lib import training
-from wsss_lib.config import Config, fields_of
+from wsss_lib.core import training
+from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.distributed import in_processes
+from wsss_lib.core.parallel import Localize, make_maps
+from wsss_lib.core.scoring import score_maps
+from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
-from wsss_lib.inference import Localize
-from wsss_lib.launch import in_processes
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.nets.weights import load_whole, start_backbone
+from wsss_lib.parameters import (
+    TRAINING,
+    AtLeastTwo,
+    Factor,
+    Fraction,
+    FrozenStages,
+    ParameterGroup,
+    Positive,
+    Rate,
+    Settings,
+    Text,
+    start_of,
+)
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
-NETWORK_FIELDS = fields_of("cam_", "vwe_", without=("cam_scales",))  # what the stage of the network depends on
+NOTEBOOK = "50_vwe"
+SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone")  # what its presets may set of stages of other notebooks
 RHO = 1e-3  # share of the new average in VWL-M's codebook
+
+
+class Parameters(ParameterGroup):
+    """50: visual words; images, crops, batches and scales are those of the classifier."""
+
+    vwe_weights: Text = ""  # a network to use instead of training one
+    vwe_init: Literal["backbone", "classifier"] = "classifier"  # published: backbone, trained on ImageNet
+    vwe_variant: Variant = "vwe"  # the journal's: words pushed apart; a memory bank
+    vwe_words: AtLeastTwo = 32  # K; published: 256
+    vwe_temperature: Factor = 1.0  # tau of the soft assignment
+    vwe_gamma: Rate = 2.0  # weight of the average in the pooling
+    vwe_epochs: Positive = 4  # published: 6
+    vwe_learning_rate: Rate = 0.01  # published: 0.01 without momentum, a tenth of the classifier's
+    vwe_head_learning_rate: Rate = 0.1
+    vwe_momentum: Fraction = 0.9  # published: 1e-4, the weight decay
+    vwe_weight_decay: Rate = 1e-4
+    vwe_frozen_batch_norm: bool = False  # published: true
+    vwe_frozen_stages: FrozenStages = 0  # published: 3, the stem, layer1 and layer2; VWL-M: 1
 
 
 class Words(NamedTuple):
@@ -66,8 +100,10 @@ def encode(features: Tensor, codebook: Tensor, temperature: float = 1.0) -> Word
         ([[[0, 1, 1]]], [[1.0, 1.0]])
     """
     if features.dim() != 4 or codebook.dim() != 2 or features.shape[1] != codebook.shape[1]:
-        raise ValueError(f"features {tuple(features.shape)} and codebook {tuple(codebook.shape)} do not fit: (N, D, h, w) and "
-                         "(K, D) are needed")
+        raise ValueError(
+            f"features {tuple(features.shape)} and codebook {tuple(codebook.shape)} do not fit: (N, D, h, w) and "
+            "(K, D) are needed"
+        )
     features = features.detach()
     lengths = features.norm(dim=1, keepdim=True).clamp(min=1e-12)  # (N, 1, h, w)
     cosine = F.conv2d(features, F.normalize(codebook, dim=1)[:, :, None, None]) / lengths  # (N, K, h, w)
@@ -104,8 +140,10 @@ def hspp(features: Tensor, gamma: float = 2.0, levels: Sequence[int] = (1, 2, 4)
     """
     height, width = features.shape[2:]
     if min(height, width) < max(levels, default=1):
-        raise ValueError(f"a map of {height}x{width} positions has no grid of {max(levels)}x{max(levels)} blocks; take a "
-                         "larger cam_crop or a smaller output_stride")
+        raise ValueError(
+            f"a map of {height}x{width} positions has no grid of {max(levels)}x{max(levels)} blocks; take a "
+            "larger cam_crop or a smaller output_stride"
+        )
     total = gamma * features.mean((2, 3), keepdim=True)
     for level in levels:
         total = total + F.max_pool2d(features, (height // level, width // level)).mean((2, 3), keepdim=True)
@@ -177,9 +215,18 @@ class VisualWordNet(cam.ClassActivationNet):
     Explained in notebook 50, section "Losses".
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, num_words: int, variant: Variant = "vwe",
-                 temperature: float = 1.0, gamma: float = 2.0, levels: Sequence[int] = (1, 2, 4),
-                 frozen_batch_norm: bool = True, frozen_stages: int = 3):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        num_words: int,
+        variant: Variant = "vwe",
+        temperature: float = 1.0,
+        gamma: float = 2.0,
+        levels: Sequence[int] = (1, 2, 4),
+        frozen_batch_norm: bool = True,
+        frozen_stages: int = 3,
+    ):
         super().__init__(backbone, num_classes, frozen_batch_norm, frozen_stages)
         self.variant, self.temperature, self.gamma, self.levels = variant, temperature, gamma, tuple(levels)
         channels = backbone.channels[-1]
@@ -247,13 +294,15 @@ def heads(net: VisualWordNet, features: Tensor) -> Outputs:
     """Return class logits from P(x), class logits from the histogram, word logits from the average of x, and the words.
 
     Args:
-        net: the network.
         features: x, float (N, D, h, w), of its backbone.
     """
     words = net.encode(features)
-    return Outputs(net.classifier(net.pooled(features)).flatten(1),
-                   net.histogram_head(words.histogram[:, :, None, None]).flatten(1),
-                   net.word_head(F.adaptive_avg_pool2d(features, 1)).flatten(1), words)
+    return Outputs(
+        net.classifier(net.pooled(features)).flatten(1),
+        net.histogram_head(words.histogram[:, :, None, None]).flatten(1),
+        net.word_head(F.adaptive_avg_pool2d(features, 1)).flatten(1),
+        words,
+    )
 
 
 def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Outputs]:
@@ -267,7 +316,6 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
     * decorrelation trains the codebook (VWL-L only).
 
     Args:
-        net: the network.
         features: x, float (N, D, h, w), of its backbone.
         labels: y, float (N, C), 0 or 1.
 
@@ -278,8 +326,10 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
     Explained in notebook 50, section "Losses".
     """
     out = heads(net, features)
-    terms = {"class": F.multilabel_soft_margin_loss(out.logits.float(), labels),
-             "word": F.multilabel_soft_margin_loss(out.word_logits.float(), out.words.present)}
+    terms = {
+        "class": F.multilabel_soft_margin_loss(out.logits.float(), labels),
+        "word": F.multilabel_soft_margin_loss(out.word_logits.float(), out.words.present),
+    }
     if net.variant != "vwl_m":
         terms["histogram"] = F.multilabel_soft_margin_loss(out.histogram_logits.float(), labels)
     if net.variant == "vwl_l":
@@ -293,7 +343,6 @@ def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor
     In training, VWL-M's codebook moves on here; where a batch is accumulated in parts, it moves with each part.
 
     Args:
-        net: the network.
         batch: images float32 (N, 3, H, W), normalised; labels float32 (N, C), 0 or 1.
 
     Explained in notebook 50, section "Training".
@@ -312,11 +361,11 @@ def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor
 
 # ---- what the notebook runs
 
-def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> VisualWordNet:
+
+def build_vwe(config: Settings, num_classes: int, classifier_weights: Path | str, weights: Path | str = "") -> VisualWordNet:
     """Build the network on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
     Args:
-        config: what `backbone` and the fields `vwe_` say.
         num_classes: C, foreground only.
         classifier_weights: CAM's (safetensors); read where vwe_init is "classifier".
         weights: of a finished network (safetensors); empty: a new one.
@@ -331,21 +380,30 @@ def build_vwe(config: Config, num_classes: int, classifier_weights: Path | str, 
     start = config.backbone_weights if config.vwe_init == "backbone" else "classifier"
     build = partial(build_backbone, config.backbone, config.output_stride)
     backbone = start_backbone(build, start, classifier_weights, weights)
-    net = VisualWordNet(backbone, num_classes, config.vwe_words, config.vwe_variant, config.vwe_temperature, config.vwe_gamma,
-                        frozen_batch_norm=config.frozen_batch_norm, frozen_stages=config.frozen_stages)
+    net = VisualWordNet(
+        backbone,
+        num_classes,
+        config.vwe_words,
+        config.vwe_variant,
+        config.vwe_temperature,
+        config.vwe_gamma,
+        frozen_batch_norm=config.vwe_frozen_batch_norm,
+        frozen_stages=config.vwe_frozen_stages,
+    )
     return load_whole(net, weights)
 
 
 @in_processes
-def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, folder: Path,
-              loss_of: Callable[..., dict[str, Tensor]] = losses) -> int:
+def train_vwe(
+    net: VisualWordNet,
+    data: SegmentationDataset,
+    config: Settings,
+    folder: Path,
+    loss_of: Callable[..., dict[str, Tensor]] = losses,
+) -> int:
     """Train on image-level labels, with the images, batches and crops of CAM's classifier.
 
     Args:
-        net: trained in place.
-        data: the training images.
-        config: fields `vwe_` and, for images and batches, `cam_`.
-        folder: of the stage; gets the log and the state, as in `training.train`.
         loss_of: as `training.train` takes it; `cam.classification_loss` trains the pooling without the words.
 
     Returns:
@@ -357,21 +415,19 @@ def train_vwe(net: VisualWordNet, data: SegmentationDataset, config: Config, fol
     Explained in notebook 50, section "Training".
     """
     mean, std = normalization_of(config.backbone)
-    samples = ClassificationSamples(data, config.seed, (config.cam_long_side_min, config.cam_long_side_max),
-                                    config.cam_crop, mean, std)
+    samples = ClassificationSamples(
+        data, config.seed, (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop, mean, std
+    )
     steps = config.vwe_epochs * steps_per_epoch(len(data), config.cam_batch_size)
-    momentum = training.momentum_of(config.momentum, config.weight_decay, config.momentum_slip)
-    groups = net.parameter_groups(config.vwe_learning_rate, config.vwe_head_learning_rate, config.weight_decay)
-    training.train(net, loss_of, samples, groups, momentum, steps, config.cam_batch_size, config, folder, name="visual words")
+    groups = net.parameter_groups(config.vwe_learning_rate, config.vwe_head_learning_rate, config.vwe_weight_decay)
+    training.train(
+        net, loss_of, samples, groups, config.vwe_momentum, steps, config.cam_batch_size, config, folder, name="visual words"
+    )
     return steps * config.cam_batch_size
 
 
-def vwe_localization(net: VisualWordNet, config: Config) -> Localize:
+def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
     """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror.
-
-    Args:
-        net: the trained network; set to evaluation mode.
-        config: cam_scales and backbone.
 
     Source: VWE, its program; IRN adds the maps of image and mirror.
     Explained in notebook 50, section "All images".
@@ -380,3 +436,53 @@ def vwe_localization(net: VisualWordNet, config: Config) -> Localize:
     net.eval().to(memory_format=torch.channels_last)
     localize = partial(cam.localization_maps, scales=config.cam_scales, mean=mean, std=std, join=torch.maximum)
     return lambda ids, images, labels: localize(net, images, labels)
+
+
+# ---- stages
+
+
+def _make_network(job: Job) -> int:
+    given, start = job.config.vwe_weights, job.inputs["classifier"].weights if job.inputs else ""
+    return network_made(
+        job,
+        lambda: build_vwe(job.config, job.data.num_classes, start, given),
+        lambda net: train_vwe(net, job.data, job.config, job.folder),
+        given,
+    )
+
+
+def _load_network(job: Job) -> VisualWordNet:
+    return build_vwe(job.config, job.data.num_classes, "", job.weights).to(job.device).eval()
+
+
+NETWORK = Stage(
+    "network",
+    NOTEBOOK,
+    _make_network,
+    load=_load_network,
+    inputs=lambda config: {"classifier": cam.CLASSIFIER} if config.vwe_init == "classifier" else {},
+    reads=lambda config: (*start_of(config.vwe_init), *cam.CROPS, "vwe_*", *TRAINING),
+)
+MAPS = Stage(
+    "maps",
+    NOTEBOOK,
+    lambda job: make_maps(vwe_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder),
+    inputs=lambda config: {"network": NETWORK},
+    score=score_maps,
+    reads=("backbone", "cam_scales"),
+    shows={"CAM at its best threshold": None},
+)
+STAGES = (NETWORK, MAPS)
+
+
+# ---- costs
+
+
+def costs(config: Settings, data: Images) -> list[Cost]:
+    """Count network and maps."""
+    net, batch = build_vwe(config, data.classes, ""), crops(config.cam_crop)
+    network = training_cost(
+        "network", net, lambda n: [net(batch(n))], data.seen(config.vwe_epochs, config.cam_batch_size), config.cam_batch_size
+    )
+    forward = inference_flops(net.eval(), data.size, config.cam_scales)
+    return [network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]

@@ -11,15 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from wsss_lib.config import project_path
-from wsss_lib.formats import read_tensors
+from wsss_lib.core.files import read_tensors
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg import VGG
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 from wsss_lib.nets.weights import imagenet_weights, load_weights
+from wsss_lib.parameters import project_path
 
-BACKBONES = ("resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0", "resnet38",
-             "vgg16_largefov", "vgg16", "vgg_small")
+BACKBONES = (
+    "resnet_small",
+    "resnet50",
+    "resnet101",
+    "resnet101_caffe",
+    "efficientnet_lite0",
+    "resnet38",
+    "vgg16_largefov",
+    "vgg16",
+    "vgg_small",
+)
 # Networks with one output stride only; the others can be built with 8 and with 16.
 OWN_STRIDE = {"efficientnet_lite0": 16, "resnet38": 8, "vgg16_largefov": 8, "resnet101_caffe": 8, "vgg16": 8, "vgg_small": 8}
 
@@ -42,8 +51,9 @@ class ResNet(nn.Module):
     feature_scale = 1.0  # factor on the deepest map before a head with a fixed initialisation (DeepLab's ASPP)
     map_power = 1.0  # exponent of the activation maps
 
-    def __init__(self, block, layers, width=64, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 1), stride_in_1x1=False,
-                 ceil_mode=False):
+    def __init__(
+        self, block, layers, width=64, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 1), stride_in_1x1=False, ceil_mode=False
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -52,8 +62,9 @@ class ResNet(nn.Module):
         channels, stride_now = [width], [4]
         for number, (blocks, stride, dilation) in enumerate(zip(layers, strides, dilations, strict=True)):
             planes = width * 2**number
-            setattr(self, f"layer{number + 1}",
-                    _make_layer(block, channels[-1], planes, blocks, stride, dilation, stride_in_1x1))
+            setattr(
+                self, f"layer{number + 1}", _make_layer(block, channels[-1], planes, blocks, stride, dilation, stride_in_1x1)
+            )
             channels.append(planes * block.expansion)
             stride_now.append(stride_now[-1] * stride)
         self.channels, self.strides = tuple(channels), tuple(stride_now)
@@ -102,7 +113,7 @@ class ResNet(nn.Module):
         Returns:
             float32 (N, channels[4], H/strides[4], W/strides[4]), sides rounded up.
         """
-        return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)):], features)
+        return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)) :], features)
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
         """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
@@ -120,8 +131,9 @@ def _make_layer(block, in_channels, planes, blocks, stride, dilation, stride_in_
     out_channels = planes * block.expansion
     shortcut = None
     if stride != 1 or in_channels != out_channels:
-        shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-                                 nn.BatchNorm2d(out_channels))
+        shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+        )
     # torchvision's BasicBlock refuses dilation; only the small network uses it, without dilation.
     options = {} if dilation == 1 else {"dilation": dilation}
     layer = [block(in_channels, planes, stride, shortcut, **options)]
@@ -193,7 +205,7 @@ class EfficientNetLite0(nn.Module):
         Returns:
             float32 (N, 320, ceil(H/16), ceil(W/16)).
         """
-        return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)):], features)
+        return _in_turn(self.shallow_modules(5)[len(self.shallow_modules(num_stages)) :], features)
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
         """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
@@ -238,15 +250,20 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         strides, dilations = {16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}[output_stride]
         backbone = ResNet(Bottleneck, layers, strides=strides, dilations=dilations)
     elif name == "resnet101_caffe":
-        backbone = ResNet(Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), stride_in_1x1=True,
-                          ceil_mode=True)
+        backbone = ResNet(
+            Bottleneck, (3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), stride_in_1x1=True, ceil_mode=True
+        )
     elif name == "resnet_small":
         backbone = ResNet(BasicBlock, (1, 1, 1, 1), width=16, strides=(1, 2, output_stride // 8, 1))
     elif name == "vgg_small":
         backbone = VGG(width=8, layers=(1, 1, 2, 2, 2))
     else:
-        backbone = {"efficientnet_lite0": EfficientNetLite0, "resnet38": ResNet38, "vgg16": VGG,
-                    "vgg16_largefov": VGG16LargeFOV}[name]()
+        backbone = {
+            "efficientnet_lite0": EfficientNetLite0,
+            "resnet38": ResNet38,
+            "vgg16": VGG,
+            "vgg16_largefov": VGG16LargeFOV,
+        }[name]()
     if weights == "imagenet":
         load_weights(backbone, imagenet_weights(name, backbone), "ImageNet weights")
     elif weights != "none":

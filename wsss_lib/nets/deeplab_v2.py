@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_lib.data.dataset import IGNORE
+from wsss_lib.core.distributed import mean_over_processes
+from wsss_lib.core.files import IGNORE
 from wsss_lib.nets.backbone import freeze_batch_norm
-from wsss_lib.processes import mean_over_processes
 
 
 class ASPPV2(nn.Module):
@@ -75,7 +75,6 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
     align_corners=False. Training puts a loss on every entry, evaluation uses the last.
 
     Args:
-        net: images to logits.
         images: (N, 3, H, W).
         scales: the factors p beside 1.
 
@@ -93,8 +92,7 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
         filled = F.pad(images, (0, room[1], 0, room[0]), mode="replicate") if any(room) else images
         small = F.interpolate(filled, scale_factor=scale, mode="bilinear", align_corners=False)
         logits.append(net(small))
-        fused = torch.maximum(fused, F.interpolate(logits[-1], size=full.shape[-2:], mode="bilinear",
-                                                   align_corners=False))
+        fused = torch.maximum(fused, F.interpolate(logits[-1], size=full.shape[-2:], mode="bilinear", align_corners=False))
     return [*logits, fused]
 
 
@@ -197,8 +195,9 @@ def self_label_loss(logits: Tensor, labels: Tensor, image_labels: Tensor) -> Ten
     return cross_entropy(logits, labels) + cross_entropy(logits, self_labels(logits, image_labels))
 
 
-def multi_scale_loss(logits: Sequence[Tensor], labels: Tensor,
-                     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> Tensor:
+def multi_scale_loss(
+    logits: Sequence[Tensor], labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+) -> Tensor:
     """SUM of the loss over all logit maps, the labels resized to each.
 
     With gradient accumulation divide by the number of accumulated batches.
@@ -224,7 +223,6 @@ def parameter_groups(net: DeepLabV2, base_lr: float = 2.5e-4, weight_decay: floa
     parameters of batch normalisation are in no group.
 
     Args:
-        net: the network.
         base_lr: learning rate of the backbone.
         weight_decay: of the first two groups.
 

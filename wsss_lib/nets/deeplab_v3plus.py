@@ -66,8 +66,12 @@ class Decoder(nn.Module):
         self.project = nn.Sequential(nn.Conv2d(low_channels, reduced, 1, bias=False), nn.BatchNorm2d(reduced), nn.ReLU())
         self.aspp = ASPP(high_channels, rates, width)
         self.aspp.project[3].p = 0.1  # torchvision's dropout is 0.5
-        self.classifier = nn.Sequential(nn.Conv2d(reduced + width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
-                                        nn.ReLU(), nn.Conv2d(width, num_classes, 1))
+        self.classifier = nn.Sequential(
+            nn.Conv2d(reduced + width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, num_classes, 1),
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -122,7 +126,6 @@ def parameter_groups(net: DeepLabV3Plus, learning_rate: float, weight_decay: flo
     """Split the parameters into SGD's two groups: the backbone at a tenth of the rate, the decoder at the rate.
 
     Args:
-        net: the network.
         learning_rate: of the decoder.
         weight_decay: of everything, batch normalisation included.
 
@@ -131,5 +134,7 @@ def parameter_groups(net: DeepLabV3Plus, learning_rate: float, weight_decay: flo
 
     Source: the published v3+ recipes. Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """
-    return [{"params": list(net.backbone.parameters()), "lr": learning_rate / 10, "weight_decay": weight_decay},
-            {"params": list(net.classifier.parameters()), "lr": learning_rate, "weight_decay": weight_decay}]
+    return [
+        {"params": list(net.backbone.parameters()), "lr": learning_rate / 10, "weight_decay": weight_decay},
+        {"params": list(net.classifier.parameters()), "lr": learning_rate, "weight_decay": weight_decay},
+    ]

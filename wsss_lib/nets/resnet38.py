@@ -21,8 +21,15 @@ class ResBlock(nn.Module):
     Explained in notebook 60, section "The network".
     """
 
-    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, stride: int = 1,
-                 first_dilation: int | None = None, dilation: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        first_dilation: int | None = None,
+        dilation: int = 1,
+    ):
         super().__init__()
         first = dilation if first_dilation is None else first_dilation
         self.bn_branch2a = nn.BatchNorm2d(in_channels)

@@ -74,10 +74,13 @@ class VGG(nn.Module):
 
     def shallow_modules(self, num_stages: int) -> list[nn.Module]:
         """Return the modules that make the first `num_stages` of the five feature maps (0 to 5)."""
-        return list(self.features[:self._ends[num_stages - 1]]) if num_stages else []
+        return list(self.features[: self._ends[num_stages - 1]]) if num_stages else []
 
     def activation_places(self, num_stages: int) -> list[tuple[int, int]]:
         """Return index in `features` and channels of every ReLU of the LAST `num_stages` stages (0 to 5)."""
         first = self._ends[4 - num_stages] if num_stages < 5 else 0
-        return [(index, self.features[index - 1].out_channels) for index in range(first, len(self.features))
-                if index and isinstance(self.features[index - 1], nn.Conv2d)]
+        return [
+            (index, self.features[index - 1].out_channels)
+            for index in range(first, len(self.features))
+            if index and isinstance(self.features[index - 1], nn.Conv2d)
+        ]

@@ -33,8 +33,9 @@ class VGG16LargeFOV(nn.Module):
         for level, (channels, count) in enumerate(LAYERS, start=1):
             out_channels, dilation = channels * width // 64, 2 if level == 5 else 1
             for number in range(1, count + 1):
-                setattr(self, f"conv{level}_{number}",
-                        nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation))
+                setattr(
+                    self, f"conv{level}_{number}", nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+                )
                 in_channels = out_channels
         self.fc6 = nn.Conv2d(in_channels, 16 * width, 3, padding=1)
         self.fc7 = nn.Conv2d(16 * width, 16 * width, 1)

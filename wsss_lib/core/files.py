@@ -1,0 +1,322 @@
+"""One reader and one writer for each kind of file: JSON, localization maps, masks, tensors.
+
+Every write goes to a temporary name in the same folder and is then moved into place, so that a file is whole or absent.
+Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from wsss_lib.errors import DataError
+
+IGNORE = 255  # the label of a pixel that is not known
+# Left alone, Pillow tries some seventy formats, and starts Ghostscript for one of them.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+LARGEST_MAPS = 1 << 28  # bytes; those of twenty classes on an image of 10,000 x 10,000 pixels
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains.
+
+    Args:
+        path: the file to make; its folder is made too.
+        write: writes the whole content to the path that it is given.
+
+    Raises:
+        OSError: the file cannot be written, e.g. because the disk is full; other errors of `write` pass through.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or set runs_root to another "
+            "disk, then run again: finished results are kept"
+        ) from error
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented, atomically.
+
+    Args:
+        path: the file to make.
+        content: what the json module can write: dicts, lists, texts, finite numbers, None.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot say.
+        OSError: as `write_atomically`.
+    """
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: a number to be recorded is NaN or infinite; a score has nothing to count, or a training has "
+            f"diverged ({error})"
+        ) from None
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a stage.
+
+    Args:
+        path: the file.
+
+    Returns:
+        its content: dicts, lists, texts, numbers, None.
+
+    Raises:
+        DataError: the file is no JSON.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: not valid JSON; delete the folder {path.parent} and run its stage again") from None
+
+
+def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> None:
+    """Write localization maps.
+
+    Args:
+        path: `ID.npz`.
+        classes: (K,) integers, 0-based foreground classes.
+        scores: (K, h, w) floats in [0, 1] at stride 4; stored as float16.
+        size: (H, W) of the image in pixels.
+
+    Raises:
+        ValueError: a score is NaN, or too large for float16.
+        OSError: as `write_atomically`.
+    """
+    with np.errstate(over="ignore"):
+        scores = np.asarray(scores, np.float16)
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{path}: a score is not finite, or beyond the range of float16; the network has diverged, train it "
+            "again with a lower learning rate"
+        )
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, classes=np.asarray(classes, np.int16), scores=scores, size=np.asarray(size, np.int32))
+
+    write_atomically(path, write)
+
+
+def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Read localization maps.
+
+    Args:
+        path: `ID.npz`.
+
+    Returns:
+        classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1] at stride 4; (H, W) of the image in pixels.
+
+    Raises:
+        DataError: the file is missing, broken, or its arrays do not belong together.
+
+    Explained in notebook 10, section "All images".
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if sum(entry.file_size for entry in file.zip.infolist()) > LARGEST_MAPS:
+                raise DataError(f"it would take more than {LARGEST_MAPS >> 20} MiB")
+            classes, scores, size = file["classes"], file["scores"], file["size"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: the localization maps are missing; run notebook 10_cam on this split first") from None
+    except Exception as error:  # a broken zip file or array header makes NumPy raise one of a dozen types
+        raise DataError(f"{path}: not a file of localization maps ({error}); delete it and run its stage again") from None
+    if (classes.dtype.kind, scores.dtype.kind, size.dtype.kind) != ("i", "f", "i") or size.shape != (2,) or (size < 1).any():
+        raise DataError(
+            f"{path}: classes, scores and size must be integers, floats and two positive integers; delete it and "
+            "run its stage again"
+        )
+    if classes.ndim != 1 or scores.shape != (len(classes), *((size - 1) // 4 + 1)):
+        raise DataError(
+            f"{path}: classes {classes.shape} and scores {scores.shape} do not belong to an image of "
+            f"{size[0]}x{size[1]}; delete it and run its stage again"
+        )
+    if not np.isfinite(scores).all():
+        raise DataError(f"{path}: a score is NaN or infinite; delete it and run its stage again")
+    return classes.astype(np.int64), scores.astype(np.float32), (int(size[0]), int(size[1]))
+
+
+def voc_palette() -> np.ndarray:
+    """Return VOC's colours: uint8 (256, 3), RGB; bit 3j + c of the index becomes bit 7 - j of channel c.
+
+    Example:
+        >>> voc_palette()[1].tolist(), voc_palette()[255].tolist()
+        ([128, 0, 0], [224, 224, 192])
+    """
+    index = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for j in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((index >> (3 * j + channel)) & 1) << (7 - j)).astype(np.uint8)
+    return palette
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read any image file as RGB, whole.
+
+    Args:
+        path: the file.
+
+    Returns:
+        the image, mode RGB.
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+    """
+    return _read(path, lambda image: image.convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image file in pixels, without decoding it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    return _read(path, lambda image: image.size)
+
+
+def _read(path: Path, read: Callable[[Image.Image], Any]) -> Any:
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return read(image)
+    except FileNotFoundError:
+        raise DataError(f"{path}: the image is missing; put it there or take its id out of the list") from None
+    except Exception as error:  # Pillow raises one of a dozen types
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{path}: the image cannot be read ({reason}); fetch it again or take its id out of the list") from None
+
+
+def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read the index values of a palette or grey PNG.
+
+    Args:
+        path: `ID.png`.
+        num_classes: foreground classes C.
+        size: (width, height) of the image that the mask belongs to; None: not checked.
+
+    Returns:
+        uint8 (H, W), values 0..C and 255.
+
+    Raises:
+        DataError: missing, unreadable, another size than the image, or a value that is no class.
+
+    Explained in notebook 02, section "Masks".
+    """
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            mode, mask = image.mode, np.array(image)
+    except FileNotFoundError:
+        raise DataError(f"{path}: the mask is missing; scoring and training need one for every image of the split") from None
+    except Exception as error:  # Pillow raises one of a dozen types
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{path}: the mask cannot be read ({reason}); make it again") from None
+    if mode not in ("P", "L"):
+        raise DataError(f"{path}: the mask has mode {mode}; masks are 8-bit palette or grey PNGs of class indices")
+    if size and mask.shape[::-1] != size:
+        raise DataError(
+            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {size[0]}x{size[1]}; "
+            "make the mask again from the original annotation"
+        )
+    foreign = mask[(mask > num_classes) & (mask != IGNORE)]
+    if foreign.size:
+        raise DataError(
+            f"{path}: the mask holds the value {foreign[0]}, but there are only {num_classes} classes; "
+            "check dataset.json or the mask"
+        )
+    return mask
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a map of class indices as palette PNG in VOC's colours.
+
+    Args:
+        path: `ID.png`.
+        mask: (H, W) integers in 0..255; stored as uint8.
+
+    Explained in notebook 02, section "Masks".
+    """
+    image = Image.fromarray(np.asarray(mask, np.uint8), mode="P")
+    image.putpalette(voc_palette().tobytes())
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write torch tensors as safetensors.
+
+    Args:
+        path: the file to make.
+        tensors: name to tensor, of any shape, type and device.
+        metadata: texts by name, stored in the file's header.
+    """
+    from safetensors.torch import save  # its own save_file reports a full disk as no OSError
+
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read the torch tensors of a safetensors file, or say in one sentence why that cannot be done.
+
+    Args:
+        path: the file.
+
+    Returns:
+        name to tensor on the CPU, in the shape and type of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no safetensors file.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such weights file")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own undocumented type
+        raise DataError(
+            f"{path}: not a safetensors file ({error}); give one that this project has "
+            "written, or delete it and run its stage again"
+        ) from None
+
+
+def sha256(paths: Iterable[Path], root: Path) -> str:
+    """Return one hash over the names (below `root`) and contents of files.
+
+    Args:
+        paths: files below `root`, in any order.
+        root: the folder from which names are counted, so that it can be moved.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0")
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()

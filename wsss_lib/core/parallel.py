@@ -1,0 +1,208 @@
+"""Images one by one or in batches: skip what exists, share with other runs by index, several processes on a CPU."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from wsss_lib.core.files import image_size, write_maps
+from wsss_lib.core.progress import progress
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.parameters import Settings
+
+# What a method gives `make_maps`: ids, images of one size and labels uint8 (N, C) to each image's classes (K,) and
+# scores (K, h, w) in [0, 1] at stride 4.
+Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
+
+
+class ShardDone(Exception):
+    """This run has done its shard of a stage. No failure: when all have, shard 0 is run again and goes on."""
+
+
+def for_each_image(
+    ids: Sequence[str],
+    output: Callable[[str], Path | tuple[Path, ...]],
+    work: Callable[[str], None],
+    name: str,
+    config: Settings,
+    num_workers: int = 0,
+) -> int:
+    """Call `work(image_id)` for every image whose output is not there yet, or for those of this run's shard.
+
+    Args:
+        ids: image ids.
+        output: image id to the file, or the files, that `work` writes (atomically).
+        work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
+        name: for the progress bar.
+        num_workers: processes; 0 works in this one.
+
+    Returns:
+        the number of images that were worked on.
+
+    Raises:
+        ShardDone: as `end_of_shard`.
+        OSError: a worker process was killed.
+        Exception: whatever `work` raises; results that were written before are kept.
+    """
+    outputs = ((image_id, output(image_id)) for image_id in ids)
+    missing = {
+        image_id
+        for image_id, paths in outputs
+        if not all(path.is_file() for path in (paths if isinstance(paths, tuple) else (paths,)))
+    }
+    mine = [image_id for image_id in shard_of(ids, config) if image_id in missing]
+    if num_workers == 0 or len(mine) < 2:
+        for image_id in progress(mine, name):
+            work(image_id)
+    else:
+        for _ in progress(map_in_processes(work, mine, num_workers, 1, name), name, total=len(mine)):
+            pass
+    end_of_shard(config, name, len(missing) > len(mine))
+    return len(mine)
+
+
+def shard_of(items: Sequence, config: Settings) -> Sequence:
+    """Return this run's share: all items, every `shards`-th one from its own on, or for shard 0 none.
+
+    Args:
+        items: image ids, or batches of them.
+
+    Example:
+        >>> [shard_of("abcde", Settings({"shard": shard, "shards": 2})) for shard in (0, 1, 2)]
+        ['', 'ace', 'bd']
+    """
+    return items[config.shard - 1 :: config.shards] if config.shard else items[:0]
+
+
+def end_of_shard(config: Settings, name: str, others_missing: bool) -> None:
+    """End the notebook of a shard after its images, and that of shard 0 before images that are to be done.
+
+    So shard 0 alone trains, scores and goes on from one stage to the next; the Snakefile calls them in turn.
+
+    Args:
+        name: of the work.
+        others_missing: whether images outside this run's shard had no result.
+
+    Raises:
+        ShardDone: see above; never without shards.
+    """
+    if config.shards > 1 and (config.shard or others_missing):
+        raise ShardDone(f"{name}: shard {config.shard} of {config.shards} is done; when all are, run shard 0 again")
+
+
+def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int, int]], batch_size: int) -> list[list[str]]:
+    """Group image ids into batches of images of equal size.
+
+    Args:
+        ids: image ids.
+        size_of: image id to (width, height) in pixels.
+        batch_size: the most images in one batch, at least 1.
+
+    Returns:
+        batches of ids, ordered by size, then by id.
+
+    Example:
+        >>> batches_of_like_size(["a", "b", "c"], {"a": (1, 2), "b": (2, 1), "c": (1, 2)}.get, 2)
+        [['a', 'c'], ['b']]
+    """
+    groups = []
+    for _, group in groupby(sorted(ids, key=lambda image_id: (size_of(image_id), image_id)), key=size_of):
+        members = list(group)
+        groups += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
+    return groups
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def make_maps(localize: Localize, data: SegmentationDataset, config: Settings, folder: Path) -> int:
+    """Write `ID.npz` with the localization maps of every image that has none yet, or of those of this run's shard.
+
+    Args:
+        localize: a method; (ids, images of one size, labels uint8 (N, C)) to classes (K,) and scores (K, h, w) at stride
+            4 of each image. What it draws at random must depend on the id alone, so that a resumed run makes the same maps.
+
+    Returns:
+        the number of images made now.
+
+    Raises:
+        ShardDone: as `inference.end_of_shard`.
+
+    Explained in notebook 10, section "All images".
+    """
+    row = {image_id: index for index, image_id in enumerate(data.ids)}
+    done = {image_id for image_id in data.ids if (folder / f"{image_id}.npz").is_file()}
+    # All images are grouped, not only the missing ones: the last bits of a map depend on how many images its batch holds.
+    batches = batches_of_like_size(data.ids, lambda image_id: image_size(data.image_path(image_id)), config.device_batch_size)
+    groups = [group for group in shard_of(batches, config) if not done.issuperset(group)]
+    for group in progress(groups, "localization maps"):
+        images = [data.image(image_id) for image_id in group]
+        labels = data.labels[[row[image_id] for image_id in group]]
+        for image_id, image, (classes, scores) in zip(group, images, localize(group, images, labels), strict=True):
+            write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
+    made = sum(image_id not in done for group in groups for image_id in group)
+    end_of_shard(config, folder.name, made < len(data) - len(done))
+    return made
+
+
+def map_in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, chunk: int, name: str
+) -> Iterator[Result]:
+    """Return an iterator over `work(item)` of every item, in order.
+
+    When it is interrupted or a piece of work fails, what is being worked on is finished, nothing else is begun, and all
+    processes end. When this process is killed, they end too.
+
+    Args:
+        work: importable, as worker processes load it by its name: a function of a module or a `functools.partial` of one. It is
+            handed to a process once, not with every item.
+        items: what to work on.
+        workers: processes, at least 1.
+        chunk: items that a process takes at once.
+        name: of the work, for the message.
+
+    Raises:
+        OSError: a worker process was killed; errors of `work` pass through.
+    """
+    # spawn, not fork: torch's threads do not survive a fork, and a notebook's kernel has more of them.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work,)) as pool:
+        try:
+            yield from pool.map(_do, items, chunksize=chunk)
+        except BrokenProcessPool:
+            raise OSError(
+                f"{name}: a worker process was killed, perhaps for want of memory; run again with fewer of them "
+                "(num_workers, --workers), finished files are kept"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(work: Callable[[Item], Result]) -> None:
+    """Set up a worker process."""
+    global _work
+    _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a key press reaches all processes of a terminal; the parent ends this one
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # or the processes crowd each other out
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: it would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _do(item: Item) -> Result:
+    return _work(item)

@@ -1,0 +1,258 @@
+"""The one training loop: mixed precision, gradient accumulation, resume from any step, a JSON-lines log.
+
+A run resumed at step t sees the same batches, random numbers, learning rates and momenta as one that was never stopped; on
+a CPU its weights are bit-identical.
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from wsss_lib.core.distributed import average_gradients, mean_over_processes, place, start_alike
+from wsss_lib.core.files import read_tensors, write_atomically, write_tensors
+from wsss_lib.core.progress import progress
+from wsss_lib.data.samples import batches
+from wsss_lib.nets.weights import load_weights
+from wsss_lib.parameters import Settings
+
+LOG_EVERY = 10
+
+
+def device_of(config: Settings) -> torch.device:
+    """Return the device to compute on; "auto" takes the GPU when there is one.
+
+    Raises:
+        ValueError: `device` is "cuda" and there is no GPU.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda' but torch sees no GPU; set device to 'auto' or 'cpu'")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(config: Settings) -> torch.device:
+    """Seed Python, NumPy and torch, choose deterministic algorithms on a CPU, and return `device_of(config)`."""
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    device = device_of(config)
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    return device
+
+
+def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> float:
+    """Return the factor of the polynomial learning-rate schedule after `step` finished steps: (1 - step / total)^power.
+
+    Args:
+        step: finished optimiser steps, 0, 1, ...
+        total: planned steps T.
+        power: the exponent.
+        every: the factor changes only at multiples of `every` and no more after T (DeepLab-v2: 10; all others: 1).
+
+    Returns:
+        the factor, in [0, 1].
+
+    Raises:
+        ValueError: step is negative, or total or every below 1.
+
+    Source: the "poly" policy of DeepLab, also used by IRN.
+    Explained in notebook 90, section "The schedule".
+
+    Example:
+        >>> [round(poly_factor(step, 100, every=10), 3) for step in (0, 9, 10, 19, 50)]
+        [1.0, 1.0, 0.91, 0.91, 0.536]
+    """
+    if step < 0 or total < 1 or every < 1:
+        raise ValueError(f"step={step} must be at least 0, total={total} and every={every} at least 1")
+    return (1 - min(step, total) // every * every / total) ** power
+
+
+def train(
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]],
+    samples: Dataset,
+    parameter_groups: list[dict],
+    momentum: float | None,
+    steps: int,
+    batch_size: int,
+    config: Settings,
+    folder: Path,
+    schedule: Callable[[int, int], float] = poly_factor,
+    name: str = "training",
+    nesterov: bool = False,
+    after_step: Callable[[int], None] | None = None,
+) -> None:
+    """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
+
+    Several processes (`wsss_lib.core.distributed`) do the same together: each takes its part of every batch, gradients and
+    losses are averaged, process 0 writes. The result is that of one process but for rounding, for batch normalization that
+    is trained (each part of a batch has its own statistics), and for dropout. A run may be resumed with another number of processes.
+
+    Args:
+        model: the network, in training mode after `model.train()`.
+        loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimised, and must be a mean
+            over the images of the batch if batches are accumulated; what divides by counts of pixels takes their
+            `processes.mean_over_processes`.
+        samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
+        parameter_groups: params, lr and weight_decay of each group.
+        momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
+        steps: optimiser steps T of the whole run.
+        batch_size: images in one optimiser step, whatever a device can hold and however many processes there are.
+        schedule: (steps already made, T) to the factor on every group's lr.
+        name: for the progress bar.
+        nesterov: the momentum is Nesterov's (DRS).
+        after_step: called with the number of finished steps, by process 0; after a resume also for steps that it has seen
+            before.
+
+    Raises:
+        ValueError: this is a shard of per-image work, the batch cannot be split or shared evenly, the loss is not finite (says
+            at which step), or `folder` holds the state of another network.
+        OSError: a loader process was killed, or a file cannot be written.
+    """
+    if config.shards > 1 and config.shard:
+        raise ValueError(f"{name}: only shard 0 trains, and this is shard {config.shard} of {config.shards}; run shard 0 first")
+    device = next(model.parameters()).device
+    rank, processes = place()
+    if batch_size % processes:
+        raise ValueError(f"the global batch of {batch_size} images cannot be shared by {processes} processes; choose a divisor")
+    part = min(batch_size // processes, config.device_batch_size)
+    if batch_size // processes % part:
+        raise ValueError(
+            f"the global batch of {batch_size} images cannot be split into parts of device_batch_size = {part}; "
+            "choose a divisor"
+        )
+    parts = batch_size // processes // part
+    model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
+    optimizer = (
+        torch.optim.Adam(parameter_groups, lr=0.0)
+        if momentum is None
+        else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov)
+    )
+    base_rates = [group["lr"] for group in parameter_groups]
+    half = config.mixed_precision and device.type == "cuda"
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    state_file = folder / "state.safetensors"
+    done = _load_state(state_file, model, optimizer, scaler) if state_file.is_file() else 0
+    loader = iter(batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers, (rank, processes)))
+    trained = [parameter for group in parameter_groups for parameter in group["params"]]
+    if processes > 1:
+        start_alike([*model.parameters(), *model.buffers()])
+        torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops other values out
+    model.train()
+    with _trim_log(folder / "log.jsonl", done) if rank == 0 else open(os.devnull, "w") as log:
+        for step in progress(range(done, steps), name, total=steps, initial=done, show=rank == 0):
+            factor = schedule(step, steps)
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.zero_grad(set_to_none=True)
+            means: dict[str, float] = {}
+            for _ in range(parts):
+                batch = tuple(_to_device(tensor, device) for tensor in _next(loader, name))
+                with torch.autocast(device.type, torch.float16, enabled=half):
+                    losses = loss_of(model, batch)
+                scaler.scale(losses["loss"] / parts).backward()
+                for key, value in losses.items():
+                    means[key] = means.get(key, 0.0) + value.item() / parts
+            if processes > 1:
+                average_gradients(trained)
+                values = mean_over_processes(torch.tensor([*means.values()], dtype=torch.float64, device=device))
+                means = dict(zip(means, values.tolist(), strict=True))
+            if not np.isfinite(means["loss"]):
+                raise ValueError(f"{name}: the loss is {means['loss']} at step {step + 1}; lower the learning rate")
+            scaler.step(optimizer)
+            scaler.update()
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+                row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+            if after_step and rank == 0:
+                after_step(step + 1)
+            if rank == 0 and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+                _save_state(state_file, model, optimizer, scaler, step + 1)
+    model.eval()
+
+
+def _next(loader: Iterator[tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]:
+    try:
+        return next(loader)
+    except RuntimeError as error:
+        if "is killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
+            raise
+        raise OSError(
+            f"{name}: a loader process was killed, perhaps for want of memory; run again with a smaller num_workers, "
+            "the training goes on where it stopped"
+        ) from None
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.dim() == 4:
+        return tensor.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return tensor.to(device, non_blocking=True)
+
+
+def _save_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, done: int
+) -> None:
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():  # SGD: the momentum; Adam: two moments and its own step
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items() if value is not None}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    numbers = {"done": done, "scaler": scaler.state_dict()}
+    write_tensors(path, tensors, metadata={"numbers": json.dumps(numbers)})
+
+
+def _load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
+    tensors = read_tensors(path)
+    load_weights(model, {key[6:]: value for key, value in tensors.items() if key.startswith("model.")}, str(path))
+    with safe_open(path, framework="pt") as file:
+        numbers = json.loads(file.metadata()["numbers"])
+    state = optimizer.state_dict()
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(state)
+    scaler.load_state_dict(numbers["scaler"])
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return numbers["done"]
+
+
+def _trim_log(path: Path, done: int):
+    """Open the log to append, without the lines after the last saved state, which will be written again."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= done:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            break  # the line that a killed process left half-written
+    write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+    return open(path, "a", encoding="utf-8")
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Return the rows of a training's log: dicts with step, factor and every named loss; empty if nothing was trained."""
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a network's weights as safetensors; the training state beside them goes when the stage is finished.
+
+    Args:
+        model: the trained network.
+        path: the file to make, in the folder that was given to `train`.
+    """
+    write_tensors(path, model.state_dict())

@@ -1,0 +1,1 @@
+"""What single notebooks try out beside the pipeline."""

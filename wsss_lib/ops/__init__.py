@@ -1,0 +1,1 @@
+"""Plain functions on arrays and tensors: no configuration, no files."""
