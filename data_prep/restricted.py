@@ -256,6 +256,8 @@ def _finish(value: Any) -> Any:
 def _load_storage(budget: Budget, content: Any) -> _Storage:
     """Read a pickled torch storage, which is itself a whole file of torch's older format."""
     content = _bytes(content, budget)
+    if not content.startswith(b"\x80\x02\x8a\x0a"):  # the older format; a zip file could be compressed
+        raise RefusedError("a storage is of another kind")
     budget.spend(len(content))
     memory = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
     storage = _read_legacy(io.BytesIO(content), memory, budget)

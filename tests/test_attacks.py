@@ -85,9 +85,9 @@ class Calls:
 
 
 def nested(begin: bytes, double: bytes) -> bytes:
-    """Return a pickle in which every part holds the one before it twice."""
+    """Return the beginning of a list of parts, each of which holds the one before it twice."""
     parts = [begin + b"q\x00"] + [double.replace(b"PART", bytes([number])) + b"q" + bytes([number + 1]) for number in range(60)]
-    return b"\x80\x02" + b"".join(parts)
+    return b"\x80\x02(" + b"".join(parts)
 
 
 def legacy_storage(count: int, dtype: torch.dtype = torch.float32) -> bytes:
@@ -115,25 +115,25 @@ ARRAY = (
     b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR(K\x01J\x40\x4b\x4c\x00\x85cnumpy\ndtype\n"
     b"X\x02\x00\x00\x00u1\x89\x88\x87R\x89h\x01tb"
 )  # of 5,000,000 bytes, which are part 1
+LONG_TEXT = text("x" * 5_000_000) + b"q\x01"
 PICKLES = {
     "a high number of a memo entry": b"\x80\x02]r\x00\x00\x00\x17.",
-    "shared lists": nested(b"]", b"](hPARThPARTe") + b".",
-    "shared tuples": nested(b")", b"hPARThPART\x86") + b".",
-    "shared tuples as a key": nested(b")", b"hPARThPART\x86") + b"}h\x3cK\x01s.",
-    "shared dicts": nested(b"}", b"}(K\x01hPARTK\x02hPARTu") + b".",
+    "shared lists": nested(b"]", b"](hPARThPARTe") + b"l.",
+    "shared tuples": nested(b")", b"hPARThPART\x86") + b"l.",
+    "shared tuples as a key": nested(b")", b"hPARThPART\x86") + b"}h\x3cK\x01sl.",
+    "shared dicts": nested(b"}", b"}(K\x01hPARTK\x02hPARTu") + b"l.",
     "deep lists": b"\x80\x02" + b"]" * 40_000 + b"a" * 39_999 + b".",
     "deep tuples as a key": b"\x80\x02}" + b")" + b"\x85" * 80_000 + b"K\x01s.",
     "a list of itself": b"\x80\x02]q\x00h\x00a.",
-    "arrays that share one text": b"\x80\x02" + text("x" * 5_000_000) + b"q\x010](" + ARRAY * 200 + b"e.",
-    "texts encoded again and again": b"\x80\x02"
-    + text("x" * 5_000_000)
-    + b"q\x01"
+    "arrays that share one text": b"\x80\x02(" + LONG_TEXT + ARRAY * 200 + b"l.",
+    "texts encoded again and again": b"\x80\x02("
+    + LONG_TEXT
     + text("latin1")
-    + b"q\x02\x860]("
+    + b"q\x02"
     + b"c_codecs\nencode\nh\x01h\x02\x86R" * 200
-    + b"e.",
+    + b"l.",
     "the defaults of a function": b"\x80\x02c_codecs\nencode\nN}" + text("__defaults__") + b"N\x85s\x86b.",
-    "the state of a type": b"\x80\x02cnumpy\ndtype\n}" + text("__init__") + b"Ns.b",
+    "the state of a type": b"\x80\x02cnumpy\ndtype\n}" + text("__init__") + b"Nsb.",
     "a long frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.",
     "long bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.",
     "a long text": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.",
@@ -155,13 +155,37 @@ PICKLES = {
     "a repeated value": tensors_of_one_storage(1, (500, 500), (0, 1)),
     "many tensors of one storage": tensors_of_one_storage(200, (250_000,), (1,)),
 }
+REASONS = {
+    "a high number of a memo entry": "notes part 385875968",
+    "shared lists": "stands for more than",
+    "shared tuples": "stands for more than",
+    "shared tuples as a key": "a key is a tuple",
+    "shared dicts": "stands for more than",
+    "deep lists": "nested more than 50 deep",
+    "deep tuples as a key": "a key is a tuple",
+    "a list of itself": "contains itself",
+    "arrays that share one text": "many times its size",
+    "texts encoded again and again": "many times its size",
+    "the defaults of a function": "changes a name",
+    "the state of a type": "changes a name",
+    "a long frame": "longer than the file",
+    "long bytes": "more bytes should follow",
+    "a long text": "more bytes should follow",
+    "a long array of bytes": "more bytes should follow",
+    "a long number": "more than 128 bits",
+    "bytes by their number": "bytearray, which such a file does not need",
+    "a deflated storage": "a storage is of another kind",
+    "a repeated value": "repeats its values",
+    "many tensors of one storage": "many times its size",
+}
 
 
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_small_pickle_takes_little(tmp_path, kind):
     path = tmp_path / "a.npy"
     path.write_bytes(npy(PICKLES[kind]))
-    assert str(tried(lambda: read_npy(path, tensors=True))).startswith(f"{path}: not a .npy file that can be read safely")
+    said = str(tried(lambda: read_npy(path, tensors=True)))
+    assert said.startswith(f"{path}: not a .npy file that can be read safely") and REASONS[kind] in said
 
 
 def test_a_header_that_promises_much_takes_little(tmp_path):
