@@ -25,6 +25,7 @@ preset = config.get("preset", "smoke")
 methods, seeds = config.get("methods", ["cam"]), config.get("seeds", [0])
 if not (isinstance(methods, list) and isinstance(seeds, list)):
     raise WorkflowError("methods and seeds are lists: --config methods='[cam]' seeds='[0,1,2]'")
+notebooks_of_methods = {name: method.NOTEBOOK for name, method in METHODS.items() if name != "cam"}
 unknown = [method for method in methods if method not in METHODS]
 if unknown:
     raise WorkflowError(f"there is no method {unknown[0]!r}; take some of: {', '.join(METHODS)}")
@@ -75,8 +76,11 @@ def executed(name, method="{method}", seed="{seed}"):
 
 def needed(wildcards, notebook):
     """Return the executed notebooks of the stages that a notebook reads."""
-    return [executed(stage.name, stage.method or wildcards.method, 0 if stage.method == "data" else wildcards.seed)
-            for stage in pipeline.needed_by(notebook, settings_of(wildcards.method))]
+    stages = pipeline.needed_by(notebook, settings_of(wildcards.method))
+    names = {stage: "maps" if stage.notebook in notebooks_of_methods.values() else stage.name for stage in stages}
+    return list(dict.fromkeys(
+        executed(names[stage], stage.method or wildcards.method, 0 if stage.method == "data" else wildcards.seed)
+        for stage in stages))
 
 
 papermill = """{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
@@ -125,17 +129,30 @@ rule all:
     input: f"{base}/report/index.html"
 
 
-# One rule for each notebook. What it writes and what it needs stands in the table of stages, wsss_lib/pipeline.py.
+# One rule for each notebook, and one for the notebooks of all methods but CAM, whose only output that others read are maps. What
+# they make and need stands in the table of stages, wsss_lib/pipeline.py.
 for notebook, stages in pipeline.notebooks().items():
+    if notebook not in notebooks_of_methods.values():
 
-    rule:
-        name: notebook
-        input: lambda wildcards, notebook=notebook: needed(wildcards, notebook), notebook=f"notebooks/{notebook}.ipynb"
-        output: [executed(stage.name) for stage in stages]
-        wildcard_constraints: method="|".join(pipeline.methods_of(notebook))
-        params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
-        threads: 1 if notebook == CHECK.notebook else cores
-        shell: run_notebook
+        rule:
+            name: notebook.split("_", 1)[1]
+            input: lambda wildcards, notebook=notebook: needed(wildcards, notebook), notebook=f"notebooks/{notebook}.ipynb"
+            output: [executed(stage.name) for stage in stages]
+            wildcard_constraints: method="|".join(pipeline.methods_of(notebook))
+            params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
+            threads: 1 if notebook == CHECK.notebook else cores
+            shell: run_notebook
+
+
+rule maps:
+    input:
+        lambda wildcards: needed(wildcards, notebooks_of_methods[wildcards.method]),
+        notebook=lambda wildcards: f"notebooks/{notebooks_of_methods[wildcards.method]}.ipynb",
+    output: executed("maps")
+    wildcard_constraints: method="|".join(notebooks_of_methods)
+    params: settings=parameters, presets=preset_options, method=lambda wildcards: wildcards.method
+    threads: cores
+    shell: run_notebook
 
 
 for stage in (OVERVIEW, COMPARISON):

@@ -187,7 +187,7 @@ def _fits(shape: tuple[int, ...], expected: Shape, letters: dict[str, int]) -> b
     if len(shape) != len(expected):
         return False
     for side, wanted in zip(shape, expected, strict=True):
-        if _side(wanted, letters) is None:
+        if isinstance(wanted, str) and _side(wanted, letters) is None:
             if wanted == "C*S":
                 letters["S"] = side // max(1, letters.setdefault("C", side))
             else:
@@ -225,7 +225,7 @@ def _separate_codebook(layout: Layout, words: int, codebook: Tensor | None, sour
                 else "lack the codebook: its authors keep it in a .npy file, give that with --codebook"
             )
         )
-    if inside:
+    if codebook is None:
         return {}
     if tuple(codebook.shape) != (words, 2048) or not codebook.is_floating_point():
         raise DataError(
@@ -263,8 +263,8 @@ def convert_file(path: Path, name: str, output: Path, codebook: Path | None = No
     with open(path, "rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()
     # One entry: safetensors writes several in an order that changes, and the same file must give the same bytes.
-    content = save(tensors, {"converted_from": f"{name}, SHA-256 {source}"})
-    write_new(output, content, overwrite, [path, codebook or path])
+    file_content = save(tensors, {"converted_from": f"{name}, SHA-256 {source}"})
+    write_new(output, file_content, overwrite, [path, codebook or path])
     classes = f", {letters['C']} classes" if "C" in letters else ""
     numbers = sum(map(Tensor.numel, tensors.values()))
     return (

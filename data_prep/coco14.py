@@ -271,7 +271,8 @@ def _tables(instances: dict[str, Instances], chosen: dict[str, set[int]], parame
 
     Images without annotation have a row of zeros.
     """
-    names, texts = {}, {}
+    names: dict[str, set[str]] = {}
+    texts: dict[str, str] = {}
     for split, index in instances.items():
         labels = {image_id(number): label for number, label in index.labels().items() if number in chosen[split]}
         lists = {split: sorted(labels), f"{split}_annotated": sorted(name for name, label in labels.items() if label.any())}

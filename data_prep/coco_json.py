@@ -62,7 +62,7 @@ class Instances:
 
     def places(self) -> dict[int, list[tuple[int, int]]]:
         """Return number of the image to (begin, length) in bytes of each of its annotations, in the file's order."""
-        table = {number: [] for number in self.images}
+        table: dict[int, list[tuple[int, int]]] = {number: [] for number in self.images}
         for number, begin, length in zip(self.image_of, self.begin, self.length, strict=True):
             table[number].append((begin, length))
         return table
@@ -191,7 +191,8 @@ class _Window:
     def peek(self) -> str:
         """Return the next character that is no space, without taking it."""
         while True:
-            self.at = SPACE.match(self.text, self.at).end()
+            space = SPACE.match(self.text, self.at)
+            self.at = space.end() if space else self.at
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.more():

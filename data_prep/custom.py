@@ -128,7 +128,7 @@ def from_class_folders(source: Path) -> tuple[dict[str, Photograph], tuple[str, 
             if name not in found:
                 found[name] = Photograph(path, (folder.name,))
             elif filecmp.cmp(path, found[name].path, shallow=False):
-                found[name] = Photograph(path, (*found[name].classes, folder.name))
+                found[name] = Photograph(path, (*(found[name].classes or ()), folder.name))
             else:
                 raise DataError(f"{path}: is another photograph than {found[name].path}, of the same name; rename one of them")
     return dict(sorted(found.items())), tuple(folder.name for folder in folders)
@@ -279,15 +279,15 @@ def _write_image(image: str, path: Path, root: Path, masks: Path | None, num_cla
     if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         raise DataError(f"{path}: the photograph has pixels of mode {mode}; save it with 8 bits a channel")
     scale = min(1.0, longest / max(upright.size)) if longest else 1.0
-    size = tuple(max(1, round(side * scale)) for side in upright.size)
+    width, height = (max(1, round(side * scale)) for side in upright.size)
     if ready and scale == 1:
         shutil.copyfile(path, target)
     else:
-        upright.resize(size, Image.Resampling.LANCZOS).save(target, quality=95, subsampling=0)
+        upright.resize((width, height), Image.Resampling.LANCZOS).save(target, quality=95, subsampling=0)
     if not masks:
         return []
     mask = read_mask(masks / f"{path.stem}.png", num_classes, upright.size)
-    mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     write_mask(root / "SegmentationClass" / f"{image}.png", mask)
     return [int(value) - 1 for value in np.unique(mask) if 0 < value < IGNORE]
 

@@ -75,7 +75,7 @@ def labels_from_npy(path: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
             )
         if name in result:
             raise DataError(f"{path}: image {name} is there twice; give the file that the authors distribute")
-        result[name] = [classes[index] for index in np.flatnonzero(values)]
+        result[name] = [word for word, value in zip(classes, values, strict=True) if value]
     return dict(sorted(result.items()))
 
 

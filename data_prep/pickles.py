@@ -120,7 +120,10 @@ def read_pickle(
     Raises:
         RefusedError: it does what is not allowed. Damaged pickles raise nearly every type.
     """
-    stack, marks, memo = [], [], {}
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    argument: Any
 
     def since_mark() -> list:
         mark = marks.pop()
@@ -139,7 +142,8 @@ def read_pickle(
             raise RefusedError(f"it asks for {module}.{name}, which such a file does not need")
         return found
 
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+    operations = pickletools.genops(stream)  # type: ignore[arg-type]  # it calls the stream's three methods only
+    for number, (opcode, argument, _) in enumerate(operations):
         if number > MAX_OPERATIONS:
             raise RefusedError(f"it has more than {MAX_OPERATIONS} parts")
         match opcode.name:
@@ -182,9 +186,9 @@ def read_pickle(
                 stack.append((list if opcode.name == "LIST" else tuple)(since_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 length = int(opcode.name[-1])
-                items = tuple(stack[-length:])
+                parts = tuple(stack[-length:])
                 del stack[-length:]
-                stack.append(items)
+                stack.append(parts)
             case "DICT":
                 items = since_mark()
                 stack.append(table(zip(items[::2], items[1::2], strict=True)))
@@ -252,6 +256,7 @@ def plain(content: Any, leaf: Callable[[Any], Any]) -> Any:
             raise RefusedError(f"it is nested more than {MAX_DEPTH} deep")
         if id(value) not in done:
             done[id(value)] = None
+            found: tuple[Any, int] | None
             if type(value) is dict:
                 pairs = {key: turn(item, depth + 1) for key, item in value.items()}
                 found = {key: item for key, (item, _) in pairs.items()}, 1 + sum(count for _, count in pairs.values())

@@ -59,7 +59,8 @@ class _Array(Built):
     """Stands in for an array: made empty by `_reconstruct`, filled by its state."""
 
     def __init__(self, budget: Budget):
-        self.budget, self.value = budget, None
+        self.budget = budget
+        self.value: Any = None
 
     def build(self, state: Any) -> None:
         """Take shape, type and content."""
@@ -83,7 +84,8 @@ class _Storage:
     """The values of a torch storage: one axis, on the CPU; None until they are known."""
 
     def __init__(self, dtype: torch.dtype, count: int):
-        self.dtype, self.count, self.values = dtype, count, None
+        self.dtype, self.count = dtype, count
+        self.values: torch.Tensor | None = None
 
     def take(self, memory: torch.Tensor, begin: int) -> int:
         """Find the values in a file, which is given as bytes; return where they end there."""
@@ -116,6 +118,8 @@ class _Tensor:
 
     def tensor(self) -> torch.Tensor:
         """Return it with its values, which are not copied."""
+        if self.storage.values is None:
+            raise RefusedError("a tensor has no values")
         begin = self.storage.values.storage_offset()  # within the file
         return self.storage.values.as_strided(self.size, self.stride, begin + self.offset)
 
@@ -195,7 +199,8 @@ def _named_storage(known: dict[str, _Storage], identity: Any) -> _Storage:
 
 def _read_legacy(file: IO[bytes], memory: torch.Tensor, budget: Budget) -> Any:
     """Read torch's older format: five pickles and then the values of each storage behind their number."""
-    stream, known = BoundedStream(file, len(memory)), {}
+    stream = BoundedStream(file, len(memory))
+    known: dict[str, _Storage] = {}
     for expected in (TORCH_MAGIC, 1001):
         if read_pickle(stream, {}) != expected:
             raise RefusedError("it is of another kind")
@@ -215,7 +220,7 @@ def _read_legacy(file: IO[bytes], memory: torch.Tensor, budget: Budget) -> Any:
 
 def _read_zip(path: Path, memory: torch.Tensor, budget: Budget) -> Any:
     """Read torch's newer format: a pickle in a zip file, whose other members are the values of the storages."""
-    known = {}
+    known: dict[str, _Storage] = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         members = {member.filename: member for member in archive.infolist()}
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
@@ -245,8 +250,6 @@ def _read_zip(path: Path, memory: torch.Tensor, budget: Budget) -> Any:
 def _finish(value: Any) -> Any:
     """Turn a leaf of a file of weights into what the caller sees."""
     if isinstance(value, _Tensor):
-        if value.storage.values is None:
-            raise RefusedError("a tensor has no values")
         return value.tensor()
     if isinstance(value, (Name, _Array, _Dtype, _Storage)):
         raise RefusedError(f"it holds a {type(value).__name__.strip('_').lower()}")

@@ -68,8 +68,8 @@ def make_saliency(
     network: Network,
     folder: Path,
     side: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
     logits: bool = False,
 ) -> int:
     """Write `ID.png` for every image that has none yet.
@@ -93,13 +93,13 @@ def make_saliency(
     missing = [image_id for image_id in data.ids if not (folder / f"{image_id}.png").is_file()]
     for image_id in tqdm(missing, desc="saliency maps", unit="image", disable=None):
         image = data.image(image_id)
-        array = transforms.normalize(transforms.resize_square(image, side), tuple(mean), tuple(std))
+        array = transforms.normalize(transforms.resize_square(image, side), mean, std)
         answer = np.asarray(network(np.ascontiguousarray(array.transpose(2, 0, 1))[None]), np.float32)
         if answer.ndim < 2 or answer.size != answer.shape[-1] * answer.shape[-2]:
             raise ValueError(
                 f"{image_id}: the network's first output has the shape {answer.shape}; one map (1, 1, h, w) is needed"
             )
-        scores = answer.reshape(answer.shape[-2:])
+        scores: np.ndarray = answer.reshape(answer.shape[-2:])
         scores = 1 / (1 + np.exp(-scores)) if logits else scores
         if not (scores.min() >= -1e-3 and scores.max() <= 1.001):
             raise ValueError(

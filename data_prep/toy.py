@@ -164,7 +164,7 @@ def _make_image(root: Path, seed: int, side: int, image_id: str) -> dict[str, st
 
 
 def _write_picture(path: Path, image: Image.Image, **options: int) -> None:
-    write_atomically(path, lambda temporary: image.save(temporary, **options))
+    write_atomically(path, lambda temporary: image.save(temporary, format=None, **options))
 
 
 def _write_annotation(path: Path, scene: Scene) -> None:

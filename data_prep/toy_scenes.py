@@ -131,7 +131,7 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
 
     visible = [object_mask == number for number in range(1, len(creatures) + 1)]
     creatures = [
-        replace(creature, box=_box(area), head_box=_box(area & (part_mask == HEAD)))
+        replace(creature, box=_box(area) or creature.box, head_box=_box(area & (part_mask == HEAD)))
         for creature, area in zip(creatures, visible, strict=True)
     ]
     class_values = np.array([0] + [CLASSES.index(creature.name) + 1 for creature in creatures], np.uint8)
@@ -166,7 +166,7 @@ def _new_creature(generator: np.random.Generator) -> Creature:
 
 def _place(generator: np.random.Generator, creatures: list[Creature], side: int) -> list[_Shape]:
     """Find places where every head is inside the picture and nothing is hidden too far; the second may find none."""
-    shapes = []
+    shapes: list[_Shape] = []
     for creature in creatures:
         for _ in range(50):
             shape = _random_shape(generator, creature, side)

@@ -17,8 +17,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -58,7 +60,7 @@ class Member:
     size: int
     kind: str
     packed: int | None
-    handle: zipfile.ZipInfo | tarfile.TarInfo
+    handle: Any  # a ZipInfo or a TarInfo
 
 
 def unpack(
@@ -91,7 +93,7 @@ def unpack(
             for member, path in tqdm(
                 missing, desc=f"unpacking {archive.name}", unit="file", disable=None if progress else True
             ):
-                write_atomically(path, lambda temporary, member=member: _copy(archive, member, open_member, temporary))
+                write_atomically(path, partial(_copy, archive, member, open_member))
             return len(missing)
     except DAMAGED as error:
         reason = str(error).partition("\n")[0]
@@ -112,8 +114,9 @@ def _members(archive: Path) -> Iterator[tuple[Iterator[Member], Callable[[Member
         opened = open(archive, "rb") if archive.suffix == ".tar" else gzip.open(archive)
         with opened:
             with _malformed():
-                file = tarfile.open(fileobj=_Bounded(archive, opened), mode="r:")
-            yield _tar_members(archive, file), lambda member: file.extractfile(member.handle)
+                stream = _Bounded(archive, opened)
+                tar = tarfile.open(fileobj=stream, mode="r:")  # type: ignore[call-overload]  # to read it needs no write()
+            yield _tar_members(archive, tar), lambda member: tar.extractfile(member.handle)
     else:
         raise DataError(f"{archive}: only .zip, .tar, .tgz and .tar.gz archives can be unpacked")
 
@@ -133,7 +136,7 @@ def _zip_member(info: zipfile.ZipInfo) -> Member:
 class _Bounded:
     """A tar stream that cannot grow beyond all measure, be it by its files or by its headers."""
 
-    def __init__(self, archive: Path, file: IO[bytes]):
+    def __init__(self, archive: Path, file: BufferedReader | gzip.GzipFile):
         self.archive, self.file, self.limit = archive, file, RATIO * archive.stat().st_size + 16 * BLOCK
 
     def read(self, size: int = -1) -> bytes:
@@ -188,7 +191,10 @@ def _check(
 ) -> list[tuple[Member, Path]]:
     """Return the wanted files with their paths; refuse the whole archive if any member is hostile."""
     size = archive.stat().st_size
-    wanted, names, folders, total, count = [], set(), set(), 0, 0
+    wanted: list[tuple[Member, Path]] = []
+    names: set[str] = set()
+    folders: set[str] = set()
+    total = count = 0
     for count, member in enumerate(members, start=1):
         if count > MAX_MEMBERS:
             raise DataError(f"{archive}: more than {MAX_MEMBERS} members; nothing was unpacked")

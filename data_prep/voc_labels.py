@@ -9,7 +9,7 @@ its test images.
 import argparse
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.voc_xml import read_voc_classes
@@ -55,7 +55,7 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
     return table
 
 
-def label_table(table: dict[str, Sequence[str]], classes: Sequence[str]) -> str:
+def label_table(table: Mapping[str, Collection[str]], classes: Sequence[str]) -> str:
     """Return the text of a label table: a row for each image, first `image_id`, then 0 or 1 for each class in order.
 
     Args:
@@ -73,7 +73,7 @@ def label_table(table: dict[str, Sequence[str]], classes: Sequence[str]) -> str:
 
 def write_labels(
     path: Path | str,
-    table: dict[str, Sequence[str]],
+    table: Mapping[str, Collection[str]],
     classes: Sequence[str],
     overwrite: bool = False,
     inputs: Sequence[Path] = (),

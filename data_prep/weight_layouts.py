@@ -48,7 +48,7 @@ def _trunk(name: str, official: str = "", ours: str = "backbone.") -> dict[str, 
 
 def _registered_twice(trunk: str, stages: tuple[tuple[str, ...], ...]) -> dict[str, str]:
     """IRN's family lists its trunk again as `stageN` and as `backbone.N`; `stages` says what stands at which place of them."""
-    aliases = {}
+    aliases: dict[str, str] = {}
     for number, parts in enumerate(stages):
         for part in parts:
             place, module = part.split("=")

@@ -23,7 +23,7 @@
 dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 labels = ""  # table of image-level labels; empty: data_root/labels.csv
-mask_folder = "SegmentationClass"  # true masks, read for scoring only
+mask_folder = "SegmentationClass"  # ground truth, read for scoring only
 runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
 method = "cam"  # whose score maps are used
 seed = 0  # which run's score maps are used
@@ -369,9 +369,9 @@ viz.show_panels([labelled(true_mask, "ground truth"),
 def mean_field(image, labels, num_labels, steps=10, p=0.7):
     """Exact mean field with all pairs of pixels, for images of at most 50 x 50 pixels."""
     x = np.indices(labels.shape).reshape(2, -1).T  # positions: (N, 2)
-    colour = image.reshape(-1, 3).astype(float)
+    color = image.reshape(-1, 3).astype(float)
     apart = ((x[:, None] - x) ** 2).sum(2)  # |p_i - p_j|^2: (N, N)
-    unlike = sum((colour[:, None, c] - colour[:, c]) ** 2 for c in range(3))  # |I_i - I_j|^2
+    unlike = sum((color[:, None, c] - color[:, c]) ** 2 for c in range(3))  # |I_i - I_j|^2
     vote = 0
     for w, kernel in ((3, np.exp(-apart / (2 * 3**2))), (10, np.exp(-apart / (2 * 50**2) - unlike / (2 * 5**2)))):
         norm = 1 / np.sqrt(kernel.sum(1))

@@ -297,7 +297,7 @@ viz.show_panels([truth, *(viz.heat_map(walk / walk.max(), f"t = {steps}") for st
 
 # %%
 lonely = affinitynet.feature_graph(torch.zeros(1, 12, 16), radius=5, beta=8).degree().view(12, 16)
-print(f"{(lonely == 1).sum()} cells without a neighbour: {[tuple(c) for c in torch.nonzero(lonely == 1).tolist()]}")
+print(f"{(lonely == 1).sum()} cells without a neighbor: {[tuple(c) for c in torch.nonzero(lonely == 1).tolist()]}")
 assert (lonely == 1).sum() == 10
 
 # %% [markdown]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests import made
 from wsss_lib.config import Config
 from wsss_lib.core import training
 from wsss_lib.core.files import read_maps, read_mask, write_maps, write_mask

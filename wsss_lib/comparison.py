@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,8 @@ def check_settings(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> Non
 
     Explained in notebook 95, section "Mixed comparisons are refused".
     """
-    first, defaults = {}, Config().model_dump(mode="json")
+    first: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
+    defaults = Config().model_dump(mode="json")
     for (method, seed), group in stages.items():
         for name, stage in group.items():
             values = defaults | stage.parameters() | {"seed": 0}  # a parameter younger than the run: its default
@@ -74,14 +76,18 @@ def label_map_of(stage: StageFolder, row: dict, data: SegmentationDataset) -> Ca
     Explained in notebook 95, section "Counted anew".
     """
     _, folder = LABEL_MAPS[row["what"]]
-    return partial(_label_map, stage.folder, folder, row.get("threshold"), data)
-
-
-def _label_map(root: Path, folder: str | None, threshold: float | None, data: SegmentationDataset, image_id: str) -> np.ndarray:
     if folder is None:
-        classes, scores = full_size_maps(root, image_id)
-        return argmax_with_background(scores, classes, threshold)
-    return read_mask(root / folder / f"{image_id}.png", data.num_classes, image_size(data.image_path(image_id)))
+        return partial(_map_at_threshold, stage.folder, row["threshold"])
+    return partial(_stored_mask, stage.folder / folder, data)
+
+
+def _map_at_threshold(maps_folder: Path, threshold: float, image_id: str) -> np.ndarray:
+    classes, scores = full_size_maps(maps_folder, image_id)
+    return argmax_with_background(scores, classes, threshold)
+
+
+def _stored_mask(folder: Path, data: SegmentationDataset, image_id: str) -> np.ndarray:
+    return read_mask(folder / f"{image_id}.png", data.num_classes, image_size(data.image_path(image_id)))
 
 
 def most_refined(stages: dict[str, StageFolder]) -> tuple[Path, str] | None:
@@ -193,7 +199,8 @@ def side_by_side(rows: Sequence[dict], value: str = "miou") -> dict[str, dict[st
     ValueError: CAM seed: rib (seed 0) has 8 images of 'train' without CRF, cam (seed 0) has 9 images of 'train' without CRF; \
 such numbers are not comparable, score both on the same images
     """
-    table, first = defaultdict(lambda: defaultdict(dict)), {}
+    table: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    first: dict[str, tuple[str, str]] = {}
     for row in rows:
         conditions = f"{row['images']} images of {row['split']!r} {'with' if row['crf'] else 'without'} CRF"
         name, reference = first.setdefault(row["what"], (f"{row['method']} (seed {row['seed']})", conditions))

@@ -88,7 +88,7 @@ def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, **va
     >>> preset_config("voc12", "rib", seed=1).walk_power
     1.3
     """
-    merged = {}
+    merged: dict[str, Any] = {}
     for path in preset_files(preset, method, folder):
         merged |= read_preset(path)
     return Config.from_values(merged | {"method": method} | values)

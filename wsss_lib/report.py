@@ -6,6 +6,7 @@
 import base64
 import html
 import sys
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -45,7 +46,7 @@ def write_report(run_folder: Path) -> Path:
         notebook = nbformat.read(executed, as_version=4)
         name = "-".join(executed.parent.parts[-3:])
         page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(notebook)
-        write_atomically(report / f"{name}.html", lambda temporary, page=page: temporary.write_text(page, encoding="utf-8"))
+        write_atomically(report / f"{name}.html", partial(Path.write_text, data=page, encoding="utf-8"))
         links.append(f'<li><a href="{name}.html">{html.escape(name)}</a></li>')
         if executed.parent.parent.parent.name == "report":
             figures += list(_figures(notebook))

@@ -113,18 +113,19 @@ def check_submission(
             "sizes of all images, or none."
         )
     wanted = {f"{FOLDER}/{image_id}.png": image_id for image_id in _checked_ids(ids)}
-    defects, seen = [], set()
+    defects: list[str] = []
+    seen: set[str] = set()
     try:
         # as a stream: forwards only, one member in memory
         with gzip.open(archive_path) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in archive:
                 name = member.name
                 defect = _member_defect(member, wanted, seen)
-                if defect is None and member.isreg():
+                if defect is None and member.isreg() and (file := archive.extractfile(member)):
                     seen.add(name)
                     image_id = wanted[name]
                     size = None if sizes is None else sizes[image_id]
-                    defect = _mask_defect(archive.extractfile(member).read(), size)
+                    defect = _mask_defect(file.read(), size)
                 if defect:
                     defects.append(f"{name}: {defect}")
             while unpacked.read(2**20):  # to the very end, where gzip's checksum stands
@@ -180,7 +181,7 @@ def _mask_defect(content: bytes, size: tuple[int, int] | None) -> str | None:
             "and every pixel needs a class (255 is no answer)."
         )
     used = 3 * (int(labels.max()) + 1)
-    if palette[:used] != voc_palette().ravel().tolist()[:used]:
+    if palette is None or palette[:used] != voc_palette().ravel().tolist()[:used]:
         return "the colours are not VOC's palette: save the mask with wsss_lib.data.dataset.voc_palette()."
     return None
 

@@ -7,10 +7,12 @@ is shown with a text that says what is seen.
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import PIL.Image
+from matplotlib.rcsetup import cycler
 from PIL.PngImagePlugin import PngInfo
 
 from wsss_lib.core.files import IGNORE, read_mask, voc_palette
@@ -31,10 +33,8 @@ def use_style() -> None:
             "axes.spines.right": False,
             "figure.constrained_layout.use": True,
             # Okabe and Ito's colours, told apart by nearly everybody; line styles repeat the distinction for print in grey.
-            "axes.prop_cycle": matplotlib.cycler(
-                color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-            )
-            + matplotlib.cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."]),
+            "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
+            + cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."]),
         }
     )
 
@@ -276,7 +276,7 @@ def bands(
             middle, spread = np.mean(values, 0), np.std(values, 0)
             (line,) = axes.plot(x, middle, marker=marker, markersize=4, label=words)
             axes.fill_between(x, middle - spread, middle + spread, color=line.get_color(), alpha=0.2, linewidth=0)
-            if words in (dotted or {}):
+            if dotted and words in dotted:
                 axes.plot(x, dotted[words], ":", marker=marker, markerfacecolor="white", color=line.get_color(), linewidth=1)
         if frame:
             axes.axvspan(*frame, facecolor="none", edgecolor="black", linestyle="--", linewidth=0.8)
@@ -497,10 +497,11 @@ def show_panels(
     """
     import matplotlib.pyplot as plt
 
-    rows = [list(row) for row in panels] if isinstance(panels[0], Sequence) else [list(panels)]
+    rows = [list(row) for row in panels if isinstance(row, Sequence)]
+    rows = rows or [[panel for panel in panels if not isinstance(panel, Sequence)]]
     width, height = size if isinstance(size, tuple) else (size, 1.05 * size)
     figure, grid = plt.subplots(len(rows), len(rows[0]), figsize=(width * len(rows[0]), height * len(rows)), squeeze=False)
-    mappable = None
+    mappable: Any = None
     for axes, draw in zip(grid.flat, (draw for row in rows for draw in row), strict=True):
         mappable = draw(axes) or mappable
     if bar:

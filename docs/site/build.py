@@ -50,6 +50,7 @@ def gather(source: Path, names: list[str]) -> None:
         for caption, pattern in parts.items()
     )
     (source / "index.md").write_text((ROOT / "README.md").read_text(encoding="utf-8") + contents, encoding="utf-8")
+    shutil.copy(ROOT / "CONTRIBUTING.md", source)
 
 
 # What axe-core found in the theme's pages: headings without a level or with the wrong one, a foot outside all landmarks, header

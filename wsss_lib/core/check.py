@@ -1,5 +1,7 @@
 """02: every image and every mask is opened once, so that a broken file stops the first notebook and not a training."""
 
+from functools import partial
+
 import numpy as np
 
 from wsss_lib.core.files import IGNORE, image_size, write_atomically
@@ -53,7 +55,7 @@ def _make(job: Job) -> int:
                 for image_id in progress(data.ids, f"masks of {name}")
             ]
         )
-        write_atomically(job.folder / f"pixels_{name}.npy", lambda temporary, counts=counts: np.save(temporary, counts))
+        write_atomically(job.folder / f"pixels_{name}.npy", partial(np.save, arr=counts))
     return sum(map(len, splits.values()))
 
 

@@ -83,7 +83,7 @@ def training_cost(stage: str, net: torch.nn.Module, run: Callable[[int], list[Te
 
     net.train()
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        sum(output.sum() for output in run(2)).backward()  # two: a batch normalization may see one value an image
+        torch.autograd.backward([output.sum() for output in run(2)])  # two: a batch normalization may see one value an image
     weights = sum(parameter.numel() for parameter in net.parameters()) * 4
     return Cost(
         stage,

@@ -23,7 +23,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 LARGEST_MAPS = 1 << 28  # bytes; those of twenty classes on an image of 10,000 x 10,000 pixels
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains.
 
     Args:

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -188,6 +188,9 @@ def map_in_processes(
             pool.shutdown(cancel_futures=True)
 
 
+_work: Callable[[Any], Any]  # of a worker process
+
+
 def _begin(work: Callable[[Item], Result]) -> None:
     """Set up a worker process."""
     global _work
@@ -200,9 +203,10 @@ def _begin(work: Callable[[Item], Result]) -> None:
 
 def _end_with_parent() -> None:
     """End this process when its parent is gone: it would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
-def _do(item: Item) -> Result:
+def _do(item: Any) -> Any:
     return _work(item)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -123,9 +124,15 @@ def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.nda
     return classes, upsample_scores(scores, size)
 
 
+Sweep = TypeVar("Sweep", bound=ThresholdSweep)
+
+
 def sweep_maps(
-    data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float], kind: type[ThresholdSweep] = ThresholdSweep
-) -> ThresholdSweep:
+    data: SegmentationDataset,
+    maps_folder: Path,
+    thresholds: Sequence[float] | np.ndarray,
+    kind: type[Sweep] = ThresholdSweep,  # type: ignore[assignment]  # mypy knows no default of a type variable
+) -> Sweep:
     """Compare the maps of a split with the true masks at all thresholds in one pass.
 
     Args:
@@ -160,7 +167,7 @@ def best_threshold_row(data: SegmentationDataset, maps_folder: Path) -> dict:
 
     Explained in notebook 10, section "Numbers".
     """
-    sweep = sweep_maps(data, maps_folder, np.linspace(0.01, 0.9, 90))
+    sweep: ThresholdSweep = sweep_maps(data, maps_folder, np.linspace(0.01, 0.9, 90))
     threshold, miou = sweep.best()
     return {
         "what": "CAM at its best threshold",

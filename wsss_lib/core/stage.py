@@ -19,6 +19,7 @@ from wsss_lib.core.files import sha256
 from wsss_lib.core.store import StageFolder, claim
 from wsss_lib.data.dataset import SegmentationDataset, data_hash, mask_hash, open_data
 from wsss_lib.errors import DataError
+from wsss_lib.nets.base import Network
 from wsss_lib.parameters import RUNTIME, project_path
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Job:
         return self.folder / WEIGHTS
 
     @cached_property
-    def net(self) -> torch.nn.Module:
+    def net(self) -> Any:  # the stage knows which network
         """The stage's network, on the device, in evaluation mode."""
         if self.stage.load is None:
             raise ValueError(f"stage {self.stage.name!r} has no network")
@@ -214,9 +215,7 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def network_made(
-    job: Job, build: Callable[[], torch.nn.Module], train: Callable[[torch.nn.Module], int], finished_weights: str
-) -> int:
+def network_made(job: Job, build: Callable[[], Network], train: Callable[[Network], int], finished_weights: str) -> int:
     """Build a network, train it unless a file of finished weights is named, and save it: the `make` of every network's stage.
 
     Args:

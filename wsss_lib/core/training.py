@@ -93,7 +93,8 @@ def train(
 
     Several processes (`wsss_lib.core.distributed`) do the same together: each takes its part of every batch, gradients and
     losses are averaged, process 0 writes. The result is that of one process but for rounding, for batch normalization that
-    is trained (each part of a batch has its own statistics), and for dropout. A run may be resumed with another number of processes.
+    is trained (each part of a batch has its own statistics), and for dropout. A run may be resumed with another number of
+    processes.
 
     Args:
         model: the network, in training mode after `model.train()`.

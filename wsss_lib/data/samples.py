@@ -48,13 +48,21 @@ class ClassificationSamples(Dataset):
     Explained in notebook 10, section "Training on image-level labels".
     """
 
-    def __init__(self, data: SegmentationDataset, seed: int, long_side: tuple[int, int], crop: int, mean: tuple, std: tuple):
+    def __init__(
+        self,
+        data: SegmentationDataset,
+        seed: int,
+        long_side: tuple[int, int],
+        crop: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ):
         self.data, self.seed, self.long_side, self.crop, self.mean, self.std = data, seed, long_side, crop, mean, std
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image = transforms.random_long_side(self.data.image(self.data.ids[index]), *self.long_side, rng)
@@ -79,7 +87,15 @@ class SquareSamples(Dataset):
     Source: DRS, official loader. Explained in notebook 30, section "Training".
     """
 
-    def __init__(self, data: SegmentationDataset, seed: int, resize: int, crop: int, mean: tuple, std: tuple):
+    def __init__(
+        self,
+        data: SegmentationDataset,
+        seed: int,
+        resize: int,
+        crop: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ):
         self.data, self.seed, self.resize, self.crop, self.mean, self.std = data, seed, resize, crop, mean, std
 
     def __len__(self) -> int:
@@ -111,7 +127,15 @@ class MapSamples(Dataset):
     Source: DRS, official loader. Explained in notebook 30, section "Refinement learning".
     """
 
-    def __init__(self, data: SegmentationDataset, maps_folder: Path, seed: int, side: int, mean: tuple, std: tuple):
+    def __init__(
+        self,
+        data: SegmentationDataset,
+        maps_folder: Path,
+        seed: int,
+        side: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ):
         self.data, self.maps_folder, self.seed = data, Path(maps_folder), seed
         self.side, self.mean, self.std = side, mean, std
 
@@ -156,8 +180,8 @@ class AffinitySamples(Dataset):
         seed: int,
         scale: tuple[float, float],
         crop: int,
-        mean: tuple,
-        std: tuple,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
     ):
         self.data, self.label_folder, self.seed = data, Path(label_folder), seed
         self.scale, self.crop, self.mean, self.std = scale, crop, mean, std
@@ -180,7 +204,7 @@ class AffinitySamples(Dataset):
         box = transforms.crop_box(label.shape, self.crop, rng)
         return transforms.crop(array, box, self.crop, 0), transforms.crop(label, box, self.crop, IGNORE)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
         array, label = self.augmented(key)
         return transforms.to_tensor(array), transforms.to_tensor(transforms.quarter_label(label))
 
@@ -209,8 +233,8 @@ class SegmentationSamples(Dataset):
         seed: int,
         scales: tuple[float, ...],
         crop: int,
-        mean: tuple,
-        std: tuple,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
         image_labels: bool = False,
     ):
         self.data, self.mask_folder, self.seed = data, Path(mask_folder), seed
@@ -225,8 +249,8 @@ class SegmentationSamples(Dataset):
         image_id = self.data.ids[index]
         image = self.data.image(image_id)
         label = read_mask(self.mask_folder / f"{image_id}.png", self.data.num_classes, image.size)
-        image, label = self.augment(image, label, rng)
-        sample = transforms.to_tensor(transforms.normalize(image, self.mean, self.std)), transforms.to_tensor(label)
+        array, label = self.augment(image, label, rng)
+        sample = transforms.to_tensor(transforms.normalize(array, self.mean, self.std)), transforms.to_tensor(label)
         present = torch.from_numpy(np.concatenate([[1], self.data.labels[index]]).astype(np.float32))
         return (*sample, present) if self.image_labels else sample
 
@@ -242,8 +266,8 @@ class SegmentationSamples(Dataset):
             image (crop, crop, 3) in 0..255; label (crop, crop).
         """
         draws = transforms.draw_scale_crop_flip(label.shape, self.scales, self.crop, rng)
-        mean_colour = tuple(255 * value for value in self.mean)
-        return transforms.scale_crop_flip(np.asarray(image, np.float32), label, *draws, self.crop, mean_colour)
+        red, green, blue = (255 * value for value in self.mean)
+        return transforms.scale_crop_flip(np.asarray(image, np.float32), label, *draws, self.crop, (red, green, blue))
 
 
 class V3PlusSamples(SegmentationSamples):
@@ -412,7 +436,8 @@ def batches(
     Returns:
         a loader of (last_step - first_step) * parts batches of batch_size / parts samples, divided by the number of processes.
     """
-    sampler = StepSampler(len(samples), batch_size, parts, first_step, last_step, seed, place)
+    count = len(samples)  # type: ignore[arg-type]  # torch's Dataset does not say that it has a length
+    sampler = StepSampler(count, batch_size, parts, first_step, last_step, seed, place)
     # A generator of its own: the loader draws a number when it starts, which would shift torch's after a resume.
     return DataLoader(
         samples,

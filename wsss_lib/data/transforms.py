@@ -48,7 +48,8 @@ def resize_label(label: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    return tuple(max(1, int(np.round(side * scale))) for side in size)
+    width, height = (max(1, int(np.round(side * scale))) for side in size)
+    return width, height
 
 
 def random_long_side(image: Image.Image, shortest: int, longest: int, rng: random.Random) -> Image.Image:
@@ -96,7 +97,8 @@ def long_side_size(size: tuple[int, int], target: int) -> tuple[int, int]:
         (333, 250)
     """
     longer = max(size)
-    return tuple(target if side == longer else max(1, round(side * target / longer)) for side in size)
+    width, height = (target if side == longer else max(1, round(side * target / longer)) for side in size)
+    return width, height
 
 
 def color_jitter(image: Image.Image, rng: random.Random, strength: float = 1.0) -> Image.Image:
@@ -125,7 +127,7 @@ def color_jitter(image: Image.Image, rng: random.Random, strength: float = 1.0) 
     return image
 
 
-def normalize(image: Image.Image | np.ndarray, mean: tuple, std: tuple) -> np.ndarray:
+def normalize(image: Image.Image | np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> np.ndarray:
     """Scale an RGB image for a network: (image / 255 - mean) / std for each channel.
 
     Args:
@@ -258,7 +260,7 @@ def scale_crop_flip(
     label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
     rows, columns = max(side - height, 0), max(side - width, 0)
     padded = np.empty((height + rows, width + columns, 3), np.float32)
-    padded[:] = np.float32(fill)
+    padded[:] = fill
     padded[:height, :width] = image
     label = np.pad(label, ((0, rows), (0, columns)), constant_values=IGNORE)
     image, label = padded[top : top + side, left : left + side], label[top : top + side, left : left + side]

@@ -69,8 +69,8 @@ class FiveConvolutions(nn.Module):
         side = -(-CANVAS // 8)  # three strides of 2
         self.linear = nn.Linear(widths[-1] * side * side, num_logits)
         for convolution in self.convolutions:  # torch's own start is too small for five layers with ReLU
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
+            nn.init.kaiming_normal_(convolution.get_parameter("weight"), nonlinearity="relu")
+            nn.init.zeros_(convolution.get_parameter("bias"))
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """Return T_1 to T_6 of images (N, 1, 36, 36): five feature maps (N, D, h, w) and the logits (N, num_logits)."""

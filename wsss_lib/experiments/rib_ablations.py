@@ -45,6 +45,8 @@ class SingleImages:
         views = rib.frozen_features(self.net, self.data.image(image_id), self.scales, *normalization_of(self.config.backbone))
         target = torch.from_numpy(label.astype(np.float32)).to(views[0].device)
         others = self._companions_of(settings).of_image(image_id, label)
+        if others is None:
+            raise ValueError(f"{image_id}: no companion is without its classes")
         with rib.original_weights(self.net):
             return list(rib.tune(self.net, views, [scale > 0.5 for scale in self.scales], target, others, settings))
 

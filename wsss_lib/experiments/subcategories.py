@@ -111,7 +111,9 @@ def losses_of_rounds(logs: Mapping[str, Sequence[Mapping[str, float]]], name: st
     return draw
 
 
-def quick_maps(net: Net, data: SegmentationDataset, image_id: str, mean: tuple, std: tuple) -> tuple[np.ndarray, np.ndarray]:
+def quick_maps(
+    net: Net, data: SegmentationDataset, image_id: str, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes (K,) of an image and their maps (K, H, W) at a single scale, in [0, 1].
 
     Args:
@@ -125,7 +127,7 @@ def quick_maps(net: Net, data: SegmentationDataset, image_id: str, mean: tuple, 
     return classes, upsample_scores(scores, image.size[::-1])
 
 
-def quick_row(net: Net, data: SegmentationDataset, mean: tuple, std: tuple) -> dict:
+def quick_row(net: Net, data: SegmentationDataset, mean: tuple[float, float, float], std: tuple[float, float, float]) -> dict:
     """Return the mIoU of the maps at a single scale over the background threshold, as `show_threshold_curves` takes it.
 
     Thresholds "from" and "to" limit the range in which it is within two points of its best.

@@ -33,7 +33,7 @@ from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
 from wsss_lib.errors import DataError
 from wsss_lib.methods import cam
 from wsss_lib.methods.cam import stride4_size
-from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.deeplab_v2 import ASPPV2
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.seeds import irn_labels, upsample_scores
@@ -143,8 +143,9 @@ def pixel_means(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     >>> [mean.item() for mean in pixel_means(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([[[3, 255, 3]]]))]
     [0.0, 2.5]
     """
-    background, objects = labels == 0, (labels != 0) & (labels != IGNORE)
-    return tuple((losses * kind).sum() / mean_over_processes(kind.sum()).clamp(min=1) for kind in (background, objects))
+    kinds = labels == 0, (labels != 0) & (labels != IGNORE)
+    background, objects = ((losses * kind).sum() / mean_over_processes(kind.sum()).clamp(min=1) for kind in kinds)
+    return background, objects
 
 
 def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> dict[str, Tensor]:
@@ -227,7 +228,7 @@ class ActivationManipulationNet(nn.Module):
     Explained in notebook 40, section "Label conditioning".
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
+    def __init__(self, backbone: Backbone, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
         super().__init__()
         self.backbone = freeze_batch_norm(backbone)
         for module in backbone.shallow_modules(1):
@@ -326,8 +327,8 @@ def localization_maps(
     labels: np.ndarray,
     seeds: Sequence[np.ndarray | None],
     scales: Sequence[float],
-    mean: tuple,
-    std: tuple,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
     dropout_keys: Sequence[str] = (),
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 foreground maps of a batch of photographs of equal size.
@@ -554,7 +555,7 @@ def amn_localization(
 
     def localize(ids: Sequence[str], images: Sequence[Image.Image], labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         seeds = [
-            seed_folder and read_mask(seed_folder / f"{image_id}.png", data.num_classes, image.size)
+            read_mask(seed_folder / f"{image_id}.png", data.num_classes, image.size) if seed_folder else None
             for image_id, image in zip(ids, images, strict=True)
         ]
         keys = [f"{config.seed}/{image_id}" for image_id in ids] if config.amn_dropout_in_maps else ()

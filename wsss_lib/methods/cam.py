@@ -6,6 +6,7 @@ be exchanged, and the convolution's output before averaging shows where the evid
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
-from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.weights import load_whole
 from wsss_lib.ops.metrics import average_precision
 from wsss_lib.parameters import (
@@ -80,7 +81,7 @@ class ClassActivationNet(nn.Module):
     Explained in notebook 10, section "The network".
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, frozen_batch_norm: bool = True, frozen_stages: int = 3):
+    def __init__(self, backbone: Backbone, num_classes: int, frozen_batch_norm: bool = True, frozen_stages: int = 3):
         super().__init__()
         self.backbone = backbone
         self.classifier = nn.Conv2d(backbone.channels[-1], num_classes, 1, bias=False)  # W
@@ -122,7 +123,7 @@ class ClassActivationNet(nn.Module):
         ]
 
 
-def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def classification_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Return the multi-label soft-margin loss, a mean over images and classes: {"loss": scalar}.
 
     Args:
@@ -171,7 +172,7 @@ def merge_scales(
     Returns:
         float (K, H, W) in [0, 1].
 
-    Explained in notebook 10, section "Several scales and a mirror".
+    Explained in notebook 10, section "Several scales and a horizontal flip".
     """
     covered = tuple((side - 1) // grid_stride * grid_stride + grid_stride for side in size)
     total = torch.zeros(len(classes), *size, dtype=maps[0].dtype, device=maps[0].device)
@@ -182,14 +183,23 @@ def merge_scales(
     return total / (total.amax((1, 2), keepdim=True) + 1e-5)
 
 
+class MakesMaps(Protocol):
+    """What `localization_maps` needs of a network: where its weights lie, and its maps."""
+
+    classifier: nn.Conv2d
+
+    def activation_maps(self, images: Tensor) -> Tensor:
+        """Return maps (N, C, h, w), >= 0, of normalised images (N, 3, H, W); see `ClassActivationNet.activation_maps`."""
+
+
 @torch.inference_mode()
 def localization_maps(
-    net: ClassActivationNet,
+    net: MakesMaps,
     images: Sequence[Image.Image],
     labels: np.ndarray,
     scales: Sequence[float],
-    mean: tuple,
-    std: tuple,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
     join: Callable[[Tensor, Tensor], Tensor] = torch.add,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 maps of a batch of photographs of equal size.
@@ -204,7 +214,7 @@ def localization_maps(
     Returns:
         for each image: classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1].
 
-    Explained in notebook 10, section "Several scales and a mirror".
+    Explained in notebook 10, section "Several scales and a horizontal flip".
     """
     device = net.classifier.weight.device
     maps = []
@@ -222,7 +232,9 @@ def localization_maps(
 
 
 @torch.inference_mode()
-def classification_scores(net: ClassActivationNet, images: Sequence[Image.Image], mean: tuple, std: tuple) -> np.ndarray:
+def classification_scores(
+    net: ClassActivationNet, images: Sequence[Image.Image], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> np.ndarray:
     """Return the class probabilities of photographs at scale 1: float32 (N, C) in [0, 1].
 
     Args:
@@ -308,7 +320,7 @@ def score_classifier(net: ClassActivationNet, data: SegmentationDataset, config:
 def cam_localization(net: ClassActivationNet, config: Settings) -> Localize:
     """Return the function that makes a classifier's plain maps, for `make_maps`.
 
-    Explained in notebook 10, section "Several scales and a mirror".
+    Explained in notebook 10, section "Several scales and a horizontal flip".
     """
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)

@@ -31,7 +31,7 @@ from wsss_lib.data.dataset import SegmentationDataset, mask_hash, open_data
 from wsss_lib.data.saliency import read_saliency, saliency_hash
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
 from wsss_lib.methods.cam import CLASSIFIER, stride4_size
-from wsss_lib.nets.backbone import OWN_STRIDE, build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.backbone import OWN_STRIDE, Backbone, ResNet, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.vgg import VGG
 from wsss_lib.nets.weights import load_weights, load_whole, start_backbone
 from wsss_lib.ops.metrics import Evaluation
@@ -159,7 +159,7 @@ class ScoreNet(nn.Module):
     Source: section "Network architecture" and the official layout. Explained in notebook 30, section "The network".
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, delta: float, stages: int = 5, extra_std: float = 0.0):
+    def __init__(self, backbone: Backbone, num_classes: int, delta: float, stages: int = 5, extra_std: float = 0.0):
         super().__init__()
         self.backbone, width = backbone, backbone.channels[-1]
         self.extra = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
@@ -190,7 +190,7 @@ class _PerWidth(nn.Module):
         return self.of[str(x.shape[1])](x)
 
 
-def suppress_backbone(backbone: nn.Module, delta: float, stages: int = 5) -> None:
+def suppress_backbone(backbone: Backbone, delta: float, stages: int = 5) -> None:
     """Put a `Suppression` in the place of every ReLU of a backbone's deepest stages, in place.
 
     Parameter names stay, so weights fit as before. In a residual block the ReLUs of one width share a module; in EfficientNet
@@ -212,9 +212,9 @@ def suppress_backbone(backbone: nn.Module, delta: float, stages: int = 5) -> Non
         if isinstance(module, BasicBlock | Bottleneck):
             norms = [part for part in module.children() if isinstance(part, nn.BatchNorm2d)]
             module.relu = _PerWidth([norm.num_features for norm in norms], delta)
-        elif isinstance(getattr(module, "act", None), nn.ReLU6):
-            module.act = nn.Sequential(module.act, Suppression(module.num_features, delta))
-    if stages == 5 and hasattr(backbone, "conv1"):
+        elif isinstance(module, nn.BatchNorm2d) and isinstance(act := getattr(module, "act", None), nn.ReLU6):
+            module.act = nn.Sequential(act, Suppression(module.num_features, delta))
+    if stages == 5 and isinstance(backbone, ResNet):
         backbone.relu = Suppression(backbone.conv1.out_channels, delta)
 
 
@@ -339,8 +339,8 @@ def localization_maps(
     labels: np.ndarray,
     side: int,
     scales: Sequence[float],
-    mean: tuple,
-    std: tuple,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
     normalized: bool,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the stride-4 maps of photographs of one size.
@@ -394,7 +394,7 @@ def refinement_target(maps: Tensor) -> Tensor:
     return maps * (maps == maps.amax(-3, keepdim=True))
 
 
-def refinement_loss(net: ScoreNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def refinement_loss(net: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Return the mean squared error between the refinement network's answer and the target: {"loss": scalar}.
 
     Args:
@@ -515,7 +515,7 @@ def build_refinement(config: Settings, num_classes: int, classifier: Path | str 
     return _finish(net, config, weights)
 
 
-def _start_backbone(config: Settings, classifier: Path | str, weights: Path | str) -> nn.Module:
+def _start_backbone(config: Settings, classifier: Path | str, weights: Path | str) -> Backbone:
     """Build the backbone without suppression, with its start weights unless a whole network's weights will follow."""
     build = partial(build_backbone, config.drs_backbone, OWN_STRIDE.get(config.drs_backbone, config.output_stride))
     return start_backbone(build, config.drs_backbone_weights, classifier, weights)
@@ -573,7 +573,7 @@ def train_refinement(
     """
     samples = MapSamples(data, maps_folder, config.seed, config.drs_crop, *normalization_of(config.drs_backbone))
 
-    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def loss_of(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, maps = batch
         return refinement_loss(model, (images, refinement_target(maps)))
 
@@ -954,6 +954,10 @@ STAGES = (NETWORK, LOCALIZATION, REFINED, MAPS, MASKS)
 # ---- costs
 
 
+def _score_maps_of(net: ScoreNet, batch: Callable[[int], Tensor], images: int) -> list[Tensor]:
+    return [net(batch(images))]
+
+
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count both networks, their maps and the pseudo-labels."""
     found, batch = [], crops(config.drs_crop)
@@ -964,7 +968,7 @@ def costs(config: Settings, data: Images) -> list[Cost]:
         net = build(config, data.classes)
         found.append(
             training_cost(
-                stage, net, lambda n, net=net: [net(batch(n))], data.seen(epochs, config.drs_batch_size), config.drs_batch_size
+                stage, net, partial(_score_maps_of, net, batch), data.seen(epochs, config.drs_batch_size), config.drs_batch_size
             )
         )
         forward = inference_flops(net.eval(), (config.drs_crop, config.drs_crop), (1.0,), views=1)

@@ -83,7 +83,7 @@ def pooled_logits(
     seen = maps.detach()
     if variant == "code":
         kept = seen / seen.amax((2, 3), keepdim=True) < threshold  # of a map that is negative everywhere: nothing
-        size = maps[0, 0].numel()
+        size: int | Tensor = maps[0, 0].numel()
     else:
         seen = seen.clamp(min=0)
         kept = seen / (seen.amax((2, 3), keepdim=True) + 1e-5) <= threshold
@@ -170,7 +170,11 @@ def original_weights(net: ClassActivationNet) -> Iterator[None]:
 
 @torch.no_grad()
 def frozen_features(
-    net: ClassActivationNet, image: Image.Image, scales: Sequence[float], mean: tuple, std: tuple
+    net: ClassActivationNet,
+    image: Image.Image,
+    scales: Sequence[float],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
 ) -> list[Tensor]:
     """Return what the tuned part of the network sees of an image and its mirror image, which is the same in all steps.
 
@@ -358,7 +362,9 @@ class Companions:
             label: its classes, (C,), 0 or 1.
         """
         indices = self.indices(image_id, label)
-        return indices and chain([self._first_push(label, next(indices))], map(self.read, indices))
+        if indices is None:
+            return None
+        return chain([self._first_push(label, next(indices))], map(self.read, indices))
 
     def _first_push(self, label: np.ndarray, batch: list[int]) -> Push:
         key = label.tobytes()
@@ -367,7 +373,7 @@ class Companions:
             logits, parameters = push(evidence(self.net, features), labels, self.config), tuned_parameters(self.net)
             if len(self.pushes) == KEPT_PUSHES:
                 del self.pushes[next(iter(self.pushes))]  # the oldest
-            self.pushes[key] = Push([parameter.grad for parameter in parameters], logits, labels)
+            self.pushes[key] = Push([parameter.grad for parameter in parameters if parameter.grad is not None], logits, labels)
             for parameter in parameters:
                 parameter.grad = None
         return self.pushes[key]

@@ -34,7 +34,7 @@ from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
 from wsss_lib.errors import DataError
 from wsss_lib.methods import cam
-from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.weights import load_whole
 from wsss_lib.parameters import (
     BACKBONE,
@@ -91,7 +91,13 @@ class Parameters(ParameterGroup):
 
 
 @torch.inference_mode()
-def image_features(backbone: nn.Module, data: SegmentationDataset, mean: tuple, std: tuple, batch_size: int) -> np.ndarray:
+def image_features(
+    backbone: Backbone,
+    data: SegmentationDataset,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    batch_size: int,
+) -> np.ndarray:
     """Return f, the mean of the deepest map of every whole image at scale 1: float32 (N, D), rows in the order of the ids.
 
     Args:
@@ -163,7 +169,8 @@ def _with_the_same_distances(points: np.ndarray) -> np.ndarray:
     if len(points) >= points.shape[1]:
         return points
     different, index = np.unique(points, axis=0, return_inverse=True)  # equal images must stay equal to the last digit
-    return np.linalg.qr(different.T, mode="r").T[index.ravel()]  # X^T = QR, so that X X^T = R^T R
+    r = np.linalg.qr(different.T, mode="r")  # X^T = QR, so that X X^T = R^T R
+    return r.T[index.ravel()]  # type: ignore[attr-defined]  # an array; NumPy declares what other modes return
 
 
 def subcategory_labels(assignment: np.ndarray, clusters: int) -> np.ndarray:
@@ -196,7 +203,7 @@ def used_subcategories(assignment: np.ndarray) -> np.ndarray:
     return np.array([len(np.unique(column[column >= 0])) for column in assignment.T])
 
 
-def purity(assignment: Sequence, truth: Sequence) -> float:
+def purity(assignment: Sequence | np.ndarray, truth: Sequence | np.ndarray) -> float:
     """Return the share of images that are of the commonest true kind of their sub-category.
 
     It cannot fall below the share of the commonest kind of all, and grows with the number of sub-categories: compare it
@@ -305,7 +312,7 @@ class SubcategoryNet(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         clusters: int,
         frozen_batch_norm: bool = True,
@@ -455,8 +462,8 @@ class SubcategorySamples(ClassificationSamples):
         seed: int,
         long_side: tuple[int, int],
         crop: int,
-        mean: tuple,
-        std: tuple,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
         jitter: float = 1.0,
     ):
         super().__init__(data, seed, long_side, crop, mean, std)
@@ -472,8 +479,9 @@ class SubcategorySamples(ClassificationSamples):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         array = transforms.normalize(transforms.color_jitter(image, rng, self.jitter), self.mean, self.std)
         array = transforms.crop(array, transforms.crop_box(array.shape[:2], self.crop, rng), self.crop, fill=0)
-        labels = (torch.from_numpy(table[index].astype(np.float32)) for table in (self.data.labels, self.subcategories))
-        return transforms.to_tensor(array), *labels
+        tables = self.data.labels, self.subcategories
+        parents, subs = (torch.from_numpy(table[index].astype(np.float32)) for table in tables)
+        return transforms.to_tensor(array), parents, subs
 
 
 def build_sccam(config: Settings, num_classes: int, weights: Path | str = "") -> SubcategoryNet:
@@ -505,8 +513,8 @@ def build_sccam(config: Settings, num_classes: int, weights: Path | str = "") ->
 
 
 def make_round(
-    previous: nn.Module,
-    normalization: tuple[tuple, tuple],
+    previous: Backbone,
+    normalization: tuple[tuple[float, float, float], tuple[float, float, float]],
     data: SegmentationDataset,
     config: Settings,
     folder: Path,
@@ -571,9 +579,10 @@ def train_sccam(
     epoch = steps_per_epoch(len(data), config.cam_batch_size)
     steps, planned = config.sccam_round_epochs[number - 1] * epoch, config.sccam_schedule_epochs * epoch
 
-    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    def loss_of(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, parents, subs = batch
-        return joint_loss(*model(images), parents, subs, config.sccam_loss_weight)
+        parent_logits, sub_logits = model(images)
+        return joint_loss(parent_logits, sub_logits, parents, subs, config.sccam_loss_weight)
 
     groups = net.parameter_groups(config.sccam_learning_rate, config.sccam_head_learning_rate, config.sccam_weight_decay)
     training.train(

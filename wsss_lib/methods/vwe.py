@@ -23,7 +23,7 @@ from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.methods import cam
-from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.nets.backbone import Backbone, build_backbone, normalization_of
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.parameters import (
     TRAINING,
@@ -67,7 +67,7 @@ class Words(NamedTuple):
     """What the encoder says about a batch; see `encode`."""
 
     assignment: Tensor  # a: (N, K, h, w)
-    index: Tensor  # (N, h, w)
+    index: Tensor  # type: ignore[assignment]  # (N, h, w); hides the method of tuples, which nobody calls here
     histogram: Tensor  # H: (N, K)
     present: Tensor  # w: (N, K)
 
@@ -215,9 +215,12 @@ class VisualWordNet(cam.ClassActivationNet):
     Explained in notebook 50, section "Losses".
     """
 
+    codebook: Tensor
+    bank_filled: Tensor  # VWL-M's: whether its codebook holds features yet
+
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int,
         num_words: int,
         variant: Variant = "vwe",

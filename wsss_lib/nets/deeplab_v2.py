@@ -6,6 +6,7 @@ Connected CRFs", and the conventions of the weakly-supervised papers that train 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from wsss_lib.core.distributed import mean_over_processes
 from wsss_lib.core.files import IGNORE
-from wsss_lib.nets.backbone import freeze_batch_norm
+from wsss_lib.nets.backbone import Backbone, freeze_batch_norm
 
 
 class ASPPV2(nn.Module):
@@ -32,12 +33,14 @@ class ASPPV2(nn.Module):
     torch.Size([1, 3, 5, 7])
     """
 
+    c0: nn.Conv2d
+
     def __init__(self, in_channels: int, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
         super().__init__()
         for number, rate in enumerate(rates):
             branch = nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate)
             nn.init.normal_(branch.weight, std=0.01)
-            nn.init.zeros_(branch.bias)
+            nn.init.zeros_(branch.get_parameter("bias"))
             self.add_module(f"c{number}", branch)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class DeepLabV2(nn.Module):
     Explained in notebook 90, section "The network".
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
+    def __init__(self, backbone: Backbone, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
         super().__init__()
         self.backbone = freeze_batch_norm(backbone, affine=True)
         self.aspp = ASPPV2(backbone.channels[-1], num_classes, rates)
@@ -96,7 +99,7 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
     return [*logits, fused]
 
 
-def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Resize label maps by nearest neighbour with pixel centres: source = floor((i + 0.5) * H / h).
 
     Args:
@@ -213,7 +216,7 @@ def multi_scale_loss(
     Source: DeepLab-v2, a loss on each scale and on their maximum.
     Explained in notebook 90, section "The loss".
     """
-    return sum(loss(z, resize_labels(labels, z.shape[-2:])) for z in logits)
+    return reduce(torch.add, (loss(z, resize_labels(labels, z.shape[-2:])) for z in logits))
 
 
 def parameter_groups(net: DeepLabV2, base_lr: float = 2.5e-4, weight_decay: float = 5e-4) -> list[dict]:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from wsss_lib.nets.backbone import ResNet, build_backbone
+from wsss_lib.nets.backbone import Backbone, ResNet, build_backbone
 from wsss_lib.nets.weights import imagenet_weights, load_weights
 
 BACKBONE_MOMENTUM = 0.01  # of batch normalisation's running statistics; the head has torch's 0.1
 
 
-def build_dilated_backbone(name: str, output_stride: int, weights: str = "none") -> nn.Module:
+def build_dilated_backbone(name: str, output_stride: int, weights: str = "none") -> Backbone:
     """Build a backbone with DeepLab-v3+'s dilations.
 
     A ResNet-50 or -101 keeps torchvision's rule: the last one (stride 16) or two (stride 8) layers lose their stride and get
@@ -104,7 +104,7 @@ class DeepLabV3Plus(nn.Module):
         torch.Size([1, 3, 9, 12])
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, rates: Sequence[int] = (6, 12, 18), width: int = 256):
+    def __init__(self, backbone: Backbone, num_classes: int, rates: Sequence[int] = (6, 12, 18), width: int = 256):
         super().__init__()
         self.backbone = backbone
         for module in backbone.modules():

@@ -6,6 +6,8 @@ Names of parameters are those of the official programs. ImageNet weights come fr
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss_lib.nets.base import Backbone
+
 
 class ResBlock(nn.Module):
     """Pre-activated block of two 3x3 convolutions: y = shortcut + conv_2b1(ReLU(BN(conv_2a(p)))), p = ReLU(BN(x)).
@@ -95,7 +97,7 @@ class BottleneckBlock(nn.Module):
         return F.relu(self.bn_branch2a(x))
 
 
-class ResNet38(nn.Module):
+class ResNet38(Backbone):
     """The trunk: conv1a, blocks b2 to b7, bn7 and ReLU; a side of n pixels gives ceil(n / 8) positions.
 
     Args:

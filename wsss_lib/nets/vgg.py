@@ -9,8 +9,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss_lib.nets.base import Backbone
 
-class VGG(nn.Module):
+
+class VGG(Backbone):
     """The convolutions of VGG-16 with output stride 8; one interface with the other backbones (`wsss_lib.nets.backbone`).
 
     `features` has torchvision's indices (convolution, ReLU, ..., pooling), so that its ImageNet weights fit as they are. Stages
@@ -46,7 +48,7 @@ class VGG(nn.Module):
         self.features, self._ends = nn.Sequential(*modules), ends
         for module in self.convolutions():
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.get_parameter("bias"))
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Return the outputs of the five stages: tensors (N, channels[i], H/strides[i], W/strides[i]), rounded down."""
@@ -80,7 +82,7 @@ class VGG(nn.Module):
         """Return index in `features` and channels of every ReLU of the LAST `num_stages` stages (0 to 5)."""
         first = self._ends[4 - num_stages] if num_stages < 5 else 0
         return [
-            (index, self.features[index - 1].out_channels)
-            for index in range(first, len(self.features))
-            if index and isinstance(self.features[index - 1], nn.Conv2d)
+            (index, before.out_channels)
+            for index, before in enumerate(self.features, start=1)
+            if index >= first and isinstance(before, nn.Conv2d)
         ]

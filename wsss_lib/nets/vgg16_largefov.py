@@ -6,10 +6,12 @@ Names of parameters are those of the official program.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss_lib.nets.base import Backbone
+
 LAYERS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions of conv1 to conv5
 
 
-class VGG16LargeFOV(nn.Module):
+class VGG16LargeFOV(Backbone):
     """VGG-16 at output stride 8: the fourth pooling keeps the resolution, conv5 is dilated, fc6 and fc7 are convolutions.
 
     Takes RGB images with the mean subtracted, values in 0..255 (`normalization_of`); Caffe's BGR order is made inside.

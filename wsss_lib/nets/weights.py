@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_lib.core.files import read_tensors
+from wsss_lib.nets.base import Backbone, Network
 from wsss_lib.parameters import project_path
 
 
@@ -57,7 +58,7 @@ def load_backbone_of_classifier(backbone: nn.Module, weights: Path | str) -> Non
     load_weights(backbone, state, str(weights))
 
 
-def start_backbone(build: Callable[[str], nn.Module], start: str, classifier: Path | str, whole: Path | str) -> nn.Module:
+def start_backbone(build: Callable[[str], Backbone], start: str, classifier: Path | str, whole: Path | str) -> Backbone:
     """Build a backbone with the weights from which the training of a network starts.
 
     Args:
@@ -84,7 +85,7 @@ def start_backbone(build: Callable[[str], nn.Module], start: str, classifier: Pa
     return backbone
 
 
-def load_whole(net: nn.Module, weights: Path | str) -> nn.Module:
+def load_whole(net: Network, weights: Path | str) -> Network:
     """Load the weights of a whole network, where a file is named.
 
     Args:

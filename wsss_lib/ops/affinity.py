@@ -147,7 +147,8 @@ def _source_grid(height: int, width: int, radius: int) -> tuple[int, int]:
 
 def _windows(maps: Tensor, radius: int, offsets: list[Point]) -> Tensor:
     """Values of `maps` (..., H, W) at source + offset for every offset: (..., len(offsets), S)."""
-    rows, columns = _source_grid(*maps.shape[-2:], radius)
+    height, width = maps.shape[-2:]
+    rows, columns = _source_grid(height, width, radius)
     left = radius - 1
     return torch.stack([maps[..., y : y + rows, left + x : left + x + columns] for y, x in offsets], dim=-3).flatten(-2)
 
@@ -209,7 +210,8 @@ def edge_to_affinity(edge: Tensor, radius: int) -> Tensor:
     """
     if edge.dim() != 3:
         raise ValueError(f"The boundary map must have the dimensions (B, H, W), but its shape is {tuple(edge.shape)}.")
-    rows, columns = _source_grid(*edge.shape[1:], radius)
+    _, height, width = edge.shape
+    rows, columns = _source_grid(height, width, radius)
     maxima = {}  # (axis, length) -> maximum over `length` cells from here on along the axis
     for axis in (0, 1):
         side = edge.shape[1 + axis]

@@ -114,7 +114,7 @@ def crf_from_probabilities(
 
 
 def crf_segmentation(
-    image: np.ndarray, probabilities: np.ndarray, min_probability: float = 0.01, **parameters: float
+    image: np.ndarray, probabilities: np.ndarray, min_probability: float = 0.01, iterations: int = 10, **parameters: float
 ) -> np.ndarray:
     """Refine a segmentation network's probabilities over the classes that matter, and return labels.
 
@@ -128,7 +128,7 @@ def crf_segmentation(
         image: (H, W, 3) uint8, RGB, the photograph itself.
         probabilities: (K, H, W) float in [0, 1], summing to 1 over K at every pixel.
         min_probability: classes below it everywhere are left out; 0 keeps all, as the published numbers did.
-        parameters: passed on to `crf_from_probabilities`.
+        iterations, parameters: passed on to `crf_from_probabilities`.
 
     Returns:
         (H, W) int64 labels in 0..K-1.
@@ -145,7 +145,7 @@ def crf_segmentation(
     kept = np.flatnonzero(probabilities.max((1, 2)) >= min_probability)
     if not kept.size:
         raise ValueError(f"No class reaches min_probability={min_probability} anywhere in the image: lower it.")
-    return kept[crf_from_probabilities(image, probabilities[kept], **parameters).argmax(0)]
+    return kept[crf_from_probabilities(image, probabilities[kept], iterations, **parameters).argmax(0)]
 
 
 def crf_from_maps(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, background: float = 0.15) -> np.ndarray:

@@ -46,7 +46,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
         # Masks: all 256 x 256 pairs in one count, six times as fast as to look for the valid pixels first.
         pairs = np.bincount((truth.astype(np.uint16) << 8 | prediction).ravel(), minlength=2**16)
         pairs = pairs.reshape(256, 256)[:num_classes].astype(np.int64, copy=False)
-        foreign = pairs[:, num_classes:IGNORE].any(0).nonzero()[0]
+        foreign = np.flatnonzero(pairs[:, num_classes:IGNORE].any(0))
         if foreign.size:
             raise _foreign_label(num_classes + foreign[-1], num_classes)
         pairs[:, 0] += pairs[:, IGNORE]

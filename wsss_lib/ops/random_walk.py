@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -209,7 +210,8 @@ def _symmetric_power(matrix: Tensor, columns: Tensor, steps: int) -> Tensor:
 @lru_cache(maxsize=32)
 def _chebyshev_weights(steps: int) -> tuple[float, ...]:
     """Coefficients p_j of x^steps in Chebyshev polynomials T_j(x), up to a remainder of TRUNCATION, scaled to sum 1."""
-    weights, remainder = [], 1.0
+    weights: list[float] = []
+    remainder = 1.0
     while remainder > TRUNCATION and len(weights) <= steps:
         distance = len(weights)
         weight = 0.0
@@ -253,7 +255,7 @@ def walk_scores(walk: Tensor, size: tuple[int, int]) -> Tensor:
     return full / strongest if strongest > 0 else torch.zeros_like(full)
 
 
-def pseudo_mask(walk: Tensor, classes: Sequence[int], size: tuple[int, int], threshold: float = 0.25) -> Tensor:
+def pseudo_mask(walk: Tensor, classes: Sequence[int] | np.ndarray, size: tuple[int, int], threshold: float = 0.25) -> Tensor:
     """Give every pixel its strongest class, or background where no class exceeds the threshold.
 
     Args:

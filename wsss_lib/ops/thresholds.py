@@ -285,7 +285,9 @@ def imbalance_and_gap(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray
     return result
 
 
-def near_best_range(thresholds: Sequence[float], curve: Sequence[float], within: float = 0.02) -> tuple[float, float]:
+def near_best_range(
+    thresholds: Sequence[float] | np.ndarray, curve: Sequence[float] | np.ndarray, within: float = 0.02
+) -> tuple[float, float]:
     """Return the range of thresholds around the best one that loses at most `within`.
 
     Args:
@@ -349,10 +351,11 @@ def split_labelled(data: SegmentationDataset, per_class: int = 5) -> tuple[Segme
             f"per_class={per_class} takes all {len(data)} images of split {data.split!r}: choose fewer, so that "
             "images are left to score."
         )
-    return tuple(
+    labelled, others = (
         replace(data, ids=tuple(name for name, chosen in zip(data.ids, part, strict=True) if chosen), labels=data.labels[part])
         for part in (taken, ~taken)
     )
+    return labelled, others
 
 
 def choice_sentence(way: Literal["fixed", "labelled", "best"], threshold: float, images: int = 0) -> str:

@@ -27,7 +27,7 @@ from wsss_lib.data.samples import sample_rng, steps_per_epoch
 from wsss_lib.errors import DataError
 from wsss_lib.methods import maps_of
 from wsss_lib.methods.cam import CLASSIFIER
-from wsss_lib.nets.backbone import build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.affinity import affinity_labels, feature_affinity, feature_affinity_loss, search_paths
@@ -150,7 +150,7 @@ class AffinityNet(nn.Module):
     Explained in notebook 75, section "The network".
     """
 
-    def __init__(self, backbone: nn.Module, stride: int = 8, group_norm: bool = False):
+    def __init__(self, backbone: Backbone, stride: int = 8, group_norm: bool = False):
         super().__init__()
         if isinstance(backbone, VGG16LargeFOV):
             backbone.dilate_fc6(4)
@@ -182,7 +182,7 @@ class AffinityNet(nn.Module):
             learning_rate: of the backbone's weights.
             weight_decay: of all weights.
         """
-        groups = {(1, True): [], (2, False): [], (10, True): []}
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {(1, True): [], (2, False): [], (10, True): []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 new = name.startswith("head.f")
@@ -284,12 +284,12 @@ def crop_sample(
     image: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
-    box: Sequence[int],
+    box: tuple[int, ...],
     side: int,
     flip: bool,
     stride: int,
-    mean: tuple,
-    std: tuple,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
 ) -> tuple[Tensor, Tensor]:
     """Crop image and scores together and reduce the scores to a label on the grid.
 
@@ -384,7 +384,7 @@ def pooled_scores(scores: Tensor, alpha: float, stride: int) -> Tensor:
     return F.avg_pool2d(F.pad(maps, (0, -width % stride, 0, -height % stride)), stride)
 
 
-def walk_mask(walk: Tensor, classes: Sequence[int], size: tuple[int, int], stride: int) -> Tensor:
+def walk_mask(walk: Tensor, classes: Sequence[int] | np.ndarray, size: tuple[int, int], stride: int) -> Tensor:
     """Give every pixel the strongest of background and classes.
 
     Args:
@@ -504,10 +504,10 @@ class AffinityScoreSamples(Dataset):
         image_id = self.data.ids[index]
         image = self.data.image(image_id)
         low, high = read_scores(self.score_folder / f"{image_id}.npz", image.size[::-1])
-        image = np.array(transforms.color_jitter(image, rng))
-        box = transforms.crop_box(image.shape[:2], self.config.affinitynet_crop, rng)
+        array = np.array(transforms.color_jitter(image, rng))
+        box = transforms.crop_box(array.shape[:2], self.config.affinitynet_crop, rng)
         return crop_sample(
-            image,
+            array,
             low,
             high,
             box,
@@ -556,7 +556,7 @@ def train_affinitynet(net: AffinityNet, data: SegmentationDataset, score_folder:
     """
     steps = config.affinitynet_epochs * steps_per_epoch(len(data), config.affinitynet_batch_size)
 
-    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def loss_of(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, labels = batch
         affinity = feature_affinity(model(images).float(), config.affinitynet_radius)
         losses = feature_affinity_loss(affinity, affinity_labels(labels, config.affinitynet_radius, IGNORE))
@@ -594,7 +594,7 @@ def grid_features(net: AffinityNet, image: Image.Image, config: Settings) -> Ten
 
 
 def refined_mask(
-    net: AffinityNet, image: Image.Image, scores: np.ndarray, classes: Sequence[int], config: Settings
+    net: AffinityNet, image: Image.Image, scores: np.ndarray, classes: Sequence[int] | np.ndarray, config: Settings
 ) -> np.ndarray:
     """Return the pseudo-mask of one photograph.
 

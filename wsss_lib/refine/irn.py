@@ -23,7 +23,7 @@ from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
 from wsss_lib.methods import maps_of
 from wsss_lib.methods.cam import CLASSIFIER
-from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.nets.backbone import Backbone, build_backbone, normalization_of
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.affinity import affinity_loss
 from wsss_lib.ops.random_walk import propagate, pseudo_mask
@@ -87,6 +87,8 @@ class MeanShift(nn.Module):
     Source: IRN, its program.
     """
 
+    running_mean: Tensor
+
     def __init__(self):
         super().__init__()
         self.register_buffer("running_mean", torch.zeros(2))
@@ -117,7 +119,7 @@ class IRN(nn.Module):
     Explained in notebook 80, section "The network".
     """
 
-    def __init__(self, backbone: nn.Module, displacement_width: int = 256):
+    def __init__(self, backbone: Backbone, displacement_width: int = 256):
         super().__init__()
         width = displacement_width
         if width < 32 or width % 32:
@@ -285,9 +287,10 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: S
         },
     ]
 
-    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def loss_of(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, labels = batch
-        losses = affinity_loss(*model(images), labels, config.irn_train_radius, data.num_classes + 1)
+        edge_logit, displacement = model(images)
+        losses = affinity_loss(edge_logit, displacement, labels, config.irn_train_radius, data.num_classes + 1)
         return {"loss": losses.total, **losses._asdict()}
 
     training.train(net, loss_of, samples, groups, config.irn_momentum, steps, config.irn_batch_size, config, folder, name="IRN")

@@ -17,6 +17,7 @@ from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.methods import maps_of
 from wsss_lib.ops.metrics import Evaluation
 from wsss_lib.ops.seeds import argmax_with_background, seed_mask_and_irn_labels
+from wsss_lib.ops.thresholds import ThresholdSweep
 from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Settings, require_order
 
 NOTEBOOK = "70_seeds"
@@ -115,7 +116,7 @@ def confident_row(
 def _sweep_row(job: Job) -> dict:
     data, maps_folder = job.score_data, job.inputs["maps"].folder
     thresholds = sweep_thresholds(job.config.seed_num_thresholds)
-    sweep = sweep_maps(data, maps_folder, thresholds)
+    sweep: ThresholdSweep = sweep_maps(data, maps_folder, thresholds)
     tenth = replace(data, ids=data.ids[::10], labels=data.labels[::10])
     return {
         "what": "threshold sweep",

@@ -1,5 +1,6 @@
 """Notebook 90: DeepLab."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,9 @@ def deeplab_name(config: Settings) -> str:
     return {"v2": "DeepLab-v2", "v3plus": "DeepLab-v3+"}[config.deeplab_version]
 
 
-def build_deeplab(config: Settings, num_classes: int, classifier_weights: Path, weights: Path | str = "") -> nn.Module:
+def build_deeplab(
+    config: Settings, num_classes: int, classifier_weights: Path, weights: Path | str = ""
+) -> DeepLabV2 | DeepLabV3Plus:
     """Build DeepLab-v2 or -v3+ for the foreground classes and background.
 
     Args:
@@ -111,14 +114,15 @@ def build_deeplab(config: Settings, num_classes: int, classifier_weights: Path, 
         partial(build, config.deeplab_backbone, config.deeplab_output_stride), config.deeplab_init, classifier_weights, weights
     )
     if config.deeplab_version == "v2":
-        net = DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates)
-    else:
-        net = DeepLabV3Plus(backbone, num_classes + 1, config.deeplab_atrous_rates, config.deeplab_decoder_width)
+        return load_whole(DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates), weights)
+    net = DeepLabV3Plus(backbone, num_classes + 1, config.deeplab_atrous_rates, config.deeplab_decoder_width)
     return load_whole(net, weights)
 
 
 @in_processes
-def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, config: Settings, folder: Path) -> int:
+def train_deeplab(
+    net: DeepLabV2 | DeepLabV3Plus, data: SegmentationDataset, mask_folder: Path, config: Settings, folder: Path
+) -> int:
     """Train DeepLab on (pseudo-)masks, in place.
 
     Args:
@@ -133,8 +137,7 @@ def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, 
 
     Explained in notebook 90, section "Training".
     """
-    v2 = config.deeplab_version == "v2"
-    if not v2 and min(config.deeplab_batch_size, config.device_batch_size) < 2:
+    if config.deeplab_version != "v2" and min(config.deeplab_batch_size, config.device_batch_size) < 2:
         raise ValueError(
             "DeepLab-v3+ trains batch normalisation on one value an image: deeplab_batch_size and "
             "device_batch_size must be at least 2"
@@ -147,13 +150,15 @@ def train_deeplab(net: nn.Module, data: SegmentationDataset, mask_folder: Path, 
         config.deeplab_crop,
         *normalization_of(config.deeplab_backbone),
     )
-    if v2:
+    samples: SegmentationSamples
+    schedule: Callable[[int, int], float]
+    rate, decay = config.deeplab_learning_rate, config.deeplab_weight_decay
+    if isinstance(net, DeepLabV2):
         samples = SegmentationSamples(*common, image_labels=config.deeplab_loss == "self_label")
-        groups_of, schedule = deeplab_v2.parameter_groups, partial(training.poly_factor, every=10)
+        groups, schedule = deeplab_v2.parameter_groups(net, rate, decay), partial(training.poly_factor, every=10)
     else:
         samples = V3PlusSamples(*common, label_fill=0 if config.deeplab_padding_is_background else IGNORE)
-        groups_of, schedule = deeplab_v3plus.parameter_groups, training.poly_factor
-    groups = groups_of(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
+        groups, schedule = deeplab_v3plus.parameter_groups(net, rate, decay), training.poly_factor
     training.train(
         net,
         partial(_deeplab_loss, config=config),
