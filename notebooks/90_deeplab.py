@@ -45,7 +45,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
@@ -105,7 +104,7 @@ def atrous_convolution(x, weight, rate):
 
 torch.manual_seed(config.seed)
 for rate in (1, 6, 12):
-    layer = nn.Conv2d(8, 5, 3, padding=rate, dilation=rate, bias=False)
+    layer = torch.nn.Conv2d(8, 5, 3, padding=rate, dilation=rate, bias=False)
     x = torch.randn(8, 20, 30)
     assert torch.allclose(atrous_convolution(x, layer.weight, rate), layer(x[None])[0], atol=1e-5)
 print("plain lines = nn.Conv2d for rates 1, 6 and 12:", True)
@@ -133,7 +132,7 @@ with torch.no_grad():
     logits = net(images)  # z: (N, K, h, w)
 print("images", tuple(images.shape), "-> features", tuple(features.shape), "-> logits", tuple(logits.shape))
 net.train()
-frozen = [module for module in net.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+frozen = [module for module in net.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
 assert not any(module.training or module.weight.requires_grad for module in frozen)
 print(f"{len(frozen)} batch normalizations frozen, even after train():", True)
 
