@@ -51,7 +51,7 @@ lint: setup  ## check the code
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 
-types: setup  ## what the type checker finds; not yet clean
+types: setup  ## what the type checker finds
 	@$(BIN)/mypy
 
 refresh: setup  ## run the notebooks again and store their outputs
