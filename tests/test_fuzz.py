@@ -115,7 +115,12 @@ def check_record(path: Path) -> None:
     stage = store.StageFolder(path.parent)
     if stage.is_complete():
         stage.results()
-        stage.parameters()
+
+
+def check_begun(path: Path) -> None:
+    stage = store.StageFolder(path.parent)
+    stage.key()
+    stage.parameters()
 
 
 def check_mask(path: Path) -> None:
@@ -182,7 +187,12 @@ READERS: dict[str, tuple[str, Callable[[Path], object], list[bytes]]] = {
     "record": (
         "stage/run.json",
         check_record,
-        [json.dumps({"results_sha256": "0" * 64, "files": 0, "parameters": {"seed": 1, "cam_scales": [1.0]}}).encode()],
+        [json.dumps({"results_sha256": "0" * 64, "files": 0}).encode()],
+    ),
+    "begun": (
+        "stage/begun.json",
+        check_begun,
+        [json.dumps({"key": "0" * 16, "parameters": {"seed": 1, "cam_scales": [1.0]}, "inputs": {"data": "0" * 64}}).encode()],
     ),
     "preset": (
         "preset.yaml",

@@ -12,8 +12,8 @@ import pytest
 from tests import small_chain
 from tests.checkout import environment, git, second_checkout
 from tests.test_faults import without_the_powers_of_root
-from wsss_lib.core import training
-from wsss_lib.data.dataset import open_data
+from wsss_lib.core import stage
+from wsss_lib.methods import cam
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
@@ -67,8 +67,8 @@ def test_a_notebook_leaves_the_repository_unchanged(checkout, data, tmp_path):
 
 def test_a_notebook_runs_out_of_a_checkout_that_is_read_only(checkout, data, tmp_path):
     config = small_chain.config_of(data, tmp_path / "runs", "cam")
-    training.seed_everything(config)
-    small_chain.cam_maps(config, open_data(config, "train"))
+    for part in cam.STAGES:
+        stage.run(part, config)
     subprocess.run(["chmod", "--recursive", "a-w", str(checkout)], check=True)
     try:
         run_notebook(

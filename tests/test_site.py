@@ -71,6 +71,7 @@ def clone(tmp_path, monkeypatch) -> Path:
         "docs/site/site.css",
         "docs/a.md",
         "README.md",
+        "CONTRIBUTING.md",
         "notebooks/a.ipynb",
         "runs/kept",
     ):
