@@ -6,6 +6,7 @@ median over the pairs, and the results must agree. Times are seconds of the proc
 unless several processes take part.
 """
 
+import gc
 import argparse
 import statistics
 import sys
@@ -170,6 +171,7 @@ def peak_mib(function: Callable[[], Any], interval: float = 0.001) -> float:
 
     Memory that the process holds already, free for another use, does not show: small numbers are too small.
     """
+    gc.collect()  # what is garbage already would be given back while the function runs, and hide as much of its memory
     process, done = psutil.Process(), threading.Event()
     start = peak = process.memory_info().rss
 
