@@ -16,7 +16,9 @@ from snakemake.exceptions import WorkflowError
 from wsss_lib import pipeline, presets
 from wsss_lib.comparison import COMPARISON, OVERVIEW
 from wsss_lib.core.check import CHECK
+from wsss_lib.data.dataset import read_masked
 from wsss_lib.methods import METHODS
+from wsss_lib.parameters import project_path
 
 root = workflow.basedir
 workdir: root
@@ -30,7 +32,8 @@ unknown = [method for method in methods if method not in METHODS]
 if unknown:
     raise WorkflowError(f"there is no method {unknown[0]!r}; take some of: {', '.join(METHODS)}")
 # Everything else on the command line is a parameter of all notebooks.
-given = {name: value for name, value in config.items()
+# (Snakemake hands over an empty text, as in labels=, as None.)
+given = {name: "" if value is None else value for name, value in config.items()
          if name not in ("preset", "methods", "seeds", "runs_root", "shards", "launcher")}
 for name in {"method", "seed", "shard"} & set(given):
     raise WorkflowError(f"{name} differs from run to run: give {name}s instead")
@@ -48,6 +51,9 @@ except (FileNotFoundError, ValueError) as error:
     raise WorkflowError(str(error)) from None
 runs_root = config.get("runs_root", settings.runs_root)
 base = f"{runs_root}/{settings.dataset}"
+# A network trained on the ground truth is the reference beside all methods, where every training image has a mask.
+data_root = project_path(settings.data_root)
+references = ["truth"] if not data_root.is_dir() or read_masked(data_root, settings.mask_folder) is None else []
 # Networks of full size take turns on the GPU. Small ones on a CPU gain more from running side by side than from a second core.
 # (On a cluster Snakemake knows no number of cores: --set-threads gives it.)
 cores = (workflow.cores or 1) if preset in ("voc12", "coco14") else 1
@@ -160,7 +166,7 @@ for stage in (OVERVIEW, COMPARISON):
     rule:
         name: stage.name
         input:
-            [executed("predictions", method, seed) for method in [*methods, "truth"] for seed in seeds],
+            [executed("predictions", method, seed) for method in [*methods, *references] for seed in seeds],
             notebook=f"notebooks/{stage.notebook}.ipynb",
         output: executed(stage.name)
         wildcard_constraints: method=stage.method

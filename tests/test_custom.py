@@ -201,7 +201,7 @@ def test_masks_become_small_with_their_photographs(tmp_path):
         ("image,classes\nbeach.jpg,dog,cat\n", "row 2: a row needs 2 columns"),
         ("image,cat,dog\nbeach.jpg,0,2\n", "row 2: a row needs 3 columns, 0 or 1 after the first"),
         ("image,classes\nbeach.jpg,dog\nbeach,cat\n", "row 3: 'beach' has a second row"),
-        ("image,classes\nmoon.jpg,dog\n", "row 2: 'moon.jpg' is no photograph in"),
+        ("image,classes\nmoon.jpg,dog\n", "row 2: 'moon.jpg' is not a photograph in"),
         ("image,classes\nbeach.jpg,dog\n", "no row for garden.png and 3 other photographs"),
         ("image,classes\n" + "".join(f"{name},\n" for name in CONTENT), "there must be 1 to 254 classes"),
         ("image,classes\n" + "".join(f"{name},cat\n" for name in CONTENT).replace("cat", "image_id"), "not 'image_id'"),

@@ -153,12 +153,12 @@ def _percent(value: float) -> float | None:
 def _score_again(job: Job) -> list[dict]:
     """Score every label map of a run on evenly spaced images of its split."""
     config = job.whole
-    data_of = {name: evenly_spaced(open_data(config, name), COUNTED) for name in {config.score_split, config.val_split}}
+    data_of = {name: evenly_spaced(open_data(config, name).scored(), COUNTED) for name in {config.score_split, config.val_split}}
     rows = []
     for (method, seed), group in finished_stages(run_folder_of(config)).items():
         for name, made in group.items():
             for row in made.metrics():
-                if row.get("split") in data_of and LABEL_MAPS.get(row["what"], ("",))[0] == name:
+                if "miou" in row and row["split"] in data_of and LABEL_MAPS.get(row["what"], ("",))[0] == name:
                     again = count_anew(made, row, data_of[row["split"]])
                     rows.append({"method": method, "seed": seed, "recorded": row["miou"], "of_images": row["images"]} | again)
     return rows
@@ -170,7 +170,7 @@ def _fingerprint(job: Job) -> dict[str, str]:
 
 OVERVIEW = Stage("overview", "00_start_here", lambda job: 0, files=_fingerprint, split="", method="report")
 COMPARISON = Stage(
-    "comparison", "95_comparison", lambda job: 0, files=_fingerprint, score=_score_again, split="", method="report"
+    "comparison", "95_comparison", lambda job: 0, files=_fingerprint, score=_score_again, needs_masks=False, split="", method="report"
 )
 
 

@@ -528,9 +528,8 @@ def show_examples(
     alt: str,
     size: float = 1.8,
     iou: Mapping[str, Mapping[str, float]] | None = None,
-    ground_truth: bool = True,
 ) -> None:
-    """Draw a row for each image: input, ground truth, and the columns.
+    """Draw a row for each image: input, ground truth where the data have any, and the columns.
 
     Args:
         ids: of the images.
@@ -538,16 +537,16 @@ def show_examples(
         alt: as for `show`.
         size: as for `show_panels`.
         iou: title of a column to its images' ids, each to a number in [0, 1] that is added to the title.
-        ground_truth: whether the data have masks.
     """
     rows = []
     for image_id in ids:
         picture = np.array(data.image(image_id))
         row = [image(picture, f"input {image_id[:14]}")]
-        if ground_truth:
+        if data.has_masks:
             row.append(labels(data.mask(image_id), data.classes, "ground truth", picture))
         for title, values_of in columns.items():
-            words = f"{title}, IoU {100 * iou[title][image_id]:.0f} %" if iou and title in iou else title
+            value = iou[title][image_id] if iou and title in iou else np.nan
+            words = title if np.isnan(value) else f"{title}, IoU {100 * value:.0f} %"
             values = values_of(image_id)
             row.append(
                 scores(picture, values, words) if values.dtype.kind == "f" else labels(values, data.classes, words, picture)
@@ -626,7 +625,7 @@ def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -
     """Choose image ids to look at: the best, random and the worst ones by a value, never the best only.
 
     Args:
-        values: image id to a number, high is good.
+        values: image id to a number, high is good; NaN where an image has no mask.
         count: how many of each kind.
         seed: of the random ones.
 
@@ -636,7 +635,7 @@ def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -
     >>> best_worst_random({"a": 0.1, "b": 0.9, "c": 0.5}, count=1)
     ['b', 'c', 'a']
     """
-    ranked = sorted(values, key=lambda image_id: (-values[image_id], image_id))
+    ranked = sorted(values, key=lambda image_id: (-np.nan_to_num(values[image_id]), image_id))
     if len(ranked) <= 2 * count:
         return ranked
     rest = ranked[count:-count]

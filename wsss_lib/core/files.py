@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
         its content: dicts, lists, texts, numbers, None.
 
     Raises:
-        DataError: the file is no JSON.
+        DataError: the file is not JSON.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -223,7 +223,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
         uint8 (H, W), values 0..C and 255.
 
     Raises:
-        DataError: missing, unreadable, another size than the image, or a value that is no class.
+        DataError: missing, unreadable, another size than the image, or a value that is not a class.
 
     Explained in notebook 02, section "Masks".
     """
@@ -290,7 +290,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no safetensors file.
+        DataError: it is not a safetensors file.
     """
     from safetensors.torch import load_file
 

@@ -187,7 +187,7 @@ def _next(loader: Iterator[tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]
         if "is killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
             raise
         raise OSError(
-            f"{name}: a loader process was killed, perhaps for want of memory; run again with a smaller num_workers, "
+            f"{name}: a loader process was killed, perhaps because memory ran out; run again with a smaller num_workers, "
             "the training goes on where it stopped"
         ) from None
 

@@ -20,6 +20,8 @@ from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, sha25
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import Settings, project_path
 
+WITH_MASKS = "with_masks"  # the list of the images that have a mask, where not all of them do
+
 VOC_CLASSES = (
     "aeroplane",
     "bicycle",
@@ -55,6 +57,7 @@ class SegmentationDataset:
         classes: names of the C foreground classes; class i has the value i + 1 in masks.
         labels: uint8 (N, C), 1 where the class is in the image; rows in the order of `ids`.
         mask_folder: folder of the masks below `root`.
+        masked: ids of the images that have a mask; None: all of them.
 
     Explained in notebook 02, section "Image-level labels".
     """
@@ -65,6 +68,7 @@ class SegmentationDataset:
     classes: tuple[str, ...]
     labels: np.ndarray
     mask_folder: str = "SegmentationClass"
+    masked: frozenset[str] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -74,12 +78,28 @@ class SegmentationDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_masks(self) -> bool:
+        """Return whether at least one image has a mask, so that anything can be scored."""
+        return self.masked is None or not self.masked.isdisjoint(self.ids)
+
+    def example(self, num_classes: int) -> str:
+        """Return the id of an image to look at: the first with this number of classes, or one that comes nearest to it."""
+        return min(self.ids, key=lambda image_id: (self.label(image_id).sum() == 0, abs(int(self.label(image_id).sum()) - num_classes)))
+
+    def scored(self) -> "SegmentationDataset":
+        """Return the images that have a mask, or all of them, with unknown masks, where none has."""
+        if self.masked is None or not self.has_masks:
+            return self
+        kept = [row for row, image_id in enumerate(self.ids) if image_id in self.masked]
+        return replace(self, ids=tuple(self.ids[row] for row in kept), labels=self.labels[kept])
+
     def image_path(self, image_id: str) -> Path:
         """Return the path of the photograph `JPEGImages/ID.jpg` of an image id, whether or not it exists."""
         return self.root / "JPEGImages" / f"{image_id}.jpg"
 
     def mask_path(self, image_id: str) -> Path:
-        """Return the path of the true mask of an image id (which may be absent: no stage before scoring reads it)."""
+        """Return the path of the ground truth of an image id, whether or not it exists."""
         return self.root / self.mask_folder / f"{image_id}.png"
 
     def image(self, image_id: str) -> Image.Image:
@@ -91,14 +111,17 @@ class SegmentationDataset:
         return read_image(self.image_path(image_id))
 
     def mask(self, image_id: str) -> np.ndarray:
-        """Return the true mask of an image id: uint8 (H, W), values 0..C and 255.
+        """Return the ground truth of an image id: uint8 (H, W), values 0..C and 255; all 255 for an image without a mask.
 
         Raises:
-            DataError: missing, unreadable, another size than the image, or a value that is no class.
+            DataError: missing although the image should have one, unreadable, another size than the image, or a value that is not a class.
 
         Explained in notebook 02, section "Masks".
         """
-        return read_mask(self.mask_path(image_id), self.num_classes, image_size(self.image_path(image_id)))
+        width, height = image_size(self.image_path(image_id))
+        if self.masked is not None and image_id not in self.masked:
+            return np.full((height, width), IGNORE, np.uint8)
+        return read_mask(self.mask_path(image_id), self.num_classes, (width, height))
 
     def label(self, image_id: str) -> np.ndarray:
         """Return the image-level label of an image id: uint8 (C,), 1 where the class is in the image.
@@ -200,7 +223,8 @@ def load_dataset(
             f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} "
             f"others of split {split!r}; make the table again with python -m data_prep.voc_labels"
         )
-    dataset = SegmentationDataset(root, split, ids, classes, np.stack([table[image_id] for image_id in ids]), mask_folder)
+    rows = np.stack([table[image_id] for image_id in ids])
+    dataset = SegmentationDataset(root, split, ids, classes, rows, mask_folder, read_masked(root, mask_folder))
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
         raise DataError(
@@ -208,6 +232,31 @@ def load_dataset(
             f"{split!r}; put them there or take their ids out of the list"
         )
     return dataset
+
+
+def read_masked(root: Path, mask_folder: str = "SegmentationClass") -> frozenset[str] | None:
+    """Return the ids of the images that have a mask; None: all of them should.
+
+    A data set without masks has no folder of them. One with masks for a few images has the list
+    `ImageSets/Segmentation/with_masks.txt`.
+
+    Args:
+        root: devkit folder.
+        mask_folder: folder of the masks below `root`; another name than the usual one is meant to be there.
+
+    Raises:
+        DataError: the folder of another name is missing, or the list is broken.
+
+    Explained in notebook 02, section "Masks".
+    """
+    folder = root / mask_folder
+    if not folder.is_dir() or not any(folder.iterdir()):
+        if mask_folder != SegmentationDataset.mask_folder:
+            raise DataError(f"{folder}: there is no mask in this folder; correct mask_folder, or leave it out if there are no masks")
+        return frozenset()
+    if (root / "ImageSets" / "Segmentation" / f"{WITH_MASKS}.txt").is_file():
+        return frozenset(read_split(root, WITH_MASKS))
+    return None
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
@@ -242,7 +291,7 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         split: name of a list in `ImageSets/Segmentation`.
 
     Raises:
-        DataError: there is no such list, or it is empty, no text, names an id twice or something that is no id.
+        DataError: there is no such list, or it is empty, no text, names an id twice or something that is not an id.
 
     Explained in notebook 02, section "The folder".
     """
@@ -339,7 +388,7 @@ def mask_hash(data: SegmentationDataset) -> str:
 
 
 def truth_hash(data: SegmentationDataset) -> str:
-    """Return a hash of the true masks of a split, for a stage that trains on them.
+    """Return a hash of the ground truth of a split, for a stage that trains on it.
 
     Returns:
         64 hexadecimal digits.
@@ -347,6 +396,11 @@ def truth_hash(data: SegmentationDataset) -> str:
     Raises:
         DataError: a mask is missing.
     """
+    if data.masked is not None and not data.masked.issuperset(data.ids):
+        raise DataError(
+            f"{data.root}: not all images of split {data.split!r} have a mask, which a network trained on the ground truth needs; "
+            "leave the method 'truth' out"
+        )
     paths = [data.mask_path(image_id) for image_id in data.ids]
     missing = [path for path in paths if not path.is_file()]
     if missing:

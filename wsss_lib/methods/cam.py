@@ -369,6 +369,7 @@ CLASSIFIER = Stage(
     _make_classifier,
     load=_load_classifier,
     score=_score_classifier,
+    needs_masks=False,
     method="cam",
     score_split="val_split",
     reads=(

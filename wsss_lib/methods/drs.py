@@ -800,7 +800,9 @@ def _trained(
     start = job.inputs["classifier"].weights if "classifier" in job.inputs else ""
     choose = None
     if job.config.drs_selection == "pixel_labels":
-        scored = open_data(job.whole, job.whole.score_split)
+        scored = open_data(job.whole, job.whole.score_split).scored()
+        if not scored.has_masks:
+            raise DataError(f"{scored.root}: there are no masks for drs_selection 'pixel_labels'; set it to 'last'")
         choose = chooser(scored, _saliency_folder(job), job.config, normalized)
     return network_made(
         job, lambda: build(job.config, job.data.num_classes, start, given), lambda net: train(net, choose), given
