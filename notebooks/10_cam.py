@@ -133,7 +133,7 @@ viz.show_training(classifier.log(), alt="Training loss falls from {first[loss]:.
 
 # %% tags=["nbval-ignore-output"]
 row = classifier.metrics[0]
-print(f"mAP on {row['images']} images of {row['split']}: {row['map']:.1f} %")
+print(f"mAP on {row['images']} images of {row['split']}:", "no image has a class" if row["map"] is None else f"{row['map']:.1f} %")
 print(results.class_table({"average precision": row["class_ap"]}, train_data.classes))
 
 # %% [markdown]

@@ -92,7 +92,10 @@ class Job:
     @cached_property
     def data(self) -> SegmentationDataset:
         """The split that the stage works on."""
-        return open_data(self.whole, getattr(self.whole, self.stage.split))
+        data = open_data(self.whole, getattr(self.whole, self.stage.split))
+        if self.stage.split == "train_split" and not data.labels.any():
+            raise DataError(f"{data.root}: no image of split {data.split!r} has a label, so that there is nothing to learn from")
+        return data
 
     @cached_property
     def score_data(self) -> SegmentationDataset:
@@ -203,7 +206,7 @@ def _scores(job: Job) -> list[dict[str, Any]]:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """Return what `begun.json` holds: parameters, hashes of inputs, and the key, one hash over both."""
+    """Return what `begun.json` holds: parameters, hashes of inputs, the key, one hash over both, and the names of the classes."""
     config, stage = job.whole, job.stage
     parameters = config.parameters_of(*stage.read_by(config))
     for name in RUNTIME:
@@ -215,7 +218,8 @@ def _identity(job: Job) -> dict[str, Any]:
     for name, value in parameters.items():  # a weights file counts by its content, not only by its name
         if name.endswith("_weights") and (file := project_path(value)).is_file():
             hashes[name] = sha256([file], file.parent)
-    return {"key": _hash([parameters, hashes]), "parameters": parameters, "inputs": hashes}
+    classes = {"classes": job.data.classes} if stage.split else {}
+    return {"key": _hash([parameters, hashes]), "parameters": parameters, "inputs": hashes} | classes
 
 
 def _score_key(job: Job, key: str) -> str:

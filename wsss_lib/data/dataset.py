@@ -201,7 +201,8 @@ def load_dataset(
         mask_folder: folder of the masks below `root`, e.g. "SegmentationClassAug".
 
     Returns:
-        the split; no photograph or mask has been decoded yet.
+        the split; no photograph or mask has been decoded yet. A split of which no image has a row in the table has neither
+        labels nor masks.
 
     Raises:
         DataError: something is missing or contradicts itself; the message names the first such file and how many there are.
@@ -218,13 +219,14 @@ def load_dataset(
     table = read_labels(Path(labels) if labels else root / "labels.csv", classes)
     ids = ids[:limit] if limit else ids
     without_row = [image_id for image_id in ids if image_id not in table]
-    if without_row:
+    unlabelled = len(without_row) == len(ids)  # new images, or those of VOC's test split: to be segmented, not to learn from
+    if without_row and not unlabelled:
         raise DataError(
             f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} "
             f"others of split {split!r}; make the table again with python -m data_prep.voc_labels"
         )
-    rows = np.stack([table[image_id] for image_id in ids])
-    dataset = SegmentationDataset(root, split, ids, classes, rows, mask_folder, read_masked(root, mask_folder))
+    rows = np.stack([table.get(image_id, np.zeros(len(classes), np.uint8)) for image_id in ids])
+    dataset = SegmentationDataset(root, split, ids, classes, rows, mask_folder, frozenset() if unlabelled else read_masked(root, mask_folder))
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
         raise DataError(

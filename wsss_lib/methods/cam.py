@@ -353,7 +353,7 @@ def _score_classifier(job: Job) -> list[dict]:
             "what": "classifier mAP",
             "split": data.split,
             "images": len(data),
-            "map": round(100 * float(np.nanmean(precisions)), 2),
+            "map": None if np.isnan(precisions).all() else round(100 * float(np.nanmean(precisions)), 2),
             "class_ap": [None if np.isnan(value) else round(100 * float(value), 1) for value in precisions],
         }
     ]

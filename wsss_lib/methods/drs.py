@@ -30,6 +30,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset, mask_hash, open_data
 from wsss_lib.data.saliency import read_saliency, saliency_hash
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
+from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import CLASSIFIER, stride4_size
 from wsss_lib.nets.backbone import OWN_STRIDE, Backbone, ResNet, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.vgg import VGG
