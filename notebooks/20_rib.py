@@ -121,11 +121,13 @@ viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?
 # Only layer3, layer4 and the classifier change. So whatever the frozen layers make of the image is computed once:
 
 # %%
-image_id = score_data.example(1)
+companions = rib.Companions(net, train_data, config)
+usable = [name for name in score_data.ids[:200] if companions.indices(name, score_data.label(name)) and score_data.label(name).any()]
+widgets.leave_out("companions", bool(usable), "no image is without the classes of another, and RIB then changes nothing")
+image_id = score_data.example(1, usable)
 image, label = score_data.image(image_id), score_data.label(image_id)
 scales = rib.scales_in_order(config.cam_scales)  # 1.0 first
 in_loss = [scale > 0.5 for scale in scales]  # scale 0.5 gives a map but is not pushed
-companions = rib.Companions(net, train_data, config)
 
 views = rib.frozen_features(net, image, scales, mean, std)  # for each scale (2, D, h, w): the image and its flip
 y = torch.from_numpy(label.astype(np.float32))[None].to(classifier.device)
@@ -137,6 +139,7 @@ print("\n".join(f"scale {scale:3.1f}: features {tuple(view.shape)}" for scale, v
 # Two lines will be explained later: `kept` in section 4, the batches of companions in section 5.
 
 # %%
+# needs companions
 tuned, K, tau = copy.deepcopy(net), config.rib_iterations, config.rib_region_threshold
 rates = config.rib_learning_rate, config.rib_head_learning_rate
 optimizer = torch.optim.SGD(tuned.parameter_groups(*rates, config.rib_weight_decay), momentum=config.rib_momentum)
@@ -161,6 +164,7 @@ for k in range(K):
 # exactly as it was, whatever happens. Below, `images.steps` returns what happened in each step of one image. Both must agree:
 
 # %%
+# needs companions
 before = net.classifier.weight.clone()
 images = rib_ablations.SingleImages(net, train_data, config, companions)
 from_library = rib.add_up(images.steps(image_id, config))
@@ -251,6 +255,7 @@ print(f"the classifier's own logit is the last: {raw[0, present].mean().item():.
 # shows the target's class.
 
 # %%
+# needs companions
 pool = [index for index in companions.bank.tolist() if not (train_data.labels[index] & label).any()]
 first_batch = next(companions.indices(image_id, label))
 assert set(first_batch) <= set(pool)
@@ -258,6 +263,7 @@ print(f"bank of {len(companions.bank)} of {len(train_data)} images, {len(pool)} 
       f"{config.rib_companions} in each step")
 
 # %% tags=["nbval-ignore-output"]
+# needs companions
 def companion(index):
     """Return a panel with an image of the data set under its classes."""
     names = np.array(train_data.classes)[train_data.labels[index] > 0]
@@ -285,13 +291,15 @@ viz.show_panels([viz.image(image, f"target: {train_data.classes[present]}"), *ma
 # a dotted stop?
 
 # %%
+# needs companions
 never = {"rib_stop_threshold": 1e30, "rib_explode_ratio": 2.0}
 ten, ten_long = (rib_ablations.of_length(config, 10, length, **never) for length in (1.0, 4.0))
-few = score_data.ids[:max(3, min(12, len(score_data) // 100)) if config.dataset == "toy" else 3]
+few = usable[:max(3, min(12, len(score_data) // 100)) if config.dataset == "toy" else 3]
 gentle, wild = ({name: images.steps(name, settings) for name in few} for settings in (ten, ten_long))
 print(f"backbone's learning rate: {ten.rib_learning_rate:.1e} and {ten_long.rib_learning_rate:.1e}, {len(few)} images")
 
 # %% tags=["nbval-ignore-output"]
+# needs companions
 runs = {"our length": gentle.values(), "four times": wild.values()}
 targets = {words: [[max(abs(step.target_logit), 1) for step in steps if step.logits is not None] for steps in group]
            for words, group in runs.items()}
@@ -311,6 +319,7 @@ viz.show_panels([viz.families(targets, "Summed logit of the image", config.rib_s
 # does the map grow, over the object or over everything?
 
 # %% tags=["nbval-ignore-output"]
+# needs companions
 def strip(runs, name, title):
     """Show the map of scale 1 at some steps."""
     chosen_class = int(np.flatnonzero(score_data.label(name))[0])
@@ -421,21 +430,21 @@ for text, third in zip(("least", "middle", "most"), np.array_split(np.argsort(of
 # rises, which one pays for it, and where does the mIoU stop rising? (Mind its scale: the whole panel is about one point high.)
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, companions
 def best_miou(maps):
     """Return the best threshold and the mIoU there, in percent, of {image id: (classes, scores)}."""
     threshold, miou = trials.sweep_of(score_data, maps, maps.__getitem__).best()
     return threshold, 100 * miou
 
 
-study = score_data.ids[:max(4, min(24, len(score_data) // 50)) if config.dataset == "toy" else 4]
+study = usable[:max(4, min(24, len(score_data) // 50)) if config.dataset == "toy" else 4]
 grown = {name: images.steps(name, ten) for name in study}
 after = [{name: images.merged(name, steps[:k + 1]) for name, steps in grown.items()} for k in range(10)]
 growth = np.array([rib_ablations.at_threshold(score_data, maps_k, best["CAM"]) for maps_k in after])
 miou_after = [best_miou(maps_k)[1] for maps_k in after]
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, companions
 change = 100 * (growth[-1] - growth[0])
 viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of bodies", "precision"), growth.T, strict=True)),
                             f"At threshold {best['CAM']:.2f}", xlabel="maps added up to step k", ylim=(0, 1.02)),
@@ -451,7 +460,7 @@ viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of b
 # more than some tenths?
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, companions
 def times(factor):
     """Return changed learning rates."""
     return {"rib_learning_rate": factor * rates[0], "rib_head_learning_rate": factor * rates[1]}
@@ -477,7 +486,7 @@ for name, change in changes.items():
 # was not stopped, so no new steps are needed. What to look for: how much of the damage do the stops prevent?
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, companions
 print(f"plain CAM: mIoU {best_miou({name: images.merged(name, steps[:1]) for name, steps in wild.items()})[1]:.1f}, {len(few)} images")
 for text, rules in (("no stop", (False, False)), ("target logit", (True, False)), ("explosion", (False, True)), ("both", (True, True))):
     stopped = {name: rib_ablations.until_stopped(steps, config, *rules) for name, steps in wild.items()}
@@ -519,7 +528,7 @@ viz.show_examples(score_data, viz.best_worst_random(iou_rib, count=1, seed=confi
 # readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, companions
 shown, ground_truth = few[0], score_data.mask(few[0])
 picture = score_data.image(shown)
 
@@ -538,7 +547,7 @@ widgets.explore(lambda k=9, too_long=False: viz.show_panels(
     k=(0, 9, 1), too_long=[False, True])
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, companions
 sums, masks, found = zip(*(grown_to(k, gentle[shown]) for k in (0, 2, 4, 7, 9)), strict=True)
 viz.show_panels([[viz.image(picture, f"input {shown}"), *sums],
                  [viz.labels(ground_truth, score_data.classes, "ground truth", picture), *masks]],

@@ -65,6 +65,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("two classes", train_data.num_classes > 1, "there is only one class")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 mean, std = normalization_of(config.backbone)
 num_labels = train_data.num_classes + 1  # C, with the background
@@ -269,6 +270,7 @@ print({name: round(value.item(), 3) for name, value in only_background.items()})
 # ASPP is DeepLab-v2's: the *sum* of four 3 x 3 convolutions with dilations 6, 12, 18 and 24 (notebook 90).
 
 # %%
+# needs two classes
 encoder, (one, two) = net.head.label_encoder, torch.eye(train_data.num_classes)[:2]
 with torch.no_grad():
     both = encoder(one + two)

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from wsss_lib.config import Config
-from wsss_lib.parameters import PRESETS
+from wsss_lib.parameters import PRESETS, project_path
+
+PHOTOGRAPHS = "voc12-small"  # the preset from which that of a data set of one's own differs
 
 
 def read_preset(path: Path | str) -> dict[str, Any]:
@@ -48,11 +50,12 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
     """Return the preset's file and, if there is one, the file of what a method sets otherwise.
 
     Args:
-        preset: name of a file in `configs/`, without ".yaml".
+        preset: name of a file in `configs/`, without ".yaml"; or the path of a file, e.g. the one that `data_prep.custom` writes,
+            with what differs from `voc12-small`.
         method: the second part of a file's name in `configs/methods/`.
 
     Returns:
-        one path or two; values of the second win.
+        the paths; values of the later ones win.
 
     Raises:
         FileNotFoundError: there is no such preset; the known ones are named.
@@ -62,6 +65,10 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
     >>> [path.name for path in preset_files("voc12", "rib")]
     ['voc12.yaml', 'voc12.rib.yaml']
     """
+    if preset.endswith((".yaml", ".yml")):
+        if not (path := project_path(preset)).is_file():
+            raise FileNotFoundError(f"{path}: there is no such preset file; give the name of a preset or the path of a file")
+        return [*preset_files(PHOTOGRAPHS, method, folder), path]
     common, own = folder / f"{preset}.yaml", folder / "methods" / f"{preset}.{method}.yaml"
     if not common.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))

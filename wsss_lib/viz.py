@@ -385,7 +385,7 @@ def points(groups: Mapping[str, Sequence[tuple[str, float, float]]], **settings)
     def draw(axes) -> None:
         for (words, members), marker in zip(groups.items(), "os^Dv<>P" * len(groups), strict=False):
             axes.plot([member[1] for member in members], [member[2] for member in members], marker, label=words)
-            rest = sorted(members)
+            rest = sorted(member for member in members if np.isfinite(member[1:]).all())
             while rest:  # marks whose texts would cover each other share one, beside the last of them
                 _, x, y = rest[0]
                 near = sorted(

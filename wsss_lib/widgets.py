@@ -1,4 +1,4 @@
-"""What a notebook needs beyond figures: sliders, checks of exercises, and cells that are left out where there are no masks.
+"""What a notebook needs beyond figures: sliders, checks of exercises, and cells that are left out where what they need is missing.
 
 A notebook never depends on a slider: the same drawing is shown as a static figure beneath.
 """
@@ -11,7 +11,7 @@ from IPython.display import display
 
 from wsss_lib.data.dataset import SegmentationDataset
 
-NEEDS_MASKS = "# needs masks"  # first line of a cell that compares something with the ground truth
+NEEDS = "# needs "  # begins a cell that is left out where what it needs is not there
 
 
 def explore(draw: Callable, **controls) -> None:
@@ -54,13 +54,25 @@ def leave_out_without_masks(*splits: SegmentationDataset) -> None:
 
     Explained in notebook 02, section "Masks".
     """
+    leave_out("masks", all(data.has_masks for data in splits), "there are no masks, so that nothing is scored")
+
+
+def leave_out(what: str, there: bool, because: str) -> None:
+    """Leave out all further cells whose first line is `# needs WHAT` where it is not there; the line may name several.
+
+    Args:
+        what: one word, e.g. "masks".
+        there: whether it is.
+        because: why it is not; printed here and in the place of each cell.
+    """
     shell = get_ipython()
-    if shell is None or all(data.has_masks for data in splits):
+    if shell is None or there:
         return
-    print(f"No masks: cells that begin with {NEEDS_MASKS!r} are left out, and nothing is scored.")
-    if _without_cell_that_needs_masks not in shell.input_transformers_cleanup:
-        shell.input_transformers_cleanup.append(_without_cell_that_needs_masks)
+    print(f"Cells that begin with {NEEDS + what!r} are left out: {because}.")
 
+    def without(lines: list[str]) -> list[str]:
+        first = lines[0].strip() if lines else ""
+        needed = first.removeprefix(NEEDS).split(", ") if first.startswith(NEEDS) else []
+        return [f"print({'left out: ' + because!r})\n"] if what in needed else lines
 
-def _without_cell_that_needs_masks(lines: list[str]) -> list[str]:
-    return ["print('not scored: no masks')\n"] if lines and lines[0].strip() == NEEDS_MASKS else lines
+    shell.input_transformers_cleanup.append(without)

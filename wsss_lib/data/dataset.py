@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -83,9 +84,9 @@ class SegmentationDataset:
         """Return whether at least one image has a mask, so that anything can be scored."""
         return self.masked is None or not self.masked.isdisjoint(self.ids)
 
-    def example(self, num_classes: int) -> str:
-        """Return the id of an image to look at: the first with this number of classes, or one that comes nearest to it."""
-        return min(self.ids, key=lambda image_id: (self.label(image_id).sum() == 0, abs(int(self.label(image_id).sum()) - num_classes)))
+    def example(self, num_classes: int, ids: Sequence[str] = ()) -> str:
+        """Return the id of an image to look at, of all or of some: the first with so many classes, or with about so many."""
+        return min(ids or self.ids, key=lambda image_id: (self.label(image_id).sum() == 0, abs(int(self.label(image_id).sum()) - num_classes)))
 
     def scored(self) -> "SegmentationDataset":
         """Return the images that have a mask, or all of them, with unknown masks, where none has."""
