@@ -71,6 +71,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("single classes", (score_data.labels.sum(1) == 1).any(), "no image shows one class alone")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 mean, std = normalization_of(config.backbone)
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of {score_data.split} are scored")
@@ -380,6 +381,7 @@ viz.show_panels([visual_words.nearest_patches(score_data, word_maps, word, 6, co
 # columns are rare words; a dead one is darkest in every row.
 
 # %% tags=["nbval-ignore-output"]
+# needs single classes
 owned = visual_words.fractions_by_class(score_data, looked_at, wins)  # name of a class -> (K,)
 table = np.stack(list(owned.values()))
 order = np.argsort(-table.mean(0), kind="stable")[:64]

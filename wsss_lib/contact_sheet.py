@@ -1,6 +1,11 @@
-"""One HTML page with every image and its mask, the most doubtful first, for masks that no ground truth can score."""
+"""One HTML page with every image and its mask, the most doubtful first, for masks that no ground truth can score.
 
+`python -m wsss_lib.contact_sheet data/mine/preset.yaml` writes that of a run.
+"""
+
+import argparse
 import html
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +14,16 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from wsss_lib.core.files import IGNORE, voc_palette, write_atomically
+from wsss_lib.comparison import most_refined
+from wsss_lib.config import Config
+from wsss_lib.core.files import IGNORE, read_mask, voc_palette, write_atomically
+from wsss_lib.core.progress import progress
+from wsss_lib.core.stage import folder_of, open_stage, run_folder_of
+from wsss_lib.core.store import finished_stages
+from wsss_lib.data.dataset import open_data
+from wsss_lib.methods.cam import CLASSIFIER, score_classifier
+from wsss_lib.presets import preset_config
+from wsss_lib.refine.seed_masks import SEEDS
 
 THUMBNAIL = 240  # pixels of a thumbnail's longer side
 TOO_SMALL, TOO_LARGE = 0.02, 0.75  # fractions of an image; a mask outside of them is worth a look
@@ -105,3 +119,69 @@ def write_page(path: Path, title: str, words: str, classes: Sequence[str], entri
         )
     page = PAGE.format(title=html.escape(title), words=html.escape(words), legend=legend, items="".join(items))
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def write_contact_sheet(config: Config) -> Path:
+    """Write the page of all training images with a method's most refined masks, and return its path.
+
+    The doubt of an image is what the seed mask and the refined mask disagree about: one minus their common part over what
+    either of them calls an object.
+
+    Args:
+        config: of a finished run, at least up to the seeds.
+
+    Raises:
+        DataError: the seeds are not finished, or a mask is broken.
+    """
+    data, seeds = open_data(config, config.train_split), open_stage(SEEDS, config)
+    stages = finished_stages(run_folder_of(config))[config.method, config.seed]
+    folder, what = most_refined(stages) or (seeds.folder / "seed_masks", "CAM seed + CRF")
+    probabilities = None
+    if (folder_of(CLASSIFIER, config) / "run.json").is_file():
+        classifier = open_stage(CLASSIFIER, config)
+        probabilities = score_classifier(classifier.net, data, classifier.config)
+    page, entries = seeds.folder.parent / "contact_sheet" / "index.html", []
+    for row, image_id in enumerate(progress(data.ids, "contact sheet")):
+        image = data.image(image_id)
+        mask = read_mask(folder / f"{image_id}.png", data.num_classes, image.size)
+        seed = read_mask(seeds.folder / "seed_masks" / f"{image_id}.png", data.num_classes, image.size)
+        both, either = ((mask == seed) & (mask > 0)).sum(), ((mask > 0) | (seed > 0)).sum()
+        write_overlay(page.parent / "overlays" / f"{image_id}.jpg", image, mask)
+        entries.append(
+            Entry(
+                image_id,
+                f"overlays/{image_id}.jpg",
+                tuple(data.classes[index] for index in np.flatnonzero(data.label(image_id))),
+                float(1 - both / either) if either else 0.0,
+                tuple(
+                    signs_of(mask, data.label(image_id), data.classes, None if probabilities is None else probabilities[row])
+                ),
+            )
+        )
+    words = (
+        f"{len(data)} images with their masks ({what}), the most doubtful first. The masks lie in {folder}; to try another "
+        "threshold, run notebook 70 again with another seed_threshold: only what follows from it is made anew."
+    )
+    write_page(page, f"{config.dataset}: {config.method}", words, data.classes, entries)
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page of a run; ends the program with a sentence when that cannot be done.
+
+    Args:
+        arguments: the words after the program's name; None: those of the command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m wsss_lib.contact_sheet", description=__doc__)
+    parser.add_argument("preset", help="of the run: data/mine/preset.yaml, or a name")
+    parser.add_argument("--method", default="cam")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        print(write_contact_sheet(preset_config(options.preset, options.method, seed=options.seed)))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
