@@ -14,6 +14,7 @@ from statistics import mean, stdev
 
 from wsss_lib.config import Config
 from wsss_lib.core.store import finished_stages
+from wsss_lib.core.texts import as_markdown
 from wsss_lib.methods import METHODS
 from wsss_lib.pipeline import ROWS
 
@@ -540,15 +541,14 @@ def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
     Args:
         head: the columns' names.
-        lines: as many texts each; a bar in a text is escaped.
+        lines: as many texts each, shown as they are: what Markdown or HTML would read in them is escaped.
 
     >>> print(markdown_table(["method", "mIoU"], [["cam", "52.0"]]))
     | method | mIoU |
     |---|---|
     | cam | 52.0 |
     """
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
-    rows = ["| " + " | ".join(line) + " |" for line in escaped]
+    rows = ["| " + " | ".join(map(as_markdown, line)) + " |" for line in [head, *lines]]
     return "\n".join([rows[0], "|" + "---|" * len(head), *rows[1:]])
 
 

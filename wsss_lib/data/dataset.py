@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, sha256
+from wsss_lib.core.texts import is_one_line
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import Settings, project_path
 
@@ -231,6 +232,12 @@ def read_classes(root: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: not a data set description ({problem}); it needs a list 'classes'") from None
     if not valid or len(set(classes)) != len(classes):
         raise DataError(f"{path}: 'classes' must be a list of 1 to 254 different names")
+    for name in classes:
+        if not is_one_line(name):
+            raise DataError(
+                f"{path}: 'classes' holds {name[:60]!r}, a name that is empty or has a line break or control character; "
+                "rename that class, in the label table too"
+            )
     return tuple(classes)
 
 
@@ -257,7 +264,7 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         raise DataError(f"{path}: the list is not UTF-8 text; it needs one image id a line") from None
     if not ids:
         raise DataError(f"{path}: the split is empty; it needs one image id a line")
-    outside = [image_id for image_id in ids if "/" in image_id or "\\" in image_id or image_id.startswith(".")]
+    outside = [name for name in ids if "/" in name or "\\" in name or name.startswith(".") or not is_one_line(name)]
     if outside or len(set(ids)) != len(ids):
         raise DataError(f"{path}: {outside[0]!r} is not an image id" if outside else f"{path}: an image id stands there twice")
     return ids
