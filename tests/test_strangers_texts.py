@@ -202,7 +202,7 @@ def hostile_data(root: Path) -> None:
 @pytest.mark.system
 @pytest.mark.slow
 def test_a_whole_run_of_strange_names_runs_nothing_in_a_browser(tmp_path):
-    root, runs = second_checkout(tmp_path), tmp_path / "runs of $(touch x) <b>'\"&%s; touch x"
+    root, runs = second_checkout(tmp_path), tmp_path / "runs of $(touch x) '\"&%s; touch x"
     hostile_data(make_data(tmp_path / "data"))
     write_preset(root, tmp_path / "data")
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock", "--config", "preset=micro", f"runs_root={runs}"]
