@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tests import made
 from tests.conftest import SIZES, CountedWork, copy_mask
-from wsss_lib import report, results, viz
+from wsss_lib import comparison, report, results, viz
 from wsss_lib.config import Config
 from wsss_lib.core.parallel import batches_of_like_size, for_each_image
 from wsss_lib.data.dataset import load_dataset
@@ -118,6 +118,29 @@ def test_published_numbers_have_sources():
     assert all(entry.split in results.IMAGES_OF and entry.start and entry.pixel_labels for entry in results.PUBLISHED)
     assert all("masks of COCO" in entry.pixel_labels for entry in results.PUBLISHED if entry.start == "COCO with masks")
     assert all(len(entry.source) > 20 and 0 < entry.value < 100 for entry in results.PUBLISHED)
+
+
+def test_a_published_value_belongs_to_its_data_set():
+    both = [entry for entry in results.PUBLISHED if (entry.method, entry.what) == ("rib", "DeepLab-v2")]
+    assert [(entry.dataset, entry.value) for entry in both] == [("VOC 2012", 68.3), ("VOC 2012", 68.6), ("COCO 2014", 43.8)]
+    lines = results.quote(both).splitlines()
+    assert lines[0].startswith("published, VOC 2012 val, rib, DeepLab-v2: 68.3 %")
+    assert lines[2].startswith("published, COCO 2014 val, rib, DeepLab-v2: 43.8 %")
+    assert "VOC 2012 val of" not in results.quote(results.PUBLISHED)
+    assert results.published("rib", "DeepLab-v2", "val").dataset == "VOC 2012"
+    for dataset, images, ours in (
+        ("coco14", 40504, {43.8: "40.0 (1 runs)"}),
+        ("voc12", 1449, {68.3: "40.0 (1 runs)"}),
+        ("toy", 1449, {}),
+    ):
+        summary = results.summarize([row("DeepLab-v2", 40.0, method="rib", images=images)])
+        table = {
+            (line[2], float(line[3])): line[4] for line in comparison.published_table(summary, dataset) if line[0] == "rib"
+        }
+        for place in (("val", 68.3), ("val of COCO 2014", 43.8)):
+            assert table[place] == ours.get(place[1], table[place]) and (
+                place[1] in ours or table[place].startswith("refused: ")
+            )
 
 
 def test_published_classes_belong_to_published_means():

@@ -20,7 +20,7 @@ from wsss_lib.ops.metrics import BoundaryEvaluation, Evaluation
 from wsss_lib.ops.seeds import argmax_with_background
 from wsss_lib.ops.thresholds import near_best_range
 from wsss_lib.pipeline import LABEL_MAPS
-from wsss_lib.results import IMAGES_OF, PUBLISHED, collect, fingerprint, place_of_method, with_spread
+from wsss_lib.results import FOLDERS, IMAGES_OF, PUBLISHED, collect, fingerprint, place_of_method, with_spread
 
 COUNTED = 300  # images of each split that are scored again
 
@@ -295,11 +295,11 @@ def published_table(summary: Sequence[dict], dataset: str) -> list[list[str]]:
     rows = {(row["method"], row["what"], row["split"]): row for row in summary}
     lines = []
     for entry in PUBLISHED:
-        row, there = rows.get((entry.method, entry.what, entry.split)), IMAGES_OF[entry.split]
+        row, there = rows.get((entry.method, entry.what, entry.part)), IMAGES_OF[entry.split]
         if row is None:
             ours = "not run here"
-        elif dataset != "voc12" or row["images"] != there:
-            ours = f"refused: {row['images']} images of {dataset} are not {there} of VOC"
+        elif dataset != FOLDERS[entry.dataset] or row["images"] != there:
+            ours = f"refused: {row['images']} images of {dataset} are not {there} of {entry.dataset}"
         else:
             ours = f"{row['miou']:.1f} ({row['runs']} runs)"
         lines.append(

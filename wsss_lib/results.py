@@ -1,8 +1,9 @@
-"""Published numbers with their sources, and tables that put ours beside them.
+"""Published numbers with their sources (published.csv), and tables that put ours beside them.
 
 `python -m wsss_lib.results runs/toy` prints the table of a finished run.
 """
 
+import csv
 import hashlib
 import json
 import sys
@@ -26,8 +27,8 @@ class Published:
     Attributes:
         method: short name, as of the folder below `runs/<dataset>`.
         what: the stage in words, as in `metrics.json`.
-        split: of VOC 2012: train, val or test.
-        value: mIoU in percent on PASCAL VOC 2012.
+        split: train, val or test of PASCAL VOC 2012, or in words of another data set ("train of COCO 2014").
+        value: mIoU in percent.
         source: where it is published, and under which conditions.
         start: what the networks of this stage were trained on before; "not stated" where the source does not say.
         pixel_labels: what masks had a part beyond scoring; "none stated" is no proof that there was nothing.
@@ -41,302 +42,31 @@ class Published:
     start: str = "not stated"
     pixel_labels: str = "none stated"
 
+    @property
+    def dataset(self) -> str:
+        """Return the data set in words."""
+        return self.split.partition(" of ")[2] or "VOC 2012"
 
-PUBLISHED = (
-    Published(
-        "cam",
-        "CAM seed",
-        "train",
-        48.3,
-        "IRN paper, as quoted in jiwoon-ahn/irn#4; ResNet-50, threshold 0.15",
-        start="ImageNet",
-    ),
-    Published("cam", "IRN pseudo-mask", "train", 66.5, "IRN paper, as quoted in jiwoon-ahn/irn#4", start="ImageNet"),
-    Published("cam", "DeepLab-v2", "val", 63.5, "IRN row of a public results list; ResNet-50"),
-    Published("cam", "DeepLab-v2", "test", 64.8, "IRN row of a public results list; ResNet-50"),
-    Published(
-        "cam",
-        "AffinityNet pseudo-mask",
-        "train",
-        61.0,
-        "jiwoon-ahn/psa README; ResNet-38, alpha 4/16/32, no CRF",
-        start="ImageNet",
-    ),
-    Published(
-        "cam",
-        "AffinityNet pseudo-mask",
-        "val",
-        60.2,
-        "jiwoon-ahn/psa README; ResNet-38, alpha 4/16/32, no CRF",
-        start="ImageNet",
-    ),
-    Published(
-        "sccam", "CAM seed", "train", 50.9, "SC-CAM README; parent head of round 3, ResNet-38, threshold 0.15", start="ImageNet"
-    ),
-    Published(
-        "sccam", "CAM seed", "val", 49.6, "SC-CAM README; parent head of round 3, ResNet-38, threshold 0.15", start="ImageNet"
-    ),
-    Published(
-        "sccam",
-        "AffinityNet pseudo-mask",
-        "train",
-        63.4,
-        "SC-CAM paper, as quoted in its repository's issue 4",
-        start="ImageNet",
-    ),
-    Published("sccam", "AffinityNet pseudo-mask", "val", 61.2, "SC-CAM paper (unverified)", start="ImageNet"),
-    Published("sccam", "DeepLab-v2", "val", 66.1, "benchmark page of the SC-CAM paper; ResNet-101"),
-    Published("sccam", "DeepLab-v2", "test", 65.9, "SC-CAM's author in its repository's issue 19; ResNet-101"),
-    Published(
-        "drs",
-        "DeepLab-v2",
-        "val",
-        69.4,
-        "qjadud1994/DRS README, the released checkpoint; COCO-pretrained, saliency maps",
-        start="COCO with masks",
-        pixel_labels="saliency maps; the epoch of classifier and refinement; masks of COCO",
-    ),
-    Published(
-        "drs",
-        "DeepLab-v2 + CRF",
-        "val",
-        71.2,
-        "DRS row of a public results list; COCO-pretrained, saliency maps; the released checkpoint has 70.4",
-        start="COCO with masks",
-        pixel_labels="saliency maps; the epoch of classifier and refinement; masks of COCO",
-    ),
-    Published(
-        "drs",
-        "DeepLab-v2 + CRF",
-        "test",
-        71.4,
-        "abstract of the DRS paper; COCO-pretrained, saliency maps",
-        start="COCO with masks",
-        pixel_labels="saliency maps; the epoch of classifier and refinement; masks of COCO",
-    ),
-    Published(
-        "drs",
-        "DeepLab-v3+ (513 centre crop)",
-        "val",
-        70.4,
-        "qjadud1994/DRS README, the released checkpoint; ImageNet, saliency maps, another set of pixels; with CRF 71.0",
-        start="ImageNet",
-        pixel_labels="saliency maps; the epoch of classifier and refinement",
-    ),
-    Published(
-        "truth",
-        "DeepLab-v3+ (513 centre crop)",
-        "val",
-        78.3,
-        "VainF/DeepLabV3Plus-Pytorch README, ResNet-101, output stride 16, another set of pixels",
-        pixel_labels="all training masks",
-    ),
-    Published(
-        "amn",
-        "CAM seed",
-        "train",
-        62.1,
-        "LPCAM paper (CVPR 2023), table 2; the best threshold",
-        start="ImageNet",
-        pixel_labels="threshold",
-    ),
-    Published(
-        "amn",
-        "IRN pseudo-mask",
-        "train",
-        72.2,
-        "LPCAM paper, table 2; called the reported one in gaviotas/AMN#2",
-        start="ImageNet",
-    ),
-    Published("amn", "DeepLab-v2", "val", 69.5, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet", start="ImageNet"),
-    Published("amn", "DeepLab-v2", "test", 69.6, "LPCAM paper, tables 3 and 4; ResNet-101 from ImageNet", start="ImageNet"),
-    Published(
-        "amn",
-        "DeepLab-v2 from COCO",
-        "val",
-        70.7,
-        "from memory (unverified); pixel labels of COCO",
-        start="COCO with masks",
-        pixel_labels="masks of COCO",
-    ),
-    Published(
-        "amn",
-        "DeepLab-v2 from COCO",
-        "test",
-        70.6,
-        "from memory (unverified); pixel labels of COCO",
-        start="COCO with masks",
-        pixel_labels="masks of COCO",
-    ),
-    Published("vwe", "DeepLab-v2", "val", 66.3, "VWE README and its figure res.png; ResNet-50 maps, ResNet-101"),
-    Published("vwe", "DeepLab-v2", "test", 66.3, "VWE README and its figure res.png; ResNet-50 maps, ResNet-101"),
-    Published("vwe", "DeepLab-v2 + CRF", "val", 67.2, "VWE README, with a table of all classes"),
-    Published("vwe", "DeepLab-v2 + CRF", "test", 67.3, "VWE README, with a table of all classes"),
-    Published(
-        "vwl_m",
-        "CAM seed",
-        "train",
-        56.9,
-        "VWL README, ResNet-101; background score 0.13 by its program's default",
-        start="ImageNet",
-    ),
-    Published(
-        "vwl_m", "DeepLab-v2 + CRF", "val", 68.7, "VWL README, ImageNet initialisation; with CRF (unverified)", start="ImageNet"
-    ),
-    Published(
-        "vwl_m",
-        "DeepLab-v2 + CRF",
-        "test",
-        69.2,
-        "VWL README, ImageNet initialisation; with CRF (unverified)",
-        start="ImageNet",
-    ),
-    Published(
-        "vwl_l",
-        "CAM seed",
-        "train",
-        57.3,
-        "VWL README, ResNet-101; background score 0.13 by its program's default",
-        start="ImageNet",
-    ),
-    Published(
-        "vwl_l", "DeepLab-v2 + CRF", "val", 69.2, "VWL README, ImageNet initialisation; with CRF (unverified)", start="ImageNet"
-    ),
-    Published(
-        "vwl_l",
-        "DeepLab-v2 + CRF",
-        "test",
-        69.2,
-        "VWL README, ImageNet initialisation; with CRF (unverified)",
-        start="ImageNet",
-    ),
-    Published(
-        "rib",
-        "CAM at its best threshold",
-        "train",
-        56.5,
-        "RIB paper, from memory (unverified)",
-        start="ImageNet",
-        pixel_labels="threshold",
-    ),
-    Published(
-        "rib", "CAM seed + CRF", "train", 62.9, "RIB paper, from memory (unverified); threshold not known", start="ImageNet"
-    ),
-    Published(
-        "rib",
-        "IRN pseudo-mask",
-        "train",
-        70.6,
-        "RIB paper, from memory (unverified); probably with CRF, as the author says 69.x without in jbeomlee93/RIB#5",
-        start="ImageNet",
-    ),
-    Published("rib", "DeepLab-v2", "val", 68.3, "RIB entry of a public results list; ResNet-101, CRF not stated"),
-    Published("rib", "DeepLab-v2", "test", 68.6, "RIB entry of a public results list; ResNet-101, CRF not stated"),
-    Published(
-        "rib",
-        "DeepLab-v2 with saliency",
-        "val",
-        70.2,
-        "as above, with saliency maps (pixel labels)",
-        pixel_labels="saliency maps",
-    ),
-    Published(
-        "rib",
-        "DeepLab-v2 with saliency",
-        "test",
-        70.0,
-        "as above, with saliency maps (pixel labels)",
-        pixel_labels="saliency maps",
-    ),
-    Published(
-        "rib",
-        "CAM at its best threshold",
-        "train of COCO 2014",
-        36.5,
-        "RIB paper, from memory (unverified); a user got 34.8 at threshold 0.31, jbeomlee93/RIB#6",
-        start="ImageNet",
-        pixel_labels="threshold",
-    ),
-    Published(
-        "rib",
-        "IRN pseudo-mask",
-        "train of COCO 2014",
-        45.6,
-        "RIB paper, from memory (unverified); a user got 39.9, jbeomlee93/RIB#6",
-        start="ImageNet",
-    ),
-    Published("rib", "DeepLab-v2", "val of COCO 2014", 43.8, "RIB entry of a public results list; ResNet-101"),
-    Published(
-        "truth",
-        "DeepLab-v2",
-        "val",
-        76.35,
-        "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation",
-        start="COCO with masks",
-        pixel_labels="all training masks; masks of COCO",
-    ),
-    Published(
-        "truth",
-        "DeepLab-v2 + CRF",
-        "val",
-        77.69,
-        "kazuto1011/deeplab-pytorch README, Caffe, COCO initialisation",
-        start="COCO with masks",
-        pixel_labels="all training masks; masks of COCO",
-    ),
-)
+    @property
+    def part(self) -> str:
+        """Return the split without the data set: train, val or test."""
+        return self.split.partition(" of ")[0]
 
+
+def _published(file: str) -> list[dict[str, str]]:
+    with open(Path(__file__).with_name(file), newline="", encoding="utf-8") as rows:
+        return list(csv.DictReader(rows))
+
+
+PUBLISHED = tuple(Published(**row | {"value": float(row["value"])}) for row in _published("published.csv"))  # type: ignore[arg-type]
 IMAGES_OF = {"train": 1464, "val": 1449, "test": 1456, "train of COCO 2014": 82783, "val of COCO 2014": 40504}
 
 # IoU in percent of the background and VOC's 20 classes, for (method, what, split); from the same sources.
 PUBLISHED_CLASSES = {
-    ("vwe", "DeepLab-v2 + CRF", "val"): (
-        89.2,
-        75.7,
-        31.1,
-        82.4,
-        66.1,
-        61.7,
-        87.5,
-        77.8,
-        82.8,
-        32.2,
-        81.4,
-        34.1,
-        77.4,
-        77.6,
-        76.7,
-        75.0,
-        51.2,
-        78.1,
-        42.4,
-        71.4,
-        59.6,
-    ),
-    ("vwe", "DeepLab-v2 + CRF", "test"): (
-        90.3,
-        76.9,
-        31.6,
-        89.1,
-        54.8,
-        57.8,
-        86.4,
-        77.8,
-        81.8,
-        32.2,
-        76.0,
-        39.3,
-        80.3,
-        80.3,
-        81.8,
-        74.3,
-        44.5,
-        80.1,
-        54.5,
-        63.0,
-        60.4,
-    ),
+    (row.pop("method"), row.pop("what"), row.pop("split")): tuple(map(float, row.values()))
+    for row in _published("published_classes.csv")
 }
+FOLDERS = {"VOC 2012": "voc12", "COCO 2014": "coco14"}  # data set in words to the name of its runs
 
 
 def published(method: str, what: str, split: str) -> Published | None:
@@ -530,7 +260,7 @@ def class_table(columns: Mapping[str, Sequence[float | None]], names: Sequence[s
 def quote(entries: Iterable[Published | None]) -> str:
     """Return a line for each published number with its source; None is left out."""
     return "\n".join(
-        f"published, VOC 2012 {entry.split}, {entry.method}, {entry.what}: {entry.value:g} % ({entry.source})"
+        f"published, {entry.dataset} {entry.part}, {entry.method}, {entry.what}: {entry.value:g} % ({entry.source})"
         for entry in entries
         if entry
     )
