@@ -161,10 +161,10 @@ def notebook_with(picture: str, caption: str):
 
 def test_pictures_keep_their_texts_and_bring_no_foreign_markup():
     picture = base64.b64encode(b"\x89PNG" * 40).decode()
-    (figure,) = report._figures(notebook_with(picture[:76] + "\n" + picture[76:] + "\n", "A <b>map</b> & a mask"))
+    (figure,) = report._figures(notebook_with(picture[:76] + "\n" + picture[76:] + "\n", "A <b>map</b> & a mask").cells)
     assert figure.count("A &lt;b&gt;map&lt;/b&gt; &amp; a mask") == 2 and f'base64,{picture}"' in figure
     with pytest.raises(ValueError):
-        list(report._figures(notebook_with('AAAA"><script>alert(1)</script>', "A picture")))
+        list(report._figures(notebook_with('AAAA"><script>alert(1)</script>', "A picture").cells))
 
 
 # ---- figures

@@ -23,11 +23,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from data_prep.custom import make_dataset
 from tests import made
 from tests.checkout import environment, second_checkout
-from tests.small_chain import make_data, write_preset
-from wsss_lib import report, results, viz
+from tests.small_chain import config_of, make_data, write_preset
+from wsss_lib import overview, report, results, viz
 from wsss_lib.config import Config
 from wsss_lib.core.texts import as_markdown, is_one_line
-from wsss_lib.data.dataset import read_classes, read_split
+from wsss_lib.data.dataset import open_data, read_classes, read_split
 from wsss_lib.errors import DataError
 
 matplotlib.use("Agg")
@@ -210,6 +210,8 @@ def test_a_whole_run_of_strange_names_runs_nothing_in_a_browser(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not list(root.rglob("x"))
     check_report(runs / "micro")
+    config = config_of(tmp_path / "data", runs, "cam", num_workers=0)
+    overview.show_methods(config, open_data(config, "train"))
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("the run and its pages are right; to open them, no Chromium is at hand")

@@ -95,7 +95,7 @@ def published_beside(row: dict) -> str:
     'refused: 300 images here, 1464 there'
     """
     entry = published(row["method"], row["what"], row["split"])
-    if not entry:
+    if not entry or row.get("miou", 0) is None:
         return ""
     there = IMAGES_OF[entry.split]
     return f"{entry.value:g}" if row["images"] == there else f"refused: {row['images']} images here, {there} there"
@@ -108,15 +108,15 @@ def collect(run_folder: Path) -> list[dict]:
         run_folder: `runs/<dataset>`.
 
     Returns:
-        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added; without stages that were
-        moved aside and without those that report on others.
+        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added, and a `miou` of None where the
+        row says that it was not scored; without stages that were moved aside and without those that report on others.
     """
     return [
-        {"method": method, "seed": seed, "stage": name} | row
+        {"method": method, "seed": seed, "stage": name, "miou": None} | row
         for (method, seed), group in finished_stages(run_folder).items()
         for name, stage in group.items()
         for row in stage.metrics()
-        if "miou" in row
+        if "miou" in row or "not_scored" in row
     ]
 
 
@@ -140,8 +140,8 @@ def summarize(rows: list[dict]) -> list[dict]:
 
     Returns:
         one row for each method, stage, split, number of images and use of a CRF: `miou`, the mean in percent; `spread`, the
-        sample standard deviation in points, None for one run; `runs`; and what pixel labels chose. Sorted by method, with
-        "truth" last, then in the order of the chain.
+        sample standard deviation in points, None for one run; `runs`; and what pixel labels chose. Where nothing was scored
+        `miou` is None and `not_scored` says why. Sorted by method, with "truth" last, then in the order of the chain.
 
     >>> row = {"method": "cam", "what": "CAM seed", "split": "train", "images": 9, "crf": False, "pixel_labels_chose": ""}
     >>> [joined] = summarize([row | {"miou": 40.0}, row | {"miou": 44.0}])
@@ -150,11 +150,11 @@ def summarize(rows: list[dict]) -> list[dict]:
     """
     groups = defaultdict(list)
     for row in rows:
-        groups[row["method"], row["what"], row["split"], row["images"], row["crf"]].append(row)
+        groups[row["method"], row["what"], row["split"], row["images"], row.get("crf")].append(row)
     summary = []
     for (method, what, split, images, crf), members in groups.items():
-        values = [row["miou"] for row in members]
-        chosen = sorted({row["pixel_labels_chose"] for row in members if row["pixel_labels_chose"]})
+        values = [row["miou"] for row in members if row.get("miou") is not None]
+        chosen = sorted({row["pixel_labels_chose"] for row in members if row.get("pixel_labels_chose")})
         summary.append(
             {
                 "method": method,
@@ -162,11 +162,12 @@ def summarize(rows: list[dict]) -> list[dict]:
                 "split": split,
                 "images": images,
                 "crf": crf,
-                "miou": mean(values),
+                "miou": mean(values) if values else None,
                 "spread": stdev(values) if len(values) > 1 else None,
-                "runs": len(values),
+                "runs": len(values) or len(members),
                 "pixel_labels_chose": "; ".join(chosen),
             }
+            | ({} if values else {"not_scored": members[0].get("not_scored") or "no masks"})
         )
     return sorted(
         summary, key=lambda row: (place_of_method(row["method"]), ROWS.index(row["what"]) if row["what"] in ROWS else len(ROWS))
@@ -213,8 +214,8 @@ def table(rows: list[dict], compare: bool) -> str:
             row["what"],
             row["split"],
             str(row["images"]),
-            "with" if row["crf"] else "without",
-            f"{row['miou']:.1f}{spread}",
+            {None: "", True: "with", False: "without"}[row["crf"]],
+            f"not scored: {row['not_scored']}" if row["miou"] is None else f"{row['miou']:.1f}{spread}",
             str(row["runs"]),
             row["pixel_labels_chose"] or "nothing",
         ]

@@ -361,28 +361,34 @@ def matrix(
     text: str = "{:.0f}",
     limits: tuple[float, float] | None = None,
     cmap: str = "cividis",
+    notes: Mapping[tuple[int, int], str] | None = None,
     **settings,
 ) -> Panel:
     """Return a panel for `show_panels` with a table as a picture.
 
     Args:
-        values: (R, C).
+        values: (R, C); a cell that is not a number stays empty.
         rows, columns: names.
         title: above the picture.
         text: format of the number in each cell; empty: none.
         limits: values of the darkest and the brightest color; None: those of the table.
         cmap: matplotlib's name of the colors.
+        notes: row and column of an empty cell to the words in it.
         settings: as for `curves`.
     """
 
     def draw(axes):
         low, high = limits or (None, None)
         drawn = axes.imshow(values, aspect="auto", cmap=cmap, vmin=low, vmax=high)
+        for (row, column), words in (notes or {}).items():
+            axes.text(column, row, words, ha="center", va="center", fontsize=7)
         for (row, column), value in np.ndenumerate(values if text else np.empty((0, 0))):
+            if np.isnan(value):
+                continue
             dark = sum(drawn.cmap(drawn.norm(value))[:3]) < 1.5
             axes.text(column, row, text.format(value), ha="center", va="center", color="white" if dark else "black")
         axes.set_xticks(range(len(columns)), list(map(short, columns)), rotation=90 if len(columns) > 3 else 0)
-        axes.set_yticks(range(len(rows)), list(map(short, rows)))
+        axes.set_yticks(range(len(rows)), [short(name, 40) for name in rows])
         axes.set(title=title, **settings)
         return drawn
 
