@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 from data_prep.voc_labels import write_labels
 from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, read_mask, write_mask
 from wsss_lib.core.progress import progress
+from wsss_lib.core.texts import is_one_line
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.errors import DataError
 
@@ -259,7 +260,7 @@ def make_dataset(
 
 
 def _check_classes(classes: Sequence[str]) -> None:
-    wrong = [word for word in classes if not word.strip() or word != word.strip() or word == "image_id"]
+    wrong = [word for word in classes if not is_one_line(word) or word != word.strip() or word == "image_id"]
     if not 1 <= len(classes) < IGNORE or len(set(classes)) != len(classes) or wrong:
         given = ", ".join(map(repr, classes))[:200] or "none"
         raise DataError(f"there must be 1 to 254 classes with different names, not {given}")

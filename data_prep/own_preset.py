@@ -56,5 +56,3 @@ def write_preset(root: Path, photographs: int, num_classes: int, has_val: bool) 
     if not path.exists():
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
-
-

@@ -56,7 +56,9 @@ def test_every_stage_is_finished_and_says_that_it_is_not_scored(made):
     names = {stage.name for method in small_chain.METHODS for stage in stages_of(small_chain.config_of(data, runs, method))}
     found = finished_stages(run_folder_of(config))
     assert {name for group in found.values() for name in group} >= names
-    rows = [row for (method, _), group in found.items() if method != "data" for stage in group.values() for row in stage.metrics()]
+    rows = [
+        row for (method, _), group in found.items() if method != "data" for stage in group.values() for row in stage.metrics()
+    ]
     assert {row.get("not_scored") for row in rows if row["what"] not in ("classifier mAP",)} == {"no masks"}
     assert not collect(run_folder_of(config))
     assert (run_folder_of(config) / "report/index.html").is_file()
@@ -224,7 +226,9 @@ def test_a_training_that_ends_above_its_start_stops_with_a_remedy(rate, diverges
         "the classifier",
     )
     if diverges:
-        with pytest.raises(ValueError, match="the classifier: the training has diverged, its loss has gone from .* a fifth of the"):
+        with pytest.raises(
+            ValueError, match="the classifier: the training has diverged, its loss has gone from .* a fifth of the"
+        ):
             training.train(*arguments)
         with pytest.raises(ValueError, match="has diverged"):  # a resumed one knows its start, too
             training.train(*arguments)

@@ -163,11 +163,15 @@ def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = L
     """
     found, others = photographs_in(photographs)
     if others:
-        print("left out, as they are not pictures:", ", ".join(f"{count} of {ending}" for ending, count in sorted(others.items())))
+        print(
+            "left out, as they are not pictures:", ", ".join(f"{count} of {ending}" for ending, count in sorted(others.items()))
+        )
     settings = {"weights": sha256([segmenter.weights], segmenter.weights.parent), "longest": longest, "crf": crf}
     record = out / "predict.json"
     if out.exists() and any(out.iterdir()) and (not record.is_file() or read_json(record) != settings):
-        raise DataError(f"{out}: the folder holds other files, or masks of another network or other settings; give a new folder")
+        raise DataError(
+            f"{out}: the folder holds other files, or masks of another network or other settings; give a new folder"
+        )
     write_json(record, settings)
     rows = _rows(out / "predictions.csv")
     with open(out / "predictions.csv", "a", newline="", encoding="utf-8") as file:
@@ -199,9 +203,7 @@ def _rows(path: Path) -> dict[str, list[str]]:
 
 
 def _write_page(out: Path, name: str, classes: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    entries = [
-        Entry(row[0], f"overlays/{row[0]}.jpg", tuple(filter(None, row[2].split("; "))), float(row[3])) for row in rows
-    ]
+    entries = [Entry(row[0], f"overlays/{row[0]}.jpg", tuple(filter(None, row[2].split("; "))), float(row[3])) for row in rows]
     words = f"{len(rows)} photographs, the most doubtful first. The masks lie in masks/, at the photographs' own size."
     write_page(out / "index.html", f"Segmentation of {name}", words, classes, entries)
 

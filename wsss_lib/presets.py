@@ -4,13 +4,14 @@
 otherwise. Snakemake hands both files to the notebooks; everything else builds the same configuration with `preset_config`.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from wsss_lib.config import Config
-from wsss_lib.parameters import PRESETS, project_path
+from wsss_lib.parameters import NAME, PRESETS, project_path
 
 PHOTOGRAPHS = "voc12-small"  # the preset from which that of a data set of one's own differs
 
@@ -59,16 +60,20 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
 
     Raises:
         FileNotFoundError: there is no such preset; the known ones are named.
+        ValueError: the preset or the method is not a name.
 
     Explained in notebook 00, section "Parameters".
 
     >>> [path.name for path in preset_files("voc12", "rib")]
     ['voc12.yaml', 'voc12.rib.yaml']
     """
-    if preset.endswith((".yaml", ".yml")):
+    if isinstance(preset, str) and preset.endswith((".yaml", ".yml")):
         if not (path := project_path(preset)).is_file():
             raise FileNotFoundError(f"{path}: there is no such preset file; give the name of a preset or the path of a file")
         return [*preset_files(PHOTOGRAPHS, method, folder), path]
+    for what, name in (("preset", preset), ("method", method)):
+        if not (isinstance(name, str) and re.fullmatch(NAME, name)):
+            raise ValueError(f"{what} = {name!r} is not a name; a preset is a file in configs/, named without folder and .yaml")
     common, own = folder / f"{preset}.yaml", folder / "methods" / f"{preset}.{method}.yaml"
     if not common.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
@@ -76,7 +81,7 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
     return [path for path in (common, own) if path.is_file()]
 
 
-def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, **values: Any) -> Config:
+def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, /, **values: Any) -> Config:
     """Build the configuration with which the pipeline runs the stages of a method.
 
     Args:

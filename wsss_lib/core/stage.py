@@ -94,7 +94,9 @@ class Job:
         """The split that the stage works on."""
         data = open_data(self.whole, getattr(self.whole, self.stage.split))
         if self.stage.split == "train_split" and not data.labels.any():
-            raise DataError(f"{data.root}: no image of split {data.split!r} has a label, so that there is nothing to learn from")
+            raise DataError(
+                f"{data.root}: no image of split {data.split!r} has a label, so that there is nothing to learn from"
+            )
         return data
 
     @cached_property

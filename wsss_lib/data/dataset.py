@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, sha256
+from wsss_lib.core.texts import is_one_line
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import Settings, project_path
 
@@ -86,7 +87,10 @@ class SegmentationDataset:
 
     def example(self, num_classes: int, ids: Sequence[str] = ()) -> str:
         """Return the id of an image to look at, of all or of some: the first with so many classes, or with about so many."""
-        return min(ids or self.ids, key=lambda image_id: (self.label(image_id).sum() == 0, abs(int(self.label(image_id).sum()) - num_classes)))
+        return min(
+            ids or self.ids,
+            key=lambda image_id: (self.label(image_id).sum() == 0, abs(int(self.label(image_id).sum()) - num_classes)),
+        )
 
     def scored(self) -> "SegmentationDataset":
         """Return the images that have a mask, or all of them, with unknown masks, where none has."""
@@ -227,7 +231,9 @@ def load_dataset(
             f"others of split {split!r}; make the table again with python -m data_prep.voc_labels"
         )
     rows = np.stack([table.get(image_id, np.zeros(len(classes), np.uint8)) for image_id in ids])
-    dataset = SegmentationDataset(root, split, ids, classes, rows, mask_folder, frozenset() if unlabelled else read_masked(root, mask_folder))
+    dataset = SegmentationDataset(
+        root, split, ids, classes, rows, mask_folder, frozenset() if unlabelled else read_masked(root, mask_folder)
+    )
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
         raise DataError(
@@ -255,7 +261,9 @@ def read_masked(root: Path, mask_folder: str = "SegmentationClass") -> frozenset
     folder = root / mask_folder
     if not folder.is_dir() or not any(folder.iterdir()):
         if mask_folder != SegmentationDataset.mask_folder:
-            raise DataError(f"{folder}: there is no mask in this folder; correct mask_folder, or leave it out if there are no masks")
+            raise DataError(
+                f"{folder}: there is no mask in this folder; correct mask_folder, or leave it out if there are no masks"
+            )
         return frozenset()
     if (root / "ImageSets" / "Segmentation" / f"{WITH_MASKS}.txt").is_file():
         return frozenset(read_split(root, WITH_MASKS))
@@ -283,6 +291,12 @@ def read_classes(root: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: not a data set description ({problem}); it needs a list 'classes'") from None
     if not valid or len(set(classes)) != len(classes):
         raise DataError(f"{path}: 'classes' must be a list of 1 to 254 different names")
+    for name in classes:
+        if not is_one_line(name):
+            raise DataError(
+                f"{path}: 'classes' holds {name[:60]!r}, a name that is empty or has a line break or control character; "
+                "rename that class, in the label table too"
+            )
     return tuple(classes)
 
 
@@ -309,7 +323,7 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         raise DataError(f"{path}: the list is not UTF-8 text; it needs one image id a line") from None
     if not ids:
         raise DataError(f"{path}: the split is empty; it needs one image id a line")
-    outside = [image_id for image_id in ids if "/" in image_id or "\\" in image_id or image_id.startswith(".")]
+    outside = [name for name in ids if "/" in name or "\\" in name or name.startswith(".") or not is_one_line(name)]
     if outside or len(set(ids)) != len(ids):
         raise DataError(f"{path}: {outside[0]!r} is not an image id" if outside else f"{path}: an image id stands there twice")
     return ids
