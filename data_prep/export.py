@@ -1,6 +1,7 @@
-"""Masks for other programs: `python -m data_prep.export MASKS DATA OUT` writes COCO's JSON and masks at the photographs' own size.
+"""Masks for other programs: `python -m data_prep.export MASKS DATA OUT` writes them in two forms.
 
-`OUT` gets `SegmentationClass/ID.png` (VOC's form, which CVAT and Label Studio import), `labelmap.txt` and `annotations.json`
+`OUT` gets `SegmentationClass/ID.png` at the photographs' own size and `labelmap.txt` (VOC's form, which CVAT and Label
+Studio import), and `annotations.json`
 (COCO's form, one annotation for each class of an image, compressed run lengths).
 """
 

@@ -13,9 +13,9 @@ EPOCHS = 12  # between the two
 SCALED = ("cam", "drs", "vwe", "sccam")  # methods whose loss is a mean over the classes
 
 HEADER = """\
-# Written by data_prep.custom for {photographs} photographs of {classes} classes; everything else is as in configs/voc12-small.yaml.
-# A loss that is a mean over classes takes larger steps where these are few, so that the learning rates are {factor:.3g} of those for
-# 20 classes. Nothing here was chosen by looking at masks of these photographs; change it as you like.
+# Written by data_prep.custom for {photographs} photographs of {classes} classes; all else is as in configs/voc12-small.yaml.
+# A loss that is a mean over classes takes larger steps where these are few, so that the learning rates are {factor:.3g} of
+# those for 20 classes. Nothing here was chosen by looking at masks of these photographs; change it as you like.
 """
 
 

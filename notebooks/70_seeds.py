@@ -66,6 +66,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("more images", len(score_data) > 5 * score_data.num_classes, "there are too few images to choose on some and score others")
 maps_folder = open_stage(maps_of(config.method), config).folder
 num_labels = score_data.num_classes + 1  # with the background
 print(f"{len(train_data)} training images, {len(score_data)} of split {score_data.split!r} are scored, {num_labels} labels with the background")
@@ -298,7 +299,7 @@ viz.show_panels([viz.histogram({"": per_image.best_thresholds()}, np.linspace(0,
 # seed. The last words of each line are what a report has to print beside the number.
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, more images
 few, others = split_labelled(some)
 scored = sweep_maps(others, maps_folder, thresholds)
 on_few = sweep_maps(few, maps_folder, thresholds).best()[0]

@@ -60,8 +60,8 @@ def test_every_stage_is_finished_and_says_that_it_is_not_scored(made):
         row for (method, _), group in found.items() if method != "data" for stage in group.values() for row in stage.metrics()
     ]
     assert {row.get("not_scored") for row in rows if row["what"] not in ("classifier mAP",)} == {"no masks"}
-    assert not collect(run_folder_of(config))
-    assert (run_folder_of(config) / "report/index.html").is_file()
+    assert all(row["miou"] is None for row in collect(run_folder_of(config)))
+    assert "not scored: no masks" in (run_folder_of(config) / "report/index.html").read_text()
 
 
 @pytest.mark.system
@@ -226,9 +226,7 @@ def test_a_training_that_ends_above_its_start_stops_with_a_remedy(rate, diverges
         "the classifier",
     )
     if diverges:
-        with pytest.raises(
-            ValueError, match="the classifier: the training has diverged, its loss has gone from .* a fifth of the"
-        ):
+        with pytest.raises(ValueError, match="the classifier: the training has diverged, .* a fifth of the learning rate"):
             training.train(*arguments)
         with pytest.raises(ValueError, match="has diverged"):  # a resumed one knows its start, too
             training.train(*arguments)

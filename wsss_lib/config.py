@@ -6,9 +6,9 @@ Each field is declared, with its default and its meaning, in the module that rea
 """
 
 import ast
-import sys
 import difflib
 import reprlib
+import sys
 from types import ModuleType
 from typing import Any
 

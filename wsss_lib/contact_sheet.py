@@ -29,10 +29,11 @@ THUMBNAIL = 240  # pixels of a thumbnail's longer side
 TOO_SMALL, TOO_LARGE = 0.02, 0.75  # fractions of an image; a mask outside of them is worth a look
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>:root{{color-scheme:light dark}} body{{font-family:sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;line-height:1.5}}
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>:root{{color-scheme:light dark}} body{{font-family:sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem}}
 ul{{display:flex;flex-wrap:wrap;gap:1rem;list-style:none;padding:0}} li{{width:16rem}} img{{max-width:100%;display:block}}
-.mark{{display:inline-block;width:1em;height:1em;border:1px solid;vertical-align:-.1em}} .look{{border-left:.4rem solid #d55e00;padding-left:.5rem}}
+.mark{{display:inline-block;width:1em;height:1em;border:1px solid;vertical-align:-.1em}}
+.look{{border-left:.4rem solid #d55e00;padding-left:.5rem}}
 </style></head><body><h1>{title}</h1><p>{words}</p><p>{legend}</p><ul>{items}</ul></body></html>
 """
 
@@ -105,9 +106,10 @@ def write_page(path: Path, title: str, words: str, classes: Sequence[str], entri
         classes: names of the C classes, for the legend.
     """
     palette = voc_palette()
+    colors = [f"rgb{tuple(map(int, palette[index + 1]))}" for index in range(len(classes))]
     legend = " ".join(
-        f'<span class="mark" style="background:rgb{tuple(int(value) for value in palette[index + 1])}"></span> {html.escape(name)}'
-        for index, name in enumerate(classes)
+        f'<span class="mark" style="background:{color}"></span> {html.escape(name)}'
+        for color, name in zip(colors, classes, strict=True)
     )
     items = []
     for entry in sorted(entries, key=lambda entry: (-len(entry.signs), -entry.doubt, entry.name)):

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from wsss_lib.config import Config
-from wsss_lib.contact_sheet import Entry, signs_of, write_overlay, write_page
+from wsss_lib.contact_sheet import Entry, write_overlay, write_page
 from wsss_lib.core import training
 from wsss_lib.core.files import image_size, read_image, read_json, sha256, write_json, write_mask
 from wsss_lib.core.progress import progress
@@ -139,7 +139,7 @@ def segment(segmenter: Segmenter, image: Image.Image, longest: int = LONGEST, cr
     probabilities = class_probabilities(segmenter.net, small, segmenter.config)
     doubt = float(1 - probabilities.max(0).mean())
     if crf:
-        mask = crf_segmentation(np.array(small), probabilities)
+        mask = crf_segmentation(np.array(small), probabilities).astype(np.uint8)
         return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)), doubt
     best, mask = None, np.zeros((image.height, image.width), np.uint8)
     for label, values in enumerate(torch.from_numpy(probabilities)):  # class by class, as a large photograph fills the memory

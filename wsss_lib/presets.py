@@ -51,8 +51,8 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
     """Return the preset's file and, if there is one, the file of what a method sets otherwise.
 
     Args:
-        preset: name of a file in `configs/`, without ".yaml"; or the path of a file, e.g. the one that `data_prep.custom` writes,
-            with what differs from `voc12-small`.
+        preset: name of a file in `configs/`, without ".yaml"; or the path of a file with what differs from
+            `voc12-small`, e.g. the one that `data_prep.custom` writes.
         method: the second part of a file's name in `configs/methods/`.
 
     Returns:

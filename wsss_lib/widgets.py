@@ -1,4 +1,4 @@
-"""What a notebook needs beyond figures: sliders, checks of exercises, and cells that are left out where what they need is missing.
+"""What a notebook needs beyond figures: sliders, checks of exercises, and cells that are left out where something is missing.
 
 A notebook never depends on a slider: the same drawing is shown as a static figure beneath.
 """

@@ -208,7 +208,7 @@ def _scores(job: Job) -> list[dict[str, Any]]:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """Return what `begun.json` holds: parameters, hashes of inputs, the key, one hash over both, and the names of the classes."""
+    """Return what `begun.json` holds: parameters, hashes of inputs, the key (one hash over both), names of classes."""
     config, stage = job.whole, job.stage
     parameters = config.parameters_of(*stage.read_by(config))
     for name in RUNTIME:

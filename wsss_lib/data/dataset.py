@@ -119,7 +119,8 @@ class SegmentationDataset:
         """Return the ground truth of an image id: uint8 (H, W), values 0..C and 255; all 255 for an image without a mask.
 
         Raises:
-            DataError: missing although the image should have one, unreadable, another size than the image, or a value that is not a class.
+            DataError: missing where there should be one, unreadable, another size than the image, or a value that is not a
+                class.
 
         Explained in notebook 02, section "Masks".
         """
@@ -415,7 +416,7 @@ def truth_hash(data: SegmentationDataset) -> str:
     """
     if data.masked is not None and not data.masked.issuperset(data.ids):
         raise DataError(
-            f"{data.root}: not all images of split {data.split!r} have a mask, which a network trained on the ground truth needs; "
+            f"{data.root}: not all images of split {data.split!r} have a mask, which training on the ground truth needs; "
             "leave the method 'truth' out"
         )
     paths = [data.mask_path(image_id) for image_id in data.ids]
