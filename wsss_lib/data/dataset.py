@@ -4,7 +4,6 @@ A folder holds `JPEGImages/ID.jpg`, `SegmentationClass/ID.png`, `ImageSets/Segme
 it is PASCAL VOC, `dataset.json`. Ids are strings everywhere.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, sha256
+from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, read_table, read_text, sha256
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import Settings, project_path
 
@@ -223,7 +222,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
     if not path.is_file():
         return VOC_CLASSES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         classes = content["classes"]
         valid = isinstance(classes, list) and 0 < len(classes) < IGNORE and all(isinstance(name, str) for name in classes)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -252,8 +251,8 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
         raise DataError(f"{path}: there is no list for split {split!r}; lists at hand: {known}")
     try:
-        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except UnicodeDecodeError:
+        ids = tuple(line.split()[0] for line in read_text(path).splitlines() if line.strip())
+    except DataError:
         raise DataError(f"{path}: the list is not UTF-8 text; it needs one image id a line") from None
     if not ids:
         raise DataError(f"{path}: the split is empty; it needs one image id a line")
@@ -277,12 +276,8 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise DataError(f"{path}: the label table is missing; make it with python -m data_prep.voc_labels, or set labels")
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: the label table is not a UTF-8 CSV file ({error})") from None
-    header = rows[0] if rows else []
+    rows = read_table(path)
+    header = rows[0][1] if rows else []
     if header[:1] != ["image_id"]:
         raise DataError(f"{path}: the first column of the label table must be named image_id")
     unknown = [name for name in header[1:] if name not in classes]
@@ -293,7 +288,7 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
             else f"{path}: the class columns must be, in this order: {', '.join(classes)}"
         )
     table = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows[1:]:
         if len(row) != len(header) or any(value not in ("0", "1") for value in row[1:]):
             raise DataError(f"{path}, line {number}: a row is an image id and then {len(classes)} values 0 or 1")
         if row[0] in table:
