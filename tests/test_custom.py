@@ -288,9 +288,9 @@ def test_folders_that_do_not_fit(photographs, tmp_path, capsys, damage, words):
 
 def test_class_folders_that_do_not_fit(photographs, tmp_path, capsys):
     folder = class_folders(photographs)
-    picture(folder / "cat/wall.jpg", 99)
+    picture(folder / "cat/wall.png", 99)
     assert "has the same name as wall.jpg" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
-    (folder / "cat/wall.jpg").unlink()
+    (folder / "cat/wall.png").unlink()
     (folder / "horse").mkdir()
     assert "horse: there is no photograph" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
     assert "holds no folders" in refused(capsys, tmp_path / "mine", tmp_path / "nowhere", tmp_path / "mine")
