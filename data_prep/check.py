@@ -3,7 +3,8 @@
     python -m data_prep.check data/voc12/VOC2012
 
 For each kind of disagreement (list, missing, unreadable, size, palette, unknown class, unknown pixels, class, label) it
-names the first file and counts all; it ends with status 1 if there are any. Works on every folder in the layout that the notebooks read.
+names the first file and counts all; it ends with status 1 if there are any. Works on every folder in the layout that the
+notebooks read.
 """
 
 import argparse
@@ -170,8 +171,8 @@ def _compare(
 ) -> None:
     """Hold labels, masks and the list `train` against each other.
 
-    That a mask lacks a class of its label is common: what is small or hidden has a label and no pixel. Parts of VOC and COCO lack
-    whole classes, and a few of their labels and masks differ, so that for these two it is only noted.
+    That a mask lacks a class of its label is common: what is small or hidden has a label and no pixel. Parts of VOC and COCO
+    lack whole classes, and a few of their labels and masks differ, so that for these two it is only noted.
     """
     problems = []
     pairs = [(image_id, table[image_id], present) for image_id, present in shown.items() if image_id in table]

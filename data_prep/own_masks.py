@@ -274,7 +274,7 @@ class MaskFolder:
         for value in np.unique(mask[mask < len(palette)]).tolist():
             colour: Colour = tuple(palette[value].tolist())
             official = of_voc.get(colour, value)
-            if official != value and official <= max(self.num_classes, 1) and colour != (value, value, value):
+            if official != value and (official < 21 or official == IGNORE) and colour != (value, value, value):
                 raise DataError(
                     f"{path}: the palette has another order than the classes: the value {value} has the colour {_hex(colour)} "
                     f"of {official}; save the masks as grey PNGs of class indices, or give --legend"

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from wsss_lib.core.files import IMAGE_FORMATS
 from wsss_lib.errors import DataError
 
@@ -20,9 +22,10 @@ try:
 except ImportError:
     FORMATS = IMAGE_FORMATS
 
+HEIC = (".heic", ".heif")
 SUFFIXES = tuple(
     ".jpg .jpeg .jpe .jfif .jif .mpo .png .bmp .dib .webp .tif .tiff .gif .jp2 .j2k .jpx .ppm .pgm .pbm .pnm .avif".split()
-) + ((".heic", ".heif") if "HEIF" in FORMATS else ())
+) + (HEIC if "HEIF" in FORMATS else ())
 # What is a picture for its owner, and for us only a reason to say that it was left out.
 OTHER_PICTURES = tuple(
     ".heic .heif .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .svg .psd .xcf .eps .ps .pdf .tga .exr .hdr .jxl .dcm".split()
@@ -109,15 +112,24 @@ def find_photographs(files: Iterable[Path], note: Note = print) -> list[Path]:
     found, left_out = [], Counter[str]()
     for path in files:
         suffix = path.suffix.lower()
-        if suffix in SUFFIXES:
+        if suffix in SUFFIXES and (suffix not in HEIC or _opens(path)):
             found.append(path)
         elif suffix in OTHER_PICTURES:
             left_out[suffix] += 1
     if left_out:
-        heic = "; for .heic install pillow-heif: pip install -e '.[heic]'" if {".heic", ".heif"} & set(left_out) else ""
+        heic = "; for .heic: pip install -e '.[heic]'" if set(HEIC) & set(left_out) and "HEIF" not in FORMATS else ""
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
         note(f"left out: {counts}, which cannot be opened here; save them as JPEG{heic}")
     return found
+
+
+def _opens(path: Path) -> bool:
+    """Return whether a HEIC is one of the many kinds that can be opened."""
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Exception:  # Pillow raises one of a dozen types
+        return False
 
 
 def from_folder(source: Path, note: Note = print) -> dict[str, Photograph]:

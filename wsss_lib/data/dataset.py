@@ -7,6 +7,7 @@ it is PASCAL VOC, `dataset.json`. Ids are strings everywhere.
 import hashlib
 import json
 import os
+import unicodedata
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -193,6 +194,9 @@ def load_dataset(
     ids = read_split(root, split)
     table = read_labels(Path(labels) if labels else root / "labels.csv", classes)
     ids = ids[:limit] if limit else ids
+    if not all(image_id.isascii() for image_id in ids):
+        ids, table = _as_on_disk(root, ids), {_composed(image_id): label for image_id, label in table.items()}
+        table |= {image_id: table[_composed(image_id)] for image_id in ids if _composed(image_id) in table}
     without_row = [image_id for image_id in ids if image_id not in table]
     if without_row:
         raise DataError(
@@ -202,11 +206,22 @@ def load_dataset(
     dataset = SegmentationDataset(root, split, ids, classes, np.stack([table[image_id] for image_id in ids]), mask_folder)
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
+        there = [path.name for path in (root / "JPEGImages").glob("*") if missing[0] in (path.stem, path.name)]
+        remedy = f"{there[0]} is there, rename it or the id" if there else "put them there or take their ids out of the list"
         raise DataError(
-            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
-            f"{split!r}; put them there or take their ids out of the list"
+            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split {split!r}; {remedy}"
         )
     return dataset
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _as_on_disk(root: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return ids with accents as their photographs have them: some systems store letter and accent apart."""
+    there = {_composed(path.stem): path.stem for path in (root / "JPEGImages").glob("*.jpg")}
+    return tuple(there.get(_composed(image_id), image_id) for image_id in ids)
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
