@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import check, custom
+from data_prep.annotations import from_annotations
 from data_prep.check import check_dataset
 from data_prep.own_masks import read_legend
 from data_prep.voc_xml import VocObject, write_voc_xml
@@ -750,3 +753,62 @@ def test_a_file_of_another_ending_is_named_as_the_remedy(tmp_path):
     image.rename(image.with_name("a.JPG"))
     with pytest.raises(DataError, match="a.JPG is there, rename it"):
         load_dataset(tmp_path / "mine", "train")
+
+
+# ---- whatever stands in a file, it is read or refused by one sentence
+
+
+PIECES = [
+    b"image",
+    b"classes",
+    b"a.jpg",
+    b"b.jpg",
+    b"cat",
+    b"label",
+    b",",
+    b";",
+    b"\t",
+    b"\n",
+    b"\r",
+    b'"',
+    b"\0",
+    b"1",
+    b"0",
+    b"sep=;\n",
+]
+PIECES += [
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\xf6",
+    b"#ff0000",
+    b"255",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b"shapes",
+    b"\xc2\x85",
+    b"  ",
+]
+
+
+@pytest.fixture(scope="module")
+def two_photographs(tmp_path_factory) -> Path:
+    return pictures(tmp_path_factory.mktemp("in"), "a.jpg", "b.jpg")
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map(b"".join) | st.binary(max_size=60))
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_are_read_or_refused_in_one_line(two_photographs, tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "file.json"
+    path.write_bytes(content)
+    for read in (
+        lambda: custom.from_table(two_photographs, path, lambda text: None),
+        lambda: read_legend(str(path)),
+        lambda: from_annotations(two_photographs, path.parent, lambda text: None),
+    ):
+        try:
+            read()
+        except DataError as error:
+            assert str(error).count("\n") == 0 and "file.json" in str(error)

@@ -207,9 +207,9 @@ def load_dataset(
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
         there = [path.name for path in (root / "JPEGImages").glob("*") if missing[0] in (path.stem, path.name)]
-        remedy = f"{there[0]} is there, rename it or the id" if there else "put them there or take their ids out of the list"
+        remedy = f"{there[0]} is there, rename it" if there else "put them there or take their ids out of the list"
         raise DataError(
-            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split {split!r}; {remedy}"
+            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of {split!r}; {remedy}"
         )
     return dataset
 
