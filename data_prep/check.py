@@ -174,7 +174,7 @@ def _compare(
     That a mask lacks a class of its label is common: what is small or hidden has a label and no pixel. Parts of VOC and COCO
     lack whole classes, and a few of their labels and masks differ, so that for these two it is only noted.
     """
-    problems = []
+    problems: list[Problem] = []
     pairs = [(image_id, table[image_id], present) for image_id, present in shown.items() if image_id in table]
     for image_id, label, present in pairs:
         if denied := [classes[index] for index in present if not label[index]]:
@@ -185,6 +185,11 @@ def _compare(
                     f"{path}: image {image_id!r}: the mask shows {denied[0]}, the label {said}; correct one",
                 )
             )
+    lacking = [image_id for image_id, label, present in pairs if set(np.flatnonzero(label)) - set(present)]
+    if lacking:
+        report.notes.append(
+            f"{len(lacking)} masks have no pixel of a class of their label, the first is that of {lacking[0]!r}"
+        )
     for index, word in enumerate(classes):
         labelled = [image_id for image_id, label, _ in pairs if label[index]]
         if labelled and not any(index in present for _, _, present in pairs):

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -302,7 +303,7 @@ def convert_file(
 
         content = resnet38_mxnet.convert(resnet38_mxnet.read_mxnet(path))
     else:
-        content = read_checkpoint(path)
+        content = read_tensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     words = torch.as_tensor(read_npy(codebook)) if codebook else None
     tensors, layout, letters = convert(content, name, str(path), words, entry)
     with open(path, "rb") as file:
@@ -315,7 +316,7 @@ def convert_file(
     numbers = sum(map(Tensor.numel, tensors.values()))
     return (
         f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {numbers:,} numbers\n"
-        f"take it with a preset of published sizes and {layout.usage.format_map(letters).replace('FILE', str(output))}"
+        f"take it with a preset of published sizes and {layout.usage.format_map(letters).replace('FILE', shlex.quote(str(output.absolute())))}"
     )
 
 

@@ -17,7 +17,7 @@ import shutil
 import unicodedata
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -215,12 +215,18 @@ def _find_images(root: Path, index: Instances, more: Sequence[Path | str]) -> di
     """Return number of the image to its file, for those that are in one of the folders under one of the two names."""
     found = {}
     for folder in [*(root / name for name in IMAGE_FOLDERS), *map(Path, more)]:
-        # Accents are composed in the JSON's names, but not on every disk.
+        # Accents are composed in the JSON's names, but not on every disk; nor are capitals of endings always the same.
         present = {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)} if folder.is_dir() else {}
+        loosely = {name.casefold(): there for name, there in present.items()}
         for number, entry in index.images.items() if present else ():
             for name in (f"{image_id(number)}.jpg", entry.file_name):
-                if number not in found and name in present:
-                    found[number] = folder / present[name]
+                there = present.get(name) or loosely.get(name.casefold())
+                if number not in found and there:
+                    found[number] = folder / there
+            below = PurePosixPath(entry.given)
+            if number not in found and len(below.parts) > 1 and not below.is_absolute() and ".." not in below.parts:
+                if (folder / below).is_file():
+                    found[number] = folder / below
     return found
 
 

@@ -264,6 +264,9 @@ def _compare(
                 f"{masks.place(labelled[0])}: class {word!r} has labels but no pixel in any mask, neither here nor in the "
                 f"masks of {len(labelled) - 1} other photographs that have its label; check the values and --classes"
             )
+    lacking = [image for image, present in shown.items() if set(table[image]) - set(present)]
+    if lacking:
+        note(f"{len(lacking)} masks have no pixel of a class of their label, the first is that of {lacking[0]}")
     denied = [image for image, present in shown.items() if set(present) - set(table[image])]
     if denied:
         classes_shown, label = ", ".join(shown[denied[0]]), ", ".join(table[denied[0]]) or "nothing"

@@ -371,6 +371,13 @@ def test_the_same_weights_in_another_wrapper_leave_the_file_as_it_is(tmp_path):
     assert output.read_bytes() == before
 
 
+def test_safetensors_are_converted_too_and_the_printed_path_is_right_everywhere(tmp_path, monkeypatch, capsys):
+    write_tensors(tmp_path / "in.safetensors", light_classifier())
+    monkeypatch.chdir(tmp_path)
+    checkpoints.main(["convert", "--format", "irn-cam", "in.safetensors", "my weights.safetensors"])
+    assert f"-p cam_weights '{tmp_path}/my weights.safetensors'" in capsys.readouterr().out
+
+
 def test_of_two_networks_in_a_file_one_must_be_chosen(tmp_path, capsys):
     weights = light_classifier()
     torch.save({"model": weights, "ema": {key: value * 0 for key, value in weights.items()}}, tmp_path / "in.pth")

@@ -533,7 +533,10 @@ def test_a_mask_that_shows_what_its_label_denies_is_named_by_both_commands(tmp_p
 
 def test_a_small_thing_without_a_pixel_is_no_contradiction(tmp_path, capsys):
     run(*two_classes(tmp_path, [2, 1, 0, 1, 2, 0]))
-    assert "differ" not in capsys.readouterr().out and not check_dataset(tmp_path / "mine", progress=False).counts
+    printed, report = capsys.readouterr().out, check_dataset(tmp_path / "mine", progress=False)
+    assert "differ" not in printed and not report.counts
+    assert "2 masks have no pixel of a class of their label, the first is that of im2" in printed
+    assert report.notes == ["2 masks have no pixel of a class of their label, the first is that of 'im2'"]
 
 
 def changed(root: Path, split: str, value: int) -> None:
@@ -657,6 +660,17 @@ def test_coco14_takes_own_categories_of_a_part(tmp_path):
     coco14.main([str(word) for word in (tmp_path / "out", *words)])
     data = load_dataset(tmp_path / "out", "train")
     assert data.classes == ("things", "apple", "pea") and (data.mask("000000000005") == truth(3)).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
+def test_coco14_finds_images_in_the_folders_that_the_json_names(tmp_path):
+    pytest.importorskip("pycocotools")
+    from data_prep import coco14
+
+    pictures(tmp_path / "in", "train/a.jpg", "images/b.jpg", "C.JPG")
+    words = ["--train", coco(tmp_path), "--images", tmp_path / "in", "--partial", "--no-download"]
+    coco14.main([str(word) for word in (tmp_path / "out", *words)])
+    assert len(load_dataset(tmp_path / "out", "train")) == 3
 
 
 def labelme(folder: Path, name: str, shapes: list[dict], **changes) -> None:
