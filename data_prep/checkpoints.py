@@ -313,10 +313,11 @@ def convert_file(
     if overwrite or not _holds(output, tensors):
         write_new(output, file_content, overwrite, [path, codebook or path])
     classes = f", {letters['C']} classes" if "C" in letters else ""
+    usage = layout.usage.format_map(letters).replace("FILE", shlex.quote(str(output.absolute())))
     numbers = sum(map(Tensor.numel, tensors.values()))
     return (
         f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {numbers:,} numbers\n"
-        f"take it with a preset of published sizes and {layout.usage.format_map(letters).replace('FILE', shlex.quote(str(output.absolute())))}"
+        f"take it with a preset of published sizes and {usage}"
     )
 
 

@@ -372,7 +372,7 @@ def test_the_same_weights_in_another_wrapper_leave_the_file_as_it_is(tmp_path):
 
 
 def test_safetensors_are_converted_too_and_the_printed_path_is_right_everywhere(tmp_path, monkeypatch, capsys):
-    write_tensors(tmp_path / "in.safetensors", light_classifier())
+    write_tensors(tmp_path / "in.safetensors", {key: value.clone() for key, value in light_classifier().items()})
     monkeypatch.chdir(tmp_path)
     checkpoints.main(["convert", "--format", "irn-cam", "in.safetensors", "my weights.safetensors"])
     assert f"-p cam_weights '{tmp_path}/my weights.safetensors'" in capsys.readouterr().out
