@@ -109,7 +109,7 @@ def test_every_form_gives_the_same_data_set(photographs, tmp_path, capsys, form)
     run(*words)
     printed = capsys.readouterr().out
     assert "5 photographs, 8 labels, 0 without a class, 4 train, 1 val" in printed
-    assert f"-p dataset mine -p data_root {tmp_path / 'mine'}" in printed
+    assert printed.endswith(f"-p dataset mine -r labels '' -p data_root {tmp_path / 'mine'}\n")
     train, val = (load_dataset(tmp_path / "mine", split) for split in ("train", "val"))
     assert train.classes == ("cat", "dog", "person")
     assert train.ids == ("beach", "garden", "path", "sea") and val.ids == ("wall",)
@@ -288,9 +288,9 @@ def test_folders_that_do_not_fit(photographs, tmp_path, capsys, damage, words):
 
 def test_class_folders_that_do_not_fit(photographs, tmp_path, capsys):
     folder = class_folders(photographs)
-    picture(folder / "cat/beach.jpg", 99)
-    assert "is another photograph than" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
-    (folder / "cat/beach.jpg").unlink()
+    picture(folder / "cat/wall.png", 99)
+    assert "has the same name as wall.jpg" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
+    (folder / "cat/wall.png").unlink()
     (folder / "horse").mkdir()
     assert "horse: there is no photograph" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
     assert "holds no folders" in refused(capsys, tmp_path / "mine", tmp_path / "nowhere", tmp_path / "mine")

@@ -18,7 +18,7 @@ from wsss_lib.core import training
 from wsss_lib.core.files import read_mask
 from wsss_lib.core.stage import folder_of, run, run_folder_of
 from wsss_lib.core.store import finished_stages
-from wsss_lib.data.dataset import WITH_MASKS, load_dataset, open_data
+from wsss_lib.data.dataset import SCORED, load_dataset, open_data
 from wsss_lib.errors import DataError
 from wsss_lib.methods import cam, drs
 from wsss_lib.pipeline import stages_of
@@ -34,7 +34,7 @@ def without_masks(root: Path, *kept: str) -> Path:
         if path.stem not in kept:
             path.unlink()
     if kept:
-        (root / "ImageSets/Segmentation" / f"{WITH_MASKS}.txt").write_text("".join(f"{name}\n" for name in kept))
+        (root / "ImageSets/Segmentation" / f"{SCORED}.txt").write_text("".join(f"{name}\n" for name in kept))
     else:
         (root / "SegmentationClass").rmdir()
     return root

@@ -4,10 +4,10 @@ A folder holds `JPEGImages/ID.jpg`, `SegmentationClass/ID.png`, `ImageSets/Segme
 it is PASCAL VOC, `dataset.json`. Ids are strings everywhere.
 """
 
-import csv
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, sha256
+from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, read_table, read_text, sha256
 from wsss_lib.core.texts import is_one_line
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import Settings, project_path
 
-WITH_MASKS = "with_masks"  # the list of the images that have a mask, where not all of them do
+SCORED = "scored"  # the list of the training images that have a mask, where not all of them do
 
 VOC_CLASSES = (
     "aeroplane",
@@ -224,6 +224,9 @@ def load_dataset(
     ids = read_split(root, split)
     table = read_labels(Path(labels) if labels else root / "labels.csv", classes)
     ids = ids[:limit] if limit else ids
+    if not all(image_id.isascii() for image_id in ids):
+        ids, table = _as_on_disk(root, ids), {_composed(image_id): label for image_id, label in table.items()}
+        table |= {image_id: table[_composed(image_id)] for image_id in ids if _composed(image_id) in table}
     without_row = [image_id for image_id in ids if image_id not in table]
     unlabelled = len(without_row) == len(ids)  # new images, or those of VOC's test split: to be segmented, not to learn from
     if without_row and not unlabelled:
@@ -237,9 +240,10 @@ def load_dataset(
     )
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
+        there = [path.name for path in (root / "JPEGImages").glob("*") if missing[0] in (path.stem, path.name)]
+        remedy = f"{there[0]} is there, rename it" if there else "put them there or take their ids out of the list"
         raise DataError(
-            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
-            f"{split!r}; put them there or take their ids out of the list"
+            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of {split!r}; {remedy}"
         )
     return dataset
 
@@ -248,7 +252,7 @@ def read_masked(root: Path, mask_folder: str = "SegmentationClass") -> frozenset
     """Return the ids of the images that have a mask; None: all of them should.
 
     A data set without masks has no folder of them. One with masks for a few images has the list
-    `ImageSets/Segmentation/with_masks.txt`.
+    `ImageSets/Segmentation/scored.txt`, and those that lie in the folder count.
 
     Args:
         root: devkit folder.
@@ -266,9 +270,19 @@ def read_masked(root: Path, mask_folder: str = "SegmentationClass") -> frozenset
                 f"{folder}: there is no mask in this folder; correct mask_folder, or leave it out if there are no masks"
             )
         return frozenset()
-    if (root / "ImageSets" / "Segmentation" / f"{WITH_MASKS}.txt").is_file():
-        return frozenset(read_split(root, WITH_MASKS))
+    if (root / "ImageSets" / "Segmentation" / f"{SCORED}.txt").is_file():
+        return frozenset([*read_split(root, SCORED), *(path.stem for path in folder.glob("*.png"))])
     return None
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _as_on_disk(root: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return ids with accents as their photographs have them: some systems store letter and accent apart."""
+    there = {_composed(path.stem): path.stem for path in (root / "JPEGImages").glob("*.jpg")}
+    return tuple(there.get(_composed(image_id), image_id) for image_id in ids)
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
@@ -284,7 +298,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
     if not path.is_file():
         return VOC_CLASSES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         classes = content["classes"]
         valid = isinstance(classes, list) and 0 < len(classes) < IGNORE and all(isinstance(name, str) for name in classes)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -319,8 +333,8 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
         raise DataError(f"{path}: there is no list for split {split!r}; lists at hand: {known}")
     try:
-        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except UnicodeDecodeError:
+        ids = tuple(line.split()[0] for line in read_text(path).splitlines() if line.strip())
+    except DataError:
         raise DataError(f"{path}: the list is not UTF-8 text; it needs one image id a line") from None
     if not ids:
         raise DataError(f"{path}: the split is empty; it needs one image id a line")
@@ -344,12 +358,8 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise DataError(f"{path}: the label table is missing; make it with python -m data_prep.voc_labels, or set labels")
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: the label table is not a UTF-8 CSV file ({error})") from None
-    header = rows[0] if rows else []
+    rows = read_table(path)
+    header = rows[0][1] if rows else []
     if header[:1] != ["image_id"]:
         raise DataError(f"{path}: the first column of the label table must be named image_id")
     unknown = [name for name in header[1:] if name not in classes]
@@ -360,7 +370,7 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
             else f"{path}: the class columns must be, in this order: {', '.join(classes)}"
         )
     table = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows[1:]:
         if len(row) != len(header) or any(value not in ("0", "1") for value in row[1:]):
             raise DataError(f"{path}, line {number}: a row is an image id and then {len(classes)} values 0 or 1")
         if row[0] in table:
