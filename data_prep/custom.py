@@ -32,7 +32,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.annotations import from_annotations
 from data_prep.label_tables import from_table
-from data_prep.own_masks import MaskFolder, MaskSource, read_legend
+from data_prep.own_masks import Legend, MaskFolder, MaskSource, read_legend
 from data_prep.photographs import (
     FORMATS,
     Note,
@@ -230,13 +230,13 @@ def _write_image(image: str, path: Path, root: Path, masks: MaskSource | None, l
             f"{upright.height}; make the mask again from the original annotation"
         )
     if (mask == IGNORE).all():
-        raise DataError(f"{masks.place(image)}: every pixel of the mask is {IGNORE}, unknown; draw it, or take it out{_HINT}")
+        raise DataError(
+            f"{masks.place(image)}: every pixel of the mask is {IGNORE}, unknown; draw it, or take it out, or "
+            "where 255 is the object say so with --legend 'NAME=255'"
+        )
     written = np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))
     write_mask(root / "SegmentationClass" / f"{image}.png", written)
     return [int(value) - 1 for value in np.unique(mask) if 0 < value < IGNORE]
-
-
-_HINT = ", or where 255 is the object say so with --legend 'NAME=255'"
 
 
 def _compare(
@@ -326,7 +326,7 @@ def _sources_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tup
         photographs, classes = from_table(options.photographs, options.labels)
     elif options.masks and not _are_classes(options.photographs, order or (legend.classes if legend else ())):
         photographs = from_folder(options.photographs)
-        classes = order or _shown(options.masks, photographs, legend)
+        classes = order or (_shown(options.masks, photographs, legend) if legend else ())
     else:
         photographs, classes = from_class_folders(options.photographs)
     if order:
@@ -352,11 +352,8 @@ def _are_classes(source: Path, classes: Sequence[str]) -> bool:
     return bool({name.casefold() for name in class_folder_names(source)} & {word.casefold() for word in classes})
 
 
-def _shown(folder: Path, photographs: Mapping[str, Photograph], legend: object) -> tuple[str, ...]:
+def _shown(folder: Path, photographs: Mapping[str, Photograph], legend: Legend) -> tuple[str, ...]:
     """Return those classes of a legend that a mask shows."""
-    from data_prep.own_masks import Legend
-
-    assert isinstance(legend, Legend)
     masks = MaskFolder(folder, photographs, legend.classes, legend)
     for image in progress(photographs, "masks"):
         masks(image)
