@@ -176,7 +176,7 @@ def _check_classes(classes: Sequence[str]) -> None:
     nothing = [word for word in classes if is_nothing(word)]
     if nothing:
         raise DataError(
-            f"{nothing[0]!r} is not a class: the background is 0 in masks and is not listed; take it out, photographs of nothing "
+            f"{nothing[0]!r} is not a class: the background is 0 in masks and is not listed; take it out, images of nothing "
             "have an empty cell or lie in a folder 'none'"
         )
     wrong = [word for word in classes if not is_one_line(word) or word != word.strip() or word == "image_id"]

@@ -128,7 +128,7 @@ def test_missing_image(voc_folder):
     refusal(
         lambda: load_dataset(voc_folder, "train"),
         f"{voc_folder}/JPEGImages/m_03.jpg: the image is missing, and 0 others",
-        "of split 'train'; put them there or take their ids out of the list",
+        "of 'train'; put them there or take their ids out of the list",
     )
     refusal(lambda: read_image(voc_folder / "JPEGImages" / "m_03.jpg"), "m_03.jpg: the image is missing; put it there or take")
 
