@@ -7,10 +7,16 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= passive
 export UV_HTTP_TIMEOUT ?= 300
 
-BIN := $(VENV)/bin
+# Values of the command line become words of shell commands and never commands: VENV='a; b' is one word.
+quoted = '$(subst ','\'',$(1))'
+ifneq ($(words $(VENV)),1)
+$(error VENV is one folder whose name has no space, not "$(VENV)")
+endif
+JOBS := $(call quoted,$(CORES))
+BIN := $(call quoted,$(VENV)/bin)
 READY := $(VENV)/.ready
 # Snakemake's own lock outlives a killed run; flock's does not.
-ONE_AT_A_TIME := $(if $(shell command -v flock),flock $(READY),)
+ONE_AT_A_TIME := $(if $(shell command -v flock),flock $(call quoted,$(READY)),)
 
 .PHONY: help setup demo smoke check test lint types refresh site bench lock clean
 
@@ -20,32 +26,32 @@ help:  ## list the targets
 setup: $(READY)  ## create .venv (or VENV=folder) with exactly the packages of requirements.lock
 
 $(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -n $(call quoted,$(PYTHON)) || { echo "Python 3.11 or newer was not found; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(call quoted,$(PYTHON)) -m venv -- $(call quoted,$(VENV))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	@# Compiled, as every notebook and worker process would do it again where Python may not write beside its packages.
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes --compile-bytecode -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
-	@touch $@
+	@touch -- $(call quoted,$@)
 
 demo: setup  ## all six methods through the whole chain on 200 generated images, then a table and an HTML report
-	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host \
+	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores=$(JOBS) --nolock --rerun-incomplete --quiet host \
 		--config preset=demo methods='[cam,rib,drs,amn,vwe,sccam]'
 	@$(BIN)/python -m wsss_lib.results runs/demo/toy
 	@echo "The report: runs/demo/toy/report/index.html"
 
 smoke: setup  ## the whole chain of CAM on generated data, into runs/toy: what the notebooks open
-	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host --config preset=smoke
+	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores=$(JOBS) --nolock --rerun-incomplete --quiet host --config preset=smoke
 	@$(BIN)/python -m wsss_lib.results runs/toy
 
 check: setup  ## the fast loop: linter, formatter, and all tests that start no process and train no network
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not system" --numprocesses=$(CORES) --dist=loadfile --quiet
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not system" --numprocesses=$(JOBS) --dist=loadfile --quiet
 
 test: setup  ## run all tests, those of the notebooks and of the pipeline included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=600 \
-		--numprocesses=$(CORES) --dist=loadfile --no-loadscope-reorder
+		--numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 lint: setup  ## check the code
 	@$(BIN)/ruff check .

@@ -15,22 +15,28 @@ from snakemake.exceptions import WorkflowError
 
 from wsss_lib import pipeline, presets
 from wsss_lib.comparison import COMPARISON, OVERVIEW
+from wsss_lib.config import Config
 from wsss_lib.core.check import CHECK
+from wsss_lib.core.texts import is_one_line
+from wsss_lib.data.dataset import read_masked
 from wsss_lib.methods import METHODS
+from wsss_lib.parameters import project_path
 
 root = workflow.basedir
 workdir: root
 
+# What people write after --config goes into paths and shell commands: each value is checked here, and quoted where it is used.
 preset = config.get("preset", "smoke")
 methods, seeds = config.get("methods", ["cam"]), config.get("seeds", [0])
-if not (isinstance(methods, list) and isinstance(seeds, list)):
+if not (isinstance(methods, list) and isinstance(seeds, list) and methods and seeds):
     raise WorkflowError("methods and seeds are lists: --config methods='[cam]' seeds='[0,1,2]'")
 notebooks_of_methods = {name: method.NOTEBOOK for name, method in METHODS.items() if name != "cam"}
-unknown = [method for method in methods if method not in METHODS]
+unknown = [method for method in methods if method not in list(METHODS)]
 if unknown:
     raise WorkflowError(f"there is no method {unknown[0]!r}; take some of: {', '.join(METHODS)}")
 # Everything else on the command line is a parameter of all notebooks.
-given = {name: value for name, value in config.items()
+# (Snakemake hands over an empty text, as in labels=, as None.)
+given = {name: "" if value is None else value for name, value in config.items()
          if name not in ("preset", "methods", "seeds", "runs_root", "shards", "launcher")}
 for name in {"method", "seed", "shard"} & set(given):
     raise WorkflowError(f"{name} differs from run to run: give {name}s instead")
@@ -44,15 +50,26 @@ def settings_of(method):
 try:
     settings = settings_of("cam")
     pipeline.stages_of(settings)  # refuses an unknown refinement
+    seeds = [Config.from_values({"seed": seed}).seed for seed in seeds]
+    places = Config.from_values({name: config[name] for name in ("runs_root", "shards") if name in config})
 except (FileNotFoundError, ValueError) as error:
     raise WorkflowError(str(error)) from None
-runs_root = config.get("runs_root", settings.runs_root)
+runs_root = places.runs_root if "runs_root" in config else settings.runs_root
+if not is_one_line(runs_root) or runs_root.startswith("-") or set(runs_root) & set("{}<>"):  # Snakemake fills in what they hold
+    raise WorkflowError(f"runs_root = {runs_root!r} is no folder that a run can use; give one without {{}}<> and line breaks, "
+                        "and with ./ before a '-'")
 base = f"{runs_root}/{settings.dataset}"
+# A network trained on the ground truth is the reference beside all methods, where every training image has a mask.
+data_root = project_path(settings.data_root)
+references = ["truth"] if not data_root.is_dir() or read_masked(data_root, settings.mask_folder) is None else []
 # Networks of full size take turns on the GPU. Small ones on a CPU gain more from running side by side than from a second core.
 # (On a cluster Snakemake knows no number of cores: --set-threads gives it.)
 cores = (workflow.cores or 1) if preset in ("voc12", "coco14") else 1
-# Runs of each notebook that share its images, and what starts one of them on another machine, e.g. "srun --exact -n1".
-shards, launcher = config.get("shards", 1), config.get("launcher", "")
+# Runs of each notebook that share its images, and what starts one of them on another machine, e.g. "srun --exact -n1". The
+# launcher is the one value that IS a command: the shell reads it as it stands.
+shards, launcher = places.shards, config.get("launcher", "")
+if not isinstance(launcher, str):
+    raise WorkflowError(f"launcher = {launcher!r} is a command and must be text, in two pairs of quotes: launcher='\"srun -n1\"'")
 
 
 def parameters(wildcards):
@@ -160,7 +177,7 @@ for stage in (OVERVIEW, COMPARISON):
     rule:
         name: stage.name
         input:
-            [executed("predictions", method, seed) for method in [*methods, "truth"] for seed in seeds],
+            [executed("predictions", method, seed) for method in [*methods, *references] for seed in seeds],
             notebook=f"notebooks/{stage.notebook}.ipynb",
         output: executed(stage.name)
         wildcard_constraints: method=stage.method

@@ -2,8 +2,9 @@
 
     python -m data_prep.check data/voc12/VOC2012
 
-For each kind of disagreement (list, missing, unreadable, size, palette, unknown class, label) it names the first file and
-counts all; it ends with status 1 if there are any. Works on every folder in the layout that the notebooks read.
+For each kind of disagreement (list, missing, unreadable, size, palette, unknown class, unknown pixels, class, label) it
+names the first file and counts all; it ends with status 1 if there are any. Works on every folder in the layout that the
+notebooks read.
 """
 
 import argparse
@@ -17,12 +18,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from data_prep.coco_categories import COCO_CLASSES
+from data_prep.photographs import is_nothing
 from data_prep.workers import map_images
 from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, voc_palette
-from wsss_lib.data.dataset import read_classes, read_labels, read_split
+from wsss_lib.data.dataset import VOC_CLASSES, read_classes, read_labels, read_split
 from wsss_lib.errors import DataError
 
-KINDS = ("list", "missing", "unreadable", "size", "palette", "unknown class", "label")
+KINDS = ("list", "missing", "unreadable", "size", "palette", "unknown class", "unknown pixels", "class", "label")
+SCORED = "scored"  # the list of the training images that have masks, where not all do
 
 
 class Problem(NamedTuple):
@@ -103,8 +107,17 @@ def check_dataset(
             "ImageSets, or prepare the data first with python -m data_prep.voc12, .coco14 or .toy"
         )
     classes, report = read_classes(root), Report()
+    report.add(
+        Problem(
+            "class",
+            f"{root / 'dataset.json'}: {word!r} is not a class: the background is 0 in masks and is not listed; take it out",
+        )
+        for word in classes
+        if is_nothing(word)
+    )
     table = _table(Path(labels) if labels else root / "labels.csv", classes, report)
     folders: dict[str, set[str]] = {}  # image id to the folders that should hold its mask
+    lists: dict[str, tuple[str, ...]] = {}
     for split in splits or known:
         folder = mask_folder or ("SegmentationClassAug" if split == "train_aug" else "SegmentationClass")
         try:
@@ -112,12 +125,17 @@ def check_dataset(
         except DataError as error:
             report.add([Problem("list", str(error))])
             continue
+        lists[split] = ids
         with_masks = split != "test" and (root / folder).is_dir()
         if not with_masks:
             report.notes.append(
                 f"masks of {split}: not checked, "
                 + ("as VOC publishes none" if split == "test" else f"there is no folder {folder}")
             )
+        some = SCORED in known and split != SCORED and with_masks  # the others need none
+        without = {image_id for image_id in ids if some and not (root / folder / f"{image_id}.png").is_file()}
+        if without:
+            report.notes.append(f"masks of {split}: {len(ids) - len(without)} of {len(ids)} images have one")
         for image_id in ids:
             if image_id not in folders and table is not None and image_id not in table and split != "test":
                 report.add(
@@ -128,13 +146,70 @@ def check_dataset(
                         )
                     ]
                 )
-            folders.setdefault(image_id, set()).update({folder} if with_masks else ())
+            folders.setdefault(image_id, set()).update({folder} if with_masks and image_id not in without else ())
     check_one = partial(_check_image, root=root, num_classes=len(classes))
     tasks = [(image_id, tuple(sorted(names))) for image_id, names in folders.items()]
-    for images, masks, problems in map_images(check_one, tasks, "images and masks", progress, workers):
-        report.images, report.masks = report.images + images, report.masks + masks
+    shown: dict[str, tuple[int, ...]] = {}
+    results = map_images(check_one, tasks, "images and masks", progress, workers)
+    for (image_id, _), (images, found, problems) in zip(tasks, results, strict=True):
+        report.images, report.masks = report.images + images, report.masks + len(found)
         report.add(problems)
+        if found:
+            shown[image_id] = found[0]
+    if table is not None:
+        _compare(Path(labels) if labels else root / "labels.csv", table, shown, lists, classes, report)
     return report
+
+
+def _compare(
+    path: Path,
+    table: dict[str, np.ndarray],
+    shown: dict[str, tuple[int, ...]],
+    lists: dict[str, tuple[str, ...]],
+    classes: tuple[str, ...],
+    report: Report,
+) -> None:
+    """Hold labels, masks and the list `train` against each other.
+
+    That a mask lacks a class of its label is common: what is small or hidden has a label and no pixel. Parts of VOC and COCO
+    lack whole classes, and a few of their labels and masks differ, so that for these two it is only noted.
+    """
+    problems: list[Problem] = []
+    pairs = [(image_id, table[image_id], present) for image_id, present in shown.items() if image_id in table]
+    for image_id, label, present in pairs:
+        if denied := [classes[index] for index in present if not label[index]]:
+            said = ", ".join(classes[index] for index in np.flatnonzero(label)) or "nothing"
+            problems.append(
+                Problem(
+                    "label",
+                    f"{path}: image {image_id!r}: the mask shows {denied[0]}, the label {said}; correct one",
+                )
+            )
+    lacking = [image_id for image_id, label, present in pairs if set(np.flatnonzero(label)) - set(present)]
+    if lacking:
+        report.notes.append(
+            f"{len(lacking)} masks have no pixel of a class of their label, the first is that of {lacking[0]!r}"
+        )
+    for index, word in enumerate(classes):
+        labelled = [image_id for image_id, label, _ in pairs if label[index]]
+        if labelled and not any(index in present for _, _, present in pairs):
+            problems.append(
+                Problem(
+                    "class",
+                    f"{path}: class {word!r} has labels but no pixel in any mask, as that of {labelled[0]!r}; draw it with "
+                    f"the value {index + 1} (255 means unknown, also in black and white), or take the labels out",
+                )
+            )
+        if "train" in lists and not any(table[image_id][index] for image_id in lists["train"] if image_id in table):
+            problems.append(
+                Problem("class", f"{path}: class {word!r} has no image in the list train; add some, or take it out")
+            )
+    if classes in (VOC_CLASSES, COCO_CLASSES):
+        for kind, number in Counter(kind for kind, _ in problems).items():
+            first = next(text for other, text in problems if other == kind)
+            report.notes.append(f"{kind}: {number} remarks, the first is {first.rpartition('; ')[0]}")
+    else:
+        report.add(problems)
 
 
 def _table(path: Path, classes: tuple[str, ...], report: Report) -> dict[str, np.ndarray] | None:
@@ -149,8 +224,10 @@ def _table(path: Path, classes: tuple[str, ...], report: Report) -> dict[str, np
         return None
 
 
-def _check_image(task: tuple[str, tuple[str, ...]], root: Path, num_classes: int) -> tuple[int, int, list[Problem]]:
-    """Decode an image and its masks; return how many images and masks are sound, and the problems."""
+def _check_image(
+    task: tuple[str, tuple[str, ...]], root: Path, num_classes: int
+) -> tuple[int, list[tuple[int, ...]], list[Problem]]:
+    """Decode an image and its masks; return how many images are sound, what each sound mask shows, and the problems."""
     image_id, folders = task
     path = root / "JPEGImages" / f"{image_id}.jpg"
     size, problems = None, []
@@ -162,12 +239,13 @@ def _check_image(task: tuple[str, tuple[str, ...]], root: Path, num_classes: int
         problems.append(Problem("missing", f"{path}: put it there or take its id out of the lists"))
     except Exception as error:  # Pillow raises one of a dozen types
         problems.append(Problem("unreadable", f"{path}: {error}; fetch it again"))
-    found = [_problem_of_mask(root / folder / f"{image_id}.png", size, num_classes) for folder in folders]
-    return int(size is not None), found.count(None), problems + [problem for problem in found if problem]
+    found = [_classes_of_mask(root / folder / f"{image_id}.png", size, num_classes) for folder in folders]
+    problems += [result for result in found if isinstance(result, Problem)]
+    return int(size is not None), [result for result in found if not isinstance(result, Problem)], problems
 
 
-def _problem_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> Problem | None:
-    """Return what is wrong with a mask, if anything; `size` is (width, height) of its image."""
+def _classes_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int) -> Problem | tuple[int, ...]:
+    """Return the classes of a mask, 0-based, or what is wrong with it; `size` is (width, height) of its image."""
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             mode, palette, mask = image.mode, image.getpalette(), np.array(image)
@@ -196,7 +274,9 @@ def _problem_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int)
             f"{path}: its colours are not VOC's; the indices may mean other classes, write it again with "
             "wsss_lib.core.files.write_mask",
         )
-    return None
+    if values.tolist() == [IGNORE]:
+        return Problem("unknown pixels", f"{path}: every pixel is {IGNORE}, unknown; draw it, or take it away")
+    return tuple(int(value) - 1 for value in values if 0 < value < IGNORE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

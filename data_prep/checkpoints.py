@@ -12,7 +12,8 @@ import argparse
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,26 +63,28 @@ class Comparison(NamedTuple):
 
 
 def convert(
-    content: dict[str, Any], name: str, source: str, codebook: Tensor | None = None
+    content: dict[str, Any], name: str, source: str, codebook: Tensor | None = None, entry: str = ""
 ) -> tuple[dict[str, Tensor], Layout, dict[str, int]]:
     """Turn the content of an official file into our names.
 
     Args:
-        content: what the file holds: the weights, or a dict that has them under model, model_state or state_dict.
+        content: what the file holds: the weights, or a dict that has them in one of its entries, whatever its name; all names
+            may have one more prefix, as `module.` of DataParallel or `model.` of Lightning.
         name: of the format, one of `layouts()`.
         source: the file's name, for messages.
         codebook: float (W, 2048), VWL-M's visual words, which its authors keep in a file of their own.
+        entry: the one that holds the weights; empty: the one that fits.
 
     Returns:
         our name to tensor (floats as float32); the layout that fits; the values of its letters, e.g. {"C": 20}.
 
     Raises:
-        DataError: unknown format, a weight that is missing, foreign, of another shape, no finite number, or unlike its second
-            copy, or a codebook that is missing or not wanted.
+        DataError: unknown format, no entry that holds weights or several, a weight that is missing, foreign, of another shape,
+            no finite number, or unlike its second copy, or a codebook that is missing or not wanted.
     """
     if name not in layouts():
         raise DataError(f"unknown format {name!r}; take one of {', '.join(layouts())}")
-    weights = _weights(content)
+    weights = _weights(content, layouts()[name], source, entry)
     layout, comparison = _closest(weights, layouts()[name])
     if comparison.problems:
         others = [other for other in layouts() if not _closest(weights, layouts()[other])[1].problems]
@@ -133,13 +136,53 @@ def export(tensors: dict[str, Tensor], name: str, source: str) -> dict[str, Any]
     return content
 
 
-def _weights(content: dict[str, Any]) -> dict[str, Any]:
-    for under in ("model", "model_state", "state_dict"):
-        if isinstance(content.get(under), dict):
-            content = content[under]
-    if content and all(str(key).startswith("module.") for key in content):  # saved from a DataParallel wrapper
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return content
+def _weights(content: dict[str, Any], candidates: Sequence[Layout], source: str, entry: str) -> dict[str, Any]:
+    """Return the weights of a file without the dicts and prefixes around them."""
+    places = _entries(content) | ({"the file itself": content} if _has_tensors(content) else {})
+    if entry:
+        places = {place: weights for place, weights in places.items() if place == entry}
+    if not places:
+        held = ", ".join(map(str, content)) or "nothing"
+        raise DataError(
+            f"{source}: holds no weights{f' under {entry!r}' if entry else ''}, but {held[:200]}; give a state_dict"
+        )
+    bare = {
+        place: min(_without_prefixes(weights), key=lambda each: _closest(each, candidates)[1].problems)
+        for place, weights in places.items()
+    }
+    fitting = [place for place, weights in bare.items() if not _closest(weights, candidates)[1].problems]
+    if len(fitting) > 1:
+        raise DataError(f"{source}: holds weights under {' and '.join(fitting)}; choose one with --entry {fitting[0]}")
+    if not fitting and len(bare) > 1 and not entry:
+        network = candidates[0].network
+        raise DataError(
+            f"{source}: holds tensors under {' and '.join(bare)}, and none are all weights of {network}; see --entry"
+        )
+    return bare[fitting[0]] if fitting else next(iter(bare.values()))
+
+
+def _has_tensors(content: Any) -> bool:
+    return isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values())
+
+
+def _entries(content: dict[str, Any], deeper: bool = True) -> dict[str, dict[str, Any]]:
+    """Return the entries that are dicts of tensors: state_dict, model_state_dict, net, ema, model.state_dict, …"""
+    found = {}
+    for name, value in content.items():
+        if _has_tensors(value):
+            found[str(name)] = value
+        elif deeper and isinstance(value, dict):
+            found |= {f"{name}.{below}": weights for below, weights in _entries(value, deeper=False).items()}
+    return found
+
+
+def _without_prefixes(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the weights as they are, and without each part that stands in front of all their names."""
+    yield weights
+    weights = {str(key): value for key, value in weights.items() if key != "n_averaged"}  # of torch's averaged models
+    while weights and len(first := {key.partition(".")[:2] for key in weights}) == 1 and "." in next(iter(first)):
+        weights = {key.partition(".")[2]: value for key, value in weights.items()}
+        yield weights
 
 
 def _closest(weights: dict[str, Any], candidates: Sequence[Layout]) -> tuple[Layout, Comparison]:
@@ -235,7 +278,9 @@ def _separate_codebook(layout: Layout, words: int, codebook: Tensor | None, sour
     return {"codebook": codebook.float(), "bank_filled": torch.tensor(True)}
 
 
-def convert_file(path: Path, name: str, output: Path, codebook: Path | None = None, overwrite: bool = False) -> str:
+def convert_file(
+    path: Path, name: str, output: Path, codebook: Path | None = None, overwrite: bool = False, entry: str = ""
+) -> str:
     """Convert an official file and write it as safetensors.
 
     Args:
@@ -244,6 +289,7 @@ def convert_file(path: Path, name: str, output: Path, codebook: Path | None = No
         output: the safetensors file to make.
         codebook: VWL-M's `.npy`.
         overwrite: replace a file that is there with other content.
+        entry: of the file, which holds the weights; empty: the one that fits.
 
     Returns:
         a sentence about the result, with the parameters for the notebook.
@@ -257,20 +303,31 @@ def convert_file(path: Path, name: str, output: Path, codebook: Path | None = No
 
         content = resnet38_mxnet.convert(resnet38_mxnet.read_mxnet(path))
     else:
-        content = read_checkpoint(path)
+        content = read_tensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     words = torch.as_tensor(read_npy(codebook)) if codebook else None
-    tensors, layout, letters = convert(content, name, str(path), words)
+    tensors, layout, letters = convert(content, name, str(path), words, entry)
     with open(path, "rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()
     # One entry: safetensors writes several in an order that changes, and the same file must give the same bytes.
     file_content = save(tensors, {"converted_from": f"{name}, SHA-256 {source}"})
-    write_new(output, file_content, overwrite, [path, codebook or path])
+    if overwrite or not _holds(output, tensors):
+        write_new(output, file_content, overwrite, [path, codebook or path])
     classes = f", {letters['C']} classes" if "C" in letters else ""
+    usage = layout.usage.format_map(letters).replace("FILE", shlex.quote(str(output.absolute())))
     numbers = sum(map(Tensor.numel, tensors.values()))
     return (
         f"{output}: {layout.network}{classes}, {len(tensors)} tensors, {numbers:,} numbers\n"
-        f"take it with a preset of published sizes and {layout.usage.format_map(letters).replace('FILE', str(output))}"
+        f"take it with a preset of published sizes and {usage}"
     )
+
+
+def _holds(path: Path, tensors: dict[str, Tensor]) -> bool:
+    """Return whether a file has these weights already, from whatever file they came."""
+    try:
+        there = read_tensors(path)
+    except (OSError, DataError):
+        return False
+    return there.keys() == tensors.keys() and all(torch.equal(there[key], value) for key, value in tensors.items())
 
 
 def export_file(path: Path, name: str, output: Path, overwrite: bool = False) -> str:
@@ -318,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reading = commands.add_parser("convert", help="an official file to ours (safetensors)")
     reading.add_argument("--format", required=True, choices=list(layouts()), help="whose file it is")
     reading.add_argument("--codebook", type=Path, metavar="FILE.npy", help="of VWL-M, which keeps it in a file of its own")
+    reading.add_argument("--entry", default="", metavar="NAME", help="of the file, which holds the weights, if several do: ema")
     writing = commands.add_parser("export", help="ours to an official file (.pth)")
     writing.add_argument("--format", required=True, choices=EXPORTS, help="whose program is to read it")
     for command in (reading, writing):
@@ -327,7 +385,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.command == "convert":
-            print(convert_file(options.file, options.format, options.output, options.codebook, options.overwrite))
+            print(
+                convert_file(options.file, options.format, options.output, options.codebook, options.overwrite, options.entry)
+            )
         else:
             print(export_file(options.file, options.format, options.output, options.overwrite))
     except (OSError, ValueError) as error:

@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from data_prep.voc_labels import label_table
 from data_prep.workers import map_images
 from data_prep.writing import check_tables, description, write_new, write_tables
 from wsss_lib.core.files import IGNORE, image_size, write_atomically, write_json, write_mask
+from wsss_lib.data.dataset import read_classes
 from wsss_lib.errors import DataError
 
 MASK_FOLDERS = {"paint": "SegmentationClass", "ignore": "SegmentationClassCrowd255"}
@@ -126,7 +128,9 @@ def prepare_coco14(
         if not all(path.is_file() for path in paths.values()):
             names = {f"annotations/{path.name}" for path in paths.values()}
             unpack(get(sources["annotations"]), root, lambda name: name if name in names else None, progress, overwrite)
-    instances = {split: read_instances(path) for split, path in paths.items()}
+    instances = {split: read_instances(path, own=partial_data) for split, path in paths.items()}
+    if len({index.classes for index in instances.values()}) > 1:
+        raise DataError(f"{paths['val']}: has other categories than {paths['train']}; both must name the same")
     twice = set.intersection(*(set(index.images) for index in instances.values())) if len(instances) > 1 else ()
     if twice:
         raise DataError(f"{paths['val']}: image {min(twice)} is also in {paths['train']}; no image may be in both")
@@ -148,7 +152,13 @@ def prepare_coco14(
         if number in where[split]
         for entry in [index.images[number]]
     ]
-    work = partial(_prepare_image, root=root, mask_folder=MASK_FOLDERS[crowd], ignore_crowd=crowd == "ignore")
+    work = partial(
+        _prepare_image,
+        root=root,
+        mask_folder=MASK_FOLDERS[crowd],
+        ignore_crowd=crowd == "ignore",
+        index_of_id=next(iter(instances.values())).index_of_id,
+    )
     for _ in map_images(work, tasks, "images and masks", progress, workers):
         pass
     facts = tables.pop("dataset.json")
@@ -174,7 +184,11 @@ def survey_coco14(
         splits: "train" and "val", or one of them.
     """
     names = [name for split in splits for name in (split, f"{split}_annotated")]
-    return survey(root, dict.fromkeys(names, MASK_FOLDERS[crowd]), COCO_CLASSES, lists, COCO_PAGE, "instances", REMEDIES)
+    try:
+        classes = read_classes(root) if (root / "dataset.json").is_file() and not lists else COCO_CLASSES
+    except DataError:
+        classes = COCO_CLASSES
+    return survey(root, dict.fromkeys(names, MASK_FOLDERS[crowd]), classes, lists, COCO_PAGE, "instances", REMEDIES)
 
 
 def _sha256(path: Path) -> str:
@@ -201,11 +215,18 @@ def _find_images(root: Path, index: Instances, more: Sequence[Path | str]) -> di
     """Return number of the image to its file, for those that are in one of the folders under one of the two names."""
     found = {}
     for folder in [*(root / name for name in IMAGE_FOLDERS), *map(Path, more)]:
-        present = set(os.listdir(folder)) if folder.is_dir() else ()
+        # Accents are composed in the JSON's names, but not on every disk; nor are capitals of endings always the same.
+        present = {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)} if folder.is_dir() else {}
+        loosely = {name.casefold(): there for name, there in present.items()}
         for number, entry in index.images.items() if present else ():
             for name in (f"{image_id(number)}.jpg", entry.file_name):
-                if number not in found and name in present:
-                    found[number] = folder / name
+                there = present.get(name) or loosely.get(name.casefold())
+                if number not in found and there:
+                    found[number] = folder / there
+            below = PurePosixPath(entry.given)
+            if number not in found and len(below.parts) > 1 and not below.is_absolute() and ".." not in below.parts:
+                if (folder / below).is_file():
+                    found[number] = folder / below
     return found
 
 
@@ -230,7 +251,7 @@ def _check_found(root: Path, split: str, index: Instances, found: dict[int, Path
         )
 
 
-def _prepare_image(task: Task, root: Path, mask_folder: str, ignore_crowd: bool) -> None:
+def _prepare_image(task: Task, root: Path, mask_folder: str, ignore_crowd: bool, index_of_id: dict[int, int]) -> None:
     """Put one image in its place and write its mask, each unless it is there."""
     image, mask = root / "JPEGImages" / f"{task.image_id}.jpg", root / mask_folder / f"{task.image_id}.png"
     if not image.is_file():
@@ -244,13 +265,14 @@ def _prepare_image(task: Task, root: Path, mask_folder: str, ignore_crowd: bool)
             "fetch the image again"
         )
     try:
-        values = mask_of_annotations(read_annotations(task.json, task.places), task.size, ignore_crowd)
+        values = mask_of_annotations(read_annotations(task.json, task.places), task.size, ignore_crowd, index_of_id)
     except DataError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else error
         raise DataError(
-            f"{task.json}: an annotation of image {int(task.image_id)} cannot be used ({problem}); fetch the file again"
+            f"{task.json}: an annotation of image {int(task.image_id)} cannot be used ({problem}); correct it or fetch the "
+            "file again"
         ) from None
     write_mask(mask, values)
 
@@ -277,9 +299,15 @@ def _tables(instances: dict[str, Instances], chosen: dict[str, set[int]], parame
         labels = {image_id(number): label for number, label in index.labels().items() if number in chosen[split]}
         lists = {split: sorted(labels), f"{split}_annotated": sorted(name for name, label in labels.items() if label.any())}
         texts |= {f"ImageSets/Segmentation/{name}.txt": "".join(f"{member}\n" for member in ids) for name, ids in lists.items()}
-        names |= {name: {COCO_CLASSES[channel] for channel in np.flatnonzero(labels[name])} for name in sorted(labels)}
-    facts = {"name": "coco14", "classes": list(COCO_CLASSES), "ignore_index": IGNORE, "annotations_sha256": parameters}
-    return texts | {"labels.csv": label_table(names, COCO_CLASSES), "dataset.json": json.dumps(facts, indent=1) + "\n"}
+        names |= {name: {index.classes[channel] for channel in np.flatnonzero(labels[name])} for name in sorted(labels)}
+    classes = next(iter(instances.values())).classes
+    facts = {
+        "name": "coco14" if classes == COCO_CLASSES else "own",
+        "classes": list(classes),
+        "ignore_index": IGNORE,
+        "annotations_sha256": parameters,
+    }
+    return texts | {"labels.csv": label_table(names, classes), "dataset.json": json.dumps(facts, indent=1) + "\n"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

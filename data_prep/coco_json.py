@@ -4,8 +4,10 @@
 numbers for each annotation; what an image needs is read again when the image is worked on.
 """
 
+import codecs
 import json
 import re
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,11 +30,13 @@ class CocoImage:
     Attributes:
         file_name: without folders, e.g. `COCO_train2014_000000000009.jpg`.
         height, width: in pixels.
+        given: the name with its folders, separated by /.
     """
 
     file_name: str
     height: int
     width: int
+    given: str = ""
 
 
 @dataclass
@@ -42,20 +46,24 @@ class Instances:
     Attributes:
         path: the JSON file.
         images: number of the image to its entry, in the file's order.
-        image_of, index_of: for each annotation the image's number and the category's index 1..80.
+        image_of, index_of: for each annotation the image's number and the category's index 1..C.
         begin, length: where it lies in the file, in bytes.
+        classes: names of the C categories, in the order of their ids.
+        index_of_id: id of a category to its index.
     """
 
     path: Path
     images: dict[int, CocoImage] = field(default_factory=dict)
     image_of: array = field(default_factory=lambda: array("q"))
-    index_of: array = field(default_factory=lambda: array("b"))
+    index_of: array = field(default_factory=lambda: array("B"))
     begin: array = field(default_factory=lambda: array("q"))
     length: array = field(default_factory=lambda: array("q"))
+    classes: tuple[str, ...] = COCO_CLASSES
+    index_of_id: dict[int, int] = field(default_factory=lambda: INDEX_OF_ID)
 
     def labels(self) -> dict[int, np.ndarray]:
-        """Return number of the image to uint8 (80,), 1 where any annotation, crowd or not, has the category."""
-        table = {number: np.zeros(len(COCO_CLASSES), np.uint8) for number in self.images}
+        """Return number of the image to uint8 (C,), 1 where any annotation, crowd or not, has the category."""
+        table = {number: np.zeros(len(self.classes), np.uint8) for number in self.images}
         for number, index in zip(self.image_of, self.index_of, strict=True):
             table[number][index - 1] = 1
         return table
@@ -80,11 +88,12 @@ def image_id(number: int) -> str:
     return f"{number:012d}"
 
 
-def read_instances(path: Path) -> Instances:
+def read_instances(path: Path, own: bool = False) -> Instances:
     """Index an instances JSON in one pass.
 
     Args:
         path: the file.
+        own: categories other than COCO's 80 are accepted; ids need not be consecutive.
 
     Returns:
         its images and where its annotations lie.
@@ -93,24 +102,40 @@ def read_instances(path: Path) -> Instances:
         FileNotFoundError: there is no such file.
         DataError: it is no instances JSON with COCO's categories, is damaged, or contradicts itself.
     """
-    found, seen = Instances(path), set()
+    found, categories, named = Instances(path), array("q"), dict[int, str]()
     for name, begin, length, value in _elements(path):
         try:
             if name == "images":
                 _add_image(found, value)
             elif name == "annotations":
-                _add_annotation(found, begin, length, value)
+                categories.append(_add_annotation(found, begin, length, value))
             elif name == "categories":
-                seen.add((value["id"], value["name"]))
+                named[_whole(value["id"], 0, 10**12 - 1)] = _text(value["name"])
         except (KeyError, TypeError, ValueError) as error:
             problem = f"{error} is missing" if isinstance(error, KeyError) else error
             raise DataError(
-                f"{path}: entry of {name!r} at byte {begin} cannot be used ({problem}); fetch the file again"
+                f"{path}: entry of {name!r} at byte {begin} cannot be used ({problem}); correct it or fetch the file again"
             ) from None
-    foreign = seen - set(zip(CATEGORY_IDS, COCO_CLASSES, strict=True))
-    if foreign or not found.images:
-        reason = f"category {min(foreign)} is none of COCO's 80" if foreign else "it names no images"
-        raise DataError(f"{path}: not an instances JSON of COCO ({reason})")
+    foreign = set(named.items()) - set(zip(CATEGORY_IDS, COCO_CLASSES, strict=True))
+    if foreign and own:
+        found.classes = tuple(name for _, name in sorted(named.items()))
+        found.index_of_id = {number: index for index, number in enumerate(sorted(named), start=1)}
+        if len(found.classes) > 254 or len(set(found.classes)) < len(found.classes):
+            raise DataError(
+                f"{path}: needs 1 to 254 categories with different names; rename or take out those that are too many"
+            )
+    unnamed = set(categories) - set(found.index_of_id)
+    if foreign and not own:
+        raise DataError(
+            f"{path}: not an instances JSON of COCO (category {min(foreign)} is none of COCO's 80); own categories are read "
+            "with --partial, or by python -m data_prep.custom --labels"
+        )
+    if unnamed:
+        kind = "not among the file's categories" if foreign else "none of COCO's 80"
+        raise DataError(f"{path}: an annotation cannot be used (category {min(unnamed)} is {kind}); correct it")
+    if not found.images:
+        raise DataError(f"{path}: not an instances JSON of COCO (it names no images)")
+    found.index_of.extend(found.index_of_id[number] for number in categories)
     unknown = next((number for number in found.image_of if number not in found.images), None)
     if unknown is not None:
         raise DataError(f"{path}: an annotation belongs to image {unknown}, which the file does not name; fetch the file again")
@@ -146,32 +171,47 @@ def _add_image(found: Instances, value: dict[str, Any]) -> None:
     if number in found.images:
         raise ValueError(f"image {number} stands there twice")
     found.images[number] = CocoImage(
-        _name(value["file_name"]), _whole(value["height"], 1, 10**5), _whole(value["width"], 1, 10**5)
+        _name(value["file_name"]),
+        _whole(value["height"], 1, 10**5),
+        _whole(value["width"], 1, 10**5),
+        _text(value["file_name"]).replace("\\", "/"),
     )
 
 
-def _add_annotation(found: Instances, begin: int, length: int, value: dict[str, Any]) -> None:
-    category = value["category_id"]
-    if category not in INDEX_OF_ID:
-        raise ValueError(f"category {category!r:.40} is none of COCO's 80")
+def _add_annotation(found: Instances, begin: int, length: int, value: dict[str, Any]) -> int:
+    """Note an annotation and return its category's id: the categories may stand behind the annotations."""
+    category = _whole(value["category_id"], 0, 10**12 - 1)
     found.image_of.append(_whole(value["image_id"], 0, 10**12 - 1))
-    found.index_of.append(INDEX_OF_ID[category])
     found.begin.append(begin)
     found.length.append(length)
+    return category
 
 
 def _whole(value: Any, lowest: int, highest: int) -> int:
+    if isinstance(value, float) and value.is_integer():  # what pandas makes of ids
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
         raise ValueError(f"{value!r:.40} is not a whole number from {lowest} to {highest}")
     return value
 
 
 def _name(value: Any) -> str:
-    """Return the last part of a file name; a JSON may name folders, which need not be ours."""
-    name = PurePosixPath(value.encode("latin-1").decode("utf-8")).name if isinstance(value, str) else ""
-    if not name or "\\" in name or "\0" in name:
+    """Return the last part of a file name; a JSON may name folders, which need not be ours, nor of this system."""
+    name = PurePosixPath(_text(value).replace("\\", "/")).name if isinstance(value, str) else ""
+    if not name or name == ".." or "\0" in name:
         raise ValueError(f"{value!r:.40} is not a file name")
     return name
+
+
+def _text(value: Any) -> str:
+    """Return a text of the file, which was read as Latin-1; escapes (\\u00e9) are characters already."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} is not a name")
+    try:
+        text = value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        text = value
+    return unicodedata.normalize("NFC", text)
 
 
 class _Window:
@@ -232,6 +272,8 @@ def _elements(path: Path) -> Iterator[tuple[str, int, int, Any]]:
         raise FileNotFoundError(f"{path}: the annotation file is missing")
     with open(path, "rb") as file:
         window = _Window(path, file)
+        if file.peek(3)[:3] == codecs.BOM_UTF8:  # type: ignore[attr-defined]  # open's "rb" is buffered
+            window.dropped = len(file.read(3))
         window.take("{")
         while True:
             _, _, name = window.value()

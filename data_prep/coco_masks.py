@@ -5,7 +5,8 @@ instances are painted in the order of decreasing area, those of equal area in th
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,23 @@ def painting_order(areas: Sequence[float]) -> list[int]:
     return sorted(range(len(areas)), key=lambda number: -areas[number])
 
 
-def mask_of_annotations(annotations: Sequence[dict[str, Any]], size: tuple[int, int], ignore_crowd: bool = False) -> np.ndarray:
+def mask_of_annotations(
+    annotations: Sequence[dict[str, Any]],
+    size: tuple[int, int],
+    ignore_crowd: bool = False,
+    index_of_id: Mapping[int, int] = INDEX_OF_ID,
+) -> np.ndarray:
     """Return the mask of one image.
 
     Args:
-        annotations: of COCO's form: category_id, area, iscrowd, and segmentation as polygons or run lengths.
+        annotations: of COCO's form: category_id, and segmentation as polygons or run lengths; where it is empty, bbox. Without
+            area, the size of the segmentation counts.
         size: (H, W) in pixels.
         ignore_crowd: give crowd regions the value 255 instead of their class.
+        index_of_id: category id to its value in the mask.
 
     Returns:
-        uint8 (H, W), 0 background, 1..80, 255.
+        uint8 (H, W), 0 background, 1..C, 255; an instance of which only the box is known makes the box unknown.
 
     Raises:
         ValueError: an annotation cannot be used; the message says why, the caller names file and image.
@@ -67,9 +75,30 @@ def mask_of_annotations(annotations: Sequence[dict[str, Any]], size: tuple[int, 
     """
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"an image of {size[0]}x{size[1]} pixels is too large")
-    ordered = [annotations[number] for number in painting_order([_area(item) for item in annotations])]
-    values = [IGNORE if ignore_crowd and item.get("iscrowd") else INDEX_OF_ID[item["category_id"]] for item in ordered]
-    return paint((instance_mask(item["segmentation"], size) for item in ordered), values, size)
+    boxes = [item for item in annotations if _only_box(item)]
+    annotations = [item for item in annotations if not _only_box(item)]
+    ordered = [annotations[number] for number in painting_order([_area(item, size) for item in annotations])]
+    values = [IGNORE if ignore_crowd and item.get("iscrowd") else index_of_id[item["category_id"]] for item in ordered]
+    masks = chain(
+        (_box_mask(item["bbox"], size) for item in boxes), (instance_mask(item["segmentation"], size) for item in ordered)
+    )
+    return paint(masks, [IGNORE] * len(boxes) + values, size)
+
+
+def _only_box(annotation: dict[str, Any]) -> bool:
+    return not annotation.get("segmentation") and bool(annotation.get("bbox"))
+
+
+def _box_mask(box: Any, size: tuple[int, int]) -> np.ndarray:
+    try:
+        x, y, width, height = (float(side) for side in box)
+    except (TypeError, ValueError):
+        raise ValueError(f"the bbox {box!r:.40} is not x, y, width, height") from None
+    mask = np.zeros(size, bool)
+    if all(map(math.isfinite, (x, y, width, height))):
+        top, left = max(0, math.floor(y)), max(0, math.floor(x))
+        mask[top : max(top, math.ceil(y + height)), left : max(left, math.ceil(x + width))] = True
+    return mask
 
 
 def instance_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
@@ -77,7 +106,7 @@ def instance_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         segmentation: a list of polygons [x, y, x, y, …], whose union counts, or {"size", "counts"}: run lengths, column by
-            column, of zeros and ones in turn.
+            column, of zeros and ones in turn, as a list or in COCO's compressed form, a text.
         size: (H, W) in pixels.
 
     Returns:
@@ -102,8 +131,10 @@ def instance_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     return coco.decode(coco.merge(coco.frPyObjects(polygons, *size)))
 
 
-def _area(annotation: dict[str, Any]) -> float:
-    area = annotation["area"]
+def _area(annotation: dict[str, Any], size: tuple[int, int]) -> float:
+    area = annotation.get("area")
+    if area is None:
+        return float(np.count_nonzero(instance_mask(annotation["segmentation"], size)))
     if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < math.inf:
         raise ValueError(f"area {area!r:.40} is not a number")
     return float(area)
@@ -111,6 +142,8 @@ def _area(annotation: dict[str, Any]) -> float:
 
 def _polygons(segmentation: Any, size: tuple[int, int]) -> list[list[float]]:
     """Check before compiled code sees it: it would reserve memory by the coordinates."""
+    if isinstance(segmentation, list) and len(segmentation) >= 6 and not any(isinstance(part, list) for part in segmentation):
+        segmentation = [segmentation]  # one polygon, without the list around it
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         raise ValueError("a segmentation is a list of polygons or a dict of run lengths")
     for polygon in segmentation:
@@ -130,6 +163,8 @@ def _polygons(segmentation: Any, size: tuple[int, int]) -> list[list[float]]:
 def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int], coco: Any) -> dict[str, Any]:
     """Return pycocotools' packed form of run lengths that cover exactly this image."""
     counts = segmentation.get("counts")
+    if isinstance(counts, str):
+        counts = _unpacked(counts)
     if list(segmentation.get("size", ())) != list(size):
         raise ValueError(f"run lengths for an image of {segmentation.get('size')!r:.40} pixels instead of {list(size)}")
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
@@ -137,3 +172,24 @@ def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int], coco: Any)
     if sum(counts) != size[0] * size[1]:
         raise ValueError(f"run lengths of {sum(counts)} pixels for an image of {size[0] * size[1]}")
     return coco.frPyObjects({"size": list(size), "counts": counts}, *size)
+
+
+def _unpacked(text: str) -> list[int]:
+    """Return the run lengths of COCO's compressed form: five bits a character, and from the fourth on differences to the one
+    before the last. Done here, because pycocotools itself reads beyond what a broken text holds.
+    """
+    counts: list[int] = []
+    number = shift = 0
+    for character in text.encode("latin-1", "replace"):
+        bits = character - 48
+        if not 0 <= bits < 64 or shift > 40:
+            raise ValueError("compressed run lengths are damaged")
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the last character of a number; its highest bit is the sign
+            number -= (bits & 16) << 1 << (shift - 5)
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number = shift = 0
+    if shift:
+        raise ValueError("compressed run lengths end in the middle")
+    return counts

@@ -2,66 +2,66 @@
 
     python -m data_prep.custom photographs data/mine                                  (photographs/cat/*.jpg, .../dog/*.jpg)
     python -m data_prep.custom photographs data/mine --labels table.csv               (photographs/*.jpg)
+    python -m data_prep.custom photographs data/mine --labels annotations             (COCO's JSON, LabelMe's or VOC's files)
     python -m data_prep.custom photographs data/mine --masks masks --classes cat,dog  (photographs/*.jpg, masks/*.png)
+    python -m data_prep.custom photographs data/mine --masks masks --legend legend.txt
 
 A table has a line of headings and then one line for each photograph. Either `image,classes`, with the class names separated by
 semicolons (`beach.jpg,dog;person`; none: nothing of interest is there), or `image,cat,dog` with 0 or 1 in each column. The
-same file in two class folders has both classes. Masks are 8-bit palette or grey PNGs of the photographs' names: 0 background,
-then the classes in the order of `--classes`, 255 unknown. Given beside a table or class folders, masks are only kept for
-scoring.
+same file in two class folders has both classes; photographs of nothing lie in a folder `none`. Folders train and val become
+lists. Masks have the photographs' names and hold class indices: 0 background, then the classes in the order of `--classes`, 255
+unknown; or colours, of which each line of the legend names one: `cat,#ff0000`. Given beside labels, masks are only kept for
+scoring; then some photographs may be without one, and the list `scored` names those for training that have one.
 
 The data set has the layout that every notebook reads. Photographs are turned upright and, where the longer side exceeds
 `--longest`, made smaller; ready JPEGs are copied as they are.
 """
 
 import argparse
-import csv
-import filecmp
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from data_prep.annotations import from_annotations
+from data_prep.label_tables import from_table
+from data_prep.own_masks import Legend, MaskFolder, MaskSource, read_legend
+from data_prep.photographs import (
+    FORMATS,
+    Note,
+    Photograph,
+    class_folder_names,
+    composed,
+    from_class_folders,
+    from_folder,
+    given_lists,
+    image_id,
+    is_nothing,
+)
 from data_prep.voc_labels import write_labels
-from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, read_mask, write_mask
+from wsss_lib.core.files import IGNORE, write_mask
 from wsss_lib.core.progress import progress
+from wsss_lib.core.texts import is_one_line
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.errors import DataError
+from wsss_lib.parameters import PRESETS, PROJECT_ROOT
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+__all__ = ["Photograph", "dataset_name", "from_class_folders", "from_folder", "from_table", "image_id", "main", "make_dataset"]
 ORIENTATION = 274  # tag of a photograph's EXIF record
-
-
-class Photograph(NamedTuple):
-    """One photograph of a new data set.
-
-    Attributes:
-        path: of the file.
-        classes: names of what is in it; None: not known yet.
-    """
-
-    path: Path
-    classes: tuple[str, ...] | None
-
-
-def image_id(path: Path) -> str:
-    """Return the id of a photograph: its file name without the ending, blanks replaced.
-
-    Args:
-        path: of the file.
-
-    Example:
-        >>> image_id(Path("holiday/My dog (2).JPG"))
-        'My_dog_(2)'
-    """
-    return re.sub(r"\s+", "_", path.stem.strip())
+TURNS = {  # orientations that swap width and height, and what undoes them
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def dataset_name(folder: Path) -> str:
@@ -74,129 +74,19 @@ def dataset_name(folder: Path) -> str:
         >>> dataset_name(Path("/home/me/Fotos (Sommer)"))
         'Fotos_Sommer'
     """
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", folder.name).strip("_.-") or "mine"
-
-
-def from_folder(source: Path) -> dict[str, Photograph]:
-    """Find the photographs that lie directly in a folder; other files are left alone.
-
-    Args:
-        source: the folder.
-
-    Returns:
-        image id to photograph without classes, ids sorted.
-
-    Raises:
-        DataError: there is no such folder or no photograph in it, or two have one id.
-    """
-    if not source.is_dir():
-        raise DataError(f"{source}: there is no such folder of photographs")
-    found: dict[str, Photograph] = {}
-    for path in sorted(source.iterdir()):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
-            name = image_id(path)
-            if not name:
-                raise DataError(f"{path}: a photograph needs a name; rename it")
-            if name in found:
-                raise DataError(f"{path}: has the same name as {found[name].path.name}; rename one of them")
-            found[name] = Photograph(path, None)
-    if not found:
-        raise DataError(f"{source}: there is no photograph; files must end in {', '.join(SUFFIXES)}")
-    return dict(sorted(found.items()))
-
-
-def from_class_folders(source: Path) -> tuple[dict[str, Photograph], tuple[str, ...]]:
-    """Find the photographs in folders that are named after classes.
-
-    Args:
-        source: holds one folder for each class. A file that lies in two of them has both classes.
-
-    Returns:
-        image id to photograph, ids sorted; the class names, sorted.
-
-    Raises:
-        DataError: there is no such folder, no class folder, no photograph in one, or two different photographs have one id.
-    """
-    folders = (
-        sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")) if source.is_dir() else []
-    )
-    if not folders:
-        raise DataError(f"{source}: holds no folders that are named after classes; make them, or give --labels or --masks")
-    found: dict[str, Photograph] = {}
-    for folder in folders:
-        for name, (path, _) in from_folder(folder).items():
-            if name not in found:
-                found[name] = Photograph(path, (folder.name,))
-            elif filecmp.cmp(path, found[name].path, shallow=False):
-                found[name] = Photograph(path, (*(found[name].classes or ()), folder.name))
-            else:
-                raise DataError(f"{path}: is another photograph than {found[name].path}, of the same name; rename one of them")
-    return dict(sorted(found.items())), tuple(folder.name for folder in folders)
-
-
-def from_table(source: Path, table: Path) -> tuple[dict[str, Photograph], tuple[str, ...]]:
-    """Find the photographs of a folder and their classes in a table.
-
-    Args:
-        source: the folder of photographs.
-        table: CSV file with the headings `image,classes` (names separated by semicolons) or `image` and one 0/1 column for each
-            class; images by file name or id.
-
-    Returns:
-        image id to photograph, ids sorted; the class names, in the order of the columns, or sorted.
-
-    Raises:
-        DataError: the folder or the table is missing or of another form, or they do not name the same photographs.
-    """
-    found = from_folder(source)
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(map(str.strip, row))]
-    except OSError:
-        raise DataError(f"{table}: the table of labels is missing") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: not a UTF-8 CSV file ({error})") from None
-    headings = [word.strip() for word in rows[0]] if rows else []
-    by_name = [word.lower() for word in headings[1:]] == ["classes"]
-    if len(headings) < 2 or len(set(headings)) != len(headings) or "" in headings:
-        raise DataError(f"{table}: the first line must be image,classes or image and the names of the classes")
-    labels: dict[str, tuple[str, ...]] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        cells = [word.strip() for word in row]
-        if len(cells) != len(headings) or not by_name and set(cells[1:]) - {"0", "1"}:
-            needed = f"{len(headings)} columns" + ("" if by_name else ", 0 or 1 after the first")
-            raise DataError(f"{table}, row {number}: a row needs {needed}")
-        given = Path(cells[0])
-        name = image_id(given) if given.suffix.lower() in SUFFIXES else re.sub(r"\s+", "_", cells[0])
-        if name in labels or name not in found:
-            raise DataError(
-                f"{table}, row {number}: {cells[0]!r} "
-                + ("has a second row; take one of them out" if name in labels else f"is no photograph in {source}")
-            )
-        names = (
-            dict.fromkeys(word.strip() for word in cells[1].split(";"))
-            if by_name
-            else [heading for heading, value in zip(headings[1:], cells[1:], strict=True) if value == "1"]
-        )
-        labels[name] = tuple(word for word in names if word)
-    without = [name for name in found if name not in labels]
-    if without:
-        raise DataError(
-            f"{table}: no row for {found[without[0]].path.name} and {len(without) - 1} other photographs; add them "
-            "(an empty cell says that nothing of interest is there) or take the files out of the folder"
-        )
-    classes = tuple(sorted(set().union(*labels.values()))) if by_name else tuple(headings[1:])
-    return {name: Photograph(path, labels[name]) for name, (path, _) in found.items()}, classes
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", folder.absolute().name).strip("_.-") or "mine"
 
 
 def make_dataset(
-    photographs: dict[str, Photograph],
+    photographs: Mapping[str, Photograph],
     classes: Sequence[str],
     root: Path,
     name: str = "",
-    masks: Path | None = None,
+    masks: Path | MaskSource | None = None,
     val_share: float = 0.2,
     longest: int = 500,
+    lists: Mapping[str, str] | None = None,
+    note: Note = print,
 ) -> dict[str, int]:
     """Write a data set folder, whole or not at all.
 
@@ -205,40 +95,61 @@ def make_dataset(
         classes: names of the C foreground classes, in order.
         root: the folder to make; it must not exist.
         name: of the data set; empty: the folder's.
-        masks: folder of `NAME.png`, one for each photograph, or None.
-        val_share: this share of the photographs, evenly spread, makes the list `val`; 0: there is none.
+        masks: folder of `NAME.png`, or what gives them; where the classes are known, some may lack. None: there are none.
+        val_share: this share of the photographs, evenly spread, makes the list `val`; 0: there is none. Where only some have
+            masks it is that share of these, and every class keeps a photograph for training.
         longest: larger photographs are made smaller until their longer side has so many pixels; 0: none is.
+        lists: image id to the name of its list; empty or None: `val_share` decides.
+        note: takes sentences about what sources say against each other.
 
     Returns:
-        {"photographs", "labels", "without a class", "train", "val"}: how many there are.
+        {"photographs", "labels", "without a class", "train", "val"}: how many there are; "masks" where some are given, and
+        "scored" where not all have one: those of `train` that do, which the list `scored` names.
 
     Raises:
-        DataError: the folder exists, a photograph or a mask is missing, cannot be read or does not fit, or a class has no
-            photograph; nothing is left then.
+        DataError: the folder exists, a photograph or a mask is missing, cannot be read or does not fit, labels and masks
+            contradict each other, or a class has no photograph; nothing is left then.
     """
     _check_classes(classes)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: exists already; remove it or choose another folder")
+    if isinstance(masks, Path):
+        masks = MaskFolder(masks, photographs, classes)
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
     try:
-        table = {}
+        table, shown, broken = {}, {}, []
         for folder in ("JPEGImages", *(["SegmentationClass"] if masks else [])):
             (unfinished / folder).mkdir()
         for image, photograph in progress(photographs.items(), "photographs", total=len(photographs)):
-            seen = _write_image(image, photograph.path, unfinished, masks, len(classes), longest)
-            table[image] = photograph.classes if photograph.classes is not None else tuple(classes[index] for index in seen)
+            try:
+                seen = _write_image(image, photograph.path, unfinished, masks, longest)
+            except _UnreadableError as error:
+                broken.append(str(error))
+                continue
+            if seen is not None:
+                shown[image] = tuple(classes[index] for index in seen)
+            elif photograph.classes is None and masks:
+                raise DataError(f"{masks.place(image)}: the mask is missing; without labels every photograph needs one")
+            table[image] = photograph.classes if photograph.classes is not None else shown[image]
+        _refuse_unreadable(broken)
+        if masks:
+            _compare(table, shown, classes, masks, note)
         unused = [word for word in classes if not any(word in present for present in table.values())]
         if unused:
             raise DataError(f"{root}: no photograph has the class {unused[0]!r}; take the class out or add photographs of it")
         write_labels(unfinished / "labels.csv", table, classes)
         (unfinished / "dataset.json").write_text(
-            json.dumps({"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}, indent=1) + "\n"
+            json.dumps({"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}, indent=1) + "\n",
+            encoding="utf-8",
         )
-        lists = _split(list(table), val_share)
+        splits = _given(table, lists) if lists else _split(table, val_share, shown)
+        if shown and len(shown) < len(table) and (scored := [image for image in splits["train"] if image in shown]):
+            splits["scored"] = scored
         (unfinished / "ImageSets" / "Segmentation").mkdir(parents=True)
-        for split, ids in lists.items():
-            (unfinished / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{image}\n" for image in ids))
+        for split, ids in splits.items():
+            path = unfinished / "ImageSets" / "Segmentation" / f"{split}.txt"
+            path.write_text("".join(f"{image}\n" for image in ids), encoding="utf-8")
             load_dataset(unfinished, split)  # the library's own check
         if root.exists():
             root.rmdir()
@@ -249,76 +160,207 @@ def make_dataset(
         raise DataError(f"{root}: cannot be written ({reason}); free some space or choose another folder") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return {
+    counts = {
         "photographs": len(table),
         "labels": sum(map(len, table.values())),
         "without a class": sum(not present for present in table.values()),
-        "train": len(lists["train"]),
-        "val": len(lists.get("val", ())),
+        "train": len(splits["train"]),
+        "val": len(splits.get("val", ())),
     }
+    counts |= {split: len(splits[split]) for split in ("test",) if split in splits}
+    counts |= {"masks": len(shown)} if masks else {}
+    return counts | ({"scored": len(splits["scored"])} if "scored" in splits else {})
 
 
 def _check_classes(classes: Sequence[str]) -> None:
-    wrong = [word for word in classes if not word.strip() or word != word.strip() or word == "image_id"]
+    nothing = [word for word in classes if is_nothing(word)]
+    if nothing:
+        raise DataError(
+            f"{nothing[0]!r} is not a class: the background is 0 in masks and is not listed; take it out, images of nothing "
+            "have an empty cell or lie in a folder 'none'"
+        )
+    wrong = [word for word in classes if not is_one_line(word) or word != word.strip() or word == "image_id"]
     if not 1 <= len(classes) < IGNORE or len(set(classes)) != len(classes) or wrong:
         given = ", ".join(map(repr, classes))[:200] or "none"
         raise DataError(f"there must be 1 to 254 classes with different names, not {given}")
 
 
-def _write_image(image: str, path: Path, root: Path, masks: Path | None, num_classes: int, longest: int) -> list[int]:
-    """Write one photograph and its mask; return the classes of the mask, 0-based."""
+class _UnreadableError(DataError):
+    """A photograph cannot be used."""
+
+
+def _refuse_unreadable(broken: Sequence[str]) -> None:
+    if broken:
+        names = [sentence.split(": ")[0].rpartition(os.sep)[2] for sentence in broken[1:]]
+        more = f"; nor can {len(names)} others: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else ""
+        raise DataError(f"{broken[0]}{more}; replace them or take them out")
+
+
+def _write_image(image: str, path: Path, root: Path, masks: MaskSource | None, longest: int) -> list[int] | None:
+    """Write one photograph and its mask; return the classes of the mask, 0-based, or None without one."""
     target = root / "JPEGImages" / f"{image}.jpg"
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             opened.load()
-            mode = opened.mode
+            mode, size, orientation = opened.mode, opened.size, opened.getexif().get(ORIENTATION, 1)
             upright = ImageOps.exif_transpose(opened).convert("RGB")
-            ready = opened.format == "JPEG" and opened.mode in ("RGB", "L") and opened.getexif().get(ORIENTATION, 1) == 1
+            ready = opened.format == "JPEG" and mode in ("RGB", "L") and orientation == 1
     except Exception as error:  # Pillow raises one of a dozen types
-        raise DataError(f"{path}: the photograph cannot be read ({type(error).__name__}); replace it or take it out") from None
-    if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise DataError(f"{path}: the photograph has pixels of mode {mode}; save it with 8 bits a channel")
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        reason = reason if path.stat().st_size else "it is empty"
+        raise _UnreadableError(f"{path}: the photograph cannot be read ({reason[:100]})") from None
+    if mode not in MODES:
+        raise _UnreadableError(f"{path}: the photograph has pixels of mode {mode}; save it with 8 bits a channel")
     scale = min(1.0, longest / max(upright.size)) if longest else 1.0
     width, height = (max(1, round(side * scale)) for side in upright.size)
     if ready and scale == 1:
         shutil.copyfile(path, target)
     else:
         upright.resize((width, height), Image.Resampling.LANCZOS).save(target, quality=95, subsampling=0)
-    if not masks:
-        return []
-    mask = read_mask(masks / f"{path.stem}.png", num_classes, upright.size)
-    mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    write_mask(root / "SegmentationClass" / f"{image}.png", mask)
+    mask = masks(image) if masks else None
+    if mask is None:
+        return None
+    assert masks
+    picture = Image.fromarray(mask)
+    if picture.size != upright.size and picture.size == size:  # drawn on the photograph as it lies in the file
+        picture = picture.transpose(TURNS[orientation])
+    if picture.size != upright.size:
+        raise DataError(
+            f"{masks.place(image)}: the mask is {picture.width}x{picture.height} pixels but its image is {upright.width}x"
+            f"{upright.height}; make the mask again from the original annotation"
+        )
+    if (mask == IGNORE).all():
+        raise DataError(
+            f"{masks.place(image)}: every pixel of the mask is {IGNORE}, unknown; draw it, or take it out, or "
+            "where 255 is the object say so with --legend 'NAME=255'"
+        )
+    written = np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))
+    write_mask(root / "SegmentationClass" / f"{image}.png", written)
     return [int(value) - 1 for value in np.unique(mask) if 0 < value < IGNORE]
 
 
-def _split(ids: list[str], val_share: float) -> dict[str, list[str]]:
+def _compare(
+    table: Mapping[str, tuple[str, ...]],
+    shown: Mapping[str, tuple[str, ...]],
+    classes: Sequence[str],
+    masks: MaskSource,
+    note: Note,
+) -> None:
+    """Hold labels and masks against each other.
+
+    Raises:
+        DataError: a class has labels but no pixel in any mask.
+    """
+    first = masks.place(next(iter(shown), next(iter(table))))
+    black_and_white = masks.values <= {0, IGNORE} and IGNORE in masks.values
+    if black_and_white and not any(shown.values()):
+        raise DataError(
+            f"{first}: this mask and all others hold only 0 and 255, so that no pixel belongs to class {classes[0]!r}, "
+            f"as 255 means unknown; where it is the object write 1, or give --legend '{classes[0]}=255'"
+        )
+    for word in classes:
+        labelled = [image for image in shown if word in table[image]]
+        if labelled and not any(word in present for present in shown.values()):
+            raise DataError(
+                f"{masks.place(labelled[0])}: class {word!r} has labels but no pixel in any mask, neither here nor in the "
+                f"masks of {len(labelled) - 1} other photographs that have its label; check the values and --classes"
+            )
+    lacking = [image for image, present in shown.items() if set(table[image]) - set(present)]
+    if lacking:
+        note(f"{len(lacking)} masks have no pixel of a class of their label, the first is that of {lacking[0]}")
+    denied = [image for image, present in shown.items() if set(present) - set(table[image])]
+    if denied:
+        classes_shown, label = ", ".join(shown[denied[0]]), ", ".join(table[denied[0]]) or "nothing"
+        note(
+            f"labels and masks differ: the masks of {len(denied)} photographs show a class that their labels deny, the first "
+            f"is {denied[0]}: the mask shows {classes_shown}, the label says {label}"
+        )
+
+
+def _given(table: Mapping[str, tuple[str, ...]], lists: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the lists that folders gave."""
+    splits = {split: [image for image in table if lists[image] == split] for split in ("train", "val", "test")}
+    splits = {split: ids for split, ids in splits.items() if ids}
+    without = [
+        word for word in set().union(*table.values()) if not any(word in table[image] for image in splits.get("train", ()))
+    ]
+    if without:
+        raise DataError(f"the folder for training has no photograph of class {min(without)!r}; move some of them there")
+    return splits
+
+
+def _split(table: Mapping[str, tuple[str, ...]], val_share: float, shown: Mapping[str, object]) -> dict[str, list[str]]:
+    """Return the lists `train` and `val`: of those with masks, if only some have one, and of no class the last photograph."""
     if not 0 <= val_share < 1:
         raise DataError(f"the share of photographs for validation must lie between 0 and 1, not be {val_share}")
-    val = [image for number, image in enumerate(ids) if int((number + 1) * val_share) > int(number * val_share)]
-    train = [image for image in ids if image not in set(val)]
-    if not train:
-        raise DataError(f"a val share of {val_share} leaves no photograph for training; take a smaller one")
+    candidates = [image for image in table if image in shown]
+    if int(len(candidates) * val_share) == 0:  # all that have masks are needed for scoring
+        candidates = [image for image in table if len(shown) == len(table) or image not in shown]
+    left = {word: sum(word in present for present in table.values()) for word in set().union(*table.values())}
+    chosen = [image for n, image in enumerate(candidates) if int((n + 1) * val_share) > int(n * val_share)]
+    val: list[str] = []
+    for image in chosen or (reversed(candidates) if val_share else ()):  # of a few photographs one
+        if len(val) < max(1, len(chosen)) and len(val) < len(table) - 1 and all(left[word] > 1 for word in table[image]):
+            val.append(image)
+            left = {word: count - (word in table[image]) for word, count in left.items()}
+    train = [image for image in table if image not in set(val)]
     return {"train": train, "val": val} if val else {"train": train}
 
 
-def _has_folders(source: Path) -> bool:
-    return source.is_dir() and any(path.is_dir() and not path.name.startswith(".") for path in source.iterdir())
-
-
-def _photographs_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tuple[str, ...]]:
-    order = tuple(word.strip() for word in options.classes.split(",")) if options.classes else ()
-    if options.masks and not order:
-        raise DataError("--masks needs --classes: the class names in the order of the masks' values 1, 2, …")
-    if options.labels:
+def _sources_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tuple[str, ...], MaskSource | None]:
+    """Return photographs, classes and masks of what the command was given."""
+    order = tuple(composed(word) for word in options.classes.split(",")) if options.classes else ()
+    legend = read_legend(options.legend) if options.legend else None
+    masks: MaskSource | None = None
+    if order:
+        _check_classes(order)
+    if legend and not options.masks:
+        raise DataError("--legend says what the colours of masks mean; give them with --masks")
+    if options.masks and not order and not legend:
+        raise DataError("--masks needs --classes: the class names in the order of the masks' values 1, 2, …; or --legend")
+    if options.labels and (options.labels.is_dir() or options.labels.suffix.lower() == ".json"):
+        photographs, classes, masks = from_annotations(options.photographs, options.labels)
+        if order and masks and not options.masks and order != classes:
+            raise DataError(f"--classes must be {','.join(classes)}, as {options.labels} orders them; or leave it out")
+    elif options.labels:
         photographs, classes = from_table(options.photographs, options.labels)
-    elif options.masks and not _has_folders(options.photographs):
-        photographs, classes = from_folder(options.photographs), order
+    elif options.masks and not _are_classes(options.photographs, order or (legend.classes if legend else ())):
+        photographs = from_folder(options.photographs)
+        classes = order or (_shown(options.masks, photographs, legend) if legend else ())
     else:
         photographs, classes = from_class_folders(options.photographs)
-    if order and set(order) != set(classes):
-        raise DataError(f"--classes names {', '.join(order)}, but the labels name {', '.join(classes)}")
-    return photographs, order or classes
+    if order:
+        spelled = {word.casefold(): word for word in order}
+        if set(spelled) != {word.casefold() for word in classes}:
+            raise DataError(f"--classes names {', '.join(order)}, but the labels name {', '.join(classes)}")
+        photographs = {
+            name: Photograph(path, None if present is None else tuple(spelled[word.casefold()] for word in present))
+            for name, (path, present) in photographs.items()
+        }
+        classes = order
+    if options.masks:
+        masks = MaskFolder(options.masks, photographs, classes, legend)
+        if masks.without_photograph:
+            print(
+                f"left out: {len(masks.without_photograph)} masks of no photograph, the first is {masks.without_photograph[0]}"
+            )
+    return photographs, classes, masks
+
+
+def _are_classes(source: Path, classes: Sequence[str]) -> bool:
+    """Return whether the folders are those of classes, and not any others that hold photographs."""
+    return bool({name.casefold() for name in class_folder_names(source)} & {word.casefold() for word in classes})
+
+
+def _shown(folder: Path, photographs: Mapping[str, Photograph], legend: Legend) -> tuple[str, ...]:
+    """Return those classes of a legend that a mask shows."""
+    masks = MaskFolder(folder, photographs, legend.classes, legend)
+    for image in progress(photographs, "masks"):
+        masks(image)
+    used = tuple(word for value, word in enumerate(legend.classes, start=1) if value in masks.values)
+    if unused := [word for word in legend.classes if word not in used]:
+        print(f"left out: classes of {legend.source} that no mask shows: {', '.join(unused)}")
+    return used
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -332,22 +374,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("photographs", type=Path, help="folder of photographs, or of one folder for each class")
     parser.add_argument("root", type=Path, help="the data set to make, e.g. data/mine")
-    parser.add_argument("--labels", type=Path, metavar="table.csv")
+    parser.add_argument(
+        "--labels", type=Path, metavar="PATH", help="table.csv, COCO's JSON, folder of LabelMe's or VOC's files"
+    )
     parser.add_argument("--masks", type=Path, metavar="FOLDER")
     parser.add_argument("--classes", help="class names in the order of the masks' values: cat,dog")
+    parser.add_argument(
+        "--legend",
+        metavar="FILE",
+        help="what colours of masks mean: lines such as cat,#ff0000, or in place of a file 'cat=255'",
+    )
     parser.add_argument("--name", default="", help="of the data set; default: the folder's")
     parser.add_argument("--val-share", type=float, default=0.2, help="of the photographs, kept for validation; default 0.2")
     parser.add_argument("--longest", type=int, default=500, help="pixels of the longer side at most, 0: as it is; default 500")
     options = parser.parse_args(arguments)
     try:
-        photographs, classes = _photographs_of(options)
+        photographs, classes, masks = _sources_of(options)
+        lists = given_lists(options.photographs, photographs)
         counts = make_dataset(
-            photographs, classes, options.root, options.name, options.masks, options.val_share, options.longest
+            photographs, classes, options.root, options.name, masks, options.val_share, options.longest, lists
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{options.root}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
-    print(f"go on with -p dataset {dataset_name(options.root)} -p data_root {options.root}")
+    print(f"classes: {', '.join(classes)}")
+    if "scored" in counts:
+        print(
+            f"{counts['masks']} of {counts['photographs']} photographs have masks; ImageSets/Segmentation/scored.txt lists the "
+            f"{counts['scored']} of train, for score_split"
+        )
+    print(_go_on(options.root, "scored" in counts))
+
+
+def _go_on(root: Path, scored: bool) -> str:
+    """Return the command that comes next, right in every folder."""
+    notebook = PROJECT_ROOT / "notebooks" / "10_cam.ipynb"
+    words = ["papermill", notebook, "out.ipynb", "-f", PRESETS / "voc12-small.yaml", "-p", "dataset", dataset_name(root)]
+    words += ["-r", "labels", "", *(["-p", "score_split", "scored"] if scored else []), "-p", "data_root", root.absolute()]
+    return f"go on with {shlex.join(map(str, words))}"
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def import_map(image_id: str, folder: Path, data: SegmentationDataset, name: str
             raise _Unfit(f"{len(classes)} classes and maps {scores.shape} do not belong to a photograph of {size[0]}x{size[1]}")
         if len(set(classes.tolist())) != len(classes) or ((classes < 0) | (classes >= data.num_classes)).any():
             raise _Unfit(f"its classes {classes.tolist()} are not different numbers below {data.num_classes}")
-        if not ((scores >= -1e-3) & (scores <= 1 + 1e-3)).all():  # also refuses what is no number
+        if not ((scores >= -1e-3) & (scores <= 1 + 1e-3)).all():  # also refuses what is not a number
             raise _Unfit("its scores do not lie between 0 and 1")
     except _Unfit as error:
         raise DataError(

@@ -79,7 +79,7 @@ def read_mxnet(path: Path | str) -> dict[str, np.ndarray]:
     try:
         return dict(zip((text.decode("ascii") for text in texts), arrays, strict=True))
     except UnicodeDecodeError:
-        raise reader.broken("a name is no text") from None
+        raise reader.broken("a name is not text") from None
 
 
 def _read_array(reader: _Reader) -> np.ndarray:

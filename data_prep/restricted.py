@@ -358,7 +358,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     except Exception as error:  # damaged bytes can make torch and Python raise nearly every type
         said = str(error) if isinstance(error, RefusedError) else "it is damaged or of another kind"
         said = said.replace("such a file does not need", "weights do not need")
-        raise DataError(f"{path}: not a .pth file that can be read safely ({said}); fetch it again from its authors") from None
+        raise DataError(
+            f"{path}: not a .pth file that can be read safely ({said}); fetch it again, or save its state_dict alone"
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__} instead of named weights; give a file of a state_dict")
     return content

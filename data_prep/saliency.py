@@ -86,7 +86,7 @@ def make_saliency(
         the number of maps made now.
 
     Raises:
-        ValueError: the network's answer is no map, or leaves 0..1; nothing is written for that image.
+        ValueError: the network's answer is not a map, or leaves 0..1; nothing is written for that image.
 
     Explained in notebook 30, section "Pseudo-labels with saliency".
     """

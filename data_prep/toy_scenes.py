@@ -239,7 +239,7 @@ def head_pattern(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         float32 array of the same shape.
 
     Raises:
-        ValueError: the name is no class.
+        ValueError: the name is not a class.
 
     >>> head_pattern("discus", np.array([0.0, 0.9]), np.zeros(2))
     array([1., 0.], dtype=float32)

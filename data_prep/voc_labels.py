@@ -12,7 +12,7 @@ import io
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from data_prep.voc_xml import read_voc_classes
+from data_prep.voc_xml import read_voc_classes, read_voc_names
 from data_prep.writing import write_new
 from wsss_lib.data.dataset import VOC_CLASSES, read_classes, read_split
 from wsss_lib.errors import DataError
@@ -26,11 +26,11 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
         classes: names of the foreground classes.
 
     Returns:
-        image id to its class names in the order of `classes`, at least one.
+        image id to its class names in the order of `classes`; none where the annotation has no object.
 
     Raises:
         FileNotFoundError: an annotation is missing.
-        DataError: there is no list, an annotation cannot be read, or it names none of the classes.
+        DataError: there is no list, an annotation cannot be read or has objects but none of the classes, or none has any.
 
     Explained in notebook 02, section "Image-level labels".
     """
@@ -47,11 +47,13 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
     for image_id in ids:
         path = root / "Annotations" / f"{image_id}.xml"
         table[image_id] = read_voc_classes(path, classes)
-        if not table[image_id]:
+        if not table[image_id] and (names := read_voc_names(path)):
             raise DataError(
-                f"{path}: names none of the classes {', '.join(classes)}; take the image out of the lists or give "
-                "the data set's own classes with --classes-from"
+                f"{path}: names none of the classes {', '.join(classes)}, but {', '.join(dict.fromkeys(names))[:100]}; take "
+                "the image out of the lists or give the data set's own classes with --classes-from"
             )
+    if not any(table.values()):
+        raise DataError(f"{root / 'Annotations'}: no annotation has an object; annotate those photographs that show something")
     return table
 
 

@@ -22,7 +22,7 @@ class VocObject:
         name: class name.
         box: around its visible pixels.
         truncated: whether the picture's edge cuts it.
-        parts: (name, box) of body parts; their names are no classes.
+        parts: (name, box) of body parts; their names are not classes.
     """
 
     name: str
@@ -47,14 +47,30 @@ def read_voc_classes(xml_path: Path | str, classes: Sequence[str]) -> list[str]:
 
     Explained in notebook 02, section "Image-level labels".
     """
-    path = Path(xml_path)
+    names = {(element.text or "").strip() for element in _parsed(Path(xml_path)).iter("name")}
+    return [name for name in classes if name in names]
+
+
+def read_voc_names(xml_path: Path | str) -> list[str]:
+    """Return the name of every object of an annotation, in the file's order; none where nothing of interest is there.
+
+    Args:
+        xml_path: `Annotations/ID.xml`.
+
+    Raises:
+        FileNotFoundError, DataError: as `read_voc_classes`.
+    """
+    names = [(element.findtext("name") or "").strip() for element in _parsed(Path(xml_path)).iter("object")]
+    return [name for name in names if name]
+
+
+def _parsed(path: Path) -> ElementTree.ElementTree:
     try:
-        names = {(element.text or "").strip() for element in parse(path).iter("name")}
+        return parse(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: the annotation is missing; put it there or take the id out of the lists") from None
     except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the latter of unknown encodings
         raise DataError(f"{path}: not a readable XML annotation ({error}); fetch it again") from None
-    return [name for name in classes if name in names]
 
 
 def write_voc_xml(xml_path: Path | str, size: tuple[int, int], objects: Sequence[VocObject], folder: str = "VOC2012") -> None:

@@ -88,7 +88,7 @@ def description(root: Path, name: str = "dataset.json") -> dict:
         name: of the file.
 
     Raises:
-        DataError: it is no JSON object.
+        DataError: it is not a JSON object.
     """
     path = root / name
     try:

@@ -46,11 +46,10 @@ checkpoint_every = 100  # steps between two saved states
 seed_threshold = 0.15  # background threshold of the initial seed masks, as in the run
 
 # %%
-from wsss_lib import comparison, results, viz, widgets
+from wsss_lib import comparison, overview, results, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.core.scoring import mask_at
 from wsss_lib.core.stage import open_stage, run, run_folder_of
-from wsss_lib.core.store import finished_stages
 from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import maps_of
 from wsss_lib.refine import seed_masks
@@ -112,49 +111,17 @@ viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(pred
 # The first creature has no head, so nothing tells a striper from a ringer, and the network guesses wrongly. The four others have their
 # names; the CRF removes most of the crumbs of a third class.
 #
-# ## One image through every method
+# ## Two images through every method
 #
-# A line is a method, always in the same order: input, ground truth, CAM, the method's map, its refined mask, the segmentation network that
-# learned from all masks of that kind. Lines appear as methods are finished: `make smoke` makes the first and the last
-# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make demo` all of them in short (in `runs/tour`). The last line is the upper reference, a
-# network that learned from the ground truth. (Here it segments a *training* image; scores come from validation images only.) What to look
-# for, in the fourth column: how far does each map reach from the heads?
+# A line is a method: input, ground truth, the method's map, its seed mask, its pseudo-mask, and what the segmentation network says that
+# learned from all masks of that kind. The first image is an easy one (at the upper quartile of CAM's pseudo-masks), the second one of the
+# hardest tenth. Lines appear as methods are finished: `make smoke` makes the first and the last
+# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make demo` all of them in short. The last line is the upper reference, a
+# network that learned from the ground truth. (Here it segments *training* images; scores come from validation images only.) What to look
+# for, in the third column: how far does each map reach from the heads?
 
-# %%
-def labelled(mask, title):
-    """Return a panel with a label map of the image."""
-    return viz.labels(mask, data.classes, title)
-
-
-def refined_mask(method, group):
-    """Return a panel with a method's most refined mask of the image."""
-    found = (data.root / data.mask_folder, "ground truth") if method == "truth" else comparison.most_refined(group)
-    return labelled(viz.masks_in(found[0], data)(image_id), found[1]) if found else viz.blank("not run")
-
-
-def segmentation(method, group):
-    """Return a panel with what a method's DeepLab makes of the image; it sees no label."""
-    if "deeplab" not in group:
-        return viz.blank("not run")
-    network = open_stage(deeplab.DEEPLAB, config.model_copy(update={"method": method}))
-    return labelled(deeplab.class_probabilities(network.net, data.image(image_id), network.config).argmax(0), "segmentation")
-
-# %% tags=["nbval-ignore-output"]
-def method_panels(method, group):
-    """Return one method's row of the grid."""
-    picture, own = data.image(image_id), viz.blank("none" if method == "truth" else "CAM itself" if method == "cam" else "not run")
-    if "maps" in group and method != "cam":
-        own = viz.scores(picture, viz.highest_scores(group["maps"].folder)(image_id), method)
-    return [viz.image(picture, f"{method}: input"), labelled(data.mask(image_id), "ground truth"),
-            viz.scores(picture, cam_of(image_id), "CAM"), own, refined_mask(method, group), segmentation(method, group)]
-
-# %% tags=["nbval-ignore-output"]
-finished = {method: group for (method, seed), group in finished_stages(run_folder_of(config)).items()
-            if seed == config.seed and {"maps", "deeplab"} & set(group)}
-order = sorted(finished, key=results.place_of_method)
-viz.show_panels([method_panels(method, finished[method]) for method in order],
-                f"Image {image_id} in {len(order)} lines ({', '.join(order)}); in each: input, ground truth, CAM, the method's map, refined "
-                "mask, segmentation; panels that say 'not run' belong to stages that are not finished", size=1.55)
+# %% tags=["nbval-ignore-output", "report"]
+overview.show_methods(config, data)
 
 # %% [markdown]
 # Two maps differ from CAM's at first sight: AMN's fills a body, DRS's nearly the whole picture, until saliency cuts it. Those of
@@ -186,16 +153,14 @@ viz.show_panels([method_panels(method, finished[method]) for method in order],
 # How to read it: *mIoU* is the mean overlap of prediction and ground truth over all classes (glossary); ± is the standard deviation over *runs*,
 # the number of seeds. "CAM at its best threshold" means the maps of the row's method, whichever it is. "Thresholds and walk, on
 # generated images" says that these settings were once chosen by looking at the ground truth of such images. Then follow one method from top to
-# bottom: the bars show it for CAM.
+# bottom: below, the same numbers stand in a picture, a column for each method.
 
 # %% tags=["nbval-ignore-output"]
 rows = results.summarize(results.collect(run_folder_of(config)))
 print(results.table(rows, compare=config.dataset == "voc12"))
 
-# %% tags=["nbval-ignore-output"]
-bars = {f"{row['what']} ({row['method']}, {row['split']})": row["miou"] for row in rows if row["method"] in (config.method, "truth")}
-viz.show_bars(bars, "Bars of the mean IoU of every stage; hatched bars belong to the network trained on the ground truth",
-              "From maps to a segmentation network", hatched=[name for name in bars if "(truth" in name])
+# %% tags=["nbval-ignore-output", "report"]
+overview.show_scores(rows)
 
 # %% [markdown]
 # Maps and initial seed masks score the same (52.0 and 51.1, means of three seeds: an initial seed mask is a map at a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's

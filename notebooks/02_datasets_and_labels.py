@@ -151,7 +151,7 @@ print("training images that are also validation images:", len(set(train_data.ids
 
 # %%
 has_masks = (root / config.mask_folder).is_dir()
-image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 2), score_data.ids[0])
+image_id = score_data.example(2)
 picture = np.array(score_data.image(image_id))
 mask = score_data.mask(image_id) if has_masks else np.zeros(picture.shape[:2], np.uint8)
 meaning = {0: "background", IGNORE: "unknown", **{i + 1: name for i, name in enumerate(train_data.classes)}}
@@ -286,7 +286,7 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
 # which way they were made is for the user to say.
 #
 # What does the data at hand say? For that, every mask of the scored and of the validation split is read once. This
-# pass is a part of the production step, too: a mask of a wrong size or with a value that is no class stops it, with
+# pass is a part of the production step, too: a mask of a wrong size or with a value that is not a class stops it, with
 # the file's name.
 
 # %%
@@ -417,7 +417,7 @@ def browse(number=0):
     """Show one scored image and its ground truth."""
     name = score_data.ids[number]
     words = " and ".join(label_names(score_data, name)) or "no class"
-    viz.show_examples(score_data, [name], {}, f"Image {name} with {words}", size=3, ground_truth=has_masks)
+    viz.show_examples(score_data, [name], {}, f"Image {name} with {words}", size=3)
 
 
 widgets.explore(browse, number=(0, len(score_data) - 1, 1))

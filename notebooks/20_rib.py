@@ -62,7 +62,8 @@ viz.use_style()
 # The first check: are the classifier and its maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
+widgets.leave_out_without_masks(score_data)
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 net = classifier.net.to(memory_format=torch.channels_last)
 mean, std = normalization_of(config.backbone)
@@ -120,11 +121,13 @@ viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?
 # Only layer3, layer4 and the classifier change. So whatever the frozen layers make of the image is computed once:
 
 # %%
-image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
+companions = rib.Companions(net, train_data, config)
+usable = [name for name in score_data.ids[:200] if companions.indices(name, score_data.label(name)) and score_data.label(name).any()]
+widgets.leave_out("companions", bool(usable), "no image is without the classes of another, and RIB then changes nothing")
+image_id = score_data.example(1, usable)
 image, label = score_data.image(image_id), score_data.label(image_id)
 scales = rib.scales_in_order(config.cam_scales)  # 1.0 first
 in_loss = [scale > 0.5 for scale in scales]  # scale 0.5 gives a map but is not pushed
-companions = rib.Companions(net, train_data, config)
 
 views = rib.frozen_features(net, image, scales, mean, std)  # for each scale (2, D, h, w): the image and its flip
 y = torch.from_numpy(label.astype(np.float32))[None].to(classifier.device)
@@ -136,6 +139,7 @@ print("\n".join(f"scale {scale:3.1f}: features {tuple(view.shape)}" for scale, v
 # Two lines will be explained later: `kept` in section 4, the batches of companions in section 5.
 
 # %%
+# needs companions
 tuned, K, tau = copy.deepcopy(net), config.rib_iterations, config.rib_region_threshold
 rates = config.rib_learning_rate, config.rib_head_learning_rate
 optimizer = torch.optim.SGD(tuned.parameter_groups(*rates, config.rib_weight_decay), momentum=config.rib_momentum)
@@ -160,6 +164,7 @@ for k in range(K):
 # exactly as it was, whatever happens. Below, `images.steps` returns what happened in each step of one image. Both must agree:
 
 # %%
+# needs companions
 before = net.classifier.weight.clone()
 images = rib_ablations.SingleImages(net, train_data, config, companions)
 from_library = rib.add_up(images.steps(image_id, config))
@@ -250,6 +255,7 @@ print(f"the classifier's own logit is the last: {raw[0, present].mean().item():.
 # shows the target's class.
 
 # %%
+# needs companions
 pool = [index for index in companions.bank.tolist() if not (train_data.labels[index] & label).any()]
 first_batch = next(companions.indices(image_id, label))
 assert set(first_batch) <= set(pool)
@@ -257,6 +263,7 @@ print(f"bank of {len(companions.bank)} of {len(train_data)} images, {len(pool)} 
       f"{config.rib_companions} in each step")
 
 # %% tags=["nbval-ignore-output"]
+# needs companions
 def companion(index):
     """Return a panel with an image of the data set under its classes."""
     names = np.array(train_data.classes)[train_data.labels[index] > 0]
@@ -284,13 +291,15 @@ viz.show_panels([viz.image(image, f"target: {train_data.classes[present]}"), *ma
 # a dotted stop?
 
 # %%
+# needs companions
 never = {"rib_stop_threshold": 1e30, "rib_explode_ratio": 2.0}
 ten, ten_long = (rib_ablations.of_length(config, 10, length, **never) for length in (1.0, 4.0))
-few = score_data.ids[:max(3, min(12, len(score_data) // 100)) if config.dataset == "toy" else 3]
+few = usable[:max(3, min(12, len(score_data) // 100)) if config.dataset == "toy" else 3]
 gentle, wild = ({name: images.steps(name, settings) for name in few} for settings in (ten, ten_long))
 print(f"backbone's learning rate: {ten.rib_learning_rate:.1e} and {ten_long.rib_learning_rate:.1e}, {len(few)} images")
 
 # %% tags=["nbval-ignore-output"]
+# needs companions
 runs = {"our length": gentle.values(), "four times": wild.values()}
 targets = {words: [[max(abs(step.target_logit), 1) for step in steps if step.logits is not None] for steps in group]
            for words, group in runs.items()}
@@ -310,6 +319,7 @@ viz.show_panels([viz.families(targets, "Summed logit of the image", config.rib_s
 # does the map grow, over the object or over everything?
 
 # %% tags=["nbval-ignore-output"]
+# needs companions
 def strip(runs, name, title):
     """Show the map of scale 1 at some steps."""
     chosen_class = int(np.flatnonzero(score_data.label(name))[0])
@@ -349,6 +359,7 @@ assert scores.min() >= 0 and scores.max() <= 1
 # orientation only.) What to look for in the curves: does RIB's lie above CAM's everywhere?
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 folders = {"CAM": cam_maps.folder, "RIB": maps.folder}
 rows = {"CAM": cam_maps.metrics[0], "RIB": maps.metrics[0]}
 best = {name: row["threshold"] for name, row in rows.items()}
@@ -361,6 +372,7 @@ for entry in results.PUBLISHED:
         print(f"published, {entry.what}, {entry.split}: {entry.value} ({entry.source})")
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 gain = rows["RIB"]["miou"] - rows["CAM"]["miou"]
 viz.show_threshold_curves(rows, f"RIB's peak is {abs(gain):.1f} points {'higher' if gain > 0 else 'lower'} than CAM's, at a threshold of "
                           f"{best['RIB']:.2f} instead of {best['CAM']:.2f}")
@@ -377,6 +389,7 @@ viz.show_threshold_curves(rows, f"RIB's peak is {abs(gain):.1f} points {'higher'
 # comparison is fair. What to look for: the difference in bodies, in both pairs of lines.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 for thresholds in ({"CAM": 0.15, "RIB": 0.15}, best):
     print(trials.part_recall_table(score_data, {name: (folders[name], thresholds[name]) for name in folders}))
 
@@ -388,6 +401,7 @@ for thresholds in ({"CAM": 0.15, "RIB": 0.15}, best):
 # of the image's own IoU and of its recall for each third. What to look for: does RIB help where CAM found little?
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 def found_by(name):
     """Return IoU (for ranking only) and the fraction of object pixels found, of the first 200 images."""
     mask_of, found = mask_at(folders[name], best[name]), []
@@ -416,19 +430,21 @@ for text, third in zip(("least", "middle", "most"), np.array_split(np.argsort(of
 # rises, which one pays for it, and where does the mIoU stop rising? (Mind its scale: the whole panel is about one point high.)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks, companions
 def best_miou(maps):
     """Return the best threshold and the mIoU there, in percent, of {image id: (classes, scores)}."""
     threshold, miou = trials.sweep_of(score_data, maps, maps.__getitem__).best()
     return threshold, 100 * miou
 
 
-study = score_data.ids[:max(4, min(24, len(score_data) // 50)) if config.dataset == "toy" else 4]
+study = usable[:max(4, min(24, len(score_data) // 50)) if config.dataset == "toy" else 4]
 grown = {name: images.steps(name, ten) for name in study}
 after = [{name: images.merged(name, steps[:k + 1]) for name, steps in grown.items()} for k in range(10)]
 growth = np.array([rib_ablations.at_threshold(score_data, maps_k, best["CAM"]) for maps_k in after])
 miou_after = [best_miou(maps_k)[1] for maps_k in after]
 
 # %% tags=["nbval-ignore-output"]
+# needs masks, companions
 change = 100 * (growth[-1] - growth[0])
 viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of bodies", "precision"), growth.T, strict=True)),
                             f"At threshold {best['CAM']:.2f}", xlabel="maps added up to step k", ylim=(0, 1.02)),
@@ -444,6 +460,7 @@ viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of b
 # more than some tenths?
 
 # %% tags=["nbval-ignore-output"]
+# needs masks, companions
 def times(factor):
     """Return changed learning rates."""
     return {"rib_learning_rate": factor * rates[0], "rib_head_learning_rate": factor * rates[1]}
@@ -469,6 +486,7 @@ for name, change in changes.items():
 # was not stopped, so no new steps are needed. What to look for: how much of the damage do the stops prevent?
 
 # %% tags=["nbval-ignore-output"]
+# needs masks, companions
 print(f"plain CAM: mIoU {best_miou({name: images.merged(name, steps[:1]) for name, steps in wild.items()})[1]:.1f}, {len(few)} images")
 for text, rules in (("no stop", (False, False)), ("target logit", (True, False)), ("explosion", (False, True)), ("both", (True, True))):
     stopped = {name: rib_ablations.until_stopped(steps, config, *rules) for name, steps in wild.items()}
@@ -490,6 +508,9 @@ for text, rules in (("no stop", (False, False)), ("target logit", (True, False))
 # you see the 0.4 points?
 
 # %% tags=["nbval-ignore-output"]
+folders = {"CAM": cam_maps.folder, "RIB": maps.folder}
+if not score_data.has_masks:
+    iou_cam = iou_rib = dict.fromkeys(score_data.ids, np.nan)
 viz.show_examples(score_data, viz.best_worst_random(iou_rib, count=1, seed=config.seed),
                   {name: viz.highest_scores(folder) for name, folder in folders.items()},
                   "Best, random and worst image by RIB's map, beside CAM's; the IoU of both stands above them",
@@ -507,6 +528,7 @@ viz.show_examples(score_data, viz.best_worst_random(iou_rib, count=1, seed=confi
 # readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks, companions
 shown, ground_truth = few[0], score_data.mask(few[0])
 picture = score_data.image(shown)
 
@@ -525,6 +547,7 @@ widgets.explore(lambda k=9, too_long=False: viz.show_panels(
     k=(0, 9, 1), too_long=[False, True])
 
 # %% tags=["nbval-ignore-output"]
+# needs masks, companions
 sums, masks, found = zip(*(grown_to(k, gentle[shown]) for k in (0, 2, 4, 7, 9)), strict=True)
 viz.show_panels([[viz.image(picture, f"input {shown}"), *sums],
                  [viz.labels(ground_truth, score_data.classes, "ground truth", picture), *masks]],

@@ -67,7 +67,8 @@ viz.use_style()
 # missing maps are listed now, before anything is trained.
 
 # %%
-train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
+widgets.leave_out_without_masks(score_data)
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 saliency_folder = train_data.root / config.drs_saliency_folder
 saliency_of = drs_ablations.saliency_maps(score_data, saliency_folder)
@@ -85,7 +86,7 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; bac
 # knows the name and not the extent.
 
 # %% tags=["nbval-ignore-output"]
-image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 2)
+image_id = score_data.example(2)
 image, highest_cam = score_data.image(image_id), viz.highest_scores(cam_maps.folder)
 viz.show_examples(score_data, [image_id], {"CAM": highest_cam, "saliency": lambda name: saliency_of(name) / 255},
                   "The class map is bright on small parts of the objects; the saliency map covers objects without naming them", size=2.2)
@@ -420,6 +421,7 @@ print("pseudo-labels of", len(train_data), "images; background from:", config.dr
 # `drs_crop`: enlarging the 96 pixels to 128 gives the three new convolutions a finer grid to spread over.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 row, cam_row, mask_row = maps.metrics[0], cam_maps.metrics[0], masks.metrics[0]
 for name, line in (("plain CAM", cam_row), ("DRS, refined", row)):
     print(f"{name:14s} {line['images']} images of {line['split']}: mIoU {line['miou']:.1f} % at threshold {line['threshold']:.2f}")
@@ -429,6 +431,7 @@ print(f"{'pseudo-labels':14s} {mask_row['images']} images: mIoU {mask_row['miou'
 print(results.quote(entry for entry in results.PUBLISHED if entry.method == "drs"))
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 viz.show_threshold_curves({"plain CAM": cam_row, "DRS, refined": row}, title=f"Maps of {row['images']} images, no saliency", alt=
                           f"Best mean IoU without saliency: CAM {cam_row['miou']:.1f} percent at threshold {cam_row['threshold']:.2f}, DRS "
                           f"{row['miou']:.1f} percent at {row['threshold']:.2f}: the broader maps want a higher threshold")
@@ -444,6 +447,7 @@ viz.show_threshold_curves({"plain CAM": cam_row, "DRS, refined": row}, title=f"M
 # at each map's own best threshold).
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 def with_saliency(job):
     """Return the function from an image id to the mask that stored maps and saliency give."""
     return drs_ablations.mask_with_saliency(job.folder, saliency_of, config.drs_alpha)
@@ -468,6 +472,7 @@ for title, job in both.items() if has_parts else ():
 # first images. The constants are each map's best threshold, so this flatters the ways without saliency.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 few = open_data(config.model_copy(update={"limit": max(8, min(100, len(score_data) // 5))}), config.score_split)
 
 
@@ -514,6 +519,7 @@ for name, (delta, stages) in drs_ablations.VARIANTS.items():
 # kept here, small networks ended there for factors below about 0.75, the learnable version included (it starts near 0.5).
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 ablation = run(drs_ablations.ABLATION, drs_ablations.short_config(config, len(train_data)))
 results.show_table(["", "heads", "bodies", "mIoU with", "without", "at bound"], [
     [line["what"], f"{line.get('head', np.nan):.2f}", f"{line.get('body', np.nan):.2f}", f"{line['saliency']:.1f}", f"{line['alone']:.1f}",

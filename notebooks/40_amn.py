@@ -63,7 +63,9 @@ viz.use_style()
 # The first check: are CAM's classifier and maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
+widgets.leave_out_without_masks(score_data)
+widgets.leave_out("two classes", train_data.num_classes > 1, "there is only one class")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 mean, std = normalization_of(config.backbone)
 num_labels = train_data.num_classes + 1  # C, with the background
@@ -78,6 +80,7 @@ print(f"{len(train_data)} training images, {num_labels} labels with the backgrou
 # over the threshold *for every image* (the mean over the background and the image's own classes).
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 thresholds = np.linspace(0.01, 0.99, 99)
 cam_sweep = sweep_maps(score_data, cam_maps.folder, thresholds, ImageThresholds)
 of_cam = cam_sweep.summary()
@@ -88,6 +91,7 @@ print({name: round(value, 3) for name, value in of_cam.items()})
 # to look for: how many images lie far from the one threshold that serves all?
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 def threshold_panels(name, sweep):
     """Return two panels, the distribution of the images' best thresholds and the curve for all images."""
     summary, own = sweep.summary(), sweep.best_thresholds()
@@ -112,6 +116,7 @@ viz.show_panels(threshold_panels("CAM", cam_sweep),
 # formulas are ours.)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 def mean_imbalance_and_gap(folder):
     """Return the means of both numbers over the maps of at most 500 images."""
     values = [imbalance_and_gap(score_data.mask(name), *full_size_maps(folder, name)[::-1]) for name in score_data.ids[:500]]
@@ -122,8 +127,12 @@ cam_imbalance, cam_gap = mean_imbalance_and_gap(cam_maps.folder)
 print(f"CAM: mean imbalance {cam_imbalance:.3f}, mean gap {cam_gap:.3f}")
 
 # %% tags=["nbval-ignore-output"]
-image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 1), score_data.ids[0])
+image_id = score_data.example(1)
 image, ground_truth = score_data.image(image_id), score_data.mask(image_id)
+cam_panels = [viz.image(image, f"input {image_id}"), viz.scores(image, viz.highest_scores(cam_maps.folder)(image_id), "CAM")]
+
+# %% tags=["nbval-ignore-output"]
+# needs masks
 kinds = {"background": ground_truth == 0, "object": (ground_truth > 0) & (ground_truth != IGNORE)}
 
 
@@ -134,7 +143,6 @@ def activation_panel(folder, title):
     return viz.curves(bins[:-1] + 1 / 60, densities, title, xlabel="score", ylabel="density", yscale="symlog")
 
 
-cam_panels = [viz.image(image, f"input {image_id}"), viz.scores(image, viz.highest_scores(cam_maps.folder)(image_id), "CAM")]
 viz.show_panels([*cam_panels, activation_panel(cam_maps.folder, "its scores")],
                 f"The scores of the object spread from the background's level up to 1: imbalance {cam_imbalance:.2f} and gap "
                 f"{cam_gap:.2f} on average, so any threshold cuts through the object", size=(3, 2.6))
@@ -191,10 +199,11 @@ print("features", tuple(x.shape), "-> logits", tuple(z.shape), "   ten lines = l
 
 # %%
 seeds = run(amn.REFINED_SEEDS, config)
-seed_row = seeds.metrics[0]
+refined_seed = read_mask(seeds.folder / f"{image_id}.png", train_data.num_classes)
 
 # %% tags=["nbval-ignore-output"]
-refined_seed = read_mask(seeds.folder / f"{image_id}.png", train_data.num_classes)
+# needs masks
+seed_row = seeds.metrics[0]
 truth_panel = viz.labels(ground_truth, score_data.classes, "ground truth", image)
 viz.show_panels([cam_panels[0], truth_panel, cam_panels[1], viz.labels(refined_seed, score_data.classes, "refined seed", image)],
                 f"The refined seeds leave {100 * seed_row['unknown_share']:.0f} percent of all pixels unknown (hatched); with those "
@@ -261,6 +270,7 @@ print({name: round(value.item(), 3) for name, value in only_background.items()})
 # ASPP is DeepLab-v2's: the *sum* of four 3 x 3 convolutions with dilations 6, 12, 18 and 24 (notebook 90).
 
 # %%
+# needs two classes
 encoder, (one, two) = net.head.label_encoder, torch.eye(train_data.num_classes)[:2]
 with torch.no_grad():
     both = encoder(one + two)
@@ -341,6 +351,7 @@ print(f"{sum(1 for _ in maps.folder.glob('*.npz'))} files of maps")
 # VOC 2012, for orientation only.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 jobs = {"CAM": cam_maps, "AMN": maps}
 rows = {name: job.metrics[0] for name, job in jobs.items()}
 sweeps = {"CAM": cam_sweep, "AMN": sweep_maps(score_data, maps.folder, thresholds, ImageThresholds)}
@@ -361,6 +372,7 @@ print(results.quote(results.published(name, "CAM seed", "train") for name in ("c
 # average, because the threshold was not its own, stands there in points, whichever way it comes out.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 of_amn = sweeps["AMN"].summary()
 amn_imbalance, amn_gap = mean_imbalance_and_gap(maps.folder)
 widths = [summary["high"] - summary["low"] for summary in (of_cam, of_amn)]
@@ -376,6 +388,7 @@ print(f"AMN gains {of_amn['best'] - of_cam['best']:.1f} points; CAM with each im
       f"{of_cam['upper_bound'] - of_cam['best']:.1f}")
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 added = [summary["upper_bound"] - summary["best"] for summary in (of_cam, of_amn)]
 viz.show_panels([threshold_panels(name, sweep) for name, sweep in sweeps.items()],
                 f"The range within two points of the best is {widths[0]:.2f} wide for CAM and {widths[1]:.2f} for AMN; each image at its "
@@ -391,6 +404,7 @@ viz.show_panels([threshold_panels(name, sweep) for name, sweep in sweeps.items()
 # The same curve for the maps of every method that has been run with this data set and this seed.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 of_methods = {row["method"]: row for row in results.collect(run_folder_of(config)) if row["seed"] == config.seed and row["stage"] == "maps"}
 peaks = ", ".join(f"{name} {row['miou']:.1f} at {row['threshold']:.2f}" for name, row in of_methods.items())
 viz.show_threshold_curves(of_methods, f"The best points of the curves: {peaks}", f"Maps on {len(score_data)} images of {score_data.split}")
@@ -401,6 +415,7 @@ viz.show_threshold_curves(of_methods, f"The best points of the curves: {peaks}",
 # Recall by part, for the generated creatures: heads tell the classes apart, bodies do not. Each map at its own best threshold.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 print(trials.part_recall_table(score_data, {name: (job.folder, rows[name]["threshold"]) for name, job in jobs.items()}))
 
 # %% [markdown]
@@ -419,6 +434,7 @@ few = max(16, min(480, len(train_data) // 3))
 few_train, few_score = trials.first_images(train_data, few), trials.first_images(train_data, max(8, min(100, few // 3)))
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 if config.backbone == "resnet_small":
     found = amn_ablations.score_variants(chosen, few_train, few_score, seeds.folder, classifier.weights, small, thresholds)
     results.show_table(["", "best mIoU %", "at", "range", "each image at its own threshold"], [
@@ -453,9 +469,9 @@ else:
 # project's order: input, ground truth, CAM, AMN.
 
 # %% tags=["nbval-ignore-output"]
-ranking = iou_of_images(score_data, mask_at(maps.folder, rows["AMN"]["threshold"]))
+ranking = iou_of_images(score_data, mask_at(maps.folder, maps.metrics[0].get("threshold", 0.25)))
 viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=config.seed),
-                  {name: viz.highest_scores(job.folder) for name, job in jobs.items()},
+                  {"CAM": viz.highest_scores(cam_maps.folder), "AMN": viz.highest_scores(maps.folder)},
                   "Best, random and worst image: input, ground truth, CAM, and AMN's map with the IoU of its mask", iou={"AMN": ranking})
 
 # %% [markdown]
@@ -463,6 +479,7 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 # it: a wrong seed is learned as willingly as a right one. Now the activation of the image of section 1, before and after:
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 viz.show_panels([activation_panel(job.folder, name) for name, job in jobs.items()],
                 f"Object and background of {image_id} move apart: the mean gap over many images is {cam_gap:.2f} for CAM and "
                 f"{amn_gap:.2f} for AMN", size=(3.5, 2.6))
@@ -474,6 +491,9 @@ viz.show_panels([activation_panel(job.folder, name) for name, job in jobs.items(
 # in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
+jobs = {"CAM": cam_maps, "AMN": maps}
+
+
 def thresholded(name, threshold):
     """Return a panel with the mask of the chosen image by CAM or AMN."""
     return viz.labels(mask_at(jobs[name].folder, threshold)(image_id), score_data.classes, f"{name}, {threshold:.2f}", image)

@@ -69,7 +69,9 @@ viz.use_style()
 # which notebook to run.
 
 # %%
-train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
+widgets.leave_out_without_masks(score_data)
+widgets.leave_out("single classes", (score_data.labels.sum(1) == 1).any(), "no image shows one class alone")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 mean, std = normalization_of(config.backbone)
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of {score_data.split} are scored")
@@ -82,7 +84,7 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; {le
 # mention it. VWE's remedy is to ask more questions, about finer things, without anybody writing more labels.
 
 # %% tags=["nbval-ignore-output"]
-image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
+image_id = score_data.example(1)
 image, mask = score_data.image(image_id), score_data.mask(image_id)
 present = int(np.flatnonzero(score_data.label(image_id))[0])
 highest = full_size_maps(cam_maps.folder, image_id)[1].max(0)
@@ -379,6 +381,7 @@ viz.show_panels([visual_words.nearest_patches(score_data, word_maps, word, 6, co
 # columns are rare words; a dead one is darkest in every row.
 
 # %% tags=["nbval-ignore-output"]
+# needs single classes
 owned = visual_words.fractions_by_class(score_data, looked_at, wins)  # name of a class -> (K,)
 table = np.stack(list(owned.values()))
 order = np.argsort(-table.mean(0), kind="stable")[:64]
@@ -410,6 +413,7 @@ assert values.min() >= 0 and values.max() <= 1
 # the place of the peaks.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 jobs = {"CAM": cam_maps, config.vwe_variant.upper(): maps}
 rows = {name: job.metrics[0] for name, job in jobs.items()}
 cam_row, row = rows.values()
@@ -420,6 +424,7 @@ print(f"difference: {row['miou'] - cam_row['miou']:+.1f} points, one seed")
 print(results.quote(entry for entry in results.PUBLISHED if entry.method in ("vwe", "vwl_l", "vwl_m")))
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 viz.show_threshold_curves(rows, f"CAM peaks at {cam_row['miou']:.1f} percent at threshold {cam_row['threshold']:.2f}, visual words "
                           f"at {row['miou']:.1f} percent at {row['threshold']:.2f}",
                           title=f"Maps of {row['images']} images against the ground truth")
@@ -442,6 +447,7 @@ for rule in ("union", "present"):
 # on VOC's val split.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 mask_of = mask_at(maps.folder, row["threshold"])
 evaluation = score_masks(score_data, mask_of)
 for rule in ("union", "present"):
@@ -456,6 +462,7 @@ for (variant, what, split), values in results.PUBLISHED_CLASSES.items():
 # a background score of 0.15:
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 def refined(name):
     """Return the mask of an image after VWL's CRF."""
     classes, values = full_size_maps(maps.folder, name)
@@ -473,6 +480,7 @@ print(f"{len(few)} images, background score 0.15: mIoU {without:.1f} % without, 
 # then says so.)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 for threshold in (0.15, 0.3):
     print(part_recall_table(score_data, {name: (job.folder, threshold) for name, job in jobs.items()}))
 
@@ -493,6 +501,7 @@ small_data = open_data(small, config.train_split)
 scored = open_data(small.model_copy(update={"limit": 120}), config.train_split)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 print(f"{len(small_data)} images, {small.vwe_epochs} epochs, scored on {len(scored)}; best mIoU and its threshold")
 best = {}
 for pooling, with_words in [(name, words) for name in ("average", "mix (HSPP)") for words in (False, True)]:
@@ -501,6 +510,7 @@ for pooling, with_words in [(name, words) for name in ("average", "mix (HSPP)") 
     print(f"{pooling:15s} {'with words' if with_words else 'without   '}  {entry['miou']:5.1f} %  at {entry['threshold']:.2f}")
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 gains = {f"words with {name}": best[name, True] - best[name, False] for name in ("average", "mix (HSPP)")}
 gains["HSPP instead of the average, without words"] = best["mix (HSPP)", False] - best["average", False]
 for change, gain in gains.items():
@@ -523,6 +533,7 @@ for change, gain in gains.items():
 # for: where is VWE's map broader than CAM's?
 
 # %% tags=["nbval-ignore-output"]
+mask_of = mask_at(maps.folder, maps.metrics[0].get("threshold", 0.15))
 ranking = iou_of_images(score_data, mask_of)
 chosen = viz.best_worst_random(ranking, count=1, seed=config.seed)
 viz.show_examples(score_data, chosen, {"CAM": viz.highest_scores(cam_maps.folder), "visual words": viz.highest_scores(maps.folder)},

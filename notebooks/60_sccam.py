@@ -67,7 +67,8 @@ viz.use_style()
 # classifier is *round 0*. It may have another backbone than the rounds to come: only its features are used.
 
 # %%
-train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
+widgets.leave_out_without_masks(score_data)
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 round0, normalization0 = classifier.net, normalization_of(classifier.config.backbone)
 mean, std = normalization_of(config.backbone)
@@ -309,9 +310,13 @@ for t, assignment in assignments.items():
 # %% tags=["nbval-ignore-output"]
 subset = first_images(score_data, max(8, min(100, len(score_data) // 5)))
 normalizations = {t: (mean, std) if t else normalization0 for t in nets}
+
+# %% tags=["nbval-ignore-output"]
+# needs masks
 curves = {t: subcategories.quick_row(network, subset, *normalizations[t]) for t, network in nets.items()}
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 best = ", ".join(f"{curve['miou']:.1f} at {curve['threshold']:.2f}" for curve in curves.values())
 viz.show_threshold_curves({"round 0: CAM" if t == 0 else f"round {t}": curve for t, curve in curves.items()},
                           f"Mean IoU over the threshold for rounds 0 to {last_round}; the peaks are {best}",
@@ -385,6 +390,7 @@ assert scores.min() >= 0 and scores.max() <= 1
 # the peaks.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 jobs = {"CAM": cam_maps, "SC-CAM": maps}
 rows = {words: job.metrics[0] for words, job in jobs.items()}
 for words, row in rows.items():
@@ -392,6 +398,7 @@ for words, row in rows.items():
 print(results.quote(entry for entry in results.PUBLISHED if entry.method == "sccam"))
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 peaks = [f"{words} peaks at {row['miou']:.1f} percent (threshold {row['threshold']:.2f})" for words, row in rows.items()]
 viz.show_threshold_curves(rows, ", ".join(peaks), title=f"Maps of {row['images']} images against the ground truth")
 
@@ -404,6 +411,7 @@ viz.show_threshold_curves(rows, ", ".join(peaks), title=f"Maps of {row['images']
 # maps find?
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 for threshold in (0.15, 0.3):
     print(part_recall_table(score_data, {words: (job.folder, threshold) for words, job in jobs.items()}))
 
@@ -428,6 +436,7 @@ variants = {"no sub-categories": (assignment0, 0.0, K), "k-means": (assignment0,
             "dealt at random": (dealt, 5.0, K)}
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 tried = {"round 0": curves[0]}
 if classifier.config.backbone == config.backbone:
     for words, (assignment, weight, clusters) in variants.items():
@@ -442,6 +451,7 @@ viz.show_threshold_curves(tried, f"Mean IoU over the threshold for {len(tried)} 
 # How much does the second loss change the peak, in numbers, and do the clusters do more than chance?
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 if "k-means" in tried:
     clustered, random = (tried[words]["miou"] - tried["no sub-categories"]["miou"] for words in ("k-means", "dealt at random"))
     print(f"the second loss changes the peak by {clustered:+.1f} points with clusters and by {random:+.1f} points with sub-categories "
@@ -462,7 +472,8 @@ else:
 # threshold. What to look for: where do the two maps differ?
 
 # %% tags=["nbval-ignore-output"]
-ious = {words: iou_of_images(score_data, mask_at(job.folder, rows[words]["threshold"]), 100) for words, job in jobs.items()}
+jobs = {"CAM": cam_maps, "SC-CAM": maps}
+ious = {words: iou_of_images(score_data, mask_at(job.folder, job.metrics[0].get("threshold", 0.15)), 100) for words, job in jobs.items()}
 viz.show_examples(score_data, viz.best_worst_random(ious["SC-CAM"], count=1, seed=config.seed),
                   {words: viz.highest_scores(job.folder) for words, job in jobs.items()},
                   "Best, random and worst image of SC-CAM beside the maps of plain CAM", size=2.1, iou=ious)

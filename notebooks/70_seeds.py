@@ -64,7 +64,9 @@ viz.use_style()
 # The first check: are the class activation maps there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
+widgets.leave_out_without_masks(score_data)
+widgets.leave_out("more images", len(score_data) > 5 * score_data.num_classes, "there are too few images to choose on some and score others")
 maps_folder = open_stage(maps_of(config.method), config).folder
 num_labels = score_data.num_classes + 1  # with the background
 print(f"{len(train_data)} training images, {len(score_data)} of split {score_data.split!r} are scored, {num_labels} labels with the background")
@@ -157,7 +159,7 @@ print(f"IoU of one matrix over both images: {object_iou(large, tiny):.3f}")
 # 0.5 were background?
 
 # %%
-image_id = next((name for name in score_data.ids if score_data.label(name).sum() == 1), score_data.ids[0])
+image_id = score_data.example(1)
 picture, true_mask = np.array(score_data.image(image_id)), score_data.mask(image_id)
 classes, maps = full_size_maps(maps_folder, image_id)  # (K,), M: (K, H, W)
 best = maps.max(0, initial=0)
@@ -198,6 +200,7 @@ print("plain lines = library:", True)
 # picture shows these counts for one image.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 wrong = int((best[true_mask == 0] > t).sum())
 viz.show_panels([viz.histogram({"background in the ground truth": best[true_mask == 0], "object in the ground truth": best[objects]},
                                np.linspace(0, 1, 41), f"Image {image_id}", {f"threshold {t}": t}, xlabel="best score of the pixel",
@@ -236,15 +239,18 @@ print(f"{len(thresholds)} thresholds, one pass = naive loop = library:", True)
 # %%
 seeds = run(seed_masks.SEEDS, config)
 row_of = {row["what"]: row for row in seeds.metrics}
-sweep = row_of["threshold sweep"]
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
+sweep, fixed = row_of["threshold sweep"], config.seed_threshold
+
+
 def at(threshold):
     """Read the curve at a threshold."""
     return float(np.interp(threshold, sweep["thresholds"], sweep["curve"]))
 
 
-best_t, fixed = sweep["best"], config.seed_threshold
+best_t = sweep["best"]
 viz.show_threshold_curves({f"best: {best_t:.2f}": sweep | {"threshold": best_t, "miou": at(best_t)}},
                           f"The curve has one peak of {at(best_t):.1f} percent at threshold {best_t:.2f}; the fixed threshold "
                           f"{fixed:.2f} reaches {at(fixed):.1f} percent", marks={f"fixed: {fixed:.2f}": fixed})
@@ -256,6 +262,7 @@ viz.show_threshold_curves({f"best: {best_t:.2f}": sweep | {"threshold": best_t, 
 # whose masks one is willing to pay for (here every tenth image).
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 for way, threshold in (("fixed, the parameter seed_threshold", fixed), ("best of every tenth image", sweep["best_on_every_tenth_image"]),
                        ("best of all, an upper bound", sweep["best"])):
     print(f"{way:36s} threshold {threshold:.3f}  mIoU {at(threshold):5.1f} %")
@@ -274,6 +281,7 @@ for way, threshold in (("fixed, the parameter seed_threshold", fixed), ("best of
 # have its own? (Notebook 40 is about a method that was made from this question.)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 some = replace(score_data, ids=score_data.ids[:500], labels=score_data.labels[:500])
 per_image = sweep_maps(some, maps_folder, thresholds, ImageThresholds)
 low, high, best_miou, bound = (per_image.summary()[name] for name in ("low", "high", "best", "upper_bound"))
@@ -291,6 +299,7 @@ viz.show_panels([viz.histogram({"": per_image.best_thresholds()}, np.linspace(0,
 # seed. The last words of each line are what a report has to print beside the number.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks, more images
 few, others = split_labelled(some)
 scored = sweep_maps(others, maps_folder, thresholds)
 on_few = sweep_maps(few, maps_folder, thresholds).best()[0]
@@ -317,6 +326,7 @@ print(f"set for this run: {config.seed_foreground_threshold:.2f} and {config.see
 # costs this image much. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 one_image = ImageThresholds(num_labels, thresholds)
 one_image.add(true_mask, maps, classes)
 own_curve = 100 * one_image.curves()[0]
@@ -333,6 +343,7 @@ def draw_mask_at(threshold=0.15):
 widgets.explore(draw_mask_at, threshold=(0.0, 0.9, 0.01))
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 own_best = float(one_image.best_thresholds()[0])
 choices = [own_best / 3, own_best, min(0.9, own_best + 0.1), min(0.9, own_best + 0.3)]
 reached = np.interp(choices, thresholds, own_curve)
@@ -405,7 +416,7 @@ print(f"{small_labels.size} pixels; both agree on {100 * (exact == fast).mean():
 
 # %% tags=["nbval-ignore-output"]
 refined = viz.masks_in(seeds.folder / "seed_masks", score_data)
-viz.show_examples(score_data, score_data.ids[:3], {"initial seed mask": mask_at(maps_folder, fixed), "seed mask + CRF": refined},
+viz.show_examples(score_data, score_data.ids[:3], {"initial seed mask": mask_at(maps_folder, config.seed_threshold), "seed mask + CRF": refined},
                   "Round blobs become regions with the edges of the image; what the initial seed mask does not touch is not found")
 
 # %% [markdown]
@@ -505,6 +516,7 @@ print(f"{image_id}: objects right {100 * np.trace(n[1:, 1:]) / max(1, n[:, 1:].s
       f"background right {100 * n[0, 0] / max(1, n[:, 0].sum()):.1f} %")
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 for what in ("CAM seed", "CAM seed + CRF"):
     row = row_of[what]
     print(f"{what:15s} {row['images']} images of {row['split']}: mIoU {row['miou']:.1f} %, precision {row['precision']:.1f} %, "
@@ -516,6 +528,7 @@ print(results.quote([results.published(config.method, "CAM seed", "train")]))
 # Class by class: the bars show IoU without and with the CRF. What to look for: which classes gain, and which lose.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 names = ["background", *score_data.classes]
 iou = {what: np.array(row_of[what]["class_iou"], float) for what in ("CAM seed", "CAM seed + CRF")}
 gain = iou["CAM seed + CRF"] - iou["CAM seed"]
@@ -525,6 +538,7 @@ viz.show_class_bars(iou, names, f"The CRF changes the mean by {row_of['CAM seed 
                     title=f"{len(score_data)} images of {score_data.split}")
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 print(f"{'':24s}{'unknown':>9s}{'objects right':>15s}{'background right':>18s}{'objects found':>15s}")
 for row in (row_of["IRN labels without CRF"], row_of["IRN labels"]):
     print(f"{row['what']:24s}{100 * row['unknown_share']:7.1f} %{row['object_precision']:13.1f} %{row['background_precision']:16.1f} %"

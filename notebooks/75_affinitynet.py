@@ -25,7 +25,7 @@ data_root = "data/toy"  # VOC devkit folder
 method = "cam"  # whose class activation maps are refined
 seed = 0  # of everything that is random
 affinitynet_weights = ""  # a finished AffinityNet instead of training
-affinitynet_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone has not
+affinitynet_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone does not have
 affinitynet_stride = 4  # pixels a cell of the grid; 8 in the paper, on images five times as large
 affinitynet_radius = 5  # pairs are closer than this, in cells
 affinitynet_alpha_low = 8.0  # exponent of a strong background; 4 in the paper, whose maps are wider
@@ -68,7 +68,8 @@ viz.use_style()
 # The first check: are the class activation maps and the seed masks there? If not, the next cell stops and says which notebook to run.
 
 # %%
-train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
+widgets.leave_out_without_masks(score_data)
 learn_data = affinitynet.images_to_learn_from(train_data, config.affinitynet_images)
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
 print(f"{len(train_data)} training images; AffinityNet learns from {len(learn_data)}; {len(score_data)} of split {score_data.split!r} are scored")
@@ -90,7 +91,7 @@ print(f"{len(train_data)} training images; AffinityNet learns from {len(learn_da
 
 # %% tags=["nbval-ignore-output"]
 measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # of these there will be scores and ground truth
-image_id = next(name for name in measured if score_data.label(name).sum() == 1)
+image_id = min(measured, key=lambda name: abs(int(score_data.label(name).sum()) - 1))
 image = score_data.image(image_id)
 classes, scores = full_size_maps(maps.folder, image_id)
 low, high = (affinitynet.crf_with_alpha(np.array(image), scores, alpha)  # (1 + K, H, W)
@@ -128,6 +129,7 @@ assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 # How good are these labels? (The ground truth is read here to *measure*, nothing else.)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 known, right = [], []
 for name in measured[:100]:
     truth, present = score_data.mask(name), np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])
@@ -176,7 +178,9 @@ def affinities_of(f, cell, radius=5, beta=1.0):
     return row.view(f.shape[1:])
 
 
-points = np.argwhere((score_data.mask(image_id) == classes[0] + 1)[::config.affinitynet_stride, ::config.affinitynet_stride])
+bright = scores[0] > 0.5  # without masks the place of the object is guessed from the map
+on_object = score_data.mask(image_id) == classes[0] + 1 if score_data.has_masks else bright
+points = np.argwhere(on_object[::config.affinitynet_stride, ::config.affinitynet_stride])
 cell = points[np.abs(points - points.mean(0)).sum(1).argmin()]  # of the object, near its center
 marked = viz.image(image, f"input {image_id}", dot=(cell[::-1] + 0.5) * config.affinitynet_stride)
 by_color = viz.heat_map(affinities_of(color, cell), "affinity by color")
@@ -330,6 +334,7 @@ print("every value of the mask is background or a class of the label:", True)
 # labels, the lines beneath what was published for the full VOC 2012 (orientation only).
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 print(results.run_table([row for row in seeds.metrics + masks.metrics if "miou" in row], config))
 print(results.quote(entry for entry in results.PUBLISHED if "AffinityNet" in entry.what))
 
@@ -339,6 +344,7 @@ print(results.quote(entry for entry in results.PUBLISHED if "AffinityNet" in ent
 # If notebook 80 has refined the same maps, its score stands here beside AffinityNet's.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 if (folder_of(irn.MASKS, config) / "run.json").is_file():
     print(results.run_table(masks.metrics + open_stage(irn.MASKS, config).metrics, config))
 else:
@@ -368,6 +374,7 @@ def score_of(**setting):
     return 100 * score_masks(tried, lambda name: walked_mask(name, **setting)).scores().miou
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 usual = score_of()
 for words, settings in (("alpha", (4, 8, 32)), ("beta", (4, 8, 32)), ("power", (0, 2, 4, 8))):
     print(f"{words:6s}", ", ".join(f"{value}: {score_of(**{words: value}):.1f} %" for value in settings), f" (usual: {usual:.1f} %)")
@@ -376,6 +383,7 @@ for words, settings in (("alpha", (4, 8, 32)), ("beta", (4, 8, 32)), ("power", (
 # The paper's last step before segmentation is another CRF over these masks. Does it help?
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 def after_crf(name):
     """Return the pseudo-mask of one image after the dense CRF on its labels."""
     ids = np.array([0, *(np.flatnonzero(score_data.label(name)) + 1)])

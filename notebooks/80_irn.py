@@ -23,7 +23,7 @@ data_root = "data/toy"  # VOC devkit folder
 method = "cam"  # whose class activation maps and seed masks are refined
 seed = 0  # of everything that is random
 irn_weights = ""  # a finished IRN instead of training
-irn_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone has not
+irn_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone does not have
 irn_epochs = 8  # 3 in the paper
 irn_batch_size = 16  # 32 in the paper
 irn_learning_rate = 0.1  # of the boundary head
@@ -66,7 +66,8 @@ viz.use_style()
 # notebook to run.
 
 # %%
-train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split)
+train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
+widgets.leave_out_without_masks(score_data)
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of split {score_data.split!r} are scored")
 
@@ -76,7 +77,7 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; {le
 # lies in the zone where nobody knows.** The whole notebook is about getting it out of there.
 
 # %% tags=["nbval-ignore-output"]
-image_id = next(name for name in score_data.ids if score_data.label(name).sum() == 1)
+image_id = score_data.example(1)
 image, highest_score = score_data.image(image_id), viz.highest_scores(maps.folder)
 confident = viz.masks_in(seeds.folder / "irn_labels", score_data)
 viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident label": confident},
@@ -523,6 +524,7 @@ print("every value of the mask is background or a class of the label:", True)
 # ran).
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 rows = [row for row in seeds.metrics + masks.metrics if "miou" in row]
 print(results.run_table(rows, config))
 print(results.quote(results.published("cam", what, "train") for what in ("CAM seed", "IRN pseudo-mask")))
@@ -533,6 +535,7 @@ print(results.quote(results.published("cam", what, "train") for what in ("CAM se
 # the one with CRF recall rises by 6.4 points and precision falls by 2.6.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 print("\n".join(f"{row['what']:16s} precision {row['precision']:.1f} %, recall {row['recall']:.1f} %" for row in rows))
 print(results.class_table({"IoU of the mask": rows[-1]["class_iou"]}, ["background", *train_data.classes]))
 
@@ -556,6 +559,7 @@ viz.show_examples(score_data, chosen, {"CAM": highest_score, "refined": viz.mask
 # in. Or the **threshold** is wrong for this image, as in section 7. The worst image, taken apart:
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 worst = chosen[-1]
 truth, mask = score_data.mask(worst), mask_of(worst)
 for label, scores in zip(*full_size_maps(maps.folder, worst), strict=True):

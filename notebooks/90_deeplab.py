@@ -68,7 +68,8 @@ viz.use_style()
 # `train_aug` the ground truth is in another folder: add `-p mask_folder SegmentationClassAug`.)
 
 # %%
-train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split)
+train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split).scored()
+widgets.leave_out_without_masks(val_data)
 training_masks = None if config.method == "truth" else open_stage(deeplab.masks_of(config), config)
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background;",
       "trained on", "pseudo-masks (image-level labels only)" if training_masks else "THE GROUND TRUTH (pixel labels)")
@@ -448,6 +449,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), truth,
 # pixel labels: for `truth`, everything that the network has learned.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 rows = predictions.metrics
 chain = (training_masks.metrics if training_masks else []) + rows
 print(results.run_table(chain, config), "initial weights of this run: " + config.deeplab_init, sep="\n")
@@ -459,6 +461,7 @@ print(results.quote(results.published(config.method, row["what"], row["split"]) 
 # by class:
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 iou_of = {title: [*row["class_iou"], row["miou"]] for title, row in zip(("plain", "+ CRF"), rows, strict=False)}
 print(results.class_table(iou_of, ["background", *val_data.classes, "mean"]))
 
@@ -481,6 +484,7 @@ viz.show_examples(val_data, viz.best_worst_random(ranking, count=1, seed=config.
 # all validation images:
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 confusion = score_masks(val_data, predictions.folder / "plain").confusion
 wrong = confusion - np.diag(np.diag(confusion))
 kinds = {"object called background": wrong[1:, 0], "background called object": wrong[0, 1:], "one class called another": wrong[1:, 1:]}
@@ -527,6 +531,7 @@ with torch.device("meta"):
 # again, is the best that either grid can hold:
 
 # %%
+# needs masks
 def on_grid(name, stride):
     """Return the ground truth of an image after it was reduced to a grid and enlarged again."""
     mask = torch.from_numpy(val_data.mask(name)).long()

@@ -46,9 +46,10 @@ viz.use_style()
 
 # %%
 finished, rows = finished_stages(run_folder_of(config)), results.collect(run_folder_of(config))
-if not rows:
+if not finished:
     raise RuntimeError(f"{run_folder_of(config)}: no finished stage with scores; run `make smoke`, or notebook 10_cam and those after it")
-whole = {name: open_data(config, name) for name in dict.fromkeys((config.score_split, config.val_split))}
+whole = {name: open_data(config, name).scored() for name in dict.fromkeys((config.score_split, config.val_split))}
+widgets.leave_out_without_masks(*whole.values())
 print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in whole.items()))
 
 # %% [markdown]
@@ -75,6 +76,7 @@ results.show_table(["method", *names],
 counted = run(comparison.COMPARISON, config).metrics
 
 # %%
+# needs masks
 on_all_images = [row for row in counted if row["images"] == row["of_images"]]
 assert all(abs(row["miou"] - row["recorded"]) < 0.02 for row in on_all_images)
 print("where all images are counted, the mean IoU is that of the stage's record")
@@ -87,6 +89,7 @@ print("where all images are counted, the mean IoU is that of the stage's record"
 # The outputs stored here are those of seeds 0, 1 and 2 of all methods (of DRS's maps on IRN's way, seed 0 only).
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 comparison.check_settings(finished)
 scored = comparison.side_by_side(rows)
 place = {row["what"]: f"{row['split']}, {row['images']} images" for row in rows}
@@ -118,10 +121,12 @@ for other in ({"images": 10582}, {"split": "val", "images": 1449}, {"crf": True}
 # another, but what a method gains *over plain CAM of the same seed*. The luck of that classifier drops out of the difference.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 results.show_table(["gain over CAM, points", "method", "seed by seed", "mean ± spread", "all of one sign?"],
       comparison.gain_table({what: scored[what] for what in lines}))
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 of_method = {name: list(scored[lines[0]][name].values()) for name in methods if name in scored[lines[0]]}
 marks = {name: [("", column, value) for value in values] for column, (name, values) in enumerate(of_method.items())}
 viz.show_panels([viz.points(marks, xticks=[], ylabel="mIoU %", title=lines[0])],
@@ -135,6 +140,7 @@ viz.show_panels([viz.points(marks, xticks=[], ylabel="mIoU %", title=lines[0])],
 # maps' best threshold, the mean over the seeds; darker is lower.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 names = ("background", *whole[config.score_split].classes)
 class_iou = comparison.mean_over_seeds(counted, "CAM at its best threshold", "class_iou")
 best, worst = ({method: names[1 + int(chosen(values[1:]))] for method, values in class_iou.items()} for chosen in (np.nanargmax, np.nanargmin))
@@ -148,6 +154,7 @@ viz.show_panels([viz.matrix(np.array(list(class_iou.values())), list(class_iou),
 # neither, at its best threshold: half of the body is missing and some background is taken. Means over the classes:
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 results.show_table(["what", "method", "precision %", "recall %", "mIoU %", "boundary IoU %", "seeds"], comparison.counted_table(counted, lines))
 
 # %% [markdown]
@@ -171,6 +178,7 @@ plain = (truth & shifted).sum() / (truth | shifted).sum()
 print(f"a square moved by 3 of 96 pixels: IoU {100 * plain:.0f} %, boundary IoU {100 * by_hand:.0f} %")
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 marks = {split: {} for split in (config.score_split, config.val_split)}
 for what in lines:
     inside, edges = (comparison.mean_over_seeds(counted, what, value) for value in ("miou", "boundary_iou"))
@@ -190,10 +198,12 @@ viz.show_panels([viz.points(groups, xlabel=f"mIoU % ({split})", ylabel="boundary
 # much a method leans on that: what it loses at a threshold that no mask has chosen, and how wide the range is that loses at most 2 points.
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 results.show_table(["method", "best mIoU %", "best threshold, seed by seed", f"points lost at {config.seed_threshold}",
        "width of the range within 2 points", "seeds"], comparison.threshold_table(finished, config.seed_threshold))
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 curves = {}
 for name, seed in sorted(finished, key=lambda run: (results.place_of_method(run[0]), run[1])):
     for row in finished[name, seed]["maps"].metrics() if "maps" in finished[name, seed] else ():
@@ -209,6 +219,7 @@ viz.show_threshold_curves(curves, "Curves of mIoU over the threshold; best at "
 # **Try it.** Move the threshold that all methods share, and watch the order change. (The static figure beneath shows one position.)
 
 # %% tags=["nbval-ignore-output"]
+# needs masks
 def draw(threshold=config.seed_threshold):
     """Show what every method reaches at one common threshold."""
     reached = {name: float(np.interp(threshold, row["thresholds"], row["curve"])) for name, row in curves.items()}

@@ -329,6 +329,82 @@ def test_second_names_data_parallel_prefixes_and_counts_may_be_missing_or_there(
         assert all(torch.equal(results[0][key], value) for key, value in results[-1].items()), name
 
 
+def light_classifier() -> dict[str, torch.Tensor]:
+    return light_weights(official_list("irn_resnet50_cam")[0])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"model_state_dict": weights, "epoch": 3, "loss": 0.5},
+        lambda weights: {"net": weights},
+        lambda weights: {
+            "network": weights,
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+        },
+        lambda weights: {"epoch": 90, "best_acc1": torch.tensor(0.7), "state_dict": weights},
+        lambda weights: {"checkpoint": {"model": weights}},
+        lambda weights: {
+            "state_dict": {f"model.{key}": value for key, value in weights.items()},
+            "pytorch-lightning_version": "2.0",
+        },
+        lambda weights: {f"model.module.{key}": value for key, value in weights.items()},
+        lambda weights: {"n_averaged": torch.tensor(5)} | {f"module.{key}": value for key, value in weights.items()},
+        lambda weights: {"generator": {"a": torch.ones(3), "b": torch.ones(2)}, "classifier": weights},
+    ],
+)
+def test_weights_are_found_in_any_usual_wrapper(tmp_path, wrap):
+    torch.save(wrap(light_classifier()), tmp_path / "in.pth")
+    checkpoints.convert_file(tmp_path / "in.pth", "irn-cam", tmp_path / "out.safetensors")
+    assert len(read_tensors(tmp_path / "out.safetensors")) == 319
+
+
+def test_the_same_weights_in_another_wrapper_leave_the_file_as_it_is(tmp_path):
+    weights, output = light_classifier(), tmp_path / "out.safetensors"
+    for number, content in enumerate((weights, {"net": weights}, {"net": {key: value + 1 for key, value in weights.items()}})):
+        torch.save(content, tmp_path / f"{number}.pth")
+    checkpoints.convert_file(tmp_path / "0.pth", "irn-cam", output)
+    before = output.read_bytes()
+    checkpoints.convert_file(tmp_path / "1.pth", "irn-cam", output)
+    with pytest.raises(DataError, match="is there already with other content"):
+        checkpoints.convert_file(tmp_path / "2.pth", "irn-cam", output)
+    assert output.read_bytes() == before
+
+
+def test_safetensors_are_converted_too_and_the_printed_path_is_right_everywhere(tmp_path, monkeypatch, capsys):
+    write_tensors(tmp_path / "in.safetensors", {key: value.clone() for key, value in light_classifier().items()})
+    monkeypatch.chdir(tmp_path)
+    checkpoints.main(["convert", "--format", "irn-cam", "in.safetensors", "my weights.safetensors"])
+    assert f"-p cam_weights '{tmp_path}/my weights.safetensors'" in capsys.readouterr().out
+
+
+def test_of_two_networks_in_a_file_one_must_be_chosen(tmp_path, capsys):
+    weights = light_classifier()
+    torch.save({"model": weights, "ema": {key: value * 0 for key, value in weights.items()}}, tmp_path / "in.pth")
+    words = ["convert", "--format", "irn-cam", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")]
+    with pytest.raises(SystemExit):
+        checkpoints.main(words)
+    assert "holds weights under model and ema; choose one with --entry model" in capsys.readouterr().err
+    checkpoints.main([*words, "--entry", "ema"])
+    assert not any(value.any() for value in read_tensors(tmp_path / "out.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"epoch": 3, "optimizer": {"lr": 0.1}}, "holds no weights, but epoch, optimizer"),
+        ({}, "holds no weights, but nothing"),
+        ({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}}, "holds tensors under a and b, and none are all weights of"),
+        ({"a": {"x": torch.ones(2)}}, "not the weights of the classifier of IRN"),
+    ],
+)
+def test_files_without_the_weights_say_what_they_hold(tmp_path, content, message):
+    torch.save(content, tmp_path / "in.pth")
+    with pytest.raises(DataError, match=message):
+        checkpoints.convert_file(tmp_path / "in.pth", "irn-cam", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_deeplab_v2_may_come_without_its_prefix(tmp_path):
     weights = light_weights(official_list("deeplabv2_resnet101_msc")[0])
     torch.save({key.removeprefix("base."): value for key, value in weights.items()}, tmp_path / "in.pth")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 pytest.importorskip("pycocotools", reason="pip install -e '.[coco]'")
 
@@ -110,7 +111,12 @@ def test_every_pixel_shows_the_smallest_instance_there(drawn):
         ({"segmentation": {"size": [4, 9], "counts": [36]}}, r"for an image of \[4, 9\] pixels instead of \[4, 8\]"),
         ({"segmentation": {"size": [4, 8], "counts": [30, 3]}}, "run lengths of 33 pixels for an image of 32"),
         ({"segmentation": {"size": [4, 8], "counts": [33, -1]}}, "whole numbers from 0"),
-        ({"segmentation": {"size": [4, 8], "counts": "PPYo0"}}, "a list of whole numbers"),
+        ({"segmentation": {"size": [4, 8], "counts": {"0": 32}}}, "a list of whole numbers"),
+        ({"segmentation": {"size": [4, 8], "counts": "PPYo0"}}, "run lengths of 1025024 pixels for an image of 32"),
+        ({"segmentation": {"size": [4, 8], "counts": "P"}}, "end in the middle"),
+        ({"segmentation": {"size": [4, 8], "counts": "é 1"}}, "compressed run lengths are damaged"),
+        ({"segmentation": {"size": [4, 8], "counts": "o" * 99}}, "compressed run lengths are damaged"),
+        ({"segmentation": [], "bbox": [1, 2, "wide", 3]}, "is not x, y, width, height"),
         ({"area": "large"}, "area 'large' is not a number"),
         ({"area": float("nan")}, "is not a number"),
     ],
@@ -231,7 +237,7 @@ def test_the_index_needs_little_memory(tmp_path):
         (lambda made: made["images"].append(made["images"][0]), "image 7 stands there twice"),
         (lambda made: made["images"][0].update(height=-3), "-3 is not a whole number"),
         (lambda made: made["images"][0].update(id="7"), "'7' is not a whole number"),
-        (lambda made: made["images"][0].update(file_name="..\\x"), "is not a file name"),
+        (lambda made: made["images"][0].update(file_name="..\\.."), "is not a file name"),
         (lambda made: made["images"][0].update(file_name=3), "3 is not a file name"),
         (lambda made: made["categories"][0].update(name="people"), r"category \(1, 'people'\) is none of COCO's 80"),
         (lambda made: made.pop("images"), "an annotation belongs to image|names no images"),
@@ -277,3 +283,88 @@ def test_folders_in_file_names_are_not_followed(tmp_path):
     made["images"][0]["file_name"] = "../../etc/COCO_train2014_000000000007.jpg"
     (tmp_path / "x.json").write_text(json.dumps(made))
     assert read_instances(tmp_path / "x.json").images[7].file_name == "COCO_train2014_000000000007.jpg"
+
+
+# ---- as other tools write it
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1)))
+@settings(max_examples=100)
+def test_compressed_run_lengths_are_read_as_pycocotools_reads_them(mask):
+    coco = pytest.importorskip("pycocotools.mask")
+    packed = coco.encode(np.asfortranarray(mask))
+    segmentation = {"size": packed["size"], "counts": packed["counts"].decode()}
+    assert (coco_masks.instance_mask(segmentation, mask.shape) == mask).all()
+
+
+@pytest.mark.parametrize("drop", [("area",), ("iscrowd",), ("area", "iscrowd", "bbox", "id")])
+def test_what_an_annotation_leaves_out_is_found_without_it(drop):
+    large, small = square(1, 0, 4, 16), square(13, 0, 2, 8)
+    expected = mask_of_annotations([small, large], (4, 8))
+    bare = [{key: value for key, value in item.items() if key not in drop} for item in (small, large)]
+    assert (mask_of_annotations(bare, (4, 8)) == expected).all() and len(np.unique(expected)) == 3
+
+
+def test_a_polygon_without_the_list_around_it():
+    polygon = [[0, 0, 4, 0, 4, 2, 0, 2]]
+    assert (coco_masks.instance_mask(polygon[0], (4, 8)) == coco_masks.instance_mask(polygon, (4, 8))).all()
+
+
+@pytest.mark.parametrize("segmentation", [[], None, "absent"])
+def test_where_only_the_box_is_known_the_pixels_are_unknown(segmentation):
+    item = {"category_id": 1, "bbox": [1, 1, 3.5, 2], "segmentation": segmentation}
+    item = {key: value for key, value in item.items() if value != "absent"}
+    mask = mask_of_annotations([square(13, 0, 2, 2), item], (4, 8))
+    assert (mask[:, :2] == 12).all() and (mask[1:3, 2:5] == 255).all() and np.count_nonzero(mask) == 8 + 6
+
+
+def own(made: dict) -> dict:
+    """Categories of one's own, with gaps between the ids, in any order, and floats where pandas was."""
+    made["categories"] = [{"id": 40.0, "name": "pea"}, {"id": 0, "name": "löwe"}, {"id": 7, "name": "apple"}]
+    for item, category in zip(made["annotations"], (40, 7.0, 0), strict=True):
+        item["category_id"] = category
+    return made
+
+
+def test_own_categories_are_ranked_by_their_ids(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(own(content()), ensure_ascii=False), encoding="utf-8-sig")
+    index = read_instances(path, own=True)
+    assert index.classes == ("löwe", "apple", "pea") and index.index_of_id == {0: 1, 7: 2, 40: 3}
+    assert {number: label.tolist() for number, label in index.labels().items()} == {7: [1, 0, 1], 8: [0, 1, 0], 9: [0, 0, 0]}
+    assert [item["category_id"] for item in read_annotations(path, index.places()[7])] == [40, 0]
+    with pytest.raises(DataError, match="none of COCO's 80.*data_prep.custom --labels"):
+        read_instances(path)
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (lambda made: made["annotations"][0].update(category_id=3), "category 3 is not among the file's categories"),
+        (lambda made: made["categories"][0].update(name="apple"), "with different names"),
+        (lambda made: made["categories"][0].update(name=5), "5 is not a name"),
+    ],
+)
+def test_own_categories_that_contradict_themselves(tmp_path, change, problem):
+    made = own(content())
+    change(made)
+    (tmp_path / "x.json").write_text(json.dumps(made))
+    with pytest.raises(DataError, match=f"x.json: .*{problem}"):
+        read_instances(tmp_path / "x.json", own=True)
+
+
+@pytest.mark.parametrize("name", ["C:\\data\\images\\x 1.jpg", "images/train/x 1.jpg", "./x 1.jpg", "..\\x 1.jpg"])
+def test_folders_of_any_system_in_file_names(tmp_path, name):
+    made = content()
+    made["images"][0]["file_name"] = name
+    made.pop("info")
+    (tmp_path / "x.json").write_text(json.dumps(made))
+    assert read_instances(tmp_path / "x.json").images[7].file_name == "x 1.jpg"
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_accents_of_file_names_are_composed(tmp_path, ascii_only):
+    made = content()
+    made["images"][0]["file_name"] = "cafe\u0301.jpg"
+    (tmp_path / "x.json").write_text(json.dumps(made, ensure_ascii=ascii_only), encoding="utf-8")
+    assert read_instances(tmp_path / "x.json").images[7].file_name == "caf\u00e9.jpg"

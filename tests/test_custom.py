@@ -109,7 +109,7 @@ def test_every_form_gives_the_same_data_set(photographs, tmp_path, capsys, form)
     run(*words)
     printed = capsys.readouterr().out
     assert "5 photographs, 8 labels, 0 without a class, 4 train, 1 val" in printed
-    assert f"-p dataset mine -p data_root {tmp_path / 'mine'}" in printed
+    assert printed.endswith(f"-p dataset mine -r labels '' -p data_root {tmp_path / 'mine'}\n")
     train, val = (load_dataset(tmp_path / "mine", split) for split in ("train", "val"))
     assert train.classes == ("cat", "dog", "person")
     assert train.ids == ("beach", "garden", "path", "sea") and val.ids == ("wall",)
@@ -201,7 +201,7 @@ def test_masks_become_small_with_their_photographs(tmp_path):
         ("image,classes\nbeach.jpg,dog,cat\n", "row 2: a row needs 2 columns"),
         ("image,cat,dog\nbeach.jpg,0,2\n", "row 2: a row needs 3 columns, 0 or 1 after the first"),
         ("image,classes\nbeach.jpg,dog\nbeach,cat\n", "row 3: 'beach' has a second row"),
-        ("image,classes\nmoon.jpg,dog\n", "row 2: 'moon.jpg' is no photograph in"),
+        ("image,classes\nmoon.jpg,dog\n", "row 2: 'moon.jpg' is not a photograph in"),
         ("image,classes\nbeach.jpg,dog\n", "no row for garden.png and 3 other photographs"),
         ("image,classes\n" + "".join(f"{name},\n" for name in CONTENT), "there must be 1 to 254 classes"),
         ("image,classes\n" + "".join(f"{name},cat\n" for name in CONTENT).replace("cat", "image_id"), "not 'image_id'"),
@@ -288,9 +288,9 @@ def test_folders_that_do_not_fit(photographs, tmp_path, capsys, damage, words):
 
 def test_class_folders_that_do_not_fit(photographs, tmp_path, capsys):
     folder = class_folders(photographs)
-    picture(folder / "cat/beach.jpg", 99)
-    assert "is another photograph than" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
-    (folder / "cat/beach.jpg").unlink()
+    picture(folder / "cat/wall.png", 99)
+    assert "has the same name as wall.jpg" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
+    (folder / "cat/wall.png").unlink()
     (folder / "horse").mkdir()
     assert "horse: there is no photograph" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
     assert "holds no folders" in refused(capsys, tmp_path / "mine", tmp_path / "nowhere", tmp_path / "mine")

@@ -73,7 +73,7 @@ def gaps(docstring: str | None, function: Function | None, is_method: bool) -> l
     if function is None:
         return problems
     wanted, explained = parameters(function, is_method), heads(found.get("Args", []))
-    problems += [f"Args: explains {name}, which is no parameter" for name in explained if name not in wanted]
+    problems += [f"Args: explains {name}, which is not a parameter" for name in explained if name not in wanted]
     reasons = found.get("Raises", [])
     problems += [
         f"Raises: lacks {name}" for name in sorted(raised(function)) if name and reasons and name not in heads(reasons)
@@ -162,16 +162,16 @@ def test_a_complete_file_has_no_defects():
         (
             "            value: any float",
             "            values: any float",
-            "Scale.apply: Args: explains values, which is no parameter",
+            "Scale.apply: Args: explains values, which is not a parameter",
         ),
         (
             "            others: any",
             "            more: floats\n            others: any",
-            "Scale.apply: Args: explains more, which is no parameter",
+            "Scale.apply: Args: explains more, which is not a parameter",
         ),
         (
             "            ValueError: the value is negative.",
-            "            TypeError: the value is no number.",
+            "            TypeError: the value is not a number.",
             "Scale.apply: Raises: lacks ValueError",
         ),
         ("Scale values.", "Scale", "Scale.apply: the first line is no whole sentence"),

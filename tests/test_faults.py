@@ -210,7 +210,7 @@ def test_a_process_may_begin_a_stage_twice_and_a_finished_one_is_free(tmp_path):
 
 
 def test_a_worker_that_is_killed_gives_one_sentence_and_the_rest_is_kept(tmp_path):
-    with pytest.raises(OSError, match="work: a worker process was killed, perhaps for want of memory; run again with fewer"):
+    with pytest.raises(OSError, match="work: a worker process was killed, perhaps because memory ran out; run"):
         faulty_work.run(tmp_path, faulty_work.killed_at_seven)
     assert workers_of(psutil.Process()) == []
     kept = len(list(tmp_path.iterdir()))
@@ -301,7 +301,7 @@ def test_a_loader_process_that_is_killed_gives_one_sentence(tmp_path):
 
     with pytest.raises(
         OSError,
-        match="training: a loader process was killed, perhaps for want of memory; run again with a "
+        match="training: a loader process was killed, perhaps because memory ran out; run again with a "
         "smaller num_workers, the training goes on where it stopped",
     ):
         trained(tmp_path / "a", 1)

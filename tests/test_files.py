@@ -144,7 +144,7 @@ def encrypted() -> bytes:
 GOOD = {"classes": np.int16([0, 2]), "scores": np.zeros((2, 3, 4), np.float16), "size": np.int32([12, 16])}
 BROKEN_MAPS = {
     "empty": b"",
-    "text": b"these are no maps",
+    "text": b"these are not maps",
     "one array": npy(np.zeros(3)),
     "half": npz(**GOOD)[:200],
     "without an end": npz(**GOOD)[:-30],
@@ -158,7 +158,7 @@ BROKEN_MAPS = {
     "classes as floats": npz(**GOOD | {"classes": np.float32([0, 2])}),
     "three sides": npz(**GOOD | {"size": np.int32([12, 16, 3])}),
     "no side": npz(**GOOD | {"size": np.int32([0, 16])}),
-    "a score that is no number": npz(**GOOD | {"scores": np.full((2, 3, 4), np.nan, np.float16)}),
+    "a score that is not a number": npz(**GOOD | {"scores": np.full((2, 3, 4), np.nan, np.float16)}),
     "an infinite score": npz(**GOOD | {"scores": np.full((2, 3, 4), np.inf, np.float16)}),
     "another image's size": npz(**GOOD | {"size": np.int32([375, 500])}),
 }

@@ -208,7 +208,7 @@ def test_a_broken_file_gives_one_sentence_and_no_output(tmp_path, capsys):
             read_mxnet(broken)
     for content, words in (
         (b"\0" * 64, "begins with 0x0"),
-        (whole.replace(b"arg:a", b"arg:\xff"), "a name is no text"),
+        (whole.replace(b"arg:a", b"arg:\xff"), "a name is not text"),
         (whole.replace(b"\xc9\xfa\x93\xf9\0", b"\xc9\xfa\x93\xf9\1"), "sparse"),
     ):
         broken.write_bytes(content)

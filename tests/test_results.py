@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tests import made
 from tests.conftest import SIZES, CountedWork, copy_mask
-from wsss_lib import report, results, viz
+from wsss_lib import comparison, report, results, viz
 from wsss_lib.config import Config
 from wsss_lib.core.parallel import batches_of_like_size, for_each_image
 from wsss_lib.data.dataset import load_dataset
@@ -120,6 +120,23 @@ def test_published_numbers_have_sources():
     assert all(len(entry.source) > 20 and 0 < entry.value < 100 for entry in results.PUBLISHED)
 
 
+def test_a_published_value_belongs_to_its_data_set():
+    both = [entry for entry in results.PUBLISHED if (entry.method, entry.what) == ("rib", "DeepLab-v2")]
+    assert [(entry.dataset, entry.value) for entry in both] == [("VOC 2012", 68.3), ("VOC 2012", 68.6), ("COCO 2014", 43.8)]
+    lines = results.quote(both).splitlines()
+    assert lines[0].startswith("published, VOC 2012 val, rib, DeepLab-v2: 68.3 %")
+    assert lines[2].startswith("published, COCO 2014 val, rib, DeepLab-v2: 43.8 %")
+    assert "VOC 2012 val of" not in results.quote(results.PUBLISHED)
+    assert results.published("rib", "DeepLab-v2", "val").dataset == "VOC 2012"
+    for dataset, images, quoted in (("coco14", 40504, 43.8), ("voc12", 1449, 68.3), ("toy", 1449, None)):
+        summary = results.summarize([row("DeepLab-v2", 40.0, method="rib", images=images)])
+        lines = [line for line in comparison.published_table(summary, dataset) if line[:2] == ["rib", "DeepLab-v2"]]
+        ours = {float(line[3]): line[4] for line in lines if line[2].startswith("val")}
+        assert sorted(ours) == [43.8, 68.3]
+        for value, words in ours.items():
+            assert words == "40.0 (1 runs)" if value == quoted else words.startswith(f"refused: {images} images of {dataset}")
+
+
 def test_published_classes_belong_to_published_means():
     for key, values in results.PUBLISHED_CLASSES.items():
         assert len(values) == 21
@@ -138,16 +155,16 @@ def test_commands_say_what_is_missing(tmp_path):
 
 
 def notebook_with(picture: str, caption: str):
-    outputs = [new_output("display_data", {"image/png": picture}), new_output("display_data", {"text/markdown": caption})]
-    return new_notebook(cells=[new_code_cell("", outputs=outputs)])
+    output = new_output("display_data", {"image/png": picture}, metadata={"image/png": {"alt": caption}})
+    return new_notebook(cells=[new_code_cell("", outputs=[output])])
 
 
 def test_pictures_keep_their_texts_and_bring_no_foreign_markup():
     picture = base64.b64encode(b"\x89PNG" * 40).decode()
-    (figure,) = report._figures(notebook_with(picture[:76] + "\n" + picture[76:] + "\n", "*A <b>map</b> & a mask*"))
+    (figure,) = report._figures(notebook_with(picture[:76] + "\n" + picture[76:] + "\n", "A <b>map</b> & a mask").cells)
     assert figure.count("A &lt;b&gt;map&lt;/b&gt; &amp; a mask") == 2 and f'base64,{picture}"' in figure
     with pytest.raises(ValueError):
-        list(report._figures(notebook_with('AAAA"><script>alert(1)</script>', "*A picture*")))
+        list(report._figures(notebook_with('AAAA"><script>alert(1)</script>', "A picture").cells))
 
 
 # ---- figures

@@ -20,7 +20,7 @@ from wsss_lib.ops.metrics import BoundaryEvaluation, Evaluation
 from wsss_lib.ops.seeds import argmax_with_background
 from wsss_lib.ops.thresholds import near_best_range
 from wsss_lib.pipeline import LABEL_MAPS
-from wsss_lib.results import IMAGES_OF, PUBLISHED, collect, fingerprint, place_of_method, with_spread
+from wsss_lib.results import FOLDERS, IMAGES_OF, PUBLISHED, collect, fingerprint, place_of_method, with_spread
 
 COUNTED = 300  # images of each split that are scored again
 
@@ -153,12 +153,14 @@ def _percent(value: float) -> float | None:
 def _score_again(job: Job) -> list[dict]:
     """Score every label map of a run on evenly spaced images of its split."""
     config = job.whole
-    data_of = {name: evenly_spaced(open_data(config, name), COUNTED) for name in {config.score_split, config.val_split}}
+    data_of = {
+        name: evenly_spaced(open_data(config, name).scored(), COUNTED) for name in {config.score_split, config.val_split}
+    }
     rows = []
     for (method, seed), group in finished_stages(run_folder_of(config)).items():
         for name, made in group.items():
             for row in made.metrics():
-                if row.get("split") in data_of and LABEL_MAPS.get(row["what"], ("",))[0] == name:
+                if row.get("miou") is not None and row["split"] in data_of and LABEL_MAPS.get(row["what"], ("",))[0] == name:
                     again = count_anew(made, row, data_of[row["split"]])
                     rows.append({"method": method, "seed": seed, "recorded": row["miou"], "of_images": row["images"]} | again)
     return rows
@@ -170,7 +172,14 @@ def _fingerprint(job: Job) -> dict[str, str]:
 
 OVERVIEW = Stage("overview", "00_start_here", lambda job: 0, files=_fingerprint, split="", method="report")
 COMPARISON = Stage(
-    "comparison", "95_comparison", lambda job: 0, files=_fingerprint, score=_score_again, split="", method="report"
+    "comparison",
+    "95_comparison",
+    lambda job: 0,
+    files=_fingerprint,
+    score=_score_again,
+    needs_masks=False,
+    split="",
+    method="report",
 )
 
 
@@ -182,7 +191,7 @@ def side_by_side(rows: Sequence[dict], value: str = "miou") -> dict[str, dict[st
         value: the number that is shown, e.g. "miou" or "boundary_iou".
 
     Returns:
-        what to method to seed to value.
+        what to method to seed to value; no seed where nothing was scored.
 
     Raises:
         ValueError: two rows that would stand in one line were scored on different splits, on different numbers of images, or
@@ -202,6 +211,9 @@ such numbers are not comparable, score both on the same images
     table: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     first: dict[str, tuple[str, str]] = {}
     for row in rows:
+        cell = table[row["what"]][row["method"]]
+        if row.get(value) is None:
+            continue
         conditions = f"{row['images']} images of {row['split']!r} {'with' if row['crf'] else 'without'} CRF"
         name, reference = first.setdefault(row["what"], (f"{row['method']} (seed {row['seed']})", conditions))
         if conditions != reference:
@@ -209,7 +221,6 @@ such numbers are not comparable, score both on the same images
                 f"{row['what']}: {row['method']} (seed {row['seed']}) has {conditions}, {name} has {reference}; "
                 "such numbers are not comparable, score both on the same images"
             )
-        cell = table[row["what"]][row["method"]]
         if row["seed"] in cell:
             raise ValueError(
                 f"{row['what']}: {row['method']} has two values for seed {row['seed']}; move one of the two stages away"
@@ -295,11 +306,13 @@ def published_table(summary: Sequence[dict], dataset: str) -> list[list[str]]:
     rows = {(row["method"], row["what"], row["split"]): row for row in summary}
     lines = []
     for entry in PUBLISHED:
-        row, there = rows.get((entry.method, entry.what, entry.split)), IMAGES_OF[entry.split]
+        row, there = rows.get((entry.method, entry.what, entry.part)), IMAGES_OF[entry.split]
         if row is None:
             ours = "not run here"
-        elif dataset != "voc12" or row["images"] != there:
-            ours = f"refused: {row['images']} images of {dataset} are not {there} of VOC"
+        elif row["miou"] is None:
+            ours = f"not scored: {row['not_scored']}"
+        elif dataset != FOLDERS[entry.dataset] or row["images"] != there:
+            ours = f"refused: {row['images']} images of {dataset} are not {there} of {entry.dataset}"
         else:
             ours = f"{row['miou']:.1f} ({row['runs']} runs)"
         lines.append(
@@ -389,13 +402,13 @@ def cell_text(cell: dict[int, float] | None) -> str:
     """Return mean, sample standard deviation and the number of runs of a cell of `side_by_side`, or a dash.
 
     Args:
-        cell: seed to value; None or empty: nothing is finished.
+        cell: seed to value; None: nothing is finished; empty: nothing was scored.
 
     Explained in notebook 95, section "Side by side".
 
-    >>> cell_text({0: 40.0, 1: 44.0}), cell_text({0: 40.0}), cell_text(None)
-    ('42.0 ± 2.8 (2)', '40.0 (1)', '–')
+    >>> cell_text({0: 40.0, 1: 44.0}), cell_text({0: 40.0}), cell_text(None), cell_text({})
+    ('42.0 ± 2.8 (2)', '40.0 (1)', '–', 'not scored')
     """
     if not cell:
-        return "–"
+        return "–" if cell is None else "not scored"
     return f"{with_spread(list(cell.values()))} ({len(cell)})"

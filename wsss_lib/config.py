@@ -8,6 +8,8 @@ Each field is declared, with its default and its meaning, in the module that rea
 import ast
 import difflib
 import reprlib
+import sys
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError, create_model
@@ -92,8 +94,10 @@ class Config(create_model("Fields", __base__=GROUPS)):  # type: ignore[misc]  # 
             except SyntaxError:  # a cell that failed to run
                 continue
             names += [name for node in statements for name in _assigned_names(node)]
-        # No history is kept when nbval runs the cells, each once and in order: then all names so far count.
-        return cls.from_values({name: namespace[name] for name in cls.model_fields if name in namespace})
+        # No history is kept when nbval runs the cells, each once and in order: then all names so far count, but for modules.
+        return cls.from_values(
+            {name: namespace[name] for name in cls.model_fields if not isinstance(namespace.get(name, sys), ModuleType)}
+        )
 
     def names_of(self, *reads: str) -> list[str]:
         """Return the fields that a stage's `reads` names; "cam_*" stands for all that begin with "cam_".

@@ -39,7 +39,8 @@ def _reject_bool(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_require_text)]
-Name = Annotated[str, BeforeValidator(_require_text), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # of a folder
+NAME = "[A-Za-z0-9][A-Za-z0-9_.-]*"
+Name = Annotated[str, BeforeValidator(_require_text), Field(pattern=f"^{NAME}$")]  # of a folder
 Count = Annotated[int, BeforeValidator(_reject_bool), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_reject_bool), Field(ge=1)]
 AtLeastTwo = Annotated[int, BeforeValidator(_reject_bool), Field(ge=2)]

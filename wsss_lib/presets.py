@@ -4,13 +4,16 @@
 otherwise. Snakemake hands both files to the notebooks; everything else builds the same configuration with `preset_config`.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from wsss_lib.config import Config
-from wsss_lib.parameters import PRESETS
+from wsss_lib.parameters import NAME, PRESETS, project_path
+
+PHOTOGRAPHS = "voc12-small"  # the preset from which that of a data set of one's own differs
 
 
 def read_preset(path: Path | str) -> dict[str, Any]:
@@ -48,20 +51,29 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
     """Return the preset's file and, if there is one, the file of what a method sets otherwise.
 
     Args:
-        preset: name of a file in `configs/`, without ".yaml".
+        preset: name of a file in `configs/`, without ".yaml"; or the path of a file with what differs from
+            `voc12-small`, e.g. the one that `data_prep.custom` writes.
         method: the second part of a file's name in `configs/methods/`.
 
     Returns:
-        one path or two; values of the second win.
+        the paths; values of the later ones win.
 
     Raises:
         FileNotFoundError: there is no such preset; the known ones are named.
+        ValueError: the preset or the method is not a name.
 
     Explained in notebook 00, section "Parameters".
 
     >>> [path.name for path in preset_files("voc12", "rib")]
     ['voc12.yaml', 'voc12.rib.yaml']
     """
+    if isinstance(preset, str) and preset.endswith((".yaml", ".yml")):
+        if not (path := project_path(preset)).is_file():
+            raise FileNotFoundError(f"{path}: there is no such preset file; give the name of a preset or the path of a file")
+        return [*preset_files(PHOTOGRAPHS, method, folder), path]
+    for what, name in (("preset", preset), ("method", method)):
+        if not (isinstance(name, str) and re.fullmatch(NAME, name)):
+            raise ValueError(f"{what} = {name!r} is not a name; a preset is a file in configs/, named without folder and .yaml")
     common, own = folder / f"{preset}.yaml", folder / "methods" / f"{preset}.{method}.yaml"
     if not common.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
@@ -69,7 +81,7 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
     return [path for path in (common, own) if path.is_file()]
 
 
-def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, **values: Any) -> Config:
+def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, /, **values: Any) -> Config:
     """Build the configuration with which the pipeline runs the stages of a method.
 
     Args:

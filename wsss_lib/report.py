@@ -6,9 +6,12 @@
 import base64
 import html
 import sys
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
+import bleach
 import nbformat
 from nbconvert import HTMLExporter
 
@@ -19,8 +22,32 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>body{{font-family:sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;line-height:1.5}}
 pre{{overflow-x:auto;background:#f5f5f5;padding:1rem}} img{{max-width:100%}} figcaption{{font-style:italic}}</style></head>
-<body><h1>{title}</h1><pre>{table}</pre><h2>Pictures</h2>{figures}<h2>Executed notebooks</h2><ul>{links}</ul></body></html>
+<body><h1>{title}</h1>{opening}<p>{order}</p><pre>{table}</pre><h2>Pictures</h2>{figures}
+<h2>Executed notebooks</h2><ul>{links}</ul></body></html>
 """
+
+OPENING = "report"  # tag of the cells of notebook 00 whose figures come first
+# From the best on: DeepLab-v2 + CRF of the full smoke run, the mean of three seeds.
+SMOKE_ORDER = ("drs", "amn", "vwe", "rib", "cam", "sccam")
+# What a notebook's Markdown may bring into a page: text, tables and pictures, nothing that runs.
+TAGS = {
+    *bleach.ALLOWED_TAGS,
+    *("h1", "h2", "h3", "h4", "h5", "h6", "p", "br", "hr", "div", "span", "pre", "del", "img", "sub", "sup"),
+    *("table", "thead", "tbody", "tr", "th", "td"),
+}
+
+
+def _is_allowed(tag: str, name: str, value: str) -> bool:
+    """Return whether an attribute may stay; bleach has looked at the protocol of addresses."""
+    if name in ("href", "src") and value.lstrip().lower().startswith("data:"):
+        return tag == "img" and value.startswith("data:image/") and not value.startswith("data:image/svg")
+    allowed = {"a": ("href", "title"), "img": ("src", "alt", "title")}
+    return name in ("class", "id", *allowed.get(tag, ()))
+
+
+def clean(page: str) -> str:
+    """Return HTML without anything that could run; other tags are shown as text."""
+    return bleach.clean(page, tags=TAGS, attributes=_is_allowed, protocols={*bleach.ALLOWED_PROTOCOLS, "data"})
 
 
 def write_report(run_folder: Path) -> Path:
@@ -39,21 +66,26 @@ def write_report(run_folder: Path) -> Path:
     if not rows:
         raise ValueError(f"{run_folder}: no finished stage with scores; run the pipeline first")
     report = run_folder / "report"
-    links, figures = [], []
+    links, opening, figures = [], [], []
+    # nbconvert's own `clean_html` knows no headings and shows them as text.
+    exporter = HTMLExporter(template_name="lab", embed_images=True, sanitize_html=True, filters={"clean_html": clean})
     for executed in sorted(run_folder.glob("*/seed*/*/notebook.ipynb")):
-        if executed.parent.name.endswith(".stale"):
+        if "." in executed.parent.name:  # a result that is kept until its parameters come back
             continue
         notebook = nbformat.read(executed, as_version=4)
         name = "-".join(executed.parent.parts[-3:])
-        page, _ = HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(notebook)
+        page, _ = exporter.from_notebook_node(notebook)
         write_atomically(report / f"{name}.html", partial(Path.write_text, data=page, encoding="utf-8"))
-        links.append(f'<li><a href="{name}.html">{html.escape(name)}</a></li>')
+        links.append(f'<li><a href="{quote(name)}.html">{html.escape(name)}</a></li>')
         if executed.parent.parent.parent.name == "report":
-            figures += list(_figures(notebook))
-    rows_text = table(summarize(rows), compare=run_folder.name == "voc12")
+            opening += _figures(cell for cell in notebook.cells if OPENING in cell.metadata.get("tags", []))
+            figures += _figures(cell for cell in notebook.cells if OPENING not in cell.metadata.get("tags", []))
+    summary = summarize(rows)
     page = PAGE.format(
         title=f"Results: {html.escape(run_folder.name)}",
-        table=html.escape(rows_text),
+        opening="".join(opening),
+        order=html.escape(order_of_methods(summary)) if run_folder.name == "toy" else "",
+        table=html.escape(table(summary, compare=run_folder.name == "voc12")),
         figures="".join(figures),
         links="".join(links),
     )
@@ -61,14 +93,31 @@ def write_report(run_folder: Path) -> Path:
     return report / "index.html"
 
 
-def _figures(notebook):
-    """Yield the figures of an executed notebook as HTML, with their text alternative (the caption that follows them)."""
-    for cell in notebook.cells:
-        outputs = cell.get("outputs", [])
-        for output, caption in zip(outputs, outputs[1:], strict=False):
+def order_of_methods(summary: Sequence[dict]) -> str:
+    """Say in one sentence whether the methods stand in the order of the full smoke run; empty with less than two methods.
+
+    Args:
+        summary: from `results.summarize`, of generated images.
+    """
+    reached = {row["method"]: row["miou"] for row in summary if row["what"] == "DeepLab-v2 + CRF" and row["miou"] is not None}
+    usual = [method for method in SMOKE_ORDER if method in reached]
+    if len(usual) < 2:
+        return ""
+    here = sorted(usual, key=lambda method: -reached[method])
+    return (
+        f"By the mIoU of DeepLab-v2 + CRF the methods stand here in the order {', '.join(here)}; "
+        + ("that is" if here == usual else f"that is not, with {', '.join(usual)},")
+        + " the order of the full smoke run (notebook 95, docs/results.md)."
+    )
+
+
+def _figures(cells: Iterable):
+    """Yield the figures of cells of an executed notebook as HTML, with their text alternative as caption."""
+    for cell in cells:
+        for output in cell.get("outputs", []):
             picture = output.get("data", {}).get("image/png")
             if picture:
-                text = html.escape(caption.get("data", {}).get("text/markdown", "").strip("*"))
+                text = html.escape(output.metadata.get("image/png", {}).get("alt", ""))
                 picture = "".join(picture.split())
                 base64.b64decode(picture, validate=True)  # refuse anything that is not base64 before it goes into a page
                 image = f'<img alt="{text}" src="data:image/png;base64,{picture}">'

@@ -98,7 +98,7 @@ def check_submission(
 
     Raises:
         FileNotFoundError: there is no such archive.
-        ValueError: the list of ids is empty, holds an id twice or something that is no id, or a size is not given.
+        ValueError: the list of ids is empty, holds an id twice or something that is not an id, or a size is not given.
 
     Source: the VOC 2012 development kit.
     Explained in notebook 90, section "The test server".
@@ -190,7 +190,7 @@ def _checked_ids(ids: Sequence[str]) -> list[str]:
     ids = list(ids)
     wrong = [image_id for image_id in ids if not re.fullmatch(r"[A-Za-z0-9_-]+", image_id)]
     if wrong:
-        raise ValueError(f"{wrong[0]!r} is no image id: letters, digits, '_' and '-' are allowed; correct the list of ids.")
+        raise ValueError(f"{wrong[0]!r} is not an image id: letters, digits, '_' and '-' are allowed; correct the list of ids.")
     if not ids or len(set(ids)) != len(ids):
         raise ValueError("The list of ids is empty." if not ids else "An id stands in the list of ids twice: keep one.")
     return ids

@@ -13,9 +13,11 @@ import matplotlib
 import numpy as np
 import PIL.Image
 from matplotlib.rcsetup import cycler
+from matplotlib.ticker import NullFormatter
 from PIL.PngImagePlugin import PngInfo
 
 from wsss_lib.core.files import IGNORE, read_mask, voc_palette
+from wsss_lib.core.texts import as_markdown
 
 
 def use_style() -> None:
@@ -32,6 +34,7 @@ def use_style() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "figure.constrained_layout.use": True,
+            "text.parse_math": False,  # a class may be named cat$\\foo$
             # Okabe and Ito's colours, told apart by nearly everybody; line styles repeat the distinction for print in grey.
             "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
             + cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."]),
@@ -54,6 +57,13 @@ def show(figure, alt: str) -> None:
     import matplotlib.pyplot as plt
     from IPython.display import Image, Markdown, display
 
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if axis.get_scale() in ("log", "symlog"):  # matplotlib writes their numbers as formulas
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+    for legend in (axes.get_legend() for axes in figure.axes if axes.get_legend()):
+        for words in legend.get_texts():
+            words.set_text(short(words.get_text(), 40))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
@@ -62,7 +72,12 @@ def show(figure, alt: str) -> None:
     # 256 colours are enough for the eye and keep a stored notebook below 1 MB.
     PIL.Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True, pnginfo=text)
     display(Image(data=small.getvalue(), format="png", alt=alt))
-    display(Markdown(f"*{alt}*"))
+    display(Markdown(f"*{as_markdown(alt)}*"))
+
+
+def short(name: str, longest: int = 24) -> str:
+    """Return a name as it is drawn: a long one without its end, which would leave no room for the picture."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np.ndarray:
@@ -154,7 +169,7 @@ def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "
         axes.text(
             column,
             lowest,
-            name,
+            short(name),
             ha="center",
             va="center",
             fontsize=8,
@@ -346,28 +361,34 @@ def matrix(
     text: str = "{:.0f}",
     limits: tuple[float, float] | None = None,
     cmap: str = "cividis",
+    notes: Mapping[tuple[int, int], str] | None = None,
     **settings,
 ) -> Panel:
     """Return a panel for `show_panels` with a table as a picture.
 
     Args:
-        values: (R, C).
+        values: (R, C); a cell that is not a number stays empty.
         rows, columns: names.
         title: above the picture.
         text: format of the number in each cell; empty: none.
         limits: values of the darkest and the brightest color; None: those of the table.
         cmap: matplotlib's name of the colors.
+        notes: row and column of an empty cell to the words in it.
         settings: as for `curves`.
     """
 
     def draw(axes):
         low, high = limits or (None, None)
         drawn = axes.imshow(values, aspect="auto", cmap=cmap, vmin=low, vmax=high)
+        for (row, column), words in (notes or {}).items():
+            axes.text(column, row, words, ha="center", va="center", fontsize=7)
         for (row, column), value in np.ndenumerate(values if text else np.empty((0, 0))):
+            if np.isnan(value):
+                continue
             dark = sum(drawn.cmap(drawn.norm(value))[:3]) < 1.5
             axes.text(column, row, text.format(value), ha="center", va="center", color="white" if dark else "black")
-        axes.set_xticks(range(len(columns)), columns, rotation=90 if len(columns) > 3 else 0)
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks(range(len(columns)), list(map(short, columns)), rotation=90 if len(columns) > 3 else 0)
+        axes.set_yticks(range(len(rows)), [short(name, 40) for name in rows])
         axes.set(title=title, **settings)
         return drawn
 
@@ -385,7 +406,7 @@ def points(groups: Mapping[str, Sequence[tuple[str, float, float]]], **settings)
     def draw(axes) -> None:
         for (words, members), marker in zip(groups.items(), "os^Dv<>P" * len(groups), strict=False):
             axes.plot([member[1] for member in members], [member[2] for member in members], marker, label=words)
-            rest = sorted(members)
+            rest = sorted(member for member in members if np.isfinite(member[1:]).all())
             while rest:  # marks whose texts would cover each other share one, beside the last of them
                 _, x, y = rest[0]
                 near = sorted(
@@ -393,7 +414,7 @@ def points(groups: Mapping[str, Sequence[tuple[str, float, float]]], **settings)
                     key=lambda member: member[1],
                 )
                 axes.annotate(
-                    ", ".join(member[0] for member in near),
+                    ", ".join(short(member[0]) for member in near),
                     near[-1][1:],
                     xytext=(5, -3),
                     textcoords="offset points",
@@ -456,7 +477,7 @@ def show_class_bars(
             color=colors,
         )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_xticks(range(len(names)), list(map(short, names)), rotation=90)
     axes.set(ylabel=ylabel, title=title, xlim=(-0.6, len(names) - 0.4), yscale="log" if log else "linear")
     if len(values) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -528,9 +549,8 @@ def show_examples(
     alt: str,
     size: float = 1.8,
     iou: Mapping[str, Mapping[str, float]] | None = None,
-    ground_truth: bool = True,
 ) -> None:
-    """Draw a row for each image: input, ground truth, and the columns.
+    """Draw a row for each image: input, ground truth where the data have any, and the columns.
 
     Args:
         ids: of the images.
@@ -538,16 +558,16 @@ def show_examples(
         alt: as for `show`.
         size: as for `show_panels`.
         iou: title of a column to its images' ids, each to a number in [0, 1] that is added to the title.
-        ground_truth: whether the data have masks.
     """
     rows = []
     for image_id in ids:
         picture = np.array(data.image(image_id))
         row = [image(picture, f"input {image_id[:14]}")]
-        if ground_truth:
+        if data.has_masks:
             row.append(labels(data.mask(image_id), data.classes, "ground truth", picture))
         for title, values_of in columns.items():
-            words = f"{title}, IoU {100 * iou[title][image_id]:.0f} %" if iou and title in iou else title
+            value = iou[title][image_id] if iou and title in iou else np.nan
+            words = title if np.isnan(value) else f"{title}, IoU {100 * value:.0f} %"
             values = values_of(image_id)
             row.append(
                 scores(picture, values, words) if values.dtype.kind == "f" else labels(values, data.classes, words, picture)
@@ -626,7 +646,7 @@ def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -
     """Choose image ids to look at: the best, random and the worst ones by a value, never the best only.
 
     Args:
-        values: image id to a number, high is good.
+        values: image id to a number, high is good; NaN where an image has no mask.
         count: how many of each kind.
         seed: of the random ones.
 
@@ -636,7 +656,7 @@ def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -
     >>> best_worst_random({"a": 0.1, "b": 0.9, "c": 0.5}, count=1)
     ['b', 'c', 'a']
     """
-    ranked = sorted(values, key=lambda image_id: (-values[image_id], image_id))
+    ranked = sorted(values, key=lambda image_id: (-np.nan_to_num(values[image_id]), image_id))
     if len(ranked) <= 2 * count:
         return ranked
     rest = ranked[count:-count]

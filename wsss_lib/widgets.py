@@ -1,9 +1,17 @@
-"""Sliders for JupyterLab. A notebook never depends on one: the same drawing is shown as a static figure beneath."""
+"""What a notebook needs beyond figures: sliders, checks of exercises, and cells that are left out where something is missing.
+
+A notebook never depends on a slider: the same drawing is shown as a static figure beneath.
+"""
 
 import os
 from collections.abc import Callable
 
+from IPython.core.getipython import get_ipython
 from IPython.display import display
+
+from wsss_lib.data.dataset import SegmentationDataset
+
+NEEDS = "# needs "  # begins a cell that is left out where what it needs is not there
 
 
 def explore(draw: Callable, **controls) -> None:
@@ -39,3 +47,32 @@ def check(answer, expected, name: str) -> None:
     right = abs(answer - expected) < 5e-4 if isinstance(expected, float) else answer == expected
     assert right, f"{name}: {answer} is not right yet"
     print(f"{name}: right")
+
+
+def leave_out_without_masks(*splits: SegmentationDataset) -> None:
+    """Leave out all further cells that begin with `# needs masks`, with a sentence, where a split has no mask at all.
+
+    Explained in notebook 02, section "Masks".
+    """
+    leave_out("masks", all(data.has_masks for data in splits), "there are no masks, so that nothing is scored")
+
+
+def leave_out(what: str, there: bool, because: str) -> None:
+    """Leave out all further cells whose first line is `# needs WHAT` where it is not there; the line may name several.
+
+    Args:
+        what: one word, e.g. "masks".
+        there: whether it is.
+        because: why it is not; printed here and in the place of each cell.
+    """
+    shell = get_ipython()
+    if shell is None or there:
+        return
+    print(f"Cells that begin with {NEEDS + what!r} are left out: {because}.")
+
+    def without(lines: list[str]) -> list[str]:
+        first = lines[0].strip() if lines else ""
+        needed = first.removeprefix(NEEDS).split(", ") if first.startswith(NEEDS) else []
+        return [f"print({'left out: ' + because!r})\n"] if what in needed else lines
+
+    shell.input_transformers_cleanup.append(without)

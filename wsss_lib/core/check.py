@@ -89,4 +89,4 @@ def _hashes(job: Job) -> dict[str, str]:
     return {name: data_hash(data) for name, data in splits_of(job).items()} | masks
 
 
-CHECK = Stage("check", NOTEBOOK, _make, files=_hashes, split="", score=_score, method="data")
+CHECK = Stage("check", NOTEBOOK, _make, files=_hashes, split="", score=_score, needs_masks=False, method="data")

@@ -4,9 +4,12 @@ Every write goes to a temporary name in the same folder and is then moved into p
 Nothing is pickled.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,8 +21,8 @@ from PIL import Image, UnidentifiedImageError
 from wsss_lib.errors import DataError
 
 IGNORE = 255  # the label of a pixel that is not known
-# Left alone, Pillow tries some seventy formats, and starts Ghostscript for one of them.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+# Left alone, Pillow tries some seventy formats, and starts Ghostscript for one of them. The MPO of many phones is a JPEG.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
 LARGEST_MAPS = 1 << 28  # bytes; those of twenty classes on an image of 10,000 x 10,000 pixels
 
 
@@ -83,13 +86,68 @@ def read_json(path: Path) -> Any:
         its content: dicts, lists, texts, numbers, None.
 
     Raises:
-        DataError: the file is no JSON.
+        DataError: the file is not JSON.
         FileNotFoundError: there is no such file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise DataError(f"{path}: not valid JSON; delete the folder {path.parent} and run its stage again") from None
+
+
+def read_text(path: Path, kind: str = "text") -> str:
+    """Read a text as editors and Excel write it: UTF-8, with or without a byte order mark, or UTF-16 with one.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no such text.
+    """
+    content = path.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a UTF-8 {kind} ({error.reason}); save it as UTF-8, in Excel as 'CSV UTF-8'") from None
+    if "\0" in text:
+        raise DataError(f"{path}: not a UTF-8 {kind} (it holds zero bytes); save it as one")
+    return text
+
+
+def read_table(path: Path) -> list[tuple[int, list[str]]]:
+    """Read a CSV file with commas, semicolons or tabs, whatever the ends of its lines.
+
+    Args:
+        path: the file.
+
+    Returns:
+        number of the line, and its cells without spaces around them; empty lines are left out, as are columns at the right end
+        that are empty in all lines.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no such table.
+    """
+    text = read_text(path, "CSV file")
+    delimiter = ","
+    if stated := re.match(r"sep=([,;|\t])\s*(\r\n|\r|\n)", text):  # Excel's own first line
+        delimiter, text = stated[1], text[stated.end(1) :]
+    elif text.strip():
+        try:
+            delimiter = csv.Sniffer().sniff(text.lstrip().splitlines()[0], ",;\t|").delimiter
+        except csv.Error:  # a single column
+            pass
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{path}: not a UTF-8 CSV file ({error}); save it again as CSV") from None
+    rows = [(number, row) for number, row in rows if any(row)]
+    width = max((index + 1 for _, row in rows for index, cell in enumerate(row) if cell), default=0)
+    return [(number, row[:width] if len(row) > width else row) for number, row in rows]
 
 
 def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> None:
@@ -223,7 +281,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
         uint8 (H, W), values 0..C and 255.
 
     Raises:
-        DataError: missing, unreadable, another size than the image, or a value that is no class.
+        DataError: missing, unreadable, another size than the image, or a value that is not a class.
 
     Explained in notebook 02, section "Masks".
     """
@@ -290,7 +348,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no safetensors file.
+        DataError: it is not a safetensors file.
     """
     from safetensors.torch import load_file
 

@@ -181,7 +181,7 @@ def map_in_processes(
             yield from pool.map(_do, items, chunksize=chunk)
         except BrokenProcessPool:
             raise OSError(
-                f"{name}: a worker process was killed, perhaps for want of memory; run again with fewer of them "
+                f"{name}: a worker process was killed, perhaps because memory ran out; run again with fewer of them "
                 "(num_workers, --workers), finished files are kept"
             ) from None
         finally:

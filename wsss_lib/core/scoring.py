@@ -55,16 +55,12 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
         value in percent a class, the background first, None where undefined; `unknown_share` in [0, 1].
 
     Raises:
-        ValueError: the true masks hold no labelled pixel.
+        ValueError: the true masks hold no labelled pixel, or none of any class.
 
     Explained in notebook 70, section "Numbers".
     """
     result = evaluation.scores()
-    if np.isnan(result.miou):
-        raise ValueError(
-            f"{data.root / data.mask_folder}: the true masks of split {data.split!r} hold no labelled pixel, so "
-            "that there is nothing to score; check mask_folder"
-        )
+    _require_classes(data, evaluation.confusion.sum(1))
     return {
         "what": what,
         "split": data.split,
@@ -77,6 +73,20 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
         "unknown_share": round(evaluation.unknown_share, 4),
         "pixel_labels_chose": config.pixel_labels_chose,
     }
+
+
+def _require_classes(data: SegmentationDataset, pixels: np.ndarray) -> None:
+    """Refuse to score where nothing could be found: a prediction of background alone would be perfect.
+
+    Args:
+        pixels: of each true class, background first.
+    """
+    if not pixels[1:].any():
+        what = "pixel of any class" if pixels[0] else "labelled pixel"
+        raise ValueError(
+            f"{data.root / data.mask_folder}: the true masks of split {data.split!r} hold no {what}, so that there is nothing "
+            "to score; check mask_folder, and that objects have the values 1, 2, … and not 255"
+        )
 
 
 def iou_of_images(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray], count: int = 200) -> dict[str, float]:
@@ -168,6 +178,7 @@ def best_threshold_row(data: SegmentationDataset, maps_folder: Path) -> dict:
     Explained in notebook 10, section "Numbers".
     """
     sweep: ThresholdSweep = sweep_maps(data, maps_folder, np.linspace(0.01, 0.9, 90))
+    _require_classes(data, sweep.confusions()[0].sum(1))
     threshold, miou = sweep.best()
     return {
         "what": "CAM at its best threshold",

@@ -45,6 +45,7 @@ class Stage:
         load: returns the network that `make` has left, on the device, in evaluation mode.
         score: rows of `metrics.json`; made again, without the stage, when the images or masks that it reads change.
         score_reads: parameters that only `score` may read.
+        needs_masks: whether `score` reads masks; without any it is not called.
         score_split: the parameter that names the split of `job.score_data`.
         method: whose folder holds the stage; empty: that of the configuration's method.
         shows: names of the rows with a mIoU that `score` gives, in the order of all tables, each to the folder of its label
@@ -61,6 +62,7 @@ class Stage:
     load: Callable[["Job"], torch.nn.Module] | None = None
     score: Callable[["Job"], list[dict[str, Any]]] | None = None
     score_reads: tuple[str, ...] = ()
+    needs_masks: bool = True
     score_split: str = "score_split"
     method: str = ""
     shows: Mapping[str, str | None] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Job:
 
     Attributes:
         config: the parameters that the stage declares, no others.
-        whole: the whole configuration, for what is no parameter of a stage: where the data lie, whose maps are used.
+        whole: the whole configuration, for what is not a parameter of a stage: where the data lie, whose maps are used.
         folder: where the results lie.
         inputs: name to the finished job of each input.
     """
@@ -90,12 +92,18 @@ class Job:
     @cached_property
     def data(self) -> SegmentationDataset:
         """The split that the stage works on."""
-        return open_data(self.whole, getattr(self.whole, self.stage.split))
+        data = open_data(self.whole, getattr(self.whole, self.stage.split))
+        if self.stage.split == "train_split" and not data.labels.any():
+            raise DataError(
+                f"{data.root}: no image of split {data.split!r} has a label, so that there is nothing to learn from"
+            )
+        return data
 
     @cached_property
     def score_data(self) -> SegmentationDataset:
-        """The images on which the stage is scored."""
-        return open_data(self.whole, getattr(self.whole, self.stage.score_split))
+        """The images on which the stage is scored; those that have a mask, where one is needed."""
+        data = open_data(self.whole, getattr(self.whole, self.stage.score_split))
+        return data.scored() if self.stage.needs_masks else data
 
     @cached_property
     def device(self) -> torch.device:
@@ -179,17 +187,28 @@ def run(stage: Stage, config: "Config") -> Job:
         if not job.files.is_complete():
             started = time.monotonic()
             images = stage.make(job)
-            job.files.write_metrics(stage.score(job.scoring()) if stage.score else [], score_key)
+            job.files.write_metrics(_scores(job), score_key)
             job.files.finish(max(time.monotonic() - started, 1e-3), images, str(job.device))
         elif job.files.scored_with() != score_key:
-            job.files.write_metrics(stage.score(job.scoring()) if stage.score else [], score_key)
+            job.files.write_metrics(_scores(job), score_key)
     finally:
         job.files.release()
     return job
 
 
+def _scores(job: Job) -> list[dict[str, Any]]:
+    """Return the stage's scores, or why there are none."""
+    stage = job.stage
+    if stage.score is None:
+        return []
+    if stage.needs_masks and not job.score_data.has_masks:
+        print(f"{stage.name} is not scored: the images of {job.score_data.split!r} have no masks")
+        return [{"what": stage.name, "split": job.score_data.split, "images": 0, "not_scored": "no masks"}]
+    return stage.score(job.scoring())
+
+
 def _identity(job: Job) -> dict[str, Any]:
-    """Return what `begun.json` holds: parameters, hashes of inputs, and the key, one hash over both."""
+    """Return what `begun.json` holds: parameters, hashes of inputs, the key (one hash over both), names of classes."""
     config, stage = job.whole, job.stage
     parameters = config.parameters_of(*stage.read_by(config))
     for name in RUNTIME:
@@ -201,7 +220,8 @@ def _identity(job: Job) -> dict[str, Any]:
     for name, value in parameters.items():  # a weights file counts by its content, not only by its name
         if name.endswith("_weights") and (file := project_path(value)).is_file():
             hashes[name] = sha256([file], file.parent)
-    return {"key": _hash([parameters, hashes]), "parameters": parameters, "inputs": hashes}
+    classes = {"classes": job.data.classes} if stage.split else {}
+    return {"key": _hash([parameters, hashes]), "parameters": parameters, "inputs": hashes} | classes
 
 
 def _score_key(job: Job, key: str) -> str:

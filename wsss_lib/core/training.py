@@ -7,6 +7,7 @@ a CPU its weights are bit-identical.
 import json
 import os
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from wsss_lib.nets.weights import load_weights
 from wsss_lib.parameters import Settings
 
 LOG_EVERY = 10
+DIVERGED = 1.1  # the last losses over the first one; less is the noise of single batches
 
 
 def device_of(config: Settings) -> torch.device:
@@ -114,7 +116,7 @@ def train(
 
     Raises:
         ValueError: this is a shard of per-image work, the batch cannot be split or shared evenly, the loss is not finite (says
-            at which step), or `folder` holds the state of another network.
+            at which step), or higher at the end than at the start, or `folder` holds the state of another network.
         OSError: a loader process was killed, or a file cannot be written.
     """
     if config.shards > 1 and config.shard:
@@ -147,6 +149,7 @@ def train(
         start_alike([*model.parameters(), *model.buffers()])
         torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops other values out
     model.train()
+    last: deque[float] = deque(maxlen=max(1, min(10, steps // 5)))
     with _trim_log(folder / "log.jsonl", done) if rank == 0 else open(os.devnull, "w") as log:
         for step in progress(range(done, steps), name, total=steps, initial=done, show=rank == 0):
             factor = schedule(step, steps)
@@ -169,7 +172,8 @@ def train(
                 raise ValueError(f"{name}: the loss is {means['loss']} at step {step + 1}; lower the learning rate")
             scaler.step(optimizer)
             scaler.update()
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            last.append(means["loss"])
+            if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
                 row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
@@ -178,6 +182,17 @@ def train(
             if rank == 0 and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
                 _save_state(state_file, model, optimizer, scaler, step + 1)
     model.eval()
+    if rank == 0 and steps >= LOG_EVERY:
+        _check_convergence(read_log(folder)[0]["loss"], float(np.mean(last)), name)
+
+
+def _check_convergence(first: float, last: float, name: str) -> None:
+    """Refuse a training that ends above its start: a network that has learned nothing would go through the whole chain."""
+    if last > DIVERGED * max(first, 0.0):
+        raise ValueError(
+            f"{name}: the training has diverged, its loss has gone from {first:.3g} at the start to {last:.3g} at the end; "
+            "take a fifth of the learning rate and run it again"
+        )
 
 
 def _next(loader: Iterator[tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]:
@@ -187,7 +202,7 @@ def _next(loader: Iterator[tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]
         if "is killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
             raise
         raise OSError(
-            f"{name}: a loader process was killed, perhaps for want of memory; run again with a smaller num_workers, "
+            f"{name}: a loader process was killed, perhaps because memory ran out; run again with a smaller num_workers, "
             "the training goes on where it stopped"
         ) from None
 

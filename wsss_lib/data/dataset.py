@@ -4,10 +4,11 @@ A folder holds `JPEGImages/ID.jpg`, `SegmentationClass/ID.png`, `ImageSets/Segme
 it is PASCAL VOC, `dataset.json`. Ids are strings everywhere.
 """
 
-import csv
 import hashlib
 import json
 import os
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, sha256
+from wsss_lib.core.files import IGNORE, image_size, read_image, read_mask, read_table, read_text, sha256
+from wsss_lib.core.texts import is_one_line
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import Settings, project_path
+
+SCORED = "scored"  # the list of the training images that have a mask, where not all of them do
 
 VOC_CLASSES = (
     "aeroplane",
@@ -55,6 +59,7 @@ class SegmentationDataset:
         classes: names of the C foreground classes; class i has the value i + 1 in masks.
         labels: uint8 (N, C), 1 where the class is in the image; rows in the order of `ids`.
         mask_folder: folder of the masks below `root`.
+        masked: ids of the images that have a mask; None: all of them.
 
     Explained in notebook 02, section "Image-level labels".
     """
@@ -65,6 +70,7 @@ class SegmentationDataset:
     classes: tuple[str, ...]
     labels: np.ndarray
     mask_folder: str = "SegmentationClass"
+    masked: frozenset[str] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -74,12 +80,31 @@ class SegmentationDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_masks(self) -> bool:
+        """Return whether at least one image has a mask, so that anything can be scored."""
+        return self.masked is None or not self.masked.isdisjoint(self.ids)
+
+    def example(self, num_classes: int, ids: Sequence[str] = ()) -> str:
+        """Return the id of an image to look at, of all or of some: the first with so many classes, or with about so many."""
+        return min(
+            ids or self.ids,
+            key=lambda image_id: (self.label(image_id).sum() == 0, abs(int(self.label(image_id).sum()) - num_classes)),
+        )
+
+    def scored(self) -> "SegmentationDataset":
+        """Return the images that have a mask, or all of them, with unknown masks, where none has."""
+        if self.masked is None or not self.has_masks:
+            return self
+        kept = [row for row, image_id in enumerate(self.ids) if image_id in self.masked]
+        return replace(self, ids=tuple(self.ids[row] for row in kept), labels=self.labels[kept])
+
     def image_path(self, image_id: str) -> Path:
         """Return the path of the photograph `JPEGImages/ID.jpg` of an image id, whether or not it exists."""
         return self.root / "JPEGImages" / f"{image_id}.jpg"
 
     def mask_path(self, image_id: str) -> Path:
-        """Return the path of the true mask of an image id (which may be absent: no stage before scoring reads it)."""
+        """Return the path of the ground truth of an image id, whether or not it exists."""
         return self.root / self.mask_folder / f"{image_id}.png"
 
     def image(self, image_id: str) -> Image.Image:
@@ -91,14 +116,18 @@ class SegmentationDataset:
         return read_image(self.image_path(image_id))
 
     def mask(self, image_id: str) -> np.ndarray:
-        """Return the true mask of an image id: uint8 (H, W), values 0..C and 255.
+        """Return the ground truth of an image id: uint8 (H, W), values 0..C and 255; all 255 for an image without a mask.
 
         Raises:
-            DataError: missing, unreadable, another size than the image, or a value that is no class.
+            DataError: missing where there should be one, unreadable, another size than the image, or a value that is not a
+                class.
 
         Explained in notebook 02, section "Masks".
         """
-        return read_mask(self.mask_path(image_id), self.num_classes, image_size(self.image_path(image_id)))
+        width, height = image_size(self.image_path(image_id))
+        if self.masked is not None and image_id not in self.masked:
+            return np.full((height, width), IGNORE, np.uint8)
+        return read_mask(self.mask_path(image_id), self.num_classes, (width, height))
 
     def label(self, image_id: str) -> np.ndarray:
         """Return the image-level label of an image id: uint8 (C,), 1 where the class is in the image.
@@ -178,7 +207,8 @@ def load_dataset(
         mask_folder: folder of the masks below `root`, e.g. "SegmentationClassAug".
 
     Returns:
-        the split; no photograph or mask has been decoded yet.
+        the split; no photograph or mask has been decoded yet. A split of which no image has a row in the table has neither
+        labels nor masks.
 
     Raises:
         DataError: something is missing or contradicts itself; the message names the first such file and how many there are.
@@ -194,20 +224,65 @@ def load_dataset(
     ids = read_split(root, split)
     table = read_labels(Path(labels) if labels else root / "labels.csv", classes)
     ids = ids[:limit] if limit else ids
+    if not all(image_id.isascii() for image_id in ids):
+        ids, table = _as_on_disk(root, ids), {_composed(image_id): label for image_id, label in table.items()}
+        table |= {image_id: table[_composed(image_id)] for image_id in ids if _composed(image_id) in table}
     without_row = [image_id for image_id in ids if image_id not in table]
-    if without_row:
+    unlabelled = len(without_row) == len(ids)  # new images, or those of VOC's test split: to be segmented, not to learn from
+    if without_row and not unlabelled:
         raise DataError(
             f"{labels or root / 'labels.csv'}: no row for image {without_row[0]!r} and {len(without_row) - 1} "
             f"others of split {split!r}; make the table again with python -m data_prep.voc_labels"
         )
-    dataset = SegmentationDataset(root, split, ids, classes, np.stack([table[image_id] for image_id in ids]), mask_folder)
+    rows = np.stack([table.get(image_id, np.zeros(len(classes), np.uint8)) for image_id in ids])
+    dataset = SegmentationDataset(
+        root, split, ids, classes, rows, mask_folder, frozenset() if unlabelled else read_masked(root, mask_folder)
+    )
     missing = [image_id for image_id in ids if not os.path.isfile(dataset.image_path(image_id))]  # also for a name too long
     if missing:
+        there = [path.name for path in (root / "JPEGImages").glob("*") if missing[0] in (path.stem, path.name)]
+        remedy = f"{there[0]} is there, rename it" if there else "put them there or take their ids out of the list"
         raise DataError(
-            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of split "
-            f"{split!r}; put them there or take their ids out of the list"
+            f"{dataset.image_path(missing[0])}: the image is missing, and {len(missing) - 1} others of {split!r}; {remedy}"
         )
     return dataset
+
+
+def read_masked(root: Path, mask_folder: str = "SegmentationClass") -> frozenset[str] | None:
+    """Return the ids of the images that have a mask; None: all of them should.
+
+    A data set without masks has no folder of them. One with masks for a few images has the list
+    `ImageSets/Segmentation/scored.txt`, and those that lie in the folder count.
+
+    Args:
+        root: devkit folder.
+        mask_folder: folder of the masks below `root`; another name than the usual one is meant to be there.
+
+    Raises:
+        DataError: the folder of another name is missing, or the list is broken.
+
+    Explained in notebook 02, section "Masks".
+    """
+    folder = root / mask_folder
+    if not folder.is_dir() or not any(folder.iterdir()):
+        if mask_folder != SegmentationDataset.mask_folder:
+            raise DataError(
+                f"{folder}: there is no mask in this folder; correct mask_folder, or leave it out if there are no masks"
+            )
+        return frozenset()
+    if (root / "ImageSets" / "Segmentation" / f"{SCORED}.txt").is_file():
+        return frozenset([*read_split(root, SCORED), *(path.stem for path in folder.glob("*.png"))])
+    return None
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _as_on_disk(root: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return ids with accents as their photographs have them: some systems store letter and accent apart."""
+    there = {_composed(path.stem): path.stem for path in (root / "JPEGImages").glob("*.jpg")}
+    return tuple(there.get(_composed(image_id), image_id) for image_id in ids)
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
@@ -223,7 +298,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
     if not path.is_file():
         return VOC_CLASSES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         classes = content["classes"]
         valid = isinstance(classes, list) and 0 < len(classes) < IGNORE and all(isinstance(name, str) for name in classes)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -231,6 +306,12 @@ def read_classes(root: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: not a data set description ({problem}); it needs a list 'classes'") from None
     if not valid or len(set(classes)) != len(classes):
         raise DataError(f"{path}: 'classes' must be a list of 1 to 254 different names")
+    for name in classes:
+        if not is_one_line(name):
+            raise DataError(
+                f"{path}: 'classes' holds {name[:60]!r}, a name that is empty or has a line break or control character; "
+                "rename that class, in the label table too"
+            )
     return tuple(classes)
 
 
@@ -242,7 +323,7 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         split: name of a list in `ImageSets/Segmentation`.
 
     Raises:
-        DataError: there is no such list, or it is empty, no text, names an id twice or something that is no id.
+        DataError: there is no such list, or it is empty, no text, names an id twice or something that is not an id.
 
     Explained in notebook 02, section "The folder".
     """
@@ -252,12 +333,12 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
         raise DataError(f"{path}: there is no list for split {split!r}; lists at hand: {known}")
     try:
-        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except UnicodeDecodeError:
+        ids = tuple(line.split()[0] for line in read_text(path).splitlines() if line.strip())
+    except DataError:
         raise DataError(f"{path}: the list is not UTF-8 text; it needs one image id a line") from None
     if not ids:
         raise DataError(f"{path}: the split is empty; it needs one image id a line")
-    outside = [image_id for image_id in ids if "/" in image_id or "\\" in image_id or image_id.startswith(".")]
+    outside = [name for name in ids if "/" in name or "\\" in name or name.startswith(".") or not is_one_line(name)]
     if outside or len(set(ids)) != len(ids):
         raise DataError(f"{path}: {outside[0]!r} is not an image id" if outside else f"{path}: an image id stands there twice")
     return ids
@@ -277,12 +358,8 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise DataError(f"{path}: the label table is missing; make it with python -m data_prep.voc_labels, or set labels")
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: the label table is not a UTF-8 CSV file ({error})") from None
-    header = rows[0] if rows else []
+    rows = read_table(path)
+    header = rows[0][1] if rows else []
     if header[:1] != ["image_id"]:
         raise DataError(f"{path}: the first column of the label table must be named image_id")
     unknown = [name for name in header[1:] if name not in classes]
@@ -293,7 +370,7 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
             else f"{path}: the class columns must be, in this order: {', '.join(classes)}"
         )
     table = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows[1:]:
         if len(row) != len(header) or any(value not in ("0", "1") for value in row[1:]):
             raise DataError(f"{path}, line {number}: a row is an image id and then {len(classes)} values 0 or 1")
         if row[0] in table:
@@ -339,7 +416,7 @@ def mask_hash(data: SegmentationDataset) -> str:
 
 
 def truth_hash(data: SegmentationDataset) -> str:
-    """Return a hash of the true masks of a split, for a stage that trains on them.
+    """Return a hash of the ground truth of a split, for a stage that trains on it.
 
     Returns:
         64 hexadecimal digits.
@@ -347,6 +424,11 @@ def truth_hash(data: SegmentationDataset) -> str:
     Raises:
         DataError: a mask is missing.
     """
+    if data.masked is not None and not data.masked.issuperset(data.ids):
+        raise DataError(
+            f"{data.root}: not all images of split {data.split!r} have a mask, which training on the ground truth needs; "
+            "leave the method 'truth' out"
+        )
     paths = [data.mask_path(image_id) for image_id in data.ids]
     missing = [path for path in paths if not path.is_file()]
     if missing:

@@ -439,6 +439,7 @@ RUNS = Stage(
     files=_hash_of_digits,
     split="",
     score=_score,
+    needs_masks=False,
     method="rib",
     reads=("bottleneck_*", "seed"),
 )

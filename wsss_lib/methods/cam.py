@@ -353,7 +353,7 @@ def _score_classifier(job: Job) -> list[dict]:
             "what": "classifier mAP",
             "split": data.split,
             "images": len(data),
-            "map": round(100 * float(np.nanmean(precisions)), 2),
+            "map": None if np.isnan(precisions).all() else round(100 * float(np.nanmean(precisions)), 2),
             "class_ap": [None if np.isnan(value) else round(100 * float(value), 1) for value in precisions],
         }
     ]
@@ -369,6 +369,7 @@ CLASSIFIER = Stage(
     _make_classifier,
     load=_load_classifier,
     score=_score_classifier,
+    needs_masks=False,
     method="cam",
     score_split="val_split",
     reads=(

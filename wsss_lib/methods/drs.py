@@ -30,6 +30,7 @@ from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset, mask_hash, open_data
 from wsss_lib.data.saliency import read_saliency, saliency_hash
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
+from wsss_lib.errors import DataError
 from wsss_lib.methods.cam import CLASSIFIER, stride4_size
 from wsss_lib.nets.backbone import OWN_STRIDE, Backbone, ResNet, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.vgg import VGG
@@ -800,7 +801,9 @@ def _trained(
     start = job.inputs["classifier"].weights if "classifier" in job.inputs else ""
     choose = None
     if job.config.drs_selection == "pixel_labels":
-        scored = open_data(job.whole, job.whole.score_split)
+        scored = open_data(job.whole, job.whole.score_split).scored()
+        if not scored.has_masks:
+            raise DataError(f"{scored.root}: there are no masks for drs_selection 'pixel_labels'; set it to 'last'")
         choose = chooser(scored, _saliency_folder(job), job.config, normalized)
     return network_made(
         job, lambda: build(job.config, job.data.num_classes, start, given), lambda net: train(net, choose), given

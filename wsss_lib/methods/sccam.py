@@ -644,6 +644,7 @@ def round_stage(number: int) -> Stage:
         make,
         load=_load_round,
         score=score,
+        needs_masks=False,
         score_split="train_split",
         inputs=lambda config: {"previous": round_stage(number - 1) if number > 1 else cam.CLASSIFIER},
         reads=(*BACKBONE, *cam.CROPS, *ROUND_READS, *TRAINING),

@@ -299,7 +299,7 @@ def freeze_batch_norm(module: Network, affine: bool = False) -> Network:
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.eval()
-            # `module.train()` must not wake it up
+            # `module.train()` must not switch it to training mode
             child.train = partial(_stay, child)  # type: ignore[method-assign, assignment]  # of this one module, not of its class
             if affine:
                 child.requires_grad_(False)

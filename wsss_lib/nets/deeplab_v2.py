@@ -90,7 +90,7 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
     full = net(images)
     logits, fused = [full], full
     for scale in scales:
-        # scale_factor, not size: coordinates are then mapped with p itself, which differs where p * H is no integer
+        # scale_factor, not size: coordinates are then mapped with p itself, which differs where p * H is not an integer
         room = [max(0, math.ceil(1 / scale) - side) for side in images.shape[-2:]]  # at least one pixel must remain
         filled = F.pad(images, (0, room[1], 0, room[0]), mode="replicate") if any(room) else images
         small = F.interpolate(filled, scale_factor=scale, mode="bilinear", align_corners=False)

@@ -368,7 +368,7 @@ class BoundaryEvaluation:
             prediction: (H, W) integer labels, 0..K-1 or 255 (unknown, which has no edge).
 
         Raises:
-            ValueError: the shapes differ, or the arrays are no integers.
+            ValueError: the shapes differ, or the arrays are not integers.
         """
         truth, prediction = _checked_labels(truth, prediction)
         counted = (truth >= 0) & (truth < self.num_classes)

@@ -178,7 +178,7 @@ def random_walk(graph: Graph, scores: Tensor, log2_steps: int) -> Tensor:
         v, (C, h, w) float64. Every value is a weighted mean of the values of M of its class.
 
     Raises:
-        ValueError: a number of steps that is no integer of at least 0.
+        ValueError: a number of steps that is not an integer of at least 0.
 
     Source: the random walk of AffinityNet and IRN. Explained in notebook 80, section "The random walk".
     """

@@ -86,7 +86,7 @@ class ThresholdSweep:
             none) and number of thresholds below the score.
 
         Raises:
-            ValueError: the shapes do not fit together, a class does not exist, a score is NaN, or the truth is no integers.
+            ValueError: the shapes do not fit together, a class does not exist, a score is NaN, or the truth is not an integers.
         """
         truth, scores, classes = np.asarray(truth), np.asarray(scores), np.asarray(classes)
         if scores.ndim != 3 or scores.shape[1:] != truth.shape or classes.shape != scores.shape[:1]:

@@ -292,7 +292,7 @@ def _score_predictions(job: Job) -> list[dict]:
     honest = (
         "all training masks"
         if job.whole.method == "truth"
-        else (open_stage(masks_of(job.whole), job.whole).metrics[-1]["pixel_labels_chose"])
+        else open_stage(masks_of(job.whole), job.whole).metrics[-1].get("pixel_labels_chose", "")
     )
     name = deeplab_name(config)
     scored = [

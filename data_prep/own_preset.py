@@ -1,0 +1,58 @@
+"""The file `preset.yaml` of a data set of one's own: what its size and its number of classes ask for, beside `voc12-small`."""
+
+from pathlib import Path
+
+import yaml
+
+from wsss_lib.core.files import write_atomically
+from wsss_lib.presets import PHOTOGRAPHS, preset_config
+
+CLASSES_OF_RATES = 20  # of VOC, for which the learning rates of the preset were found
+VIEWS = (480, 12_000)  # photographs that a classifier sees in its whole training, at least and at most
+EPOCHS = 12  # between the two
+SCALED = ("cam", "drs", "vwe", "sccam")  # methods whose loss is a mean over the classes
+
+HEADER = """\
+# Written by data_prep.custom for {photographs} photographs of {classes} classes; all else is as in configs/voc12-small.yaml.
+# A loss that is a mean over classes takes larger steps where these are few, so that the learning rates are {factor:.3g} of
+# those for 20 classes. Nothing here was chosen by looking at masks of these photographs; change it as you like.
+"""
+
+
+def own_values(photographs: int, num_classes: int) -> dict[str, float | int]:
+    """Return the parameters that follow from the size of a data set.
+
+    >>> own_values(30, 3)["cam_epochs"], own_values(30, 3)["cam_learning_rate"]
+    (16, 0.0015)
+    """
+    factor = min(1.0, num_classes / CLASSES_OF_RATES)
+    values: dict[str, float | int] = {"cam_batch_size": 8 if photographs < 100 else 16}
+    values["cam_epochs"] = round(min(max(EPOCHS * photographs, VIEWS[0]), VIEWS[1]) / photographs) or 1
+    for method in SCALED:
+        config = preset_config(PHOTOGRAPHS, method)
+        names = (f"{method}_learning_rate", f"{method}_head_learning_rate")
+        values |= {name: round(factor * getattr(config, name), 8) for name in names if hasattr(config, name)}
+    return values
+
+
+def write_preset(root: Path, photographs: int, num_classes: int, has_val: bool) -> Path:
+    """Write `preset.yaml` into a data set, unless there is one, and return its path.
+
+    Args:
+        root: of the data set; its name is the run's.
+        photographs: for training.
+        has_val: whether there is a list `val`; without it, `train` takes its place.
+    """
+    path = root / "preset.yaml"
+    values = {
+        "dataset": root.resolve().name,
+        "data_root": str(root.resolve()),
+        "labels": "",
+        "val_split": "val" if has_val else "train",
+        "pixel_labels_chose": "",
+    } | own_values(photographs, num_classes)
+    factor = min(1.0, num_classes / CLASSES_OF_RATES)
+    text = HEADER.format(photographs=photographs, classes=num_classes, factor=factor) + yaml.safe_dump(values, sort_keys=False)
+    if not path.exists():
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
