@@ -6,8 +6,8 @@ median over the pairs, and the results must agree. Times are seconds of the proc
 unless several processes take part.
 """
 
-import gc
 import argparse
+import gc
 import statistics
 import sys
 import threading
