@@ -281,6 +281,8 @@ assignments = {t: sccam.assignment_of(made.folder / "subcategories.csv", train_d
 if config.sccam_weights:
     nets[1] = sccam.build_sccam(config, train_data.num_classes, config.sccam_weights).to(classifier.device).eval()
 last_round, last = max(nets), nets[max(nets)]
+subset = first_images(score_data, max(8, min(100, len(score_data) // 5)))
+normalizations = {t: (mean, std) if t else normalization0 for t in nets}
 
 # %% [markdown]
 # The next figure shows the two losses of each round. What to look for: the sub-categories are the harder task, and their loss
@@ -306,10 +308,6 @@ for t, assignment in assignments.items():
     if t > 1:
         same = metrics.adjusted_rand_score(assignments[t - 1][members, number], assignment[members, number])
         print(f"  agreement with those of the round before: {same:.2f} (1: the same, 0: as by chance)")
-
-# %% tags=["nbval-ignore-output"]
-subset = first_images(score_data, max(8, min(100, len(score_data) // 5)))
-normalizations = {t: (mean, std) if t else normalization0 for t in nets}
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
