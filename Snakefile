@@ -56,7 +56,7 @@ except (FileNotFoundError, ValueError) as error:
     raise WorkflowError(str(error)) from None
 runs_root = places.runs_root if "runs_root" in config else settings.runs_root
 if not is_one_line(runs_root) or runs_root.startswith("-") or set(runs_root) & set("{}<>"):  # Snakemake fills in what they hold
-    raise WorkflowError(f"runs_root = {runs_root!r} is no folder that a run can use; give one without {{}}<> and line breaks, "
+    raise WorkflowError(f"runs_root = {runs_root!r} is not a folder that a run can use; give one without {{}}<> and line breaks, "
                         "and with ./ before a '-'")
 base = f"{runs_root}/{settings.dataset}"
 # A network trained on the ground truth is the reference beside all methods, where every training image has a mask.

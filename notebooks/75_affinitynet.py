@@ -178,9 +178,9 @@ def affinities_of(f, cell, radius=5, beta=1.0):
     return row.view(f.shape[1:])
 
 
-bright = scores[0] > 0.5  # without masks the place of the object is guessed from the map
-on_object = score_data.mask(image_id) == classes[0] + 1 if score_data.has_masks else bright
-points = np.argwhere(on_object[::config.affinitynet_stride, ::config.affinitynet_stride])
+points = np.argwhere((score_data.mask(image_id) == classes[0] + 1)[::config.affinitynet_stride, ::config.affinitynet_stride])
+if not len(points):  # without a mask the brightest place of the map
+    points = np.argwhere(scores[0] == scores[0].max()) // config.affinitynet_stride
 cell = points[np.abs(points - points.mean(0)).sum(1).argmin()]  # of the object, near its center
 marked = viz.image(image, f"input {image_id}", dot=(cell[::-1] + 0.5) * config.affinitynet_stride)
 by_color = viz.heat_map(affinities_of(color, cell), "affinity by color")

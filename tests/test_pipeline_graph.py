@@ -1,6 +1,5 @@
 """The Snakefile: every preset plans the same graph, and a run that was killed goes on where it stopped."""
 
-import json
 import os
 import re
 import shlex
@@ -220,14 +219,14 @@ def test_a_cluster_gets_the_graph_that_the_costs_are_made_for(profile, tmp_path)
         ("methods=[[cam]]", "there is no method ['cam']; take some of: cam"),
         ("methods=[]", "methods and seeds are lists"),
         ("seeds=[$(touch x)]", "parameter seed = '$(touch x)': Input should be a valid integer"),
-        ("seeds=[-1]", "parameter seed = -1: Input should be greater than or equal to 0"),
+        ("seeds=[-1]", "parameter seed = '-1': Input should be greater than or equal to 0"),
         ("shards=$(touch x)2", "parameter shards = '$(touch x)2': Input should be a valid integer"),
         ("shards=0", "parameter shards = 0: Input should be greater than or equal to 1"),
         ("launcher=[a, b]", "launcher = ['a', 'b'] is a command and must be text"),
         ("runs_root=-rf", "runs_root = '-rf' is not a folder that a run can use; give one without {}<>"),
-        ("runs_root={x}", "is not a folder that a run can use"),
+        ("runs_root={x}", "parameter runs_root = {'x': ''}: must be text"),
+        ("runs_root=a{x}", "runs_root = 'a{x}' is not a folder that a run can use"),
         ("runs_root=<x>", "runs_root = '<x>' is not a folder that a run can use"),
-        ("runs_root='a\nb'", "runs_root = 'a\\nb' is not a folder that a run can use"),
         ("runs_root=7", "parameter runs_root = 7: must be text"),
         ("dataset=../x", "parameter dataset = '../x': String should match pattern"),
         ("dataset='a\nb'", "String should match pattern"),
@@ -246,7 +245,7 @@ def test_values_of_the_command_line_are_words_and_no_commands(tmp_path):
     """What --config names stands in the commands as one word; bash splits them here as it would."""
     touch = f"; touch {tmp_path / 'x'}'\"`touch {tmp_path / 'x'}`$(touch {tmp_path / 'x'})%s\\"
     values = {"runs_root": f"{tmp_path}/a b{touch}", "data_root": f"-rf {{x}}{touch}", "labels": touch, "shards": "2"}
-    config = [f"{name}={json.dumps(value) if name != 'shards' else value}" for name, value in values.items()]
+    config = [f"{name}={value}" for name, value in values.items()]
     plan = output_of(snakemake("--dry-run", "--printshellcmds", config=("launcher=env", *config)))
     commands = re.findall(r"^    env \S+ -m papermill .*?(?= -p shards)", plan, flags=re.MULTILINE | re.DOTALL)
     assert len(commands) == plan.count("-m papermill") > 5
@@ -255,7 +254,7 @@ def test_values_of_the_command_line_are_words_and_no_commands(tmp_path):
         words = shown.split("\0")
         for name in ("runs_root", "data_root", "labels"):
             assert ("-r", name, values[name]) in zip(words, words[1:], words[2:], strict=False)
-    report = re.search(r"^\s+(\S+ -m wsss_lib.report .*)$", plan, flags=re.MULTILINE)[1]
+    report = re.search(r"(\S+ -m wsss_lib.report .*)$", plan, flags=re.MULTILINE)[1]
     assert shlex.split(report)[3:] == [f"{values['runs_root']}/toy"]
     assert not (tmp_path / "x").exists()
 

@@ -77,6 +77,7 @@ def show(figure, alt: str) -> None:
 
 def short(name: str, longest: int = 24) -> str:
     """Return a name as it is drawn: a long one without its end, which would leave no room for the picture."""
+    name = str(name)  # matrices are also named by numbers
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
