@@ -18,11 +18,12 @@ The data set has the layout that every notebook reads. Photographs are turned up
 """
 
 import argparse
+import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data_prep.annotations import from_annotations
 from data_prep.label_tables import from_table
 from data_prep.own_masks import Legend, MaskFolder, MaskSource, read_legend
+from data_prep.own_preset import dataset_name, write_preset
 from data_prep.photographs import (
     FORMATS,
     Note,
@@ -46,12 +48,13 @@ from data_prep.photographs import (
     is_nothing,
 )
 from data_prep.voc_labels import write_labels
-from wsss_lib.core.files import IGNORE, write_mask
+from wsss_lib.core.files import IGNORE, read_json, write_mask
 from wsss_lib.core.progress import progress
 from wsss_lib.core.texts import is_one_line
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import PRESETS, PROJECT_ROOT
+from wsss_lib.presets import PHOTOGRAPHS
 
 __all__ = ["Photograph", "dataset_name", "from_class_folders", "from_folder", "from_table", "image_id", "main", "make_dataset"]
 ORIENTATION = 274  # tag of a photograph's EXIF record
@@ -64,17 +67,40 @@ TURNS = {  # orientations that swap width and height, and what undoes them
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-def dataset_name(folder: Path) -> str:
-    """Return a name for the data set of a folder: the folder's, with everything but letters, digits, dots and dashes replaced.
+def source_hash(photographs: Mapping[str, Photograph], classes: Sequence[str], longest: int) -> str:
+    """Return a hash of what a data set is made of: the photographs, what is in them, and the size that they get.
+
+    Of each file its length and its first 64 KiB count, so that ten thousand photographs take seconds.
 
     Args:
-        folder: of the photographs.
+        longest: as for `make_dataset`.
 
-    Example:
-        >>> dataset_name(Path("/home/me/Fotos (Sommer)"))
-        'Fotos_Sommer'
+    Returns:
+        8 hexadecimal digits.
     """
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", folder.absolute().name).strip("_.-") or "mine"
+    hashed = hashlib.sha256(json.dumps([list(classes), longest]).encode())
+    for image, (path, present) in sorted(photographs.items()):
+        if path.is_file():
+            hashed.update(json.dumps([image, present, path.stat().st_size]).encode())
+            with open(path, "rb") as file:
+                hashed.update(file.read(1 << 16))
+    return hashed.hexdigest()[:8]
+
+
+def place_of(folder: Path, name: str, source: str) -> Path:
+    """Return where the data set of a source lies, or is to be made: never a place that holds another one.
+
+    Args:
+        folder: of all data sets.
+        name: that it would like to have.
+        source: of `source_hash`.
+    """
+    root = folder / name
+    if not root.exists():
+        return root
+    record = root / "dataset.json"
+    same = record.is_file() and read_json(record).get("source") == source
+    return root if same else folder / f"{name}-{source}"
 
 
 def make_dataset(
@@ -111,6 +137,8 @@ def make_dataset(
             contradict each other, or a class has no photograph; nothing is left then.
     """
     _check_classes(classes)
+    description = {"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}
+    description |= {"source": source_hash(photographs, classes, longest)}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: exists already; remove it or choose another folder")
     if isinstance(masks, Path):
@@ -140,7 +168,7 @@ def make_dataset(
             raise DataError(f"{root}: no photograph has the class {unused[0]!r}; take the class out or add photographs of it")
         write_labels(unfinished / "labels.csv", table, classes)
         (unfinished / "dataset.json").write_text(
-            json.dumps({"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}, indent=1) + "\n",
+            json.dumps(description, indent=1) + "\n",
             encoding="utf-8",
         )
         splits = _given(table, lists) if lists else _split(table, val_share, shown)
@@ -151,6 +179,7 @@ def make_dataset(
             path = unfinished / "ImageSets" / "Segmentation" / f"{split}.txt"
             path.write_text("".join(f"{image}\n" for image in ids), encoding="utf-8")
             load_dataset(unfinished, split)  # the library's own check
+        write_preset(unfinished, root, len(splits["train"]), len(classes), "val" in splits)
         if root.exists():
             root.rmdir()
         unfinished.chmod(0o755)
@@ -307,7 +336,7 @@ def _split(table: Mapping[str, tuple[str, ...]], val_share: float, shown: Mappin
     return {"train": train, "val": val} if val else {"train": train}
 
 
-def _sources_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tuple[str, ...], MaskSource | None]:
+def sources_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tuple[str, ...], MaskSource | None]:
     """Return photographs, classes and masks of what the command was given."""
     order = tuple(composed(word) for word in options.classes.split(",")) if options.classes else ()
     legend = read_legend(options.legend) if options.legend else None
@@ -363,6 +392,28 @@ def _shown(folder: Path, photographs: Mapping[str, Photograph], legend: Legend) 
     return used
 
 
+def add_sources(parser: argparse.ArgumentParser, val_share: float) -> None:
+    """Add the options that say what is in the photographs, and how a data set is made of them.
+
+    Args:
+        val_share: the default of `--val-share`.
+    """
+    parser.add_argument(
+        "--labels", type=Path, metavar="PATH", help="table.csv, COCO's JSON, folder of LabelMe's or VOC's files"
+    )
+    parser.add_argument("--masks", type=Path, metavar="FOLDER")
+    parser.add_argument("--classes", help="class names in the order of the masks' values: cat,dog")
+    parser.add_argument(
+        "--legend",
+        metavar="FILE",
+        help="what colours of masks mean: lines such as cat,#ff0000, or in place of a file 'cat=255'",
+    )
+    parser.add_argument(
+        "--val-share", type=float, default=val_share, help="of the photographs, kept for validation; default %(default)s"
+    )
+    parser.add_argument("--longest", type=int, default=500, help="pixels of the longer side at most, 0: as it is; default 500")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a failure ends the program with one sentence.
 
@@ -374,22 +425,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("photographs", type=Path, help="folder of photographs, or of one folder for each class")
     parser.add_argument("root", type=Path, help="the data set to make, e.g. data/mine")
-    parser.add_argument(
-        "--labels", type=Path, metavar="PATH", help="table.csv, COCO's JSON, folder of LabelMe's or VOC's files"
-    )
-    parser.add_argument("--masks", type=Path, metavar="FOLDER")
-    parser.add_argument("--classes", help="class names in the order of the masks' values: cat,dog")
-    parser.add_argument(
-        "--legend",
-        metavar="FILE",
-        help="what colours of masks mean: lines such as cat,#ff0000, or in place of a file 'cat=255'",
-    )
     parser.add_argument("--name", default="", help="of the data set; default: the folder's")
-    parser.add_argument("--val-share", type=float, default=0.2, help="of the photographs, kept for validation; default 0.2")
-    parser.add_argument("--longest", type=int, default=500, help="pixels of the longer side at most, 0: as it is; default 500")
+    add_sources(parser, val_share=0.2)
     options = parser.parse_args(arguments)
     try:
-        photographs, classes, masks = _sources_of(options)
+        photographs, classes, masks = sources_of(options)
         lists = given_lists(options.photographs, photographs)
         counts = make_dataset(
             photographs, classes, options.root, options.name, masks, options.val_share, options.longest, lists
@@ -401,17 +441,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "scored" in counts:
         print(
             f"{counts['masks']} of {counts['photographs']} photographs have masks; ImageSets/Segmentation/scored.txt lists the "
-            f"{counts['scored']} of train, for score_split"
+            f"{counts['scored']} of train, and only these are scored"
         )
-    print(_go_on(options.root, "scored" in counts))
+    print(_go_on(options.root))
 
 
-def _go_on(root: Path, scored: bool) -> str:
-    """Return the command that comes next, right in every folder."""
-    notebook = PROJECT_ROOT / "notebooks" / "10_cam.ipynb"
-    words = ["papermill", notebook, "out.ipynb", "-f", PRESETS / "voc12-small.yaml", "-p", "dataset", dataset_name(root)]
-    words += ["-r", "labels", "", *(["-p", "score_split", "scored"] if scored else []), "-p", "data_root", root.absolute()]
-    return f"go on with {shlex.join(map(str, words))}"
+def _go_on(root: Path) -> str:
+    """Return the commands that come next, right in every folder."""
+    preset, pipeline = root.absolute() / "preset.yaml", [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock"]
+    pipeline += ["--rerun-incomplete", "--snakefile", PROJECT_ROOT / "Snakefile", "--config", f"preset={preset}"]
+    notebook = ["papermill", PROJECT_ROOT / "notebooks" / "10_cam.ipynb", "out.ipynb", "-f", PRESETS / f"{PHOTOGRAPHS}.yaml"]
+    notebook += ["-f", preset, "-p", "dataset", dataset_name(root), "-r", "labels", "", "-p", "data_root", root.absolute()]
+    return (
+        f"the whole pipeline: {shlex.join(map(str, pipeline))}\n"
+        f"or notebook by notebook, go on with {shlex.join(map(str, notebook))}"
+    )
 
 
 if __name__ == "__main__":

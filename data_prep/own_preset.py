@@ -1,10 +1,10 @@
 """The file `preset.yaml` of a data set of one's own: what its size and its number of classes ask for, beside `voc12-small`."""
 
+import re
 from pathlib import Path
 
 import yaml
 
-from wsss_lib.core.files import write_atomically
 from wsss_lib.presets import PHOTOGRAPHS, preset_config
 
 CLASSES_OF_RATES = 20  # of VOC, for which the learning rates of the preset were found
@@ -17,6 +17,19 @@ HEADER = """\
 # A loss that is a mean over classes takes larger steps where these are few, so that the learning rates are {factor:.3g} of
 # those for 20 classes. Nothing here was chosen by looking at masks of these photographs; change it as you like.
 """
+
+
+def dataset_name(folder: Path) -> str:
+    """Return a name for the data set of a folder: the folder's, with everything but letters, digits, dots and dashes replaced.
+
+    Args:
+        folder: of the photographs.
+
+    Example:
+        >>> dataset_name(Path("/home/me/Fotos (Sommer)"))
+        'Fotos_Sommer'
+    """
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", folder.absolute().name).strip("_.-") or "mine"
 
 
 def own_values(photographs: int, num_classes: int) -> dict[str, float | int]:
@@ -35,24 +48,22 @@ def own_values(photographs: int, num_classes: int) -> dict[str, float | int]:
     return values
 
 
-def write_preset(root: Path, photographs: int, num_classes: int, has_val: bool) -> Path:
-    """Write `preset.yaml` into a data set, unless there is one, and return its path.
+def write_preset(folder: Path, root: Path, photographs: int, num_classes: int, has_val: bool) -> None:
+    """Write `preset.yaml` of a data set.
 
     Args:
-        root: of the data set; its name is the run's.
+        folder: where it is written.
+        root: where the data set will lie; its name is the run's.
         photographs: for training.
         has_val: whether there is a list `val`; without it, `train` takes its place.
     """
-    path = root / "preset.yaml"
     values = {
-        "dataset": root.resolve().name,
-        "data_root": str(root.resolve()),
+        "dataset": dataset_name(root),
+        "data_root": str(root.absolute()),
         "labels": "",
         "val_split": "val" if has_val else "train",
         "pixel_labels_chose": "",
     } | own_values(photographs, num_classes)
     factor = min(1.0, num_classes / CLASSES_OF_RATES)
-    text = HEADER.format(photographs=photographs, classes=num_classes, factor=factor) + yaml.safe_dump(values, sort_keys=False)
-    if not path.exists():
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return path
+    text = HEADER.format(photographs=photographs, classes=num_classes, factor=factor)
+    (folder / "preset.yaml").write_text(text + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")

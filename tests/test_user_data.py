@@ -477,7 +477,7 @@ def test_masks_for_a_few_are_kept_and_listed(tmp_path, capsys):
     run(*partly_masked(tmp_path, 6, 2))
     printed = capsys.readouterr().out
     assert (
-        "2 of 6 photographs have masks" in printed and "-p score_split scored" in printed and "1 masks of no photo" in printed
+        "2 of 6 photographs have masks" in printed and "only these are scored" in printed and "1 masks of no photo" in printed
     )
     assert split_of(tmp_path / "mine", "scored") == ["im0", "im1"]
     assert set(split_of(tmp_path / "mine", "scored")) <= set(split_of(tmp_path / "mine", "train"))
@@ -725,7 +725,7 @@ def test_the_printed_command_opens_the_data_set_from_everywhere(tmp_path, name):
     pictures(tmp_path / "in", "cat/a.jpg", "cat/b.jpg", "dog/c.jpg")
     command = [sys.executable, "-m", "data_prep.custom", "in", name]
     printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    words = shlex.split(printed.splitlines()[-1].removeprefix("go on with "))
+    words = shlex.split(printed.splitlines()[-1].removeprefix("or notebook by notebook, go on with "))
     given = {words[place + 1]: words[place + 2] for place, word in enumerate(words) if word in ("-p", "-r")}
     assert Path(words[1]).is_file() and Path(words[words.index("-f") + 1]).is_file()
     data = open_data(Config.from_values({key: value for key, value in given.items()}), "train")
