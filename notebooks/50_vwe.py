@@ -370,9 +370,10 @@ viz.show_panels([above, below], "Ground truth of four images and their word maps
 
 # %% tags=["nbval-ignore-output"]
 wins = torch.stack([index.flatten().bincount(minlength=config.vwe_words) for index, _ in word_maps.values()])  # (images, K)
-frequent = [word for word in wins.sum(0).argsort(descending=True).tolist() if (wins[:, word] > 0).sum() >= 6][:8]
-viz.show_panels([visual_words.nearest_patches(score_data, word_maps, word, 6, config.cam_crop // 4) for word in frequent],
-                f"Six nearest patches for each of the {len(frequent)} most frequent words: textures and parts that recur",
+patches = min(6, int((wins > 0).sum(0).max()))  # a row of patches of as many images
+frequent = [word for word in wins.sum(0).argsort(descending=True).tolist() if (wins[:, word] > 0).sum() >= patches][:8]
+viz.show_panels([visual_words.nearest_patches(score_data, word_maps, word, patches, config.cam_crop // 4) for word in frequent],
+                f"The {patches} nearest patches for each of the {len(frequent)} most frequent words: textures and parts that recur",
                 size=(1, 0.95))
 
 # %% [markdown]

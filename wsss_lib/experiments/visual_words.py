@@ -121,7 +121,7 @@ def fractions_by_class(data: SegmentationDataset, ids: Sequence[str], wins: Tens
 
 
 def first_samples(data: SegmentationDataset, config: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Return the first training images, float32 (N, 3, crop, crop), and their labels, (N, C), on the device."""
+    """Return the first training images, at most `count`: float32 (N, 3, crop, crop), and their labels, (N, C), on the device."""
     samples = ClassificationSamples(
         data,
         config.seed,
@@ -129,7 +129,7 @@ def first_samples(data: SegmentationDataset, config: Any, count: int) -> tuple[T
         config.cam_crop,
         *normalization_of(config.backbone),
     )
-    images, labels = zip(*(samples[0, number] for number in range(count)), strict=True)
+    images, labels = zip(*(samples[0, number] for number in range(min(count, len(data)))), strict=True)
     device = device_of(config)
     return torch.stack(images).to(device), torch.stack(labels).to(device)
 
