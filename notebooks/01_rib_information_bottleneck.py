@@ -204,7 +204,7 @@ def outlined(values, title, item=index):
 pair = [int(torch.nonzero(test.labels == label)[0]) for label in (0, 1)]
 maps = bottleneck.gradient_maps(net, test.images[pair], test.labels[pair])  # (6, 2, H, W)
 viz.show_panels([[viz.image(test.images[item, 0, ..., None].repeat(1, 1, 3), "input"),
-                  *(outlined(maps[layer, row], f"$G_{layer + 1}$", item) for layer in range(6))] for row, item in enumerate(pair)],
+                  *(outlined(maps[layer, row], f"G{chr(8321 + layer)}", item) for layer in range(6))] for row, item in enumerate(pair)],
                 "Gradient maps of a 2 and an 8 from the first layer to the logit; the dashed outline is the shape: it is as bright as the "
                 "digit up to the fifth layer and mostly dark in the last", size=1.6, bar="gradient / max")
 
@@ -217,7 +217,7 @@ def hgr_curves(rows, title, published=False, legend=True):
     """Return a panel with the HGR of the three regions over the layers, for the runs of one kind."""
     values = np.array([row["hgr"] for row in rows]).transpose(1, 0, 2)  # (3, seeds, 6)
     return viz.bands(range(1, 7), dict(zip(REGIONS, values, strict=True)), title, bottleneck.PUBLISHED_HGR if published else None, legend,
-                     frame=(4.8, 6.2), xticks=range(1, 7), xticklabels=[f"$G_{layer}$" for layer in range(1, 7)], ylim=(-0.03, 1.05))
+                     frame=(4.8, 6.2), xticks=range(1, 7), xticklabels=[f"G{chr(8320 + layer)}" for layer in range(1, 7)], ylim=(-0.03, 1.05))
 
 
 digit, shape, ground = np.mean([row["hgr"] for row in main["sigmoid"]], 0)
@@ -312,10 +312,10 @@ def over_ratios(key):
     return np.array([[row[key] for row in runs["sigmoid", part]] for part in ratios]).swapaxes(0, 1)
 
 
-hgr = {f"{name}, $G_{layer + 1}$": over_ratios("hgr")[:, :, number, layer] for number, name in enumerate(REGIONS[:2]) for layer in (4, 5)}
+hgr = {f"{name}, G{chr(8321 + layer)}": over_ratios("hgr")[:, :, number, layer] for number, name in enumerate(REGIONS[:2]) for layer in (4, 5)}
 accuracy = {"digits alone": over_ratios("accuracy_digits_alone"), "digit and shape": over_ratios("accuracy"),
             "shapes alone": over_ratios("accuracy_shapes_alone")}
-last = dict(zip(ratios, hgr[f"{REGIONS[1]}, $G_6$"].mean(0), strict=True))
+last = dict(zip(ratios, hgr[f"{REGIONS[1]}, G₆"].mean(0), strict=True))
 axes = {"xticks": range(len(ratios)), "xticklabels": [f"{100 * part:g} %" for part in ratios], "ylim": (0, 1.05), "xlabel": "training images with a shape"}
 viz.show_panels([viz.bands(range(len(ratios)), values, title, **axes) for title, values in (("high gradient ratio", hgr), ("accuracy", accuracy))],
                 "The shape's HGR in the last layer is " + ", ".join(f"{value:.2f} with {100 * part:g} %" for part, value in last.items())
@@ -357,7 +357,7 @@ steps = range(11)
 of_rate = list(zip(*(row["raised"] for row in main["sigmoid"]), strict=True))  # (rates, seeds)
 raised = [(np.array([row["hgr"] for row in rows]), np.median([row["logit"] for row in rows], 0)) for rows in of_rate]  # (seeds, 3, 11), (11,)
 viz.show_panels([viz.bands(steps, dict(zip(REGIONS, hgr.transpose(1, 0, 2), strict=True)), f"rate {rate:g}", legend=rate == 1e-4, xlabel="step",
-                           ylabel="HGR of $G_6$", xticks=steps[::2], ylim=(-0.03, 0.85))
+                           ylabel="HGR of G₆", xticks=steps[::2], ylim=(-0.03, 0.85))
                  for rate, (hgr, _) in zip(bottleneck.RAISE_RATES, raised, strict=True)],
                 "HGR of the last map over ten updates: at the smallest rates the shape only sinks, at 0.001 "
                 "digit and shape rise, and at the larger rates they rise faster and collapse", size=(2.4, 2.8))
@@ -413,7 +413,7 @@ def draw(output="sigmoid", region=REGIONS[1], layer=6, threshold=0.3):
     maps = bottleneck.gradient_maps(chosen, test.images, test.labels)[layer - 1]  # (N, H, W)
     area, grid = test.regions[REGIONS.index(region)], np.linspace(0.02, 0.98, 33)
     ratios = [bottleneck.high_gradient_ratio(maps, area, value) for value in grid]
-    viz.show_panels([outlined(maps[index], f"{output}, $G_{layer}$"), outlined(1.0 * (maps[index] > threshold), f"above {threshold:.2f}"),
+    viz.show_panels([outlined(maps[index], f"{output}, G{chr(8320 + layer)}"), outlined(1.0 * (maps[index] > threshold), f"above {threshold:.2f}"),
                      viz.curves(grid, {"": ratios}, f"HGR, {region}", marks={"threshold": threshold}, xlabel="threshold", ylim=(0, 1.03))],
                     f"{output}: layer {layer} sees {100 * bottleneck.high_gradient_ratio(maps, area, threshold):.0f} percent of the {region} "
                     f"pixels above {threshold:.2f}", size=2.8)
@@ -429,7 +429,7 @@ def last_maps(output):
     return bottleneck.gradient_maps(chosen, test.images[[index]], test.labels[[index]])[4:, 0]
 
 
-viz.show_panels([[outlined(last_maps(output)[row], f"{output}, $G_{5 + row}$") for output in bottleneck.LOSSES] for row in (0, 1)],
+viz.show_panels([[outlined(last_maps(output)[row], f"{output}, G{chr(8325 + row)}") for output in bottleneck.LOSSES] for row in (0, 1)],
                 "Maps of the fifth and the last layer for all six outputs: the square, dashed, is seen by every fifth layer and by hardly any "
                 "last one", size=1.8, bar="gradient / max")
 

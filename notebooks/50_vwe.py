@@ -157,7 +157,7 @@ viz.show_panels([truth, visual_words.word_panel(words.index[0], image, f"{int(w.
 
 # %% tags=["nbval-ignore-output"]
 flat, peaked = (vwe.encode(x[None], c, temperature).histogram[0] for temperature in (1.0, 10.0))
-columns = {r"$H_k$ at $\tau$ = 1": flat, r"$H_k$ at $\tau$ = 10": peaked, "$w_k$, the label": w}
+columns = {"Hₖ at τ = 1": flat, "Hₖ at τ = 10": peaked, "wₖ, the label": w}
 viz.show_panels([viz.bars(heights, title, xlabel="word k") for title, heights in columns.items()],
                 f"At temperature 1 the histogram is flat, from {flat.min():.1f} to {flat.max():.1f}; at 10 it has peaks; "
                 f"the label is {int(w.sum())} ones", size=(2.8, 2.4))

@@ -438,7 +438,7 @@ def crf_at(steps, color):
 
 def after(steps, color):
     """Return a panel with that mask."""
-    return labelled(crf_at(steps, color), f"{steps} steps, $\\sigma_3$ = {color}")
+    return labelled(crf_at(steps, color), f"{steps} steps, σ₃ = {color}")
 
 
 widgets.explore(lambda steps=10, color=5: viz.show_panels(
@@ -574,7 +574,7 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 def confident_panels(above, below):
     """Return two panels with the confident label of the chosen image, before and after the CRF."""
     pair = (max(above, below), below)
-    return [labelled(seed_masks.labels_without_crf(maps, classes, *pair), f"$t_f$ {pair[0]:.2f}, $t_b$ {below:.2f}"),
+    return [labelled(seed_masks.labels_without_crf(maps, classes, *pair), f"t_f {pair[0]:.2f}, t_b {below:.2f}"),
             labelled(irn_labels(picture, maps, classes, *pair), "with CRF")]
 
 

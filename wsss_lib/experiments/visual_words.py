@@ -121,7 +121,7 @@ def fractions_by_class(data: SegmentationDataset, ids: Sequence[str], wins: Tens
 
 
 def first_samples(data: SegmentationDataset, config: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Return the first training images, at most `count`: float32 (N, 3, crop, crop), and their labels, (N, C), on the device."""
+    """Return the first `count` training images at most: float32 (N, 3, crop, crop), and their labels, (N, C)."""
     samples = ClassificationSamples(
         data,
         config.seed,
