@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,7 +44,8 @@ def export(masks: Path, data_root: Path, out: Path, photographs: Path | None = N
     own = {path.stem: path for path in sorted(photographs.rglob("*")) if path.is_file()} if photographs else {}
     if missing := [path.stem for path in paths if photographs and path.stem not in own]:
         raise DataError(f"{photographs}: there is no photograph {missing[0]!r}, nor are {len(missing) - 1} others")
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, path in enumerate(progress(paths, "export"), start=1):
         photograph = own.get(path.stem, data_root / "JPEGImages" / f"{path.stem}.jpg")
         width, height = size = _upright_size(photograph)

@@ -85,7 +85,7 @@ def signs_of(mask: np.ndarray, label: np.ndarray, classes: Sequence[str], probab
     ['nothing of the cat is found']
     """
     signs = []
-    for index in np.flatnonzero(label):
+    for index in map(int, np.flatnonzero(label)):
         covered, name = float((mask == index + 1).mean()), classes[index]
         if covered == 0:
             signs.append(f"nothing of the {name} is found")
