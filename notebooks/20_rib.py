@@ -380,10 +380,10 @@ viz.show_threshold_curves(rows, f"RIB's peak is {abs(gain):.1f} points {'higher'
                           f"{best['RIB']:.2f} instead of {best['CAM']:.2f}")
 
 # %% [markdown]
-# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. The peak moves from 0.13 to 0.16, because
-# the maps have become broader. It is 0.8 points higher in this run (56.2 and 55.4 %); section 12 has three seeds. That is why
-# its thresholds for IRN (notebook 80) differ from IRN's own (0.35 and 0.17 instead of 0.30 and 0.05, and a power of 1.3
-# before the random walk, in `configs/methods/`).
+# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. The peak moves from 0.13 to 0.16 and is
+# 0.8 points higher in this run (56.2 and 55.4 %); section 12 has three seeds. The broader maps are why its thresholds for IRN
+# (notebook 80) differ from IRN's own (0.35 and 0.17 instead of 0.30 and 0.05, and a power of 1.3 before the random walk, in
+# `configs/methods/`).
 #
 # ### Heads and bodies
 #
@@ -520,8 +520,8 @@ viz.show_examples(score_data, viz.best_worst_random(iou_rib, count=1, seed=confi
 
 # %% [markdown]
 # The first two rows gain 2 points each, which the eye does not see. The last one is a warning: beside a creature without a
-# head, RIB's push went into the background, and the IoU falls from 53 to 42 %. RIB has no way to know when there is nothing
-# left to find.
+# head, RIB's push went into the background, and the IoU falls from 53 to 42 %. The classifier was unsure there: the
+# creature's logit is negative (-3.0, not printed above), which max-normalization hides.
 #
 # ## 11 Try it
 #
