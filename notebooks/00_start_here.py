@@ -19,12 +19,13 @@
 # ## The task
 #
 # Semantic segmentation gives every pixel a class. To learn it one needs masks, and a mask takes a person minutes to draw. An
-# *image-level label* ("there is a dog and a person") takes seconds. WSSS learns masks from such labels alone: the
-# network is told *what* is in the picture, never *where*.
+# *image-level label* ("there is a dog and a person") takes seconds. WSSS learns masks from such labels alone: the network is
+# told *what* is in the image, never *where*.
 #
-# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a colored ground. Each has a small
-# *head*, whose pattern tells the class, and a large *body*, whose color two classes share; one in ten is drawn without a head. Numbers in
-# the text, here and in all notebooks, are those of the stored outputs. New words stand in the glossary at the end.
+# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a colored ground. Each
+# has a small *head*, whose pattern tells the class, and a large *body*, whose color two classes share; one in ten is drawn
+# without a head. Numbers in the text, here and in all notebooks, are those of the stored outputs, **one run with one seed**,
+# unless another source is named. The glossary at the end explains new words.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -72,9 +73,9 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 # | refinement | 80 IRN, 75 AffinityNet | initial seed masks | pseudo-masks | learned boundaries stop the spreading |
 # | segmentation | 90 | pseudo-masks | a network that needs no labels | smooths the errors of single masks |
 #
-# A method changes one row of this table, the maps; everything else stays the same, so that methods can be compared.
-# The next cell opens the finished *stages* of one run (a stage is a step whose results lie in a folder of their own); if one is
-# missing it names the notebook to run.
+# A method changes one row of this table, the maps; everything else stays the same. The next cell opens the finished *stages*
+# of one run (a stage is a step whose results lie in a folder of their own); if one is missing, it names the notebook to run.
+# Without masks, nothing is scored (notebook 02).
 
 # %%
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
@@ -84,9 +85,9 @@ print("finished:", ", ".join(job.stage.name for job in (maps, seeds, pseudo_mask
 # %% [markdown]
 # ## One image through every stage
 #
-# What to look for: the second picture is the ground truth, which no step has seen; its hatched pixels are unknown and not scored. In the third
-# picture bright means a high score (of the class that scores highest): how much of each creature is bright? Do the last two pictures
-# have the right *extent*, and do they have the right *names*?
+# What to look for: the second panel is the ground truth, which no step has seen; its hatched pixels are unknown and not
+# scored. In the third panel, bright means a high score (of the class that scores highest): how much of each creature is
+# bright? Do the last two panels have the right *extent*, and do they have the right *names*?
 
 # %% tags=["nbval-ignore-output"]
 image_id = ([name for name in data.ids if data.label(name).sum() >= 2] or data.ids)[1]
@@ -95,12 +96,11 @@ viz.show_examples(data, [image_id], {"CAM": cam_of, "seed mask": viz.masks_in(se
                   f"Training image {image_id}: input, ground truth, class activation map, seed mask after CRF, pseudo-mask after IRN", size=2.4)
 
 # %% [markdown]
-# The extent is nearly right, the names are not: the heads glow and keep their names, but nearly all of both bodies became *striper*. Bodies
-# score low for either class, a small lead decides; they have one color, so the CRF does not object, and IRN inherits the mistake. A
-# step that helps on average (see the results below) need not help in each image.
+# The extent is nearly right. The names are not: both heads keep theirs, but nearly all of both bodies became *striper*. The
+# bodies have one color, so the CRF has no color edge to separate them by, and IRN inherits the mistake.
 #
-# The last step is shown on *validation* images, of which the network knows nothing, not even the classes. What to look for: are the
-# creatures named rightly, and what does the CRF change?
+# The last step is shown on *validation* images. The network knows nothing of them, not even the classes. What does the CRF
+# change?
 
 # %% tags=["nbval-ignore-output"]
 viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(predictions.folder / "plain", data),
@@ -108,38 +108,39 @@ viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(pred
                   "Three validation images: input, ground truth, DeepLab-v2 without and with the dense CRF", size=2.4)
 
 # %% [markdown]
-# The first creature has no head, so nothing tells a striper from a ringer, and the network guesses wrongly. The four others have their
-# names; the CRF removes most of the crumbs of a third class.
+# The first creature has no head, so nothing tells a striper from a ringer. The network uses both names; the CRF keeps the
+# larger region, correct here by chance. The four others have their names, and the CRF removes most crumbs of a third class.
 #
 # ## Two images through every method
 #
-# A line is a method: input, ground truth, the method's map, its seed mask, its pseudo-mask, and what the segmentation network says that
-# learned from all masks of that kind. The first image is an easy one (at the upper quartile of CAM's pseudo-masks), the second one of the
-# hardest tenth. Lines appear as methods are finished: `make smoke` makes the first and the last
-# one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make demo` all of them in short. The last line is the upper reference, a
-# network that learned from the ground truth. (Here it segments *training* images; scores come from validation images only.) What to look
-# for, in the third column: how far does each map reach from the heads?
+# Each row is a method; titles name its panels. The cell picks an easy image (at the upper quartile of CAM's pseudo-masks) and
+# one of the hardest tenth; the stored figure, of an earlier version, has only the image above. Rows appear as methods are
+# finished: `make smoke` makes the first and the last one, `snakemake --config preset=smoke
+# methods='[cam,rib,drs,amn,vwe,sccam]'` all of them, `make demo` all of them in short. The last row is the upper reference, a
+# network that learned from the ground truth. (Here it segments *training* images.) What to look for: how far does each map
+# reach from the heads?
 
 # %% tags=["nbval-ignore-output", "report"]
 overview.show_methods(config, data)
 
 # %% [markdown]
-# Two maps differ from CAM's at first sight: AMN's fills a body, DRS's nearly the whole picture, until saliency cuts it. Those of
-# RIB, SC-CAM and VWE look like CAM's; what they change is measured over all images. One image ranks nothing.
+# DRS's map covers most of the image, until saliency cuts it. AMN's and VWE's are brighter on the bodies than CAM's; those of
+# RIB and SC-CAM look like CAM's at this size. In every refined mask one name takes most of both bodies. One image ranks
+# nothing.
 #
 # ## Which method should I choose?
 #
-# There is no winner for all data, and notebook 95 says why a table of scores does not name one. What differs for sure is what a method
-# *needs* and where it works:
+# Notebook 95 says why a table of scores names no winner. What differs for sure is what a method *needs*. "Because" gives each
+# paper's argument, not a result of ours:
 #
 # | your situation | try | because | price |
 # |---|---|---|---|
 # | a first result, or a baseline for a paper | CAM and IRN (10, 70, 80) | every other method starts from it | the maps cover little of an object |
 # | saliency maps of your images exist | DRS (30) | it spreads without care for the outside, which saliency supplies | saliency maps come from a network that has learned from masks |
-# | you cannot tune a threshold for every data set | AMN (40) | it is made so that one threshold fits all images | seed masks first, then a second network |
+# | seed masks after the CRF are good, and a few masks can choose a threshold | AMN (40) | it learns from them per pixel, so that one threshold fits all images | a second network; its published threshold costs 11 points here |
 # | a trained classifier, and no training again | RIB (20) | it tunes that classifier for each image | the slowest maps: several steps of training for every image |
-# | classes with several appearances, many images of each | SC-CAM (60) | sub-categories ask for more than one discriminative region | three rounds of clustering and training |
-# | objects made of parts with their own texture | VWE (50) | visual words ask for all the textures that come with a class | nothing for classes that share textures |
+# | classes with several appearances, many images of each | SC-CAM (60) | sub-categories are meant to ask for more than one discriminative region | three rounds of clustering and training |
+# | objects made of parts with their own texture | VWE (50) | visual words are meant to ask for all the textures that come with a class | nothing for classes that share textures |
 # | SC-CAM's published numbers are to be repeated | AffinityNet (75) in place of IRN | it is the refinement that paper used | older; its random walk is dense |
 #
 # Whatever you choose: run CAM as well, with the same seeds, and compare as notebook 95 does.
@@ -150,10 +151,11 @@ overview.show_methods(config, data)
 # Rows with method `truth` are trained on the ground truth: the upper reference, not a weakly-supervised result. For the full
 # VOC 2012 a last column quotes the publications; in this table a run on other images is never put beside them.
 #
-# How to read it: *mIoU* is the mean overlap of prediction and ground truth over all classes (glossary); ± is the standard deviation over *runs*,
-# the number of seeds. "CAM at its best threshold" means the maps of the row's method, whichever it is. "Thresholds and walk, on
-# generated images" says that these settings were once chosen by looking at the ground truth of such images. Then follow one method from top to
-# bottom: below, the same numbers stand in a picture, a column for each method.
+# How to read it: *mIoU* is the mean overlap of prediction and ground truth over all classes (glossary); ± is the standard
+# deviation over *runs*, the number of seeds. "CAM at its best threshold" means the maps of the row's method, whichever it is.
+# "Thresholds and walk, on generated images" says that these settings were once chosen by looking at the ground truth of such
+# images. Follow one method from top to bottom. (The stored figure, of an earlier version of its cell, shows `cam` and `truth`
+# only.)
 
 # %% tags=["nbval-ignore-output"]
 rows = results.summarize(results.collect(run_folder_of(config)))
@@ -163,9 +165,11 @@ print(results.table(rows, compare=config.dataset == "voc12"))
 overview.show_scores(rows)
 
 # %% [markdown]
-# Maps and initial seed masks score the same (52.0 and 51.1, means of three seeds: an initial seed mask is a map at a fixed threshold), the CRF brings 62.6, IRN 65.3. DeepLab's
-# 57.1 is no step back: `val` are other images, whose classes nobody tells it. The same network reaches 78.4 with the ground truth; the difference
-# is what image-level labels cost here. DRS's low rows belong to its maps without saliency; its network learned from labels with it.
+# In this run, CAM's maps and initial seed masks score nearly the same (55.4 and 55.0), since an initial seed mask is a map at
+# a fixed threshold. With the CRF they reach 73.8. IRN's 70.3 is 3.5 *below* that; in three earlier runs it was 1.6 to 4.0
+# above (docs/results.md). DeepLab's 63.1 (71.3 with its CRF) is measured on `val`, other images, without their labels.
+# Trained on the ground truth, the same network reaches 77.8 (82.4); the difference is what image-level labels cost here. DRS
+# has 41.8 without saliency, 74.5 with it.
 #
 # ## Parameters
 #
@@ -201,8 +205,8 @@ print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inp
 # %% [markdown]
 # ## Sliders
 #
-# In JupyterLab some figures have sliders. No result depends on one: the same figure stands beneath for readers of the page. What to
-# look for: at a low threshold the mask floods the ground, at a high one it shrinks to the heads.
+# In JupyterLab some figures have sliders. No result depends on one: the same figure stands beneath for readers of the page.
+# What to look for: at a low threshold the mask floods the background; at a high one it shrinks to the heads.
 
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=config.seed_threshold):
@@ -230,11 +234,11 @@ draw()
 # | logits | a network's scores before sigmoid or softmax |
 # | pseudo-mask, pseudo-label | refined label map on which the segmentation network is trained |
 # | boundary map | probability that a class boundary runs through a position (IRN) |
-# | displacement | vector towards the center of the object (IRN) |
+# | displacement | vector toward the center of the object (IRN) |
 # | affinity | how likely two positions belong to the same class |
 # | random walk | scores flow between positions of high affinity, step by step, and so spread over an object (IRN, AffinityNet) |
 # | saliency map | which pixels stand out, of whatever class; made by a network that has learned from masks |
-# | unknown, 255 | pixels without a label; left out of every loss, and of scores where the *ground truth* has them; in a prediction they count as background |
+# | unknown (ignore), 255 | pixels without a label; left out of every loss, and of scores where the *ground truth* has them; in a prediction they count as background |
 # | train / train_aug / val | VOC 2012: 1,464 images / 10,582 with SBD's / 1,449 |
 # | IoU | of one class: pixels in both prediction and ground truth, divided by the pixels in either (intersection over union) |
 # | mIoU | mean of the IoU over background and all classes, counted over all images of the split together |

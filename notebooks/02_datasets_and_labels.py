@@ -57,11 +57,10 @@ viz.use_style()
 # %% [markdown]
 # ## 1 The generated data set
 #
-# Real images need a download, and training on thousands of them a GPU. So the project brings a generated data
-# set in exactly the same layout. Each picture shows one or two invented creatures: a large dull *body*, whose color
-# two classes share, and a small striking *head*, whose pattern alone tells the class. That is on purpose: a
-# classifier that finds the heads has solved its task, and has found a small part of each object. This is the problem
-# that every method of this repository attacks.
+# Real images need a download, and training on thousands of them a GPU. So the project brings a generated data set in the same
+# layout. Each image shows one or two invented creatures: a large dull *body*, whose color two classes share, and a small
+# striking *head*, whose pattern alone tells the class. That is on purpose: a classifier that finds the heads has solved its
+# task, and has found a small part of each object. Every method of this repository attacks this problem.
 #
 # A folder that is there is not made again. Then all splits are opened; a missing file stops the notebook here.
 
@@ -74,8 +73,8 @@ print(f"{len(train_data)} training images, {len(score_data)} of split {score_dat
 print(f"{train_data.num_classes} classes:", ", ".join(train_data.classes))
 
 # %% [markdown]
-# The first six training images with their image-level labels. This is all that the methods are given: a picture and a
-# list of names.
+# The first six training images with their image-level labels. This is all that the methods are given: an image and a list of
+# names.
 
 # %%
 def label_names(data, image_id):
@@ -89,10 +88,9 @@ viz.show_panels([viz.image(train_data.image(name), "\n".join(label_names(train_d
 # %% [markdown]
 # ## 2 The folder
 #
-# All notebooks read one layout, that of the PASCAL VOC devkit. It is as plain as can be: one folder for each kind of
-# file, the file's name is the image's *id*, and a *split* is a text file with an id a line. Two files are added:
-# `labels.csv`, the table of image-level labels, and (unless the data set is VOC) `dataset.json` with the names of the
-# classes.
+# All notebooks read one layout, that of the PASCAL VOC devkit. It has one folder for each kind of file, the file's name is
+# the image's *id*, and a *split* is a text file with an id a line. Two files are added: `labels.csv`, the table of
+# image-level labels, and (unless the data set is VOC) `dataset.json` with the names of the classes.
 
 # %%
 for path in sorted(root.iterdir(), key=lambda path: (path.is_file(), path)):
@@ -138,15 +136,18 @@ if outside:
 print("training images that are also validation images:", len(set(train_data.ids) & set(val_data.ids)))
 
 # %% [markdown]
-# COCO 2014 has two traditions: RIB and AMN use all 82,783 training and 40,504 validation images, others leave out the
-# 702 and 367 that have no annotation. A number without its image count cannot be compared; each table of this project
-# gives it.
+# COCO 2014 has two traditions: RIB and AMN use all 82,783 training and 40,504 validation images, others leave out the 702 and
+# 367 that have no annotation. Each table of this project gives its image count.
 #
 # ## 3 Masks
 #
-# A mask is an 8-bit PNG of the image's size. Its values are *indices*: 0 background, $i + 1$ for class $i$, 255 for
-# "not labelled". The colors that a viewer shows come from a palette inside the file. What to look for in the
-# picture: the raw indices are nearly black, which is why people report "all black" pseudo-labels; the pale line
+# A mask is an 8-bit PNG of the image's size. Its values are *indices*: 0 background, $i + 1$ for class $i$, 255 for "not
+# labeled". The colors that a viewer shows come from a palette inside the file.
+#
+# A data set may have no masks, or masks for a few images only, which `ImageSets/Segmentation/scored.txt` lists. Then nothing,
+# or only these few, is scored, and without any mask, cells whose first line is `# needs masks` are left out.
+#
+# What to look for: the raw indices are nearly black, which is why people report "all black" pseudo-labels; the pale line
 # around each object is 255.
 
 # %%
@@ -165,8 +166,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), viz.image(raw_indices,
                 "then hatched", size=2.5)
 
 # %% [markdown]
-# In this project unknown pixels are hatched and class names are written on the regions, because colors alone fail
-# many readers.
+# In this project unknown pixels are hatched and regions carry class names, because colors alone fail many readers.
 #
 # **What 255 means** depends on where it stands. In the ground truth: the border of an object, where the annotators did not
 # decide; it is left out of every loss and every score. In a label made by a program (notebook 70): "I do not know".
@@ -233,8 +233,8 @@ viz.show_class_bars({f"{data.split}, {len(data)} images": data.labels.sum(0) for
                     log=per_class[common] > 20 * max(per_class[rare], 1))
 
 # %% [markdown]
-# How many classes has one image? Images with several are the harder ones, and the more telling: only there does a map
-# have to say which part of the picture belongs to which class.
+# How many classes does an image have? Images with several are harder: only there does a map have to say which part belongs to
+# which class.
 
 # %%
 per_image = np.bincount(train_data.labels.sum(1))
@@ -246,9 +246,10 @@ viz.show_class_bars({train_data.split: per_image}, [f"{count} classes" for count
 # For comparison, counted from the official lists: VOC's `train_aug` has 1.555 classes an image, and 6,249 of its
 # 10,582 images show one class.
 #
-# Which classes come together? If a table is nearly always seen with chairs and people, then "table" may be learned
-# from a chair's leg. The matrix shows, for the images with the class of the row, the fraction that also shows the class
-# of the column. The diagonal is the fraction in which the class is *alone*.
+# Which classes come together? If a table is nearly always seen with chairs and people, then "table" may be learned from a
+# chair's leg. The matrix shows, for the images with the class of the row, the fraction that also shows the class of the
+# column. The diagonal is the fraction in which the class is *alone*. Generated images pair classes at random, so their matrix
+# is nearly flat.
 
 # %%
 present = train_data.labels.astype(np.int64)  # (N, C)
@@ -264,8 +265,8 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
                 "images", size=max(4, 0.9 + 0.19 * len(per_class)), bar="fraction of the row's images")
 
 # %% [markdown]
-# In VOC's `train_aug`, of 613 images with a dining table only 21 show it alone, and of 649 with a sofa 77 (counted
-# from the official lists). Weak maps of these classes have their cause here, before any network is trained.
+# In VOC's `train_aug`, of 613 images with a dining table only 21 show it alone, and of 649 with a sofa 77 (counted from the
+# official lists).
 #
 # ## 5 Labels by XML and labels by masks
 #
@@ -311,9 +312,8 @@ for split, counts in pixels.items():
         print("   ", masked[split].ids[row], " ".join(names))
 
 # %% [markdown]
-# The same counts say how much of the pictures is object at all. What to look for: the background is by far the
-# commonest label. A mask that is all background already scores well there, and the mean over classes is what keeps
-# that from paying.
+# The same counts say how much of the images is object. What to look for: the background is by far the most common label. A
+# mask that is all background already scores well there, and the mean over classes is what keeps that from paying.
 
 # %%
 for split, counts in pixels.items():
@@ -326,16 +326,15 @@ for split, counts in pixels.items():
 # %% [markdown]
 # ## 6 More than a label
 #
-# Three things besides the label can help a method, or mislead it. They are worth knowing before any result is
-# compared.
+# Three things besides the label can help a method, or mislead it.
 #
 # **Parts.** Only generated data have a map of parts: 1 is body, 2 is head. No method may read it. It serves to
 # measure which part of an object the maps find (notebook 10).
 #
-# **Saliency.** DRS uses, beside labels, a *saliency map* for each image: an 8-bit picture of "something stands out
-# here", foreground where it exceeds 50. It comes from a detector that was trained with pixel labels of other images.
-# So a method that uses it has **extra supervision**, and its results say so in every table. (The generated saliency maps are drawn from the
-# ground truth and spoilt on purpose.)
+# **Saliency.** DRS uses, beside labels, a *saliency map* for each image: an 8-bit image of "something stands out here",
+# foreground where it exceeds 50. It comes from a detector that was trained with pixel labels of other images. So a method
+# that uses it has **extra supervision**, and its results say so in every table. (The generated saliency maps are drawn from
+# the ground truth and spoiled on purpose.)
 
 # %%
 def optional(folder, image_id):
@@ -369,10 +368,10 @@ print(f"heads are {100 * part_pixels[2] / max(1, part_pixels[1:].sum()):.0f} % o
 print(f"saliency above 50 against all objects together: IoU {100 * hits / union:.0f} %" if union else "no saliency maps here")
 
 # %% [markdown]
-# **Backgrounds.** Some classes live in one place: boats on water, aeroplanes in the sky, trains on rails. For a
-# classifier the water is as good a sign as the boat. The generated set repeats that with one class, *discus*, which
-# is seen on blue water more often than not, and the water is also seen without it. The next cell measures the mean color of the
-# background of each class.
+# **Backgrounds.** Some classes live in one place: boats on water, airplanes in the sky, trains on rails. For a classifier the
+# water is as good a sign as the boat. The generated set repeats that with one class, *discus*, which is seen on blue water
+# more often than not, and the water is also seen without it. The next cell measures the mean color of the background of each
+# class.
 
 # %%
 color_sum, seen = np.zeros((train_data.num_classes, 3)), np.zeros(train_data.num_classes, int)
@@ -432,10 +431,8 @@ viz.show_panels(panels, f"Five images of {score_data.split}, drawn at random, an
 # %% [markdown]
 # ## 9 Summary and exercises
 #
-# * One layout for everything: images, index masks, lists of ids, `labels.csv`. 255 is "not labelled" and is never
-#   scored.
-# * Labels by XML and labels by masks differ; saliency is extra supervision; a number belongs to a split and an image
-#   count.
+# * One layout for everything: images, index masks, lists of ids, `labels.csv`. 255 is "not labeled" and is never scored.
+# * Labels by XML and labels by masks differ; saliency is extra supervision; a number belongs to a split and an image count.
 # * Written: `check/`. Next: notebook 10 trains a classifier on the labels and asks where it looked.
 #
 # **Exercise 1.** VOC's classes are in alphabetical order; *dog* is class 11, counted from 0. Which value has a dog's
