@@ -18,7 +18,7 @@ READY := $(VENV)/.ready
 # Snakemake's own lock outlives a killed run; flock's does not.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock $(call quoted,$(READY)),)
 
-.PHONY: help setup demo smoke check test lint types refresh site bench lock clean
+.PHONY: help setup demo smoke own check test lint types refresh site bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -43,6 +43,12 @@ demo: setup  ## all six methods through the whole chain on 200 generated images,
 smoke: setup  ## the whole chain of CAM on generated data, into runs/toy: what the notebooks open
 	$(ONE_AT_A_TIME) $(BIN)/snakemake --cores=$(JOBS) --nolock --rerun-incomplete --quiet host --config preset=smoke
 	@$(BIN)/python -m wsss_lib.results runs/toy
+
+own: export DATA := $(DATA)
+own: export LABELS := $(LABELS)
+own: setup  ## masks for your photographs: make own DATA=folder [LABELS=table.csv]
+	@test -n "$$DATA" || { echo "name the folder: make own DATA=/path/to/photographs [LABELS=/path/to/table.csv]" >&2; exit 1; }
+	@$(BIN)/python -m data_prep.own "$$DATA" $${LABELS:+--labels "$$LABELS"} --cores $(CORES)
 
 check: setup  ## the fast loop: linter, formatter, and all tests that start no process and train no network
 	@$(BIN)/ruff check .

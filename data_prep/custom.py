@@ -453,10 +453,7 @@ def _go_on(root: Path) -> str:
     pipeline += ["--snakefile", str(PROJECT_ROOT / "Snakefile"), "--config", f"preset={preset}"]
     notebook = ["papermill", PROJECT_ROOT / "notebooks" / "10_cam.ipynb", "out.ipynb", "-f", PRESETS / f"{PHOTOGRAPHS}.yaml"]
     notebook += ["-f", preset, "-p", "dataset", dataset_name(root), "-r", "labels", "", "-p", "data_root", root.absolute()]
-    return (
-        f"the whole pipeline: {shlex.join(pipeline)}\n"
-        f"or notebook by notebook, go on with {shlex.join(map(str, notebook))}"
-    )
+    return f"the whole pipeline: {shlex.join(pipeline)}\nor notebook by notebook, go on with {shlex.join(map(str, notebook))}"
 
 
 if __name__ == "__main__":

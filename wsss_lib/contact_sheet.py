@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from wsss_lib.comparison import most_refined
 from wsss_lib.config import Config
@@ -26,7 +27,9 @@ from wsss_lib.presets import preset_config
 from wsss_lib.refine.seed_masks import SEEDS
 
 THUMBNAIL = 240  # pixels of a thumbnail's longer side
-TOO_SMALL, TOO_LARGE = 0.02, 0.75  # fractions of an image; a mask outside of them is worth a look
+TOO_SMALL, LARGE, TOO_LARGE = 0.02, 0.45, 0.75  # fractions of an image
+FAINT = 25  # levels of gray; an outline with less contrast may lie anywhere in lawn or sky
+RING = 8  # pixels around a mask, whose color is compared with the mask's
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -72,16 +75,37 @@ def write_overlay(path: Path, image: Image.Image, mask: np.ndarray) -> None:
     write_atomically(path, lambda temporary: Image.fromarray(mixed.astype(np.uint8)).save(temporary, "JPEG", quality=85))
 
 
-def signs_of(mask: np.ndarray, label: np.ndarray, classes: Sequence[str], probabilities: np.ndarray | None = None) -> list[str]:
-    """Return what can be wrong with a mask as far as it shows without ground truth.
+def contrast(image: np.ndarray, area: np.ndarray) -> float:
+    """Return how far the mean color of an area lies from that of a ring around it, in levels of gray.
 
     Args:
+        image: uint8 (H, W, 3).
+        area: bool (H, W).
+
+    >>> contrast(np.uint8([[[9] * 3, [9] * 3, [0] * 3]]), np.array([[True, True, False]]))
+    9.0
+    """
+    ring = binary_dilation(area, iterations=RING) & ~area
+    if not (area.any() and ring.any()):
+        return 0.0
+    return float(np.abs(image[area].mean(0) - image[ring].mean(0)).mean())
+
+
+def signs_of(
+    image: np.ndarray, mask: np.ndarray, label: np.ndarray, classes: Sequence[str], probabilities: np.ndarray | None = None
+) -> list[str]:
+    """Return what can be wrong with a mask as far as it shows without ground truth.
+
+    These signs find gross failures, and some that are none: they say where to look first.
+
+    Args:
+        image: uint8 (H, W, 3).
         mask: uint8 (H, W).
         label: of the image, uint8 (C,).
         classes: names of the C classes.
         probabilities: of the classifier, float (C,); None: it is not known.
 
-    >>> signs_of(np.zeros((4, 4), np.uint8), np.array([1]), ["cat"])
+    >>> signs_of(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), np.array([1]), ["cat"])
     ['nothing of the cat is found']
     """
     signs = []
@@ -93,6 +117,8 @@ def signs_of(mask: np.ndarray, label: np.ndarray, classes: Sequence[str], probab
             signs.append(f"the {name} covers {100 * covered:.1f} % of the image")
         elif covered > TOO_LARGE:
             signs.append(f"the {name} covers {100 * covered:.0f} % of the image, perhaps the background")
+        elif covered > LARGE and contrast(image, mask == index + 1) < FAINT:
+            signs.append(f"the {name} covers {100 * covered:.0f} % of the image with a faint outline, perhaps lawn or sky")
         if probabilities is not None and probabilities[index] < 0.5:
             signs.append(f"the classifier does not believe in the {name} ({100 * probabilities[index]:.0f} %)")
     return signs
@@ -156,7 +182,13 @@ def write_contact_sheet(config: Config) -> Path:
                 tuple(data.classes[index] for index in np.flatnonzero(data.label(image_id))),
                 float(1 - both / either) if either else 0.0,
                 tuple(
-                    signs_of(mask, data.label(image_id), data.classes, None if probabilities is None else probabilities[row])
+                    signs_of(
+                        np.asarray(image),
+                        mask,
+                        data.label(image_id),
+                        data.classes,
+                        None if probabilities is None else probabilities[row],
+                    )
                 ),
             )
         )

@@ -6,6 +6,7 @@
 import csv
 import hashlib
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -251,10 +252,13 @@ def class_table(columns: Mapping[str, Sequence[float | None]], names: Sequence[s
     dog              not in split
     """
 
+    def cell_of(value: float | None) -> str:
+        return "not in split" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
     def line(name: str, cells: Sequence[str]) -> str:
         return f"{name:14s}" + "".join(f"{cell:>15s}" for cell in cells)
 
-    cells = [["not in split" if value is None else f"{value:.{digits}f}" for value in values] for values in columns.values()]
+    cells = [[cell_of(value) for value in values] for values in columns.values()]
     return "\n".join([line("", list(columns)), *map(line, names, zip(*cells, strict=True))])
 
 
