@@ -54,11 +54,11 @@ for part, (_, labels) in zip(("training", "testing"), read_digits(config.bottlen
 # *information bottleneck*.
 #
 # The **mutual information** $I(X;T)$ is the number of bits that a layer's output $T$ tells about the input $X$. Each
-# layer sees only the one before it, so the *data-processing inequality* holds: $I(X;T_1) \ge I(X;T_2) \ge \dots \ge
-# I(X;T_6)$. No layer wins back what an earlier one lost, and training decides what is lost. These numbers cannot be
-# computed for images, so RIB looks at gradients. Where $\partial T_k / \partial x$ is zero, a small change of that
-# pixel does not reach $T_k$. This is a stand-in and not a measurement: a flat unit has no gradient but may still carry
-# information, and a large gradient does not prove that the class depends on the pixel.
+# layer sees only the one before it, and so the *data-processing inequality* holds:
+# $I(X;T_1) \ge I(X;T_2) \ge \dots \ge I(X;T_6)$. No layer wins back what an earlier one lost, and training decides what
+# is lost. These numbers cannot be computed for images, so RIB looks at gradients. Where $\partial T_k / \partial x$ is
+# zero, a small change of that pixel does not reach $T_k$. This is a stand-in and not a measurement: a flat unit has no
+# gradient but may still carry information, and a large gradient does not prove that the class depends on the pixel.
 #
 # The paper's section 3 finds that pixels that seldom matter are still seen by the last *hidden* layer and dropped by
 # the *final* one. It blames the final activation: sigmoid and its like are flat at both ends, so nothing asks for more
