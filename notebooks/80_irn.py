@@ -375,7 +375,7 @@ print("ten lines = library:", True, "and every column of T sums to 1")
 
 # %% [markdown]
 # Because the columns sum to 1, every value is a weighted *mean* of values at the start: nothing ever exceeds the
-# maximum. It is averaging, not spilling of a fixed amount.
+# maximum. It averages; it does not spill a fixed amount.
 #
 # **Time and memory.** The published program builds the matrix with $n \times n$ entries and squares it eight times. But
 # a cell has bonds with 68 neighbors at most, so nearly all entries are zero, and we never need the power itself, only
@@ -529,9 +529,8 @@ print(results.quote(results.published("cam", what, "train") for what in ("CAM se
 # %% [markdown]
 # **IRN does not always help.** In this run it gains 15.3 points over the plain seed mask but loses 3.5 against the seed
 # mask after the CRF (73.8 to 70.3 %). From RIB's it takes 8.2 points and from VWE's 1.2 (table of notebook 95, the same
-# seed). In an earlier run of three seeds (docs/results.md) it added 2.3, 1.6 and 4.0 points to CAM's seed masks and
-# took some from RIB's, AMN's and VWE's in every seed. On 311 real images (one seed) it added 6.3 points for CAM and
-# took 0.6 for VWE.
+# seed). In an earlier run (docs/results.md) it added 2.3, 1.6 and 4.0 points for CAM with three seeds, and took some
+# for RIB, AMN and VWE in every one. On 311 real images (one seed) it added 6.3 points for CAM and took 0.6 for VWE.
 #
 # Precision and recall say how a change comes about. Against the plain seed mask both rise; against the one with CRF
 # recall rises by 1.2 points and precision falls by 5.5: the walk leaks.
