@@ -115,7 +115,8 @@ viz.show_panels([[viz.image(train.images[index, 0, ..., None].repeat(1, 1, 3), t
 # | linear | $(1 - \tilde z)^2$ | no activation; pulls back beyond 1. Our control |
 # | *raw* | $-\tilde z$ | no; never stops. Not trainable from scratch; it is RIB's fine-tuning (section 9) |
 #
-# How hard does each still push when an image is right already? That is the derivative $-\partial L / \partial \tilde z$:
+# How hard does each still push when the answer is already right? That is the derivative
+# $-\partial L / \partial \tilde z$:
 
 # %%
 own = torch.linspace(-3, 6, 181, requires_grad=True)
@@ -251,8 +252,8 @@ viz.show_panels([kinds[:3], kinds[3:]], "Six panels with nearly the same curves;
                 + ", ".join(f"{loss} {before:.2f} to {after:.2f}" for loss, (before, after) in ends.items()), size=(3.4, 2.5))
 
 # %% [markdown]
-# One more control costs nothing: networks as they are drawn, before training. And one test asks the question without any gradient: with
-# the digit taken away, does the network tell a disc from a square?
+# One more control costs nothing: networks as they are initialized, before training. And one test asks the question
+# without any gradient: with the digit taken away, does the network tell a disc from a square?
 
 # %% tags=["nbval-ignore-output"]
 def measure(seed, loss="sigmoid"):

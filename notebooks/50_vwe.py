@@ -287,10 +287,10 @@ print(f"four words as far apart as can be: {vwe.decorrelation(apart).item():.3f}
 print(f"four equal words:                  {vwe.decorrelation(apart[:1].repeat(4, 1)).item():.3f}")
 
 # %% [markdown]
-# **VWL-M** learns nothing here: its codebook is a **memory bank**. The first step fills it with random feature vectors; every
-# later step moves each word a little towards the mean feature of the positions that it won, $c \leftarrow \rho\,m +
-# (1-\rho)\,c$ with $\rho = 0.001$, and $L_2$ is left out. A word that won nothing has $m = 0$. It becomes shorter but keeps its
-# direction, and only directions count.
+# **VWL-M** learns nothing here: its codebook is a **memory bank**. The first step fills it with random feature vectors;
+# every later step moves each word a little toward the mean feature of the positions that it won,
+# $c \leftarrow \rho\,m + (1-\rho)\,c$ with $\rho = 0.001$, and $L_2$ is left out. A word that won nothing has $m = 0$.
+# It becomes shorter but keeps its direction, and only directions count.
 
 # %%
 bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -300,9 +300,9 @@ print("won by word", index.flatten().tolist(), "-> bank after a step with rho = 
 print(vwe.moving_average(bank, features, index, rho=0.5).round(decimals=2).tolist())
 
 # %% [markdown]
-# So a word of the bank that dies stays dead, unless the features turn towards it. It matters how a codebook starts. Here is how
-# many words are the nearest of some position in eight images, for random directions (the start of VWE and VWL-L) and for random
-# feature vectors (the start of VWL-M):
+# So a word of the bank that dies stays dead, unless the features turn toward it. So it matters how a codebook starts.
+# Here is how many words are the nearest of some position in eight images, for random directions (the start of VWE and
+# VWL-L) and for random feature vectors (the start of VWL-M):
 
 # %% tags=["nbval-ignore-output"]
 generator = torch.Generator().manual_seed(config.seed)

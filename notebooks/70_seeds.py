@@ -76,9 +76,9 @@ print(f"{len(train_data)} training images, {len(score_data)} of split {score_dat
 # %% [markdown]
 # ## 1 Scores
 #
-# Let $n_{cd}$ be the number of pixels of true class $c$ that were given the class $d$, counted over **all pixels of all
-# images**: the confusion matrix. The intersection over union (IoU) of a class, and its mean over the $K$ classes
-# (background included), are
+# Let $n_{cd}$ be the number of pixels of class $c$ in the ground truth that were given the class $d$, counted over
+# **all pixels of all images**: the confusion matrix. The intersection over union (IoU) of a class, and its mean over
+# the $K$ classes (background included), are
 #
 # $$ \mathrm{IoU}_c = \frac{n_{cc}}{\sum_d n_{cd} + \sum_d n_{dc} - n_{cc}},
 # \qquad \mathrm{mIoU} = \frac{1}{K}\sum_c \mathrm{IoU}_c . $$
@@ -149,9 +149,9 @@ print(f"IoU of one matrix over both images: {object_iou(large, tiny):.3f}")
 # %% [markdown]
 # Every published mIoU is the second kind. Some metric libraries return the first by default: look before you compare.
 #
-# **And 255?** In the *ground truth* it means "do not count": VOC draws such a border around each object. In a *prediction*
-# it means "I do not know", and it counts as background, as in the evaluation of IRN, RIB and AMN. The fraction of such
-# pixels is always reported, because a method could otherwise look precise by saying little.
+# **The value 255.** In the *ground truth* it means "do not count": VOC draws such a border around each object. In a
+# *prediction* it means "I do not know", and it counts as background, as in the evaluation of IRN, RIB and AMN. The
+# fraction of such pixels is always reported, because a method could otherwise look precise by saying little.
 #
 # ## 2 Thresholds
 #
@@ -179,8 +179,8 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "g
                 size=2.6, bar="score")
 
 # %% [markdown]
-# A map has no score for the background, because the classifier knows none. So the background gets a constant score
-# $t$, and each pixel goes to the highest of $[t, M_1, \dots, M_K]$. In plain lines:
+# A map has no score for the background, because the classifier knows none. The background gets a constant score $t$,
+# and each pixel goes to the highest of $[t, M_1, \dots, M_K]$. In plain lines:
 
 # %%
 t = config.seed_threshold
@@ -606,7 +606,8 @@ viz.show_panels(list(zip(*(confident_panels(*pair) for pair in pairs), strict=Tr
 #   labels that are mostly right and partly unknown.
 # * Written: `seeds/seed_masks/` and `seeds/irn_labels/`. Next: notebook 80 learns boundaries from the confident labels.
 #
-# **Exercise 1.** A class has 60 true pixels. It was predicted for 90 pixels, 50 of them rightly. Its IoU?
+# **Exercise 1.** A class has 60 pixels in the ground truth. It was predicted for 90 pixels, 50 of them rightly. What is
+# its IoU?
 
 # %%
 answer = None  # your answer

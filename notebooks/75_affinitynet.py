@@ -439,9 +439,9 @@ viz.show_panels([truth, *(refined(*pair) for pair in ((0, 16), (3, 16), (6, 4), 
 #
 # * Two strengths of one background turn a partial map into sure labels and unknown pixels.
 # * The network learns features that are alike inside objects; the walk averages scores over what is alike.
-# * The background walks along as a channel, and its exponent takes the place of a threshold. In this run it gains 10.6
-#   points over the plain seed mask, but **the CRF alone gains 18.8**. It gained less than the CRF in three seeds of an
-#   earlier run, too (docs/results.md).
+# * The background walks along as a channel, and its exponent takes the place of a threshold. In this run AffinityNet
+#   gains 10.6 points over the plain seed mask, but **the CRF alone gains 18.8**. It gained less than the CRF in three
+#   seeds of an earlier run, too (docs/results.md).
 # * **Limits.** The grid is coarse (8 pixels as published); a class whose map is wrong stays wrong; thin parts vanish in
 #   a cell.
 # * **Paper and code.** The paper says 896 channels, Adam and alpha 24; the released program has 448, SGD (with the

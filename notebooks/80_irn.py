@@ -86,9 +86,9 @@ viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident labe
 # %% [markdown]
 # ## 1 Pairs and paths
 #
-# The way out is to ask about *pairs* of pixels. Of a single pixel in the unknown zone we know nothing. But of a pixel
-# that is surely object and a near one that is surely background we know: **somewhere on the way from one to the other
-# there is a boundary**. And between two pixels that are surely the same thing there is none.
+# The way out is to ask about *pairs* of pixels. About a single pixel in the unknown zone we know nothing. But if one
+# pixel is surely object and a near one surely background, we know: **somewhere on the way from one to the other there
+# is a boundary**. And between two pixels that are surely the same thing there is none.
 #
 # All of this happens on a grid with one cell for each block of 4 x 4 pixels. Two cells form a pair if they are closer
 # than the radius $r$. Each pair is needed once, so half of the neighborhood is enough: the cells to the right and
@@ -120,7 +120,7 @@ viz.show_panels([neighborhood(5), *(neighborhood(5, cell) for cell in ((0, 3), (
                 "A lower half disc of 34 neighbors, paths of 4, 8 and 10 cells, and a half disc of 152 neighbors", size=(2.4, 1.7))
 
 # %% [markdown]
-# **Which pairs are labelled.** There are three useful kinds: both cells background, both the same class, or two
+# **Which pairs are labeled.** There are three useful kinds: both cells background, both the same class, or two
 # different things. If one of the two is unknown (255), the pair is dropped. On a map of two rows and four columns with
 # radius 2, two cells have their whole neighborhood inside; each has four partners.
 
@@ -250,7 +250,7 @@ print(f"different pairs with a boundary between them: {100 * (cut & different).s
 # ## 4 Displacements
 #
 # IRN has a second head. For each cell it gives a vector $D(i)$ that should point to the center of the object which the
-# cell belongs to. No center is labelled either. But if both cells of a pair point at the same place, their vectors
+# cell belongs to. No center is labeled either. But if both cells of a pair point at the same place, their vectors
 # differ by exactly the way between them:
 #
 # $$ D(i) - D(j) = x_j - x_i \quad \text{on } P^+_{fg}, \qquad D(i) - D(j) = 0 \quad \text{on } P^+_{bg} $$
@@ -529,8 +529,9 @@ print(results.quote(results.published("cam", what, "train") for what in ("CAM se
 # %% [markdown]
 # **IRN does not always help.** In this run it gains 15.3 points over the plain seed mask but loses 3.5 against the seed
 # mask after the CRF (73.8 to 70.3 %). From RIB's it takes 8.2 points and from VWE's 1.2 (table of notebook 95, the same
-# seed). In an earlier run (docs/results.md) it added 2.3, 1.6 and 4.0 points for CAM with three seeds, and took some
-# for RIB, AMN and VWE in every one. On 311 real images (one seed) it added 6.3 points for CAM and took 0.6 for VWE.
+# seed). In an earlier run (docs/results.md) it added 2.3, 1.6 and 4.0 points for CAM with three seeds, and took points
+# from RIB, AMN and VWE with each of them. On 311 real images (one seed) it added 6.3 points for CAM and took 0.6 for
+# VWE.
 #
 # Precision and recall say how a change comes about. Against the plain seed mask both rise; against the one with CRF
 # recall rises by 1.2 points and precision falls by 5.5: the walk leaks.
@@ -572,9 +573,9 @@ for label, scores in zip(*full_size_maps(maps.folder, worst), strict=True):
           f"mask pixels outside: {100 * (found & ~objects).sum() / max(1, found.sum()):.0f} %")
 
 # %% [markdown]
-# If a peak is not on its object, the map is to blame and no refinement helps. Here both peaks are right, and both masks
-# lie outside by 65 %: the checker's score leaked over the starling's body, which therefore misses 69 % of its pixels.
-# The seed mask after the CRF was better.
+# If a peak is not on its object, the map is to blame and no refinement helps. Here both peaks are right, but 65 % of
+# either mask lies outside its object: the checker's score leaked over the starling's body, and 69 % of the starling is
+# missed. The seed mask after the CRF was better.
 #
 # ## 11 Try it
 #

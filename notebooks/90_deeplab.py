@@ -260,8 +260,8 @@ assert set(nearest.flatten().tolist()) <= {1, 3, 255} and not set(blurred.flatte
 #
 # $$ \mathcal{L} = \tfrac12 \operatorname*{mean}_{y = 0} \ell + \tfrac12 \operatorname*{mean}_{y > 0} \ell $$
 #
-# A picture with nine background pixels, one object pixel and two unknown ones, and a lazy network that says
-# "background, 90 % sure" everywhere:
+# An image with nine background pixels, one object pixel and two unknown ones, and a lazy network that says "background,
+# 90 % sure" everywhere:
 
 # %%
 y = torch.tensor([[[0] * 9 + [1] + [255] * 2]])  # (N, h, w)

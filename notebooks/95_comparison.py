@@ -14,8 +14,7 @@
 #
 # * At their best thresholds, the maps of AMN (82.4 %), VWE (58.7 %) and RIB (56.2 %) score above CAM's (55.4 %);
 #   SC-CAM's (53.7 %) and DRS's (41.8 %, before saliency cuts them) score below.
-# * VWE keeps its lead to the end (DeepLab-v2 + CRF: 74.8 and 71.3 %). RIB's turns into a loss after IRN (66.7 and 70.3
-#   %).
+# * VWE keeps its lead to the end (DeepLab-v2 + CRF: 74.8 and 71.3 %). RIB's becomes a loss after IRN (66.7 and 70.3 %).
 # * IRN's pseudo-masks score *below* the seed masks after the CRF for all three methods that have both.
 # * The same network reaches 82.4 % when it learns from the ground truth.
 #
@@ -166,7 +165,7 @@ viz.show_panels([viz.matrix(np.array(list(class_iou.values())), list(class_iou),
 
 # %% [markdown]
 # Precision says how much of what was marked is right, recall how much of the object was marked. At its best threshold
-# CAM finds 80 % of the object pixels, but only 64 % of what it marks is right. Means over the classes:
+# CAM has a recall of 80.5 %, but only 63.6 % of what it marks is right. Means over the classes:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
