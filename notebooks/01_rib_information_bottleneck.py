@@ -7,12 +7,12 @@
 # |---|---|
 # | **Needs** | nothing: the digits come with scikit-learn. Your own MNIST is used when `bottleneck_mnist_root` names it |
 # | **Writes** | `rib/seed0/bottleneck/`: small networks and their curves |
-# | **Time and memory** | the first time less than 2 minutes on two CPU cores, 1 GB; later seconds |
+# | **Time and memory** | the first time about 3 minutes on one CPU core, 1 GB; later seconds |
 # | **Paper** | Lee, Choi, Mok, Yoon, *Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation* (RIB), NeurIPS 2021, section 3 and figure 1 |
 #
 # **Goals.** After this notebook you can
 #
-# 1. say what RIB means by an information bottleneck, and compute its gradient maps and its high gradient ratio,
+# 1. say what an information bottleneck is, and compute RIB's gradient maps and its high gradient ratio,
 # 2. tell what of the argument such a simulation supports, and what it leaves open,
 # 3. explain the step from here to the method: push the raw logit of one image, carefully.
 
@@ -40,7 +40,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the digits there? If the files of MNIST are asked for and missing, the next cell says which.
+# The first check: are the digits there? If files of MNIST are missing, the next cell names them.
 
 # %%
 print("digits from", "MNIST" if config.bottleneck_mnist_root else "scikit-learn")
@@ -50,29 +50,36 @@ for part, (_, labels) in zip(("training", "testing"), read_digits(config.bottlen
 # %% [markdown]
 # ## 1 The claim
 #
-# A class activation map marks the head of the animal and misses its body (notebook 10). RIB gives a reason. A network passes on less and
-# less about its input from layer to layer, and training keeps what the loss asks for: an *information bottleneck*. The paper's
-# section 3 says where most is lost. Pixels that seldom matter, it finds, are still seen by the last *hidden* layer and
-# dropped by the *final* one, and it blames the final activation: sigmoid and its like are flat at both ends, so once an
-# image is classified well, nothing asks for more evidence. Hence the method: tune the network a little further
-# *without* that activation.
+# A class activation map marks the head of the animal and misses its body (notebook 10). RIB explains this by an
+# *information bottleneck*.
 #
-# The evidence is a simulation, for which no code was published. This notebook builds it anew, so it matters whose each
-# part is:
+# The **mutual information** $I(X;T)$ is the number of bits that a layer's output $T$ tells about the input $X$. Each
+# layer sees only the one before it, and so the *data-processing inequality* holds:
+# $I(X;T_1) \ge I(X;T_2) \ge \dots \ge I(X;T_6)$. No layer wins back what an earlier one lost, and training decides what
+# is lost. These numbers cannot be computed for images, so RIB looks at gradients. Where $\partial T_k / \partial x$ is
+# zero, a small change of that pixel does not reach $T_k$. This is a stand-in and not a measurement: a flat unit has no
+# gradient but may still carry information, and a large gradient does not prove that the class depends on the pixel.
+#
+# The paper's section 3 finds that pixels that seldom matter are still seen by the last *hidden* layer and dropped by
+# the *final* one. It blames the final activation: sigmoid and its like are flat at both ends, so nothing asks for more
+# evidence once an image is classified well. Hence the method: tune the network a little further *without* that
+# activation.
+#
+# The evidence is a simulation whose code was not published. This notebook builds it anew, so it matters where each part
+# comes from:
 #
 # | part | from |
 # |---|---|
-# | digits 2 and 8 on black; a small shape beside the digit in 10 % of the training images (disc or diamond with a 2, square with an 8); both at varying places; gradient maps $G_1 \ldots G_6$; three regions; the published curves, measured to ±0.03 | the paper's figure 1, as it is in its repository (`jbeomlee93/RIB`, `Demo/`) |
-# | five convolutions, one fully connected layer, sigmoid; $G_k$ from the sum of layer $k$'s output; a gradient is high above 0.3; mean over 100 images; the appendix repeats it for softmax, tanh and softsign | memory of the paper's text, **unverified**; the figure only tells that the threshold is between 0.18 and 0.63 |
+# | digits 2 and 8 on black; a small shape beside the digit in 10 % of the training images (disc or diamond with a 2, square with an 8); gradient maps $G_1 \ldots G_6$ (section 4); three regions; the published curves, measured to ±0.03 | the paper's figure 1, as it is in its repository (`jbeomlee93/RIB`, `Demo/`) |
+# | five convolutions, one fully connected layer, sigmoid; a gradient is high above 0.3 (section 5); mean over 100 images; the appendix repeats it for softmax, tanh and softsign | memory of the paper's text, **unverified**; the figure only tells that the threshold is between 0.18 and 0.63 |
 # | scikit-learn's digits; canvas of 36, digit of 20, shape of 5 pixels; widths and strides; squared error for tanh and softsign; Adam, one pass over 8,000 images; five seeds | our choice |
 # | the controls (hinge, linear, untrained), the test on shapes alone, other fractions of shapes, the updates of section 9 | our additions, **not in the paper** |
 #
 # ## 2 The images
 #
-# scikit-learn's digits have 8 x 8 pixels and 17 gray levels and come from 13 writers (they are the test part of a set of 43); MNIST's have 28 x
-# 28 pixels, 256 levels and
-# about 500 writers, and twelve thousand of them are a 2 or an 8, against 351 here. Enlarged to 20 x 20 pixels they are softer
-# than MNIST's. Test images are made of digits that no training image shows, and **all** of them have a shape.
+# scikit-learn's digits have 8 x 8 pixels, 17 gray levels and 13 writers. MNIST's have 28 x 28 pixels, 256 levels and
+# about 500 writers; twelve thousand of them are a 2 or an 8, against 351 here. Enlarged to 20 x 20 pixels, ours are
+# softer. Test images are made of digits that no training image shows, and **all** of them have a shape.
 
 # %%
 train, test = bottleneck.images_of(config, config.bottleneck_shape_share, config.seed)
@@ -108,7 +115,8 @@ viz.show_panels([[viz.image(train.images[index, 0, ..., None].repeat(1, 1, 3), t
 # | linear | $(1 - \tilde z)^2$ | no activation; pulls back beyond 1. Our control |
 # | *raw* | $-\tilde z$ | no; never stops. Not trainable from scratch; it is RIB's fine-tuning (section 9) |
 #
-# How hard does each still push when an image is right already? That is the derivative $-\partial L / \partial \tilde z$:
+# How hard does each still push when the answer is already right? That is the derivative
+# $-\partial L / \partial \tilde z$:
 
 # %%
 own = torch.linspace(-3, 6, 181, requires_grad=True)
@@ -126,8 +134,8 @@ viz.show_panels([viz.curves(own.detach(), push, "Only the raw logit is pushed wi
 # %% [markdown]
 # A detail of the figure will matter later: the controls do not saturate, but they stop asking as well.
 #
-# Now all networks are trained: six losses with five seeds each, and the sigmoid's also with other fractions of shapes (section 8).
-# What is finished is kept; a second opening of this notebook only reads it.
+# Now all networks are trained: six losses with five seeds each, and the sigmoid's also with other fractions of shapes
+# (section 8). Finished networks are kept, so a second run of this notebook only reads them.
 
 # %%
 job = run(bottleneck.RUNS, config)
@@ -138,8 +146,8 @@ print(f"{sum(map(len, runs.values()))} networks, {len(main)} losses, {len(main['
 # %% [markdown]
 # ## 4 Gradient maps in ten lines
 #
-# Which pixels does layer $k$ still react to? Sum its output $T_k$ over channels and positions and take the gradient with respect to the
-# input image:
+# Which pixels does layer $k$ still react to? Sum its output $T_k$ and take the gradient with respect to the input
+# image:
 #
 # $$ G_k = \left| \frac{\partial}{\partial x} \sum_{c,i,j} T_k[c,i,j] \right| \Big/ \max(\cdot), \qquad T_6 = \tilde z $$
 #
@@ -226,10 +234,10 @@ viz.show_panels([hgr_curves(main["sigmoid"], f"HGR, sigmoid, {len(main['sigmoid'
                 f"shape's from {shape[4]:.2f} to {shape[5]:.2f} (published 0.88 to 0.10), the background's stays at {ground[5]:.2f}", size=(8, 3.4))
 
 # %% [markdown]
-# The published pattern is there: through five layers the shape is seen at least as well as the digit, and the last layer drops it below the
-# digit. Two things differ. Our curves sink from the second layer on, the paper's stay high up to the fourth; its widths and strides are
-# unknown. And the background of $G_1$, high in the paper, is high here in a few networks only. Where the image is
-# black, $G_1$ is one constant, the summed weights of those channels whose bias is positive: chance of the training, not information.
+# The published pattern is there: through five layers the shape is seen at least as well as the digit, and the last
+# layer drops it below the digit. Two things differ. Our curves sink from the second layer on, while the paper's stay
+# high up to the fourth; its widths and strides are unknown. The background of $G_1$ is high in the paper, but here only
+# in a few networks.
 #
 # ## 7 Other outputs
 #
@@ -244,8 +252,8 @@ viz.show_panels([kinds[:3], kinds[3:]], "Six panels with nearly the same curves;
                 + ", ".join(f"{loss} {before:.2f} to {after:.2f}" for loss, (before, after) in ends.items()), size=(3.4, 2.5))
 
 # %% [markdown]
-# One more control costs nothing: networks as they are drawn, before training. And one test asks the question without any gradient: with
-# the digit taken away, does the network tell a disc from a square?
+# One more control costs nothing: networks as they are initialized, before training. And one test asks the question
+# without any gradient: with the digit taken away, does the network tell a disc from a square?
 
 # %% tags=["nbval-ignore-output"]
 def measure(seed, loss="sigmoid"):
@@ -284,19 +292,19 @@ for name, rows in {**groups, "untrained": untrained}.items():
           f"networks; accuracy on shapes alone {np.mean([row['accuracy_shapes_alone'] for row in rows]):.2f} (guessing: 0.50)")
 
 # %% [markdown]
-# *What of the paper's argument holds here:* with every saturating output the last hidden layer still sees the shape, the logit hardly does, and the
-# background mattered to neither.
+# *What holds here:* with every saturating output the last hidden layer still sees the shape, the logit hardly does, and
+# the background matters to neither.
 #
-# *What this toy cannot show:* that the **activation** is the cause, because the controls without one lose the shape in the same way; this toy alone
-# does not isolate it.
+# *What this toy cannot show:* that the **activation** is the cause. The controls without one lose the shape in the same
+# way (10 of 10 networks).
 #
-# Two more rows of the table help to read it. Part of the step needs no training at all: untrained networks lose some of the
-# shape too, though less and with a wide spread. And with the digit taken away, the networks do no better than guessing. So
-# the last layer does not throw away a cue that the earlier ones hold ready; the cue was never *learned*, because the digit answers the question,
-# and every loss, the controls included, stops asking when the answer is right (section 3). A high gradient in an early layer
-# tells that something bright is passed on, not that it is understood. What the simulation supports is the milder statement, and it is
-# all that the method needs: *a classifier that is content with the digit does not look at the shape.* That is a reason to push
-# a content classifier further.
+# Two more rows help to read the table. Part of the step needs no training: untrained networks keep 56 % of the shape,
+# with a wide spread of 19 points; trained ones keep 22 to 35 %. With the digit taken away, all losses score 0.41 to
+# 0.44, which is no better than guessing and even a little worse. So the last layer does not throw away a cue that the
+# earlier ones hold ready. The cue was never *learned*, because the digit answers the question, and every loss stops
+# asking when the answer is right (section 3). A high gradient in an early layer says that something bright is passed
+# on, not that it is understood. The simulation supports a milder statement, which is all that the method needs: *a
+# classifier that is content with the digit does not look at the shape.*
 #
 # ## 8 How many images have the shape
 #
@@ -323,12 +331,12 @@ viz.show_panels([viz.bands(range(len(ratios)), values, title, **axes) for title,
                 "few of them", size=(5, 3.2))
 
 # %% [markdown]
-# It is the other way round. Networks that never met a shape react to it in their last layer about as strongly as to the digit, and are misled by
-# it: with a shape beside the digit they make many errors. The more shapes are met in training, the *less* the logit reacts, and even where every
-# image has one, the shapes alone tell the network next to nothing. It learns to pass over them, because the digit is enough. Rarity is not
-# needed for the effect.
+# It is the other way round. Networks that never met a shape react to it in their last layer about as strongly as to the
+# digit (0.28), and it misleads them: with a shape beside the digit they err in about a fifth of the images. The more
+# shapes are met in training, the *less* the logit reacts. Even where every image has one, the shapes alone tell the
+# network next to nothing. It learns to ignore them, because the digit is enough. Rarity is not needed for the effect.
 #
-# The slider shows the whole curves for each fraction; the strip beneath has them side by side.
+# The slider and the strip show the whole curves for each fraction.
 
 # %% tags=["nbval-ignore-output"]
 def draw_ratios(parts):
@@ -370,13 +378,14 @@ for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
     print(f"{rate:<8g} {best:4d}    {changes}    {logits[0]:.3g} > {logits[best]:.3g}")
 
 # %% [markdown]
-# There is a gain, and it has a price. At small rates ten steps do nothing for the shape; in the first steps of every rate but
-# the largest it even falls, because more of the same digit is the cheapest way up. Then high gradients spread, over digit and shape, and over
-# the background
-# by a larger factor still, if from next to nothing. That happens when the logit is many times what it was, and behind it lies the
-# collapse: a logit is a product of all layers' weights, so it feeds on its own growth until the map is empty.
+# There is a gain, and it has a price. At the two smallest rates ten steps only lower the shape's HGR. It falls in the
+# first steps of every rate but the largest, because more of the same digit is the cheapest way up. Then high gradients
+# spread over digit and shape. The background grows by a larger factor still (0.03 to 0.11 at rate 0.001, where the
+# shape goes from 0.15 to 0.28), so the push does not single out the object. This happens when the logit is many times
+# what it was, and collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth until
+# the map is empty.
 #
-# The same on one image. In JupyterLab the slider moves the rate; beneath, three rates on one page.
+# The same on one image. In JupyterLab the slider moves the rate; the strip shows three rates.
 
 # %% tags=["nbval-ignore-output"]
 def raised_maps(rate, steps=(0, 2, 4, 6, 8, 10)):
@@ -397,10 +406,12 @@ widgets.explore(lambda rate: draw_updates([rate]), rate=list(bottleneck.RAISE_RA
 draw_updates([3e-4, 1e-3, 5e-3])
 
 # %% [markdown]
-# The single image is plainer than the means: shortly before the end the map is a pattern of the weights that no longer follows digit or
-# shape. A high HGR of the shape is then no sign that the shape was found. This is why RIB is so careful: a tiny rate ($8 \cdot 10^{-6}$
-# on VOC), ten steps, maps *added up* over the steps, and two rules that stop it, one when the map covers 70 % of the image, one
-# when the summed logits exceed 600. Whether that brings back the body of an object is a question for real maps: notebook 20.
+# The single image is plainer than the means: shortly before the end the map is a pattern of the weights that no longer
+# follows digit or shape. A high HGR of the shape then does not show that the shape was found. This is why RIB is so
+# careful. It takes a tiny rate ($8 \cdot 10^{-6}$ on VOC) and ten steps, *adds up* the maps over the steps, and stops
+# when the map covers 70 % of the image or the summed logits exceed 600. Whether that brings back the body of an object
+# is a question for real maps: notebook 20.
+#
 # ## 10 Try it
 #
 # Choose the output, the region, the layer and the threshold of a high gradient. What to look for: is there any threshold at which the controls behave
@@ -436,10 +447,12 @@ viz.show_panels([[outlined(last_maps(output)[row], f"{output}, G{chr(8325 + row)
 # %% [markdown]
 # ## Summary and exercises
 #
-# * $G_k$ shows which pixels move layer $k$; the HGR counts them by region. The paper's curves come out again: the last layer drops the shape.
-# * They come out without a saturating activation as well, and with a shape in every image. The toy shows a *content* classifier; it does not single out
-#   the activation.
-# * Pushing the raw logit spreads the map, over more than the object, and ends in collapse: gain needs a guard.
+# * $G_k$ shows which pixels move layer $k$; the HGR counts them by region. The paper's curves come out again: the last
+#   layer drops the shape.
+# * They come out without a saturating activation as well, and with a shape in every image. The toy shows a *content*
+#   classifier; it does not single out the activation.
+# * Pushing the raw logit spreads the map over more than the object and ends in collapse, so it needs a rule that stops
+#   it.
 # * Written: `rib/seed0/bottleneck/`. Next: notebook 10 makes the classifier and the maps that RIB starts from.
 #
 # **Exercise 1.** Binary cross-entropy pushes the own logit with $\sigma(-\tilde z)$. From which logit on is the push below 1 %? (Three decimals.)

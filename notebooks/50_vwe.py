@@ -65,8 +65,9 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the images there, and CAM's classifier and maps of the same seed? If not, the next cell stops and says
-# which notebook to run.
+# The first check: are the images there, and CAM's classifier and maps of the same seed? If not, the next cell stops and
+# says which notebook to run. Cells whose first line is `# needs masks` or `# needs single classes` are left out where a
+# data set does not have them.
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -96,9 +97,10 @@ viz.show_panels([viz.image(image, f"input {image_id}"), truth, viz.scores(image,
 # %% [markdown]
 # ## 2 The idea in ten lines
 #
-# Take the classifier's features, a vector at each position of an image. Choose $K$ such vectors as **words** (here 16 positions
-# drawn at random from eight images, which is how VWL-M begins). Give each position of *one* image the word that points most
-# nearly in the same direction. Which words the image holds is a label with $K$ yes-or-no entries that nobody wrote.
+# Take the classifier's features, a vector at each position of an image. Choose $K$ such vectors as **words**: here, as
+# VWL-M begins, 16 positions drawn at random from eight images. Give each position of *one* image the word that points
+# most nearly in the same direction. Which words the image holds is a label with $K$ yes-or-no entries that nobody
+# wrote.
 
 # %%
 def features_of(net, image):
@@ -131,9 +133,9 @@ print("ten lines = library:", True)
 print("sum of the histogram = number of positions:", round(H.sum().item()) == len(positions))
 
 # %% [markdown]
-# The word map is painted: each number is a word, written where it owns most. What to look for: one word covers both creatures,
-# and much of the ground around them, too. These words are only random positions and hardly tell the two apart; section 7 shows
-# learned ones. To predict *all* words of an object, a network has to look at all of it.
+# In the word map each color is a word. (Some of the numbers fall out of the picture.) What to look for: one word covers
+# both creatures and much of the ground around them. These words are only random positions and hardly tell object from
+# ground; section 7 shows learned ones. To predict *all* words of an object, a network has to look at all of it.
 
 # %% tags=["nbval-ignore-output"]
 viz.show_panels([truth, visual_words.word_panel(words.index[0], image, f"{int(w.sum())} of {len(c)} words")],
@@ -152,8 +154,9 @@ viz.show_panels([truth, visual_words.word_panel(words.index[0], image, f"{int(w.
 # * The **hard** path ($w$) has none. It makes labels.
 # * $x$ is *detached*: no gradient of the encoder reaches the backbone.
 #
-# Why two paths? With the temperature $\tau = 1$ of the paper, cosines between $-1$ and $1$ give a nearly flat softmax: $H$
-# hardly tells one image from another. The hard label is as sharp as can be.
+# Why two paths? With the temperature $\tau = 1$ of the paper, cosines between $-1$ and $1$ give a nearly flat softmax,
+# so $H$ is nearly flat, too. Small differences are enough for a gradient, but not for a label. The hard label is as
+# sharp as can be.
 
 # %% tags=["nbval-ignore-output"]
 flat, peaked = (vwe.encode(x[None], c, temperature).histogram[0] for temperature in (1.0, 10.0))
@@ -209,8 +212,8 @@ viz.show_panels([viz.image(image, f"input {image_id}"), *(attention_panel(x[None
 
 # %% [markdown]
 # The coarser the grid, the fewer positions decide. Every block sends a winner for each channel, also a block of mere
-# background; so the 4 x 4 grid spreads the weight again. A map with fewer than four rows or columns has no such grid; the
-# library says so (the official program fails with a kernel of size 0).
+# background; so the 4 x 4 grid spreads the weight again. A map with fewer than four rows or columns has no such grid;
+# the library says so.
 
 # %%
 try:
@@ -274,9 +277,9 @@ viz.show_panels([visual_words.flow_diagram(flows)], f"Gradients flow from {drawn
 #
 # The journal version has two variants; both are options of the same file (`vwe_variant`).
 #
-# **VWL-L** learns its codebook as above, and a fourth loss pushes the words apart: with $G$ the matrix of all products of the
-# words, each minus its own mean, $L_4 = \tfrac12\left(\lVert G\rVert - \lVert \mathrm{diag}\,G\rVert\right)$. It vanishes when
-# all words are at right angles.
+# **VWL-L** learns its codebook as above, and a fourth loss pushes the words apart: with $G$ the matrix of all products
+# of the words, each minus its own mean, $L_4 = \tfrac12\left(\lVert G\rVert - \lVert \mathrm{diag}\,G\rVert\right)$. It
+# vanishes when all words are at right angles, which four mean-free words in four dimensions cannot be.
 
 # %%
 apart = torch.eye(4) - 0.25
@@ -284,10 +287,10 @@ print(f"four words as far apart as can be: {vwe.decorrelation(apart).item():.3f}
 print(f"four equal words:                  {vwe.decorrelation(apart[:1].repeat(4, 1)).item():.3f}")
 
 # %% [markdown]
-# **VWL-M** learns nothing here: its codebook is a **memory bank**. The first step fills it with random feature vectors; every
-# later step moves each word a little towards the mean feature of the positions that it won, $c \leftarrow \rho\,m +
-# (1-\rho)\,c$ with $\rho = 0.001$, and $L_2$ is left out. A word that won nothing has $m = 0$. It becomes shorter but keeps its
-# direction, and only directions count.
+# **VWL-M** learns nothing here: its codebook is a **memory bank**. The first step fills it with random feature vectors;
+# every later step moves each word a little toward the mean feature of the positions that it won,
+# $c \leftarrow \rho\,m + (1-\rho)\,c$ with $\rho = 0.001$, and $L_2$ is left out. A word that won nothing has $m = 0$.
+# It becomes shorter but keeps its direction, and only directions count.
 
 # %%
 bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -297,9 +300,9 @@ print("won by word", index.flatten().tolist(), "-> bank after a step with rho = 
 print(vwe.moving_average(bank, features, index, rho=0.5).round(decimals=2).tolist())
 
 # %% [markdown]
-# So a word of the bank that dies stays dead, unless the features turn towards it. It matters how a codebook starts. Here is how
-# many words are the nearest of some position in eight images, for random directions (the start of VWE and VWL-L) and for random
-# feature vectors (the start of VWL-M):
+# So a word of the bank that dies stays dead, unless the features turn toward it. So it matters how a codebook starts.
+# Here is how many words are the nearest of some position in eight images, for random directions (the start of VWE and
+# VWL-L) and for random feature vectors (the start of VWL-M):
 
 # %% tags=["nbval-ignore-output"]
 generator = torch.Generator().manual_seed(config.seed)
@@ -322,19 +325,20 @@ except RuntimeError as error:
 # %% [markdown]
 # ## 7 Training
 #
-# The network is trained as CAM's classifier is, on the same images, crops and batches. The paper starts at ImageNet weights
-# with a tenth of IRN's learning rates. The small backbone has no such weights, so at smoke size the network starts at the
-# classifier of notebook 10 (`vwe_init`). *This is not the same*: the start already knows the classes of this data set. Section
-# 10 therefore compares with an average pooling that is trained on from the same start.
+# The network is trained as CAM's classifier is, on the same images, crops and batches. The paper starts at ImageNet
+# weights with a tenth of IRN's learning rates. The small backbone has no such weights, so at smoke size the network
+# starts at the classifier of notebook 10 (`vwe_init`). *This is not the same*: the start already knows the classes of
+# this data set. Section 10 therefore has a control: average pooling, trained on from the same start.
 
 # %%
 network = run(vwe.NETWORK, config)
 net = network.net
 
 # %% [markdown]
-# What to look for on the left: the histogram loss falls as the codebook learns to tell the classes apart. The word loss falls
-# less, because which words an image holds is a harder question than which classes, and the words themselves move. On the right:
-# words in use. A word that is nearest to no position is **dead**; it asks nothing.
+# What to look for on the left: the histogram loss falls, after a spike at step 120, as the codebook learns to tell the
+# classes apart. The word loss falls less, from 0.52 to 0.34: which words an image holds is a harder question than which
+# classes, and the words themselves move. On the right are the words in use. A word that is nearest to no position is
+# **dead**; it asks nothing.
 
 # %% tags=["nbval-ignore-output"]
 viz.show_training(network.log(), {name: name for name in terms},
@@ -345,8 +349,7 @@ viz.show_training(network.log(), {name: name for name in terms},
 # %% [markdown]
 # ### The codebook seen
 #
-# Now the trained network reads its words on some of the images. First come the word maps of four of them, each below its ground
-# truth.
+# The trained network reads its words on 120 images. Four of the word maps:
 
 # %%
 looked_at = list(score_data.ids[:120])
@@ -364,9 +367,8 @@ viz.show_panels([above, below], "Ground truth of four images and their word maps
                 f"{np.mean([len(index.unique()) for index, _ in word_maps.values()]):.0f} words on average", size=2.5)
 
 # %% [markdown]
-# What does a word stand for? Its **nearest patches** say it: the positions of all these images with the largest cosine, at most
-# one of each image, each cut out of its image. What to look for: some words are background, others are heads, others bodies.
-# Since the histogram has to tell the classes, many words belong to one class.
+# What does a word stand for? Its **nearest patches** say it: the positions with the largest cosine, at most one of each
+# image. What to look for: words 6, 9 and 21 are background; 18, 22 and 31 are heads; 3 and 5 are mostly bodies.
 
 # %% tags=["nbval-ignore-output"]
 wins = torch.stack([index.flatten().bincount(minlength=config.vwe_words) for index, _ in word_maps.values()])  # (images, K)
@@ -377,9 +379,9 @@ viz.show_panels([visual_words.nearest_patches(score_data, word_maps, word, patch
                 size=(1, 0.95))
 
 # %% [markdown]
-# **Words and classes.** For images of one class each: which fraction of an image's positions does a word own, on average? A
-# column that is bright in one row only is a word of that class; a column that is equally bright in all rows is background. Dark
-# columns are rare words; a dead one is darkest in every row.
+# **Words and classes.** For images of one class each: which fraction of an image's positions does a word own, on
+# average? A column that is bright in one row only is a word of that class; a column that is equally bright in all rows
+# is background. Many columns look black: these words are rare, but only one of the 32 is dead on these images.
 
 # %% tags=["nbval-ignore-output"]
 # needs single classes
@@ -409,9 +411,8 @@ assert values.min() >= 0 and values.max() <= 1
 # %% [markdown]
 # ## 9 Numbers
 #
-# Each method is scored at the threshold that is best for it. **That threshold is chosen by looking at pixel labels**, so these
-# are upper bounds. The published values, for orientation only, are of VOC 2012. What to look for in the curves: the height and
-# the place of the peaks.
+# Each method is scored at the threshold that is best for it. **That threshold is chosen by looking at pixel labels**,
+# so these are upper bounds. The published values, for orientation only, are of VOC 2012.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -431,7 +432,8 @@ viz.show_threshold_curves(rows, f"CAM peaks at {cam_row['miou']:.1f} percent at 
                           title=f"Maps of {row['images']} images against the ground truth")
 
 # %% [markdown]
-# VWE's peak is 4.9 points higher (57.6 and 52.7 %), at a higher threshold: its maps are broader.
+# In this run VWE's peak is 3.2 points higher (58.7 and 55.4 %) and lies at 0.21 instead of 0.13, so its maps are
+# broader. The difference includes four more epochs of training; section 10 has the control.
 #
 # **Each class, and absent classes.** Two rules for the mean are in use. Usually a class that is in the ground truth *or* in the
 # prediction counts ("union"). The official VWE program drops classes that are not in the *ground truth* ("present"), so that
@@ -477,8 +479,8 @@ print(f"{len(few)} images, background score 0.15: mIoU {without:.1f} % without, 
 # %% [markdown]
 # ### Heads and bodies
 #
-# Which pixels of the objects are found, at the threshold 0.15 and at twice that? (Real data sets have no part masks; this cell
-# then says so.)
+# Which pixels of the objects are found, at the threshold 0.15 and at twice that? (Real data sets have no part masks;
+# the cell then says so.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -486,14 +488,13 @@ for threshold in (0.15, 0.3):
     print(part_recall_table(score_data, {name: (job.folder, threshold) for name, job in jobs.items()}))
 
 # %% [markdown]
-# More of the bodies at the same threshold (0.84 instead of 0.62 at 0.15) is what the method promises. A recall alone says
-# nothing about what spills over into the background; the curves above do.
+# VWE finds more of the bodies at the same threshold (0.87 instead of 0.69 at 0.15), as the method promises. Recall
+# alone says nothing about what spills over into the background; the curves above do.
 #
 # ## 10 What helps and what does not
 #
-# Networks with and without HSPP, with and without words, are trained on from the same classifier for a short while on a part of
-# the data and scored on images of that part. **Read this as a rehearsal**: one seed, few images, few steps.
-# `benchmarks/vwe_ablations.py` does it on all images with three seeds; its table is in docs/results.md.
+# Networks with and without HSPP, with and without words, are trained on from the same classifier for a short while on
+# 480 images and scored on 120 of them. **Read this as a rehearsal**: one seed, few images, few steps.
 
 # %%
 count, epochs = (max(1, min(30, len(train_data) // 50)), 4) if config.dataset == "toy" else (2, 1)  # a large network takes its time
@@ -518,15 +519,15 @@ for change, gain in gains.items():
     print(f"{change}: {gain:+.1f} points" + (" (less than one point: nothing)" if abs(gain) < 1 else ""))
 
 # %% [markdown]
-# The script can also try the number of words, the temperature, the two other codebooks and one of fixed random words. Three
-# cautions, from trials that were not kept. The row "average, without words" is CAM *trained on*: what it gains over notebook 10
-# is longer training and not VWE. The start matters: from random weights, at CAM's learning rates and for as many epochs, the
-# whole recipe ended *below* CAM. And the scales matter: with maps of one scale the four rows hardly differed. The four above do
-# not differ by more than 1.4 points, either; only the three seeds below decide.
+# This rehearsal does not support the method: the words change nothing, and HSPP is 1.3 points *below* the average. It
+# cannot refute it either, because the four rows lie within 1.3 points of each other and have no spread. The row
+# "average, without words" is CAM *trained on*: what it gains over notebook 10 is longer training and not VWE.
 #
-# **With three seeds** (mean of the best mIoU on 600 images; tables and commands in docs/results.md): average pooling 53.7 %,
-# HSPP 56.0 %, average and words 55.3 %, HSPP and words 57.0 %. **On 311 real photographs** (preset `voc12-small`, one seed, 64
-# words): 37.2 %, where CAM has 38.7 %; IRN's pseudo-masks 37.3 % and 48.6 %.
+# **With three seeds** of an earlier run (`benchmarks/vwe_ablations.py`, 600 images, best mIoU, docs/results.md):
+# average 53.7 ± 1.7 %, HSPP 56.0 ± 2.5 %, average and words 55.3 ± 2.0 %, HSPP and words 57.0 ± 2.2 %. There HSPP with
+# words beat the average in every seed, by 3.3 points on average. **On 311 real images** (preset `voc12-small`, one
+# seed, 64 words) VWE's maps reach 37.2 % where CAM's reach 38.7 %, and the IRN pseudo-masks made from them reach 37.3 %
+# and 48.6 %.
 #
 # ## 11 Look
 #
@@ -542,12 +543,12 @@ viz.show_examples(score_data, chosen, {"CAM": viz.highest_scores(cam_maps.folder
                   size=2.2, iou={"visual words": ranking})
 
 # %% [markdown]
-# In the first image it is broader over the body, and in the last one over the ground as well.
+# In the first image it is a little broader over the body. In the last one it also marks much of the ground.
 #
 # ## 12 Try it
 #
-# Choose a pooling and an image, and see where the *trained* network's pooled features come from. (Sliders appear in JupyterLab;
-# the strip shows the same for readers of the page.)
+# Choose a pooling and an image, and see where the *trained* network's pooled features come from. (Sliders appear in
+# JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 def panel_of(pooling="mix (HSPP)", number=0):
@@ -566,22 +567,25 @@ viz.show_panels(rows, "Two images and the weights of five poolings: the average 
                 size=(2, 2.4))
 
 # %% [markdown]
-# The single maximum sits mostly on the heads, finer grids and the average spread the weight again, and the mix has a part of
-# each.
+# The single maximum sits mostly on the heads. Finer grids and the average spread the weight again, and the mix has a
+# part of each.
 #
 # ## 13 Summary and exercises
 #
-# * Words are labels out of features: the nearest of $K$ directions, present or absent. Predicting them asks about the whole
-#   image.
-# * The encoder's gradient trains the codebook, never the backbone; the word label trains the backbone, never the codebook.
-# * HSPP lies between average and maximum. What it gains, and what the words gain, has to be read from several seeds.
+# * Words are labels out of features: the nearest of $K$ directions, present or absent. Predicting them asks about the
+#   whole image.
+# * The encoder's gradient trains the codebook, never the backbone; the word label trains the backbone, never the
+#   codebook.
+# * HSPP lies between average and maximum.
+# * VWE's maps score 3.2 points above CAM's in this run. The short control shows no gain of words or HSPP; the earlier
+#   three seeds do.
 # * This notebook has written `network/` and `maps/`. Next, notebook 70 turns maps into initial seed masks.
 #
-# **Differences from the papers.** The smoke size has 32 words instead of 256, a start at CAM's classifier instead of ImageNet,
-# and a true momentum. Everywhere, one-hot is replaced by a scatter and the memory bank by `index_add` (equal results), and
-# VWL-M's crash is repaired. Kept are the sum, not mean, in $H$, so that $L_2$ depends on the size of the crop, and the floors
-# in the pooling's grids. **Limits.** A word counts alike whether it owns one position or half of the image. Words know nothing
-# about classes that share a texture. Background has words too, and predicting them teaches nothing about objects.
+# **Differences from the papers.** The smoke size has 32 words instead of 256, a start at CAM's classifier instead of
+# ImageNet, and a true momentum. Everywhere, one-hot is replaced by a scatter and the memory bank by `index_add` (equal
+# results), and VWL-M's crash is repaired. $H$ stays a sum and not a mean, so that $L_2$ depends on the size of the
+# crop. **Limits.** A word counts alike whether it owns one position or half of the image. Words cannot separate classes
+# that share a texture. Background has words too, and predicting them teaches nothing about objects.
 #
 # **Exercise 1.** A feature map has 12 x 12 positions and 20 channels. At most how many positions win in at least one channel,
 # if the maxima over the grid of 2 x 2 blocks are taken?
