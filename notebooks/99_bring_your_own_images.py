@@ -210,7 +210,7 @@ viz.show_panels([inputs, *([viz.labels(mask_of(name), data.classes, "", data.ima
 # Four signs need no ground truth. A class whose mask covers nearly the whole photograph has found the background. A large mask whose
 # outline hardly differs in color from what is around it may end anywhere in lawn or sky. A mask that is nearly empty has found a
 # spot. A label with a low probability in section 2 has found nothing. These signs say where to look first. Of the samples
-# they name the camera (mostly lawn) and the rocket (sky), and two photographs whose masks are fair.
+# they name the camera (mostly lawn) and the rocket (sky), and three photographs whose masks are better.
 
 # %% tags=["nbval-ignore-output"]
 for name, believed in zip(data.ids, probabilities, strict=True):
