@@ -12,11 +12,14 @@ from pathlib import Path
 
 from data_prep import custom
 from data_prep.photographs import given_lists
+from wsss_lib.config import Config
 from wsss_lib.contact_sheet import write_contact_sheet
+from wsss_lib.core.files import write_atomically
 from wsss_lib.core.stage import run_folder_of
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import PROJECT_ROOT
-from wsss_lib.presets import preset_config
+from wsss_lib.presets import preset_config, read_preset
+from wsss_lib.refine.threshold_choice import chosen_thresholds, curve_of
 
 
 def data_set_of(options: argparse.Namespace) -> Path:
@@ -32,6 +35,17 @@ def data_set_of(options: argparse.Namespace) -> Path:
         lists = given_lists(options.photographs, photographs)
         custom.make_dataset(photographs, classes, root, name, masks, options.val_share, options.longest, lists)
     return root
+
+
+def with_threshold(preset: Path, config: Config) -> Config:
+    """Choose the thresholds of the seeds by the maps, unless the data set's preset has one, and write them into it."""
+    if "seed_threshold" in read_preset(preset):
+        return config
+    chosen = chosen_thresholds(curve_of(config))
+    lines = "".join(f"{name}: {value}\n" for name, value in chosen.items())
+    text = preset.read_text(encoding="utf-8") + "# Chosen without masks: python -m wsss_lib.refine.threshold_choice\n" + lines
+    write_atomically(preset, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return config.model_copy(update=chosen)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command += [f"methods=[{options.method}]"]
     base = f"{config.runs_root}/{config.dataset}/{config.method}/seed0"
     for step, stage, what in (
+        ("maps", "maps", "maps"),
         ("seeds", "seeds", "first masks"),
         ("irn", "pseudo_masks", "refined masks"),
         ("deeplab", "predictions", "masks by the network"),
@@ -79,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if subprocess.run(target, cwd=PROJECT_ROOT).returncode:
             sys.exit(f"{what} could not be made; the message above says why. Run the command again to go on")
         try:
-            print(f"{what}: {write_contact_sheet(config)}", flush=True)
+            if step == "maps":
+                config = with_threshold(root / "preset.yaml", config)
+            else:
+                print(f"{what}: {write_contact_sheet(config)}", flush=True)
         except (DataError, OSError) as error:
             sys.exit(str(error))
         if step == options.until:
