@@ -99,7 +99,7 @@ def test_a_bad_prediction_is_named_and_the_old_archive_stays(predictions, tmp_pa
     [
         ([], "a.tgz", "list of ids is empty"),
         ([IDS[0], IDS[0]], "a.tgz", "twice"),
-        (["../x"], "a.tgz", "no image id"),
+        (["../x"], "a.tgz", "not an image id"),
         (IDS, "a.zip", r"named \*\.tgz"),
     ],
 )

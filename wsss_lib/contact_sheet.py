@@ -19,9 +19,11 @@ from wsss_lib.comparison import most_refined
 from wsss_lib.config import Config
 from wsss_lib.core.files import IGNORE, read_mask, voc_palette, write_atomically
 from wsss_lib.core.progress import progress
+from wsss_lib.core.scoring import mask_at
 from wsss_lib.core.stage import folder_of, open_stage, run_folder_of
 from wsss_lib.core.store import finished_stages
 from wsss_lib.data.dataset import open_data
+from wsss_lib.methods import maps_of
 from wsss_lib.methods.cam import CLASSIFIER, score_classifier
 from wsss_lib.presets import preset_config
 from wsss_lib.refine.seed_masks import SEEDS
@@ -152,8 +154,8 @@ def write_page(path: Path, title: str, words: str, classes: Sequence[str], entri
 def write_contact_sheet(config: Config) -> Path:
     """Write the page of all training images with a method's most refined masks, and return its path.
 
-    The doubt of an image is what the seed mask and the refined mask disagree about: one minus their common part over what
-    either of them calls an object.
+    The doubt of an image is what its map at the threshold and its refined mask disagree about: one minus their common part over
+    what either of them calls an object.
 
     Args:
         config: of a finished run, at least up to the seeds.
@@ -168,12 +170,13 @@ def write_contact_sheet(config: Config) -> Path:
     if (folder_of(CLASSIFIER, config) / "run.json").is_file():
         classifier = open_stage(CLASSIFIER, config)
         probabilities = score_classifier(classifier.net, data, classifier.config)
+    plain = mask_at(open_stage(maps_of(config.method), config).folder, seeds.config.seed_threshold)
     page, entries = seeds.folder.parent / "contact_sheet" / "index.html", []
     for row, image_id in enumerate(progress(data.ids, "contact sheet")):
         image = data.image(image_id)
         mask = read_mask(folder / f"{image_id}.png", data.num_classes, image.size)
-        seed = read_mask(seeds.folder / "seed_masks" / f"{image_id}.png", data.num_classes, image.size)
-        both, either = ((mask == seed) & (mask > 0)).sum(), ((mask > 0) | (seed > 0)).sum()
+        start = plain(image_id)
+        both, either = ((mask == start) & (mask > 0)).sum(), ((mask > 0) | (start > 0)).sum()
         write_overlay(page.parent / "overlays" / f"{image_id}.jpg", image, mask)
         entries.append(
             Entry(

@@ -188,7 +188,7 @@ def train(
 
 def _check_convergence(first: float, last: float, name: str) -> None:
     """Refuse a training that ends above its start: a network that has learned nothing would go through the whole chain."""
-    if last > DIVERGED * max(first, 0.0):
+    if first > 0 and last > DIVERGED * first:
         raise ValueError(
             f"{name}: the training has diverged, its loss has gone from {first:.3g} at the start to {last:.3g} at the end; "
             "take a fifth of the learning rate and run it again"
