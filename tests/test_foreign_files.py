@@ -18,6 +18,7 @@ from data_prep import (
     checkpoints,
     coco14,
     custom,
+    export,
     labels,
     maps,
     resnet38_mxnet,
@@ -98,7 +99,7 @@ def run(command: Callable, *words: object) -> int:
     try:
         command.main([str(word) for word in words])
     except SystemExit as stop:
-        return stop.code or 0
+        return 1 if isinstance(stop.code, str) else stop.code or 0
     return 0
 
 
@@ -155,6 +156,7 @@ COMMANDS = {
     "saliency check": lambda i, f: (saliency, "check", f),
     "saliency make": lambda i, f: (saliency, "make", f, "--network", f / "notes.txt"),
     "check": lambda i, f: (check, f),
+    "export": lambda i, f: (export, i / "miniature/SegmentationClass", i / "miniature", f),
 }
 
 

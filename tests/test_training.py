@@ -185,7 +185,7 @@ def test_mixed_precision_is_for_gpus_only(miniature, undisturbed, tmp_path):
 def test_log_holds_the_first_every_tenth_and_the_last_step(undisturbed):
     rows = [json.loads(line) for line in undisturbed[1].splitlines()]
     assert [row["step"] for row in rows] == [1, 10, 20, STEPS] and list(rows[0]) == ["step", "factor", "loss"]
-    assert [row["factor"] for row in rows] == [round(training.poly_factor(step - 1, STEPS), 6) for step in (10, 20, STEPS)]
+    assert [row["factor"] for row in rows] == [round(training.poly_factor(step - 1, STEPS), 6) for step in (1, 10, 20, STEPS)]
     assert all(0 < row["loss"] < 2 for row in rows)
 
 
