@@ -84,7 +84,7 @@ print(f"{len(train_data)} training images, {len(val_data)} validation images, {t
 
 # %%
 torch.manual_seed(config.seed)
-net = cam.build_classifier(config, train_data.num_classes).eval()
+net = cam.build_classifier(config, train_data.num_classes, config.cam_weights).eval()
 images = torch.randn(2, 3, config.cam_crop, config.cam_crop)
 with torch.no_grad():
     features = net.backbone(images)  # f: (N, D, h, w)

@@ -108,7 +108,7 @@ viz.show_examples(score_data, [image_id], {"CAM": highest_cam, "saliency": lambd
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(config.seed)
-net = drs.build_drs(config, train_data.num_classes, classifier.weights).to(classifier.device).eval()
+net = drs.build_drs(config, train_data.num_classes, classifier.weights, config.drs_weights).to(classifier.device).eval()
 images = drs_ablations.to_square(image, config).to(classifier.device)  # (1, 3, S, S)
 _, features = drs_ablations.modules_and_inputs(net, images)[0]
 

@@ -238,7 +238,7 @@ except ValueError as error:
 
 # %%
 torch.manual_seed(config.seed)
-net = vwe.build_vwe(config, train_data.num_classes, classifier.weights).to(classifier.device).eval()
+net = vwe.build_vwe(config, train_data.num_classes, classifier.weights, config.vwe_weights).to(classifier.device).eval()
 images, labels = visual_words.first_samples(train_data, config, 4)
 terms, _ = vwe.loss_terms(net, net.backbone(images), labels)
 parts = {"backbone": list(net.backbone.parameters()), "classifier W": [net.classifier.weight],

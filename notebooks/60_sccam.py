@@ -222,7 +222,7 @@ with torch.device("meta"):  # shapes only
 
 # %%
 torch.manual_seed(config.seed)
-net = sccam.build_sccam(config, train_data.num_classes).eval()
+net = sccam.build_sccam(config, train_data.num_classes, config.sccam_weights).eval()
 images = torch.randn(2, 3, config.cam_crop, config.cam_crop)
 with torch.no_grad():
     M = net.features(images)  # (N, D, h, w)

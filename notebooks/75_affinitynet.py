@@ -217,8 +217,9 @@ print(f"background {losses.bg:.3f}, objects {losses.fg:.3f}, different {losses.n
 
 # %%
 torch.manual_seed(config.seed)
-start = open_stage(cam.CLASSIFIER, config).weights if config.affinitynet_init == "classifier" else ""
-net = affinitynet.build_affinitynet(config, start)
+given = config.affinitynet_weights
+start = open_stage(cam.CLASSIFIER, config).weights if config.affinitynet_init == "classifier" and not given else ""
+net = affinitynet.build_affinitynet(config, start, given)
 images = torch.randn(2, 3, config.affinitynet_crop, config.affinitynet_crop)
 levels = net.backbone.stages(images)
 print("maps", [tuple(levels[level].shape) for level in net.levels], "-> features", tuple(net(images).shape))

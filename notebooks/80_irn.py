@@ -285,8 +285,9 @@ viz.show_panels([viz.arrows(fields[title], title) for title in ("perfect field",
 
 # %%
 torch.manual_seed(config.seed)
-start = open_stage(cam.CLASSIFIER, config).weights if config.irn_init == "classifier" else ""
-net = irn.build_irn(config, start)
+given = config.irn_weights
+start = open_stage(cam.CLASSIFIER, config).weights if config.irn_init == "classifier" and not given else ""
+net = irn.build_irn(config, start, given)
 images = torch.randn(2, 3, config.irn_crop, config.irn_crop)
 print("stages:", *(tuple(features.shape) for features in net.backbone.stages(images)))
 print("boundary and displacement:", *(tuple(output.shape) for output in net(images)))

@@ -124,9 +124,10 @@ for name in ("layer1", "layer2", "layer3", "layer4"):
     print(f"  {name}: rate {getattr(published_net.backbone, name)[-1].conv2.dilation[0]}")
 
 # %%
-start = open_stage(cam.CLASSIFIER, config).weights if config.deeplab_init == "classifier" else ""
+given = config.deeplab_weights if config.deeplab_version == "v2" else ""
+start = open_stage(cam.CLASSIFIER, config).weights if config.deeplab_init == "classifier" and not given else ""
 as_v2 = config.model_copy(update={"deeplab_version": "v2"})  # sections 1 to 5 are about version 2, whatever is trained
-net = deeplab.build_deeplab(as_v2, train_data.num_classes, start)
+net = deeplab.build_deeplab(as_v2, train_data.num_classes, start, given)
 images = torch.randn(2, 3, config.deeplab_crop, config.deeplab_crop)
 with torch.no_grad():
     features = net.backbone(images)  # f: (N, D, h, w)
