@@ -158,7 +158,7 @@ for name, kinds, count in zip(train_data.classes, sccam.used_subcategories(assig
 # two do the clusters follow?
 
 # %% tags=["nbval-ignore-output"]
-flat = decomposition.PCA(2, svd_solver="full").fit_transform(features0[members])
+flat = decomposition.PCA(2, svd_solver="full").fit_transform(features0[members]) if len(members) > 1 else np.zeros((1, 2))
 of_cluster, of_kind = assignment0[members, number], np.array([kind_of[i] for i in members])
 beside = np.array([" + ".join(np.array(train_data.classes)[train_data.labels[i] == 1].tolist()) for i in members])
 groups = {"cluster": of_cluster, "true kind": of_kind, "classes in the image": beside}
