@@ -168,7 +168,8 @@ for k in range(K):
 # needs companions
 before = net.classifier.weight.clone()
 images = rib_ablations.SingleImages(net, train_data, config, companions)
-from_library = rib.add_up(images.steps(image_id, config))
+never = {"rib_stop_threshold": 1e30, "rib_explode_ratio": 2.0}  # the loop above has no stop
+from_library = rib.add_up(images.steps(image_id, config.model_copy(update=never)))
 assert all(torch.allclose(ours, theirs, atol=1e-3 * ours.max().item()) for ours, theirs in zip(M, from_library, strict=True))
 assert torch.equal(net.classifier.weight, before)
 print("loop = library:", True, "  network as before:", True)
@@ -294,7 +295,6 @@ viz.show_panels([viz.image(image, f"target: {train_data.classes[present]}"), *ma
 
 # %%
 # needs companions
-never = {"rib_stop_threshold": 1e30, "rib_explode_ratio": 2.0}
 ten, ten_long = (rib_ablations.of_length(config, 10, length, **never) for length in (1.0, 4.0))
 few = usable[:max(3, min(12, len(score_data) // 100)) if config.dataset == "toy" else 3]
 gentle, wild = ({name: images.steps(name, settings) for name in few} for settings in (ten, ten_long))
