@@ -77,11 +77,12 @@ elif given.own_labels:
 else:
     photographs, classes = custom.from_class_folders(source)
 name, made_of = custom.dataset_name(source) if source else "samples", custom.source_hash(photographs, classes, given.own_longest)
-root = custom.place_of(project_path("data"), name, made_of)
+wanted = project_path(given.data_root) if "data_root" in given.model_fields_set else project_path("data") / name
+root = custom.place_of(wanted.parent, wanted.name, made_of)
 if not root.exists():
     custom.make_dataset(dict(sorted(photographs.items())), classes, root, val_share=0, longest=given.own_longest)
 chosen = {"dataset": root.name, "data_root": str(root)} | small | own_values(len(photographs), len(classes))
-config = preset_config("voc12-small", **chosen | given.model_dump(include=given.model_fields_set))
+config = preset_config("voc12-small", **chosen | given.model_dump(include=given.model_fields_set - {"data_root"}))
 data = open_data(config, "train")
 
 # %% [markdown]

@@ -71,7 +71,10 @@ def copy(tmp_path_factory) -> Path:
         assert not file.exists(), f"{path} is there already"
         file.write_text(text)
     for path in sorted((root / "notebooks").glob("6[56]_*.py")):
-        nbformat.write(source_notebook(path), path.with_suffix(".ipynb"))
+        notebook = source_notebook(path)
+        for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+            cell.execution_count = number  # as if it had been run
+        nbformat.write(notebook, path.with_suffix(".ipynb"))
     return root
 
 

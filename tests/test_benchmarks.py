@@ -1,6 +1,7 @@
 """Every benchmark in its quick form: both formulations agree. (Whether ours is faster, `make bench` says.)"""
 
 import importlib
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -71,5 +72,8 @@ def test_a_difference_and_a_missed_goal_are_noticed(benchmark):
             measuring.compare(replace(same, prepare=lambda size, wrong=wrong: (lambda: [np.ones(1)], wrong)), quick=True)
 
 
-def test_memory_is_seen(benchmark):
-    assert 50 <= benchmark("measuring").peak_mib(lambda: np.ones((64, 2**20), np.uint8)) < 200
+def test_memory_is_seen():
+    """In a fresh process: this one may hold as much memory already, free for another use."""
+    code = "import measuring, numpy as np; print(measuring.peak_mib(lambda: np.ones((64, 2**20), np.uint8)))"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True).stdout
+    assert 50 <= float(printed) < 200

@@ -80,10 +80,14 @@ def test_every_record_lists_what_the_bits_depend_on(first):
 @pytest.mark.parametrize(
     "changed, surely, never",
     [
-        ({"num_workers": 1, "checkpoint_every": 9, "pixel_labels_chose": "something else", "on_bad_image": "skip"}, [], STAGES),
+        (
+            {"num_workers": 1, "checkpoint_every": 9, "pixel_labels_chose": "something else", "on_bad_image": "skip"},
+            [],
+            STAGES[:-1],
+        ),
         ({"deeplab_iterations": 5}, ["deeplab", "predictions"], STAGES[:6]),
         ({"cam_scales": [1.0]}, ["maps"], STAGES[:2]),
-        ({"deeplab_centre_crop": 32}, [], STAGES),
+        ({"deeplab_centre_crop": 32}, [], STAGES[:-1]),  # the overview shows the new row
         ({"seed_threshold": 0.3}, ["seeds"], STAGES[:3]),
     ],
 )

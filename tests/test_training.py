@@ -136,7 +136,7 @@ def test_a_killed_run_ends_in_the_same_bits(miniature, killed, undisturbed, name
     assert (folder / "state.safetensors").is_file() == (name != "early")
     assert any(folder.glob(".writing-*")) == (name == "writing")
     if name == "every3":
-        assert [row["step"] for row in training.read_log(folder)] == [10]
+        assert [row["step"] for row in training.read_log(folder)] == [1, 10]
     if isinstance(place, int) and name != "early":
         numbers = saved_numbers(folder)
         assert numbers["done"] == (place - 1) // checkpoint_every * checkpoint_every

@@ -100,6 +100,7 @@ def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, /, *
     >>> preset_config("voc12", "rib", seed=1).walk_power
     1.3
     """
+    method = values.pop("method", method)  # also by name
     merged: dict[str, Any] = {}
     for path in preset_files(preset, method, folder):
         merged |= read_preset(path)

@@ -201,7 +201,7 @@ def _scores(job: Job) -> list[dict[str, Any]]:
     stage = job.stage
     if stage.score is None:
         return []
-    if stage.needs_masks and not job.score_data.has_masks:
+    if stage.split and stage.needs_masks and not job.score_data.has_masks:
         print(f"{stage.name} is not scored: the images of {job.score_data.split!r} have no masks")
         return [{"what": stage.name, "split": job.score_data.split, "images": 0, "not_scored": "no masks"}]
     return stage.score(job.scoring())

@@ -173,7 +173,7 @@ def train(
             scaler.step(optimizer)
             scaler.update()
             last.append(means["loss"])
-            if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            if (step == 0 and steps >= LOG_EVERY) or (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
                 row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
