@@ -38,7 +38,7 @@ CLASSES = (
     "\"'></td><script>document.title='ran'</script>",
     "100 % of {0} %s | `c:\\new` _a_ *b* [l](javascript:alert(1)) \\(x\\)",
     "كلب 猫 קאַץ 犬",
-    "a very long name " * 30,
+    ("a very long name " * 30).strip(),
 )
 IMAGE = "<b>&\"'$x$%s{0}_1"
 PAYLOAD = "\"><img src=x onerror=document.title='ran'>"
