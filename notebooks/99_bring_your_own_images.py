@@ -81,7 +81,7 @@ wanted = project_path(given.data_root) if "data_root" in given.model_fields_set 
 root = custom.place_of(wanted.parent, wanted.name, made_of)
 if not root.exists():
     custom.make_dataset(dict(sorted(photographs.items())), classes, root, val_share=0, longest=given.own_longest)
-chosen = {"dataset": root.name, "data_root": str(root)} | small | own_values(len(photographs), len(classes))
+chosen = {"dataset": name if root == wanted else root.name, "data_root": str(root)} | small | own_values(len(photographs), len(classes))
 config = preset_config("voc12-small", **chosen | given.model_dump(include=given.model_fields_set - {"data_root"}))
 data = open_data(config, "train")
 
