@@ -238,7 +238,7 @@ def _ids(source: Path, found: Mapping[str, Photograph], names: Mapping[str, str]
         else:
             result[key] = ids[0]
     if missing:
-        more = f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""
+        more = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
         raise DataError(
             f"{given}: {missing[0]!r} is not a photograph in {source}{more}; put the files there or take the entries out"
         )

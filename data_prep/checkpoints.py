@@ -200,7 +200,7 @@ def _compare(weights: dict[str, Any], layout: Layout) -> Comparison:
         if official is None:
             result.foreign.append(str(key))
         elif official and not (isinstance(value, Tensor) and value.layout == torch.strided):
-            result.wrong.append(f"{key} is no tensor")
+            result.wrong.append(f"{key} is not a tensor")
         elif official and official not in result.found:
             result.found[official], first_name[official] = value, key
         elif official and (value.shape != result.found[official].shape or not torch.equal(value, result.found[official])):

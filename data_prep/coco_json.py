@@ -100,7 +100,7 @@ def read_instances(path: Path, own: bool = False) -> Instances:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no instances JSON with COCO's categories, is damaged, or contradicts itself.
+        DataError: it is not an instances JSON with COCO's categories, is damaged, or contradicts itself.
     """
     found, categories, named = Instances(path), array("q"), dict[int, str]()
     for name, begin, length, value in _elements(path):
@@ -229,7 +229,7 @@ class _Window:
         return bool(data)
 
     def peek(self) -> str:
-        """Return the next character that is no space, without taking it."""
+        """Return the next character that is not a space, without taking it."""
         while True:
             space = SPACE.match(self.text, self.at)
             self.at = space.end() if space else self.at

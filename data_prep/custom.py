@@ -449,8 +449,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _go_on(root: Path) -> str:
     """Return the commands that come next, right in every folder."""
     preset = root.absolute() / "preset.yaml"
-    pipeline = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", "--rerun-incomplete"]
-    pipeline += ["--snakefile", str(PROJECT_ROOT / "Snakefile"), "--config", f"preset={preset}"]
+    pipeline = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT_ROOT / "Snakefile"), "--cores", "2"]
+    pipeline += ["--config", f"preset={preset}"]
     notebook = ["papermill", PROJECT_ROOT / "notebooks" / "10_cam.ipynb", "out.ipynb", "-f", PRESETS / f"{PHOTOGRAPHS}.yaml"]
     notebook += ["-f", preset, "-p", "dataset", dataset_name(root), "-r", "labels", "", "-p", "data_root", root.absolute()]
     return f"the whole pipeline: {shlex.join(pipeline)}\nor notebook by notebook, go on with {shlex.join(map(str, notebook))}"

@@ -40,10 +40,10 @@ def export(masks: Path, data_root: Path, out: Path, photographs: Path | None = N
         raise DataError(f"{out}: exists already; give the name of a new folder")
     paths, classes = sorted(masks.glob("*.png")), read_classes(data_root)
     if not paths:
-        raise DataError(f"{masks}: there is no mask ID.png in this folder")
+        raise DataError(f"{masks}: this folder holds no masks ID.png; give the folder of a stage, e.g. pseudo_masks")
     own = {path.stem: path for path in sorted(photographs.rglob("*")) if path.is_file()} if photographs else {}
     if missing := [path.stem for path in paths if photographs and path.stem not in own]:
-        raise DataError(f"{photographs}: there is no photograph {missing[0]!r}, nor are {len(missing) - 1} others")
+        raise DataError(f"{photographs}: {len(missing)} photographs that have masks are missing, the first is {missing[0]!r}")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, path in enumerate(progress(paths, "export"), start=1):

@@ -111,7 +111,7 @@ def _by_image(
         labels[name] = present
     if unknown:
         number, text = unknown[0]
-        more = f", nor are those of {len(unknown) - 1} other rows" if len(unknown) > 1 else ""
+        more = f", and those of {len(unknown) - 1} more rows are not either" if len(unknown) > 1 else ""
         raise DataError(
             f"{table}, row {number}: {text!r} is not a photograph in {source}{more}; put the files there or take the rows out"
         )

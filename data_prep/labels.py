@@ -54,7 +54,7 @@ def labels_from_npy(path: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no such table, asks for a name that it should not need, or has another number of classes.
+        DataError: it is not such a table, asks for a name that it should not need, or has another number of classes.
     """
     table = read_npy(path)
     if not isinstance(table, dict) or not table:

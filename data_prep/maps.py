@@ -40,7 +40,7 @@ Maps = tuple[np.ndarray, np.ndarray]  # classes (K,), scores (K, h, w)
 
 
 class _Unfit(ValueError):
-    """The content has not the form that the format has; the message says why."""
+    """The content does not have the form that the format asks for; the message says why."""
 
 
 def _integers(values: Any) -> np.ndarray:
@@ -55,7 +55,7 @@ def _integers(values: Any) -> np.ndarray:
 
 def _floats(values: Any, ndim: int) -> np.ndarray:
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != ndim:
-        raise _Unfit(f"a map is no array of {ndim} axes")
+        raise _Unfit(f"a map is not an array of {ndim} axes")
     return values.astype(np.float32)
 
 

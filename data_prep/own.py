@@ -21,6 +21,13 @@ from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config, read_preset
 from wsss_lib.refine.threshold_choice import chosen_thresholds, curve_of
 
+STEPS = {  # name to the stage that ends it, and what it makes
+    "maps": ("maps", "maps"),
+    "seeds": ("seeds", "first masks"),
+    "irn": ("pseudo_masks", "refined masks"),
+    "deeplab": ("predictions", "masks by the network"),
+}
+
 
 def data_set_of(options: argparse.Namespace) -> Path:
     """Make the data set, or find the one that was made of the same photographs and labels, and return its folder.
@@ -38,7 +45,18 @@ def data_set_of(options: argparse.Namespace) -> Path:
 
 
 def with_threshold(preset: Path, config: Config) -> Config:
-    """Choose the thresholds of the seeds by the maps, unless the data set's preset has one, and write them into it."""
+    """Choose the thresholds of the seeds by the maps, unless the data set's preset has one, and write them into it.
+
+    Args:
+        preset: the data set's `preset.yaml`; the first method that is run decides for all.
+        config: of a run whose maps are finished.
+
+    Returns:
+        the configuration with these thresholds.
+
+    Raises:
+        DataError: the maps are not finished.
+    """
     if "seed_threshold" in read_preset(preset):
         return config
     chosen = chosen_thresholds(curve_of(config))
@@ -61,37 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     custom.add_sources(parser, val_share=0.0)
     parser.add_argument("--method", default="cam", help="of the class activation maps; default cam")
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument(
-        "--until", choices=("seeds", "irn", "deeplab"), default="deeplab", help="the last step; default deeplab"
-    )
+    parser.add_argument("--until", choices=STEPS, default="deeplab", help="the last step; default deeplab")
     options = parser.parse_args(arguments)
     try:
         root = data_set_of(options)
         config = preset_config(str(root / "preset.yaml"), options.method)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         sys.exit(str(error))
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--cores",
-        str(options.cores),
-        "--nolock",
-        "--rerun-incomplete",
-        "--quiet",
-        "host",
-    ]
-    command += ["--snakefile", str(PROJECT_ROOT / "Snakefile"), "--config", f"preset={root / 'preset.yaml'}"]
-    command += [f"methods=[{options.method}]"]
     base = f"{config.runs_root}/{config.dataset}/{config.method}/seed0"
-    for step, stage, what in (
-        ("maps", "maps", "maps"),
-        ("seeds", "seeds", "first masks"),
-        ("irn", "pseudo_masks", "refined masks"),
-        ("deeplab", "predictions", "masks by the network"),
-    ):
-        target = [*command[:3], f"{base}/{stage}/notebook.ipynb", *command[3:]]
-        if subprocess.run(target, cwd=PROJECT_ROOT).returncode:
+    for step, (stage, what) in STEPS.items():
+        command = [sys.executable, "-m", "snakemake", f"{base}/{stage}/notebook.ipynb", "--cores", str(options.cores)]
+        command += ["--quiet", "host", "--config", f"preset={root / 'preset.yaml'}", f"methods=[{options.method}]"]
+        if subprocess.run(command, cwd=PROJECT_ROOT).returncode:
             sys.exit(f"{what} could not be made; the message above says why. Run the command again to go on")
         try:
             if step == "maps":

@@ -150,7 +150,7 @@ def from_folder(source: Path, note: Note = print) -> dict[str, Photograph]:
         raise DataError(f"{source}: there is no such folder of photographs")
     found = {name: Photograph(paths[0], None) for name, paths in named(source, find_photographs(_walk(source), note)).items()}
     if not found:
-        raise DataError(f"{source}: there is no photograph; files must end in {', '.join(SUFFIXES)}")
+        raise DataError(f"{source}: no photographs were found; their names must end in {', '.join(SUFFIXES)}")
     return found
 
 
@@ -176,7 +176,7 @@ def from_class_folders(source: Path, note: Note = print) -> tuple[dict[str, Phot
     for folder in folders:
         files = find_photographs(_walk(folder), lambda text, folder=folder: note(f"{folder.name}: {text}"))  # type: ignore[misc]
         if not files and not is_nothing(folder.name):
-            raise DataError(f"{folder}: there is no photograph; files must end in {', '.join(SUFFIXES)}")
+            raise DataError(f"{folder}: no photographs were found; their names must end in {', '.join(SUFFIXES)}")
         class_of |= dict.fromkeys(files, composed(folder.name))
     loose = find_photographs(
         path for part in {source, *_parts(source)} for path in part.iterdir() if path.is_file() and not _is_junk(path)

@@ -220,7 +220,7 @@ def read_pickle(
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 if type(function) is not Name or type(arguments) is not tuple:
-                    raise RefusedError("it calls what is no function")
+                    raise RefusedError("it calls what is not a function")
                 stack.append(calls[function](*arguments))
             case "BUILD":
                 state = stack.pop()

@@ -61,7 +61,7 @@ def read_mxnet(path: Path | str) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no such file, is cut off, or holds sparse arrays.
+        DataError: it is not such a file, is cut off, or holds sparse arrays.
     """
     path = Path(path)
     if not path.is_file():

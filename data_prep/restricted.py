@@ -74,7 +74,7 @@ class _Array(Built):
             return
         content = _bytes(content, self.budget)
         if len(content) != math.prod(shape) * dtype.numbers.itemsize:
-            raise RefusedError(f"an array of shape {shape!r:.60} has not the bytes that it needs")
+            raise RefusedError(f"an array of shape {shape!r:.60} lacks bytes")
         self.budget.spend(len(content))
         values = np.frombuffer(content, dtype.numbers).reshape(shape, order="F" if fortran else "C")
         self.value = values.astype(dtype.numbers.newbyteorder("="))
@@ -149,7 +149,7 @@ def _reconstruct(budget: Budget, kind: Any, shape: Any, code: Any) -> _Array:
 
 def _scalar(budget: Budget, dtype: Any, content: Any) -> int | float | bool:
     if not isinstance(dtype, _Dtype) or dtype.numbers is None or len(content) != dtype.numbers.itemsize:
-        raise RefusedError("a number has not the bytes that it needs")
+        raise RefusedError("a number lacks bytes")
     return np.frombuffer(_bytes(content, budget), dtype.numbers)[0].item()
 
 
@@ -288,7 +288,7 @@ def _content_of_npy(path: Path, tensors: bool) -> Any:
         shape, _, dtype = read_header(file)
         if not dtype.hasobject:
             if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != size - file.tell():
-                raise RefusedError(f"an array of shape {shape!r:.60} has not the numbers that it needs")
+                raise RefusedError(f"an array of shape {shape!r:.60} lacks numbers")
             file.seek(0)
             return np.load(file, allow_pickle=False)
         if shape != () or dtype != np.dtype("O"):
@@ -315,7 +315,7 @@ def read_npy(path: Path | str, tensors: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no `.npy` file, is cut off, asks for a name that it should not need, or would grow to many times its
+        DataError: it is not a `.npy` file, is cut off, asks for a name that it should not need, or would grow to many times its
             size.
     """
     path = Path(path)
@@ -339,7 +339,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no such file, is cut off, compressed, asks for a name that weights do not need, or has tensors that
+        DataError: it is not such a file, is cut off, compressed, asks for a name that weights do not need, or has tensors that
             repeat their values.
     """
     path = Path(path)

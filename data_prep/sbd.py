@@ -21,7 +21,7 @@ def read_sbd_mask(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no such file, or holds other values.
+        DataError: it is not such a file, or holds other values.
 
     Source: Hariharan et al., Semantic Contours from Inverse Detectors, ICCV 2011; form of the files in its archive.
     """

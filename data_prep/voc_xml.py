@@ -43,7 +43,7 @@ def read_voc_classes(xml_path: Path | str, classes: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no XML, or XML with entities of its own (refused, because it can exhaust the memory).
+        DataError: it is not XML, or XML with entities of its own (refused, because it can exhaust the memory).
 
     Explained in notebook 02, section "Image-level labels".
     """

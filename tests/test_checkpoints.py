@@ -478,8 +478,8 @@ def sparse(weights):
         (copies_differ, "stage2.0.1.conv1.weight and resnet50.layer2.1.conv1.weight, two names of one weight, differ"),
         (not_a_number, "classifier.weight holds values that are no finite numbers"),
         (whole_numbers, "classifier.weight holds values that are no finite numbers"),
-        (no_tensor, "classifier.weight is no tensor"),
-        (sparse, "classifier.weight is no tensor"),
+        (no_tensor, "classifier.weight is not a tensor"),
+        (sparse, "classifier.weight is not a tensor"),
     ],
 )
 def test_a_wrong_file_is_refused_and_nothing_is_written(tmp_path, capsys, damage, words):

@@ -242,7 +242,7 @@ def test_photographs_in_folders_are_named_with_these_in_a_table(tmp_path, capsys
         ("image,background,cat\na.jpg,1,1\nb.jpg,1,0\n", "'background' is not a class"),
         ("image,cat\na.jpg,maybe\nb.jpg,1\n", "not 'maybe'"),
         ("image,classes\na.jpg,cat\nb.jpg,cat\nx.jpg,cat\ny.jpg,cat\n", "'x.jpg' is not a photograph in"),
-        ("image,classes\na.jpg,cat\nb.jpg,cat\nx.jpg,cat\ny.jpg,cat\n", "nor are those of 1 other rows"),
+        ("image,classes\na.jpg,cat\nb.jpg,cat\nx.jpg,cat\ny.jpg,cat\n", "and those of 1 more rows are not either"),
         (b"image,classes\na.jpg,L\xf6we\nb.jpg,L\xf6we\n", "in Excel as 'CSV UTF-8'"),
         (b"PK\3\4\0\0\xff", "t.csv: not a UTF-8 CSV file"),
     ],

@@ -76,8 +76,10 @@ def test_new_photographs_are_segmented_at_their_own_size_and_a_stopped_command_g
     exif[274] = 6
     turned.save(photographs / "turned.jpg", exif=exif)
     (photographs / "notes.txt").write_text("no picture")
+    (photographs / "cut.jpg").write_bytes((photographs / "a.jpg").read_bytes()[:900])
     predict.main([str(runs / "micro/cam"), str(photographs), str(out)])
-    assert "1 of .txt" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 of .txt" in printed and printed.count("left out: ") == 1 and "cut.jpg" in printed and "4 photographs" in printed
     with open(out / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["photograph"] for row in rows) == ["a.jpg", "a.png", "holiday/b", "turned"]
@@ -99,7 +101,8 @@ def test_new_photographs_are_segmented_at_their_own_size_and_a_stopped_command_g
         ([str(runs), str(photographs), str(tmp_path / "x")], "there are 2 networks"),
         ([str(data), str(photographs), str(tmp_path / "x")], "no DeepLab has been trained there"),
         ([str(runs / "micro/cam"), str(photographs), str(out), "--crf"], "another network or other settings"),
-        ([str(runs / "micro/cam"), str(photographs), str(photographs)], "holds other files"),
+        ([str(runs / "micro/cam"), str(photographs), str(photographs)], "would be taken for photographs"),
+        ([str(runs / "micro/cam"), str(photographs), str(data)], "holds other files"),
         ([str(runs / "micro/cam"), str(tmp_path / "missing"), str(tmp_path / "x")], "no such folder"),
     ):
         with pytest.raises(SystemExit, match=words):

@@ -114,7 +114,7 @@ def photographs_in(folder: Path) -> tuple[dict[str, Path], Counter[str]]:
         except DataError:
             others[path.suffix.lower() or "no ending"] += 1
     if not paths:
-        raise DataError(f"{folder}: there is no photograph in this folder")
+        raise DataError(f"{folder}: no photographs were found in this folder")
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
     twice = {name for name, count in Counter(names).items() if count > 1}  # a.jpg beside a.png
     return {
@@ -155,17 +155,24 @@ def segment(segmenter: Segmenter, image: Image.Image, longest: int = LONGEST, cr
 def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = LONGEST, crf: bool = False) -> int:
     """Segment all photographs of a folder, or those that an earlier call has left.
 
+    A photograph that is damaged is named at the end and left out.
+
+    Args:
+        out: a new folder, or that of an earlier call with the same network and settings; not below `photographs`.
+        longest, crf: as for `segment`.
+
     Returns:
         the number of photographs in `out`.
 
     Raises:
-        DataError: there is no photograph, one cannot be read, or `out` holds something else.
+        DataError: there are no photographs, or `out` holds something else.
     """
+    if out.resolve().is_relative_to(photographs.resolve()):
+        raise DataError(f"{out}: masks below the folder of photographs would be taken for photographs; name another folder")
     found, others = photographs_in(photographs)
     if others:
-        print(
-            "left out, as they are not pictures:", ", ".join(f"{count} of {ending}" for ending, count in sorted(others.items()))
-        )
+        endings = ", ".join(f"{count} of {ending}" for ending, count in sorted(others.items()))
+        print(f"left out, as they cannot be opened as pictures: {endings}")
     settings = {"weights": sha256([segmenter.weights], segmenter.weights.parent), "longest": longest, "crf": crf}
     record = out / "predict.json"
     if out.exists() and any(out.iterdir()) and (not record.is_file() or read_json(record) != settings):
@@ -173,13 +180,17 @@ def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = L
             f"{out}: the folder holds other files, or masks of another network or other settings; give a new folder"
         )
     write_json(record, settings)
-    rows = _rows(out / "predictions.csv")
+    rows, damaged = _rows(out / "predictions.csv"), []
     with open(out / "predictions.csv", "a", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         if not rows:
             table.writerow(COLUMNS)
         for name in progress([name for name in found if name not in rows], "segmentation"):
-            image = ImageOps.exif_transpose(read_image(found[name]))
+            try:
+                image = ImageOps.exif_transpose(read_image(found[name]))
+            except DataError as error:
+                damaged.append(str(error))
+                continue
             mask, doubt = segment(segmenter, image, longest, crf)
             write_mask(out / "masks" / f"{name}.png", mask)
             write_overlay(out / "overlays" / f"{name}.jpg", image, mask)
@@ -187,8 +198,10 @@ def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = L
             rows[name] = [name, f"masks/{name}.png", "; ".join(shown), f"{doubt:.4f}"]
             table.writerow(rows[name])
             file.flush()
-    _write_page(out, photographs.name, segmenter.classes, [rows[name] for name in found])
-    return len(found)
+    for sentence in damaged:
+        print(f"left out: {sentence}")
+    _write_page(out, photographs.name, segmenter.classes, [rows[name] for name in found if name in rows])
+    return len(found) - len(damaged)
 
 
 def _rows(path: Path) -> dict[str, list[str]]:

@@ -32,7 +32,7 @@ class Published:
         value: mIoU in percent.
         source: where it is published, and under which conditions.
         start: what the networks of this stage were trained on before; "not stated" where the source does not say.
-        pixel_labels: what masks had a part beyond scoring; "none stated" is no proof that there was nothing.
+        pixel_labels: what masks had a part beyond scoring; "none stated" does not prove that there was nothing.
     """
 
     method: str

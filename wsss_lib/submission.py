@@ -173,12 +173,12 @@ def _mask_defect(content: bytes, size: tuple[int, int] | None) -> str | None:
             palette = image.getpalette()
             labels = np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"this is no readable PNG ({error}): make it again."
+        return f"this is not a readable PNG ({error}): make it again."
     wrong = labels[labels >= NUM_CLASSES]
     if wrong.size:
         return (
             f"the mask holds the value {wrong[0]} at {wrong.size} pixels: only 0..{NUM_CLASSES - 1} are allowed, "
-            "and every pixel needs a class (255 is no answer)."
+            "and every pixel needs a class (255 is not an answer)."
         )
     used = 3 * (int(labels.max()) + 1)
     if palette is None or palette[:used] != voc_palette().ravel().tolist()[:used]:

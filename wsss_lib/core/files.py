@@ -104,7 +104,7 @@ def read_text(path: Path, kind: str = "text") -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no such text.
+        DataError: it is not such text.
     """
     content = path.read_bytes()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -129,7 +129,7 @@ def read_table(path: Path) -> list[tuple[int, list[str]]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no such table.
+        DataError: it is not such a table.
     """
     text = read_text(path, "CSV file")
     delimiter = ","

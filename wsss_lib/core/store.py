@@ -54,7 +54,7 @@ def unlock_folder(lock: FileLock) -> None:
         lock: of `lock_folder`.
     """
     if lock.is_locked:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it sees that this file is no more
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it sees that this file is gone
         lock.release(force=True)
 
 
