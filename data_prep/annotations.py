@@ -114,10 +114,17 @@ def _coco(source: Path, given: Path, found: Mapping[str, Photograph], note: Note
             where[name] = f"{given}, image {number}"
         else:
             boxes += 1
-    if boxes:
-        note(f"{boxes} photographs have objects without an outline, and so no mask")
-    any_outline = any(photographs[name].classes for name in outlined)
-    return Annotated(dict(sorted(photographs.items())), classes, Painted(outlined, where) if any_outline else None)
+    return _annotated(photographs, classes, Painted(outlined, where), boxes, note)
+
+
+def _annotated(
+    photographs: dict[str, Photograph], classes: tuple[str, ...], masks: Painted, without_mask: int, note: Note
+) -> Annotated:
+    """Join what was read; masks count only where at least one of them shows a class."""
+    if without_mask:
+        note(f"{without_mask} photographs have objects without an outline, and so no mask")
+    any_outline = any(photographs[name].classes for name in masks.paint)
+    return Annotated(dict(sorted(photographs.items())), classes, masks if any_outline else None)
 
 
 def _painted(path: Path, places: list[tuple[int, int]], size: tuple[int, int], index_of_id: dict[int, int]) -> np.ndarray:
@@ -144,10 +151,7 @@ def _labelme(source: Path, files: Sequence[Path], found: Mapping[str, Photograph
             where[name] = path
         else:
             rest += 1
-    if rest:
-        note(f"{rest} photographs have labels without an outline, and so no mask")
-    any_outline = any(photographs[name].classes for name in outlined)
-    return Annotated(dict(sorted(photographs.items())), classes, Painted(outlined, where) if any_outline else None)
+    return _annotated(photographs, classes, Painted(outlined, where), rest, note)
 
 
 def _drawn(shapes: list[dict[str, Any]], size: tuple[int, int], values: dict[str, int]) -> np.ndarray:
