@@ -27,6 +27,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -67,8 +68,10 @@ TURNS = {  # orientations that swap width and height, and what undoes them
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-def source_hash(photographs: Mapping[str, Photograph], classes: Sequence[str], longest: int) -> str:
-    """Return a hash of what a data set is made of: the photographs, what is in them, and the size that they get.
+def source_hash(
+    photographs: Mapping[str, Photograph], classes: Sequence[str], longest: int, masks: MaskSource | None = None
+) -> str:
+    """Return a hash of what a data set is made of: photographs, what is in them, their masks, and the size that they get.
 
     Of each file its length and its first 64 KiB count, so that ten thousand photographs take seconds.
 
@@ -79,9 +82,10 @@ def source_hash(photographs: Mapping[str, Photograph], classes: Sequence[str], l
         8 hexadecimal digits.
     """
     hashed = hashlib.sha256(json.dumps([list(classes), longest]).encode())
-    for image, (path, present) in sorted(photographs.items()):
-        if path.is_file():
-            hashed.update(json.dumps([image, present, path.stat().st_size]).encode())
+    for image, (photograph, present) in sorted(photographs.items()):
+        hashed.update(json.dumps([image, present]).encode())
+        for path in filter(Path.is_file, [photograph, *([Path(masks.place(image))] if masks else [])]):
+            hashed.update(str(path.stat().st_size).encode())
             with open(path, "rb") as file:
                 hashed.update(file.read(1 << 16))
     return hashed.hexdigest()[:8]
@@ -137,12 +141,12 @@ def make_dataset(
             contradict each other, or a class has no photograph; nothing is left then.
     """
     _check_classes(classes)
-    description = {"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}
-    description |= {"source": source_hash(photographs, classes, longest)}
+    description: dict[str, Any] = {"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: exists already; remove it or choose another folder")
     if isinstance(masks, Path):
         masks = MaskFolder(masks, photographs, classes)
+    description["source"] = source_hash(photographs, classes, longest, masks)
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
     try:

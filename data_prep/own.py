@@ -37,7 +37,7 @@ def data_set_of(options: argparse.Namespace) -> Path:
     """
     photographs, classes, masks = custom.sources_of(options)
     name = custom.dataset_name(options.photographs)
-    root = custom.place_of(PROJECT_ROOT / "data", name, custom.source_hash(photographs, classes, options.longest))
+    root = custom.place_of(PROJECT_ROOT / "data", name, custom.source_hash(photographs, classes, options.longest, masks))
     if not root.exists():
         lists = given_lists(options.photographs, photographs)
         custom.make_dataset(photographs, classes, root, name, masks, options.val_share, options.longest, lists)

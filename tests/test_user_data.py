@@ -17,7 +17,7 @@ from PIL import Image
 from data_prep import check, custom
 from data_prep.annotations import from_annotations
 from data_prep.check import check_dataset
-from data_prep.own_masks import read_legend
+from data_prep.own_masks import MaskFolder, read_legend
 from data_prep.voc_xml import VocObject, write_voc_xml
 from tests.test_custom import picture, refused, run
 from wsss_lib.config import Config
@@ -826,3 +826,34 @@ def test_any_bytes_are_read_or_refused_in_one_line(two_photographs, tmp_path_fac
             read()
         except DataError as error:
             assert str(error).count("\n") == 0 and "file.json" in str(error)
+
+
+def test_a_data_set_is_found_again_by_its_content_and_never_taken_for_another(tmp_path):
+    """Of one name: the same photographs, others, other labels, and another mask."""
+    for name in ("A/photos", "B/photos"):
+        pictures(tmp_path / name, "cat/a.jpg", "dog/b.jpg")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "B/photos/cat/a.jpg")
+    photographs, classes = custom.from_class_folders(tmp_path / "A/photos")
+    first = custom.source_hash(photographs, classes, 500)
+    others, _ = custom.from_class_folders(tmp_path / "B/photos")
+    corrected = photographs | {"a": custom.Photograph(photographs["a"].path, ("dog",))}
+    hashes = {first, *(custom.source_hash(each, classes, 500) for each in (others, corrected))}
+    assert len(hashes) == 3 and custom.source_hash(dict(photographs), classes, 500) == first
+
+    root = custom.place_of(tmp_path / "data", "photos", first)
+    assert root == tmp_path / "data/photos"
+    custom.make_dataset(photographs, classes, root, val_share=0)
+    assert custom.place_of(tmp_path / "data", "photos", first) == root
+    assert {custom.place_of(tmp_path / "data", "photos", each).name for each in hashes - {first}} == {
+        f"photos-{each}" for each in hashes - {first}
+    }
+    (tmp_path / "data/mine").mkdir()  # a person's own folder
+    assert custom.place_of(tmp_path / "data", "mine", first).name == f"mine-{first}"
+
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    found = []
+    for value in (1, 2):
+        Image.new("L", (40, 30), value).save(masks / "a.png")
+        found.append(custom.source_hash(photographs, classes, 500, MaskFolder(masks, photographs, classes)))
+    assert len({first, *found}) == 3
