@@ -293,7 +293,7 @@ def test_class_folders_that_do_not_fit(photographs, tmp_path, capsys):
     assert "has the same name as wall.jpg" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
     (folder / "cat/wall.png").unlink()
     (folder / "horse").mkdir()
-    assert "horse: there is no photograph" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
+    assert "horse: no photographs were found" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
     assert "holds no folders" in refused(capsys, tmp_path / "mine", tmp_path / "nowhere", tmp_path / "mine")
 
 

@@ -193,6 +193,9 @@ def run(stage: Stage, config: "Config") -> Job:
             job.files.write_metrics(_scores(job), score_key)
     finally:
         job.files.release()
+    for row in job.files.metrics():
+        if "not_scored" in row:
+            print(f"{stage.name} is not scored: the images of {row['split']!r} have {row['not_scored']}")
     return job
 
 
@@ -202,7 +205,6 @@ def _scores(job: Job) -> list[dict[str, Any]]:
     if stage.score is None:
         return []
     if stage.split and stage.needs_masks and not job.score_data.has_masks:
-        print(f"{stage.name} is not scored: the images of {job.score_data.split!r} have no masks")
         return [{"what": stage.name, "split": job.score_data.split, "images": 0, "not_scored": "no masks"}]
     return stage.score(job.scoring())
 

@@ -26,6 +26,7 @@ from wsss_lib.parameters import Settings
 
 LOG_EVERY = 10
 DIVERGED = 1.1  # the last losses over the first one; less is the noise of single batches
+HARMLESS = 0.2  # a loss that no diverged network has; one that goes on from trained weights may rise below it
 
 
 def device_of(config: Settings) -> torch.device:
@@ -188,7 +189,7 @@ def train(
 
 def _check_convergence(first: float, last: float, name: str) -> None:
     """Refuse a training that ends above its start: a network that has learned nothing would go through the whole chain."""
-    if first > 0 and last > DIVERGED * first:
+    if first > 0 and last > DIVERGED * max(first, HARMLESS):
         raise ValueError(
             f"{name}: the training has diverged, its loss has gone from {first:.3g} at the start to {last:.3g} at the end; "
             "take a fifth of the learning rate and run it again"
