@@ -19,6 +19,7 @@ from wsss_lib.core.parallel import batches_of_like_size
 from wsss_lib.data import transforms
 from wsss_lib.methods import amn, cam
 from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.ops import merging
 
 CLASSES, BATCH, SCALES = 20, 16, (1.0, 0.5, 1.5, 2.0)
 VOC_SIZES = 8 * ((375, 500), (500, 375), (333, 500))  # (H, W), VOC's three most frequent ones
@@ -71,7 +72,7 @@ def prepare_cam(share: float):
                 tensor = view(image, scale)
                 maps.append(torch.cat([plain_net.activation_maps(one) for one in (tensor, tensor.flip(-1))]))
             classes = torch.from_numpy(np.flatnonzero(label))
-            results.append(cam.merge_scales(maps, cam.stride4_size(image.size[::-1]), classes).numpy())
+            results.append(merging.merge_scales(maps, merging.stride4_size(image.size[::-1]), classes).numpy())
         return results
 
     return plain, lambda: in_batches(
@@ -93,7 +94,7 @@ def prepare_amn(share: float):
             for scale in SCALES:
                 tensor = view(image, scale)
                 logits.append(amn.merge_mirrored(torch.cat([plain_net(one, y) for one in (tensor, tensor.flip(-1))])))
-            size = cam.stride4_size(image.size[::-1])
+            size = merging.stride4_size(image.size[::-1])
             grid = torch.from_numpy(amn.seed_on_grid(seed, size).copy())
             results.append(amn.manipulated_maps(logits, size, torch.from_numpy(np.flatnonzero(label)), grid)[1:].numpy())
         return results

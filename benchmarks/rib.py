@@ -28,6 +28,7 @@ from wsss_lib.methods import cam, rib
 from wsss_lib.methods.cam import build_classifier, train_classifier
 from wsss_lib.methods.rib import rib_flops
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.ops import merging
 from wsss_lib.parameters import project_path
 from wsss_lib.presets import preset_config
 
@@ -84,8 +85,8 @@ def plain_rib(
         if abs((torch.cat(logits[:-1]) * y).sum().item()) > config.rib_stop_threshold:
             break
     classes = torch.from_numpy(np.flatnonzero(label))
-    size = cam.stride4_size(data.image(image_id).size[::-1])
-    return classes.numpy(), cam.merge_scales(totals, size, classes).numpy()
+    size = merging.stride4_size(data.image(image_id).size[::-1])
+    return classes.numpy(), merging.merge_scales(totals, size, classes).numpy()
 
 
 def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[float, float, float]]:

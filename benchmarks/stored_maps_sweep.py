@@ -18,8 +18,9 @@ from scipy.ndimage import zoom
 from wsss_lib.core.files import write_maps, write_mask
 from wsss_lib.core.scoring import full_size_maps, sweep_maps
 from wsss_lib.data.dataset import VOC_CLASSES, SegmentationDataset
+from wsss_lib.ops.merging import upsample_scores
 from wsss_lib.ops.metrics import confusion_matrix
-from wsss_lib.ops.seeds import argmax_with_background, upsample_scores
+from wsss_lib.ops.seeds import argmax_with_background
 
 SIZE = (375, 500)
 THRESHOLDS = np.linspace(0.01, 1, 100)

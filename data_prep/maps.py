@@ -10,6 +10,8 @@ then go on from there with `-p method official_amn`. Formats:
     psa     AffinityNet, SC-CAM: a pickled dict from class to a map at full size
     drs     DRS: bytes (C, S, S), the photograph squeezed to a square
 
+With `map_size: image`, as in the presets of VOC and COCO, maps of full size are kept where a file holds them.
+
 Pickles are read by a reader that knows the few names which such files need and runs nothing.
 """
 
@@ -32,11 +34,11 @@ from wsss_lib.core.scoring import score_maps
 from wsss_lib.core.stage import Job, Stage, run
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.errors import DataError
-from wsss_lib.methods.cam import stride4_size
+from wsss_lib.ops.merging import stride4_size
 from wsss_lib.parameters import project_path
 from wsss_lib.presets import read_preset
 
-Maps = tuple[np.ndarray, np.ndarray]  # classes (K,), scores (K, h, w)
+Maps = tuple[np.ndarray, ...]  # classes (K,), scores (K, h, w) and, where the file holds them, maps of full size (K, H, W)
 
 
 class _Unfit(ValueError):
@@ -69,7 +71,7 @@ def from_irn(content: Any, size: tuple[int, int], background: bool = False) -> M
         background: AMN's form, whose `cam` has one map more, the background's, in front.
 
     Returns:
-        classes int64 (K,), scores float32 (K, h, w).
+        classes int64 (K,), scores float32 (K, h, w), and its `high_res` (K, H, W) where it has one.
 
     Raises:
         ValueError: another form.
@@ -81,7 +83,8 @@ def from_irn(content: Any, size: tuple[int, int], background: bool = False) -> M
         return classes, np.zeros((0, *stride4_size(size)), np.float32)
     if "cam" not in content:
         raise _Unfit("it has no entry 'cam'")
-    return classes, _floats(content["cam"], 3)[int(background) :]
+    full = [_floats(content["high_res"], 3)[int(background) :]] if "high_res" in content else []
+    return classes, _floats(content["cam"], 3)[int(background) :], *full
 
 
 def from_psa(content: Any, size: tuple[int, int]) -> Maps:
@@ -92,7 +95,7 @@ def from_psa(content: Any, size: tuple[int, int]) -> Maps:
         size: (H, W) of the photograph.
 
     Returns:
-        classes int64 (K,), scores float32 (K, h, w), means over blocks of 4 x 4 pixels.
+        classes int64 (K,), scores float32 (K, h, w), means over blocks of 4 x 4 pixels, and these pixels (K, H, W).
 
     Raises:
         ValueError: another form, or maps that hold only 0 and 255, as SC-CAM's published program leaves them.
@@ -108,7 +111,7 @@ def from_psa(content: Any, size: tuple[int, int]) -> Maps:
             "it holds only 0 and 255: SC-CAM's published program overwrites its maps while it draws them, and the "
             "scores are lost"
         )
-    return classes, _blocks(np.stack(maps)) if maps else np.zeros((0, *stride4_size(size)), np.float32)
+    return _with_blocks(classes, np.stack(maps) if maps else np.zeros((0, *size), np.float32))
 
 
 def from_drs(content: Any, size: tuple[int, int]) -> Maps:
@@ -119,7 +122,8 @@ def from_drs(content: Any, size: tuple[int, int]) -> Maps:
         size: (H, W) of the photograph.
 
     Returns:
-        classes int64 (K,) that have a score somewhere; scores float32 (K, h, w), means over blocks of 4 x 4 pixels.
+        classes int64 (K,) that have a score somewhere; scores float32 (K, h, w), means over blocks of 4 x 4 pixels; these
+        pixels (K, H, W).
 
     Raises:
         ValueError: another form.
@@ -129,13 +133,17 @@ def from_drs(content: Any, size: tuple[int, int]) -> Maps:
     classes = np.flatnonzero(content.any((1, 2)))
     maps = torch.from_numpy(content[classes].astype(np.float32) / 255)
     if not len(classes):
-        return classes, np.zeros((0, *stride4_size(size)), np.float32)
+        return _with_blocks(classes, np.zeros((0, *size), np.float32))
     # back from the square as the photograph was brought to it, pixel by pixel
-    return classes, _blocks(F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0].numpy())
+    return _with_blocks(classes, F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0].numpy())
 
 
-def _blocks(maps: np.ndarray) -> np.ndarray:
-    return F.avg_pool2d(torch.from_numpy(np.ascontiguousarray(maps))[None], 4, ceil_mode=True)[0].numpy()
+def _with_blocks(classes: np.ndarray, maps: np.ndarray) -> Maps:
+    """Return the classes, the means of blocks of 4 x 4 pixels, and the maps of full size themselves."""
+    if not len(classes):  # torch pools no empty tensor
+        return classes, np.zeros((0, *stride4_size(maps.shape[1:])), np.float32), maps
+    blocks = F.avg_pool2d(torch.from_numpy(np.ascontiguousarray(maps))[None], 4, ceil_mode=True)[0]
+    return classes, blocks.numpy(), maps
 
 
 FORMATS: dict[str, Callable[[Any, tuple[int, int]], Maps]] = {
@@ -149,7 +157,9 @@ FORMATS: dict[str, Callable[[Any, tuple[int, int]], Maps]] = {
 }
 
 
-def import_map(image_id: str, folder: Path, data: SegmentationDataset, name: str, output: Path) -> None:
+def import_map(
+    image_id: str, folder: Path, data: SegmentationDataset, name: str, output: Path, keep_full: bool = False
+) -> None:
     """Convert the map of one image.
 
     Args:
@@ -158,6 +168,7 @@ def import_map(image_id: str, folder: Path, data: SegmentationDataset, name: str
         data: the data set, which has the photograph.
         name: of the format, one of `FORMATS`.
         output: folder for `ID.npz`.
+        keep_full: keep maps of full size, where the file holds them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -166,12 +177,14 @@ def import_map(image_id: str, folder: Path, data: SegmentationDataset, name: str
     path, size = folder / f"{image_id}.npy", image_size(data.image_path(image_id))[::-1]
     content = read_npy(path, tensors=True)
     try:
-        classes, scores = FORMATS[name](content, size)
+        classes, scores, *full = FORMATS[name](content, size)
         if scores.shape != (len(classes), *stride4_size(size)):
             raise _Unfit(f"{len(classes)} classes and maps {scores.shape} do not belong to a photograph of {size[0]}x{size[1]}")
         if len(set(classes.tolist())) != len(classes) or ((classes < 0) | (classes >= data.num_classes)).any():
             raise _Unfit(f"its classes {classes.tolist()} are not different numbers below {data.num_classes}")
-        if not ((scores >= -1e-3) & (scores <= 1 + 1e-3)).all():  # also refuses what is not a number
+        if any(maps.shape != (len(classes), *size) for maps in full):
+            raise _Unfit(f"its maps of full size do not belong to a photograph of {size[0]}x{size[1]}")
+        if not all(((maps >= -1e-3) & (maps <= 1 + 1e-3)).all() for maps in (scores, *full)):  # also refuses NaN
             raise _Unfit("its scores do not lie between 0 and 1")
     except _Unfit as error:
         raise DataError(
@@ -179,7 +192,8 @@ def import_map(image_id: str, folder: Path, data: SegmentationDataset, name: str
             "program that wrote it"
         ) from None
     order = np.argsort(classes)
-    write_maps(output / f"{image_id}.npz", classes[order], scores[order].clip(0, 1), size)
+    kept = [maps[order].clip(0, 1) for maps in full] if keep_full else []
+    write_maps(output / f"{image_id}.npz", classes[order], scores[order].clip(0, 1), size, *kept)
 
 
 def import_maps(folder: Path, name: str, config: Config) -> str:
@@ -208,7 +222,8 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
     identity = hashlib.sha256("".join(f"{path.name} {path.stat().st_size}\n" for path in paths).encode()).hexdigest()
 
     def make(job: Job) -> int:
-        work = partial(import_map, folder=folder, data=data, name=name, output=job.folder)
+        keep_full = job.config.map_size == "image"
+        work = partial(import_map, folder=folder, data=data, name=name, output=job.folder, keep_full=keep_full)
         return for_each_image(
             data.ids, lambda image_id: job.folder / f"{image_id}.npz", work, "maps", config, config.num_workers
         )
@@ -221,6 +236,7 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
             f"of method {config.method!r}",
             make,
             files=lambda job: {"files": f"{name} {identity}"},
+            reads=("map_size",),
             score=score_maps if has_masks else None,
             method=config.method,
         ),

@@ -34,7 +34,7 @@ from wsss_lib.nets.deeplab_v2 import (
     multi_scale_loss,
     resize_labels,
 )
-from wsss_lib.ops import affinity, random_walk
+from wsss_lib.ops import affinity, merging, random_walk
 from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities
 from wsss_lib.ops.metrics import confusion_matrix, scores
 from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
@@ -66,8 +66,8 @@ def merge_scales(case: Arrays) -> Arrays:
     size = tuple(case["in_size"].tolist())
     return {
         "out_keys": keys,
-        "out_cam": cam.merge_scales(maps, cam.stride4_size(size), tensor(keys)).numpy(),
-        "out_high_res": cam.merge_scales(maps, size, tensor(keys), grid_stride=16).numpy(),
+        "out_cam": merging.merge_scales(maps, merging.stride4_size(size), tensor(keys)).numpy(),
+        "out_high_res": merging.merge_scales(maps, size, tensor(keys), grid_stride=16).numpy(),
     }
 
 

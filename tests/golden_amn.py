@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from wsss_lib.methods import amn
-from wsss_lib.methods.cam import stride4_size
 from wsss_lib.ops import random_walk
+from wsss_lib.ops.merging import stride4_size
 from wsss_lib.ops.metrics import scores
 from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
 from wsss_lib.ops.thresholds import ImageThresholds

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from wsss_lib.methods import cam, sccam
+from wsss_lib.methods import sccam
 from wsss_lib.nets.resnet38 import BottleneckBlock, ResBlock, ResNet38
+from wsss_lib.ops import merging
 from wsss_lib.ops.metrics import confusion_matrix, scores
 from wsss_lib.ops.seeds import argmax_with_background
 
@@ -139,7 +140,7 @@ def normalized(passes: np.ndarray) -> np.ndarray:
     """Sum of the passes, image and mirror image in turn and mirrored back already, divided by the maximum of each class."""
     count, size = passes.shape[1], passes.shape[2:]
     pairs = [torch.stack([tensor(passes[i]), tensor(passes[i + 1]).flip(-1)]) for i in range(0, len(passes), 2)]
-    return cam.merge_scales(pairs, size, torch.arange(count)).numpy()
+    return merging.merge_scales(pairs, size, torch.arange(count)).numpy()
 
 
 def entropy(case: Arrays) -> Arrays:

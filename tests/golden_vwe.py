@@ -11,6 +11,7 @@ from torch import Tensor
 from wsss_lib.config import Config
 from wsss_lib.core import training
 from wsss_lib.methods import cam, vwe
+from wsss_lib.ops import merging
 from wsss_lib.ops.crf import crf_from_maps, soft_scores
 from wsss_lib.ops.metrics import confusion_matrix, scores
 
@@ -134,8 +135,8 @@ def make_cam(case: Arrays) -> Arrays:
     keys, size = np.flatnonzero(case["in_image_label"]), tuple(case["in_size"].tolist())
     return {
         "out_keys": keys,
-        "out_cam": cam.merge_scales(maps, cam.stride4_size(size), tensor(keys), join=torch.maximum).numpy(),
-        "out_high_res": cam.merge_scales(maps, size, tensor(keys), join=torch.maximum).numpy(),
+        "out_cam": merging.merge_scales(maps, merging.stride4_size(size), tensor(keys), join=torch.maximum).numpy(),
+        "out_high_res": merging.merge_scales(maps, size, tensor(keys), join=torch.maximum).numpy(),
     }
 
 

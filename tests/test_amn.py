@@ -25,7 +25,8 @@ from wsss_lib.experiments import amn_ablations
 from wsss_lib.methods import amn
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
-from wsss_lib.ops.seeds import irn_labels, upsample_scores
+from wsss_lib.ops.merging import upsample_scores
+from wsss_lib.ops.seeds import irn_labels
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 GOLDEN = Path(__file__).parent / "golden"

@@ -17,6 +17,7 @@ from wsss_lib.data import transforms
 from wsss_lib.methods import cam
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.ops import merging
 
 EFFICIENTNET = pytest.param("efficientnet_lite0", marks=pytest.mark.skipif(find_spec("timm") is None, reason="no timm"))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -128,29 +129,29 @@ def test_merging_by_hand():
     first[0, 2, 0], first[1, 2, 0] = torch.tensor([1.0, 0.0]), torch.tensor([3.0, 2.0])  # + mirror: (1 + 2, 0 + 3)
     second[0, 2], second[1, 2] = 1.0, 0.0  # everywhere 1
     first[:, 0] = 99.0  # another class
-    merged = cam.merge_scales([first, second], (1, 2), torch.tensor([2]))
+    merged = merging.merge_scales([first, second], (1, 2), torch.tensor([2]))
     assert torch.allclose(merged, torch.tensor([[[4.0, 4.0]]]) / (4 + 1e-5))
     first[1, 2, 0] = torch.tensor([0.0, 2.0])  # + mirror: (1 + 2, 0 + 0)
-    merged = cam.merge_scales([first, second], (1, 2), torch.tensor([2]))
+    merged = merging.merge_scales([first, second], (1, 2), torch.tensor([2]))
     assert torch.allclose(merged, torch.tensor([[[4.0, 1.0]]]) / (4 + 1e-5))
 
 
 def test_every_class_is_divided_by_its_own_maximum():
     maps = torch.zeros(2, 2, 1, 2)
     maps[0, 0, 0], maps[0, 1, 0] = torch.tensor([8.0, 4.0]), torch.tensor([0.1, 0.2])
-    merged = cam.merge_scales([maps], (1, 2), torch.tensor([0, 1]))
+    merged = merging.merge_scales([maps], (1, 2), torch.tensor([0, 1]))
     assert merged.flatten().tolist() == pytest.approx([1.0, 0.5, 0.5, 1.0], abs=1e-4)
 
 
 def test_a_map_without_evidence_stays_zero():
-    merged = cam.merge_scales([torch.zeros(2, 1, 2, 3)], (4, 5), torch.tensor([0]))
+    merged = merging.merge_scales([torch.zeros(2, 1, 2, 3)], (4, 5), torch.tensor([0]))
     assert merged.shape == (1, 4, 5) and not merged.any()
 
 
 def test_grid_of_the_full_size_maps():
     """The official full-resolution maps are resized to the area that a grid of stride 16 covers, and cut."""
     maps = torch.rand(2, 1, 3, 2)
-    merged = cam.merge_scales([maps], (35, 20), torch.tensor([0]), grid_stride=16)
+    merged = merging.merge_scales([maps], (35, 20), torch.tensor([0]), grid_stride=16)
     full = F.interpolate(maps[:1] + maps[1:].flip(-1), size=(48, 32), mode="bilinear", align_corners=False)[0, :, :35, :20]
     assert torch.allclose(merged, full / (full.max() + 1e-5))
 
@@ -160,10 +161,12 @@ def test_merged_maps_lie_between_0_and_1_and_mirror_with_the_image(height, width
     torch.manual_seed(seed)
     maps = [torch.rand(2, 4, side, side + 1) * 10.0 ** (seed % 30) for side in (2, 3)]
     classes = torch.tensor(sorted(classes), dtype=torch.int64)
-    merged = cam.merge_scales(maps, (height, width), classes)
+    merged = merging.merge_scales(maps, (height, width), classes)
     assert merged.shape == (len(classes), height, width) and torch.isfinite(merged).all()
     assert ((merged >= 0) & (merged <= 1)).all()
-    mirrored = cam.merge_scales([scale.flip(0) for scale in maps], (height, width), classes)  # image and mirror change places
+    mirrored = merging.merge_scales(
+        [scale.flip(0) for scale in maps], (height, width), classes
+    )  # image and mirror change places
     assert torch.allclose(mirrored.flip(-1), merged, atol=1e-5)
 
 
@@ -225,7 +228,7 @@ def test_the_smallest_images(name, size):
     torch.manual_seed(0)
     net = cam.ClassActivationNet(build_backbone(name), 2).eval()
     ((_, scores),) = maps_of(net, [photograph(*size)], [[1, 1]], (1.0, 0.5, 1.5, 2.0))
-    assert scores.shape == (2, *cam.stride4_size(size))
+    assert scores.shape == (2, *merging.stride4_size(size))
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
     assert cam.classification_scores(net, [photograph(*size)], MEAN, STD).shape == (1, 2)
 
@@ -243,7 +246,7 @@ def test_maps_fit_half_precision_whatever_the_evidence(tmp_path, strength):
 
 def test_stride4_size():
     sizes = [(1, 1), (4, 5), (8, 9), (375, 500)]
-    assert [cam.stride4_size(size) for size in sizes] == [(1, 1), (1, 2), (2, 3), (94, 125)]
+    assert [merging.stride4_size(size) for size in sizes] == [(1, 1), (1, 2), (2, 3), (94, 125)]
 
 
 def test_scores_by_hand():

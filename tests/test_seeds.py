@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsss_lib.ops.crf import crf_from_labels
-from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask, seed_mask_and_irn_labels, upsample_scores
+from wsss_lib.ops.merging import upsample_scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask, seed_mask_and_irn_labels
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**32 - 1))

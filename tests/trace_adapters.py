@@ -32,6 +32,7 @@ from wsss_lib.nets import deeplab_v3plus as deeplab_v3plus_nets
 from wsss_lib.nets.backbone import ResNet
 from wsss_lib.nets.deeplab_v2 import DeepLabV2, resize_labels
 from wsss_lib.nets.resnet38 import ResNet38
+from wsss_lib.ops import merging
 from wsss_lib.presets import preset_config
 from wsss_lib.refine import affinitynet
 from wsss_lib.refine import irn as irn_module
@@ -602,7 +603,7 @@ def rib_tuning(case: Arrays) -> Arrays:
             f"out_loss_{run}": np.array([step.loss for step in made]),
             f"out_target_loss_{run}": np.array([step.target_logit for step in made]),
             f"out_stop_flags_{run}": np.array([step.stop for step in steps]),
-            f"out_cam_{run}": cam.merge_scales(rib.add_up(steps), cam.stride4_size(size), classes).numpy(),
+            f"out_cam_{run}": merging.merge_scales(rib.add_up(steps), merging.stride4_size(size), classes).numpy(),
             f"out_fingerprint_{run}": names.fingerprints(net, weights),
         }
         if run == "normal":

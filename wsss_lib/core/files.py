@@ -11,14 +11,16 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from wsss_lib.errors import DataError
+from wsss_lib.ops.merging import Views, full_size
 
 IGNORE = 255  # the label of a pixel that is not known
 # Left alone, Pillow tries some seventy formats, and starts Ghostscript for one of them. The MPO of many phones is a JPEG.
@@ -150,7 +152,9 @@ def read_table(path: Path) -> list[tuple[int, list[str]]]:
     return [(number, row[:width] if len(row) > width else row) for number, row in rows]
 
 
-def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> None:
+def write_maps(
+    path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[int, int], full: Views | np.ndarray | None = None
+) -> None:
     """Write localization maps.
 
     Args:
@@ -158,24 +162,41 @@ def write_maps(path: Path, classes: np.ndarray, scores: np.ndarray, size: tuple[
         classes: (K,) integers, 0-based foreground classes.
         scores: (K, h, w) floats in [0, 1] at stride 4; stored as float16.
         size: (H, W) of the image in pixels.
+        full: what the maps of full size are made of, or themselves, (K, H, W) in [0, 1]; None: they are not kept.
 
     Raises:
         ValueError: a score is NaN, or too large for float16.
         OSError: as `write_atomically`.
     """
+    arrays = {"scores": scores} | _arrays_of_full(full)
     with np.errstate(over="ignore"):
-        scores = np.asarray(scores, np.float16)
-    if not np.isfinite(scores).all():
+        arrays = {name: np.asarray(values, np.float16) for name, values in arrays.items()}
+    if not all(np.isfinite(values).all() for values in arrays.values()):
         raise ValueError(
             f"{path}: a score is not finite, or beyond the range of float16; the network has diverged, train it "
             "again with a lower learning rate"
         )
+    arrays |= {"classes": np.asarray(classes, np.int16), "size": np.asarray(size, np.int32)}
+    if isinstance(full, Views):
+        arrays |= {"grid_stride": np.asarray(full.grid_stride, np.int32), "peaks": _peaks(full)}
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, classes=np.asarray(classes, np.int16), scores=scores, size=np.asarray(size, np.int32))
+            np.savez_compressed(file, **arrays)
 
     write_atomically(path, write)
+
+
+def _peaks(views: Views) -> np.ndarray:
+    """Return each class's largest value over all scales, float32 (K,): divided by it, a map has float16's full precision."""
+    return torch.stack([view.amax((1, 2)) for view in views.scales]).amax(0).float().cpu().numpy()
+
+
+def _arrays_of_full(full: Views | np.ndarray | None) -> dict[str, np.ndarray]:
+    if isinstance(full, Views):
+        peaks = np.maximum(_peaks(full), np.finfo(np.float32).tiny)[:, None, None]
+        return {f"view{number}": view.float().cpu().numpy() / peaks for number, view in enumerate(full.scales)}
+    return {} if full is None else {"full": full}
 
 
 def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -192,11 +213,43 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
 
     Explained in notebook 10, section "All images".
     """
+    arrays = _checked_maps(path, ("classes", "scores", "size"))
+    height, width = arrays["size"].tolist()
+    return arrays["classes"].astype(np.int64), arrays["scores"].astype(np.float32), (height, width)
+
+
+def read_full_size_maps(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read localization maps at the size of their image: merged there where the file allows it, else enlarged from stride 4.
+
+    Args:
+        path: `ID.npz`.
+
+    Returns:
+        classes int64 (K,), 0-based; scores float32 (K, H, W) in [0, 1].
+
+    Raises:
+        DataError: as `read_maps`.
+
+    Explained in notebook 70, section "Thresholds".
+    """
+    arrays = _checked_maps(path)
+    height, width = arrays["size"].tolist()
+    full: Views | np.ndarray | None = arrays["full"].astype(np.float32) if "full" in arrays else None
+    if "peaks" in arrays:
+        peaks = arrays["peaks"][:, None, None]
+        views = [arrays[f"view{number}"].astype(np.float32) * peaks for number in range(len(arrays) - 5)]
+        full = Views([torch.from_numpy(view) for view in views], int(arrays["grid_stride"]))
+    return arrays["classes"].astype(np.int64), full_size(arrays["scores"], (height, width), full)
+
+
+def _checked_maps(path: Path, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Return arrays of a file of maps, all or those named, after checks of their types, shapes and values."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if sum(entry.file_size for entry in file.zip.infolist()) > LARGEST_MAPS:
                 raise DataError(f"it would take more than {LARGEST_MAPS >> 20} MiB")
-            classes, scores, size = file["classes"], file["scores"], file["size"]
+            arrays = {name: file[name] for name in names or file.files}
+            classes, scores, size = arrays["classes"], arrays["scores"], arrays["size"]
     except FileNotFoundError:
         raise DataError(f"{path}: the localization maps are missing; run notebook 10_cam on this split first") from None
     except Exception as error:  # a broken zip file or array header makes NumPy raise one of a dozen types
@@ -211,9 +264,33 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
             f"{path}: classes {classes.shape} and scores {scores.shape} do not belong to an image of "
             f"{size[0]}x{size[1]}; delete it and run its stage again"
         )
-    if not np.isfinite(scores).all():
+    if not _full_fits(arrays):
+        raise DataError(f"{path}: its maps of full size do not fit its classes and size; delete it and run its stage again")
+    if not all(np.isfinite(values).all() for values in arrays.values()):
         raise DataError(f"{path}: a score is NaN or infinite; delete it and run its stage again")
-    return classes.astype(np.int64), scores.astype(np.float32), (int(size[0]), int(size[1]))
+    return arrays
+
+
+def _full_fits(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether what a file holds beside `classes`, `scores` and `size` are the maps that `write_maps` writes."""
+    rest = {name: values for name, values in arrays.items() if name not in ("classes", "scores", "size")}
+    count, size = len(arrays["classes"]), tuple(arrays["size"].tolist())
+    if "full" in rest:
+        return set(rest) == {"full"} and rest["full"].dtype.kind == "f" and rest["full"].shape == (count, *size)
+    if not rest:
+        return True
+    views = [rest.pop(f"view{number}", None) for number in range(len(rest) - 2)]
+    return (
+        set(rest) == {"grid_stride", "peaks"}
+        and len(views) > 0
+        and rest["grid_stride"].dtype.kind == "i"
+        and rest["grid_stride"].shape == ()
+        and 0 < rest["grid_stride"] <= 64
+        and rest["peaks"].dtype.kind == "f"
+        and rest["peaks"].shape == (count,)
+        and all(view is not None and view.dtype.kind == "f" and view.ndim == 3 and len(view) == count for view in views)
+        and all(view.size or not count for view in views)
+    )
 
 
 def voc_palette() -> np.ndarray:

@@ -20,9 +20,9 @@ from wsss_lib.core.progress import progress
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.parameters import Settings
 
-# What a method gives `make_maps`: ids, images of one size and labels uint8 (N, C) to each image's classes (K,) and
-# scores (K, h, w) in [0, 1] at stride 4.
-Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
+# What a method gives `make_maps`: ids, images of one size and labels uint8 (N, C) to each image's classes (K,), scores
+# (K, h, w) in [0, 1] at stride 4, and, where maps of full size are kept, these or the `Views` that they are made of.
+Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple]]
 
 
 class ShardDone(Exception):
@@ -130,8 +130,9 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Settings, f
     """Write `ID.npz` with the localization maps of every image that has none yet, or of those of this run's shard.
 
     Args:
-        localize: a method; (ids, images of one size, labels uint8 (N, C)) to classes (K,) and scores (K, h, w) at stride
-            4 of each image. What it draws at random must depend on the id alone, so that a resumed run makes the same maps.
+        localize: a method; (ids, images of one size, labels uint8 (N, C)) to what `write_maps` takes of each image: classes
+            (K,), scores (K, h, w) at stride 4, and perhaps maps of full size. What it draws at random must depend on
+            the id alone, so that a resumed run makes the same maps.
 
     Returns:
         the number of images made now.
@@ -149,8 +150,8 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Settings, f
     for group in progress(groups, "localization maps"):
         images = [data.image(image_id) for image_id in group]
         labels = data.labels[[row[image_id] for image_id in group]]
-        for image_id, image, (classes, scores) in zip(group, images, localize(group, images, labels), strict=True):
-            write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1])
+        for image_id, image, (classes, scores, *full) in zip(group, images, localize(group, images, labels), strict=True):
+            write_maps(folder / f"{image_id}.npz", classes, scores, image.size[::-1], *full)
     made = sum(image_id not in done for group in groups for image_id in group)
     end_of_shard(config, folder.name, made < len(data) - len(done))
     return made

@@ -7,12 +7,12 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from wsss_lib.core.files import image_size, read_maps, read_mask
+from wsss_lib.core.files import image_size, read_full_size_maps, read_mask
 from wsss_lib.core.progress import progress
 from wsss_lib.core.stage import Job
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.ops.metrics import Evaluation, part_recall
-from wsss_lib.ops.seeds import argmax_with_background, upsample_scores
+from wsss_lib.ops.seeds import argmax_with_background
 from wsss_lib.ops.thresholds import ThresholdSweep
 from wsss_lib.parameters import Settings
 
@@ -130,8 +130,7 @@ def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.nda
 
     Explained in notebook 70, section "Thresholds".
     """
-    classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-    return classes, upsample_scores(scores, size)
+    return read_full_size_maps(maps_folder / f"{image_id}.npz")
 
 
 Sweep = TypeVar("Sweep", bound=ThresholdSweep)

@@ -14,10 +14,11 @@ from wsss_lib.core.training import poly_factor
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.experiments.trials import Maps, recall_by_part
 from wsss_lib.methods import rib
-from wsss_lib.methods.cam import ClassActivationNet, merge_scales, stride4_size
+from wsss_lib.methods.cam import ClassActivationNet
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.ops.merging import merge_scales, stride4_size, upsample_scores
 from wsss_lib.ops.metrics import Evaluation
-from wsss_lib.ops.seeds import argmax_with_background, upsample_scores
+from wsss_lib.ops.seeds import argmax_with_background
 
 
 class SingleImages:

@@ -15,7 +15,7 @@ from wsss_lib.core.scoring import full_size_maps
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.experiments.trials import sweep_of
 from wsss_lib.methods import cam, sccam
-from wsss_lib.ops.seeds import upsample_scores
+from wsss_lib.ops.merging import upsample_scores
 from wsss_lib.ops.thresholds import near_best_range
 from wsss_lib.parameters import Settings
 

@@ -23,20 +23,20 @@ from torch import Tensor, nn
 from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes, mean_over_processes
-from wsss_lib.core.files import IGNORE, read_maps, read_mask, write_mask
+from wsss_lib.core.files import IGNORE, read_mask, write_mask
 from wsss_lib.core.parallel import Localize, for_each_image, make_maps
-from wsss_lib.core.scoring import score_maps, score_masks, sweep_maps
+from wsss_lib.core.scoring import full_size_maps, score_maps, score_masks, sweep_maps
 from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
 from wsss_lib.errors import DataError
 from wsss_lib.methods import cam
-from wsss_lib.methods.cam import stride4_size
 from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.deeplab_v2 import ASPPV2
 from wsss_lib.nets.weights import load_whole, start_backbone
-from wsss_lib.ops.seeds import irn_labels, upsample_scores
+from wsss_lib.ops.merging import stride4_size
+from wsss_lib.ops.seeds import irn_labels
 from wsss_lib.ops.thresholds import ImageThresholds
 from wsss_lib.parameters import (
     TRAINING,
@@ -330,7 +330,8 @@ def localization_maps(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     dropout_keys: Sequence[str] = (),
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    keep_full: bool = False,
+) -> list[tuple]:
     """Return the stride-4 foreground maps of a batch of photographs of equal size.
 
     Args:
@@ -340,9 +341,11 @@ def localization_maps(
         scales: factors on the image's size.
         mean, std: of the normalisation.
         dropout_keys: one text for each image leaves dropout on, drawn from that text alone; empty: dropout is off.
+        keep_full: return maps of full size, too: the soft-max stands between them and the scales, so that nothing smaller
+            holds them.
 
     Returns:
-        for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1].
+        for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1]; with `keep_full` also float32 (K, H, W).
 
     Source: AMN's program, make_amn_cam.
     Explained in notebook 40, section "From logits to maps".
@@ -363,12 +366,14 @@ def localization_maps(
             z = net.head(features, image_labels.repeat(2, 1)).float()
             pairs = [z[[index, index + len(images)]] for index in range(len(images))]  # (2, C, h_s, w_s)
         logits.append([merge_mirrored(pair) for pair in pairs])
-    size, result = stride4_size(images[0].size[::-1]), []
+    full, result = images[0].size[::-1], []
     for index, seed in enumerate(seeds):
-        classes = torch.from_numpy(np.flatnonzero(labels[index]))
-        grid = None if seed is None else torch.from_numpy(seed_on_grid(seed, size).copy()).to(device)  # (h, w)
-        maps = manipulated_maps([merged[index] for merged in logits], size, classes, grid)
-        result.append((classes.numpy(), maps[1:].cpu().numpy()))  # every reader of the maps drops the background's
+        classes, maps = torch.from_numpy(np.flatnonzero(labels[index])), []
+        for size in (stride4_size(full), full) if keep_full else (stride4_size(full),):
+            grid = None if seed is None else torch.from_numpy(seed_on_grid(seed, size).copy()).to(device)  # (h, w)
+            both = manipulated_maps([merged[index] for merged in logits], size, classes, grid)
+            maps.append(both[1:].cpu().numpy())  # every reader of the maps drops the background's
+        result.append((classes.numpy(), *maps))
     return result
 
 
@@ -428,12 +433,12 @@ def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Set
 
 
 def _refined_seed(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> None:
-    classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
+    classes, scores = full_size_maps(maps_folder, image_id)
     write_mask(
         folder / f"{image_id}.png",
         irn_labels(
             np.array(data.image(image_id)),
-            upsample_scores(scores, size),
+            scores,
             classes,
             config.amn_foreground_threshold,
             config.amn_background_threshold,
@@ -553,13 +558,14 @@ def amn_localization(
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
 
-    def localize(ids: Sequence[str], images: Sequence[Image.Image], labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def localize(ids: Sequence[str], images: Sequence[Image.Image], labels: np.ndarray) -> list[tuple]:
         seeds = [
             read_mask(seed_folder / f"{image_id}.png", data.num_classes, image.size) if seed_folder else None
             for image_id, image in zip(ids, images, strict=True)
         ]
         keys = [f"{config.seed}/{image_id}" for image_id in ids] if config.amn_dropout_in_maps else ()
-        return localization_maps(net, images, labels, seeds, config.cam_scales, mean, std, keys)
+        keep_full = config.map_size == "image"
+        return localization_maps(net, images, labels, seeds, config.cam_scales, mean, std, keys, keep_full)
 
     return localize
 
@@ -647,7 +653,7 @@ MAPS = Stage(
     _make_maps,
     inputs=lambda config: {"network": NETWORK, "seeds": REFINED_SEEDS},
     score=_score_maps,
-    reads=("backbone", "cam_scales", "amn_dropout_in_maps", "seed"),
+    reads=("backbone", "cam_scales", "map_size", "amn_dropout_in_maps", "seed"),
     shows={"CAM at its best threshold": None},
 )
 STAGES = (REFINED_SEEDS, NETWORK, MAPS)

@@ -6,7 +6,7 @@ be exchanged, and the convolution's output before averaging shows where the evid
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.weights import load_whole
+from wsss_lib.ops.merging import Views, join_flips, merge_views, stride4_size
 from wsss_lib.ops.metrics import average_precision
 from wsss_lib.parameters import (
     BACKBONE,
@@ -43,6 +44,7 @@ from wsss_lib.parameters import (
 )
 
 NOTEBOOK = "10_cam"
+IRN_GRID = 16  # the stride of its network, whose grid IRN's and RIB's programs lay over the image
 CROPS = ("cam_batch_size", "cam_long_side_min", "cam_long_side_max", "cam_crop")  # batches and crops of the classifier's images
 
 
@@ -62,6 +64,7 @@ class Parameters(ParameterGroup):
     cam_long_side_max: Positive = 112
     cam_crop: Positive = 96
     cam_scales: Numbers = (1.0, 0.5, 1.5, 2.0)
+    map_size: Literal["stride4", "image"] = "stride4"  # where scales are merged for thresholds; published: the image's size
 
     @model_validator(mode="after")
     def _cam_in_order(self) -> "Parameters":
@@ -139,50 +142,6 @@ def classification_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str
     return {"loss": F.multilabel_soft_margin_loss(model(images).float(), labels)}
 
 
-def stride4_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size (h, w) of the stride-4 grid of an image: one cell for each 4x4 block, the last ones cut.
-
-    Args:
-        size: (H, W) of the image in pixels.
-
-    Example:
-        >>> stride4_size((375, 500))
-        (94, 125)
-    """
-    return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
-
-
-def merge_scales(
-    maps: Sequence[Tensor],
-    size: tuple[int, int],
-    classes: Tensor,
-    grid_stride: int = 1,
-    join: Callable[[Tensor, Tensor], Tensor] = torch.add,
-) -> Tensor:
-    """Add mirrored and unmirrored maps of all scales and divide every class by its maximum (IRN, section 5).
-
-    Args:
-        maps: for each scale a float tensor (2, C, h_s, w_s), >= 0: of the image and of its mirror image.
-        size: (H, W) of the result: the stride-4 size for stored maps.
-        classes: int64 (K,) the image's foreground classes, 0-based.
-        grid_stride: the maps are resized to the area that a grid of this stride covers and cut to `size`. 1 (stored
-            maps) resizes straight to `size`; the official full-resolution maps use 16.
-        join: how the maps of image and mirror become one, before the scales are added (VWE: `torch.maximum`).
-
-    Returns:
-        float (K, H, W) in [0, 1].
-
-    Explained in notebook 10, section "Several scales and a horizontal flip".
-    """
-    covered = tuple((side - 1) // grid_stride * grid_stride + grid_stride for side in size)
-    total = torch.zeros(len(classes), *size, dtype=maps[0].dtype, device=maps[0].device)
-    for scale_maps in maps if len(classes) else ():  # an image without a class has no map; torch resizes no empty tensor
-        chosen = scale_maps[:, classes.to(scale_maps.device)]
-        both = join(chosen[0], chosen[1].flip(-1))  # (K, h_s, w_s)
-        total += F.interpolate(both[None], size=covered, mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
-    return total / (total.amax((1, 2), keepdim=True) + 1e-5)
-
-
 class MakesMaps(Protocol):
     """What `localization_maps` needs of a network: where its weights lie, and its maps."""
 
@@ -201,18 +160,20 @@ def localization_maps(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     join: Callable[[Tensor, Tensor], Tensor] = torch.add,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the stride-4 maps of a batch of photographs of equal size.
+    grid_stride: int = 0,
+) -> list[tuple]:
+    """Return the stride-4 maps of a batch of photographs of equal size, and what those of full size are made of.
 
     Args:
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         scales: factors on the image's size.
         mean, std: of the normalisation, in 0..1.
-        join: how image and mirror become one map, as in `merge_scales`.
+        join: how image and mirror become one map, as in `join_flips`.
+        grid_stride: of the maps of full size, as in `merge_views`; 0: they are not kept.
 
     Returns:
-        for each image: classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1].
+        for each image: classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1]; with a `grid_stride` its `Views`.
 
     Explained in notebook 10, section "Several scales and a horizontal flip".
     """
@@ -227,8 +188,15 @@ def localization_maps(
     for index in range(len(images)):
         classes = torch.from_numpy(np.flatnonzero(labels[index]))
         pairs = [scale_maps[[index, index + len(images)]] for scale_maps in maps]  # (2, C, h_s, w_s)
-        result.append((classes.numpy(), merge_scales(pairs, size, classes, join=join).cpu().numpy()))
+        views = join_flips(pairs, classes, join)
+        full = [Views(views, grid_stride)] if grid_stride else []
+        result.append((classes.numpy(), merge_views(views, size).cpu().numpy(), *full))
     return result
+
+
+def grid_stride_of(config: Settings, published: int) -> int:
+    """Return the grid of a method's maps of full size, or 0 where only those of stride 4 are kept."""
+    return published if config.map_size == "image" else 0
 
 
 @torch.inference_mode()
@@ -324,7 +292,8 @@ def cam_localization(net: ClassActivationNet, config: Settings) -> Localize:
     """
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
-    return lambda ids, images, labels: localization_maps(net, images, labels, config.cam_scales, mean, std)
+    grid = grid_stride_of(config, IRN_GRID)
+    return lambda ids, images, labels: localization_maps(net, images, labels, config.cam_scales, mean, std, grid_stride=grid)
 
 
 # ---- stages
@@ -393,7 +362,7 @@ MAPS = Stage(
     inputs=lambda config: {"classifier": CLASSIFIER},
     score=score_maps,
     method="cam",
-    reads=("backbone", "cam_scales"),
+    reads=("backbone", "cam_scales", "map_size"),
     shows={"CAM at its best threshold": None},
 )
 STAGES = (CLASSIFIER, MAPS)

@@ -21,22 +21,23 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
-from wsss_lib.core.files import IGNORE, read_json, read_maps, read_tensors, write_json, write_mask, write_tensors
+from wsss_lib.core.files import IGNORE, read_json, read_tensors, write_json, write_mask, write_tensors
 from wsss_lib.core.parallel import Localize, for_each_image, make_maps
 from wsss_lib.core.progress import progress
-from wsss_lib.core.scoring import metric_row, score_maps, score_masks
+from wsss_lib.core.scoring import full_size_maps, metric_row, score_maps, score_masks
 from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset, mask_hash, open_data
 from wsss_lib.data.saliency import read_saliency, saliency_hash
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
 from wsss_lib.errors import DataError
-from wsss_lib.methods.cam import CLASSIFIER, stride4_size
+from wsss_lib.methods.cam import CLASSIFIER
 from wsss_lib.nets.backbone import OWN_STRIDE, Backbone, ResNet, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.vgg import VGG
 from wsss_lib.nets.weights import load_weights, load_whole, start_backbone
+from wsss_lib.ops.merging import full_size, stride4_size
 from wsss_lib.ops.metrics import Evaluation
-from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask, upsample_scores
+from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
 from wsss_lib.parameters import TRAINING, Fraction, FrozenStages, ParameterGroup, Positive, Rate, Settings, Text
 
 NOTEBOOK = "30_drs"
@@ -343,7 +344,8 @@ def localization_maps(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     normalized: bool,
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    keep_full: bool = False,
+) -> list[tuple]:
     """Return the stride-4 maps of photographs of one size.
 
     Args:
@@ -353,10 +355,11 @@ def localization_maps(
         scales: factors on S (published: 0.8, 1, 1.2).
         mean, std: of the normalisation.
         normalized: see `fused_maps`.
+        keep_full: return maps of full size, too.
 
     Returns:
         for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1]: means of blocks of 4 x 4 pixels, values above 1
-        (of the refinement network) cut to 1.
+        (of the refinement network) cut to 1; with `keep_full` also float32 (K, H, W), the pixels themselves.
 
     Explained in notebook 30, section "All images".
     """
@@ -368,12 +371,9 @@ def localization_maps(
     for present, maps in zip(
         classes, fused_maps(net, torch.stack(squares).to(device), classes, sides, size, normalized), strict=True
     ):
-        blocks = (
-            F.avg_pool2d(maps.clamp(max=1)[None], 4, ceil_mode=True)[0]
-            if len(present)
-            else maps.new_zeros((0, *stride4_size(size)))
-        )
-        result.append((present.numpy(), blocks.cpu().numpy()))
+        maps = maps.clamp(max=1)
+        blocks = F.avg_pool2d(maps[None], 4, ceil_mode=True)[0] if len(present) else maps.new_zeros((0, *stride4_size(size)))
+        result.append((present.numpy(), blocks.cpu().numpy(), *([maps.cpu().numpy()] if keep_full else [])))
     return result
 
 
@@ -620,7 +620,8 @@ def drs_localization(net: ScoreNet, config: Settings, normalized: bool = True) -
     Explained in notebook 30, section "All images".
     """
     net.eval()
-    arguments = config.drs_crop, SCALES, *normalization_of(config.drs_backbone), normalized
+    keep_full = not normalized and config.map_size == "image"  # what the refinement network learns is made smaller anyway
+    arguments = config.drs_crop, SCALES, *normalization_of(config.drs_backbone), normalized, keep_full
     return lambda ids, images, labels: localization_maps(net, images, labels, *arguments)
 
 
@@ -658,10 +659,9 @@ def make_pseudo_labels(
 def _make_pseudo_label(
     image_id: str, data: SegmentationDataset, maps_folder: Path, saliency_folder: Path, config: Settings, folder: Path
 ) -> None:
-    classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-    maps = upsample_scores(scores, size)
+    classes, maps = full_size_maps(maps_folder, image_id)
     if config.drs_background == "saliency":
-        saliency = read_saliency(saliency_folder / f"{image_id}.png", size[::-1])
+        saliency = read_saliency(saliency_folder / f"{image_id}.png", maps.shape[:0:-1])
         mask = pseudo_label(maps, classes, saliency, config.drs_alpha).mask
     else:
         mask = label_without_saliency(data.image(image_id), maps, classes, config)
@@ -744,8 +744,8 @@ def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_fo
     evaluation = Evaluation(data.num_classes + 1)
     for image_id, label in zip(progress(data.ids, "choosing by pixel labels"), data.labels, strict=True):
         image = data.image(image_id)
-        ((classes, scores),) = localize([image_id], [image], label[None])
-        maps = upsample_scores(scores, image.size[::-1])
+        ((classes, scores, *full),) = localize([image_id], [image], label[None])
+        maps = full_size(scores, image.size[::-1], *full)
         if config.drs_background == "saliency":
             saliency = read_saliency(saliency_folder / f"{image_id}.png", image.size)
             mask = pseudo_label(maps, classes, saliency, config.drs_alpha).decided
@@ -934,7 +934,7 @@ MAPS = Stage(
     _make_maps,
     inputs=lambda config: {"refinement": REFINED},
     score=_score_maps,
-    reads=("drs_backbone", "drs_crop"),
+    reads=("drs_backbone", "drs_crop", "map_size"),
     score_reads=("drs_selection",),
     shows={"CAM at its best threshold": None},
 )

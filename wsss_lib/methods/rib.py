@@ -25,8 +25,9 @@ from wsss_lib.core.training import poly_factor
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, batches_of_pool, disjoint_pool
-from wsss_lib.methods.cam import CLASSIFIER, ClassActivationNet, build_classifier, merge_scales, stride4_size
+from wsss_lib.methods.cam import CLASSIFIER, IRN_GRID, ClassActivationNet, build_classifier, grid_stride_of
 from wsss_lib.nets.backbone import normalization_of
+from wsss_lib.ops.merging import Views, join_flips, merge_views, stride4_size
 from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Rate, Settings
 
 NOTEBOOK = "20_rib"
@@ -407,7 +408,9 @@ def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config:
     in_loss = [scale > 0.5 for scale in scales]
     plain = config.model_copy(update={"rib_iterations": 1, "rib_variant": "code"})
 
-    def of_image(image_id: str, image: Image.Image, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    grid = grid_stride_of(config, IRN_GRID)
+
+    def of_image(image_id: str, image: Image.Image, label: np.ndarray) -> tuple:
         size, classes = stride4_size(image.size[::-1]), torch.from_numpy(np.flatnonzero(label))
         if not len(classes):
             return classes.numpy(), np.zeros((0, *size), np.float32)
@@ -415,15 +418,17 @@ def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config:
         target = torch.from_numpy(label.astype(np.float32)).to(views[0].device)
         if others:
             with original_weights(net):
-                maps = merge_scales(add_up(tune(net, views, in_loss, target, others, config)), size, classes)
+                merged = join_flips(add_up(tune(net, views, in_loss, target, others, config)), classes)
+                maps = merge_views(merged, size)
             finite = torch.isfinite(maps).all()
             problem = "" if finite else "its tuned maps are not finite, which a lower rib_learning_rate may prevent"
         else:
             problem = "no companion is without its classes"
         if problem:
             warnings.warn(f"{image_id} gets its plain CAM: {problem}", stacklevel=2)
-            maps = merge_scales(add_up(tune(net, views, in_loss, target, (), plain)), size, classes)
-        return classes.numpy(), maps.cpu().numpy()
+            merged = join_flips(add_up(tune(net, views, in_loss, target, (), plain)), classes)
+            maps = merge_views(merged, size)
+        return classes.numpy(), maps.cpu().numpy(), *([Views(merged, grid)] if grid else [])
 
     return lambda ids, images, labels: [of_image(*item) for item in zip(ids, images, labels, strict=True)]
 
@@ -442,7 +447,7 @@ MAPS = Stage(
     _make_maps,
     inputs=lambda config: {"classifier": CLASSIFIER},
     score=score_maps,
-    reads=("backbone", "cam_scales", "cam_crop", "cam_long_side_min", "cam_long_side_max", "rib_*", "seed"),
+    reads=("backbone", "cam_scales", "map_size", "cam_crop", "cam_long_side_min", "cam_long_side_max", "rib_*", "seed"),
     shows={"CAM at its best threshold": None},
 )
 STAGES = (MAPS,)

@@ -605,7 +605,10 @@ def sccam_localization(net: SubcategoryNet, config: Settings) -> Localize:
     """Return the function that makes the parent head's maps, for `stages.make_maps`."""
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
-    return lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std)
+    grid = cam.grid_stride_of(config, 1)
+    return lambda ids, images, labels: cam.localization_maps(
+        net, images, labels, config.cam_scales, mean, std, grid_stride=grid
+    )
 
 
 # ---- stages
@@ -678,6 +681,7 @@ MAPS = Stage(
     reads=lambda config: (
         "backbone",
         "cam_scales",
+        "map_size",
         "sccam_weights",
         *(
             (*BACKBONE, "sccam_clusters", "sccam_dropout", "sccam_frozen_batch_norm", "sccam_frozen_stages")

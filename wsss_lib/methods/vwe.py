@@ -438,7 +438,8 @@ def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
     mean, std = normalization_of(config.backbone)
     net.eval().to(memory_format=torch.channels_last)
     localize = partial(cam.localization_maps, scales=config.cam_scales, mean=mean, std=std, join=torch.maximum)
-    return lambda ids, images, labels: localize(net, images, labels)
+    grid = cam.grid_stride_of(config, 1)
+    return lambda ids, images, labels: localize(net, images, labels, grid_stride=grid)
 
 
 # ---- stages
@@ -472,7 +473,7 @@ MAPS = Stage(
     lambda job: make_maps(vwe_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder),
     inputs=lambda config: {"network": NETWORK},
     score=score_maps,
-    reads=("backbone", "cam_scales"),
+    reads=("backbone", "cam_scales", "map_size"),
     shows={"CAM at its best threshold": None},
 )
 STAGES = (NETWORK, MAPS)

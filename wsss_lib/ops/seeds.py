@@ -5,46 +5,9 @@ Everywhere `scores` are (K, H, W) in [0, 1] for the K foreground classes `classe
 """
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from wsss_lib.core.files import IGNORE
 from wsss_lib.ops.crf import crf_from_labels
-
-
-def upsample_scores(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bring stored localization maps (stride 4) to the size of their image.
-
-    Bilinear times 4 with `align_corners=False`, cut to (H, W) at the top left.
-
-    Args:
-        scores: (K, h, w) float, h = (H - 1) // 4 + 1 and w likewise; K may be 0.
-        size: (H, W) of the image.
-
-    Returns:
-        (K, H, W) float32.
-
-    Raises:
-        ValueError: the maps do not belong to an image of this size.
-
-    Source: IRN, make_sem_seg_labels: u = bilinear x4 of v, cut.
-    Explained in notebook 70, section "Thresholds".
-
-    >>> upsample_scores(np.ones((1, 2, 2), np.float16), (5, 8)).shape
-    (1, 5, 8)
-    """
-    height, width = (int(side) for side in size)
-    expected = ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
-    if scores.ndim != 3 or scores.shape[1:] != expected:
-        raise ValueError(
-            f"The maps have the shape {scores.shape}, an image of {height}x{width} pixels needs "
-            f"(K, {expected[0]}, {expected[1]}): were they made from another version of the image?"
-        )
-    if scores.shape[0] == 0:
-        return np.zeros((0, height, width), np.float32)
-    maps = torch.from_numpy(np.asarray(scores, np.float32))[None]  # (1, K, h, w)
-    maps = F.interpolate(maps, scale_factor=4, mode="bilinear", align_corners=False)[0]  # (K, 4h, 4w)
-    return maps[:, :height, :width].contiguous().numpy()
 
 
 def argmax_with_background(scores: np.ndarray, classes: np.ndarray, threshold: float) -> np.ndarray:

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 from wsss_lib.core import training
 from wsss_lib.core.counting import WALK_SECONDS, Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
-from wsss_lib.core.files import IGNORE, read_maps, write_atomically, write_mask
+from wsss_lib.core.files import IGNORE, write_atomically, write_mask
 from wsss_lib.core.parallel import for_each_image
-from wsss_lib.core.scoring import metric_row, score_masks
+from wsss_lib.core.scoring import full_size_maps, metric_row, score_masks
 from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
@@ -33,7 +33,6 @@ from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.affinity import affinity_labels, feature_affinity, feature_affinity_loss, search_paths
 from wsss_lib.ops.crf import crf_from_probabilities
 from wsss_lib.ops.random_walk import Graph, pair_graph, random_walk
-from wsss_lib.ops.seeds import upsample_scores
 from wsss_lib.parameters import (
     TRAINING,
     AtLeastTwo,
@@ -471,8 +470,7 @@ def make_affinity_scores(data: SegmentationDataset, maps_folder: Path, config: S
 
 def _make_scores_of_image(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> None:
     image = np.array(data.image(image_id))
-    _, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-    scores = upsample_scores(scores, size)
+    _, scores = full_size_maps(maps_folder, image_id)
     write_scores(
         folder / f"{image_id}.npz",
         crf_with_alpha(image, scores, config.affinitynet_alpha_low),
@@ -628,10 +626,8 @@ def make_affinitynet_masks(
     net.eval()
 
     def work(image_id: str) -> None:
-        classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-        write_mask(
-            folder / f"{image_id}.png", refined_mask(net, data.image(image_id), upsample_scores(scores, size), classes, config)
-        )
+        classes, scores = full_size_maps(maps_folder, image_id)
+        write_mask(folder / f"{image_id}.png", refined_mask(net, data.image(image_id), scores, classes, config))
 
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "AffinityNet's walk", config)
 
