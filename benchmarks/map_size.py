@@ -52,7 +52,7 @@ def compare(preset: str, method: str, seed: int) -> None:
     print(
         f"{method} seed {seed} labels that differ: "
         + ", ".join(f"{100 * value / len(data):.2f} % at {at:.2f}" for at, value in zip(COMPARED, differing, strict=True))
-        + f"; {stored / len(data) / 1024:.1f} KiB a file, of which the scores at stride 4 are {small / len(data) / 1024:.1f} unpacked"
+        + f"; {stored / len(data) / 1024:.1f} KiB a file, scores at stride 4 unpacked: {small / len(data) / 1024:.1f}"
     )
 
 

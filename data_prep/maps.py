@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from data_prep.restricted import read_npy
 from wsss_lib.config import Config
 from wsss_lib.core.files import image_size, write_maps
-from wsss_lib.core.parallel import for_each_image
+from wsss_lib.core.parallel import cpu_workers, for_each_image
 from wsss_lib.core.scoring import score_maps
 from wsss_lib.core.stage import Job, Stage, run
 from wsss_lib.data.dataset import SegmentationDataset, open_data
@@ -225,7 +225,7 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
         keep_full = job.config.map_size == "image"
         work = partial(import_map, folder=folder, data=data, name=name, output=job.folder, keep_full=keep_full)
         return for_each_image(
-            data.ids, lambda image_id: job.folder / f"{image_id}.npz", work, "maps", config, config.num_workers
+            data.ids, lambda image_id: job.folder / f"{image_id}.npz", work, "maps", config, cpu_workers(config)
         )
 
     score_data = open_data(config, config.score_split)

@@ -39,6 +39,7 @@ cam_long_side_min = 80  # 320 in the paper
 cam_long_side_max = 112  # 640 in the paper
 cam_crop = 96  # 512 in the paper
 cam_scales = [1.0, 0.5, 1.5, 2.0]
+map_size = "stride4"  # where the scales are merged for thresholds; as published: "image"
 
 # %%
 import numpy as np

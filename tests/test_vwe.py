@@ -18,9 +18,10 @@ from wsss_lib.core import training
 from wsss_lib.core.files import read_maps
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.data.dataset import open_data
-from wsss_lib.methods import cam, vwe
+from wsss_lib.methods import vwe
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.ops import merging
 from wsss_lib.ops.crf import crf_from_maps
 from wsss_lib.ops.metrics import confusion_matrix, scores
 from wsss_lib.parameters import PROJECT_ROOT
@@ -268,7 +269,7 @@ def test_the_bank_moves_in_training_only_and_a_learned_codebook_never():
 def test_the_maximum_of_image_and_mirror_by_hand():
     maps = torch.zeros(2, 1, 1, 2)
     maps[0, 0, 0], maps[1, 0, 0] = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 3.0])  # mirror, turned back: (3, 2)
-    merged = cam.merge_scales([maps, maps], (1, 2), torch.tensor([0]), join=torch.maximum)
+    merged = merging.merge_scales([maps, maps], (1, 2), torch.tensor([0]), join=torch.maximum)
     assert merged.flatten().tolist() == pytest.approx([0.75, 1.0], abs=1e-5)
 
 

@@ -87,7 +87,8 @@ class Common(ParameterGroup):
     on_bad_image: Literal["stop", "skip"] = "stop"
     # Which of these values were chosen by looking at masks; printed with every score.
     pixel_labels_chose: Text = "thresholds and walk, on generated images"
-    num_workers: Count = 2  # loader processes, and processes of per-image stages on the CPU
+    num_workers: Count = 2  # processes that load images for a training
+    cpu_workers: Count = 0  # processes of per-image work on the CPU, such as CRFs; 0: as many as num_workers
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Positive = 1  # that train one network together, one for each GPU; they divide the global batch
     shards: Positive = 1  # runs of a notebook, on one machine or many, that divide the images of its stages, and ...
@@ -112,7 +113,7 @@ class Common(ParameterGroup):
 
 
 # Every stage may read these: they change how a result is computed, not what it is.
-RUNTIME = ("device", "num_workers", "processes", "shards", "shard", "device_batch_size", "checkpoint_every")
+RUNTIME = ("device", "num_workers", "cpu_workers", "processes", "shards", "shard", "device_batch_size", "checkpoint_every")
 BACKBONE = ("backbone", "backbone_weights", "output_stride")
 TRAINING = ("seed", "mixed_precision")  # what `training.train` reads beside RUNTIME
 

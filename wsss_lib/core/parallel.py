@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,10 +34,11 @@ class ShardDone(Exception):
 def for_each_image(
     ids: Sequence[str],
     output: Callable[[str], Path | tuple[Path, ...]],
-    work: Callable[[str], None],
+    work: Callable[..., None],
     name: str,
     config: Settings,
-    num_workers: int = 0,
+    workers: int = 0,
+    prepare: Callable[[str], Any] | None = None,
 ) -> int:
     """Call `work(image_id)` for every image whose output is not there yet, or for those of this run's shard.
 
@@ -44,7 +47,9 @@ def for_each_image(
         output: image id to the file, or the files, that `work` writes (atomically).
         work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
         name: for the progress bar.
-        num_workers: processes; 0 works in this one.
+        workers: processes; 0 works in this one.
+        prepare: what this process, which holds the network, makes of an image before `work(image_id, prepared)`: it goes on
+            with the next image while the workers are busy.
 
     Returns:
         the number of images that were worked on.
@@ -61,14 +66,20 @@ def for_each_image(
         if not all(path.is_file() for path in (paths if isinstance(paths, tuple) else (paths,)))
     }
     mine = [image_id for image_id in shard_of(ids, config) if image_id in missing]
-    if num_workers == 0 or len(mine) < 2:
-        for image_id in progress(mine, name):
-            work(image_id)
+    items = ((image_id, prepare(image_id)) if prepare else (image_id,) for image_id in mine)
+    if workers == 0 or len(mine) < 2:
+        for item in progress(items, name, total=len(mine)):
+            work(*item)
     else:
-        for _ in progress(map_in_processes(work, mine, num_workers, 1, name), name, total=len(mine)):
+        for _ in progress(_in_turn(work, items, workers, name), name, total=len(mine)):
             pass
     end_of_shard(config, name, len(missing) > len(mine))
     return len(mine)
+
+
+def cpu_workers(config: Settings) -> int:
+    """Return the number of processes for work that needs no GPU."""
+    return config.cpu_workers or config.num_workers
 
 
 def shard_of(items: Sequence, config: Settings) -> Sequence:
@@ -176,23 +187,41 @@ def map_in_processes(
     Raises:
         OSError: a worker process was killed; errors of `work` pass through.
     """
+    with _pool(work, workers, name) as pool:
+        yield from pool.map(_do, items, chunksize=chunk)
+
+
+def _in_turn(work: Callable[..., None], items: Iterable[tuple], workers: int, name: str) -> Iterator[None]:
+    """Return an iterator over `work(*item)` of every item, which is made only when a worker will soon be free for it."""
+    with _pool(work, workers, name) as pool:
+        running: deque[Future] = deque()
+        for item in items:
+            if len(running) == 2 * workers:
+                yield running.popleft().result()
+            running.append(pool.submit(_do_with, item))
+        while running:
+            yield running.popleft().result()
+
+
+@contextmanager
+def _pool(work: Callable[..., Any], workers: int, name: str) -> Iterator[ProcessPoolExecutor]:
     # spawn, not fork: torch's threads do not survive a fork, and a notebook's kernel has more of them.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work,)) as pool:
         try:
-            yield from pool.map(_do, items, chunksize=chunk)
+            yield pool
         except BrokenProcessPool:
             raise OSError(
                 f"{name}: a worker process was killed, perhaps because memory ran out; run again with fewer of them "
-                "(num_workers, --workers), finished files are kept"
+                "(cpu_workers, num_workers, --workers), finished files are kept"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_work: Callable[[Any], Any]  # of a worker process
+_work: Callable[..., Any]  # of a worker process
 
 
-def _begin(work: Callable[[Item], Result]) -> None:
+def _begin(work: Callable[..., Any]) -> None:
     """Set up a worker process."""
     global _work
     _work = work
@@ -211,3 +240,7 @@ def _end_with_parent() -> None:
 
 def _do(item: Any) -> Any:
     return _work(item)
+
+
+def _do_with(item: tuple) -> Any:
+    return _work(*item)

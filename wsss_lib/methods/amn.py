@@ -24,7 +24,7 @@ from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes, mean_over_processes
 from wsss_lib.core.files import IGNORE, read_mask, write_mask
-from wsss_lib.core.parallel import Localize, for_each_image, make_maps
+from wsss_lib.core.parallel import Localize, cpu_workers, for_each_image, make_maps
 from wsss_lib.core.scoring import full_size_maps, score_maps, score_masks, sweep_maps
 from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
@@ -34,6 +34,7 @@ from wsss_lib.errors import DataError
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.deeplab_v2 import ASPPV2
+from wsss_lib.nets.folding import folded
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.merging import stride4_size
 from wsss_lib.ops.seeds import irn_labels
@@ -428,7 +429,7 @@ def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Set
     """
     work = partial(_refined_seed, data=data, maps_folder=maps_folder, config=config, folder=folder)
     return for_each_image(
-        data.ids, lambda image_id: folder / f"{image_id}.png", work, "refined seeds", config, config.num_workers
+        data.ids, lambda image_id: folder / f"{image_id}.png", work, "refined seeds", config, cpu_workers(config)
     )
 
 
@@ -556,7 +557,7 @@ def amn_localization(
     if seed_folder:
         _check_seeds(data, seed_folder)
     mean, std = normalization_of(config.backbone)
-    net.eval().to(memory_format=torch.channels_last)
+    net = folded(net)
 
     def localize(ids: Sequence[str], images: Sequence[Image.Image], labels: np.ndarray) -> list[tuple]:
         seeds = [
@@ -567,7 +568,7 @@ def amn_localization(
         keep_full = config.map_size == "image"
         return localization_maps(net, images, labels, seeds, config.cam_scales, mean, std, keys, keep_full)
 
-    return localize
+    return cam.in_precision(localize, net.head.label_encoder.weight.device, config)
 
 
 # ---- stages
@@ -653,7 +654,7 @@ MAPS = Stage(
     _make_maps,
     inputs=lambda config: {"network": NETWORK, "seeds": REFINED_SEEDS},
     score=_score_maps,
-    reads=("backbone", "cam_scales", "map_size", "amn_dropout_in_maps", "seed"),
+    reads=("backbone", "cam_scales", *cam.MAP_FORM, "amn_dropout_in_maps", "seed"),
     shows={"CAM at its best threshold": None},
 )
 STAGES = (REFINED_SEEDS, NETWORK, MAPS)

@@ -22,7 +22,7 @@ from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import IGNORE, read_json, read_tensors, write_json, write_mask, write_tensors
-from wsss_lib.core.parallel import Localize, for_each_image, make_maps
+from wsss_lib.core.parallel import Localize, cpu_workers, for_each_image, make_maps
 from wsss_lib.core.progress import progress
 from wsss_lib.core.scoring import full_size_maps, metric_row, score_maps, score_masks
 from wsss_lib.core.stage import Job, Stage, network_made
@@ -31,8 +31,9 @@ from wsss_lib.data.dataset import SegmentationDataset, mask_hash, open_data
 from wsss_lib.data.saliency import read_saliency, saliency_hash
 from wsss_lib.data.samples import MapSamples, SquareSamples, steps_per_epoch
 from wsss_lib.errors import DataError
-from wsss_lib.methods.cam import CLASSIFIER
+from wsss_lib.methods.cam import CLASSIFIER, MAP_FORM, in_precision
 from wsss_lib.nets.backbone import OWN_STRIDE, Backbone, ResNet, build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.folding import folded
 from wsss_lib.nets.vgg import VGG
 from wsss_lib.nets.weights import load_weights, load_whole, start_backbone
 from wsss_lib.ops.merging import full_size, stride4_size
@@ -619,10 +620,12 @@ def drs_localization(net: ScoreNet, config: Settings, normalized: bool = True) -
 
     Explained in notebook 30, section "All images".
     """
-    net.eval()
+    net = folded(net)
     keep_full = not normalized and config.map_size == "image"  # what the refinement network learns is made smaller anyway
     arguments = config.drs_crop, SCALES, *normalization_of(config.drs_backbone), normalized, keep_full
-    return lambda ids, images, labels: localization_maps(net, images, labels, *arguments)
+    return in_precision(
+        lambda ids, images, labels: localization_maps(net, images, labels, *arguments), net.classifier.weight.device, config
+    )
 
 
 # ---- pseudo-labels
@@ -652,7 +655,7 @@ def make_pseudo_labels(
     work = partial(
         _make_pseudo_label, data=data, maps_folder=maps_folder, saliency_folder=saliency_folder, config=config, folder=folder
     )
-    workers = config.num_workers if config.drs_background in ("crf", "irn") else 0  # they pay where a CRF is to be solved
+    workers = cpu_workers(config) if config.drs_background in ("crf", "irn") else 0  # they pay where a CRF is to be solved
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "pseudo-labels", config, workers)
 
 
@@ -917,7 +920,11 @@ NETWORK = Stage(
     ),
 )
 LOCALIZATION = Stage(
-    "localization", NOTEBOOK, _make_localization, inputs=lambda config: {"network": NETWORK}, reads=("drs_backbone", "drs_crop")
+    "localization",
+    NOTEBOOK,
+    _make_localization,
+    inputs=lambda config: {"network": NETWORK},
+    reads=("drs_backbone", "drs_crop", "map_precision"),
 )
 REFINED = Stage(
     "refinement",
@@ -934,7 +941,7 @@ MAPS = Stage(
     _make_maps,
     inputs=lambda config: {"refinement": REFINED},
     score=_score_maps,
-    reads=("drs_backbone", "drs_crop", "map_size"),
+    reads=("drs_backbone", "drs_crop", *MAP_FORM),
     score_reads=("drs_selection",),
     shows={"CAM at its best threshold": None},
 )

@@ -35,6 +35,7 @@ from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_e
 from wsss_lib.errors import DataError
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.folding import folded
 from wsss_lib.nets.weights import load_whole
 from wsss_lib.parameters import (
     BACKBONE,
@@ -604,10 +605,11 @@ def train_sccam(
 def sccam_localization(net: SubcategoryNet, config: Settings) -> Localize:
     """Return the function that makes the parent head's maps, for `stages.make_maps`."""
     mean, std = normalization_of(config.backbone)
-    net.eval().to(memory_format=torch.channels_last)
-    grid = cam.grid_stride_of(config, 1)
-    return lambda ids, images, labels: cam.localization_maps(
-        net, images, labels, config.cam_scales, mean, std, grid_stride=grid
+    net, grid = folded(net), cam.grid_stride_of(config, 1)
+    return cam.in_precision(
+        lambda ids, images, labels: cam.localization_maps(net, images, labels, config.cam_scales, mean, std, grid_stride=grid),
+        net.classifier.weight.device,
+        config,
     )
 
 
@@ -681,7 +683,7 @@ MAPS = Stage(
     reads=lambda config: (
         "backbone",
         "cam_scales",
-        "map_size",
+        *cam.MAP_FORM,
         "sccam_weights",
         *(
             (*BACKBONE, "sccam_clusters", "sccam_dropout", "sccam_frozen_batch_norm", "sccam_frozen_stages")

@@ -24,6 +24,7 @@ from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, steps_per_epoch
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import Backbone, build_backbone, normalization_of
+from wsss_lib.nets.folding import folded
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.parameters import (
     TRAINING,
@@ -436,10 +437,12 @@ def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
     Explained in notebook 50, section "All images".
     """
     mean, std = normalization_of(config.backbone)
-    net.eval().to(memory_format=torch.channels_last)
+    net = folded(net)
     localize = partial(cam.localization_maps, scales=config.cam_scales, mean=mean, std=std, join=torch.maximum)
     grid = cam.grid_stride_of(config, 1)
-    return lambda ids, images, labels: localize(net, images, labels, grid_stride=grid)
+    return cam.in_precision(
+        lambda ids, images, labels: localize(net, images, labels, grid_stride=grid), net.classifier.weight.device, config
+    )
 
 
 # ---- stages
@@ -473,7 +476,7 @@ MAPS = Stage(
     lambda job: make_maps(vwe_localization(job.inputs["network"].net, job.config), job.data, job.config, job.folder),
     inputs=lambda config: {"network": NETWORK},
     score=score_maps,
-    reads=("backbone", "cam_scales", "map_size"),
+    reads=("backbone", "cam_scales", *cam.MAP_FORM),
     shows={"CAM at its best threshold": None},
 )
 STAGES = (NETWORK, MAPS)

@@ -87,7 +87,7 @@ class ResNet(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the last map of `stages(images)`: float32 (N, channels[4], H/strides[4], W/strides[4]), sides rounded up."""
-        return self.stages(images)[-1]
+        return self.shallow(images, 5)  # which keeps none of the others in memory
 
     def shallow(self, images: Tensor, num_stages: int) -> Tensor:
         """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.

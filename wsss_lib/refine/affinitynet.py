@@ -18,7 +18,7 @@ from wsss_lib.core import training
 from wsss_lib.core.counting import WALK_SECONDS, Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import IGNORE, write_atomically, write_mask
-from wsss_lib.core.parallel import for_each_image
+from wsss_lib.core.parallel import cpu_workers, for_each_image
 from wsss_lib.core.scoring import full_size_maps, metric_row, score_masks
 from wsss_lib.core.stage import Job, Stage, network_made
 from wsss_lib.data import transforms
@@ -28,6 +28,7 @@ from wsss_lib.errors import DataError
 from wsss_lib.methods import maps_of
 from wsss_lib.methods.cam import CLASSIFIER
 from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
+from wsss_lib.nets.folding import folded
 from wsss_lib.nets.vgg16_largefov import VGG16LargeFOV
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.affinity import affinity_labels, feature_affinity, feature_affinity_loss, search_paths
@@ -465,7 +466,7 @@ def make_affinity_scores(data: SegmentationDataset, maps_folder: Path, config: S
     Explained in notebook 75, section "Two strengths of the background".
     """
     work = partial(_make_scores_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)
-    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.npz", work, "CRF", config, config.num_workers)
+    return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.npz", work, "CRF", config, cpu_workers(config))
 
 
 def _make_scores_of_image(image_id: str, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> None:
@@ -623,7 +624,7 @@ def make_affinitynet_masks(
     Returns:
         the number of images made now.
     """
-    net.eval()
+    net = folded(net)
 
     def work(image_id: str) -> None:
         classes, scores = full_size_maps(maps_folder, image_id)

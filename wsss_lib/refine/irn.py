@@ -24,6 +24,7 @@ from wsss_lib.data.samples import AffinitySamples, steps_per_epoch
 from wsss_lib.methods import maps_of
 from wsss_lib.methods.cam import CLASSIFIER
 from wsss_lib.nets.backbone import Backbone, build_backbone, normalization_of
+from wsss_lib.nets.folding import folded
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.affinity import affinity_loss
 from wsss_lib.ops.random_walk import propagate, pseudo_mask
@@ -348,7 +349,7 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
 
     Explained in notebook 80, section "All images".
     """
-    device = net.fc_edge6.weight.device
+    net, device = folded(net), net.fc_edge6.weight.device
 
     def work(image_id: str) -> None:
         classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")

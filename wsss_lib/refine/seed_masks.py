@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import model_validator
 
 from wsss_lib.core.files import IGNORE, read_mask, write_mask
-from wsss_lib.core.parallel import for_each_image
+from wsss_lib.core.parallel import cpu_workers, for_each_image
 from wsss_lib.core.progress import progress
 from wsss_lib.core.scoring import full_size_maps, metric_row, score_masks, sweep_maps
 from wsss_lib.core.stage import Job, Stage
@@ -56,7 +56,7 @@ def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Settings, f
         work,
         "seeds",
         config,
-        config.num_workers,
+        cpu_workers(config),
     )
 
 

@@ -1,5 +1,6 @@
 """Notebook 90: DeepLab."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
 from wsss_lib.core.distributed import in_processes
-from wsss_lib.core.files import IGNORE, write_mask
-from wsss_lib.core.parallel import for_each_image
+from wsss_lib.core.files import IGNORE, image_size, write_mask
+from wsss_lib.core.parallel import cpu_workers, for_each_image
 from wsss_lib.core.progress import progress
 from wsss_lib.core.scoring import metric_row, score_masks
 from wsss_lib.core.stage import Job, Stage, network_made, open_stage
@@ -37,6 +38,7 @@ from wsss_lib.nets.deeplab_v2 import (
     self_label_loss,
 )
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
+from wsss_lib.nets.folding import folded
 from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.ops.crf import crf_segmentation
 from wsss_lib.ops.metrics import Evaluation
@@ -48,6 +50,9 @@ NOTEBOOK = "90_deeplab"
 MASKS: dict[str, Stage] = {
     module.REFINEMENT: module.MASKS for module in (irn, affinitynet, *METHODS.values()) if hasattr(module, "REFINEMENT")
 }
+
+
+WORKERS_PAY = 10_000_000  # pixels to refine and write; fewer take less time than the start of the processes
 
 
 class Parameters(ParameterGroup):
@@ -188,7 +193,6 @@ def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -
     return {"loss": pixel_loss(logits, masks)}
 
 
-@torch.inference_mode()
 def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) -> np.ndarray:
     """Return DeepLab's class probabilities of one photograph, no image-level label used: float32 (K, H, W) in [0, 1].
 
@@ -197,36 +201,52 @@ def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) ->
 
     Explained in notebook 90, section "Training".
     """
+    return _probabilities(_logits(net, image, config), image.size[::-1])
+
+
+@torch.inference_mode()
+def _logits(net: nn.Module, image: Image.Image, config: Settings) -> np.ndarray:
+    """Return the network's answer to one photograph: float32 (K, h, w) at its own stride."""
     mean, std = normalization_of(config.deeplab_backbone)
     tensor = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(next(net.parameters()).device)
     logits = multi_scale_logits(net, tensor, config.deeplab_test_scales)[-1] if config.deeplab_version == "v2" else net(tensor)
-    logits = F.interpolate(logits.float(), size=image.size[::-1], mode="bilinear", align_corners=False)
-    return logits.softmax(1)[0].cpu().numpy()
+    return logits[0].float().cpu().numpy()
+
+
+@torch.inference_mode()
+def _probabilities(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    full = F.interpolate(torch.from_numpy(logits)[None], size=size, mode="bilinear", align_corners=False)
+    return full.softmax(1)[0].numpy()
 
 
 def make_predictions(net: nn.Module, data: SegmentationDataset, config: Settings, folder: Path) -> int:
     """Write `plain/ID.png` and, after the CRF, `crf/ID.png` of every image that has none yet.
+
+    A CRF takes a core a hundred times as long as a GPU its network. So this process makes the small logits of one image after
+    the other, and workers enlarge, refine and write them.
 
     Returns:
         the number of images made now.
 
     Explained in notebook 90, section "All validation images".
     """
-    net.eval()
-
-    def work(image_id: str) -> None:
-        image = data.image(image_id)
-        probabilities = class_probabilities(net, image, config)
-        write_mask(folder / "plain" / f"{image_id}.png", probabilities.argmax(0))
-        write_mask(folder / "crf" / f"{image_id}.png", crf_segmentation(np.array(image), probabilities))
-
+    net, pixels = folded(net), len(data) * math.prod(image_size(data.image_path(data.ids[0])))
     return for_each_image(
         data.ids,
         lambda image_id: tuple(folder / name / f"{image_id}.png" for name in ("plain", "crf")),
-        work,
+        partial(_write_prediction, data=data, folder=folder),
         "prediction",
         config,
+        cpu_workers(config) if pixels > WORKERS_PAY else 0,
+        lambda image_id: _logits(net, data.image(image_id), config),
     )
+
+
+def _write_prediction(image_id: str, logits: np.ndarray, data: SegmentationDataset, folder: Path) -> None:
+    image = data.image(image_id)
+    probabilities = _probabilities(logits, image.size[::-1])
+    write_mask(folder / "plain" / f"{image_id}.png", probabilities.argmax(0))
+    write_mask(folder / "crf" / f"{image_id}.png", crf_segmentation(np.array(image), probabilities))
 
 
 def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Settings) -> Evaluation:
