@@ -64,6 +64,8 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 # %% [markdown]
 # ## The chain
 #
+# ![Seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; the image-level label enters at the classifier](../docs/figures/chain.svg)
+#
 # | step | notebook | what goes in | what comes out | why |
 # |---|---|---|---|---|
 # | labels | 02 | images | a table of image-level labels | the only supervision |

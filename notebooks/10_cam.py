@@ -18,6 +18,8 @@
 #
 # The stored outputs are of generated images (notebook 00): each creature has a small head, whose pattern tells the class, and a
 # large dull body.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; classifier and CAM are framed thickly](../docs/figures/chain_cam.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -72,6 +74,8 @@ print(f"{len(train_data)} training images, {len(val_data)} validation images, {t
 
 # %% [markdown]
 # ## 1 The network
+#
+# ![Above, training: an image goes through the backbone to features, their average over positions, the weights W, and logits. Below, the map: the features go past the average to the same weights at every position, and the result is cut at zero and divided by its maximum](../docs/figures/cam.svg)
 #
 # A classifier of this kind has three parts: a backbone that turns an image $x$ into a map of features
 # $f(x) \in \mathbb{R}^{D \times h \times w}$, an average over all positions $(i, j)$, and a linear layer

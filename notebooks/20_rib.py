@@ -15,6 +15,8 @@
 # 1. say why a classifier that is sure of itself has no reason to look at the rest of an object,
 # 2. tune a classifier for a single image, collect its maps, and give it its weights back,
 # 3. tell which parts of the recipe find more of the object and which only keep it from flooding the image.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; CAM is framed thickly](../docs/figures/chain_rib.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -103,6 +105,8 @@ viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?
 # creature whose head has been seen.
 #
 # ## 2 The idea in ten lines
+#
+# ![A loop, for each image anew: a copy of the trained classifier gives raw scores, which are averaged where CAM is at most tau and pushed up without a sigmoid; one step of SGD, together with companions under the usual loss, changes the copy; this is done K times and the maps of all steps are added](../docs/figures/rib.svg)
 #
 # RIB takes the trained classifier and, **for one image at a time**, pushes the raw logits of the image's classes further up, as
 # if it were not sure: step by step, with a small step each time. To get there, the network must use evidence that it ignored.

@@ -16,6 +16,8 @@
 # 1. say what suppression does to one feature channel and where the gradient goes,
 # 2. build a pseudo-label from CAMs and a saliency map by the published rules, and name the reason of each unknown pixel,
 # 3. judge what saliency adds, and what is left without it.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; classifier and CAM are framed thickly](../docs/figures/chain_drs.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -98,6 +100,8 @@ viz.show_examples(score_data, [image_id], {"CAM": highest_cam, "saliency": lambd
 # uses such maps, so its results are not from image-level labels alone; every table here says so.
 #
 # ## 2 The idea in ten lines
+#
+# ![The curve of one channel over positions has a high peak and a low hill. Above g times its maximum it is cut flat, and no gradient arrives there; arrows show the gradient at all other positions](../docs/figures/drs.svg)
 #
 # Let $x$ be what a convolution gives for one image, before its ReLU, and $r = \max(x, 0)$. For each channel
 #

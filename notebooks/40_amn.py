@@ -15,6 +15,8 @@
 # 1. measure how far the threshold that is best for all images is from the best one of each image, and what that costs,
 # 2. explain per-pixel classification with a balanced loss, and label conditioning, each in a few lines of code,
 # 3. say which parts of AMN carry its gain on the data at hand, and why it is not AMN's alone.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; CAM and seed mask are framed thickly](../docs/figures/chain_amn.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -152,6 +154,8 @@ viz.show_panels([*cam_panels, activation_panel(cam_maps.folder, "its scores")],
 # A classifier is asked whether a class is *somewhere* in the image, so its evidence may be uneven.
 #
 # ## 2 The idea in ten lines
+#
+# ![Above: image, backbone, features, which are multiplied channel by channel by a vector made of the image-level label below; ASPP gives every pixel logits, and cross-entropy compares them with refined seeds](../docs/figures/amn.svg)
 #
 # So AMN asks at every pixel instead. Take the features $x$ of the image, tell the network which classes the image has (the
 # label $y$ becomes a vector $v$ that multiplies the feature channels), classify every position into $C = K + 1$ labels, and

@@ -18,6 +18,8 @@
 # 3. tell a living codebook from a dead one, and pooling by average from pooling by maximum, in a picture.
 #
 # Parameters that are not listed here, such as those of batches, are the ones of notebook 10.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; classifier and CAM are framed thickly](../docs/figures/chain_vwe.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -96,6 +98,8 @@ viz.show_panels([viz.image(image, f"input {image_id}"), truth, viz.scores(image,
 
 # %% [markdown]
 # ## 2 The idea in ten lines
+#
+# ![From the features three branches: pooling and the class head with the loss of classes; the nearest of K words, their histogram and a head for the classes again; pooling and a head that must name the words which the histogram holds](../docs/figures/vwe.svg)
 #
 # Take the classifier's features, a vector at each position of an image. Choose $K$ such vectors as **words**: here, as
 # VWL-M begins, 16 positions drawn at random from eight images. Give each position of *one* image the word that points

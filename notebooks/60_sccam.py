@@ -15,6 +15,8 @@
 # 1. say why a harder classification task may give a more complete map, and which control tests that,
 # 2. split a class into sub-categories by k-means, and measure what the clusters really follow,
 # 3. say what is handed from one round to the next, and what is not.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; classifier and CAM are framed thickly](../docs/figures/chain_sccam.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -100,6 +102,8 @@ viz.show_panels(subcategories.kinds_and_maps(train_data, cam_maps.folder, number
 # the hope, and this notebook measures it.
 #
 # ## 2 The idea in ten lines
+#
+# ![The classifier of round 0 gives feature vectors of all images; k-means within each class makes sub-category labels of them; a network with two heads learns classes and sub-categories; in the next round its features are clustered; the maps are those of its class head](../docs/figures/sccam.svg)
 #
 # For a class $c$ take the images $S_c$ that carry it. Their features $f_i$ (the mean of the deepest map of the trunk) are
 # clustered, and the cluster's number becomes a label:

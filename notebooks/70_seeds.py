@@ -18,6 +18,8 @@
 # 3. say which threshold was chosen with the help of pixel labels and which was not,
 # 4. say what a dense CRF changes and what it cannot repair,
 # 5. read a label map in which doubtful pixels are unknown on purpose.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; seed mask is framed thickly](../docs/figures/chain_seeds.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root

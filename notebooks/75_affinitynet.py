@@ -18,6 +18,8 @@
 # 1. get labels for pairs of pixels out of a map that finds only parts of objects,
 # 2. say what a network learns from such pairs, and read its affinities,
 # 3. follow a random walk over a graph of pixels, and say where its time goes.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; pseudo-mask is framed thickly](../docs/figures/chain_refinement.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root

@@ -16,6 +16,8 @@
 # 2. compute the affinity of two pixels and one step of a random walk by hand,
 # 3. tell from a picture whether a bad pseudo-mask comes from the map, the boundary or the threshold,
 # 4. measure how much the walk adds to the seed masks, or takes from them.
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; pseudo-mask is framed thickly](../docs/figures/chain_refinement.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -85,6 +87,8 @@ viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident labe
 
 # %% [markdown]
 # ## 1 Pairs and paths
+#
+# ![Left, a grid of positions with a hatched boundary: a pair whose path does not cross it has affinity near 1, one whose path crosses it near 0. Right, a map that is high on the head only, and the same map after the walk: spread over the object, and near zero beyond the boundary](../docs/figures/affinity.svg)
 #
 # The way out is to ask about *pairs* of pixels. About a single pixel in the unknown zone we know nothing. But if one
 # pixel is surely object and a near one surely background, we know: **somewhere on the way from one to the other there

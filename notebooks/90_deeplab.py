@@ -16,6 +16,8 @@
 # 1. say how a dilated convolution sees far without losing resolution, and write one,
 # 2. explain why DeepLab-v2 has four losses, three learning rates and a label 255 that is never interpolated,
 # 3. read a table of weakly-supervised results and ask the right question: *which initial weights?*
+#
+# ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; DeepLab and prediction are framed thickly](../docs/figures/chain_deeplab.svg)
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -143,6 +145,8 @@ print(f"{len(frozen)} batch normalizations frozen, even after train():", True)
 # estimate statistics, so those of the initial weights stay.
 #
 # ## 2 Atrous spatial pyramid pooling
+#
+# ![Four grids with the nine positions of a 3 by 3 kernel at dilation 6, 12, 18 and 24, farther and farther apart; the four results are added](../docs/figures/aspp.svg)
 #
 # Objects come in all sizes. The head (ASPP) therefore looks with four rates at once: four 3x3 convolutions, each of
 # which is a classifier of its own, and their sum
