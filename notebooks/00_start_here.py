@@ -251,7 +251,8 @@ draw()
 #
 # ## Which notebook next?
 #
-# To learn, read them in order of their numbers: 02, 10, 70, 80, 90 are the chain. To reproduce a paper, see the README: one command
+# To learn, first read the chain: 02, 10, 70, 80, 90. Then read a method, 20 to 60; 01 goes with 20, and 75 is the older alternative
+# to 80. Then 95 compares them, and 99 takes your own photographs. To reproduce a paper, see the README: one command
 # runs the chain for a preset. To compare methods, run several and open 95. To add one, write maps in the format of notebook 10: all later
 # steps take them, as [docs/adding_a_method.md](../docs/adding_a_method.md) shows.
 
