@@ -72,7 +72,9 @@ def prepare_cam(share: float):
                 tensor = view(image, scale)
                 maps.append(torch.cat([plain_net.activation_maps(one) for one in (tensor, tensor.flip(-1))]))
             classes = torch.from_numpy(np.flatnonzero(label))
-            results.append(merging.merge_scales(maps, merging.stride4_size(image.size[::-1]), classes).numpy())
+            results.append(
+                merging.merge_views(merging.join_flips(maps, classes), merging.stride4_size(image.size[::-1])).numpy()
+            )
         return results
 
     return plain, lambda: in_batches(

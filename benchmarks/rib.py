@@ -86,7 +86,7 @@ def plain_rib(
             break
     classes = torch.from_numpy(np.flatnonzero(label))
     size = merging.stride4_size(data.image(image_id).size[::-1])
-    return classes.numpy(), merging.merge_scales(totals, size, classes).numpy()
+    return classes.numpy(), merging.merge_views(merging.join_flips(totals, classes), size).numpy()
 
 
 def time_both(folder: Path, counts: tuple[int, ...], quick: bool) -> list[tuple[float, float, float]]:

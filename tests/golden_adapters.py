@@ -66,8 +66,8 @@ def merge_scales(case: Arrays) -> Arrays:
     size = tuple(case["in_size"].tolist())
     return {
         "out_keys": keys,
-        "out_cam": merging.merge_scales(maps, merging.stride4_size(size), tensor(keys)).numpy(),
-        "out_high_res": merging.merge_scales(maps, size, tensor(keys), grid_stride=16).numpy(),
+        "out_cam": merging.merge_views(merging.join_flips(maps, tensor(keys)), merging.stride4_size(size)).numpy(),
+        "out_high_res": merging.merge_views(merging.join_flips(maps, tensor(keys)), size, grid_stride=16).numpy(),
     }
 
 

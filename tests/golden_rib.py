@@ -133,8 +133,8 @@ def process(case: Arrays) -> Arrays:
             f"out_target_loss_{name}": np.array([step.target_logit for step in updates]),
             f"out_stop_flags_{name}": np.array([step.stop for step in steps]),
             f"out_keys_{name}": keys,
-            f"out_cam_{name}": merging.merge_scales(sums, merging.stride4_size(size), tensor(keys)).numpy(),
-            f"out_high_res_{name}": merging.merge_scales(sums, size, tensor(keys), grid_stride=16).numpy(),
+            f"out_cam_{name}": merging.merge_views(merging.join_flips(sums, tensor(keys)), merging.stride4_size(size)).numpy(),
+            f"out_high_res_{name}": merging.merge_views(merging.join_flips(sums, tensor(keys)), size, grid_stride=16).numpy(),
         }
         chosen = slice(None) if name == "normal" else keys
         for number, pair in enumerate(sums):
@@ -190,7 +190,7 @@ def resnet_step(case: Arrays) -> Arrays:
         "out_logits": torch.stack([step.logits for step in steps]).numpy(),
         "out_lr": rates(config, len(steps)),
         "out_keys": keys,
-        "out_cam": merging.merge_scales(sums, merging.stride4_size(size), tensor(keys)).numpy(),
+        "out_cam": merging.merge_views(merging.join_flips(sums, tensor(keys)), merging.stride4_size(size)).numpy(),
         "out_delta_classifier": change[:, :64, 0, 0].numpy(),
         "out_delta_layer2_max": np.float32(max(frozen)),
         **{name: gradient.numpy() for name, gradient in gradients.items()},

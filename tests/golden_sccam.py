@@ -140,7 +140,7 @@ def normalized(passes: np.ndarray) -> np.ndarray:
     """Sum of the passes, image and mirror image in turn and mirrored back already, divided by the maximum of each class."""
     count, size = passes.shape[1], passes.shape[2:]
     pairs = [torch.stack([tensor(passes[i]), tensor(passes[i + 1]).flip(-1)]) for i in range(0, len(passes), 2)]
-    return merging.merge_scales(pairs, size, torch.arange(count)).numpy()
+    return merging.merge_views(merging.join_flips(pairs, torch.arange(count)), size).numpy()
 
 
 def entropy(case: Arrays) -> Arrays:

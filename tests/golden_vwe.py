@@ -135,8 +135,10 @@ def make_cam(case: Arrays) -> Arrays:
     keys, size = np.flatnonzero(case["in_image_label"]), tuple(case["in_size"].tolist())
     return {
         "out_keys": keys,
-        "out_cam": merging.merge_scales(maps, merging.stride4_size(size), tensor(keys), join=torch.maximum).numpy(),
-        "out_high_res": merging.merge_scales(maps, size, tensor(keys), join=torch.maximum).numpy(),
+        "out_cam": merging.merge_views(
+            merging.join_flips(maps, tensor(keys), torch.maximum), merging.stride4_size(size)
+        ).numpy(),
+        "out_high_res": merging.merge_views(merging.join_flips(maps, tensor(keys), torch.maximum), size).numpy(),
     }
 
 

@@ -129,29 +129,29 @@ def test_merging_by_hand():
     first[0, 2, 0], first[1, 2, 0] = torch.tensor([1.0, 0.0]), torch.tensor([3.0, 2.0])  # + mirror: (1 + 2, 0 + 3)
     second[0, 2], second[1, 2] = 1.0, 0.0  # everywhere 1
     first[:, 0] = 99.0  # another class
-    merged = merging.merge_scales([first, second], (1, 2), torch.tensor([2]))
+    merged = merging.merge_views(merging.join_flips([first, second], torch.tensor([2])), (1, 2))
     assert torch.allclose(merged, torch.tensor([[[4.0, 4.0]]]) / (4 + 1e-5))
     first[1, 2, 0] = torch.tensor([0.0, 2.0])  # + mirror: (1 + 2, 0 + 0)
-    merged = merging.merge_scales([first, second], (1, 2), torch.tensor([2]))
+    merged = merging.merge_views(merging.join_flips([first, second], torch.tensor([2])), (1, 2))
     assert torch.allclose(merged, torch.tensor([[[4.0, 1.0]]]) / (4 + 1e-5))
 
 
 def test_every_class_is_divided_by_its_own_maximum():
     maps = torch.zeros(2, 2, 1, 2)
     maps[0, 0, 0], maps[0, 1, 0] = torch.tensor([8.0, 4.0]), torch.tensor([0.1, 0.2])
-    merged = merging.merge_scales([maps], (1, 2), torch.tensor([0, 1]))
+    merged = merging.merge_views(merging.join_flips([maps], torch.tensor([0, 1])), (1, 2))
     assert merged.flatten().tolist() == pytest.approx([1.0, 0.5, 0.5, 1.0], abs=1e-4)
 
 
 def test_a_map_without_evidence_stays_zero():
-    merged = merging.merge_scales([torch.zeros(2, 1, 2, 3)], (4, 5), torch.tensor([0]))
+    merged = merging.merge_views(merging.join_flips([torch.zeros(2, 1, 2, 3)], torch.tensor([0])), (4, 5))
     assert merged.shape == (1, 4, 5) and not merged.any()
 
 
 def test_grid_of_the_full_size_maps():
     """The official full-resolution maps are resized to the area that a grid of stride 16 covers, and cut."""
     maps = torch.rand(2, 1, 3, 2)
-    merged = merging.merge_scales([maps], (35, 20), torch.tensor([0]), grid_stride=16)
+    merged = merging.merge_views(merging.join_flips([maps], torch.tensor([0])), (35, 20), grid_stride=16)
     full = F.interpolate(maps[:1] + maps[1:].flip(-1), size=(48, 32), mode="bilinear", align_corners=False)[0, :, :35, :20]
     assert torch.allclose(merged, full / (full.max() + 1e-5))
 
@@ -161,12 +161,10 @@ def test_merged_maps_lie_between_0_and_1_and_mirror_with_the_image(height, width
     torch.manual_seed(seed)
     maps = [torch.rand(2, 4, side, side + 1) * 10.0 ** (seed % 30) for side in (2, 3)]
     classes = torch.tensor(sorted(classes), dtype=torch.int64)
-    merged = merging.merge_scales(maps, (height, width), classes)
+    merged = merging.merge_views(merging.join_flips(maps, classes), (height, width))
     assert merged.shape == (len(classes), height, width) and torch.isfinite(merged).all()
     assert ((merged >= 0) & (merged <= 1)).all()
-    mirrored = merging.merge_scales(
-        [scale.flip(0) for scale in maps], (height, width), classes
-    )  # image and mirror change places
+    mirrored = merging.merge_views(merging.join_flips([scale.flip(0) for scale in maps], classes), (height, width))
     assert torch.allclose(mirrored.flip(-1), merged, atol=1e-5)
 
 

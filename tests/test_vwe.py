@@ -269,7 +269,7 @@ def test_the_bank_moves_in_training_only_and_a_learned_codebook_never():
 def test_the_maximum_of_image_and_mirror_by_hand():
     maps = torch.zeros(2, 1, 1, 2)
     maps[0, 0, 0], maps[1, 0, 0] = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 3.0])  # mirror, turned back: (3, 2)
-    merged = merging.merge_scales([maps, maps], (1, 2), torch.tensor([0]), join=torch.maximum)
+    merged = merging.merge_views(merging.join_flips([maps, maps], torch.tensor([0]), torch.maximum), (1, 2))
     assert merged.flatten().tolist() == pytest.approx([0.75, 1.0], abs=1e-5)
 
 

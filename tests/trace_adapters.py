@@ -603,7 +603,9 @@ def rib_tuning(case: Arrays) -> Arrays:
             f"out_loss_{run}": np.array([step.loss for step in made]),
             f"out_target_loss_{run}": np.array([step.target_logit for step in made]),
             f"out_stop_flags_{run}": np.array([step.stop for step in steps]),
-            f"out_cam_{run}": merging.merge_scales(rib.add_up(steps), merging.stride4_size(size), classes).numpy(),
+            f"out_cam_{run}": merging.merge_views(
+                merging.join_flips(rib.add_up(steps), classes), merging.stride4_size(size)
+            ).numpy(),
             f"out_fingerprint_{run}": names.fingerprints(net, weights),
         }
         if run == "normal":

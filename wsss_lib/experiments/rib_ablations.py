@@ -16,7 +16,7 @@ from wsss_lib.experiments.trials import Maps, recall_by_part
 from wsss_lib.methods import rib
 from wsss_lib.methods.cam import ClassActivationNet
 from wsss_lib.nets.backbone import normalization_of
-from wsss_lib.ops.merging import merge_scales, stride4_size, upsample_scores
+from wsss_lib.ops.merging import join_flips, merge_views, stride4_size, upsample_scores
 from wsss_lib.ops.metrics import Evaluation
 from wsss_lib.ops.seeds import argmax_with_background
 
@@ -54,7 +54,7 @@ class SingleImages:
     def merged(self, image_id: str, steps: Iterable[rib.Step]) -> Maps:
         """Return classes and full-size scores from the sum of some steps' maps."""
         size, classes = self.data.image(image_id).size[::-1], np.flatnonzero(self.data.label(image_id))
-        maps = merge_scales(rib.add_up(steps), stride4_size(size), torch.from_numpy(classes))
+        maps = merge_views(join_flips(rib.add_up(steps), torch.from_numpy(classes)), stride4_size(size))
         return classes, upsample_scores(maps.cpu().numpy(), size)
 
     def final(self, ids: Iterable[str], settings: Any) -> dict[str, Maps]:

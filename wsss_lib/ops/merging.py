@@ -69,20 +69,6 @@ def merge_views(views: Sequence[Tensor], size: tuple[int, int], grid_stride: int
     return total / (total.amax((1, 2), keepdim=True) + 1e-5)
 
 
-def merge_scales(
-    maps: Sequence[Tensor],
-    size: tuple[int, int],
-    classes: Tensor,
-    grid_stride: int = 1,
-    join: Callable[[Tensor, Tensor], Tensor] = torch.add,
-) -> Tensor:
-    """Join the flips and merge the scales: `merge_views` of `join_flips`.
-
-    Explained in notebook 10, section "Several scales and a horizontal flip".
-    """
-    return merge_views(join_flips(maps, classes, join), size, grid_stride)
-
-
 def upsample_scores(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bring stored localization maps (stride 4) to the size of their image.
 
