@@ -6,7 +6,7 @@ A parameter is declared once, in the class `Parameters` of the module that reads
 import ast
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -51,6 +51,14 @@ Factor = Annotated[float, BeforeValidator(_reject_bool), Field(gt=0, allow_inf_n
 Numbers = Annotated[tuple[Factor, ...], BeforeValidator(_tuple_from_text), Field(min_length=1)]
 Integers = Annotated[tuple[Positive, ...], BeforeValidator(_tuple_from_text), Field(min_length=1)]
 FrozenStages = Annotated[int, BeforeValidator(_reject_bool), Field(ge=0, le=4)]  # of a backbone's five, from the image on
+
+
+class Range(NamedTuple):
+    """Where `wsss_lib.tune` looks for a parameter's value: whole numbers between whole numbers, else any."""
+
+    low: float
+    high: float
+    log: bool = False  # every factor is as likely as any other, not every difference
 
 
 class ParameterGroup(BaseModel):

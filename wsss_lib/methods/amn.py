@@ -45,6 +45,7 @@ from wsss_lib.parameters import (
     Integers,
     ParameterGroup,
     Positive,
+    Range,
     Rate,
     Settings,
     Text,
@@ -55,6 +56,13 @@ from wsss_lib.parameters import (
 NOTEBOOK = "40_amn"
 SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of other notebooks
 DROPOUT = 0.1
+# What a study tries, the published values inside where the network allows them.
+TUNED = {
+    "amn_learning_rate": Range(1e-6, 3e-4, log=True),
+    "amn_head_learning_rate": Range(3e-5, 1e-2, log=True),
+    "amn_smoothing": Range(0.1, 0.6),
+    "amn_epochs": Range(4, 12),
+}
 
 
 class Parameters(ParameterGroup):

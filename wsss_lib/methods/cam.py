@@ -38,6 +38,7 @@ from wsss_lib.parameters import (
     Numbers,
     ParameterGroup,
     Positive,
+    Range,
     Rate,
     Settings,
     Text,
@@ -48,6 +49,12 @@ NOTEBOOK = "10_cam"
 IRN_GRID = 16  # the stride of its network, whose grid IRN's and RIB's programs lay over the image
 MAP_FORM = ("map_precision", "map_size")  # how maps are computed and what is kept of them
 CROPS = ("cam_batch_size", "cam_long_side_min", "cam_long_side_max", "cam_crop")  # batches and crops of the classifier's images
+# What a study tries, the published values inside where the network allows them.
+TUNED = {
+    "cam_learning_rate": Range(3e-4, 0.1, log=True),
+    "cam_head_learning_rate": Range(3e-3, 1.0, log=True),
+    "cam_epochs": Range(4, 12),
+}
 
 
 class Parameters(ParameterGroup):

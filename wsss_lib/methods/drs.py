@@ -39,12 +39,19 @@ from wsss_lib.nets.weights import load_weights, load_whole, start_backbone
 from wsss_lib.ops.merging import full_size, stride4_size
 from wsss_lib.ops.metrics import Evaluation
 from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
-from wsss_lib.parameters import TRAINING, Fraction, FrozenStages, ParameterGroup, Positive, Rate, Settings, Text
+from wsss_lib.parameters import TRAINING, Fraction, FrozenStages, ParameterGroup, Positive, Range, Rate, Settings, Text
 
 NOTEBOOK = "30_drs"
 SETS_FOR_OTHERS = ("refinement", "seed_*", "walk_*", "deeplab_*")  # what its presets may set of stages of other notebooks
 REFINEMENT = "drs"  # the value of the parameter `refinement` that names this method's own masks
 CONFLICT = 0.9  # more than two channels above this: the pixel is unknown
+# What a study tries, the published values inside where the network allows them.
+TUNED = {
+    "drs_delta": Range(0.3, 0.95),
+    "drs_learning_rate": Range(3e-4, 0.03, log=True),
+    "drs_refine_learning_rate": Range(1e-5, 1e-3, log=True),
+    "drs_epochs": Range(4, 12),
+}
 
 
 class Parameters(ParameterGroup):

@@ -28,13 +28,20 @@ from wsss_lib.data.samples import ClassificationSamples, batches_of_pool, disjoi
 from wsss_lib.methods.cam import CLASSIFIER, IRN_GRID, ClassActivationNet, build_classifier, grid_stride_of
 from wsss_lib.nets.backbone import normalization_of
 from wsss_lib.ops.merging import Views, join_flips, merge_views, stride4_size
-from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Rate, Settings
+from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Range, Rate, Settings
 
 NOTEBOOK = "20_rib"
 SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of other notebooks
 FROZEN_STAGES = 3  # stem, layer1 and layer2 stay as they are, whatever the classifier's own training froze
 COMPANION_BANK = 512  # images that companions are drawn from: enough for the 9 x 20 of one image
 KEPT_PUSHES = 32  # label sets whose first push is remembered; 90 MB each with ResNet-50
+# What a study tries, the published values inside where the network allows them.
+TUNED = {
+    "rib_learning_rate": Range(1e-6, 1e-3, log=True),
+    "rib_head_learning_rate": Range(1e-5, 1e-2, log=True),
+    "rib_iterations": Range(2, 10),
+    "rib_region_threshold": Range(0.2, 0.7),
+}
 
 
 class Parameters(ParameterGroup):

@@ -46,6 +46,7 @@ from wsss_lib.parameters import (
     Integers,
     ParameterGroup,
     Positive,
+    Range,
     Rate,
     Settings,
     Text,
@@ -62,6 +63,13 @@ SETS_FOR_OTHERS = (
     "walk_*",
 )  # what its presets may set of stages of other notebooks
 STARTS = 10  # of k-means; scikit-learn's default when the method was published, 1 today
+# What a study tries, the published values inside where the network allows them.
+TUNED = {
+    "sccam_learning_rate": Range(3e-4, 0.03, log=True),
+    "sccam_head_learning_rate": Range(3e-3, 3.0, log=True),
+    "sccam_loss_weight": Range(0.5, 10.0, log=True),
+    "sccam_clusters": Range(2, 10),
+}
 
 
 class Parameters(ParameterGroup):

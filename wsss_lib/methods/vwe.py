@@ -34,6 +34,7 @@ from wsss_lib.parameters import (
     FrozenStages,
     ParameterGroup,
     Positive,
+    Range,
     Rate,
     Settings,
     Text,
@@ -44,6 +45,13 @@ Variant = Literal["vwe", "vwl_l", "vwl_m"]
 NOTEBOOK = "50_vwe"
 SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone")  # what its presets may set of stages of other notebooks
 RHO = 1e-3  # share of the new average in VWL-M's codebook
+# What a study tries, the published values inside where the network allows them.
+TUNED = {
+    "vwe_learning_rate": Range(3e-4, 0.1, log=True),
+    "vwe_head_learning_rate": Range(3e-3, 1.0, log=True),
+    "vwe_words": Range(16, 256, log=True),
+    "vwe_epochs": Range(4, 12),
+}
 
 
 class Parameters(ParameterGroup):

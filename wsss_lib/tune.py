@@ -1,0 +1,259 @@
+"""Tune a method's parameters on a few labelled images, with a budget that is the same for every method.
+
+    python -m wsss_lib.tune rib --preset voc12-animals --trials 12
+    python -m wsss_lib.tune rib --preset voc12-animals --measure --seeds 0 1 2
+
+What counts is the mIoU of the maps at their best single threshold on the images that tune. `--measure` then makes the maps of
+all other training images with the best parameters and scores them at that very threshold. docs/protocol.md has the rules. A
+study that is killed goes on: with the same seed it tries the same values, whether or not it was stopped.
+"""
+
+import argparse
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsss_lib.config import Config
+from wsss_lib.core.files import read_json, write_json
+from wsss_lib.core.parallel import ShardDone
+from wsss_lib.core.scoring import sweep_maps
+from wsss_lib.core.stage import Job, open_stage, run, run_folder_of
+from wsss_lib.data.dataset import SegmentationDataset, open_data
+from wsss_lib.errors import DataError
+from wsss_lib.methods import METHODS
+from wsss_lib.ops.thresholds import ThresholdSweep
+from wsss_lib.parameters import Range
+from wsss_lib.presets import preset_config
+from wsss_lib.results import markdown_table
+
+TUNING_IMAGES = 100
+PARTS = 4  # of the images that tune; after each the study may give a trial up
+THRESHOLDS = np.linspace(0.01, 0.9, 90)
+
+
+def split_of_tuning(data: SegmentationDataset, count: int = TUNING_IMAGES) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Return the images that tune and all others, which measure; an image's side depends on its name alone.
+
+    Raises:
+        DataError: there are too few images with masks.
+    """
+    data = data.scored()
+    ranked = sorted(range(len(data)), key=lambda row: zlib.crc32(data.ids[row].encode()))
+    if len(ranked) < 2 * count:
+        raise DataError(f"{data.root}: {len(ranked)} images have masks, and tuning on {count} needs at least {2 * count}")
+    return subset(data, sorted(ranked[:count])), subset(data, sorted(ranked[count:]))
+
+
+def subset(data: SegmentationDataset, rows: Sequence[int]) -> SegmentationDataset:
+    """Return some images of a split."""
+    return replace(data, ids=tuple(data.ids[row] for row in rows), labels=data.labels[list(rows)])
+
+
+def make_some_maps(config: Config, data: SegmentationDataset, folder: Path, part: int = 1, parts: int = 1) -> None:
+    """Train what a method trains, or find it, and make the maps of one part of some images into a folder of the study."""
+    maps = METHODS[config.method].MAPS
+    for stage in maps.inputs(config).values():
+        made_with_inputs(stage, config)
+    job = Job(maps, config.model_copy(update={"shards": parts, "shard": part if parts > 1 else 1}))
+    job.inputs = {name: open_stage(stage, config) for name, stage in maps.inputs(config).items()}
+    job.folder, job.data = folder, data
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(ShardDone):
+        maps.make(job)
+
+
+def made_with_inputs(stage: Any, config: Config) -> None:
+    """Run a stage after those that it needs."""
+    for other in stage.inputs(config).values():
+        made_with_inputs(other, config)
+    run(stage, config)
+
+
+def pixel_precision_recall(sweep: ThresholdSweep) -> float:
+    """Return the area under the curve of precision over recall of object pixels, over all thresholds: in [0, 1].
+
+    A pixel counts as found where its class is right. No threshold is chosen.
+    """
+    confusions = sweep.confusions()[::-1].astype(float)  # from the highest threshold on, recall grows
+    right = np.trace(confusions[:, 1:, 1:], axis1=1, axis2=2)
+    recall = right / max(confusions[0, 1:].sum(), 1)
+    precision = right / np.maximum(confusions[:, :, 1:].sum((1, 2)), 1)
+    return float(np.trapezoid(precision, recall) + precision[0] * recall[0])
+
+
+def suggested(trial: Any, ranges: dict[str, Range]) -> dict[str, Any]:
+    """Ask a trial for a value of each parameter."""
+    return {
+        name: trial.suggest_int(name, int(low), int(high), log=log)
+        if isinstance(low, int)
+        else trial.suggest_float(name, low, high, log=log)
+        for name, (low, high, log) in ranges.items()
+    }
+
+
+class Study:
+    """A method's study: its trials lie in a SQLite file, its maps beside it."""
+
+    def __init__(self, method: str, preset: str, seed: int = 0, **values: Any):
+        try:
+            import optuna
+        except ImportError:
+            raise ImportError("tuning needs the package optuna: pip install -e '.[tune]'") from None
+        self.optuna, self.method, self.preset, self.values = optuna, method, preset, values
+        if not (ranges := getattr(METHODS[method], "TUNED", {})):
+            raise ValueError(f"method {method!r} names no parameters to tune; give its file a table TUNED")
+        self.ranges, self.seed = ranges, seed
+        self.config = preset_config(preset, method, seed=seed, **values)
+        self.folder = run_folder_of(self.config) / method / f"seed{seed}" / "tuning"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.tuning, self.measuring = split_of_tuning(open_data(self.config, self.config.train_split))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{self.folder / 'study.db'}",
+            study_name=method,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+        )
+
+    def finished(self) -> list[Any]:
+        """Return the trials that count: completed, or given up early."""
+        states = self.optuna.trial.TrialState
+        return self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+
+    def tune(self, trials: int, seconds: float = float("inf")) -> None:
+        """Try values until so many trials are finished, or so many seconds have been spent on all of them.
+
+        The first trial takes the preset's values. The values of each follow from the seed and the trials before it, so that
+        a trial that a kill has interrupted is tried again.
+        """
+        states = self.optuna.trial.TrialState
+        for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            self.study.tell(trial.number, state=states.FAIL)
+        while len(done := self.finished()) < trials and sum(trial.user_attrs["seconds"] for trial in done) < seconds:
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=1000 * self.seed + len(done), n_startup_trials=4)
+            if not done:
+                given = {name: getattr(self.config, name) for name in self.ranges}
+                self.study.enqueue_trial(
+                    {name: min(max(given[name], low), high) for name, (low, high, _) in self.ranges.items()}
+                )
+            trial, started = self.study.ask(), time.monotonic()
+            score, state = self._score(trial, len(done))
+            trial.set_user_attr("seconds", time.monotonic() - started)
+            self.study.tell(trial, score if state == states.COMPLETE else None, state=state)
+            print(f"{self.method} trial {len(done) + 1} of {trials}: mIoU {100 * score:.2f} % {trial.params}", flush=True)
+
+    def _score(self, trial: Any, number: int) -> tuple[float, Any]:
+        states = self.optuna.trial.TrialState
+        config, folder = self.with_values(suggested(trial, self.ranges)), self.folder / f"trial{number}"
+        for part in range(1, PARTS + 1):
+            try:
+                make_some_maps(config, self.tuning, folder, part, PARTS)
+            except ValueError as error:  # a training that diverges is an answer, too
+                if "diverged" not in str(error) and "the loss is" not in str(error):
+                    raise
+                return 0.0, states.COMPLETE
+            made = [row for row, image_id in enumerate(self.tuning.ids) if (folder / f"{image_id}.npz").is_file()]
+            sweep: ThresholdSweep = sweep_maps(subset(self.tuning, made), folder, THRESHOLDS)
+            threshold, score = sweep.best()
+            trial.report(score, part)
+            if part < PARTS and trial.should_prune():
+                return score, states.PRUNED
+        trial.set_user_attr("threshold", threshold)
+        trial.set_user_attr("area", pixel_precision_recall(sweep))
+        return score, states.COMPLETE
+
+    def with_values(self, values: dict[str, Any], seed: int | None = None) -> Config:
+        """Return the configuration of a trial."""
+        return preset_config(self.preset, self.method, **self.values | values | {"seed": self.seed if seed is None else seed})
+
+    def measure(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """Score the best trial's values and threshold on the images that have tuned nothing; one row a seed.
+
+        Raises:
+            DataError: no trial has been completed.
+        """
+        if not any(trial.state.name == "COMPLETE" and trial.value for trial in self.finished()):
+            raise DataError(f"{self.folder}: no trial is finished; run the study first, with --trials")
+        best, record = self.study.best_trial, self.folder / "measured.json"
+        rows = read_json(record) if record.is_file() else []
+        known = {row["seed"] for row in rows if row["values"] == best.params}
+        for seed in (seed for seed in seeds if seed not in known):
+            config = self.with_values(best.params, seed)
+            folder = self.folder / f"measured{best.number}.seed{seed}"
+            make_some_maps(config, self.measuring, folder)
+            sweep: ThresholdSweep = sweep_maps(self.measuring, folder, THRESHOLDS)
+            curve = sweep.curve()
+            rows.append(
+                {
+                    "method": self.method,
+                    "seed": seed,
+                    "values": best.params,
+                    "threshold": best.user_attrs["threshold"],
+                    "miou": 100 * float(curve[np.abs(THRESHOLDS - best.user_attrs["threshold"]).argmin()]),
+                    "best_miou": 100 * float(np.nanmax(curve)),
+                    "area": 100 * pixel_precision_recall(sweep),
+                    "images": len(self.measuring),
+                    "curve": np.round(100 * curve, 3).tolist(),
+                }
+            )
+            write_json(record, rows)
+        return [row for row in rows if row["values"] == best.params]
+
+    def table(self) -> str:
+        """Return the trials in the order in which they were made."""
+        head = ["trial", "mIoU %", "threshold", "area %", "seconds", *self.ranges]
+        rows = [
+            [
+                str(number),
+                f"{100 * trial.value:.2f}" if trial.state.name == "COMPLETE" else "given up",
+                f"{trial.user_attrs.get('threshold', float('nan')):.2f}",
+                f"{100 * trial.user_attrs.get('area', float('nan')):.1f}",
+                f"{trial.user_attrs['seconds']:.0f}",
+                *(f"{trial.params[name]:.4g}" for name in self.ranges),
+            ]
+            for number, trial in enumerate(self.finished(), start=1)
+        ]
+        return markdown_table(head, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ends the program with a sentence when it cannot be done.
+
+    Args:
+        arguments: the words after the program's name; None: those of the command line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m wsss_lib.tune", description=__doc__.split("\n")[0])
+    parser.add_argument("method", choices=list(METHODS))
+    parser.add_argument("--preset", default="voc12-animals")
+    parser.add_argument("--trials", type=int, default=12, help="trials in all, those of earlier calls included")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after so many seconds of trials")
+    parser.add_argument("--seed", type=int, default=0, help="of the study and of its trainings")
+    parser.add_argument("--measure", action="store_true", help="score the best values on the images that did not tune")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings that are measured")
+    options = parser.parse_args(arguments)
+    try:
+        study = Study(options.method, options.preset, options.seed)
+        if options.measure:
+            for row in study.measure(options.seeds):
+                print(
+                    f"{row['method']} seed {row['seed']}: mIoU {row['miou']:.2f} % at the tuned threshold "
+                    f"{row['threshold']:.2f}, {row['best_miou']:.2f} % at the best, area {row['area']:.1f} %, "
+                    f"on {row['images']} images"
+                )
+            return
+        study.tune(options.trials, options.seconds)
+        print(study.table())
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
