@@ -237,7 +237,7 @@ def test_what_a_method_sets_wins_over_the_preset_and_given_values_over_both(tmp_
 
 
 def test_all_presets_are_there():
-    """The four sizes, the data of the comparison, the short run of all methods, and the rehearsal of coco14 on generated images."""
+    """The four sizes, the data of the comparison, the short run of all methods, and the rehearsal of coco14."""
     assert {path.stem for path in PRESETS} == {"smoke", "demo", "voc12-small", "voc12-animals", "voc12", "coco14", "coco-toy"}
 
 
