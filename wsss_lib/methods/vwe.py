@@ -41,7 +41,7 @@ from wsss_lib.parameters import (
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
 NOTEBOOK = "50_vwe"
-SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone")  # what its presets may set of stages of other notebooks
+SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone", "deeplab_*")  # what its presets may set of stages of other notebooks
 RHO = 1e-3  # share of the new average in VWL-M's codebook
 
 
