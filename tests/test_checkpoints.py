@@ -287,8 +287,8 @@ def test_a_start_of_deeplab_that_does_not_fit_is_refused(tmp_path, capsys):
         fields = {"deeplab_version": version, "deeplab_atrous_rates": rates, "deeplab_init": str(tmp_path / "vgg.safetensors")}
         with pytest.raises(ValueError, match="vgg.safetensors does not fit ResNet"):
             build_deeplab(Config(**fields), 20, Path("unused"))
-    with pytest.raises(ValueError, match="deeplab_init 'start.pth' must be .* data_prep.checkpoints convert"):
-        Config(deeplab_init="start.pth")
+    with pytest.raises(DataError, match="in.pth: not a safetensors file"):
+        build_deeplab(Config(deeplab_init=str(tmp_path / "in.pth")), 20, Path("unused"))
 
 
 def network(name: str) -> torch.nn.Module:

@@ -82,11 +82,6 @@ class Parameters(ParameterGroup):
                 "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss; give for "
                 "instance deeplab_atrous_rates [6, 12, 18] and deeplab_loss cross_entropy"
             )
-        if self.deeplab_init not in ("imagenet", "classifier", "none") and not self.deeplab_init.endswith(".safetensors"):
-            raise ValueError(
-                f"deeplab_init {self.deeplab_init!r} must be 'imagenet', 'classifier', 'none' or a .safetensors file of a "
-                "backbone; python -m data_prep.checkpoints convert makes one of the authors' .pth"
-            )
         if self.deeplab_batch_size % self.deeplab_accumulation:
             raise ValueError(
                 f"deeplab_batch_size ({self.deeplab_batch_size}) must be a multiple of deeplab_accumulation "
@@ -320,7 +315,7 @@ def _score_predictions(job: Job) -> list[dict]:
         else open_stage(masks_of(job.whole), job.whole).metrics[-1].get("pixel_labels_chose", "")
     )
     start = job.whole.deeplab_init
-    if start.endswith(".safetensors"):  # it may have seen masks, as the authors' start has seen COCO's
+    if start not in ("imagenet", "classifier", "none"):  # it may have seen masks, as the authors' start has seen COCO's
         honest = "; ".join(filter(None, (honest, f"whatever made the start {Path(start).name}")))
     name = deeplab_name(config)
     scored = [
