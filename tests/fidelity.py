@@ -17,15 +17,16 @@ PUBLISHED = yaml.safe_load((PROJECT_ROOT / "docs/published_values.yaml").read_te
 ROWS = yaml.safe_load((PROJECT_ROOT / "docs/fidelity.yaml").read_text(encoding="utf-8"))
 INTRODUCTION = """# Official programs and this project, row by row
 
-Made by `python -m tests.fidelity`; a test keeps it in step. **same**: what is here is what the official program does. **option**:
-a parameter makes it so, and the table names it. **declared**: it is otherwise. The last column names what holds the row: golden
-cases and traces of the official programs in `tests/golden`, or tests. Whole trainings agree with the official ones to rounding, step
-by step in float64 (`tests/test_trace.py`).
+Made by `python -m tests.fidelity`; a test keeps it in step. **same**: what is here is what the official program does.
+**option**: a parameter makes it so, and the table names it. **declared**: it is otherwise. The last column names what holds the
+row: golden cases and traces of the official programs in `tests/golden`, or tests. Whole trainings agree with the official ones
+to rounding, step by step in float64 (`tests/test_trace.py`).
 
-**Precision.** `voc12` and `coco14` train in float32, as every official program but DRS's DeepLab-v3+ does: the published values belong
-to it, and scaled float16 leaves out steps whose gradients overflow, so that a schedule is no longer the published one. Float32 means what torch
-makes of it: on GPUs that can, convolutions round their inputs to TF32. `mixed_precision: true` is faster; `log.jsonl` then
-counts the steps left out and holds the scale, and a training whose scale falls below 1 stops with a sentence.
+**Precision.** `voc12` and `coco14` train in float32, as every official program but DRS's DeepLab-v3+ does. The published values
+belong to it, and scaled float16 leaves out steps whose gradients overflow, so that a schedule is no longer the published one.
+Float32 means what torch makes of it: on GPUs that can, convolutions round their inputs to TF32. With `mixed_precision: true`,
+which is meant to be faster and was not timed here, `log.jsonl` counts the steps left out and holds the scale, and a training
+whose scale falls below 1 stops with a sentence.
 
 """
 

@@ -276,11 +276,16 @@ def test_deeplab_starts_from_the_published_file(tmp_path):
 def test_a_start_of_deeplab_that_does_not_fit_is_refused(tmp_path, capsys):
     shapes = official_list("deeplabv1_resnet101_coco_init")[0]
     for change, words in (
-        ({"layer4.block23.conv3x3.conv.weight": torch.zeros(256, 256, 1, 1)}, "has shape (256, 256, 1, 1) instead of (256, 256, 3, 3)"),
+        (
+            {"layer4.block23.conv3x3.conv.weight": torch.zeros(256, 256, 1, 1)},
+            "has shape (256, 256, 1, 1) instead of (256, 256, 3, 3)",
+        ),
         ({"layer6.block1.conv.weight": torch.zeros(1)}, "1 weights are foreign (first: layer6.block1.conv.weight)"),
     ):
         torch.save(light_weights(shapes) | change, tmp_path / "in.pth")
-        error = refused(capsys, "convert", "--format", "deeplab-init", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"))
+        error = refused(
+            capsys, "convert", "--format", "deeplab-init", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")
+        )
         assert words in error and not (tmp_path / "out.safetensors").exists()
     write_tensors(tmp_path / "vgg.safetensors", build_backbone("vgg_small", 8).state_dict())
     for version, rates in (("v2", (1, 2)), ("v3plus", (1, 2, 3))):

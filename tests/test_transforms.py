@@ -279,7 +279,11 @@ def test_an_epoch_visits_every_image_at_most_once(num_samples, batch_size, seed)
 
 
 @given(
-    num_samples=st.integers(1, 30), part_size=st.integers(1, 4), parts=st.integers(1, 2), processes=st.integers(1, 2), seed=st.integers(0, 5)
+    num_samples=st.integers(1, 30),
+    part_size=st.integers(1, 4),
+    parts=st.integers(1, 2),
+    processes=st.integers(1, 2),
+    seed=st.integers(0, 5),
 )
 def test_a_kept_last_batch_holds_what_is_left(num_samples, part_size, parts, processes, seed):
     shares = parts * processes

@@ -120,8 +120,8 @@ def train(
 
     Raises:
         ValueError: this is a shard of per-image work, the batch cannot be split or shared evenly, the loss is not finite (says
-            at which step), or higher at the end than at the start, float16 gradients overflow step after step, or `folder` holds
-            the state of another network.
+            at which step), or higher at the end than at the start, the gradients overflow float16 step after step, or `folder`
+            holds the state of another network.
         OSError: a loader process was killed, or a file cannot be written.
     """
     if config.shards > 1 and config.shard:

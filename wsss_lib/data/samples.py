@@ -354,7 +354,8 @@ def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rn
 class StepSampler(Sampler):
     """Batches of (epoch, index) pairs for the steps [first_step, last_step), each in equal parts.
 
-    Every epoch is a new permutation; its last short batch is dropped, or kept. A data set smaller than a batch is repeated in it.
+    Every epoch is a new permutation; its last short batch is dropped, or kept. A data set smaller than a batch is repeated
+    in it.
 
     Args:
         num_samples: size of the data set.

@@ -68,7 +68,7 @@ class Parameters(ParameterGroup):
     """60: crops, batches and scales are those of the classifier; the published ones are in configs/methods."""
 
     sccam_weights: Text = ""  # a network of a finished round to use instead of all rounds
-    # A classifier on the rounds' backbone whose features make the first sub-categories (published: AffinityNet's, on ResNet-38);
+    # A classifier on the rounds' backbone whose features make the first sub-categories (published: AffinityNet's ResNet-38);
     # empty: that of notebook 10.
     sccam_first_weights: Text = ""
     sccam_clusters: Positive = 10  # K, sub-categories of a class

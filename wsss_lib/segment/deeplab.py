@@ -163,7 +163,8 @@ def train_deeplab(
     rate, decay = config.deeplab_learning_rate, config.deeplab_weight_decay
     if isinstance(net, DeepLabV2):
         samples = SegmentationSamples(*common, image_labels=config.deeplab_loss == "self_label")
-        groups, schedule = deeplab_v2.parameter_groups(net, rate, decay), partial(training.poly_factor, every=config.deeplab_rate_every)
+        groups = deeplab_v2.parameter_groups(net, rate, decay)
+        schedule = partial(training.poly_factor, every=config.deeplab_rate_every)
     else:
         samples = V3PlusSamples(*common, label_fill=0 if config.deeplab_padding_is_background else IGNORE)
         groups, schedule = deeplab_v3plus.parameter_groups(net, rate, decay), training.poly_factor
@@ -185,11 +186,12 @@ def train_deeplab(
 
 def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -> dict[str, Tensor]:
     images, masks, *image_labels = batch
-    pixel_loss: Callable[..., Tensor] = {
+    losses: dict[str, Callable[..., Tensor]] = {
         "cross_entropy": cross_entropy,
         "balanced": balanced_cross_entropy,
         "self_label": self_label_loss,
-    }[config.deeplab_loss]
+    }
+    pixel_loss = losses[config.deeplab_loss]
     if config.deeplab_version != "v2":
         logits = F.interpolate(net(images), size=masks.shape[-2:], mode="bilinear", align_corners=False)
         return {"loss": pixel_loss(logits, masks)}
