@@ -29,7 +29,8 @@ from wsss_lib.errors import DataError
 
 EXPORTS = ("irn-cam", "irn", "deeplab-v2", "deeplab-v3plus")
 HIGHEST = {"C": 254, "K": 255, "S": 100, "W": 4096}  # values of a layout's letters; masks have 8 bits
-CAFFE_STEM = "backbone.conv1.weight"  # sees blue, green, red in Caffe's form, red, green, blue in ours
+# Sees blue, green, red in Caffe's form, red, green, blue in ours.
+CAFFE_STEM = {"deeplab-v2": "backbone.conv1.weight", "deeplab-init": "conv1.weight"}
 
 
 class Comparison(NamedTuple):
@@ -99,8 +100,8 @@ def convert(
         result["codebook"] = result["codebook"].flatten(1)  # (W, 2048, 1, 1) to (W, 2048)
     if name == "vwe":
         result |= _separate_codebook(layout, comparison.letters["W"], codebook, source)
-    if name == "deeplab-v2":
-        result[CAFFE_STEM] = result[CAFFE_STEM].flip(1)
+    if stem := CAFFE_STEM.get(name):
+        result[stem] = result[stem].flip(1)
     return result, layout, comparison.letters
 
 

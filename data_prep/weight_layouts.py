@@ -207,6 +207,16 @@ def _deeplab_v2() -> Layout:
     )
 
 
+def _deeplab_init() -> Layout:
+    """DeepLab-v1's container of the start weights: the trunk alone; its classifier is not used."""
+    return Layout(
+        "the start of DeepLab-v2, ResNet-101 in Caffe's form",
+        {caffe_name(key): (shape, key) for key, shape in _names("resnet101").items()},
+        "-p deeplab_backbone resnet101_caffe -p deeplab_init FILE (the file made on COCO has learned from COCO's masks)",
+        dropped=("fc.", "aspp."),
+    )
+
+
 def _deeplab_v3plus() -> Layout:
     keys = _trunk("resnet101", "backbone.") | _trunk("deeplab_v3plus_head", "", "")
     return Layout(
@@ -260,5 +270,6 @@ def layouts() -> dict[str, tuple[Layout, ...]]:
             ),
         ),
         "deeplab-v2": (_deeplab_v2(),),
+        "deeplab-init": (_deeplab_init(),),
         "deeplab-v3plus": (_deeplab_v3plus(),),
     }

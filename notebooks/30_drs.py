@@ -37,6 +37,7 @@ drs_weight_decay = 1.0e-4  # 5e-4 in the paper
 drs_frozen_batch_norm = False  # the VGG-16 of the paper has no batch normalization
 drs_frozen_stages = 0  # of the backbone's five, from the image on, that are not trained
 drs_batch_size = 16  # 10 in the paper
+drs_keep_last_batch = False  # True in the paper: an epoch ends with a short batch
 drs_crop = 128  # of images resized to a square that is a fifth larger; 320 in the paper
 drs_refine_epochs = 2  # 30 in the paper
 drs_refine_learning_rate = 3.0e-4  # 1e-4 in the paper

@@ -27,6 +27,7 @@ backbone = "resnet_small"  # resnet38 in the paper
 backbone_weights = "none"  # or a safetensors file
 cam_crop = 96  # 224 in the paper, of images with a long side of 256 to 512 pixels; see notebook 10
 sccam_weights = ""  # a finished network instead of the rounds
+sccam_first_weights = ""  # a classifier for the first sub-categories instead of notebook 10's; in the paper AffinityNet's
 sccam_clusters = 10  # K, sub-categories of each class
 sccam_loss_weight = 5.0  # lambda
 sccam_round_epochs = [4, 4, 4]  # one number a round; 31, 41, 51 in the paper

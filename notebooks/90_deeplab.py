@@ -29,12 +29,14 @@ deeplab_version = "v2"  # or "v3plus", see section 11
 refinement = "irn"  # whose masks it is trained on: irn (notebook 80), affinitynet (75), drs (30)
 deeplab_backbone = "resnet_small"  # resnet101 in the paper
 deeplab_weights = ""  # a finished segmentation network instead of training
-deeplab_init = "classifier"  # imagenet, classifier (of notebook 10) or none; see section 6
+deeplab_init = "classifier"  # imagenet, classifier (of notebook 10), none, or a file; see section 6
 deeplab_output_stride = 8
 deeplab_atrous_rates = [1, 2, 4, 6]  # 6, 12, 18, 24 in the paper, on maps of 41 x 41; the toy's maps have 12 x 12
 deeplab_iterations = 900  # 20000 in the paper
 deeplab_batch_size = 16  # 10 in the paper
+deeplab_accumulation = 1  # equal parts of a batch, each with a mean loss of its own; 2 in the paper
 deeplab_learning_rate = 0.003  # 2.5e-4 in the paper, for pre-trained weights
+deeplab_rate_every = 10  # iterations between two changes of the rate; 10 in the paper
 deeplab_weight_decay = 5.0e-4
 deeplab_loss = "cross_entropy"  # or "balanced" (AdvCAM, RIB, AMN) or "self_label" (DRS)
 deeplab_crop = 96  # 321 in the paper
@@ -336,8 +338,8 @@ print("factors at iterations", steps, "of 100:", [round(poly_factor(step, 100, e
 # > *segmentation masks*. A network that starts from them has learned outlines from pixel labels, whatever its training
 # > masks are. Result lists mark such rows "I+C" (ImageNet and COCO) and fair ones "I". The start alone is worth one to
 # > two points (VWL reports both), more than many methods differ by. **Never compare across initial weights.** This
-# > project knows three starts: `imagenet`, `classifier` (image-level labels only) and `none`. None of them has seen a
-# > pixel label.
+# > project knows three starts of its own: `imagenet`, `classifier` (image-level labels only) and `none`. None of them has seen a
+# > pixel label. A file can be given too (`docs/checkpoints.md`); then every score names it.
 #
 # The smoke run starts from the classifier of notebook 10, because its small backbone has no ImageNet weights.
 

@@ -55,6 +55,7 @@ LISTS = {  # list of official names: format, number of the layout, beginning of 
     "psa_resnet38_aff": ("psa-aff", 0, ""),
     "psa_vgg16_aff": ("psa-aff", 1, ""),
     "deeplabv2_resnet101_msc": ("deeplab-v2", 0, ""),
+    "deeplabv1_resnet101_coco_init": ("deeplab-init", 0, ""),
     "deeplabv3plus_resnet101": ("deeplab-v3plus", 0, ""),
 }
 
@@ -256,6 +257,45 @@ def test_deeplab_v2_sees_rgb_and_gives_what_the_official_network_gives_on_bgr(tm
     np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.system
+def test_deeplab_starts_from_the_published_file(tmp_path):
+    shapes = official_list("deeplabv1_resnet101_coco_init")[0]
+    weights = official_file(tmp_path / "in.pth", "deeplabv1_resnet101_coco_init", random_weights(shapes))
+    said = checkpoints.convert_file(tmp_path / "in.pth", "deeplab-init", tmp_path / "start.safetensors")
+    assert "-p deeplab_backbone resnet101_caffe -p deeplab_init" in said
+    fields = {"deeplab_backbone": "resnet101_caffe", "deeplab_atrous_rates": (6, 12, 18, 24)}
+    net = build_deeplab(Config(**fields, deeplab_init=str(tmp_path / "start.safetensors")), 20, Path("unused"))
+    for key, value in net.backbone.state_dict().items():
+        official = weights[caffe_name(key)]
+        assert torch.equal(value, official.flip(1) if key == "conv1.weight" else official), key
+    for branch in net.aspp.children():  # published: N(0, 0.01), not the file's
+        assert branch.weight.shape == (21, 2048, 3, 3) and branch.weight.std().item() == pytest.approx(0.01, rel=0.02)
+        assert not branch.bias.any()
+
+
+def test_a_start_of_deeplab_that_does_not_fit_is_refused(tmp_path, capsys):
+    shapes = official_list("deeplabv1_resnet101_coco_init")[0]
+    for change, words in (
+        (
+            {"layer4.block23.conv3x3.conv.weight": torch.zeros(256, 256, 1, 1)},
+            "has shape (256, 256, 1, 1) instead of (256, 256, 3, 3)",
+        ),
+        ({"layer6.block1.conv.weight": torch.zeros(1)}, "1 weights are foreign (first: layer6.block1.conv.weight)"),
+    ):
+        torch.save(light_weights(shapes) | change, tmp_path / "in.pth")
+        error = refused(
+            capsys, "convert", "--format", "deeplab-init", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")
+        )
+        assert words in error and not (tmp_path / "out.safetensors").exists()
+    write_tensors(tmp_path / "vgg.safetensors", build_backbone("vgg_small", 8).state_dict())
+    for version, rates in (("v2", (1, 2)), ("v3plus", (1, 2, 3))):
+        fields = {"deeplab_version": version, "deeplab_atrous_rates": rates, "deeplab_init": str(tmp_path / "vgg.safetensors")}
+        with pytest.raises(ValueError, match="vgg.safetensors does not fit ResNet"):
+            build_deeplab(Config(**fields), 20, Path("unused"))
+    with pytest.raises(DataError, match="in.pth: not a safetensors file"):
+        build_deeplab(Config(deeplab_init=str(tmp_path / "in.pth")), 20, Path("unused"))
+
+
 def network(name: str) -> torch.nn.Module:
     """Build the network that takes a converted file."""
     if name.startswith("drs"):
@@ -263,6 +303,8 @@ def network(name: str) -> torch.nn.Module:
         return ScoreNet(build_backbone("vgg16", 8), 20, delta)
     if name.startswith("deeplabv3plus"):
         return DeepLabV3Plus(build_dilated_backbone("resnet101", 16), 21)
+    if name.startswith("deeplabv1"):
+        return build_backbone("resnet101_caffe", 8)
     if name.startswith("amn"):
         return ActivationManipulationNet(build_backbone("resnet50", 16), 80 if "coco" in name else 20)
     if name.startswith("vw"):

@@ -22,7 +22,7 @@ def test_operations_by_hand():
 
 
 def test_hours_are_operations_by_the_assumed_speed():
-    assert costs.Cost("one", flops=3600 * 312e12 * 0.3).gpu_hours() == pytest.approx(1)
+    assert costs.Cost("one", flops=3600 * 156e12 * 0.3).gpu_hours() == pytest.approx(1)
 
 
 def test_an_unknown_method_is_refused():
@@ -38,7 +38,7 @@ def test_the_table_adds_up_and_seeds_multiply(monkeypatch):
     }
     monkeypatch.setattr(costs, "stage_costs", lambda preset, method: made[method])
     text = costs.table("voc12", ["rib"], [0, 1, 2])
-    hours = 4e18 / (312e12 * 0.3) / 3600
+    hours = 4e18 / (156e12 * 0.3) / 3600
     assert f"| all | one seed |  | {hours:.0f} | 2 |  | 1.0 |" in text
     assert f"| all | 3 seeds |  | {3 * hours:.0f} | 6 |  | 3.0 |" in text
     assert "| cam | deeplab |" not in text, "only what RIB needs of CAM"

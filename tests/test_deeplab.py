@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from wsss_lib.config import Config
+from wsss_lib.core import training
+from wsss_lib.core.files import write_tensors
+from wsss_lib.core.stage import run
+from wsss_lib.data.dataset import load_dataset
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.nets.deeplab_v2 import (
     ASPPV2,
@@ -21,6 +26,9 @@ from wsss_lib.nets.deeplab_v2 import (
     parameter_groups,
     resize_labels,
 )
+from wsss_lib.presets import preset_config
+from wsss_lib.segment import deeplab
+from wsss_lib.segment.deeplab import build_deeplab, train_deeplab
 
 
 @pytest.fixture
@@ -212,3 +220,69 @@ def test_a_tiny_network_learns_a_toy_scene(net):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+# ---- training
+
+
+def trained(config: Config, root, folder, **values) -> dict[str, torch.Tensor]:
+    """Train on the true masks of the miniature and return the weights."""
+    config = config.model_copy(update={"deeplab_atrous_rates": (1, 2), "deeplab_learning_rate": 0.01} | values)
+    training.seed_everything(config)
+    net = build_deeplab(config, 3, "")
+    train_deeplab(net, load_dataset(root, "train"), root / "SegmentationClass", config, folder)
+    return net.state_dict()
+
+
+def furthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    return max((value - second[name]).abs().max().item() for name, value in first.items())
+
+
+def test_each_accumulated_part_has_a_mean_of_its_own_whatever_a_device_holds(small_config, miniature, tmp_path):
+    """Official: the loss of each half-batch is a mean over its own pixels; the halves hold unlike numbers of known ones."""
+    halves = trained(small_config, miniature, tmp_path / "halves", device_batch_size=2)
+    whole = trained(small_config, miniature, tmp_path / "whole", device_batch_size=4, deeplab_accumulation=2)
+    one_mean = trained(small_config, miniature, tmp_path / "one", device_batch_size=4)
+    assert furthest(halves, whole) < 1e-6 < 1e-4 < furthest(halves, one_mean)
+
+
+def test_a_batch_that_has_no_equal_parts_is_refused():
+    with pytest.raises(ValueError, match=r"deeplab_batch_size \(10\) must be a multiple of deeplab_accumulation \(3\)"):
+        Config(deeplab_batch_size=10, deeplab_accumulation=3)
+
+
+def test_vwes_recipe_is_that_of_its_program(small_config, miniature, tmp_path):
+    """Its program: rate 1e-3 on the MEAN of the four losses, weight decay 5e-4; ours: the sum at a quarter of the rate."""
+    config = preset_config("voc12", "vwe")
+    assert config.deeplab_learning_rate == pytest.approx(1e-3 / 4) and config.deeplab_weight_decay == pytest.approx(4 * 5e-4)
+    common = {"deeplab_rate_every": config.deeplab_rate_every, "deeplab_iterations": 8}
+    ours = trained(
+        small_config, miniature, tmp_path / "ours", **common, deeplab_learning_rate=0.02 / 4, deeplab_weight_decay=4 * 5e-2
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        train = training.train
+        patch.setattr(
+            training,
+            "train",
+            lambda net, loss_of, *rest: train(net, lambda *batch: {"loss": loss_of(*batch)["loss"] / 4}, *rest),
+        )
+        theirs = trained(
+            small_config, miniature, tmp_path / "theirs", **common, deeplab_learning_rate=0.02, deeplab_weight_decay=5e-2
+        )
+    assert furthest(ours, theirs) < 1e-5
+    factors = [row["factor"] for row in training.read_log(tmp_path / "ours")]
+    assert factors == pytest.approx([(1 - 7 / 8) ** 0.9], abs=1e-6)  # the rate changes with every iteration
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("version", ["v2", "v3plus"])
+def test_a_start_from_a_file_is_named_with_every_score(small_config, tmp_path, version):
+    backbone = build_backbone("resnet_small", 8)
+    write_tensors(tmp_path / "start.safetensors", backbone.state_dict())
+    values = {"deeplab_init": str(tmp_path / "start.safetensors"), "deeplab_version": version, "method": "truth"}
+    config = small_config.model_copy(update=values | {"deeplab_atrous_rates": (1, 2, 3), "deeplab_decoder_width": 16})
+    net = build_deeplab(config, 3, "")
+    assert all(torch.equal(value, net.backbone.state_dict()[name]) for name, value in backbone.state_dict().items())
+    run(deeplab.DEEPLAB, config)
+    rows = run(deeplab.PREDICTIONS, config).metrics
+    assert {row["pixel_labels_chose"] for row in rows} == {"all training masks; whatever made the start start.safetensors"}

@@ -1,11 +1,14 @@
 """IRN's network: layers, frozen backbone, sizes at any input size, and inference with the mirror image."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.ops.affinity import affinity_labels, affinity_loss, edge_to_affinity
-from wsss_lib.refine.irn import IRN
+from wsss_lib.presets import preset_config
+from wsss_lib.refine.irn import IRN, boundary_map
 
 
 def small_net(output_stride=16, seed=0, **options):
@@ -88,10 +91,42 @@ def test_padding_takes_part_but_no_image_is_cut():
     net = small_net().eval()
     picture = image(20, 70)
     assert not torch.allclose(net.predict(picture)[0], net.predict(picture, pad_to=128)[0], atol=1e-4)
-    for pad_to in (64, None):
+    for pad_to in (64, 16, 0):
         assert net.predict(picture, pad_to=pad_to)[0].shape == (5, 18)
     wide = image(24, 530)
     assert net.predict(wide, pad_to=512)[0].shape == (6, 133)
+
+
+@pytest.mark.parametrize("height, width", [(20, 70), (33, 47), (64, 49)])
+def test_without_padding_the_network_sees_the_image_alone(height, width):
+    """RIB's and AMN's programs on COCO; the zeros of a padding would enter every group normalization."""
+    net = small_net().eval()
+    picture = image(height, width)
+    with torch.no_grad():
+        logits, displacements = net(torch.stack([picture, picture.flip(-1)]))
+    h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1
+    edge, displacement = net.predict(picture, pad_to=0)
+    expected = torch.sigmoid((logits[0, 0] + logits[1, 0].flip(-1)) / 2)
+    assert expected.shape == (h, w) and torch.equal(edge, expected) and torch.equal(displacement, displacements[0])
+    assert not torch.allclose(net.predict(picture, pad_to=16)[0], edge, atol=1e-4)
+
+
+def test_the_walk_pads_as_the_programs_of_the_data_set_do(monkeypatch):
+    """VOC's images to 512 x 512 with every method, COCO's not at all, and one's own to a multiple of 16."""
+    sizes = []
+    net = small_net().eval()
+    forward = net.forward
+
+    def watched(pair):
+        sizes.append(tuple(pair.shape[-2:]))
+        return forward(pair)
+
+    monkeypatch.setattr(net, "forward", watched)
+    photograph = Image.fromarray(np.zeros((33, 50, 3), np.uint8))
+    for preset in ("voc12", "coco14", "voc12-small"):
+        for method in ("cam", "rib", "amn"):
+            boundary_map(net, photograph, preset_config(preset, method))
+    assert sizes == [(512, 512)] * 3 + [(33, 50)] * 3 + [(48, 64)] * 3
 
 
 @pytest.mark.system

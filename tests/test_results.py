@@ -97,7 +97,7 @@ def test_rows_of_several_seeds_are_joined(tmp_path):
     assert "threshold 0.20" in lines[2] and "62.0 ± 2.0" in lines[3]
     assert lines[3].endswith("refused: 300 images here, 1449 there")
     lines = results.table([mean | {"images": 1449}, truth | {"images": 1449}], compare=True).splitlines()
-    assert lines[2].endswith("63.5") and lines[3].endswith("76.35")
+    assert lines[2].endswith("refused: with CRF there, without here") and lines[3].endswith("76.35")
     assert "published" not in results.table([best], compare=False)
 
 
@@ -128,13 +128,51 @@ def test_a_published_value_belongs_to_its_data_set():
     assert lines[2].startswith("published, COCO 2014 val, rib, DeepLab-v2: 43.8 %")
     assert "VOC 2012 val of" not in results.quote(results.PUBLISHED)
     assert results.published("rib", "DeepLab-v2", "val").dataset == "VOC 2012"
-    for dataset, images, quoted in (("coco14", 40504, 43.8), ("voc12", 1449, 68.3), ("toy", 1449, None)):
+    for dataset, images, belonging in (("coco14", 40504, 43.8), ("voc12", 1449, 68.3), ("toy", 1449, None)):
         summary = results.summarize([row("DeepLab-v2", 40.0, method="rib", images=images)])
         lines = [line for line in comparison.published_table(summary, dataset) if line[:2] == ["rib", "DeepLab-v2"]]
         ours = {float(line[3]): line[4] for line in lines if line[2].startswith("val")}
         assert sorted(ours) == [43.8, 68.3]
         for value, words in ours.items():
-            assert words == "40.0 (1 runs)" if value == quoted else words.startswith(f"refused: {images} images of {dataset}")
+            expected = "whether with CRF is not stated there" if value == belonging else f"{images} images of {dataset}"
+            assert words.startswith(f"refused: {expected}")
+
+
+@pytest.mark.parametrize(
+    "method, what, split, images, values, beside",
+    [
+        ("vwe", "DeepLab-v2", "val", 1449, {}, "66.3"),
+        ("vwe", "DeepLab-v2", "val", 1448, {}, "refused: 1448 images here, 1449 there"),
+        ("vwe", "DeepLab-v2", "val", 1449, {"crf": True}, "refused: without CRF there, with here"),
+        ("cam", "CAM seed", "val", 1449, {}, ""),  # published on train alone
+        ("rib", "IRN pseudo-mask", "train", 1464, {}, "refused: whether with CRF is not stated there"),
+        ("amn", "CAM seed", "train", 1464, {}, "refused: the best threshold there, a fixed one here"),
+        ("amn", "CAM seed", "train", 1464, {"pixel_labels_chose": "threshold 0.31"}, "62.1"),
+        (
+            "cam",
+            "CAM seed",
+            "train",
+            1464,
+            {"pixel_labels_chose": "threshold"},
+            "refused: a fixed one there, the best threshold here",
+        ),
+        ("rib", "CAM at its best threshold", "train", 1464, {"pixel_labels_chose": "threshold 0.31"}, "56.5"),
+    ],
+)
+def test_a_published_value_stands_beside_its_like_alone(method, what, split, images, values, beside):
+    [joined] = results.summarize([row(what, 40.0, method=method, split=split, images=images, **values)])
+    assert results.published_beside(joined) == beside
+    table = comparison.published_table([joined], "voc12")
+    refused = [line[4].startswith("refused") for line in table if line[:3] == [method, what, split]]
+    assert refused == ([beside.startswith("refused")] if beside else [])
+
+
+def test_how_a_published_checkpoint_was_chosen_is_said():
+    for method, value in (("drs", 69.4), ("drs", 70.4), ("truth", 78.3)):
+        [entry] = (entry for entry in results.PUBLISHED if (entry.method, entry.value) == (method, value))
+        assert "best iteration" in entry.pixel_labels
+    assert {entry.crf for entry in results.PUBLISHED} == {"with", "without", "not stated"}
+    assert all(entry.crf != "without" for entry in results.PUBLISHED if "+ CRF" in entry.what)
 
 
 def test_published_classes_belong_to_published_means():

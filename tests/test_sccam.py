@@ -17,12 +17,12 @@ from tests.test_full_size import check_log, write_voc
 from wsss_lib.config import Config
 from wsss_lib.core import files, training
 from wsss_lib.core.parallel import make_maps
-from wsss_lib.core.stage import open_stage
+from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data.dataset import open_data
 from wsss_lib.errors import DataError
 from wsss_lib.methods import cam, sccam
 from wsss_lib.methods.cam import build_classifier
-from wsss_lib.nets.backbone import build_backbone
+from wsss_lib.nets.backbone import build_backbone, normalization_of
 from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.presets import preset_config
 
@@ -250,6 +250,23 @@ def test_a_round_stops_early_on_the_long_schedule(small, tmp_path):
         assert row["step"] == 2 * epochs
         assert row["factor"] == pytest.approx(training.poly_factor(2 * epochs - 1, 8), abs=1e-6)
         assert row["loss"] == pytest.approx(row["parent"] + 5 * row["sub"], abs=1e-4)
+
+
+def test_the_first_sub_categories_may_come_from_a_classifier_of_another_program(small, tmp_path):
+    """Published: AffinityNet's, on the rounds' backbone; notebook 10 need not have run."""
+    torch.manual_seed(3)
+    classifier = build_classifier(small, 3).eval()
+    training.save_weights(classifier, tmp_path / "first.safetensors")
+    config = small.model_copy(update={"sccam_first_weights": str(tmp_path / "first.safetensors"), "method": "sccam"})
+    first, second = sccam.rounds(config)
+    job = run(first, config)
+    data = open_data(config, "train")
+    features = sccam.image_features(classifier.backbone, data, *normalization_of("resnet_small"), 4)
+    np.testing.assert_allclose(files.read_tensors(job.folder / "features.safetensors")["features"], features, atol=1e-5)
+    assert "sccam_first_weights" in job.files.record()["inputs"]
+    assert list(run(second, config).inputs) == ["previous"]
+    with pytest.raises(DataError, match="classifier is not finished"):
+        run(sccam.rounds(small)[0], small.model_copy(update={"method": "sccam"}))
 
 
 def test_an_interrupted_round_goes_on_to_the_same_result(small, tmp_path, monkeypatch):

@@ -204,14 +204,15 @@ def test_foreign_files_are_not_thrown_away(tmp_path):
     assert (folder / "mine.txt").read_text() == "precious"
 
 
-def test_a_weights_file_counts_by_its_content(tmp_path):
+@pytest.mark.parametrize("name", ["cam_weights", "deeplab_init"])
+def test_a_weights_file_counts_by_its_content(tmp_path, name):
     weights = tmp_path / "own.safetensors"
-    make = Writer(lambda job: Path(job.config.cam_weights).read_text())
-    stage, config = stage_of(make, reads=("cam_weights", "seed")), config_of(tmp_path, cam_weights=str(weights))
+    make = Writer(lambda job: Path(getattr(job.config, name)).read_text())
+    stage, config = stage_of(make, reads=(name, "seed")), config_of(tmp_path, **{name: str(weights)})
     for content in ("first", "second", "first"):
         weights.write_text(content)
         job = run(stage, config)
-        assert (job.folder / "result.txt").read_text() == content and set(job.files.record()["inputs"]) == {"cam_weights"}
+        assert (job.folder / "result.txt").read_text() == content and set(job.files.record()["inputs"]) == {name}
     assert make.calls == 2
 
 

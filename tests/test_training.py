@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from wsss_lib.config import Config
 from wsss_lib.core import files, store, training
@@ -297,6 +299,27 @@ def test_the_weight_decay_in_the_place_of_the_momentum_means_almost_none(tmp_pat
     assert plain == pytest.approx([0.0, -1.0, -2.0]) and swapped == pytest.approx(plain, abs=1e-3) and swapped != plain
 
 
+def test_a_rate_has_its_floor(tmp_path):
+    net, rates = nn.Linear(1, 1), []
+    groups = [
+        {"params": [net.weight], "lr": 0.01, "min_lr": 0.004, "weight_decay": 0.0},
+        {"params": [net.bias], "lr": 0.01, "weight_decay": 0.0},
+    ]
+
+    def note(optimizer, *_):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+
+    def loss_of(model, batch):
+        return {"loss": model(batch[0]).square().sum()}
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        training.train(net, loss_of, One(), groups, 0.0, 4, 1, Config(**HERE), tmp_path, lambda step, total: 1 - step / total)
+    finally:
+        hook.remove()
+    assert np.allclose(rates, [[0.01, 0.01], [0.0075, 0.0075], [0.005, 0.005], [0.004, 0.0025]])
+
+
 def test_schedule_by_hand():
     assert [training.poly_factor(step, 4, power=1) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
     assert training.poly_factor(1, 4) == 0.75**0.9
@@ -353,6 +376,62 @@ def test_classifier_is_trained_with_the_configured_optimizer(miniature, tmp_path
 
 
 # ---- what is refused
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """The gradient scaler of a GPU's float16 training, here on a CPU."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=True))
+
+
+class Overflow(torch.autograd.Function):
+    """The identity, with an infinite gradient at the calls (1, 2, ...) that `at` names."""
+
+    calls, at = 0, ()
+
+    @staticmethod
+    def forward(context, value):
+        Overflow.calls += 1
+        context.overflows = Overflow.calls in Overflow.at
+        return value.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("inf") if context.overflows else gradient
+
+
+def overflowing_run(folder: Path, steps: int, at) -> nn.Module:
+    Overflow.calls, Overflow.at = 0, at
+    net = scalar_net()
+    groups = [{"params": [net.weight], "lr": 0.01, "weight_decay": 0.0}]
+
+    def loss_of(model, batch):
+        return {"loss": Overflow.apply(model(batch[0]).sum())}
+
+    training.train(net, loss_of, One(), groups, 0.0, steps, 1, Config(**HERE), folder, schedule=lambda step, total: 1.0)
+    return net
+
+
+def test_skipped_steps_are_counted(tmp_path, scaled):
+    net = overflowing_run(tmp_path, 25, at=(3, 4, 12))
+    rows = training.read_log(tmp_path)
+    assert [(row["step"], row["skipped_steps"], row["scale"]) for row in rows] == [
+        (1, 0, 2.0**16),
+        (10, 2, 2.0**14),
+        (20, 1, 2.0**13),
+        (25, 0, 2.0**13),
+    ]
+    assert net.weight.item() == pytest.approx(1 - 22 * 0.01)  # 22 of 25 steps were taken
+
+
+def test_training_stops_when_the_scale_collapses(tmp_path, scaled):
+    with pytest.raises(ValueError, match="overflow float16 .* up to 19 were all skipped; set mixed_precision to false"):
+        overflowing_run(tmp_path, 100, at=range(3, 200))
+
+
+def test_a_log_without_a_scaler_tells_nothing_of_it(undisturbed):
+    assert all("scale" not in json.loads(line) for line in undisturbed[1].splitlines())
 
 
 @pytest.mark.parametrize("loss", [lambda value: value * float("nan"), lambda value: value / 0])

@@ -278,6 +278,32 @@ def test_an_epoch_visits_every_image_at_most_once(num_samples, batch_size, seed)
             assert len(indices) == batch_size and set(indices) == set(range(num_samples))
 
 
+@given(
+    num_samples=st.integers(1, 30),
+    part_size=st.integers(1, 4),
+    parts=st.integers(1, 2),
+    processes=st.integers(1, 2),
+    seed=st.integers(0, 5),
+)
+def test_a_kept_last_batch_holds_what_is_left(num_samples, part_size, parts, processes, seed):
+    shares = parts * processes
+    batch_size = shares * part_size
+    steps = steps_per_epoch(num_samples, batch_size, keep_last=True)
+    assert steps == np.ceil(num_samples / batch_size)
+    made = [
+        list(StepSampler(num_samples, batch_size, parts, 0, 2 * steps, seed, (rank, processes), keep_last=True))
+        for rank in range(processes)
+    ]
+    for step in range(2 * steps):
+        lots = [batch for share in made for batch in share[step * parts : (step + 1) * parts]]
+        assert len({len(lot) for lot in lots}) == 1  # one mean over all is the mean of theirs
+        left = num_samples - step % steps * batch_size if (step + 1) % steps == 0 else batch_size
+        assert left <= sum(map(len, lots)) < left + shares
+    for epoch in range(2):
+        indices = [index for share in made for batch in share for number, index in batch if number == epoch]
+        assert set(indices) == set(range(num_samples)) and len(indices) < num_samples + shares
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     order = [pair[1] for batch in StepSampler(50, 50, 1, 0, 2, seed=0) for pair in batch]
     other = [pair[1] for batch in StepSampler(50, 50, 1, 0, 1, seed=1) for pair in batch]

@@ -358,6 +358,17 @@ def test_a_network_starts_at_its_backbone_at_the_classifier_or_at_its_own_weight
         vwe.build_vwe(config.model_copy(update={"vwe_words": 5}), 3, "", tmp_path / "own.safetensors")
 
 
+def test_maps_may_be_those_of_an_epoch_before_the_last(small_config, tmp_path):
+    """VWL-L: the fifth of six epochs, on the schedule of six."""
+    config = small_config.model_copy(update={"vwe_init": "backbone", "vwe_epochs": 2, "vwe_schedule_epochs": 3})
+    net = vwe.build_vwe(config, 3, "")
+    assert vwe.train_vwe(net, open_data(config, "train"), config, tmp_path) == 16
+    [row] = training.read_log(tmp_path)
+    assert row["step"] == 4 and row["factor"] == pytest.approx(training.poly_factor(3, 6), abs=1e-6)
+    with pytest.raises(ValueError, match=r"vwe_epochs \(6\) must not exceed vwe_schedule_epochs \(5\)"):
+        Config(vwe_epochs=6, vwe_schedule_epochs=5)
+
+
 def test_a_crop_that_is_too_small_is_refused_before_anything_is_learned(small_config, tmp_path):
     config = small_config.model_copy(update={"vwe_init": "backbone", "cam_crop": 16})
     net = vwe.build_vwe(config, 3, "")

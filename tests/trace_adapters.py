@@ -565,13 +565,13 @@ def deeplab_v3plus(case: Arrays) -> Arrays:
     )
 
 
-def rib_tuning(case: Arrays) -> Arrays:
+def rib_tuning(case: Arrays, runs: tuple[str, ...] = ("normal", "stop", "explode")) -> Arrays:
     weights, names, scales = official_weights(case), Names("rib"), case["in_scales"].tolist()
     order = [scales.index(scale) for scale in rib.scales_in_order(scales)]
     pool, labels, label = images(case), doubles(case["in_image_labels"]), doubles(case["in_label"])
     classes, size = torch.from_numpy(np.flatnonzero(case["in_label"])), tuple(case["in_size"].tolist())
     result: Arrays = {}
-    for run in ("normal", "stop", "explode"):
+    for run in runs:
         config = preset_config(
             "voc12",
             "rib",

@@ -20,7 +20,7 @@ from wsss_lib.ops.metrics import BoundaryEvaluation, Evaluation
 from wsss_lib.ops.seeds import argmax_with_background
 from wsss_lib.ops.thresholds import near_best_range
 from wsss_lib.pipeline import LABEL_MAPS
-from wsss_lib.results import FOLDERS, IMAGES_OF, PUBLISHED, collect, fingerprint, place_of_method, with_spread
+from wsss_lib.results import FOLDERS, IMAGES_OF, PUBLISHED, collect, fingerprint, incomparable, place_of_method, with_spread
 
 COUNTED = 300  # images of each split that are scored again
 
@@ -313,6 +313,8 @@ def published_table(summary: Sequence[dict], dataset: str) -> list[list[str]]:
             ours = f"not scored: {row['not_scored']}"
         elif dataset != FOLDERS[entry.dataset] or row["images"] != there:
             ours = f"refused: {row['images']} images of {dataset} are not {there} of {entry.dataset}"
+        elif reason := incomparable(entry, row):
+            ours = f"refused: {reason}"
         else:
             ours = f"{row['miou']:.1f} ({row['runs']} runs)"
         lines.append(

@@ -33,6 +33,7 @@ class Published:
         source: where it is published, and under which conditions.
         start: what the networks of this stage were trained on before; "not stated" where the source does not say.
         pixel_labels: what masks had a part beyond scoring; "none stated" does not prove that there was nothing.
+        crf: whether a dense CRF was applied in the end: "with", "without", "not stated".
     """
 
     method: str
@@ -42,6 +43,7 @@ class Published:
     source: str
     start: str = "not stated"
     pixel_labels: str = "none stated"
+    crf: str = "not stated"
 
     @property
     def dataset(self) -> str:
@@ -90,16 +92,39 @@ def published_beside(row: dict) -> str:
 
     Explained in notebook 95, section "Published values".
 
-    >>> published_beside({"method": "cam", "what": "CAM seed", "split": "train", "images": 1464})
+    >>> row = {"method": "cam", "what": "CAM seed", "split": "train", "images": 1464, "crf": False, "pixel_labels_chose": ""}
+    >>> published_beside(row)
     '48.3'
-    >>> published_beside({"method": "cam", "what": "CAM seed", "split": "train", "images": 300})
+    >>> published_beside(row | {"images": 300})
     'refused: 300 images here, 1464 there'
+    >>> published_beside(row | {"method": "amn"})
+    'refused: the best threshold there, a fixed one here'
     """
     entry = published(row["method"], row["what"], row["split"])
     if not entry or row.get("miou", 0) is None:
         return ""
-    there = IMAGES_OF[entry.split]
-    return f"{entry.value:g}" if row["images"] == there else f"refused: {row['images']} images here, {there} there"
+    reason = incomparable(entry, row)
+    return f"refused: {reason}" if reason else f"{entry.value:g}"
+
+
+def incomparable(entry: Published, row: dict) -> str:
+    """Return why a published value may not stand beside a row of the same stage, split and data set; empty: it may.
+
+    Args:
+        row: of `summarize`.
+    """
+    there, here = IMAGES_OF[entry.split], row["images"]
+    if here != there:
+        return f"{here} images here, {there} there"
+    if entry.crf == "not stated":
+        return "whether with CRF is not stated there"
+    if entry.crf != (crf := "with" if row["crf"] else "without"):
+        return f"{entry.crf} CRF there, {crf} here"
+    best_there, best_here = ("threshold" in words for words in (entry.pixel_labels, row["pixel_labels_chose"]))
+    if best_there != best_here:
+        words = {True: "the best threshold", False: "a fixed one"}
+        return f"{words[best_there]} there, {words[best_here]} here"
+    return ""
 
 
 def collect(run_folder: Path) -> list[dict]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-PEAK, SUSTAINED = 312e12, 0.30  # float16 matrix peak of an A100, and the fraction of it that is assumed to be reached
+PEAK, SUSTAINED = 156e12, 0.30  # TF32 matrix peak of an A100, and the fraction of it that is assumed to be reached
 CRF_SECONDS = 1.0  # of one core, for ten steps over three labels of 500x375 pixels; other sizes in proportion
 CRF_SHARED = 1 / 3  # of them, which are spent once on a image, however many of its label maps are refined together
 WALK_SECONDS = 0.1  # of one core, for one image of that size

@@ -220,7 +220,7 @@ def _identity(job: Job) -> dict[str, Any]:
         hashes["data"] = data_hash(job.data)
     hashes |= stage.files(job)
     for name, value in parameters.items():  # a weights file counts by its content, not only by its name
-        if name.endswith("_weights") and (file := project_path(value)).is_file():
+        if name.endswith(("_weights", "_init")) and (file := project_path(value)).is_file():
             hashes[name] = sha256([file], file.parent)
     classes = {"classes": job.data.classes} if stage.split else {}
     return {"key": _hash([parameters, hashes]), "parameters": parameters, "inputs": hashes} | classes

@@ -26,6 +26,7 @@ from wsss_lib.parameters import Settings
 
 LOG_EVERY = 10
 DIVERGED = 1.1  # the last losses over the first one; less is the noise of single batches
+LEAST_SCALE = 1.0  # of float16 losses; below it the scale protects nothing and every step has been skipped for long
 HARMLESS = 0.2  # a loss that no diverged network has; one that goes on from trained weights may rise below it
 
 
@@ -91,6 +92,7 @@ def train(
     name: str = "training",
     nesterov: bool = False,
     after_step: Callable[[int], None] | None = None,
+    keep_last: bool = False,
 ) -> None:
     """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
 
@@ -105,7 +107,7 @@ def train(
             over the images of the batch if batches are accumulated; what divides by counts of pixels takes their
             `processes.mean_over_processes`.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
-        parameter_groups: params, lr and weight_decay of each group.
+        parameter_groups: params, lr and weight_decay of each group; min_lr where the schedule has a floor.
         momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
         steps: optimiser steps T of the whole run.
         batch_size: images in one optimiser step, whatever a device can hold and however many processes there are.
@@ -114,10 +116,12 @@ def train(
         nesterov: the momentum is Nesterov's (DRS).
         after_step: called with the number of finished steps, by process 0; after a resume also for steps that it has seen
             before.
+        keep_last: the short batch at an epoch's end is a step too (DRS).
 
     Raises:
         ValueError: this is a shard of per-image work, the batch cannot be split or shared evenly, the loss is not finite (says
-            at which step), or higher at the end than at the start, or `folder` holds the state of another network.
+            at which step), or higher at the end than at the start, the gradients overflow float16 step after step, or `folder`
+            holds the state of another network.
         OSError: a loader process was killed, or a file cannot be written.
     """
     if config.shards > 1 and config.shard:
@@ -144,18 +148,21 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     state_file = folder / "state.safetensors"
     done = _load_state(state_file, model, optimizer, scaler) if state_file.is_file() else 0
-    loader = iter(batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers, (rank, processes)))
+    loader = iter(
+        batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers, (rank, processes), keep_last)
+    )
     trained = [parameter for group in parameter_groups for parameter in group["params"]]
     if processes > 1:
         start_alike([*model.parameters(), *model.buffers()])
         torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops other values out
     model.train()
+    skipped = 0
     last: deque[float] = deque(maxlen=max(1, min(10, steps // 5)))
     with _trim_log(folder / "log.jsonl", done) if rank == 0 else open(os.devnull, "w") as log:
         for step in progress(range(done, steps), name, total=steps, initial=done, show=rank == 0):
             factor = schedule(step, steps)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
+                group["lr"] = max(rate * factor, group.get("min_lr", 0.0))
             optimizer.zero_grad(set_to_none=True)
             means: dict[str, float] = {}
             for _ in range(parts):
@@ -171,11 +178,20 @@ def train(
                 means = dict(zip(means, values.tolist(), strict=True))
             if not np.isfinite(means["loss"]):
                 raise ValueError(f"{name}: the loss is {means['loss']} at step {step + 1}; lower the learning rate")
-            scaler.step(optimizer)
+            scale = scaler.get_scale()
+            scaler.step(optimizer)  # not taken where a gradient is not finite; the scale is then halved
             scaler.update()
+            skipped += scaler.get_scale() < scale
+            if scaler.get_scale() < LEAST_SCALE:
+                raise ValueError(
+                    f"{name}: the gradients overflow float16 at every scale, the last steps up to {step + 1} were all skipped; "
+                    "set mixed_precision to false"
+                )
             last.append(means["loss"])
             if (step == 0 and steps >= LOG_EVERY) or (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
                 row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
+                if scaler.is_enabled():  # steps without an update since the row before
+                    row, skipped = row | {"skipped_steps": skipped, "scale": scaler.get_scale()}, 0
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if after_step and rank == 0:

@@ -354,7 +354,8 @@ def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rn
 class StepSampler(Sampler):
     """Batches of (epoch, index) pairs for the steps [first_step, last_step), each in equal parts.
 
-    Every epoch is a new permutation; its last short batch is dropped. A data set smaller than a batch is repeated in it.
+    Every epoch is a new permutation; its last short batch is dropped, or kept. A data set smaller than a batch is repeated
+    in it.
 
     Args:
         num_samples: size of the data set.
@@ -364,6 +365,7 @@ class StepSampler(Sampler):
             `parts` counts those of a share.
         first_step, last_step: half-open range.
         seed: of the permutations.
+        keep_last: the short batch at an epoch's end is a step too, with as few images again as equal parts need.
 
     Example:
         >>> steps = list(StepSampler(5, 2, 1, 0, 4, seed=0))
@@ -380,8 +382,9 @@ class StepSampler(Sampler):
         last_step: int,
         seed: int,
         place: tuple[int, int] = (0, 1),
+        keep_last: bool = False,
     ):
-        self.num_samples, self.batch_size, self.parts = num_samples, batch_size, parts
+        self.num_samples, self.batch_size, self.parts, self.keep_last = num_samples, batch_size, parts, keep_last
         self.first_step, self.last_step, self.seed, self.place = first_step, last_step, seed, place
 
     def __len__(self) -> int:
@@ -390,26 +393,33 @@ class StepSampler(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch_now, order = -1, []
         number, processes = self.place
-        part_size = self.batch_size // (processes * self.parts)
+        shares = processes * self.parts
         for step in range(self.first_step, self.last_step):
-            epoch, position = divmod(step, steps_per_epoch(self.num_samples, self.batch_size))
+            epoch, position = divmod(step, steps_per_epoch(self.num_samples, self.batch_size, self.keep_last))
             if epoch != epoch_now:
                 order = random.Random(f"{self.seed}/order/{epoch}").sample(range(self.num_samples), self.num_samples)
                 epoch_now = epoch
             start = position * self.batch_size
-            batch = [(epoch, order[(start + offset) % self.num_samples]) for offset in range(self.batch_size)]
+            left = self.num_samples - start if self.keep_last else self.batch_size
+            part_size = -(-min(left, self.batch_size) // shares)
+            batch = [(epoch, order[(start + offset) % self.num_samples]) for offset in range(part_size * shares)]
             for part in range(number * self.parts, (number + 1) * self.parts):
                 yield batch[part * part_size : (part + 1) * part_size]
 
 
-def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Return the number of whole batches in an epoch, at least 1.
+def steps_per_epoch(num_samples: int, batch_size: int, keep_last: bool = False) -> int:
+    """Return the number of batches in an epoch, at least 1.
 
     Args:
         num_samples: size of the data set.
         batch_size: images of one step.
+        keep_last: count the short batch at the end, too.
+
+    Example:
+        >>> steps_per_epoch(10582, 10), steps_per_epoch(10582, 10, keep_last=True)
+        (1058, 1059)
     """
-    return max(1, num_samples // batch_size)
+    return max(1, -(-num_samples // batch_size) if keep_last else num_samples // batch_size)
 
 
 def batches(
@@ -421,6 +431,7 @@ def batches(
     seed: int,
     num_workers: int,
     place: tuple[int, int] = (0, 1),
+    keep_last: bool = False,
 ) -> DataLoader:
     """Return a loader over the steps [first_step, last_step) of a training run.
 
@@ -431,13 +442,13 @@ def batches(
         first_step, last_step: half-open range.
         seed: of the permutations, see `StepSampler`.
         num_workers: loader processes; 0 loads in this one. It changes no sample.
-        place: number of this process and how many train together, see `StepSampler`.
+        place, keep_last: see `StepSampler`.
 
     Returns:
         a loader of (last_step - first_step) * parts batches of batch_size / parts samples, divided by the number of processes.
     """
     count = len(samples)  # type: ignore[arg-type]  # torch's Dataset does not say that it has a length
-    sampler = StepSampler(count, batch_size, parts, first_step, last_step, seed, place)
+    sampler = StepSampler(count, batch_size, parts, first_step, last_step, seed, place, keep_last)
     # A generator of its own: the loader draws a number when it starts, which would shift torch's after a resume.
     return DataLoader(
         samples,

@@ -74,6 +74,7 @@ class Parameters(ParameterGroup):
     drs_frozen_batch_norm: bool = False  # VGG-16 has none
     drs_frozen_stages: FrozenStages = 0
     drs_batch_size: Positive = 16  # published: 10
+    drs_keep_last_batch: bool = False  # an epoch ends with a short batch; published: true
     drs_crop: Positive = 128  # of images resized to a square that is a fifth larger; published: 320
     drs_refine_epochs: Positive = 2  # published: 30
     drs_refine_learning_rate: Rate = 3e-4  # Adam; published: 1e-4
@@ -597,7 +598,7 @@ def train_refinement(
 
 
 def _train(net, loss_of, samples, groups, epochs, momentum, config, folder, name, choose) -> int:
-    per_epoch = steps_per_epoch(len(samples), config.drs_batch_size)
+    per_epoch = steps_per_epoch(len(samples), config.drs_batch_size, config.drs_keep_last_batch)
     points = (epochs // 3, 2 * epochs // 3) if epochs >= 6 else ()  # published: 5 and 10 of 15, 10 and 20 of 30
     training.train(
         net,
@@ -613,10 +614,11 @@ def _train(net, loss_of, samples, groups, epochs, momentum, config, folder, name
         name=name,
         nesterov=momentum is not None,
         after_step=keep_best_epoch(net, choose, per_epoch, folder) if choose else None,
+        keep_last=config.drs_keep_last_batch,
     )
     if choose:
         load_weights(net, read_tensors(folder / "best.safetensors"), "best.safetensors")
-    return epochs * per_epoch * config.drs_batch_size
+    return epochs * (len(samples) if config.drs_keep_last_batch else per_epoch * config.drs_batch_size)
 
 
 def drs_localization(net: ScoreNet, config: Settings, normalized: bool = True) -> Localize:
@@ -896,6 +898,7 @@ def _network_reads(*own: str) -> Callable[[Any], tuple[str, ...]]:
         "drs_frozen_batch_norm",
         "drs_frozen_stages",
         "drs_batch_size",
+        "drs_keep_last_batch",
         "drs_crop",
         "drs_selection",
         *TRAINING,

@@ -31,7 +31,7 @@ from wsss_lib.ops.merging import Views, join_flips, merge_views, stride4_size
 from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Range, Rate, Settings
 
 NOTEBOOK = "20_rib"
-SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of other notebooks
+SETS_FOR_OTHERS = ("seed_*", "walk_*", "deeplab_*")  # what its presets may set of stages of other notebooks
 FROZEN_STAGES = 3  # stem, layer1 and layer2 stay as they are, whatever the classifier's own training froze
 COMPANION_BANK = 512  # images that companions are drawn from: enough for the 9 x 20 of one image
 KEPT_PUSHES = 32  # label sets whose first push is remembered; 90 MB each with ResNet-50

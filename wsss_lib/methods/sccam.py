@@ -61,6 +61,7 @@ SETS_FOR_OTHERS = (
     "affinitynet_*",
     "seed_*",
     "walk_*",
+    "deeplab_*",
 )  # what its presets may set of stages of other notebooks
 STARTS = 10  # of k-means; scikit-learn's default when the method was published, 1 today
 # What a study tries, the published values inside where the network allows them.
@@ -76,6 +77,9 @@ class Parameters(ParameterGroup):
     """60: crops, batches and scales are those of the classifier; the published ones are in configs/methods."""
 
     sccam_weights: Text = ""  # a network of a finished round to use instead of all rounds
+    # A classifier on the rounds' backbone whose features make the first sub-categories (published: AffinityNet's ResNet-38);
+    # empty: that of notebook 10.
+    sccam_first_weights: Text = ""
     sccam_clusters: Positive = 10  # K, sub-categories of a class
     sccam_loss_weight: Rate = 5.0  # lambda, of the sub-categories' loss
     sccam_round_epochs: Integers = (4, 4, 4)  # epochs trained in each round; published: 31, 41, 51
@@ -643,9 +647,13 @@ def round_stage(number: int) -> Stage:
     """Return the stage of round `number` (1, 2, …), on features of the round before; round 0 is CAM's classifier."""
 
     def make(job: Job) -> int:
-        before = job.inputs["previous"]
-        normalization = normalization_of(before.config.backbone)
-        return make_round(before.net.backbone, normalization, job.data, job.config, job.folder, number)
+        previous, normalization = _trunk_before(job)
+        return make_round(previous, normalization, job.data, job.config, job.folder, number)
+
+    def inputs(config: Any) -> dict[str, Stage]:
+        if number > 1:
+            return {"previous": round_stage(number - 1)}
+        return {} if config.sccam_first_weights else {"previous": cam.CLASSIFIER}
 
     def score(job: Job) -> list[dict]:
         used = used_subcategories(assignment_of(job.folder / "subcategories.csv", job.data, job.config.sccam_clusters))
@@ -659,9 +667,19 @@ def round_stage(number: int) -> Stage:
         score=score,
         needs_masks=False,
         score_split="train_split",
-        inputs=lambda config: {"previous": round_stage(number - 1) if number > 1 else cam.CLASSIFIER},
-        reads=(*BACKBONE, *cam.CROPS, *ROUND_READS, *TRAINING),
+        inputs=inputs,
+        reads=(*BACKBONE, *cam.CROPS, *ROUND_READS, *(("sccam_first_weights",) if number == 1 else ()), *TRAINING),
     )
+
+
+def _trunk_before(job: Job) -> tuple[Backbone, tuple[tuple[float, float, float], tuple[float, float, float]]]:
+    """Return the trunk whose features a round clusters, on the device, and the normalization that it needs."""
+    if job.inputs:
+        before = job.inputs["previous"]
+        return before.net.backbone, normalization_of(before.config.backbone)
+    net = cam.ClassActivationNet(build_backbone(job.config.backbone, job.config.output_stride), job.data.num_classes)
+    trunk = load_whole(net, job.config.sccam_first_weights).backbone
+    return trunk.to(job.device).eval(), normalization_of(job.config.backbone)
 
 
 def rounds(config: Any) -> tuple[Stage, ...]:

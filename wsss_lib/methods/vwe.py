@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
@@ -29,6 +30,7 @@ from wsss_lib.nets.weights import load_whole, start_backbone
 from wsss_lib.parameters import (
     TRAINING,
     AtLeastTwo,
+    Count,
     Factor,
     Fraction,
     FrozenStages,
@@ -38,12 +40,13 @@ from wsss_lib.parameters import (
     Rate,
     Settings,
     Text,
+    require_order,
     start_of,
 )
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
 NOTEBOOK = "50_vwe"
-SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone")  # what its presets may set of stages of other notebooks
+SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone", "deeplab_*")  # what its presets may set of stages of other notebooks
 RHO = 1e-3  # share of the new average in VWL-M's codebook
 # What a study tries, the published values inside where the network allows them.
 TUNED = {
@@ -63,13 +66,20 @@ class Parameters(ParameterGroup):
     vwe_words: AtLeastTwo = 32  # K; published: 256
     vwe_temperature: Factor = 1.0  # tau of the soft assignment
     vwe_gamma: Rate = 2.0  # weight of the average in the pooling
-    vwe_epochs: Positive = 4  # published: 6
+    vwe_epochs: Positive = 4  # published: 6; VWL-L's maps are of the fifth
+    vwe_schedule_epochs: Count = 0  # epochs for which the learning rate is laid out; 0: vwe_epochs
     vwe_learning_rate: Rate = 0.01  # published: 0.01 without momentum, a tenth of the classifier's
     vwe_head_learning_rate: Rate = 0.1
     vwe_momentum: Fraction = 0.9  # published: 1e-4, the weight decay
     vwe_weight_decay: Rate = 1e-4
     vwe_frozen_batch_norm: bool = False  # published: true
     vwe_frozen_stages: FrozenStages = 0  # published: 3, the stem, layer1 and layer2; VWL-M: 1
+
+    @model_validator(mode="after")
+    def _vwe_epochs_fit(self) -> "Parameters":
+        if self.vwe_schedule_epochs:
+            require_order(self, "vwe_epochs", "vwe_schedule_epochs")
+        return self
 
 
 class Words(NamedTuple):
@@ -430,10 +440,21 @@ def train_vwe(
     samples = ClassificationSamples(
         data, config.seed, (config.cam_long_side_min, config.cam_long_side_max), config.cam_crop, mean, std
     )
-    steps = config.vwe_epochs * steps_per_epoch(len(data), config.cam_batch_size)
+    epoch = steps_per_epoch(len(data), config.cam_batch_size)
+    steps, planned = config.vwe_epochs * epoch, (config.vwe_schedule_epochs or config.vwe_epochs) * epoch
     groups = net.parameter_groups(config.vwe_learning_rate, config.vwe_head_learning_rate, config.vwe_weight_decay)
     training.train(
-        net, loss_of, samples, groups, config.vwe_momentum, steps, config.cam_batch_size, config, folder, name="visual words"
+        net,
+        loss_of,
+        samples,
+        groups,
+        config.vwe_momentum,
+        steps,
+        config.cam_batch_size,
+        config,
+        folder,
+        schedule=lambda step, _: training.poly_factor(step, planned),
+        name="visual words",
     )
     return steps * config.cam_batch_size
 

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
+from wsss_lib.core.files import read_tensors
 from wsss_lib.nets.backbone import Backbone, ResNet, build_backbone
 from wsss_lib.nets.weights import imagenet_weights, load_weights
+from wsss_lib.parameters import project_path
 
 BACKBONE_MOMENTUM = 0.01  # of batch normalisation's running statistics; the head has torch's 0.1
+LEAST_RATE = 1e-6  # the official schedule goes no lower
 
 
 def build_dilated_backbone(name: str, output_stride: int, weights: str = "none") -> Backbone:
@@ -29,7 +32,7 @@ def build_dilated_backbone(name: str, output_stride: int, weights: str = "none")
     Args:
         name: one of `wsss_lib.nets.backbone.BACKBONES`.
         output_stride: 8 or 16.
-        weights: "none" or "imagenet".
+        weights: "none", "imagenet", or the path of a safetensors file.
 
     Returns:
         the network, on the CPU.
@@ -47,6 +50,8 @@ def build_dilated_backbone(name: str, output_stride: int, weights: str = "none")
             convolution.dilation = convolution.padding = (dilations[number - 1],) * 2
     if weights == "imagenet":
         load_weights(backbone, imagenet_weights(name, backbone), "ImageNet weights")
+    elif weights != "none":
+        load_weights(backbone, read_tensors(project_path(weights)), weights)
     return backbone
 
 
@@ -130,11 +135,12 @@ def parameter_groups(net: DeepLabV3Plus, learning_rate: float, weight_decay: flo
         weight_decay: of everything, batch normalisation included.
 
     Returns:
-        params, lr and weight_decay of both groups.
+        params, lr, its floor min_lr, and weight_decay of both groups.
 
     Source: the published v3+ recipes. Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """
+    common = {"min_lr": LEAST_RATE, "weight_decay": weight_decay}
     return [
-        {"params": list(net.backbone.parameters()), "lr": learning_rate / 10, "weight_decay": weight_decay},
-        {"params": list(net.classifier.parameters()), "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": list(net.backbone.parameters()), "lr": learning_rate / 10} | common,
+        {"params": list(net.classifier.parameters()), "lr": learning_rate} | common,
     ]

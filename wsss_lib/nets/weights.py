@@ -124,8 +124,8 @@ def imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
         raise ValueError(f"no package carries ImageNet weights of {name}: set backbone_weights to a safetensors file{how}")
     if name == "resnet101_caffe":
         raise ValueError(
-            "no package carries ImageNet weights of resnet101_caffe: give a whole network as deeplab_weights "
-            "(python -m data_prep.checkpoints convert makes one of the official file)"
+            "no package carries ImageNet weights of resnet101_caffe: give a file as deeplab_init "
+            "(python -m data_prep.checkpoints convert --format deeplab-init makes one of the authors' .pth)"
         )
     if name == "efficientnet_lite0":
         try:

@@ -64,7 +64,9 @@ class Parameters(ParameterGroup):
     irn_crop: Positive = 96
     irn_displacement_width: Annotated[int, Field(ge=32, multiple_of=32)] = 32  # of its head; published: 256
     irn_train_radius: AtLeastTwo = 5
-    walk_pad_to: Count = 0  # pad images to this side before the network; 0: only to a multiple of 16
+    # Pad images to this side before the network, larger sides to a multiple of 16; 0: not at all.
+    # Published: 512 (VOC), 0 (COCO).
+    walk_pad_to: Count = 16
     walk_radius: AtLeastTwo = 3
     walk_power: Factor = 1.0  # exponent of the maps before the walk; published: 1 (CAM), 1.3 (RIB, AMN)
     walk_beta: Rate = 10.0  # exponent of the affinities
@@ -189,15 +191,16 @@ class IRN(nn.Module):
         return edge_logit, displacement
 
     @torch.no_grad()
-    def predict(self, image: Tensor, pad_to: int | None = None) -> tuple[Tensor, Tensor]:
+    def predict(self, image: Tensor, pad_to: int = 0) -> tuple[Tensor, Tensor]:
         """Return the boundary map of image and mirror image averaged, and the displacements of the image.
 
         The padded area takes part in the group normalisation, so the result depends on it; the official program pads
-        VOC images to 512 x 512. No part of a larger image is ever cut off: that side is then padded to a multiple of 16.
+        VOC images to 512 x 512, and those of RIB and AMN do not pad COCO's. No part of a larger image is ever cut off: that
+        side is then padded to a multiple of 16.
 
         Args:
             image: (3, H, W), normalised for the backbone, on the device of the network, which is in evaluation mode.
-            pad_to: pad right and bottom with zeros to this side length; None: to the next multiple of 16.
+            pad_to: pad right and bottom with zeros to this side length, 16 being the least; 0: no padding.
 
         Returns:
             edge (h, w) in [0, 1], sigmoid of the averaged logits; displacement (2, h, w), (dy, dx) in cells;
@@ -214,9 +217,10 @@ class IRN(nn.Module):
         if self.training:
             raise ValueError("predict needs evaluation mode: call eval() on the network first.")
         height, width = image.shape[1:]
-        full_height, full_width = (pad_to if pad_to and pad_to >= side else -(-side // 16) * 16 for side in (height, width))
         pair = torch.stack([image, image.flip(-1)])
-        pair = F.pad(pair, (0, full_width - width, 0, full_height - height))
+        if pad_to:
+            below, right = (pad_to - side if pad_to >= side else -side % 16 for side in (height, width))
+            pair = F.pad(pair, (0, right, 0, below))
         edge_logit, displacement = self(pair)
         h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1
         edge_logit, displacement = edge_logit[..., :h, :w], displacement[..., :h, :w]
@@ -332,7 +336,7 @@ def boundary_map(net: IRN, image: Image.Image, config: Settings) -> tuple[Tensor
     Explained in notebook 80, section "The network".
     """
     tensor = transforms.to_tensor(transforms.normalize(image, *normalization_of(config.backbone)))
-    return net.predict(tensor.to(net.fc_edge6.weight.device), pad_to=config.walk_pad_to or None)
+    return net.predict(tensor.to(net.fc_edge6.weight.device), pad_to=config.walk_pad_to)
 
 
 def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:

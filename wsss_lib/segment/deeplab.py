@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
-from wsss_lib.core.distributed import in_processes
+from wsss_lib.core.distributed import in_processes, place
 from wsss_lib.core.files import IGNORE, image_size, write_mask
 from wsss_lib.core.parallel import cpu_workers, for_each_image
 from wsss_lib.core.progress import progress
@@ -61,13 +61,16 @@ class Parameters(ParameterGroup):
     deeplab_version: Literal["v2", "v3plus"] = "v2"
     deeplab_backbone: Literal["resnet_small", "resnet50", "resnet101", "resnet101_caffe", "efficientnet_lite0"] = "resnet_small"
     deeplab_weights: Text = ""  # a segmentation network to use instead of training one
-    deeplab_init: Literal["imagenet", "classifier", "none"] = "classifier"
+    # Start of the backbone: "imagenet", "classifier" (of notebook 10), "none", or a safetensors file of a backbone.
+    deeplab_init: Text = "classifier"
     deeplab_output_stride: Literal[8, 16] = 8
     deeplab_atrous_rates: Integers = (1, 2, 4, 6)  # published: 6, 12, 18, 24; v3plus has three: 6, 12, 18 at stride 16
     deeplab_decoder_width: Annotated[int, Field(ge=16)] = 32  # of v3plus; published: 256
     deeplab_iterations: Positive = 900
     deeplab_batch_size: Positive = 16
+    deeplab_accumulation: Positive = 1  # equal parts of a batch, whose mean losses are averaged; published: 2
     deeplab_learning_rate: Rate = 3e-3  # published: 2.5e-4; v3plus: 0.01, of the decoder
+    deeplab_rate_every: Positive = 10  # of v2: iterations between two changes of the rate; VWE: 1
     deeplab_momentum: Fraction = 0.9
     deeplab_weight_decay: Rate = 5e-4
     deeplab_loss: Literal["cross_entropy", "balanced", "self_label"] = "cross_entropy"
@@ -83,6 +86,11 @@ class Parameters(ParameterGroup):
             raise ValueError(
                 "deeplab_version 'v3plus' has three deeplab_atrous_rates and no self_label loss; give for "
                 "instance deeplab_atrous_rates [6, 12, 18] and deeplab_loss cross_entropy"
+            )
+        if self.deeplab_batch_size % self.deeplab_accumulation:
+            raise ValueError(
+                f"deeplab_batch_size ({self.deeplab_batch_size}) must be a multiple of deeplab_accumulation "
+                f"({self.deeplab_accumulation})"
             )
         return self
 
@@ -160,7 +168,8 @@ def train_deeplab(
     rate, decay = config.deeplab_learning_rate, config.deeplab_weight_decay
     if isinstance(net, DeepLabV2):
         samples = SegmentationSamples(*common, image_labels=config.deeplab_loss == "self_label")
-        groups, schedule = deeplab_v2.parameter_groups(net, rate, decay), partial(training.poly_factor, every=10)
+        groups = deeplab_v2.parameter_groups(net, rate, decay)
+        schedule = partial(training.poly_factor, every=config.deeplab_rate_every)
     else:
         samples = V3PlusSamples(*common, label_fill=0 if config.deeplab_padding_is_background else IGNORE)
         groups, schedule = deeplab_v3plus.parameter_groups(net, rate, decay), training.poly_factor
@@ -182,15 +191,28 @@ def train_deeplab(
 
 def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -> dict[str, Tensor]:
     images, masks, *image_labels = batch
-    pixel_loss = {
+    losses: dict[str, Callable[..., Tensor]] = {
         "cross_entropy": cross_entropy,
         "balanced": balanced_cross_entropy,
-        "self_label": lambda logits, labels: self_label_loss(logits, labels, *image_labels),
-    }[config.deeplab_loss]
-    if config.deeplab_version == "v2":
-        return {"loss": multi_scale_loss(multi_scale_logits(net, images, config.deeplab_test_scales), masks, pixel_loss)}
-    logits = F.interpolate(net(images), size=masks.shape[-2:], mode="bilinear", align_corners=False)
-    return {"loss": pixel_loss(logits, masks)}
+        "self_label": self_label_loss,
+    }
+    pixel_loss = losses[config.deeplab_loss]
+    if config.deeplab_version != "v2":
+        logits = F.interpolate(net(images), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        return {"loss": pixel_loss(logits, masks)}
+    scales = multi_scale_logits(net, images, config.deeplab_test_scales)
+
+    def mean_of(rows: slice) -> Tensor:
+        present = [labels[rows] for labels in image_labels]
+        return multi_scale_loss([z[rows] for z in scales], masks[rows], lambda z, mask: pixel_loss(z, mask, *present))
+
+    # The official programs accumulate parts of a batch, each with a mean over its own pixels. So it is here, whatever a device
+    # can hold; a device that holds less than such a part has a mean for each of its own.
+    together = config.deeplab_batch_size // config.deeplab_accumulation // place()[1]
+    if not together or len(images) % together:
+        together = len(images)
+    means = [mean_of(slice(first, first + together)) for first in range(0, len(images), together)]
+    return {"loss": torch.stack(means).mean()}
 
 
 def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) -> np.ndarray:
@@ -314,6 +336,9 @@ def _score_predictions(job: Job) -> list[dict]:
         if job.whole.method == "truth"
         else open_stage(masks_of(job.whole), job.whole).metrics[-1].get("pixel_labels_chose", "")
     )
+    start = job.whole.deeplab_init
+    if start not in ("imagenet", "classifier", "none"):  # it may have seen masks, as the authors' start has seen COCO's
+        honest = "; ".join(filter(None, (honest, f"whatever made the start {Path(start).name}")))
     name = deeplab_name(config)
     scored = [
         (name, score_masks(data, job.folder / "plain"), False),
@@ -331,7 +356,7 @@ def _read_by_network(config: Any) -> tuple[str, ...]:
     own = (
         ("deeplab_decoder_width", "deeplab_padding_is_background")
         if config.deeplab_version == "v3plus"
-        else ("deeplab_test_scales",)
+        else ("deeplab_test_scales", "deeplab_accumulation", "deeplab_rate_every")
     )
     return (
         *own,
