@@ -291,9 +291,30 @@ MUTATIONS = [
     Mutation(
         "several processes",
         "wsss_lib/core/training.py",
-        "                average_gradients(trained)\n",
-        "",
+        "losses_of = DistributedDataParallel(losses_of, find_unused_parameters=True)",
+        "pass",
         "tests/test_launch.py -k two_processes",
+    ),
+    Mutation(
+        "several processes",
+        "wsss_lib/core/training.py",
+        "nullcontext() if alone else losses_of.no_sync()",
+        "losses_of.no_sync()",
+        "tests/test_launch.py -k state_outside",
+    ),
+    Mutation(
+        "several processes",
+        "wsss_lib/methods/vwe.py",
+        "            of_first_process(self.codebook)\n",
+        "",
+        "tests/test_launch.py -k state_outside",
+    ),
+    Mutation(
+        "several processes",
+        "wsss_lib/methods/vwe.py",
+        "rho * sum_over_processes(sums) / (sum_over_processes(counts) + 1e-4)",
+        "rho * sums / (counts + 1e-4)",
+        "tests/test_launch.py -k state_outside",
     ),
     Mutation(
         "several processes",
