@@ -207,9 +207,7 @@ class _Losses(nn.Module):
         self.model, self.loss_of = model, loss_of
 
     def forward(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        return {
-            key: value if key == "loss" else value.detach() for key, value in self.loss_of(self.model, batch).items()
-        }
+        return {key: value if key == "loss" else value.detach() for key, value in self.loss_of(self.model, batch).items()}
 
 
 def _check_convergence(first: float, last: float, name: str) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.counting import Cost, Images, crops, training_cost
 from wsss_lib.core.distributed import in_processes, of_first_process, sum_over_processes
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.scoring import score_maps
@@ -488,7 +488,11 @@ def costs(config: Settings, data: Images) -> list[Cost]:
     """Count network and maps."""
     net, batch = build_vwe(config, data.classes, ""), crops(config.cam_crop)
     network = training_cost(
-        "network", net, lambda n: [net(batch(n))], data.seen(config.vwe_epochs, config.cam_batch_size), config.cam_batch_size
+        "network",
+        net,
+        lambda n: sum(loss_terms(net, net.backbone(batch(n)), torch.empty(n, data.classes))[0].values(), torch.zeros(())),
+        data.seen(config.vwe_epochs, config.cam_batch_size),
+        config.cam_batch_size,
+        config,
     )
-    forward = inference_flops(net.eval(), data.size, config.cam_scales)
-    return [network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]
+    return [network, cam.maps_cost(net, config, data)]
