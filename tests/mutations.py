@@ -291,15 +291,15 @@ MUTATIONS = [
     Mutation(
         "several processes",
         "wsss_lib/core/training.py",
-        "losses_of = DistributedDataParallel(losses_of, find_unused_parameters=True)",
+        "losses_of, accumulate = together, together.no_sync",
         "pass",
         "tests/test_launch.py -k two_processes",
     ),
     Mutation(
         "several processes",
         "wsss_lib/core/training.py",
-        "nullcontext() if alone else losses_of.no_sync()",
-        "losses_of.no_sync()",
+        "accumulate() if part + 1 < parts else nullcontext()",
+        "accumulate()",
         "tests/test_launch.py -k state_outside",
     ),
     Mutation(

@@ -25,19 +25,19 @@ def forward_in_parts(run: Callable[..., Tensor], views: Tensor, *others: Tensor)
     Raises:
         MemoryError: not even one view fits.
     """
-    at_once, start, done = min(views_at_once(views.shape[-2:]), len(views)), 0, []
+    height, width = views.shape[-2:]
+    at_once, start, done = min(views_at_once((height, width)), len(views)), 0, []
     while start < len(views):
         part = [values[start : start + at_once] for values in (views, *others)]
         try:
             done.append(run(*part))
         except torch.OutOfMemoryError:
             if at_once == 1:
-                height, width = views.shape[-2:]
                 raise MemoryError(
                     f"an image of {width}x{height} pixels does not fit the GPU's memory; leave out the largest scale, make the "
                     "images smaller, or set device to 'cpu'"
                 ) from None
-            at_once = at_once // 2
+            at_once //= 2
         else:
             start += at_once
     return torch.cat(done)

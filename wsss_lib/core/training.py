@@ -9,7 +9,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +149,10 @@ def train(
     done = _load_state(state_file, model, optimizer, scaler) if state_file.is_file() else 0
     loader = iter(batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers, (rank, processes)))
     losses_of: nn.Module = _Losses(model, loss_of)
+    accumulate: Callable[[], AbstractContextManager] = nullcontext
     if processes > 1:
-        losses_of = DistributedDataParallel(losses_of, find_unused_parameters=True)  # heads that this loss does not train
+        together = DistributedDataParallel(losses_of, find_unused_parameters=True)  # heads that this loss does not train
+        losses_of, accumulate = together, together.no_sync  # gradients are averaged with the last part of a step
         torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops other values out
     model.train()
     last: deque[float] = deque(maxlen=max(1, min(10, steps // 5)))
@@ -167,8 +169,7 @@ def train(
             means: dict[str, Tensor] = {}
             for part in range(parts):
                 batch = tuple(_to_device(tensor, device) for tensor in _next(loader, name))
-                alone = processes == 1 or part + 1 == parts  # gradients are averaged once a step
-                with nullcontext() if alone else losses_of.no_sync():
+                with accumulate() if part + 1 < parts else nullcontext():
                     with torch.autocast(device.type, torch.float16, enabled=half):
                         losses = losses_of(batch)
                     scaler.scale(losses["loss"] / parts).backward()

@@ -700,8 +700,9 @@ def costs(config: Settings, data: Images) -> list[Cost]:
     net, batch = build_sccam(config, data.classes), crops(config.cam_crop)
 
     def loss_of(count: int) -> Tensor:
-        labels = torch.empty(count, data.classes), torch.empty(count, data.classes * config.sccam_clusters)
-        return joint_loss(*net(batch(count)), *labels, config.sccam_loss_weight)["loss"]
+        logits, sub_logits = net(batch(count))
+        parents, subs = torch.empty_like(logits), torch.empty_like(sub_logits)
+        return joint_loss(logits, sub_logits, parents, subs, config.sccam_loss_weight)["loss"]
 
     features = inference_cost(
         "features", net.eval(), net.features, data.train, data.size, views=1, at_once=config.device_batch_size
