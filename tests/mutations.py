@@ -291,9 +291,30 @@ MUTATIONS = [
     Mutation(
         "several processes",
         "wsss_lib/core/training.py",
-        "                average_gradients(trained)\n",
-        "",
+        "losses_of, accumulate = together, together.no_sync",
+        "pass",
         "tests/test_launch.py -k two_processes",
+    ),
+    Mutation(
+        "several processes",
+        "wsss_lib/core/training.py",
+        "accumulate() if part + 1 < parts else nullcontext()",
+        "accumulate()",
+        "tests/test_launch.py -k state_outside",
+    ),
+    Mutation(
+        "several processes",
+        "wsss_lib/methods/vwe.py",
+        "            of_first_process(self.codebook)\n",
+        "",
+        "tests/test_launch.py -k state_outside",
+    ),
+    Mutation(
+        "several processes",
+        "wsss_lib/methods/vwe.py",
+        "rho * sum_over_processes(sums) / (sum_over_processes(counts) + 1e-4)",
+        "rho * sums / (counts + 1e-4)",
+        "tests/test_launch.py -k state_outside",
     ),
     Mutation(
         "several processes",

@@ -6,23 +6,70 @@ from torch import nn
 
 from tests import made
 from wsss_lib import costs
+from wsss_lib.config import Config
 from wsss_lib.core import counting
+from wsss_lib.methods import METHODS
+from wsss_lib.presets import preset_config
 
 
-def test_operations_by_hand():
+def test_operations_and_memory_by_hand():
     """A 1x1 convolution from 3 to 5 channels: 2 * 3 * 5 operations a pixel; backward as much for the weights."""
+    config = Config(device_batch_size=4)
     with torch.device("meta"):
         net = nn.Conv2d(3, 5, 1, bias=False)
-        cost = counting.training_cost("one", net, lambda count: [net(torch.empty(count, 3, 8, 8))], images=100, at_once=4)
-        forward = counting.inference_flops(net, (8, 6), (1.0, 0.5))
-    assert cost.flops == 100 * 2 * (2 * 3 * 5 * 64)
-    kept = 3 * 8 * 8 * 2 + 15 * 4 / 2 / 2  # the image in two bytes a number; the weights are kept once for both images
-    assert cost.gpu_bytes == 4 * kept + 3 * 15 * 4  # four images; weights, gradients and momentum
-    assert forward == 2 * (2 * 3 * 5) * (8 * 6 + 4 * 3)
+        trained = {
+            half: counting.training_cost(
+                "one",
+                net,
+                lambda count: net(torch.empty(count, 3, 8, 8)).sum(),
+                images=100,
+                batch_size=8,
+                config=config.model_copy(update={"mixed_precision": half}),
+                moments=2,
+            )
+            for half in (False, True)
+        }
+        inference = counting.inference_cost("two", net, net, 10, (8, 6), (1.0, 0.5), at_once=3)
+    assert trained[False].flops == trained[True].flops == 100 * 2 * (2 * 3 * 5 * 64)
+    weights, images, output = 3 * 5 * 4, 4 * 3 * 64 * 4, 4 * 5 * 64 * 4  # of four images, in float32
+    assert trained[False].gpu_bytes == images + output + 4 + weights + 2 * weights  # with the sum, and two moments
+    halves = (images + output + weights) / 2  # kept for the backward pass; the sum is made in float32
+    assert trained[True].gpu_bytes == halves + output + 4 + weights + 2 * weights
+    assert inference.flops == 10 * 2 * (2 * 3 * 5) * (8 * 6 + 4 * 3)
+    assert inference.gpu_bytes == 2 * 3 * (3 + 5 + 5) * 8 * 6 * 4 + weights  # the parts of the output, and the whole of it
+
+
+def test_memory_is_the_most_that_lives_at_one_time():
+    with counting.Memory() as memory:
+        kept = torch.empty(100, device="meta")
+        for _ in range(3):
+            kept.exp()  # gone before the next one
+        assert (memory.now, memory.peak) == (400, 800)
+        kept[:50].add_(1)  # a view
+    assert (memory.now, memory.peak) == (400, 800)
 
 
 def test_hours_are_operations_by_the_assumed_speed():
-    assert costs.Cost("one", flops=3600 * 156e12 * 0.3).gpu_hours() == pytest.approx(1)
+    assert costs.Cost("one", flops=3600 * 312e12 * 0.3, half=True).gpu_hours() == pytest.approx(1)
+    assert costs.Cost("one", flops=3600 * 312e12 * 0.3).gpu_hours() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("preset", ["voc12", "coco14"])
+def test_every_stage_of_the_presets_fits_16_gib(preset, monkeypatch):
+    made = {}
+    for method in (*METHODS, "truth"):
+        if method not in ("cam", "drs"):  # DeepLab's costs are those of "cam", or, of DRS's own masks, those of "drs"
+            monkeypatch.setattr(costs.deeplab, "costs", lambda *arguments: [])
+        if method not in ("cam", "sccam"):  # IRN's are those of "cam", AffinityNet's those of "sccam"
+            monkeypatch.setattr(costs, "_mask_costs", lambda *arguments: [])
+        made |= {(method, cost.stage): cost for cost in costs.stage_costs(preset, method)}
+        monkeypatch.undo()
+    on_gpu = {name: cost.gpu_bytes / 2**30 for name, cost in made.items() if cost.flops}
+    assert len(on_gpu) >= 23 and all(0.1 < memory < 16 for memory in on_gpu.values()), on_gpu
+    assert on_gpu["cam", "irn"] > 8  # what its loss keeps of all pairs of cells
+    trainings = {"classifier", "network", "refinement", "irn", "affinitynet", "deeplab", "round1", "round2", "round3"}
+    for (method, stage), cost in made.items():
+        assert cost.half == (stage in trainings and preset_config(preset, method).mixed_precision), (method, stage)
 
 
 def test_an_unknown_method_is_refused():
@@ -38,7 +85,7 @@ def test_the_table_adds_up_and_seeds_multiply(monkeypatch):
     }
     monkeypatch.setattr(costs, "stage_costs", lambda preset, method: made[method])
     text = costs.table("voc12", ["rib"], [0, 1, 2])
-    hours = 4e18 / (156e12 * 0.3) / 3600
+    hours = 4e18 / (156e12 * 0.3) / 3600  # in float32
     assert f"| all | one seed |  | {hours:.0f} | 2 |  | 1.0 |" in text
     assert f"| all | 3 seeds |  | {3 * hours:.0f} | 6 |  | 3.0 |" in text
     assert "| cam | deeplab |" not in text, "only what RIB needs of CAM"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import copy_mask
@@ -20,9 +21,19 @@ from wsss_lib.core.parallel import make_maps
 from wsss_lib.data.dataset import SegmentationDataset, load_dataset, open_data
 from wsss_lib.data.samples import StepSampler
 from wsss_lib.errors import DataError
-from wsss_lib.methods.cam import build_classifier, cam_localization, train_classifier
+from wsss_lib.methods import vwe
+from wsss_lib.methods.cam import (
+    ClassActivationNet,
+    build_classifier,
+    cam_localization,
+    classification_loss,
+    train_classifier,
+)
+from wsss_lib.nets.backbone import build_backbone
 from wsss_lib.nets.deeplab_v2 import cross_entropy
+from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.ops.affinity import affinity_loss
+from wsss_lib.refine.irn import IRN
 
 pytestmark = pytest.mark.system
 
@@ -179,6 +190,103 @@ def test_two_processes_train_as_one_and_either_number_goes_on_where_the_other_ha
     assert [row["loss"] for row in logs[4]] == pytest.approx([row["loss"] for row in logs[5]], abs=TOLERANCE)
 
 
+class Labelled(torch.utils.data.Dataset):
+    """Images of noise with image-level labels, label maps, and the same at stride 4."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(100 * key[0] + key[1])
+        label = torch.randint(0, 3, (32, 32), generator=generator)
+        return torch.randn(3, 32, 32, generator=generator), torch.eye(3)[key[1] % 3], label, label[2::4, 2::4]
+
+
+def words_with_bank(filled: bool) -> vwe.VisualWordNet:
+    """VWL-M, whose codebook has no gradient; one of its heads is not trained either."""
+    net = vwe.VisualWordNet(build_backbone("resnet_small", 8), 3, 6, "vwl_m", levels=(1, 2), frozen_stages=1)
+    net.bank_filled.fill_(filled)
+    return net
+
+
+def segmentation_losses(net: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return {"loss": cross_entropy(F.interpolate(net(batch[0]), size=(32, 32)), batch[2])}
+
+
+def boundary_losses(net: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    losses = affinity_loss(*net(batch[0]), batch[3], 3, 3)
+    return {"loss": losses.total, **losses._asdict()}
+
+
+def of_labels(loss_of: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    return lambda net, batch: loss_of(net, batch[:2])
+
+
+NETS = {  # name to the network, its losses, and images at once on the device
+    "parts": (lambda: ClassActivationNet(build_backbone("resnet_small", 8), 3), of_labels(classification_loss), 1),
+    "empty bank": (lambda: words_with_bank(False), of_labels(vwe.losses), 6),
+    "filled bank": (lambda: words_with_bank(True), of_labels(vwe.losses), 6),
+    "mean shift": (lambda: IRN(build_backbone("resnet_small", 16), 32), boundary_losses, 6),
+    "batch norm": (
+        lambda: DeepLabV3Plus(build_dilated_backbone("resnet_small", 16), 3, (1, 2, 3), 16),
+        segmentation_losses,
+        3,  # the statistics of half a batch, in one process and in two
+    ),
+}
+
+
+def start_of(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    net = NETS[name][0]()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # each process draws its own
+    return net
+
+
+@distributed.in_processes
+def train_nets(net: nn.Module, config: Config, folder: Path) -> None:
+    """Train each network but for its first convolution; every process writes what it has in the end."""
+    rank = distributed.place()[0]
+    for name, (_, loss_of, at_once) in NETS.items():
+        model = start_of(name)
+        trained = [value for key, value in model.named_parameters() if value.requires_grad and key != "backbone.conv1.weight"]
+        groups = [{"params": trained, "lr": 0.01, "weight_decay": 0.1}]
+        steps = 1 if name == "empty bank" else 6  # later the buffers of process 0 would be taken over
+        given, place = config.model_copy(update={"device_batch_size": at_once}), folder / f"{name}{rank}"
+        place.mkdir()
+        training.train(model, loss_of, Labelled(), groups, 0.9, steps, 6, given, place)
+        files.write_tensors(folder / f"{name}{rank}.safetensors", model.state_dict())
+
+
+@pytest.mark.timeout(600)
+def test_state_outside_the_gradient_and_parts_of_batches_are_those_of_one_process(tmp_path):
+    """VWL-M's codebook, IRN's mean shift, and batch normalization that is trained, but for its statistics."""
+    found: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        train_nets(pixel_net(), Config(device="cpu", num_workers=0, processes=number), folder)
+        for name in NETS:
+            ranks = [files.read_tensors(folder / f"{name}{rank}.safetensors") for rank in range(number)]
+            found[name, number] = [{key: value for key, value in one.items() if "tracked" not in key} for one in ranks]
+    for name in NETS:
+        one, (first, second) = found[name, 1][0], found[name, 2]
+        statistics = [key for key in first if "running" in key] if name == "batch norm" else []
+        weights = [{key: net[key].float() for key in net if key not in statistics} for net in (one, first, second)]
+        assert largest_difference(weights[1], weights[2]) == 0, f"{name}: both processes have the same network"
+        assert name == "empty bank" or largest_difference(weights[0], weights[1]) < TOLERANCE, name
+        assert largest_difference(weights[0], {key: start_of(name).state_dict()[key].float() for key in weights[0]}) > 1e-3
+    assert found["empty bank", 2][0]["bank_filled"]
+    # The first batch normalization sees images behind a convolution that stays; its statistics are those of process 0.
+    backbone, expected = start_of("batch norm").backbone, torch.zeros(16)
+    for batch in StepSampler(12, 6, 1, 0, 6, 0, place=(0, 2)):
+        with torch.no_grad():
+            means = backbone.conv1(torch.stack([Labelled()[key][0] for key in batch])).mean((0, 2, 3))
+        expected += backbone.bn1.momentum * (means - expected)
+    assert (found["batch norm", 2][0]["backbone.bn1.running_mean"] - expected).abs().max() < 1e-6 < expected.abs().max()
+
+
 def test_shares_alone_have_other_means():
     """Why losses ask for the mean of their counts: two halves' means are not the whole's."""
     labels = torch.stack([Pixels()[0, index][1] for index in (1, 2, 10, 11)])
@@ -210,11 +318,8 @@ def test_a_process_that_cannot_say_why_it_ends_is_told(end, value, words, tmp_pa
 def test_alone_nothing_is_touched():
     values = torch.tensor([1, 2])
     assert distributed.place() == (0, 1) and distributed.mean_over_processes(values) is values
-    net = pixel_net()
-    net(torch.ones(1, 3, 4, 4)).sum().backward()
-    before = [parameter.grad.clone() for parameter in net.parameters()]
-    distributed.average_gradients(list(net.parameters()))
-    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(net.parameters(), before, strict=True))
+    assert distributed.sum_over_processes(values) is values and distributed.of_first_process(values) is values
+    assert values.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -14,7 +14,7 @@ from wsss_lib import pipeline
 from wsss_lib.comparison import COMPARISON, OVERVIEW
 from wsss_lib.config import Config
 from wsss_lib.core.check import CHECK
-from wsss_lib.core.counting import CRF_SECONDS, PEAK, SUSTAINED, Cost, Images
+from wsss_lib.core.counting import CRF_SECONDS, PEAK, PEAK_FLOAT32, SUSTAINED, Cost, Images
 from wsss_lib.core.store import finished_stages
 from wsss_lib.methods import METHODS
 from wsss_lib.presets import preset_config
@@ -109,8 +109,8 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
     head = (
         f"{preset}: {data.train:,} training and {data.val:,} validation images; {len(methods)} methods, "
         f"{len(seeds)} seeds: {runs} notebooks.\n"
-        f"Hours are counted operations at {100 * SUSTAINED:.0f} % of an A100's {PEAK / 1e12:.0f} TFLOP/s, an assumption; core "
-        f"hours come from {CRF_SECONDS:g} s for a CRF.\n\n"
+        f"Hours are counted operations at {100 * SUSTAINED:.0f} % of an A100's {PEAK / 1e12:.0f} TFLOP/s in float16, or "
+        f"{PEAK_FLOAT32 / 1e12:.0f} in float32 (TF32), an assumption; core hours come from {CRF_SECONDS:g} s for a CRF.\n\n"
     )
     return head + markdown_table(["method", "stage", "PFLOP", "GPU hours", "core hours", "GPU memory, GiB", "disk, GiB"], lines)
 

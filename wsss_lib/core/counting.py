@@ -1,13 +1,23 @@
-"""Counting what a stage costs before it is run: operations on meta tensors, seconds of a CRF, bytes on disk."""
+"""Counting what a stage costs before it is run: operations and memory on meta tensors, seconds of a CRF, bytes on disk."""
 
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-PEAK, SUSTAINED = 156e12, 0.30  # TF32 matrix peak of an A100, and the fraction of it that is assumed to be reached
+from wsss_lib.core.inference import forward_in_parts
+from wsss_lib.parameters import Settings
+
+PEAK, SUSTAINED = 312e12, 0.30  # float16 matrix peak of an A100, and the fraction of it that is assumed to be reached
+PEAK_FLOAT32 = 156e12  # of convolutions in float32, which torch computes in TF32
 CRF_SECONDS = 1.0  # of one core, for ten steps over three labels of 500x375 pixels; other sizes in proportion
 CRF_SHARED = 1 / 3  # of them, which are spent once on a image, however many of its label maps are refined together
 WALK_SECONDS = 0.1  # of one core, for one image of that size
@@ -51,8 +61,8 @@ class Images:
 class Cost:
     """Of one stage of one seed: operations on the GPU, seconds of CPU cores, bytes on the GPU, MiB on disk.
 
-    Memory is that of weights, gradients, momentum and of what backpropagation keeps, in half precision where training runs so;
-    the allocator and the libraries take more.
+    The bytes on the GPU are the most that tensors hold at one time; the allocator and the libraries take more. `half`: the
+    convolutions run in float16.
     """
 
     stage: str
@@ -60,51 +70,138 @@ class Cost:
     core_seconds: float = 0.0
     gpu_bytes: float = 0.0
     disk_mib: float = 0.0
+    half: bool = False
 
     def gpu_hours(self) -> float:
         """Return the hours on one GPU at the assumed speed."""
-        return self.flops / (PEAK * SUSTAINED) / 3600
+        return self.flops / ((PEAK if self.half else PEAK_FLOAT32) * SUSTAINED) / 3600
 
 
-def training_cost(stage: str, net: torch.nn.Module, run: Callable[[int], list[Tensor]], images: float, at_once: int) -> Cost:
-    """Return the cost of a training, from one forward and backward pass of two images.
+class Memory(TorchDispatchMode):
+    """A context that counts the bytes of the meta tensors that are made in it.
+
+    Attributes:
+        now: bytes of those that are alive.
+        peak: the most that ever were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.device.type == "meta":
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            del self.alive[key]
+
+        if key not in self.alive:
+            self.alive[key] = weakref.ref(storage, gone)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+
+class MetaAutocast(TorchFunctionMode):
+    """What `torch.autocast` to float16 does to a network on a GPU, for meta tensors, which it does not know."""
+
+    HALF = {"conv2d", "linear", "matmul", "__matmul__", "bmm", "einsum"}
+    FLOAT = {
+        *("__pow__", "pow", "exp", "log", "log1p", "reciprocal", "softplus", "sum", "prod", "norm", "softmax", "log_softmax"),
+        *("group_norm", "normalize", "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "soft_margin_loss"),
+    }
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch on arguments of the type that it takes on a GPU."""
+        name = getattr(func, "__name__", "")
+        wanted = torch.float16 if name in self.HALF else torch.float32 if name in self.FLOAT else None
+
+        def cast(value: Any) -> Any:
+            return value.to(wanted) if wanted and isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return func(*tree_map(cast, args), **tree_map(cast, kwargs or {}))
+
+
+def training_cost(
+    stage: str,
+    net: torch.nn.Module,
+    loss_of: Callable[[int], Tensor],
+    images: float,
+    batch_size: int,
+    config: Settings,
+    moments: int = 1,
+) -> Cost:
+    """Return the cost of a training, from one forward and backward pass of as many images as are on the device at once.
 
     Args:
         stage: its name.
-        run: number of images to the outputs of the network.
+        net: the network, on the meta device.
+        loss_of: number of images to the loss that is minimized.
         images: seen in the whole training.
-        at_once: images on the device.
+        batch_size: images of one step.
+        moments: numbers that the optimizer keeps for each weight: SGD 1, Adam 2.
     """
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
-
+    at_once = min(batch_size, config.device_batch_size)
     net.train()
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        torch.autograd.backward([output.sum() for output in run(2)])  # two: a batch normalization may see one value an image
-    weights = sum(parameter.numel() for parameter in net.parameters()) * 4
+    with FlopCounterMode(display=False) as counter, Memory() as memory:
+        with MetaAutocast() if config.mixed_precision else nullcontext():
+            loss = loss_of(at_once)
+        loss.backward()
+    trained = 4 * sum(parameter.numel() for parameter in net.parameters() if parameter.grad is not None)
+    net.zero_grad()
     return Cost(
         stage,
-        counter.get_total_flops() / 2 * images,
-        gpu_bytes=sum(kept.values()) / 2 / 2 * at_once + 3 * weights,
-        disk_mib=weights / 2**20,
+        counter.get_total_flops() / at_once * images,
+        gpu_bytes=memory.peak + _weights(net) + moments * trained,
+        disk_mib=_weights(net) / 2**20,
+        half=config.mixed_precision,
     )
 
 
-def inference_flops(run: Callable[[Tensor], object], size: tuple[int, int], scales: tuple[float, ...], views: int = 2) -> float:
-    """Return the operations of one image at several scales; they grow with the pixels.
+def inference_cost(
+    stage: str,
+    net: torch.nn.Module,
+    run: Callable[[Tensor], Tensor],
+    images: float,
+    size: tuple[int, int],
+    scales: tuple[float, ...] = (1.0,),
+    views: int = 2,
+    at_once: int = 1,
+    core_seconds: float = 0.0,
+    disk_mib: float = 0.0,
+) -> Cost:
+    """Return the cost of inference in float32, from a batch at the largest scale; operations grow with the pixels.
 
     Args:
-        run: the network, on the meta device and in evaluation mode.
+        stage: its name.
+        net: the network, on the meta device and in evaluation mode.
+        run: the network, or what of it is run; views (N, 3, H, W) to a tensor with a row for each.
+        images: of the whole stage.
         size: (H, W) of the image.
         scales: factors on both sides.
         views: 2 with the flipped image.
+        at_once: images in one batch.
+        core_seconds, disk_mib: of the whole stage, as in `Cost`.
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run(torch.empty(views, 3, *size, device="meta"))
-    return counter.get_total_flops() * sum(scale**2 for scale in scales)
+    largest = max(scales)
+    with FlopCounterMode(display=False) as counter, Memory() as memory, torch.no_grad():
+        forward_in_parts(run, torch.empty(views * at_once, 3, *(round(side * largest) for side in size), device="meta"))
+    flops = counter.get_total_flops() / at_once * sum((scale / largest) ** 2 for scale in scales)
+    return Cost(stage, images * flops, core_seconds, memory.peak + _weights(net), disk_mib)
+
+
+def _weights(net: torch.nn.Module) -> int:
+    """Return the bytes of a network."""
+    return sum(tensor.nbytes for tensor in net.state_dict().values())
 
 
 def crops(side: int) -> Callable[[int], Tensor]:

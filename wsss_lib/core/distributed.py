@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,25 @@ def place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if together() else (0, 1)
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of each value over all processes; alone the very tensor that was given.
+
+    Args:
+        values: of any shape, the same in all processes; no gradient flows through the sum.
+
+    Returns:
+        the same shape, floating point where there are several processes.
+
+    >>> sum_over_processes(torch.tensor([3, 4]))
+    tensor([3, 4])
+    """
+    if not together():
+        return values
+    values = values.detach().to(torch.promote_types(values.dtype, torch.float32), copy=True)
+    dist.all_reduce(values)
+    return values
+
+
 def mean_over_processes(values: Tensor) -> Tensor:
     """Return the mean of each value over all processes; alone the very tensor that was given.
 
@@ -42,45 +62,28 @@ def mean_over_processes(values: Tensor) -> Tensor:
     processes is then the sum over the whole batch by the count of the whole batch, as in one process.
 
     Args:
-        values: of any shape, the same in all processes; no gradient flows through the mean.
-
-    Returns:
-        the same shape, floating point where there are several processes.
+        values: as for `sum_over_processes`.
 
     >>> mean_over_processes(torch.tensor([3, 4]))
     tensor([3, 4])
     """
-    if not together():
-        return values
-    values = values.detach().to(torch.promote_types(values.dtype, torch.float32), copy=True)
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
+    return sum_over_processes(values) / dist.get_world_size() if together() else values
 
 
-def average_gradients(parameters: list[Tensor]) -> None:
-    """Put the mean gradient over all processes in the place of every gradient; alone nothing is touched.
+def of_first_process(values: Tensor) -> Tensor:
+    """Put the values of process 0 in the place of this process's, and return them; alone nothing is touched.
 
     Args:
-        parameters: those that have a gradient, in the same order in all processes.
+        values: of the same shape and type in all processes.
     """
     if together():
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))  # one message, not hundreds
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        dist.broadcast(values, 0)
+    return values
 
 
-def start_alike(tensors: list[Tensor]) -> None:
-    """Give all processes the values of process 0; alone nothing is touched.
-
-    Args:
-        tensors: parameters and buffers, in the same order in all processes.
-    """
-    if together():
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
-
-
+# How long a process waits for the others: process 0 may score a whole split alone between two steps. If a process ends, the
+# launcher ends all others.
+PATIENCE = timedelta(days=1)
 TRAINED = "trained.safetensors"  # how process 0 hands the network back
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
@@ -93,7 +96,8 @@ def in_processes(train: Callable[..., int]) -> Callable[..., int]:
             names, and all of them can be sent to another process: no function that was defined in a notebook.
 
     Returns:
-        the function. With several processes it raises a RuntimeError that ends in the message of the process that failed first.
+        the function. With several processes it raises a RuntimeError that ends in the message of the process that failed first,
+        and a ValueError where there are fewer GPUs than processes.
     """
     signature = inspect.signature(train)
 
@@ -114,6 +118,11 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
 
     net, config, folder = (given[name] for name in ("net", "config", "folder"))
     device = next(net.parameters()).device
+    if device.type == "cuda" and config.processes > torch.cuda.device_count():
+        raise ValueError(
+            f"{train.__name__}: processes is {config.processes}, but this machine has {torch.cuda.device_count()} of the GPUs "
+            "that each process needs for itself; set processes to that number or less"
+        )
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -125,11 +134,16 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
         local_addr="localhost",
         start_method="spawn",
     )
+    # Silence torch's advice to leave out the search for parameters that a loss does not use: some losses leave some out.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    net.cpu()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the processes share a GPU with this one
     handlers = {number: signal.getsignal(number) for number in SIGNALS}  # the launcher sets its own and leaves them
     with tempfile.TemporaryDirectory() as notes:
         first_failure = Path(notes) / "first_failure.txt"
         try:
-            results = elastic_launch(settings, _work)(train, given | {"net": net.cpu()}, first_failure)
+            results = elastic_launch(settings, _work)(train, given | {"net": net}, first_failure)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             raised = failure.exitcode == 1 and first_failure.is_file()  # else something ended it before it could say why
@@ -163,7 +177,7 @@ def _work(train: Callable[..., int], given: dict[str, Any], first_failure: Path)
     try:
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
         device = seed_everything(config)
         net = copy.deepcopy(given["net"]).to(device)  # a copy, as the tensors that arrive lie in memory that all share
         result = train(**given | {"net": net})

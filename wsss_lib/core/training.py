@@ -9,15 +9,17 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from wsss_lib.core.distributed import average_gradients, mean_over_processes, place, start_alike
+from wsss_lib.core.distributed import mean_over_processes, place
 from wsss_lib.core.files import read_tensors, write_atomically, write_tensors
 from wsss_lib.core.progress import progress
 from wsss_lib.data.samples import batches
@@ -98,8 +100,8 @@ def train(
 
     Several processes (`wsss_lib.core.distributed`) do the same together: each takes its part of every batch, gradients and
     losses are averaged, process 0 writes. The result is that of one process but for rounding, for batch normalization that
-    is trained (each part of a batch has its own statistics), and for dropout. A run may be resumed with another number of
-    processes.
+    is trained (each part of a batch has its own statistics, and those of process 0 are kept), and for dropout. A run may be
+    resumed with another number of processes, and on another device.
 
     Args:
         model: the network, in training mode after `model.train()`.
@@ -138,46 +140,58 @@ def train(
         )
     parts = batch_size // processes // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
+    half = config.mixed_precision and device.type == "cuda"
+    # A fused step asks the scaler on the GPU whether to step; the others wait for its answer.
     optimizer = (
-        torch.optim.Adam(parameter_groups, lr=0.0)
+        torch.optim.Adam(parameter_groups, lr=0.0, fused=half or None)
         if momentum is None
-        else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov)
+        else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=half or None)
     )
     base_rates = [group["lr"] for group in parameter_groups]
-    half = config.mixed_precision and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     state_file = folder / "state.safetensors"
     done = _load_state(state_file, model, optimizer, scaler) if state_file.is_file() else 0
     loader = iter(
         batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers, (rank, processes), keep_last)
     )
-    trained = [parameter for group in parameter_groups for parameter in group["params"]]
+    losses_of: nn.Module = _Losses(model, loss_of)
+    accumulate: Callable[[], AbstractContextManager] = nullcontext
     if processes > 1:
-        start_alike([*model.parameters(), *model.buffers()])
+        together = DistributedDataParallel(losses_of, find_unused_parameters=True)  # heads that this loss does not train
+        losses_of, accumulate = together, together.no_sync  # gradients are averaged with the last part of a step
         torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops other values out
     model.train()
     skipped = 0
     last: deque[float] = deque(maxlen=max(1, min(10, steps // 5)))
-    with _trim_log(folder / "log.jsonl", done) if rank == 0 else open(os.devnull, "w") as log:
+    unread: list[Tensor] = []  # the losses of the steps since they were last read: on a GPU, reading them waits for it
+    with (
+        _trim_log(folder / "log.jsonl", done) if rank == 0 else open(os.devnull, "w") as log,
+        torch.backends.cudnn.flags(enabled=True, benchmark=True),  # crops have one size, for which the fastest way is found
+    ):
         for step in progress(range(done, steps), name, total=steps, initial=done, show=rank == 0):
             factor = schedule(step, steps)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = max(rate * factor, group.get("min_lr", 0.0))
             optimizer.zero_grad(set_to_none=True)
-            means: dict[str, float] = {}
-            for _ in range(parts):
+            means: dict[str, Tensor] = {}
+            for part in range(parts):
                 batch = tuple(_to_device(tensor, device) for tensor in _next(loader, name))
-                with torch.autocast(device.type, torch.float16, enabled=half):
-                    losses = loss_of(model, batch)
-                scaler.scale(losses["loss"] / parts).backward()
+                with accumulate() if part + 1 < parts else nullcontext():
+                    with torch.autocast(device.type, torch.float16, enabled=half):
+                        losses = losses_of(batch)
+                    scaler.scale(losses["loss"] / parts).backward()
                 for key, value in losses.items():
-                    means[key] = means.get(key, 0.0) + value.item() / parts
-            if processes > 1:
-                average_gradients(trained)
-                values = mean_over_processes(torch.tensor([*means.values()], dtype=torch.float64, device=device))
-                means = dict(zip(means, values.tolist(), strict=True))
-            if not np.isfinite(means["loss"]):
-                raise ValueError(f"{name}: the loss is {means['loss']} at step {step + 1}; lower the learning rate")
+                    means[key] = means.get(key, 0.0) + value.detach().double() / parts
+            unread.append(torch.stack([*means.values()]))
+            logged = (step == 0 and steps >= LOG_EVERY) or (step + 1) % LOG_EVERY == 0 or step + 1 == steps
+            saved = (step + 1) % config.checkpoint_every == 0 and step + 1 < steps
+            if logged or saved or device.type == "cpu":
+                rows = [dict(zip(means, row, strict=True)) for row in mean_over_processes(torch.stack(unread)).tolist()]
+                unread.clear()
+                for at, row in enumerate(rows, start=step + 2 - len(rows)):
+                    if not np.isfinite(row["loss"]):
+                        raise ValueError(f"{name}: the loss is {row['loss']} at step {at}; lower the learning rate")
+                    last.append(row["loss"])
             scale = scaler.get_scale()
             scaler.step(optimizer)  # not taken where a gradient is not finite; the scale is then halved
             scaler.update()
@@ -187,20 +201,30 @@ def train(
                     f"{name}: the gradients overflow float16 at every scale, the last steps up to {step + 1} were all skipped; "
                     "set mixed_precision to false"
                 )
-            last.append(means["loss"])
-            if (step == 0 and steps >= LOG_EVERY) or (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-                row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in means.items()}
+            if logged:
+                row = {"step": step + 1, "factor": round(factor, 6)} | {key: round(value, 6) for key, value in rows[-1].items()}
                 if scaler.is_enabled():  # steps without an update since the row before
                     row, skipped = row | {"skipped_steps": skipped, "scale": scaler.get_scale()}, 0
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if after_step and rank == 0:
                 after_step(step + 1)
-            if rank == 0 and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+            if saved and rank == 0:
                 _save_state(state_file, model, optimizer, scaler, step + 1)
     model.eval()
     if rank == 0 and steps >= LOG_EVERY:
         _check_convergence(read_log(folder)[0]["loss"], float(np.mean(last)), name)
+
+
+class _Losses(nn.Module):
+    """A network with its loss, which together are what `DistributedDataParallel` takes for one."""
+
+    def __init__(self, model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]]):
+        super().__init__()
+        self.model, self.loss_of = model, loss_of
+
+    def forward(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return {key: value if key == "loss" else value.detach() for key, value in self.loss_of(self.model, batch).items()}
 
 
 def _check_convergence(first: float, last: float, name: str) -> None:
@@ -254,7 +278,8 @@ def _load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
             _, index, name = key.split(".")
             state["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(state)
-    scaler.load_state_dict(numbers["scaler"])
+    if numbers["scaler"]:  # empty where the run has begun without mixed precision, as on a CPU; then scaling begins now
+        scaler.load_state_dict(numbers["scaler"])
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])

@@ -21,9 +21,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.counting import Cost, Images, crops, inference_cost, training_cost
 from wsss_lib.core.distributed import in_processes, mean_over_processes
 from wsss_lib.core.files import IGNORE, read_mask, write_mask
+from wsss_lib.core.inference import forward_in_parts
 from wsss_lib.core.parallel import Localize, cpu_workers, for_each_image, make_maps
 from wsss_lib.core.scoring import full_size_maps, score_maps, score_masks, sweep_maps
 from wsss_lib.core.stage import Job, Stage, network_made
@@ -365,14 +366,15 @@ def localization_maps(
     for scale in scales:
         arrays = [transforms.normalize(transforms.resize_image(image, scale), mean, std) for image in images]
         batch = torch.stack([transforms.to_tensor(array) for array in arrays]).to(device)  # (N, 3, H_s, W_s)
-        features = net.features(torch.cat([batch, batch.flip(-1)]))  # x: (2N, D, h_s, w_s)
+        views = torch.cat([batch, batch.flip(-1)])
         if dropout_keys:
+            features = forward_in_parts(net.features, views)  # x: (2N, D, h_s, w_s)
             pairs = [
                 _with_dropout(net.head, features[[index, index + len(images)]], image_labels[[index, index]], f"{key}/{scale}")
                 for index, key in enumerate(dropout_keys)
             ]
         else:
-            z = net.head(features, image_labels.repeat(2, 1)).float()
+            z = forward_in_parts(net, views, image_labels.repeat(2, 1)).float()
             pairs = [z[[index, index + len(images)]] for index in range(len(images))]  # (2, C, h_s, w_s)
         logits.append([merge_mirrored(pair) for pair in pairs])
     full, result = images[0].size[::-1], []
@@ -675,17 +677,23 @@ def costs(config: Settings, data: Images) -> list[Cost]:
     """Count refined seeds, network and maps."""
     net, batch = build_amn(config, data.classes, ""), crops(config.irn_crop)
 
-    def labels(count: int) -> Tensor:
-        return torch.empty(count, data.classes, device="meta")
+    def loss_of(count: int) -> Tensor:
+        logits = net(batch(count), torch.empty(count, data.classes))
+        labels = torch.empty(count, *logits.shape[2:], dtype=torch.long)
+        target = torch.empty(logits.shape)  # as of `smoothed_target`, which looks at the labels' values
+        return sum(pixel_means(pixel_losses(logits, target), labels), torch.zeros(()))
 
     seeds = Cost("refined_seeds", core_seconds=data.train * data.crf_seconds(2), disk_mib=data.masks_mib)
-    network = training_cost(
-        "network",
-        net,
-        lambda n: [net(batch(n), labels(n))],
-        data.seen(config.amn_epochs, config.cam_batch_size),
-        config.cam_batch_size,
+    seen = data.seen(config.amn_epochs, config.cam_batch_size)
+    network = training_cost("network", net, loss_of, seen, config.cam_batch_size, config, moments=2)
+    maps = inference_cost(
+        "maps",
+        net.eval(),
+        lambda views: net(views, torch.empty(len(views), data.classes)),
+        data.train,
+        data.size,
+        config.cam_scales,
+        at_once=config.device_batch_size,
+        disk_mib=data.maps_mib,
     )
-    net.eval()
-    forward = inference_flops(lambda views: net(views, labels(len(views))), data.size, config.cam_scales)
-    return [seeds, network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]
+    return [seeds, network, maps]

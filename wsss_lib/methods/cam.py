@@ -6,7 +6,7 @@ be exchanged, and the convolution's output before averaging shows where the evid
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.counting import Cost, Images, crops, inference_cost, training_cost
 from wsss_lib.core.distributed import in_processes
+from wsss_lib.core.inference import forward_in_parts
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.progress import progress
 from wsss_lib.core.scoring import score_maps
@@ -193,7 +194,7 @@ def localization_maps(
     for scale in scales:
         arrays = [transforms.normalize(transforms.resize_image(image, scale), mean, std) for image in images]
         batch = torch.stack([transforms.to_tensor(array) for array in arrays]).to(device)  # (N, 3, H_s, W_s)
-        maps.append(net.activation_maps(torch.cat([batch, batch.flip(-1)])).float())  # (2N, C, h_s, w_s)
+        maps.append(forward_in_parts(net.activation_maps, torch.cat([batch, batch.flip(-1)])).float())  # (2N, C, h_s, w_s)
     size = stride4_size(images[0].size[::-1])
     result = []
     for index in range(len(images)):
@@ -400,7 +401,29 @@ def costs(config: Settings, data: Images) -> list[Cost]:
     """Count the classifier and its maps."""
     net, batch = build_classifier(config, data.classes), crops(config.cam_crop)
     classifier = training_cost(
-        "classifier", net, lambda n: [net(batch(n))], data.seen(config.cam_epochs, config.cam_batch_size), config.cam_batch_size
+        "classifier",
+        net,
+        lambda n: classification_loss(net, (batch(n), torch.empty(n, data.classes)))["loss"],
+        data.seen(config.cam_epochs, config.cam_batch_size),
+        config.cam_batch_size,
+        config,
     )
-    forward = inference_flops(net.eval().activation_maps, data.size, config.cam_scales)
-    return [classifier, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]
+    return [classifier, maps_cost(net, config, data)]
+
+
+def maps_cost(net: Any, config: Settings, data: Images) -> Cost:
+    """Count the maps of `localization_maps`.
+
+    Args:
+        net: a module that `MakesMaps`, on the meta device.
+    """
+    return inference_cost(
+        "maps",
+        net.eval(),
+        net.activation_maps,
+        data.train,
+        data.size,
+        config.cam_scales,
+        at_once=config.device_batch_size,
+        disk_mib=data.maps_mib,
+    )

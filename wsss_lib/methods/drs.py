@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.counting import Cost, Images, crops, inference_cost, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import IGNORE, read_json, read_tensors, write_json, write_mask, write_tensors
+from wsss_lib.core.inference import forward_in_parts
 from wsss_lib.core.parallel import Localize, cpu_workers, for_each_image, make_maps
 from wsss_lib.core.progress import progress
 from wsss_lib.core.scoring import full_size_maps, metric_row, score_maps, score_masks
@@ -335,7 +336,8 @@ def fused_maps(
     """
     totals = [images.new_zeros((len(present), *size)) for present in classes]  # from zero: negative answers count as none
     for side in sides:
-        scores = net(F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)).float()  # (N, C, h, w)
+        resized = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+        scores = forward_in_parts(net, resized).float()  # (N, C, h, w)
         for index, present in enumerate(classes):
             chosen = scores[index, present.to(scores.device)]
             maps = class_maps(chosen, size) if normalized else resize_aligned(chosen, size)
@@ -974,23 +976,36 @@ STAGES = (NETWORK, LOCALIZATION, REFINED, MAPS, MASKS)
 # ---- costs
 
 
-def _score_maps_of(net: ScoreNet, batch: Callable[[int], Tensor], images: int) -> list[Tensor]:
-    return [net(batch(images))]
-
-
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count both networks, their maps and the pseudo-labels."""
-    found, batch = [], crops(config.drs_crop)
-    for stage, maps, build, epochs in (
-        ("network", "localization", build_drs, config.drs_epochs),
-        ("refinement", "maps", build_refinement, config.drs_refine_epochs),
-    ):
-        net = build(config, data.classes)
-        found.append(
-            training_cost(
-                stage, net, partial(_score_maps_of, net, batch), data.seen(epochs, config.drs_batch_size), config.drs_batch_size
-            )
-        )
-        forward = inference_flops(net.eval(), (config.drs_crop, config.drs_crop), (1.0,), views=1)
-        found.append(Cost(maps, data.train * forward, disk_mib=data.maps_mib))
-    return [*found, Cost("drs_masks", core_seconds=data.train * data.crf_seconds(), disk_mib=data.masks_mib)]
+    batch, side = crops(config.drs_crop), (config.drs_crop, config.drs_crop)
+
+    def count(stage: str, maps: str, net: ScoreNet, loss_of: Callable[[int], Tensor], epochs: int, moments: int) -> list[Cost]:
+        seen = data.seen(epochs, config.drs_batch_size)
+        network = training_cost(stage, net, loss_of, seen, config.drs_batch_size, config, moments)
+        at_once, disk = config.device_batch_size, data.maps_mib
+        return [
+            network,
+            inference_cost(maps, net.eval(), net, data.train, side, SCALES, views=1, at_once=at_once, disk_mib=disk),
+        ]
+
+    net, refinement = build_drs(config, data.classes), build_refinement(config, data.classes)
+    return [
+        *count(
+            "network",
+            "localization",
+            net,
+            lambda n: classification_loss(net, (batch(n), torch.empty(n, data.classes)))["loss"],
+            config.drs_epochs,
+            1,
+        ),
+        *count(
+            "refinement",
+            "maps",
+            refinement,
+            lambda n: refinement_loss(refinement, (batch(n), torch.empty(n, data.classes, *side)))["loss"],
+            config.drs_refine_epochs,
+            2,
+        ),
+        Cost("drs_masks", core_seconds=data.train * data.crf_seconds(), disk_mib=data.masks_mib),
+    ]

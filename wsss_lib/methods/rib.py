@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsss_lib.core.counting import Cost, Images
+from wsss_lib.core.counting import Cost, Images, Memory
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.scoring import score_maps
 from wsss_lib.core.stage import Job, Stage
@@ -503,4 +503,22 @@ def rib_flops(config: Settings, num_classes: int, size: tuple[int, int]) -> tupl
 
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count the maps; RIB trains nothing that stays."""
-    return [Cost("maps", data.train * rib_flops(config, data.classes, data.size)[1], disk_mib=data.maps_mib)]
+    flops = data.train * rib_flops(config, data.classes, data.size)[1]
+    return [Cost("maps", flops, gpu_bytes=_memory(config, data), disk_mib=data.maps_mib)]
+
+
+def _memory(config: Settings, data: Images) -> int:
+    """Return the bytes of the network, of all that is kept for later images, and of one step on the largest views."""
+    with Memory() as memory:
+        net = build_classifier(config, data.classes).eval()
+        tuned = sum(parameter.numel() for parameter in tuned_parameters(net))
+        with torch.no_grad():
+            crop = net.backbone.shallow(torch.empty(1, 3, config.cam_crop, config.cam_crop), FROZEN_STAGES)
+            bank = torch.empty(COMPANION_BANK, *crop.shape[1:])
+            sizes = [[round(side * scale) for side in data.size] for scale in config.cam_scales]
+            views = [net.backbone.shallow(torch.empty(2, 3, *size), FROZEN_STAGES) for size in sizes]
+        kept = torch.empty(KEPT_PUSHES + 2, tuned)  # the pushes, the original weights, and the momentum
+        for features in (*views, bank[: config.rib_companions]):
+            evidence(net, features).sum().backward()
+    del kept
+    return memory.peak

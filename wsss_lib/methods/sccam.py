@@ -11,6 +11,7 @@ import csv
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.counting import Cost, Images, crops, inference_cost, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import image_size, read_tensors, write_atomically, write_tensors
+from wsss_lib.core.inference import forward_in_parts
 from wsss_lib.core.parallel import Localize, batches_of_like_size, make_maps
 from wsss_lib.core.progress import progress
 from wsss_lib.core.scoring import score_maps
@@ -94,7 +96,7 @@ class Parameters(ParameterGroup):
     sccam_frozen_stages: FrozenStages = 0  # published: 1
 
     @model_validator(mode="after")
-    def _sccam_rounds_fit(self) -> "Parameters":
+    def _sccam_trainedfit(self) -> "Parameters":
         if max(self.sccam_round_epochs) > self.sccam_schedule_epochs:
             raise ValueError(
                 f"sccam_round_epochs {self.sccam_round_epochs} must not exceed sccam_schedule_epochs "
@@ -126,8 +128,8 @@ def image_features(
     features = np.zeros((len(data), backbone.channels[-1]), np.float32)
     for group in progress(groups, "features"):
         images = [transforms.to_tensor(transforms.normalize(data.image(image_id), mean, std)) for image_id in group]
-        maps = backbone(torch.stack(images).to(device))  # M: (n, D, h, w)
-        features[[row[image_id] for image_id in group]] = maps.float().mean((2, 3)).cpu().numpy()
+        means = forward_in_parts(lambda views: backbone(views).float().mean((2, 3)), torch.stack(images).to(device))
+        features[[row[image_id] for image_id in group]] = means.cpu().numpy()
     return features
 
 
@@ -728,15 +730,18 @@ STAGES = (MAPS,)  # after the rounds, whose number is a parameter
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count all rounds and the maps of the last."""
     net, batch = build_sccam(config, data.classes), crops(config.cam_crop)
+
+    def loss_of(count: int) -> Tensor:
+        logits, sub_logits = net(batch(count))
+        parents, subs = torch.empty_like(logits), torch.empty_like(sub_logits)
+        return joint_loss(logits, sub_logits, parents, subs, config.sccam_loss_weight)["loss"]
+
+    features = inference_cost(
+        "features", net.eval(), net.features, data.train, data.size, views=1, at_once=config.device_batch_size
+    )
+    epoch = training_cost("epoch", net, loss_of, data.seen(1, config.cam_batch_size), config.cam_batch_size, config)
     trained = [
-        training_cost(
-            f"round{number}",
-            net,
-            lambda n: list(net(batch(n))),
-            data.seen(epochs, config.cam_batch_size),
-            config.cam_batch_size,
-        )
+        replace(epoch, stage=f"round{number}", flops=epochs * epoch.flops, gpu_bytes=max(epoch.gpu_bytes, features.gpu_bytes))
         for number, epochs in enumerate(config.sccam_round_epochs, start=1)
     ]
-    forward = inference_flops(net.eval().activation_maps, data.size, config.cam_scales)
-    return [*trained, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]
+    return [*trained, cam.maps_cost(net, config, data)]

@@ -16,8 +16,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
-from wsss_lib.core.distributed import in_processes
+from wsss_lib.core.counting import Cost, Images, crops, training_cost
+from wsss_lib.core.distributed import in_processes, of_first_process, sum_over_processes
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.scoring import score_maps
 from wsss_lib.core.stage import Job, Stage, network_made
@@ -211,13 +211,13 @@ def moving_average(codebook: Tensor, features: Tensor, index: Tensor, rho: float
         float (K, D).
 
     Source: VWL, memory bank strategy. The published program calls one-hot on the soft assignment and stops; the nearest
-    word is what it needs.
+    word is what it needs. Of several processes that train together, m is the mean over the features of all of them.
     Explained in notebook 50, section "Two other codebooks".
     """
     vectors = features.detach().transpose(0, 1).flatten(1).T  # (N h w, D)
     counts = index.flatten().bincount(minlength=len(codebook))[:, None]  # n_k
     sums = torch.zeros_like(codebook).index_add_(0, index.flatten(), vectors.to(codebook.dtype))
-    return rho * sums / (counts + 1e-4) + (1 - rho) * codebook
+    return rho * sum_over_processes(sums) / (sum_over_processes(counts) + 1e-4) + (1 - rho) * codebook
 
 
 class VisualWordNet(cam.ClassActivationNet):
@@ -291,6 +291,8 @@ class VisualWordNet(cam.ClassActivationNet):
     def fill_bank(self, features: Tensor, index: Tensor) -> None:
         """Update VWL-M's codebook after a step; the first step replaces it by random feature vectors of its batch.
 
+        Of several processes that train together, these are vectors of the first one's part of the batch.
+
         Args:
             features: x, float (N, D, h, w).
             index: int64 (N, h, w), the nearest word of each position under the codebook as it was.
@@ -300,6 +302,7 @@ class VisualWordNet(cam.ClassActivationNet):
         else:
             vectors = features.transpose(0, 1).flatten(1).T  # (N h w, D)
             self.codebook.copy_(vectors[torch.randint(len(vectors), (len(self.codebook),)).to(vectors.device)])
+            of_first_process(self.codebook)
             self.bank_filled.fill_(True)
 
 
@@ -518,7 +521,11 @@ def costs(config: Settings, data: Images) -> list[Cost]:
     """Count network and maps."""
     net, batch = build_vwe(config, data.classes, ""), crops(config.cam_crop)
     network = training_cost(
-        "network", net, lambda n: [net(batch(n))], data.seen(config.vwe_epochs, config.cam_batch_size), config.cam_batch_size
+        "network",
+        net,
+        lambda n: sum(loss_terms(net, net.backbone(batch(n)), torch.empty(n, data.classes))[0].values(), torch.zeros(())),
+        data.seen(config.vwe_epochs, config.cam_batch_size),
+        config.cam_batch_size,
+        config,
     )
-    forward = inference_flops(net.eval(), data.size, config.cam_scales)
-    return [network, Cost("maps", data.train * forward, disk_mib=data.maps_mib)]
+    return [network, cam.maps_cost(net, config, data)]

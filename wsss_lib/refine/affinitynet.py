@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import WALK_SECONDS, Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.counting import WALK_SECONDS, Cost, Images, crops, inference_cost, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import IGNORE, write_atomically, write_mask
 from wsss_lib.core.parallel import cpu_workers, for_each_image
@@ -718,16 +718,23 @@ STAGES = (SCORES, NETWORK, MASKS)
 
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count AffinityNet and the walk."""
-    net, batch = build_affinitynet(config, ""), crops(config.affinitynet_crop)
-    network = training_cost(
-        "affinitynet",
+    net, batch, radius = build_affinitynet(config, ""), crops(config.affinitynet_crop), config.affinitynet_radius
+
+    def loss_of(count: int) -> Tensor:
+        features = net(batch(count)).float()
+        labels = torch.empty(count, *features.shape[2:], dtype=torch.long)
+        return feature_affinity_loss(feature_affinity(features, radius), affinity_labels(labels, radius, IGNORE)).total
+
+    seen = data.seen(config.affinitynet_epochs, config.affinitynet_batch_size)
+    network = training_cost("affinitynet", net, loss_of, seen, config.affinitynet_batch_size, config)
+    masks = inference_cost(
+        "affinitynet_masks",
+        net.eval(),
         net,
-        lambda n: [net(batch(n))],
-        data.seen(config.affinitynet_epochs, config.affinitynet_batch_size),
-        config.affinitynet_batch_size,
+        data.train,
+        data.size,
+        views=1,
+        core_seconds=data.train * WALK_SECONDS * data.pixels,
+        disk_mib=data.masks_mib,
     )
-    forward = inference_flops(net.eval(), data.size, (1.0,), views=1)
-    return [
-        network,
-        Cost("affinitynet_masks", data.train * forward, data.train * WALK_SECONDS * data.pixels, disk_mib=data.masks_mib),
-    ]
+    return [network, masks]

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import WALK_SECONDS, Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.counting import WALK_SECONDS, Cost, Images, crops, inference_cost, training_cost
 from wsss_lib.core.distributed import in_processes
 from wsss_lib.core.files import read_maps, write_mask
 from wsss_lib.core.parallel import for_each_image
@@ -419,16 +419,21 @@ STAGES = (NETWORK, MASKS)
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count IRN and the walk."""
     net, batch = build_irn(config, Path()), crops(config.irn_crop)
-    network = training_cost(
-        "irn", net, lambda n: list(net(batch(n))), data.seen(config.irn_epochs, config.irn_batch_size), config.irn_batch_size
+
+    def loss_of(count: int) -> Tensor:
+        edge_logit, displacement = net(batch(count))
+        labels = torch.empty(count, *edge_logit.shape[2:], dtype=torch.long)
+        return affinity_loss(edge_logit, displacement, labels, config.irn_train_radius, data.classes + 1).total
+
+    seen = data.seen(config.irn_epochs, config.irn_batch_size)
+    network = training_cost("irn", net, loss_of, seen, config.irn_batch_size, config)
+    masks = inference_cost(
+        "pseudo_masks",
+        net.eval(),
+        lambda views: net(views)[1],
+        data.train,
+        (max(data.size[0], config.walk_pad_to), max(data.size[1], config.walk_pad_to)),
+        core_seconds=data.train * WALK_SECONDS * data.pixels,
+        disk_mib=data.masks_mib,
     )
-    side = (max(data.size[0], config.walk_pad_to), max(data.size[1], config.walk_pad_to))
-    return [
-        network,
-        Cost(
-            "pseudo_masks",
-            data.train * inference_flops(net.eval(), side, (1.0,)),
-            data.train * WALK_SECONDS * data.pixels,
-            disk_mib=data.masks_mib,
-        ),
-    ]
+    return [network, masks]

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wsss_lib.core import training
-from wsss_lib.core.counting import Cost, Images, crops, inference_flops, training_cost
+from wsss_lib.core.counting import Cost, Images, crops, inference_cost, training_cost
 from wsss_lib.core.distributed import in_processes, place
 from wsss_lib.core.files import IGNORE, image_size, write_mask
 from wsss_lib.core.parallel import cpu_workers, for_each_image
@@ -412,15 +412,30 @@ STAGES = (DEEPLAB, PREDICTIONS)
 
 def costs(config: Settings, data: Images) -> list[Cost]:
     """Count the training and the predictions of the validation images."""
-    net, batch, scales = build_deeplab(config, data.classes, Path()), crops(config.deeplab_crop), config.deeplab_test_scales
-    network = training_cost(
-        "deeplab",
-        net,
-        lambda n: multi_scale_logits(net, batch(n), scales),
-        config.deeplab_iterations * config.deeplab_batch_size,
-        config.deeplab_batch_size,
+    net, batch, side = build_deeplab(config, data.classes, Path()), crops(config.deeplab_crop), config.deeplab_crop
+
+    def loss_of(count: int) -> Tensor:
+        labels = [torch.empty(count, side, side, dtype=torch.long)]
+        if config.deeplab_loss == "self_label":
+            labels.append(torch.empty(count, data.classes + 1))
+        return _deeplab_loss(net, (batch(count), *labels), config)["loss"]
+
+    def logits_of(image: Tensor) -> Tensor:
+        logits = (
+            multi_scale_logits(net, image, config.deeplab_test_scales)[-1] if config.deeplab_version == "v2" else net(image)
+        )
+        return F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False).softmax(1)
+
+    seen = config.deeplab_iterations * config.deeplab_batch_size
+    network = training_cost("deeplab", net, loss_of, seen, config.deeplab_batch_size, config)
+    predictions = inference_cost(
+        "predictions",
+        net.eval(),
+        logits_of,
+        data.val,
+        data.size,
+        views=1,
+        core_seconds=2 * data.val * data.crf_seconds(),  # twice the labels of a seed: what the network holds possible
+        disk_mib=2 * data.masks_mib * data.val / data.train,
     )
-    net.eval()
-    forward = inference_flops(lambda image: multi_scale_logits(net, image, scales), data.size, (1.0,), views=1)
-    crf = 2 * data.val * data.crf_seconds()  # twice the labels of a seed: what the network holds possible in an image
-    return [network, Cost("predictions", data.val * forward, crf, disk_mib=2 * data.masks_mib * data.val / data.train)]
+    return [network, predictions]

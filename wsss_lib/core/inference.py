@@ -1,0 +1,43 @@
+"""Forward passes of inference that fit a GPU: bounded in pixels, not in images, as images and scales differ in size."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Pixels of one forward pass, as many as 32 crops of 512 x 512 have. ResNet-38, the largest network, takes 10 GiB for them.
+FORWARD_PIXELS = 32 * 512 * 512
+
+
+def views_at_once(size: tuple[int, int]) -> int:
+    """Return how many views of a size (H, W) go through a network in one forward pass of inference, at least 1."""
+    return max(1, FORWARD_PIXELS // (size[0] * size[1]))
+
+
+def forward_in_parts(run: Callable[..., Tensor], views: Tensor, *others: Tensor) -> Tensor:
+    """Return `run(views, *others)`, made of parts that hold a bounded number of pixels, halved while a GPU's memory is short.
+
+    Args:
+        run: a network, or a part of one; returns a tensor with a row for each view.
+        views: (N, 3, H, W).
+        others: further arguments with a row for each view.
+
+    Raises:
+        MemoryError: not even one view fits.
+    """
+    height, width = views.shape[-2:]
+    at_once, start, done = min(views_at_once((height, width)), len(views)), 0, []
+    while start < len(views):
+        part = [values[start : start + at_once] for values in (views, *others)]
+        try:
+            done.append(run(*part))
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise MemoryError(
+                    f"an image of {width}x{height} pixels does not fit the GPU's memory; leave out the largest scale, make the "
+                    "images smaller, or set device to 'cpu'"
+                ) from None
+            at_once //= 2
+        else:
+            start += at_once
+    return torch.cat(done)
