@@ -235,10 +235,12 @@ def test_accumulation_equals_the_big_batch(miniature, tmp_path, device_batch_siz
     assert abs(logs[0] - logs[1]) < 1e-5
 
 
-def test_a_batch_that_cannot_be_split_is_refused(miniature, tmp_path):
-    with pytest.raises(ValueError, match="the global batch of 5 images cannot be split into parts of device_batch_size = 2"):
-        train_small(miniature, tmp_path, 1, batch_size=5)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("batch_size, part", [(6, 2), (5, 1)])
+def test_a_batch_goes_through_the_device_in_its_largest_equal_parts(miniature, tmp_path, monkeypatch, batch_size, part):
+    seen, move = [], training._to_device
+    monkeypatch.setattr(training, "_to_device", lambda tensor, device: seen.append(len(tensor)) or move(tensor, device))
+    train_small(miniature, tmp_path, 1, batch_size=batch_size)  # device_batch_size is 2
+    assert set(seen) == {part}
 
 
 # ---- optimizer and schedule

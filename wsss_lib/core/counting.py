@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsss_lib.core.inference import forward_in_parts
+from wsss_lib.core.training import images_at_once
 from wsss_lib.parameters import Settings
 
 PEAK, SUSTAINED = 312e12, 0.30  # float16 matrix peak of an A100, and the fraction of it that is assumed to be reached
@@ -150,7 +151,7 @@ def training_cost(
         batch_size: images of one step.
         moments: numbers that the optimizer keeps for each weight: SGD 1, Adam 2.
     """
-    at_once = min(batch_size, config.device_batch_size)
+    at_once = images_at_once(batch_size, config)
     net.train()
     with FlopCounterMode(display=False) as counter, Memory() as memory:
         with MetaAutocast() if config.mixed_precision else nullcontext():

@@ -80,6 +80,15 @@ def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> fl
     return (1 - min(step, total) // every * every / total) ** power
 
 
+def images_at_once(batch_size: int, config: Settings) -> int:
+    """Return how many images of a batch go through the network together: its largest divisor up to `device_batch_size`.
+
+    >>> [images_at_once(20, Settings({"device_batch_size": limit})) for limit in (32, 16, 8, 3)]
+    [20, 10, 5, 2]
+    """
+    return max(size for size in range(1, min(batch_size, config.device_batch_size) + 1) if batch_size % size == 0)
+
+
 def train(
     model: nn.Module,
     loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]],
@@ -121,7 +130,7 @@ def train(
         keep_last: the short batch at an epoch's end is a step too (DRS).
 
     Raises:
-        ValueError: this is a shard of per-image work, the batch cannot be split or shared evenly, the loss is not finite (says
+        ValueError: this is a shard of per-image work, the batch cannot be shared evenly, the loss is not finite (says
             at which step), or higher at the end than at the start, the gradients overflow float16 step after step, or `folder`
             holds the state of another network.
         OSError: a loader process was killed, or a file cannot be written.
@@ -132,12 +141,7 @@ def train(
     rank, processes = place()
     if batch_size % processes:
         raise ValueError(f"the global batch of {batch_size} images cannot be shared by {processes} processes; choose a divisor")
-    part = min(batch_size // processes, config.device_batch_size)
-    if batch_size // processes % part:
-        raise ValueError(
-            f"the global batch of {batch_size} images cannot be split into parts of device_batch_size = {part}; "
-            "choose a divisor"
-        )
+    part = images_at_once(batch_size // processes, config)
     parts = batch_size // processes // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
     half = config.mixed_precision and device.type == "cuda"
