@@ -263,8 +263,13 @@ def test_deeplab_starts_from_the_published_file(tmp_path):
     weights = official_file(tmp_path / "in.pth", "deeplabv1_resnet101_coco_init", random_weights(shapes))
     said = checkpoints.convert_file(tmp_path / "in.pth", "deeplab-init", tmp_path / "start.safetensors")
     assert "-p deeplab_backbone resnet101_caffe -p deeplab_init" in said
-    fields = {"deeplab_backbone": "resnet101_caffe", "deeplab_atrous_rates": (6, 12, 18, 24)}
-    net = build_deeplab(Config(**fields, deeplab_init=str(tmp_path / "start.safetensors")), 20, Path("unused"))
+    fields: dict = {"deeplab_backbone": "resnet101_caffe", "deeplab_atrous_rates": (6, 12, 18, 24)}
+    fields["deeplab_init"] = str(tmp_path / "start.safetensors")
+    with pytest.raises(
+        ValueError, match="Caffe's form of ResNet-101 alone; set deeplab_backbone to resnet101_caffe, not resnet101"
+    ):
+        build_deeplab(Config(**fields | {"deeplab_backbone": "resnet101"}), 20, Path("unused"))
+    net = build_deeplab(Config(**fields), 20, Path("unused"))
     for key, value in net.backbone.state_dict().items():
         official = weights[caffe_name(key)]
         assert torch.equal(value, official.flip(1) if key == "conv1.weight" else official), key

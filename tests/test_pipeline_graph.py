@@ -120,6 +120,7 @@ def notebooks_of(plan: str) -> list[str]:
         ("smoke", "", {"cam": "80_irn", "drs": "30_drs", "sccam": "80_irn"}),  # configs/methods/smoke.drs.yaml says so
         ("smoke", "affinitynet", {"cam": "75_affinitynet", "drs": "75_affinitynet", "sccam": "75_affinitynet"}),
         ("voc12", "", {"cam": "80_irn", "drs": "30_drs", "sccam": "75_affinitynet"}),  # configs/methods/voc12.*.yaml say so
+        ("coco14", "", {"cam": "80_irn", "drs": "30_drs", "sccam": "75_affinitynet"}),
         ("voc12", "irn", {"cam": "80_irn", "drs": "80_irn", "sccam": "80_irn"}),
     ],
 )

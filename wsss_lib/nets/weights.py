@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from wsss_lib.core.files import read_tensors
@@ -83,6 +84,12 @@ def start_backbone(build: Callable[[str], Backbone], start: str, classifier: Pat
     backbone = build("none")
     load_backbone_of_classifier(backbone, classifier)
     return backbone
+
+
+def converted_from(weights: Path | str) -> str:
+    """Return the format from which `data_prep.checkpoints` has made a safetensors file; empty where it has not."""
+    with safe_open(project_path(weights), framework="pt") as file:
+        return (file.metadata() or {}).get("converted_from", "").partition(",")[0]
 
 
 def load_whole(net: Network, weights: Path | str) -> Network:

@@ -304,7 +304,10 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: S
 
 @torch.inference_mode()
 def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Settings) -> None:
-    """Set IRN's mean shift to the average displacement over a split (top-left crops, as published).
+    """Set IRN's mean shift to the average displacement over a split, image by image (top-left crops, as published).
+
+    The official program averages the means of full batches of 32 over the list for which masks are made, and drops the last
+    short one. Semantic masks do not use displacements, so that no mask depends on it.
 
     Explained in notebook 80, section "The network".
     """

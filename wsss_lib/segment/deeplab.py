@@ -39,10 +39,22 @@ from wsss_lib.nets.deeplab_v2 import (
 )
 from wsss_lib.nets.deeplab_v3plus import DeepLabV3Plus, build_dilated_backbone
 from wsss_lib.nets.folding import folded
-from wsss_lib.nets.weights import load_whole, start_backbone
+from wsss_lib.nets.weights import converted_from, load_whole, start_backbone
 from wsss_lib.ops.crf import crf_segmentation
 from wsss_lib.ops.metrics import Evaluation
-from wsss_lib.parameters import TRAINING, Count, Fraction, Integers, Numbers, ParameterGroup, Positive, Rate, Settings, Text
+from wsss_lib.parameters import (
+    TRAINING,
+    Count,
+    Fraction,
+    Integers,
+    Numbers,
+    ParameterGroup,
+    Positive,
+    Rate,
+    Settings,
+    Text,
+    project_path,
+)
 from wsss_lib.refine import affinitynet, irn
 
 NOTEBOOK = "90_deeplab"
@@ -117,7 +129,7 @@ def build_deeplab(
         the network, on the CPU; logits of C + 1 classes.
 
     Raises:
-        ValueError: weights that belong to another network.
+        ValueError: weights that belong to another network, or to Caffe's form of this one.
         FileNotFoundError: there is no such weights file.
 
     Explained in notebook 90, section "The network".
@@ -126,6 +138,13 @@ def build_deeplab(
     backbone = start_backbone(
         partial(build, config.deeplab_backbone, config.deeplab_output_stride), config.deeplab_init, classifier_weights, weights
     )
+    start = project_path(config.deeplab_init)
+    from_file = not weights and start.is_file()
+    if from_file and config.deeplab_backbone != "resnet101_caffe" and converted_from(start) == "deeplab-init":
+        raise ValueError(
+            f"{start}: these weights compute in Caffe's form of ResNet-101 alone; set deeplab_backbone to resnet101_caffe, "
+            f"not {config.deeplab_backbone}"
+        )
     if config.deeplab_version == "v2":
         return load_whole(DeepLabV2(backbone, num_classes + 1, config.deeplab_atrous_rates), weights)
     net = DeepLabV3Plus(backbone, num_classes + 1, config.deeplab_atrous_rates, config.deeplab_decoder_width)
