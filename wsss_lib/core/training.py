@@ -137,11 +137,10 @@ def train(
     parts = batch_size // processes // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
     half = config.mixed_precision and device.type == "cuda"
-    # A fused step asks the scaler on the GPU whether to step; the others wait for its answer.
     optimizer = (
-        torch.optim.Adam(parameter_groups, lr=0.0, fused=half or None)
+        torch.optim.Adam(parameter_groups, lr=0.0)
         if momentum is None
-        else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=half or None)
+        else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov)
     )
     base_rates = [group["lr"] for group in parameter_groups]
     scaler = torch.amp.GradScaler(device.type, enabled=half)
