@@ -476,6 +476,28 @@ def test_a_state_that_is_no_state_is_refused(miniature, tmp_path):
         train_small(miniature, tmp_path, 5)
 
 
+@pytest.mark.parametrize(
+    "words, remedy",
+    [
+        ("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)", "--shm-size=2g"),
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared "
+            "memory. Please try to raise your shared memory limit.",
+            "--shm-size=2g",
+        ),
+        ("DataLoader worker (pid 7) is killed by signal: Killed.", "a smaller num_workers"),
+    ],
+)
+def test_a_loader_that_ran_out_of_memory_says_which(words, remedy):
+    def batches():
+        raise RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{words}")
+        yield
+
+    with pytest.raises(OSError, match=rf"^classifier: .*{remedy}.*") as error:
+        training._next(batches(), "classifier")
+    assert "\n" not in str(error.value) and (remedy == "--shm-size=2g") == ("/dev/shm" in str(error.value))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there():
     with pytest.raises(ValueError, match="device is 'cuda' but torch sees no GPU; set device to 'auto' or 'cpu'"):

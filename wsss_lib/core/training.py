@@ -133,7 +133,7 @@ def train(
         ValueError: this is a shard of per-image work, the batch cannot be shared evenly, the loss is not finite (says
             at which step), or higher at the end than at the start, the gradients overflow float16 step after step, or `folder`
             holds the state of another network.
-        OSError: a loader process was killed, or a file cannot be written.
+        OSError: a loader process was killed, /dev/shm is too small for the loaded batches, or a file cannot be written.
     """
     if config.shards > 1 and config.shard:
         raise ValueError(f"{name}: only shard 0 trains, and this is shard {config.shard} of {config.shards}; run shard 0 first")
@@ -145,11 +145,10 @@ def train(
     parts = batch_size // processes // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
     half = config.mixed_precision and device.type == "cuda"
-    # A fused step asks the scaler on the GPU whether to step; the others wait for its answer.
     optimizer = (
-        torch.optim.Adam(parameter_groups, lr=0.0, fused=half or None)
+        torch.optim.Adam(parameter_groups, lr=0.0)
         if momentum is None
-        else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=half or None)
+        else torch.optim.SGD(parameter_groups, lr=0.0, momentum=momentum, nesterov=nesterov)
     )
     base_rates = [group["lr"] for group in parameter_groups]
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -244,6 +243,11 @@ def _next(loader: Iterator[tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]
     try:
         return next(loader)
     except RuntimeError as error:
+        if "shared memory" in str(error):  # batches come from the loader processes through /dev/shm
+            raise OSError(
+                f"{name}: the loader processes need more shared memory than /dev/shm has left, which is 64 MB in a container by "
+                "default; give the container more (docker run --shm-size=2g) or set num_workers to 0"
+            ) from None
         if "is killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
             raise
         raise OSError(
