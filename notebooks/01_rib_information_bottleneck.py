@@ -459,7 +459,7 @@ viz.show_panels([[outlined(last_maps(output)[row], f"{output}, G{chr(8325 + row)
 
 # %%
 logit = None  # your answer
-widgets.check(logit, float(np.log(99)), "exercise 1")
+widgets.check(logit, "47a91423c0f2", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Write the HGR of one map and one region without the library.
@@ -471,7 +471,7 @@ def ratio_of(gradient_map, region, threshold):
 
 
 example, area = np.array([[0.9, 0.1, 0.3], [0.5, 0.0, 1.0]]), np.array([[True, True, True], [True, False, False]])
-widgets.check(ratio_of(example, area, 0.3), 0.5, "exercise 2")
+widgets.check(ratio_of(example, area, 0.3), "2700abeff30f", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** By which factor is $\partial \sigma(z)/\partial x$ smaller than $\partial z/\partial x$ at $z = 2$, in every pixel? (Section 4
@@ -479,7 +479,7 @@ widgets.check(ratio_of(example, area, 0.3), 0.5, "exercise 2")
 
 # %%
 factor = None  # your answer
-widgets.check(factor, float(torch.sigmoid(torch.tensor(2.0)) * torch.sigmoid(torch.tensor(-2.0))), "exercise 3")
+widgets.check(factor, "1d2f548bcad2", "exercise 3")
 
 # %% [markdown]
 # **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS 2021, and its repository

@@ -589,7 +589,7 @@ viz.show_panels([[viz.image(picture, f"input {shown}"), *sums],
 
 # %%
 pooled_logit = None  # your answer
-widgets.check(pooled_logit, 0.5, "exercise 1")
+widgets.check(pooled_logit, "32db298d6c6d", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** How many files of companions does the official program decode for VOC's 10,582 training images, with 20
@@ -597,7 +597,7 @@ widgets.check(pooled_logit, 0.5, "exercise 1")
 
 # %%
 files = None  # your answer
-widgets.check(files, 10_582 * 200, "exercise 2")
+widgets.check(files, "715af2ff481d", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** Which rows of a label table may be companions of an image? Write it as one line of NumPy.
@@ -608,7 +608,7 @@ def may_be_companions(labels, label):
     return None  # your code
 
 
-widgets.check(may_be_companions(np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]), np.array([1, 0, 0])), [1, 2], "exercise 3")
+widgets.check(may_be_companions(np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]), np.array([1, 0, 0])), "bc950c9e61a0", "exercise 3")
 
 # %% [markdown]
 # **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS

@@ -618,7 +618,7 @@ viz.show_panels([viz.labels(score_data.mask(image_id), score_data.classes, "grou
 
 # %%
 number_of_pairs = None  # your answer
-widgets.check(number_of_pairs, 119 * 110 * 152, "exercise 1")
+widgets.check(number_of_pairs, "c96471076481", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Three cells in a row, no boundary, radius 2. The score is 1 in the left cell and 0 in the others.
@@ -626,7 +626,7 @@ widgets.check(number_of_pairs, 119 * 110 * 152, "exercise 1")
 
 # %%
 limit = None  # your answer
-widgets.check(limit, 2 / 7, "exercise 2")
+widgets.check(limit, "2e0bcf56e0d1", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** Write a function that returns which classes of an image vanish for a given threshold.
@@ -638,7 +638,7 @@ def vanished(walk, classes, threshold):
 
 
 example = torch.tensor([0.8, 0.1, 0.3]).view(3, 1, 1)
-widgets.check(vanished(example, [4, 7, 9], 0.25), [7], "exercise 3")
+widgets.check(vanished(example, [4, 7, 9], 0.25), "0105faa19e30", "exercise 3")
 
 # %% [markdown]
 # **References.** Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR

@@ -304,7 +304,7 @@ def gain_over_spread(a, b):
     return None  # your code
 
 
-widgets.check(gain_over_spread([50.0, 40.0, 60.0], [52.0, 43.0, 61.0]), 2.0, "exercise 1")
+widgets.check(gain_over_spread([50.0, 40.0, 60.0], [52.0, 43.0, 61.0]), "1a0069739fe0", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Both methods have a spread of about 10 points over their seeds. Does it follow that B's gain is luck?
@@ -312,7 +312,7 @@ widgets.check(gain_over_spread([50.0, 40.0, 60.0], [52.0, 43.0, 61.0]), 2.0, "ex
 
 # %%
 answer = None  # "yes" or "no"
-widgets.check(answer, "no", "exercise 2")
+widgets.check(answer, "3154a2c96a48", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** One table line has CAM's mIoU on the 1,464 images of `train`, the other a method's on the 10,582 of `train_aug`. Which
@@ -320,7 +320,7 @@ widgets.check(answer, "no", "exercise 2")
 
 # %%
 name_of_function = None  # your answer, a text
-widgets.check(name_of_function, "side_by_side", "exercise 3")
+widgets.check(name_of_function, "9cf868953945", "exercise 3")
 
 # %% [markdown]
 # **References.** Cheng, Girshick, Dollár, Berg, Kirillov: Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, CVPR 2021.

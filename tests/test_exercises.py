@@ -7,6 +7,7 @@ import ast
 import contextlib
 import io
 import re
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -42,6 +43,44 @@ def printed(source: str) -> list[str]:
     with contextlib.redirect_stdout(out):
         exec(compile(source, "exercise", "exec"), {"np": np, "torch": torch, "widgets": widgets})
     return out.getvalue().splitlines()
+
+
+def answers_of(source: str) -> list[tuple]:
+    """Run a cell of the solutions; return its answers with their names."""
+    given = []
+    looked_at = SimpleNamespace(check=lambda answer, _, name: given.append((answer, name)))
+    exec(compile(source, "exercise", "exec"), {"np": np, "torch": torch, "widgets": looked_at})
+    return given
+
+
+def test_no_notebook_shows_an_answer():
+    """What an answer is compared with is a digest, which differs between exercises of one answer."""
+    digests = [
+        ast.literal_eval(check.args[1])
+        for script in (PROJECT_ROOT / "notebooks").glob("*.py")
+        for cell in exercise_cells(script)
+        for check in checks_of(cell)
+    ]
+    assert digests and all(re.fullmatch("[0-9a-f]{12}", digest) for digest in digests)
+    assert widgets.digest(3, "exercise 1") != widgets.digest(3, "exercise 2")
+
+
+@pytest.mark.parametrize(
+    "answer, same, other",
+    [
+        (0.2857142, 0.2860, 0.2870),
+        (1.0, 1, 2),
+        (12, 12.0, 12.01),
+        ([0, 2], np.array([0, 2]), [2, 0]),
+        ((14, 2), [14, 2], (14, 3)),
+        ("no", "no", "yes"),
+    ],
+)
+def test_answers_are_compared_to_three_decimals(answer, same, other):
+    expected = widgets.digest(answer, "exercise 1")
+    widgets.check(same, expected, "exercise 1")
+    with pytest.raises(AssertionError, match="exercise 1: .* is not right yet"):
+        widgets.check(other, expected, "exercise 1")
 
 
 def test_every_notebook_with_exercises_has_solutions():
@@ -98,11 +137,11 @@ def test_teaching_states_the_results(solution):
     """docs/teaching.md has a table of results for each notebook, and a plan that fills 90 minutes."""
     page = (PROJECT_ROOT / "docs/teaching.md").read_text(encoding="utf-8")
     section = re.search(rf"^## {solution.stem[:2]} .*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)[0]
-    expected = []
-    for check in (check for cell in exercise_cells(solution) for check in checks_of(cell)):
-        value = eval(ast.unparse(check.args[1]), {"np": np, "torch": torch})
-        name = ast.literal_eval(check.args[2]).removeprefix("exercise ")
-        expected.append((name, f"{value:.3f}" if isinstance(value, float) else str(value)))
+    expected = [
+        (name.removeprefix("exercise "), f"{answer:.3f}" if isinstance(answer, float) else str(answer))
+        for cell in exercise_cells(solution)
+        for answer, name in answers_of(cell)
+    ]
     assert re.findall(r"^\| (\d.*?) \| (.*?) \|$", section.split("| exercise |")[1], re.MULTILINE) == expected
     plan = re.findall(r"^\| (\d+) \| ", section.split("| exercise |")[0], re.MULTILINE)
     assert sum(map(int, plan)) == 90

@@ -16,7 +16,7 @@ from wsss_lib import widgets
 
 # %%
 value = 11 + 1
-widgets.check(value, 12, "exercise 1")
+widgets.check(value, "e7e1e76633b2", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Write the label by mask: the 0-based classes that a mask shows, as a sorted list of ints.
@@ -29,7 +29,7 @@ def classes_in_mask(mask):
     return [int(value) - 1 for value in np.unique(mask) if value not in (0, 255)]
 
 
-widgets.check(classes_in_mask(np.array([[0, 3, 3], [255, 1, 0]], np.uint8)), [0, 2], "exercise 2")
+widgets.check(classes_in_mask(np.array([[0, 3, 3], [255, 1, 0]], np.uint8)), "e736858dc6c1", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** From a label matrix (images in rows, classes in columns), in how many images are the classes `a` and
@@ -43,4 +43,4 @@ def images_with_both(label_matrix, a, b):
     return int((label_matrix[:, a] * label_matrix[:, b]).sum())
 
 
-widgets.check(images_with_both(np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]]), 0, 1), 2, "exercise 3")
+widgets.check(images_with_both(np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]]), 0, 1), "1055b9629b9f", "exercise 3")

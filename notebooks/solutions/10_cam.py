@@ -21,7 +21,7 @@ def unbelieved_classes(probabilities, label):
     return int(((probabilities < 0.5) & (label == 1)).sum())
 
 
-widgets.check(unbelieved_classes(np.array([0.9, 0.2, 0.4]), np.array([1, 1, 0])), 1, "exercise 1")
+widgets.check(unbelieved_classes(np.array([0.9, 0.2, 0.4]), np.array([1, 1, 0])), "ea26f6feae2e", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** With stride 16 and an image of 375 x 500 pixels, how many positions has the feature map at scale 2.0? (Sides are
@@ -31,4 +31,4 @@ widgets.check(unbelieved_classes(np.array([0.9, 0.2, 0.4]), np.array([1, 1, 0]))
 
 # %%
 positions = int(np.ceil(2 * 375 / 16) * np.ceil(2 * 500 / 16))
-widgets.check(positions, 47 * 63, "exercise 2")
+widgets.check(positions, "f646c2b12878", "exercise 2")

@@ -15,7 +15,7 @@ from wsss_lib import widgets
 
 # %%
 pooled_logit = (2 + 1 - 1) / 4
-widgets.check(pooled_logit, 0.5, "exercise 1")
+widgets.check(pooled_logit, "32db298d6c6d", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** How many files of companions does the official program decode for VOC's 10,582 training images, with 20 companions and ten
@@ -25,7 +25,7 @@ widgets.check(pooled_logit, 0.5, "exercise 1")
 
 # %%
 files = 10_582 * 20 * 10
-widgets.check(files, 10_582 * 200, "exercise 2")
+widgets.check(files, "715af2ff481d", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** Which rows of a label table may be companions of an image? Write it as one line of NumPy.
@@ -38,4 +38,4 @@ def may_be_companions(labels, label):
     return np.flatnonzero(labels @ label == 0).tolist()
 
 
-widgets.check(may_be_companions(np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]), np.array([1, 0, 0])), [1, 2], "exercise 3")
+widgets.check(may_be_companions(np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]), np.array([1, 0, 0])), "bc950c9e61a0", "exercise 3")

@@ -14,7 +14,7 @@ from wsss_lib import widgets
 
 # %%
 fraction = 100 * 16458 / (10582 * 200)
-widgets.check(fraction, 100 * 16458 / (10582 * 200), "exercise 1")
+widgets.check(fraction, "ba267e356d26", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Purity can always be raised by taking more clusters. Write a function that returns the purity when every image has a
@@ -28,7 +28,7 @@ def purity_of_hermits(truth):
     return 1.0
 
 
-widgets.check(purity_of_hermits(["round", "long", "long"]), 1.0, "exercise 2")
+widgets.check(purity_of_hermits(["round", "long", "long"]), "aa9c63c8a5c5", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** Class 3 has sub-category 7 of $K = 10$. Which output of the sub-category head is that? And whose output is number 142?
@@ -37,5 +37,5 @@ widgets.check(purity_of_hermits(["round", "long", "long"]), 1.0, "exercise 2")
 
 # %%
 output, owner = 3 * 10 + 7, divmod(142, 10)
-widgets.check(output, 37, "exercise 3, first part")
-widgets.check(owner, (14, 2), "exercise 3, second part")
+widgets.check(output, "50ed5233d9ff", "exercise 3, first part")
+widgets.check(owner, "9ebe12d86ca5", "exercise 3, second part")

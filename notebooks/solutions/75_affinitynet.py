@@ -15,7 +15,7 @@ from wsss_lib import widgets
 
 # %%
 entries = (47 * 63) ** 2
-widgets.check(entries, (47 * 63) ** 2, "exercise 1")
+widgets.check(entries, "8779232955c7", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** How many pairs has a training crop of 56 x 56 cells with radius 5? (34 directions; sources as in section 6.)
@@ -24,7 +24,7 @@ widgets.check(entries, (47 * 63) ** 2, "exercise 1")
 
 # %%
 number_of_pairs = (56 - 4) * (56 - 8) * 34
-widgets.check(number_of_pairs, 52 * 48 * 34, "exercise 2")
+widgets.check(number_of_pairs, "f58a8432545f", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** A pixel has the map values 0.5 and 0.2. Write a function that returns the alpha at which background and strongest class
@@ -38,4 +38,4 @@ def break_even(values):
     return float(np.log(max(values)) / np.log(1 - max(values)))
 
 
-widgets.check(break_even([0.5, 0.2]), 1.0, "exercise 3")
+widgets.check(break_even([0.5, 0.2]), "113ee1b66ac9", "exercise 3")

@@ -17,7 +17,7 @@ from wsss_lib import widgets
 
 # %%
 number_of_pairs = (128 - 9) * (128 - 2 * 9) * 152
-widgets.check(number_of_pairs, 119 * 110 * 152, "exercise 1")
+widgets.check(number_of_pairs, "c96471076481", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Three cells in a row, no boundary, radius 2. The score is 1 in the left cell and 0 in the others.
@@ -27,7 +27,7 @@ widgets.check(number_of_pairs, 119 * 110 * 152, "exercise 1")
 
 # %%
 limit = 2 / (2 + 3 + 2)
-widgets.check(limit, 2 / 7, "exercise 2")
+widgets.check(limit, "2e0bcf56e0d1", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** Write a function that returns which classes of an image vanish for a given threshold.
@@ -42,4 +42,4 @@ def vanished(walk, classes, threshold):
 
 
 example = torch.tensor([0.8, 0.1, 0.3]).view(3, 1, 1)
-widgets.check(vanished(example, [4, 7, 9], 0.25), [7], "exercise 3")
+widgets.check(vanished(example, [4, 7, 9], 0.25), "0105faa19e30", "exercise 3")

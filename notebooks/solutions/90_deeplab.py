@@ -14,7 +14,7 @@ from wsss_lib import widgets
 
 # %%
 width_in_pixels = 2 * 24 * 8
-widgets.check(width_in_pixels, 2 * 24 * 8, "exercise 1")
+widgets.check(width_in_pixels, "70d5f6cd4603", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Write the learning-rate factor of iteration $t$ of $T$ (counted from 0) with stairs of ten.
@@ -27,7 +27,7 @@ def factor_of(t, T):
     return (1 - t // 10 * 10 / T) ** 0.9
 
 
-widgets.check(factor_of(1234, 20000), (1 - 1230 / 20000) ** 0.9, "exercise 2")
+widgets.check(factor_of(1234, 20000), "0b20aca623e2", "exercise 2")
 
 # %% [markdown]
 # **Exercise 3.** A paper reports 68.0 % with weights "I+C", another 67.2 % with "I". A start with COCO's masks is worth
@@ -38,4 +38,4 @@ widgets.check(factor_of(1234, 20000), (1 - 1230 / 20000) ** 0.9, "exercise 2")
 
 # %%
 better = "unknown"
-widgets.check(better, "unknown", "exercise 3")
+widgets.check(better, "dbe0a6cc4059", "exercise 3")

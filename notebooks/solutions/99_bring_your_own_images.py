@@ -19,7 +19,7 @@ def classes_seen_once(labels):
     return int((labels.sum(0) == 1).sum())
 
 
-widgets.check(classes_seen_once(np.array([[1, 0, 1], [0, 0, 1], [0, 1, 0]])), 2, "exercise 1")
+widgets.check(classes_seen_once(np.array([[1, 0, 1], [0, 0, 1], [0, 1, 0]])), "fc048292daa7", "exercise 1")
 
 # %% [markdown]
 # **Exercise 2.** Two classes of a data set occur in exactly the same photographs. How many different maps can any method that
@@ -29,4 +29,4 @@ widgets.check(classes_seen_once(np.array([[1, 0, 1], [0, 0, 1], [0, 1, 0]])), 2,
 
 # %%
 maps_justified = 1
-widgets.check(maps_justified, 1, "exercise 2")
+widgets.check(maps_justified, "61fc910ff9f8", "exercise 2")
