@@ -1,6 +1,6 @@
 """Get an official file: found in a folder or downloaded, always compared with its size and SHA-256.
 
-A download goes to `NAME.part`; interrupted, it is resumed where the server can do that. The file gets its name only when its
+A download goes to `NAME.wsss-download`; interrupted, it is resumed where the server can do that. The file gets its name only when its
 checksum is right.
 """
 
@@ -21,6 +21,7 @@ from data_prep.official import Source
 from wsss_lib.errors import DataError
 
 BLOCK = 1 << 20
+UNFINISHED = ".wsss-download"  # a name that no browser gives: what it names may be continued and deleted
 ATTEMPTS = 4  # in a row without a single new byte
 
 
@@ -96,7 +97,7 @@ def download(source: Source, folder: Path, progress: bool = True, pause: float =
         OSError: there is too little space.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, part = folder / source.name, folder / f"{source.name}.part"
+    path, part = folder / source.name, folder / f"{source.name}{UNFINISHED}"
     have = part.stat().st_size if part.is_file() else 0
     if shutil.disk_usage(folder).free < source.size - have:
         raise OSError(

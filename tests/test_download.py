@@ -93,7 +93,7 @@ def test_a_later_run_goes_on_with_what_is_there(server, source, tmp_path, ranges
     server.ranges, server.cuts = ranges, [1000, 0, 0, 0, 0] if ranges else [1000] * 5
     with pytest.raises(FileNotFoundError, match=r"0.0 MB of 0.3 MB have come .*run the same command again.*example.org/page"):
         download(source, tmp_path, progress=False, pause=0)
-    assert {file.name: file.stat().st_size for file in tmp_path.iterdir()} == {"x.tar.part": 1000}
+    assert {file.name: file.stat().st_size for file in tmp_path.iterdir()} == {"x.tar.wsss-download": 1000}
     server.cuts, server.asked = [], []
     assert download(source, tmp_path, progress=False, pause=0).read_bytes() == CONTENT and server.asked == ["bytes=1000-"]
 
@@ -106,14 +106,20 @@ def test_a_flipped_bit_is_noticed_and_nothing_stays(server, source, tmp_path):
 
 
 def test_a_flipped_bit_in_what_was_left_is_noticed(server, source, tmp_path):
-    (tmp_path / "x.tar.part").write_bytes(b"?" + CONTENT[1:200_000])
+    (tmp_path / "x.tar.wsss-download").write_bytes(b"?" + CONTENT[1:200_000])
     with pytest.raises(DataError, match="SHA-256"):
         download(source, tmp_path, progress=False, pause=0)
     assert not list(tmp_path.iterdir()) and server.asked == ["bytes=200000-"]
 
 
+def test_the_unfinished_download_of_a_browser_is_left_alone(server, source, tmp_path):
+    (tmp_path / "x.tar.part").write_bytes(b"another file")
+    assert download(source, tmp_path, progress=False, pause=0).read_bytes() == CONTENT
+    assert (tmp_path / "x.tar.part").read_bytes() == b"another file" and server.asked == [None]
+
+
 def test_a_leftover_that_is_too_long_is_given_up(server, source, tmp_path):
-    (tmp_path / "x.tar.part").write_bytes(CONTENT + b"more")
+    (tmp_path / "x.tar.wsss-download").write_bytes(CONTENT + b"more")
     assert download(source, tmp_path, progress=False, pause=0).read_bytes() == CONTENT
 
 

@@ -159,7 +159,7 @@ def test_from_archives_to_a_ready_folder(official, tmp_path):
     names = set(contents(root))
     assert "ImageSets/Main/train.txt" not in names and not any("img" in name for name in names)
     assert len([name for name in names if name.startswith("SegmentationClassAug/")]) == 7
-    assert not [name for name in names if ".writing" in name or name.endswith(".part")]
+    assert not [name for name in names if ".writing" in name or name.endswith(".wsss-download")]
 
 
 def test_masks_of_voc_count_over_those_of_sbd(prepared):
