@@ -1,6 +1,6 @@
 """Get an official file: found in a folder or downloaded, always compared with its size and SHA-256.
 
-A download goes to `NAME.wsss-download`; interrupted, it is resumed where the server can do that. The file gets its name only when its
+A download goes to `NAME.wsss-download`; interrupted, it is resumed where the server can do that. It gets its name only when its
 checksum is right.
 """
 
