@@ -180,6 +180,34 @@ viz.show_panels([viz.image(image, "input"), viz.heat_map(M.cpu(), f"map of {trai
 # %% [markdown]
 # The heads are bright; the bodies hardly are.
 #
+# ### What the division hides
+#
+# Every map is divided by its own maximum, so that its brightest position has the score 1, **whether or not the classifier believes
+# in the class**. The cell looks for the label that it doubts most and for the one that it is surest of, among 200 images. Above
+# each normalized map stand the class's probability and the map's maximum before the division. What to look for: can you
+# tell from the colors which map to believe?
+
+# %% tags=["nbval-ignore-output"]
+few = open_data(config.model_copy(update={"limit": 200}), config.score_split)
+probabilities = np.where(few.labels == 1, cam.score_classifier(net, few, config), np.nan)
+
+
+def believed(row, index):
+    """Return the panels of an image: itself, and the map of one class with what the division hides."""
+    picture, x = few.image(few.ids[row]), transforms.to_tensor(transforms.normalize(few.image(few.ids[row]), mean, std))[None]
+    with torch.inference_mode():
+        raw = net.activation_maps(x.to(classifier.device))[0, index].cpu()
+    words = f"{few.classes[index]}: p = {probabilities[row, index]:.2f}, maximum {raw.max():.1f}"
+    return [viz.image(picture, "input"), viz.heat_map(raw / (raw.max() + 1e-5), words)]
+
+
+least, most = (divmod(int(pick(probabilities)), few.num_classes) for pick in (np.nanargmin, np.nanargmax))
+viz.show_panels([believed(*least) + believed(*most)], f"A label with probability {probabilities[least]:.2f} and one with "
+                f"{probabilities[most]:.2f}: both maps reach the score 1", size=2.4, bar="score")
+
+# %% [markdown]
+# BELIEFPROSE
+#
 # ## 5 Several scales and a horizontal flip
 #
 # One pass is coarse and shaky. The usual recipe runs the image at several scales, each also flipped horizontally, *adds* the maps

@@ -44,6 +44,7 @@ seed_num_thresholds = 60  # thresholds in the sweep
 from dataclasses import replace
 
 import numpy as np
+import torch
 from PIL import Image
 
 from wsss_lib import results, viz, widgets
@@ -54,6 +55,7 @@ from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import maps_of
 from wsss_lib.ops.crf import crf_from_labels
+from wsss_lib.ops.merging import merge_views
 from wsss_lib.ops.metrics import confusion_matrix, scores
 from wsss_lib.ops.seeds import argmax_with_background, irn_labels, irn_thresholds, seed_mask
 from wsss_lib.ops.thresholds import ImageThresholds, ThresholdSweep, choice_sentence, split_labelled
@@ -356,6 +358,26 @@ viz.show_panels([labelled(true_mask, "ground truth"),
                  *(labelled(mask_at(maps_folder, choice)(image_id), f"threshold {choice:.2f}") for choice in choices)],
                 f"The image's own best threshold is {own_best:.2f} with {reached[1]:.0f} percent mIoU of this image; a third of it "
                 f"gives {reached[0]:.0f} percent, 0.1 more {reached[2]:.0f} and 0.3 more {reached[3]:.0f}", size=1.9)
+
+# %% [markdown]
+# ### Where the scales are merged
+#
+# The stored maps have stride 4: all scales were enlarged to one small grid and added there. The published programs add them at the size
+# of the image. The results differ, because a network of stride 16 sees an image of 500 pixels as 32 cells, 512 pixels. IRN
+# enlarges its map to 512 pixels and cuts off the last 12; enlarging it to 500 squeezes all that it shows to the left. The
+# next cell puts one bright cell near the right edge. What to look for: how far does it move?
+
+# %%
+view = torch.zeros(1, 24, 32)  # the map of one scale: one class, 24 x 32 cells of 16 pixels
+view[0, :, 30] = 1.0
+published = merge_views([view], (375, 500), grid_stride=16)[0, 100]
+squeezed = merge_views([view], (375, 500))[0, 100]
+print(f"brightest column: {int(published.argmax())} where the grid is laid over the image, {int(squeezed.argmax())} where it is squeezed")
+
+# %% [markdown]
+# Eleven pixels at the right edge, next to none at the left. Published thresholds belong to maps of the first kind, so the presets of VOC and
+# COCO keep the small maps of every scale and merge them when they are read (`map_size: image`). The generated images have sides that
+# the stride divides, so that nothing moves here. MAPSIZE
 
 # %% [markdown]
 # ## 3 Dense CRF

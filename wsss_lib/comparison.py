@@ -17,7 +17,7 @@ from wsss_lib.core.stage import Job, Stage, run_folder_of
 from wsss_lib.core.store import StageFolder, finished_stages
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.ops.metrics import BoundaryEvaluation, Evaluation
-from wsss_lib.ops.seeds import argmax_with_background
+from wsss_lib.ops.seeds import argmax_with_background, seed_mask
 from wsss_lib.ops.thresholds import near_best_range
 from wsss_lib.pipeline import LABEL_MAPS
 from wsss_lib.results import FOLDERS, IMAGES_OF, PUBLISHED, collect, fingerprint, incomparable, place_of_method, with_spread
@@ -88,6 +88,27 @@ def _map_at_threshold(maps_folder: Path, threshold: float, image_id: str) -> np.
 
 def _stored_mask(folder: Path, data: SegmentationDataset, image_id: str) -> np.ndarray:
     return read_mask(folder / f"{image_id}.png", data.num_classes, image_size(data.image_path(image_id)))
+
+
+def curve_with_crf(data: SegmentationDataset, maps_folder: Path, thresholds: Sequence[float]) -> list[float]:
+    """Return the mIoU in percent of a method's seed masks at several thresholds, each refined by the dense CRF.
+
+    Args:
+        data: the images that are scored, with masks; a CRF is solved for each of them and each threshold.
+        maps_folder: of `ID.npz`.
+
+    Explained in notebook 95, section "How much the threshold matters".
+    """
+    evaluations = [Evaluation(data.num_classes + 1) for _ in thresholds]
+    for image_id in progress(data.ids, f"CRF at {len(thresholds)} thresholds"):
+        picture, (classes, scores), truth = (
+            np.array(data.image(image_id)),
+            full_size_maps(maps_folder, image_id),
+            data.mask(image_id),
+        )
+        for evaluation, threshold in zip(evaluations, thresholds, strict=True):
+            evaluation.add(truth, seed_mask(picture, scores, classes, threshold))
+    return [round(100 * evaluation.scores().miou, 2) for evaluation in evaluations]
 
 
 def most_refined(stages: dict[str, StageFolder]) -> tuple[Path, str] | None:
