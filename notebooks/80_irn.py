@@ -48,13 +48,14 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from wsss_lib import results, viz, widgets
+from wsss_lib import comparison, results, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.core.files import read_maps
 from wsss_lib.core.scoring import full_size_maps, iou_of_images
 from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import open_data
+from wsss_lib.experiments import walk_controls
 from wsss_lib.methods import cam, maps_of
 from wsss_lib.ops import affinity
 from wsss_lib.ops.random_walk import propagate, pseudo_mask, walk_scores
@@ -547,6 +548,30 @@ print("\n".join(f"{row['what']:16s} precision {row['precision']:.1f} %, recall {
 print(results.class_table({"IoU of the mask": rows[-1]["class_iou"]}, ["background", *train_data.classes]))
 
 # %% [markdown]
+# ### Is it the walk, or the boundaries?
+#
+# A gain over the plain seed can come from the walk alone, whatever its boundaries are, or from what the network has learned. So the
+# same walk goes along other boundaries: none at all (no walk), changes of color, those of a network whose boundary head has learned
+# nothing, the learned ones, and the outlines of the ground truth, which are the best that any network could learn. Each way
+# is read at its own best threshold. What to look for: how much of the way from *no walk* to *true outlines* do the learned
+# boundaries go, and what is left of it after a CRF?
+
+# %% tags=["nbval-ignore-output"]
+# needs masks
+torch.manual_seed(config.seed)
+untrained = walk_controls.without_learning(net)  # the same backbone, a boundary head that has learned nothing
+few = comparison.evenly_spaced(score_data, 100)
+ways = {"no walk": lambda name: None,
+        "colors": lambda name: walk_controls.color_edges(np.array(few.image(name))),
+        "untrained": lambda name: irn.boundary_map(untrained, few.image(name), config)[0].cpu(),
+        "learned": lambda name: irn.boundary_map(net, few.image(name), config)[0].cpu(),
+        "true outlines": lambda name: walk_controls.true_edges(few.mask(name))}
+table = walk_controls.compare_walks(few, maps.folder, ways, config, np.linspace(0.02, 0.9, 45))
+results.show_table(["boundaries", "best mIoU %", "at threshold", "then with a CRF"], table)
+
+# %% [markdown]
+# WALKPROSE
+#
 # ## 10 Look
 #
 # Best, random and worst images by their own IoU: input, ground truth, CAM, refined (the seed mask after the dense CRF),

@@ -2,11 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from wsss_lib.config import Config
+from wsss_lib.core.files import write_maps, write_mask
+from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.experiments import walk_controls
 from wsss_lib.ops.affinity import search_paths
 from wsss_lib.ops.random_walk import _chebyshev_weights, affinity_graph, propagate, pseudo_mask, walk_scores
 
@@ -192,3 +198,35 @@ def test_bad_masks_are_refused():
 def test_no_warning_reaches_a_notebook(recwarn):
     propagate(*example(6, 6, 0))
     assert not recwarn.list
+
+
+# ---- controls of notebook 80
+
+
+def test_edges_of_colors_and_of_the_truth_by_hand():
+    image = np.zeros((8, 12, 3), np.uint8)
+    image[:, 6:] = 200  # a step between the columns 5 and 6, in the second cell
+    edges = walk_controls.color_edges(image)
+    assert edges.shape == (2, 3) and edges[:, 1].eq(1).all() and edges[:, [0, 2]].eq(0).all()
+    mask = np.zeros((8, 12), np.uint8)
+    mask[:, 8:] = 3  # between the columns 7 and 8: both cells that touch it
+    assert walk_controls.true_edges(mask).tolist() == [[0, 1, 1], [0, 1, 1]]
+    assert walk_controls.color_edges(np.full((5, 6, 3), 7, np.uint8)).eq(0).all()
+
+
+def test_true_outlines_beat_no_walk(tmp_path):
+    """A map that covers one cell of an object: the walk fills the object and stops at its outline."""
+    truth = np.zeros((96, 96), np.uint8)
+    truth[16:80, 16:80] = 1
+    write_mask(tmp_path / "SegmentationClass/a.png", truth)
+    (tmp_path / "JPEGImages").mkdir()
+    Image.fromarray(np.repeat(truth[:, :, None] * 200, 3, axis=2)).save(tmp_path / "JPEGImages/a.jpg")
+    data = SegmentationDataset(tmp_path, "train", ("a",), ("thing",), np.ones((1, 1), np.uint8))
+    maps = np.zeros((1, 24, 24), np.float32)
+    maps[0, 10, 10] = 1
+    write_maps(tmp_path / "a.npz", np.array([0]), maps, (96, 96))
+    ways = {"no walk": lambda name: None, "true": lambda name: walk_controls.true_edges(data.mask(name))}
+    config = Config(walk_radius=3, walk_log2_steps=7)
+    table = walk_controls.compare_walks(data, tmp_path, ways, config, np.linspace(0.02, 0.9, 23))
+    assert [name for name, *_ in table] == ["no walk", "true"]
+    assert float(table[0][1]) < 60 and float(table[1][1]) > 75
