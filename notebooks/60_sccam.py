@@ -430,7 +430,7 @@ for threshold in (0.15, 0.3):
 #
 # Whole rounds take too long to repeat here. The next cells are a rehearsal: they take the trunk of round 0, train it on
 # for a short while on 300 images and compare the maps without the second loss ($\lambda = 0$), with the clusters, with
-# fewer clusters, and **dealt at random**.
+# fewer clusters, **dealt at random**, and with the true kinds, which no method knows: they bound what clustering could bring.
 
 # %%
 K = config.sccam_clusters
@@ -438,6 +438,8 @@ dealt = np.where(train_data.labels, np.random.default_rng(0).integers(0, K, trai
 two = sccam.cluster_images(features0, train_data.labels, 2, config.seed)
 variants = {"no sub-categories": (assignment0, 0.0, K), "k-means": (assignment0, 5.0, K), "k-means, K = 2": (two, 5.0, 2),
             "dealt at random": (dealt, 5.0, K)}
+if true_kinds:
+    variants["true kinds"] = subcategories.known_kinds(train_data, true_kinds, K), 5.0, K
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -468,7 +470,7 @@ else:
 # %% [markdown]
 # In this rehearsal the second loss does not help. With clusters and with random sub-categories alike it takes 0.7
 # points, and with two clusters 4.4; round 0 itself is highest. There is one seed and a small subset, so a point or two
-# means nothing. Random sub-categories can only be learned by heart. They do as well as clusters here and better in the
+# means nothing. ORACLEPROSE Random sub-categories can only be learned by heart. They do as well as clusters here and better in the
 # full round, so nothing measured here speaks for what the clusters mean.
 #
 # ## 10 Look

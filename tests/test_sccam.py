@@ -18,8 +18,9 @@ from wsss_lib.config import Config
 from wsss_lib.core import files, training
 from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.stage import open_stage, run
-from wsss_lib.data.dataset import open_data
+from wsss_lib.data.dataset import load_dataset, open_data
 from wsss_lib.errors import DataError
+from wsss_lib.experiments import subcategories
 from wsss_lib.methods import cam, sccam
 from wsss_lib.methods.cam import build_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
@@ -427,3 +428,15 @@ def tame(net: torch.nn.Module) -> None:
     for name, parameter in net.named_parameters():
         if name.endswith(("conv_branch2b1.weight", "conv_branch2b2.weight")):
             parameter.data *= 0.3 / math.sqrt(2)
+
+
+def test_known_kinds_by_hand(miniature):
+    data = load_dataset(miniature, "train")
+    first = int(np.flatnonzero(data.labels[0])[0])
+    kinds = {(data.ids[0], data.classes[first]): "long", (data.ids[1], "another"): "round"}
+    found = subcategories.known_kinds(data, kinds, 4)
+    assert ((found == -1) == (data.labels == 0)).all() and set(np.unique(found)) <= {-1, 0, 1}
+    assert found[0, first] == 0  # "long" comes before "round"
+    kinds[data.ids[0], data.classes[first]] = "round"
+    kinds[data.ids[1], "another"] = "long"
+    assert subcategories.known_kinds(data, kinds, 4)[0, first] == 1 and subcategories.known_kinds(data, kinds, 1)[0, first] == 0

@@ -149,6 +149,25 @@ def quick_row(net: Net, data: SegmentationDataset, mean: tuple[float, float, flo
     }
 
 
+def known_kinds(data: SegmentationDataset, kinds: Mapping[tuple[str, str], str], clusters: int) -> np.ndarray:
+    """Return the sub-categories that clustering looks for: the kinds of which the generated images were made.
+
+    Args:
+        kinds: (image id, class name) to the name of the object's kind, of the classes that have several.
+        clusters: K, of which at most so many are used.
+
+    Returns:
+        int64 (N, C): -1 where the image does not carry the class, 0 where the class has a single kind.
+    """
+    names = sorted(set(kinds.values()))[:clusters]
+    assignment = np.where(data.labels, 0, -1)
+    for row, image_id in enumerate(data.ids):
+        for index in np.flatnonzero(data.labels[row]):
+            kind = kinds.get((image_id, data.classes[index]))
+            assignment[row, index] = names.index(kind) if kind in names else 0
+    return assignment
+
+
 def short_training(
     start: cam.ClassActivationNet,
     data: SegmentationDataset,
