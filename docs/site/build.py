@@ -12,10 +12,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 from PIL import Image
 from sphinx.cmd.build import main as sphinx
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+READING_PATH = {  # as in the README
+    "The chain": ("00", "02", "10", "70", "80", "90"),
+    "The methods": ("20", "01", "30", "40", "50", "60", "75"),
+    "Comparison": ("95",),
+    "Your own photographs": ("99",),
+}
 MARKER = ".made-by-docs-site-build"  # in every folder that this program may empty
 
 
@@ -37,6 +44,18 @@ def empty(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
+def fold_answers(path: Path) -> None:
+    """Hide the answers of a notebook of solutions, words and code, behind buttons."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "widgets.check(" in cell.source:
+            cell.metadata["tags"] = ["hide-input"]
+        question, mark, answer = cell.source.partition("**Answer.** ")
+        if cell.cell_type == "markdown" and mark:
+            cell.source = f"{question}```{{admonition}} Answer\n:class: dropdown\n{answer}\n```"
+    nbformat.write(notebook, path)
+
+
 def gather(source: Path, names: list[str]) -> None:
     """Copy what the site shows to an empty folder: the README as its first page, documents, notebooks (all or those named)."""
     shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("site"))
@@ -44,24 +63,27 @@ def gather(source: Path, names: list[str]) -> None:
     for notebook in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         if (not names or notebook.stem in names) and ".ipynb_checkpoints" not in notebook.parts:
             shutil.copy(notebook, source / notebook.relative_to(ROOT))
-    parts = {"Notebooks": "notebooks/*", "Solutions of the exercises": "notebooks/solutions/*", "Documents": "docs/*"}
+    shown = {path.stem[:2]: f"notebooks/{path.stem}" for path in (source / "notebooks").glob("*.ipynb")}
+    parts = {caption: [shown[number] for number in numbers if number in shown] for caption, numbers in READING_PATH.items()}
+    parts |= {"Solutions of the exercises": ["notebooks/solutions/*"], "Documents": ["docs/*"]}
     contents = "".join(
-        f"\n```{{toctree}}\n:caption: {caption}\n:maxdepth: 1\n:glob:\n:hidden:\n\n{pattern}\n```\n"
-        for caption, pattern in parts.items()
+        f"\n```{{toctree}}\n:caption: {caption}\n:maxdepth: 1\n:glob:\n:hidden:\n\n{chr(10).join(pages)}\n```\n"
+        for caption, pages in parts.items()
+        if pages
     )
+    for solution in (source / "notebooks/solutions").glob("*.ipynb"):
+        fold_answers(solution)
     (source / "index.md").write_text((ROOT / "README.md").read_text(encoding="utf-8") + contents, encoding="utf-8")
     shutil.copy(ROOT / "CONTRIBUTING.md", source)
 
 
-# What axe-core found in the theme's pages: headings without a level or with the wrong one, a foot outside all landmarks, header
-# cells without text; and blocks that scroll must be reachable by keyboard.
+# Headings without a level, header cells without text; and blocks that scroll must be reachable by keyboard.
 REPAIRS = (
     ('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">'),
-    ("<h3>Navigation</h3>", "<h2>Navigation</h2>"),
-    ('<div class="footer">', '<div class="footer" role="contentinfo">'),
     ('<th class="head"><p></p></th>', "<td></td>"),
     ("<pre>", '<pre tabindex="0">'),
-    ('<table class="docutils', '<table tabindex="0" class="docutils'),
+    ('<table class="', '<table tabindex="0" class="'),
+    ('<summary aria-label="Toggle hidden content">', "<summary>"),
 )
 
 
@@ -129,6 +151,8 @@ def build(site: Path, names: list[str]) -> list[str]:
     gather(source, names)
     if sphinx(["-q", "-c", str(ROOT / "docs/site"), "-d", str(source / ".doctrees"), str(source), str(site)]):
         sys.exit("sphinx-build failed")
+    for template in (site / "_static").glob("*webpack-macros.html"):  # the theme's, which no page shows
+        template.unlink()
     for page in site.rglob("*.html"):
         mend(page)
     return faults(site)

@@ -9,22 +9,24 @@ project = "Weakly-supervised segmentation, notebook by notebook"
 author = "the authors of this repository"
 copyright = "Apache-2.0"
 language = "en"
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx_copybutton", "sphinx_togglebutton"]
 root_doc = "index"
-html_theme = "alabaster"
+html_theme = "sphinx_book_theme"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
+html_title = project
 html_theme_options = {
-    "description": "Each step taught and run by the same notebook",
-    "page_width": "75rem",
-    "sidebar_width": "15rem",
-    "show_powered_by": False,
-    "font_family": "sans-serif",
-    "head_font_family": "sans-serif",
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "pygments_light_style": "a11y-high-contrast-light",  # contrasts of 4.5 and more
+    "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"**": ["about.html", "navigation.html", "searchfield.html"]}
 html_show_sourcelink = False
-pygments_style = "xcode"  # the only coloured one of Pygments with a contrast of 4.5 everywhere
+html_copy_source = False
+togglebutton_hint = "show the answer"
+togglebutton_hint_hide = "hide the answer"
 nb_execution_mode = "off"  # the pages show what `make refresh` has stored
 nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath"]
