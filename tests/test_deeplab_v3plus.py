@@ -49,7 +49,9 @@ def test_names_shapes_and_rates_are_the_official_ones():
         net = DeepLabV3Plus(build_dilated_backbone("resnet101", 16), 21)
     assert {name: list(value.shape) for name, value in net.state_dict().items()} == {row["name"]: row["shape"] for row in KEYS}
     assert sum(parameter.numel() for parameter in net.parameters()) == 58_753_973
-    rates = {id(part): group["lr"] for group in parameter_groups(net, 0.01, 1e-4) for part in group["params"]}
+    groups = parameter_groups(net, 0.01, 1e-4)
+    assert {group["min_lr"] for group in groups} == {1e-6}
+    rates = {id(part): group["lr"] for group in groups for part in group["params"]}
     official = {row["name"]: row["lr_group"] for row in KEYS}
     for name, parameter in net.named_parameters():
         assert rates[id(parameter)] == pytest.approx(0.01 * float(official[name].removesuffix("x"))), name

@@ -144,7 +144,7 @@ def given(monkeypatch):
         raise OptimizerMadeError
 
     def watched(net, loss_of, samples, groups, momentum, steps, *rest, **options):
-        seen.update(steps=steps)
+        seen.update(steps=steps, keep_last=options.get("keep_last", False))
         train(net, loss_of, samples, groups, momentum, steps, *rest, **options)
 
     for name in ("SGD", "Adam"):
@@ -196,7 +196,10 @@ def test_the_numbers_of_steps_are_those_of_the_programs(given, tmp_path):
         "sccam": {"sccam": 661 * 31, "affinitynet": 1322 * 8, "deeplab": 20_000},
     }
     for method, steps in expected.items():
-        found = {name: made["steps"] for name, made in made_optimizers(preset_config("voc12", method), tmp_path, given, 10_582)}
+        found = {}
+        for name, made in made_optimizers(preset_config("voc12", method), tmp_path, given, 10_582):
+            found[name] = made["steps"]
+            assert made["keep_last"] == (method == "drs" and name != "deeplab")
         assert found == steps
 
 

@@ -670,7 +670,13 @@ def round_stage(number: int) -> Stage:
         needs_masks=False,
         score_split="train_split",
         inputs=inputs,
-        reads=(*BACKBONE, *cam.CROPS, *ROUND_READS, *(("sccam_first_weights",) if number == 1 else ()), *TRAINING),
+        reads=lambda config: (
+            *BACKBONE,
+            *cam.CROPS,
+            *ROUND_READS,
+            *(("sccam_first_weights",) if number == 1 and config.sccam_first_weights else ()),
+            *TRAINING,
+        ),
     )
 
 
