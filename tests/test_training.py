@@ -400,8 +400,8 @@ def test_a_state_that_is_no_state_is_refused(miniature, tmp_path):
     [
         ("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)", "--shm-size=2g"),
         (
-            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared "
-            "memory. Please try to raise your shared memory limit.",
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+            "shared memory. Please try to raise your shared memory limit.",
             "--shm-size=2g",
         ),
         ("DataLoader worker (pid 7) is killed by signal: Killed.", "a smaller num_workers"),

@@ -225,8 +225,8 @@ def _next(loader: Iterator[tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]
     except RuntimeError as error:
         if "shared memory" in str(error):  # batches come from the loader processes through /dev/shm
             raise OSError(
-                f"{name}: the loader processes need more shared memory than /dev/shm has left, which is 64 MB in a container by "
-                "default; give the container more (docker run --shm-size=2g) or set num_workers to 0"
+                f"{name}: the loader processes need more shared memory than /dev/shm has left, which is 64 MB in a container "
+                "by default; give the container more (docker run --shm-size=2g) or set num_workers to 0"
             ) from None
         if "is killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
             raise
