@@ -1,8 +1,8 @@
 """A GPU for machines without one: tensors of the CPU, some of which are said to lie on a GPU, and must not meet the others.
 
-What is refused is what CUDA refuses: an operation on tensors of both kinds (but for numbers without a dimension, and indices
-from the CPU), NumPy's look at a tensor of the GPU, a generator of the other device. Which kind a tensor is of belongs to its
-storage and goes from operands to results, backwards too.
+What CUDA refuses is refused: an operation on tensors of both kinds (but for tensors without a dimension, and indices from the
+CPU), NumPy's look at a tensor of the GPU, a generator of the other device. Which kind a tensor is of belongs to its storage and
+goes from operands to results, backwards too.
 """
 
 import weakref

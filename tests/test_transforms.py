@@ -52,6 +52,18 @@ def test_a_crop_holds_a_part_of_the_image_and_marks_the_rest(height, width, side
     assert (label_crop[top:bottom, left:right] == label[image_top:image_bottom, image_left:image_right]).all()
 
 
+@given(height=SIDE, width=SIDE, side=SIDE, seed=SEED)
+def test_a_normalized_crop_is_the_crop_of_the_normalized_image_to_the_last_bit(height, width, side, seed):
+    pixels, box = (
+        np.stack([numbered(height, width)] * 3, -1)[:, ::-1],
+        transforms.crop_box((height, width), side, random.Random(seed)),
+    )
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    whole = transforms.crop(transforms.normalize(pixels, mean, std), box, side, fill=0)
+    found = transforms.crop_normalized(pixels, box, side, mean, std)
+    assert found.dtype == np.float32 and np.array_equal(found, whole)
+
+
 def test_every_place_of_a_crop_is_drawn():
     larger = {transforms.crop_box((5, 4), 3, random.Random(seed))[4::2] for seed in range(200)}
     assert larger == {(top, left) for top in range(3) for left in range(2)}

@@ -116,7 +116,7 @@ def train(
         model: the network, in training mode after `model.train()`.
         loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimised, and must be a mean
             over the images of the batch if batches are accumulated; what divides by counts of pixels takes their
-            `processes.mean_over_processes`.
+            `distributed.mean_over_processes`.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
         parameter_groups: params, lr and weight_decay of each group; min_lr where the schedule has a floor.
         momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
@@ -177,9 +177,9 @@ def train(
                 group["lr"] = max(rate * factor, group.get("min_lr", 0.0))
             optimizer.zero_grad(set_to_none=True)
             means: dict[str, Tensor] = {}
-            for part in range(parts):
+            for number in range(parts):
                 batch = tuple(_to_device(tensor, device) for tensor in _next(loader, name))
-                with accumulate() if part + 1 < parts else nullcontext():
+                with accumulate() if number + 1 < parts else nullcontext():
                     with torch.autocast(device.type, torch.float16, enabled=half):
                         losses = losses_of(batch)
                     scaler.scale(losses["loss"] / parts).backward()

@@ -66,10 +66,11 @@ class ClassificationSamples(Dataset):
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image = transforms.random_long_side(self.data.image(self.data.ids[index]), *self.long_side, rng)
-        array = transforms.normalize(image, self.mean, self.std)
+        pixels = np.asarray(image)
         if rng.random() < 0.5:
-            array = array[:, ::-1]
-        array = transforms.crop(array, transforms.crop_box(array.shape[:2], self.crop, rng), self.crop, fill=0)
+            pixels = pixels[:, ::-1]
+        box = transforms.crop_box(pixels.shape[:2], self.crop, rng)
+        array = transforms.crop_normalized(pixels, box, self.crop, self.mean, self.std)
         return transforms.to_tensor(array), torch.from_numpy(self.data.labels[index].astype(np.float32))
 
 
@@ -198,11 +199,12 @@ class AffinitySamples(Dataset):
         image = self.data.image(image_id)
         label = read_mask(self.label_folder / f"{image_id}.png", self.data.num_classes, image.size)
         image, label = transforms.resize_image(image, scale), transforms.resize_label(label, scale)
-        array = transforms.normalize(image, self.mean, self.std)
+        pixels = np.asarray(image)
         if rng.random() < 0.5:
-            array, label = array[:, ::-1], label[:, ::-1]
+            pixels, label = pixels[:, ::-1], label[:, ::-1]
         box = transforms.crop_box(label.shape, self.crop, rng)
-        return transforms.crop(array, box, self.crop, 0), transforms.crop(label, box, self.crop, IGNORE)
+        array = transforms.crop_normalized(pixels, box, self.crop, self.mean, self.std)
+        return array, transforms.crop(label, box, self.crop, IGNORE)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
         array, label = self.augmented(key)

@@ -140,14 +140,20 @@ def normalize(image: Image.Image | np.ndarray, mean: tuple[float, float, float],
     Explained in notebook 10, section "One map in ten lines".
     """
     pixels = np.asarray(image)
-    result = np.empty((3, *pixels.shape[:2]), np.float32).transpose(1, 2, 0)  # planes in memory, as tensors have them
+    planes = np.empty((3, *pixels.shape[:2]), np.float32)
+    _normalize_into(planes, pixels, mean, std)
+    return planes.transpose(1, 2, 0)  # planes in memory, as tensors have them
+
+
+def _normalize_into(
+    planes: np.ndarray, pixels: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> None:
     for channel in range(3):  # one plane at a time: four times as fast as whole pixels, and the same to the last bit
-        plane = pixels[..., channel].astype(np.float32)
+        plane = planes[channel]
+        plane[...] = pixels[..., channel]
         plane /= 255
         plane -= np.float32(mean[channel])
         plane /= np.float32(std[channel])
-        result[..., channel] = plane
-    return result
 
 
 def crop_box(size: tuple[int, int], crop: int, rng: random.Random) -> tuple[int, int, int, int, int, int, int, int]:
@@ -192,6 +198,26 @@ def crop(array: np.ndarray, box: tuple[int, ...], side: int, fill: float) -> np.
     top, bottom, left, right, image_top, image_bottom, image_left, image_right = box
     canvas[top:bottom, left:right] = array[image_top:image_bottom, image_left:image_right]
     return canvas
+
+
+def crop_normalized(
+    pixels: np.ndarray, box: tuple[int, ...], side: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> np.ndarray:
+    """Cut a square crop given by `crop_box` out of an image and normalize it; what lies outside the image gets 0.
+
+    Args:
+        pixels: (H, W, 3), values 0..255.
+        box, side: as for `crop`.
+        mean, std: as for `normalize`.
+
+    Returns:
+        float32 (side, side, 3): the crop of the normalized image, without its other pixels.
+    """
+    planes = np.zeros((3, side, side), np.float32)
+    top, bottom, left, right, image_top, image_bottom, image_left, image_right = box
+    region = pixels[image_top:image_bottom, image_left:image_right]
+    _normalize_into(planes[:, top:bottom, left:right], region, mean, std)
+    return planes.transpose(1, 2, 0)
 
 
 def top_left_crop(array: np.ndarray, side: int, fill: float) -> np.ndarray:

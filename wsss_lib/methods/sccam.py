@@ -492,8 +492,9 @@ class SubcategorySamples(ClassificationSamples):
         image = image.resize(size, Image.Resampling.BICUBIC)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        array = transforms.normalize(transforms.color_jitter(image, rng, self.jitter), self.mean, self.std)
-        array = transforms.crop(array, transforms.crop_box(array.shape[:2], self.crop, rng), self.crop, fill=0)
+        pixels = np.asarray(transforms.color_jitter(image, rng, self.jitter))
+        box = transforms.crop_box(pixels.shape[:2], self.crop, rng)
+        array = transforms.crop_normalized(pixels, box, self.crop, self.mean, self.std)
         tables = self.data.labels, self.subcategories
         parents, subs = (torch.from_numpy(table[index].astype(np.float32)) for table in tables)
         return transforms.to_tensor(array), parents, subs
