@@ -66,7 +66,7 @@ def test_every_stage_of_the_presets_fits_16_gib(preset, monkeypatch):
         monkeypatch.undo()
     on_gpu = {name: cost.gpu_bytes / 2**30 for name, cost in made.items() if cost.flops}
     assert len(on_gpu) >= 23 and all(0.1 < memory < 16 for memory in on_gpu.values()), on_gpu
-    assert on_gpu["cam", "irn"] > 8  # what its loss keeps of all pairs of cells
+    assert on_gpu["cam", "irn"] > 4  # of 16 images: its loss keeps numbers for all pairs of cells
     trainings = {"classifier", "network", "refinement", "irn", "affinitynet", "deeplab", "round1", "round2", "round3"}
     for (method, stage), cost in made.items():
         assert cost.half == (stage in trainings and preset_config(preset, method).mixed_precision), (method, stage)

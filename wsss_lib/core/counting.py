@@ -22,7 +22,7 @@ PEAK_FLOAT32 = 156e12  # of convolutions in float32, which torch computes in TF3
 CRF_SECONDS = 1.0  # of one core, for ten steps over three labels of 500x375 pixels; other sizes in proportion
 CRF_SHARED = 1 / 3  # of them, which are spent once on a image, however many of its label maps are refined together
 WALK_SECONDS = 0.1  # of one core, for one image of that size
-MAPS_KIB, MASK_KIB = 40, 6  # on disk, an image of that size
+MAPS_KIB, FULL_MAPS_KIB, MASK_KIB = 60, 400, 6  # on disk, an image of that size
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Images:
     def maps_mib(self) -> float:
         """Class activation maps of the training images on disk."""
         return self.train * MAPS_KIB * self.pixels / 1024
+
+    @property
+    def full_maps_mib(self) -> float:
+        """The same where maps of full size are kept beside those of stride 4, as no smaller ones make them (AMN, DRS)."""
+        return self.train * FULL_MAPS_KIB * self.pixels / 1024
 
     @property
     def masks_mib(self) -> float:

@@ -694,6 +694,6 @@ def costs(config: Settings, data: Images) -> list[Cost]:
         data.size,
         config.cam_scales,
         at_once=config.device_batch_size,
-        disk_mib=data.maps_mib,
+        disk_mib=data.full_maps_mib,
     )
     return [seeds, network, maps]

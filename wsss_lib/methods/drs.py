@@ -983,7 +983,7 @@ def costs(config: Settings, data: Images) -> list[Cost]:
     def count(stage: str, maps: str, net: ScoreNet, loss_of: Callable[[int], Tensor], epochs: int, moments: int) -> list[Cost]:
         seen = data.seen(epochs, config.drs_batch_size)
         network = training_cost(stage, net, loss_of, seen, config.drs_batch_size, config, moments)
-        at_once, disk = config.device_batch_size, data.maps_mib
+        at_once, disk = config.device_batch_size, data.full_maps_mib if maps == "maps" else data.maps_mib
         return [
             network,
             inference_cost(maps, net.eval(), net, data.train, side, SCALES, views=1, at_once=at_once, disk_mib=disk),
