@@ -206,7 +206,8 @@ viz.show_panels([believed(*least) + believed(*most)], f"A label with probability
                 f"{probabilities[most]:.2f}: both maps reach the score 1", size=2.4, bar="score")
 
 # %% [markdown]
-# BELIEFPROSE
+# They look alike. The classifier gives the checker's label a probability of 0.02, and its map's maximum is 5.4; the starling's are
+# 1.00 and 106.2. A map says *where* the evidence is, and nothing about how much there is.
 #
 # ## 5 Several scales and a horizontal flip
 #
@@ -266,7 +267,7 @@ viz.show_threshold_curves({"": row}, f"The mean IoU has one peak of {row['miou']
                           "falls on both sides", title=f"Maps of {row['images']} images against the ground truth")
 
 # %% [markdown]
-# The peak, 55.4 % at 0.13, lies far down the scale: most of an object's pixels have a low score. Below it the curve drops at
+# The peak, 52.7 % at 0.11, lies far down the scale: most of an object's pixels have a low score. Below it the curve drops at
 # once, because the background floods in. Above it the curve falls slowly, pixel by pixel of the bodies.
 #
 # ### The flaw, measured
@@ -282,7 +283,7 @@ for threshold in (0.15, 0.3):
           else "no part masks in this data set")
 
 # %% [markdown]
-# In this run the heads are found (1.00); of the bodies, which are four fifths of the objects, 31 % is missed at 0.15 and 62 %
+# In this run the heads are found (1.00); of the bodies, which are four fifths of the objects, 38 % is missed at 0.15 and 67 %
 # at 0.30. Nothing in the classification loss asks for the body: one discriminative region answers the question. Lowering the
 # threshold finds more of the body and lets in the background. RIB, DRS, AMN, VWE and SC-CAM are five ways to ask for more;
 # notebooks 70 and 80 spread what was found toward the object's edges.
@@ -299,9 +300,9 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
                   size=2.2, iou={"CAM": ranking})
 
 # %% [markdown]
-# The best one (99 %) has *no head*: one creature in ten is drawn without. That does not show that the network recognizes
-# bodies. Its logit for *discus* is negative here (-2.3, not printed above), and the map is bright only because it is divided
-# by its maximum, which hides an unsure classifier. The other two (56 and 48 %) have heads, and the maps sit on them.
+# The best one (92 %) has *no head*: one creature in ten is drawn without. That does not show that the network recognizes
+# bodies. The classifier does not believe in this *discus* (a probability of 0.09, not printed above), and the map is bright only
+# because it is divided by its maximum (section 4). The other two (54 and 44 %) have heads, and the maps sit on them.
 #
 # ## 9 Try it
 #
