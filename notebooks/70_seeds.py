@@ -44,7 +44,6 @@ seed_num_thresholds = 60  # thresholds in the sweep
 from dataclasses import replace
 
 import numpy as np
-import torch
 from PIL import Image
 
 from wsss_lib import results, viz, widgets
@@ -55,7 +54,6 @@ from wsss_lib.core.stage import open_stage, run
 from wsss_lib.data.dataset import open_data
 from wsss_lib.methods import maps_of
 from wsss_lib.ops.crf import crf_from_labels
-from wsss_lib.ops.merging import merge_views
 from wsss_lib.ops.metrics import confusion_matrix, scores
 from wsss_lib.ops.seeds import argmax_with_background, irn_labels, irn_thresholds, seed_mask
 from wsss_lib.ops.thresholds import ImageThresholds, ThresholdSweep, choice_sentence, split_labelled
@@ -368,6 +366,10 @@ viz.show_panels([labelled(true_mask, "ground truth"),
 # next cell puts one bright cell near the right edge. What to look for: how far does it move?
 
 # %%
+import torch
+
+from wsss_lib.ops.merging import merge_views
+
 view = torch.zeros(1, 24, 32)  # the map of one scale: one class, 24 x 32 cells of 16 pixels
 view[0, :, 30] = 1.0
 published = merge_views([view], (375, 500), grid_stride=16)[0, 100]
