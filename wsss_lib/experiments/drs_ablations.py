@@ -213,6 +213,8 @@ ABLATION = Stage(
         "drs_frozen_batch_norm",
         "drs_frozen_stages",
         "drs_batch_size",
+        "drs_keep_last_batch",
+        "map_precision",
         "drs_crop",
         "drs_saliency_folder",
         "drs_alpha",
