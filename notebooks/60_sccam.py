@@ -298,7 +298,7 @@ logs = {f"round {t}": made.log() for t, made in rounds.items()}
 panels = [subcategories.losses_of_rounds(logs, key, title) for key, title in (("parent", "classes"), ("sub", "sub-categories"))]
 if logs:
     viz.show_panels(panels, f"Losses of the classes and of the sub-categories over the steps of {len(logs)} rounds; "
-                    f"the former end at {[round(log[-1]['parent'], 2) for log in logs.values()]}", size=(4.5, 2.6))
+                    "the former end at " + ", ".join(f"{log[-1]['parent']:.2f}" for log in logs.values()), size=(4.5, 2.6))
 
 # %% [markdown]
 # ### Round by round
