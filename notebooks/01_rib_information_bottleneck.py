@@ -391,12 +391,10 @@ for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
     print(f"{rate:<8g} {best:4d}    {changes}    {logits[0]:.3g} > {logits[best]:.3g}")
 
 # %% [markdown]
-# There is a gain, and it has a price. At the two smallest rates ten steps only lower the shape's HGR. It falls in the
-# first steps of every rate but the largest, because more of the same digit is the cheapest way up. Then high gradients
-# spread over digit and shape. The background grows by a larger factor still (0.03 to 0.11 at rate 0.001, where the
-# shape goes from 0.16 to 0.30), so the push does not single out the object. This happens when the logit is many times
-# what it was, and collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth until
-# the map is empty.
+# There is a gain, and it has a price. At the two smallest rates ten steps only lower the shape's HGR, because more of the same
+# digit is the cheapest way up. Then high gradients spread over digit and shape. The background grows by a larger factor
+# still (0.03 to 0.11 at rate 0.001, where the shape goes from 0.16 to 0.30), so the push does not single out the
+# object. Collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth.
 #
 # The same on one image. In JupyterLab the slider moves the rate; the strip shows three rates.
 

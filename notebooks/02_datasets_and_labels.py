@@ -291,10 +291,9 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
 # | `train` | 1 of 1,464 | 1 | 0 |
 # | `val` | 1 of 1,449 | 0 | 1 |
 #
-# The 903 entries: person 257, sofa 158, chair 147, dining table 85, car 64, bottle 60, potted plant 35, tv monitor
-# 19, others 78. What is missing are hard cases, small or half hidden, so labels by masks are *cleaned by pixel
-# annotation*, and a classifier trained on them has an easier task. This project takes the labels of `labels.csv`;
-# which way they were made is for the user to say.
+# The 903 entries: person 257, sofa 158, chair 147, dining table 85, car 64, bottle 60, potted plant 35, tv monitor 19, others
+# 78. What is missing are hard cases, so labels by masks are *cleaned by pixel annotation*, and a classifier trained on
+# them has an easier task. This project takes the labels of `labels.csv`; how they were made is for the user to say.
 #
 # What does the data at hand say? For that, every mask of the scored and of the validation split is read once. This
 # pass is a part of the production step, too: a mask of a wrong size or with a value that is not a class stops it, with

@@ -219,8 +219,7 @@ viz.show_panels([viz.image(image, f"input {image_id}"), *(attention_panel(x[None
 
 # %% [markdown]
 # The coarser the grid, the fewer positions decide. Every block sends a winner for each channel, also a block of mere
-# background; so the 4 x 4 grid spreads the weight again. A map with fewer than four rows or columns has no such grid;
-# the library says so.
+# background; so the 4 x 4 grid spreads the weight again. A map with fewer than four rows has no such grid:
 
 # %%
 try:
@@ -271,9 +270,8 @@ if config.vwe_variant == "vwe":
     assert {part for part in parts if flows["word", part]} == {"backbone", "word head W_b"}
 
 # %% [markdown]
-# The same is drawn next: a line where a gradient arrives, none where it is stopped. The codebook learns from $L_2$ alone, so no
-# gradient lets it choose words that are merely easy to predict. The backbone learns from $L_1$ and $L_3$ and takes the words as
-# they are.
+# The same is drawn next. The codebook learns from $L_2$ alone, so no gradient lets it choose words that are merely easy to
+# predict. The backbone learns from $L_1$ and $L_3$ and takes the words as they are.
 
 # %% tags=["nbval-ignore-output"]
 drawn = ", ".join(f"{term} to {part}" for (term, part), flowing in flows.items() if flowing)
@@ -359,8 +357,8 @@ viz.show_training(network.log(), {name: name for name in terms},
 #
 # ### The codebook seen
 #
-# The trained network reads its words on 120 images. What to look for in the numbers: the entropy of the histograms, what
-# the head of $L_2$ makes of them, and the distance to the limit.
+# The trained network reads its words on 120 images. What to look for: the entropy of the histograms, what the head of $L_2$
+# makes of them, and the distance to the limit.
 
 # %%
 looked_at = list(score_data.ids[:120])
@@ -382,13 +380,12 @@ print(f"the head of the histogram answers {right:.0f} % of all questions for a c
 print(f"curvature up to {curvature:.0f}, stable below {limit:.0f}")
 
 # %% [markdown]
-# The histograms are flat up to a hundredth of a bit, and yet their head answers 97 % of all questions rightly: it learns from
-# the differences between entries. The curvature may reach 27, where 38 is the limit. So the head's steps are nearly as
-# long as can be, one unusual batch makes them overshoot, and the momentum carries that on for some steps. This is a
-# calculation, not a test; a run with half the rate would be one.
+# The histograms are flat up to a hundredth of a bit, and yet their head answers 97 % of all questions rightly, from the
+# differences between entries. The curvature may reach 27, where 38 is the limit. So the head's steps are nearly as long
+# as can be, and one unusual batch can make them overshoot. This is a calculation, not a test; a run with half the rate
+# would be one.
 #
-# Four of the word maps, where the four largest words carry their numbers. What to look for: does a word end where a
-# creature ends?
+# Four of the word maps. What to look for: does a word end where a creature ends?
 
 # %% tags=["nbval-ignore-output"]
 shown = {name: (word_maps[name][0], score_data.image(name)) for name in looked_at[:4]}
@@ -398,9 +395,8 @@ viz.show_panels([above, below], "Ground truth of four images and their word maps
                 f"{np.mean([len(index.unique()) for index, _ in word_maps.values()]):.0f} words on average", size=2.5)
 
 # %% [markdown]
-# What does a word stand for? Its **nearest patches** say it: the positions with the largest cosine, at most one of each
-# image. What to look for: words 6 and 9 are background; 18 and 22 are heads; 3 and 8 are bodies; 5 is any part of a
-# crosser; 17 is the head of a discus *with the water around it*.
+# It ends further out: the maps are coarse, and a word of a head also owns the ground beside it. What does a word stand for? Its **nearest patches** say it: the positions with the largest cosine, at most one of each
+# image. What to look for: which words are background, heads, bodies?
 
 # %% tags=["nbval-ignore-output"]
 wins = torch.stack([index.flatten().bincount(minlength=config.vwe_words) for index, _ in word_maps.values()])  # (images, K)
@@ -411,6 +407,9 @@ viz.show_panels([visual_words.nearest_patches(score_data, word_maps, word, patch
                 size=(1, 0.95))
 
 # %% [markdown]
+# Words 6 and 9 are background, 18 and 22 are heads, 3 and 8 are bodies. Word 17 is the head of a discus *with the water around
+# it*.
+#
 # **Words and classes.** For images of one class each: which fraction of an image's positions does a word own, on
 # average? The scale is logarithmic. A column that is bright in one row only is a word of that class; a column that is
 # equally bright in all rows is background. A white cell is a word that never occurs with the class.
@@ -446,8 +445,8 @@ assert values.min() >= 0 and values.max() <= 1
 # %% [markdown]
 # ## 9 Numbers
 #
-# Each method is scored at the threshold that is best for it. **That threshold is chosen by looking at pixel labels**,
-# so these are upper bounds. The published values, for orientation only, are of VOC 2012.
+# Each method is scored at its best threshold. **The ground truth chooses it**, so these are upper bounds. The published values,
+# for orientation only, are of VOC 2012.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -480,8 +479,7 @@ for rule in ("union", "present"):
     print(f"rule {rule:8s} mIoU {100 * scores(tiny, rule).miou:.1f} %")
 
 # %% [markdown]
-# Here are our maps by both rules, class by class, and the published table, which is of another stage: DeepLab-v2 with its CRF
-# on VOC's val split.
+# Here are our maps by both rules, class by class, and the published table, which is of another stage: DeepLab-v2 with CRF on val.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -512,8 +510,7 @@ print(f"{len(few)} images, background score 0.15: mIoU {without:.1f} % without, 
 # %% [markdown]
 # ### Heads and bodies
 #
-# Which pixels of the objects are found, at the threshold 0.15 and at twice that? (Real data sets have no part masks;
-# the cell then says so.)
+# Which pixels of the objects are found, at the threshold 0.15 and at twice that?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -526,8 +523,8 @@ for threshold in (0.15, 0.3):
 #
 # ## 10 What helps and what does not
 #
-# Networks with and without HSPP, with and without words, are trained on from the same classifier for a short while on
-# 480 images and scored on 120 of them. **Read this as a rehearsal**: one seed, few images, few steps.
+# Networks with and without HSPP, with and without words, are trained on from the same classifier for a short while.
+# **Read this as a rehearsal**: one seed, few images, few steps.
 
 # %%
 count, epochs = (max(1, min(30, len(train_data) // 50)), 4) if config.dataset == "toy" else (2, 1)  # a large network takes its time
@@ -615,17 +612,17 @@ viz.show_panels(rows, "Two images and the weights of five poolings: the average 
 #
 # ## 13 Summary and exercises
 #
-# * Words are labels out of features: the nearest of $K$ directions, present or absent. Predicting them asks about the
-#   whole image.
-# * The encoder's gradient trains the codebook, never the backbone; the word label trains the backbone, never the
-#   codebook.
+# * Words are labels out of features. The encoder's gradient trains the codebook, never the backbone; the word label trains
+#   the backbone, never the codebook.
 # * HSPP lies between average and maximum.
 # * VWE's maps score 4.9 points above CAM's in this run. The short control shows less than a point for words and for
 #   HSPP; three seeds of a longer one show 3.3 for both. On real images the method loses.
 # * This notebook has written `network/` and `maps/`. Next, notebook 70 turns maps into initial seed masks.
 #
 # **Differences from the papers** stand beside the parameters. Everywhere, one-hot is replaced by a scatter and the memory bank
-# by `index_add` (equal results), and VWL-M's crash is repaired. **Limits.** A word counts alike whether it owns one position or half of the image. Words cannot separate classes
+# by `index_add` (equal results), and VWL-M's crash is repaired.
+#
+# **Limits.** A word counts alike whether it owns one position or half of the image. Words cannot separate classes
 # that share a texture. Background has words too, and predicting them teaches nothing about objects.
 #
 # **Exercise 1.** A feature map has 12 x 12 positions and 20 channels. At most how many positions win in at least one channel,
