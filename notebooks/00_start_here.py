@@ -167,10 +167,9 @@ overview.show_methods(config, data)
 # Column `truth` is trained on the ground truth: the upper reference, not a weakly-supervised result. "CAM at its best threshold"
 # means the maps of the column's method, whichever it is.
 #
-# How to read it: *mIoU* is the mean overlap of prediction and ground truth over all classes (glossary). A column is a method
-# and a row is a step of the chain, on the images that its name says. Follow one column from top to bottom. `python -m
-# wsss_lib.results runs/toy` prints the same as a table, with the spread over seeds and with what was chosen by looking at the
-# ground truth.
+# How to read it: *mIoU* is the mean overlap of prediction and ground truth over all classes. Follow one column from top to
+# bottom. `python -m wsss_lib.results runs/toy` prints the same as a table, with the spread over seeds and with what was
+# chosen by looking at the ground truth.
 
 # %% tags=["nbval-ignore-output"]
 rows = results.summarize(results.collect(run_folder_of(config)))
@@ -190,13 +189,11 @@ overview.show_scores(rows)
 #
 # ## Parameters
 #
-# Every notebook has one cell of parameters, each with a comment; the cell of this one shows those that all notebooks take, the
-# others show their own and the ones that one changes most. All fields of `wsss_lib.config.Config` can be given to every notebook.
-# papermill runs the very same notebook without a browser and with other values:
-# `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`; `snakemake --cores 2 --config preset=smoke limit=300 runs_root=runs/few`
-# gives a value to all notebooks of a run. The presets in `configs/` are `smoke` (these
-# generated images), `voc12-small` (real images on a laptop), `voc12` and `coco14` (the papers' sizes). Unknown names and
-# values that do not fit are refused:
+# Every notebook has one cell of parameters, each with a comment, and takes all fields of `wsss_lib.config.Config`. papermill runs
+# the very same notebook with other values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`;
+# `snakemake --cores 2 --config preset=smoke limit=300 runs_root=runs/few` gives a value to all notebooks of a run. The presets
+# in `configs/` are `smoke` (these generated images), `voc12-small` (real images on a laptop), `voc12` and `coco14` (the papers'
+# sizes). Unknown names and values that do not fit are refused:
 
 # %%
 for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):
@@ -222,8 +219,8 @@ print("run.json also holds:", ", ".join(sorted(set(record) - {"parameters", "inp
 # %% [markdown]
 # ## Sliders
 #
-# In JupyterLab some figures have sliders. No result depends on one: the same figure stands beneath for readers of the page.
-# What to look for: at a low threshold the mask floods the background; at a high one it shrinks to the heads.
+# In JupyterLab some figures have sliders; no result depends on one. What to look for: at a low threshold the mask floods the
+# background, at a high one it shrinks to the heads.
 
 # %% tags=["nbval-ignore-output"]
 def draw(threshold=config.seed_threshold, others=()):

@@ -237,10 +237,9 @@ viz.show_panels([hgr_curves(main["sigmoid"], f"HGR, sigmoid, {len(main['sigmoid'
                 f"shape's from {shape[4]:.2f} to {shape[5]:.2f} (published 0.88 to 0.10), the background's stays at {ground[5]:.2f}", size=(8, 3.4))
 
 # %% [markdown]
-# The published pattern is there: through five layers the shape is seen at least as well as the digit, and the last
-# layer drops it below the digit. Two things differ. Our curves sink from the second layer on, while the paper's stay
-# high up to the fourth; its widths and strides are unknown. The background of $G_1$ is high in the paper, but here only
-# in a few networks.
+# The published pattern is there: through five layers the shape is seen at least as well as the digit, and the last layer drops
+# it below the digit. But our curves sink from the second layer on, while the paper's stay high up to the fourth; its
+# widths and strides are unknown.
 #
 # ## 7 Other outputs
 #
@@ -301,13 +300,12 @@ for name, rows in {**groups, "untrained": untrained}.items():
 # *What this toy cannot show:* that the **activation** is the cause. The controls without one lose the shape in the same
 # way (10 of 10 networks).
 #
-# Two more rows help to read the table. Part of the step needs no training: untrained networks keep 56 % of the shape,
-# with a wide spread of 19 points; trained ones keep 22 to 34 %. With the digit taken away, all losses score 0.40 to
-# 0.43, which is no better than guessing and even a little worse. So the last layer does not throw away a cue that the
-# earlier ones hold ready. The cue was never *learned*, because the digit answers the question, and every loss stops
-# asking when the answer is right (section 3). A high gradient in an early layer says that something bright is passed
-# on, not that it is understood. The simulation supports a milder statement, which is all that the method needs: *a
-# classifier that is content with the digit does not look at the shape.*
+# Part of the step needs no training: untrained networks keep 56 % of the shape, with a wide spread of 19 points; trained ones
+# keep 22 to 34 %. With the digit taken away, all losses score 0.40 to 0.43, no better than guessing. So the last layer
+# does not throw away a cue that the earlier ones hold ready. The cue was never *learned*, because the digit answers the
+# question, and every loss stops asking when the answer is right (section 3). The simulation supports a milder
+# statement, which is all that the method needs: *a classifier that is content with the digit does not look at the
+# shape.*
 #
 # ## 8 How many images have the shape
 #

@@ -207,10 +207,9 @@ if has_annotations:
     assert [name for name in train_data.classes if name in found] == read_voc_classes(annotation, train_data.classes)
 
 # %% [markdown]
-# `python -m data_prep.voc_labels` does this for all images and writes the table `labels.csv`: first column the id,
-# then a 0 or 1 for each class. It replaces the pickled files of the official programs: it can be read by a person,
-# made for any data set with a spreadsheet, and runs no code when opened. Does the table at hand say the same as the
-# XML files?
+# `python -m data_prep.voc_labels` does this for all images and writes the table `labels.csv`: first column the id, then a 0 or 1
+# for each class. It replaces the pickled files of the official programs: a person can read it, a spreadsheet can make
+# it, and it runs no code when opened. Does the table at hand say the same as the XML files?
 
 # %%
 for data in (train_data, val_data) if has_annotations else ():

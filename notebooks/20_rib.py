@@ -77,10 +77,9 @@ print(f"classifier of seed {config.seed} for {train_data.num_classes} classes; {
 # ## 1 The problem
 #
 # Notebook 10 ended with a measured flaw: the maps find the discriminative region and miss much of the rest. RIB's explanation
-# is about **information**. On its way through the network an image is compressed; the last layer keeps only what the answer
-# needs (this narrow passage is the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence.
-# Notebook 01 shows in a small simulation how a region that the classifier does not *need* keeps its influence up to the last
-# layer and loses it there, with a sigmoid and without.
+# is about **information**. On its way through the network an image is compressed; the last layer keeps only what the
+# answer needs (the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence. Notebook 01
+# shows it in a simulation, with a sigmoid and without.
 #
 # How sure is our classifier of the classes that are there? The histogram shows the logits of present classes. What to look for:
 # how much of it lies to the right of the dotted line, where the probability exceeds 0.9?
@@ -555,9 +554,10 @@ def compared(name):
     """Return a row of panels: input, ground truth, CAM, RIB, and their difference."""
     picture, (before, after) = score_data.image(name), (viz.highest_scores(folder.folder)(name) for folder in (cam_maps, maps))
     truth = viz.labels(score_data.mask(name), score_data.classes, "ground truth", picture) if score_data.has_masks else viz.blank("")
+    words = [f", IoU {100 * iou[name]:.0f} %" if score_data.has_masks else "" for iou in (iou_cam, iou_rib)]
     return [viz.image(picture, "logits " + ", ".join(f"{value:.1f}" for value in logits_of_present(name))), truth,
-            viz.scores(picture, before, f"CAM, IoU {100 * iou_cam[name]:.0f} %", lines["CAM"]),
-            viz.scores(picture, after, f"RIB, IoU {100 * iou_rib[name]:.0f} %", lines["RIB"]),
+            viz.scores(picture, before, f"CAM{words[0]}", lines["CAM"]),
+            viz.scores(picture, after, f"RIB{words[1]}", lines["RIB"]),
             viz.difference(before, after, "RIB minus CAM, ±0.2", 0.2, (lines["CAM"], lines["RIB"]))]
 
 
