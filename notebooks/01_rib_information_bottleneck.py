@@ -150,7 +150,8 @@ print(f"{sum(map(len, runs.values()))} networks, {len(main)} losses, {len(main['
 
 # %% tags=["nbval-ignore-output"]
 net = bottleneck.read_network(job.folder, "sigmoid", config.bottleneck_shape_share, config.seed)
-frame = F.pad(torch.zeros(34, 34, dtype=torch.bool), (1, 1, 1, 1), value=True)  # the border of the canvas
+frame = torch.ones_like(test.regions[0, 0])  # (H, W)
+frame[1:-1, 1:-1] = False  # what is left is the border
 whole = ~(test.regions[0] & frame).any(2).any(1)  # (N,): the digit is not cut off
 own_logits = net(test.images)[:, 0].detach() * (2 * test.labels - 1)  # (N,): own logits
 typical = []  # a 2 and an 8 that are not cut off, each with the median of their own logits
