@@ -140,10 +140,11 @@ viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(pred
 overview.show_methods(config, data)
 
 # %% [markdown]
-# In the easy image all rows find both creatures. In the hard one even the network that learned from the **ground truth** gives
-# a wrong name: it calls the crosser's body a *checker*. The bodies of crossers and checkers have one color, so only the
-# head tells them apart. A segmentation network has to carry that name over the whole body, and this small one does
-# not. So not every error comes from weak labels. Two images rank nothing.
+# In the easy image all rows find both creatures. In the hard one AMN's and VWE's masks have the whole crosser, and yet nearly
+# every *prediction* calls a part of its body a **checker**, even that of the network that learned from the ground truth.
+# The bodies of crossers and checkers have one color, so only the head tells them apart. A segmentation network has to
+# carry that name over the whole body, and this small one does not. So not every error comes from weak labels. Two
+# images rank nothing.
 #
 # ## Which method should I choose?
 #
@@ -180,12 +181,13 @@ overview.show_scores(rows)
 
 # %% [markdown]
 # CAM's maps and initial seed masks score nearly the same (52.7 and 51.7), since an initial seed mask is a map at a fixed
-# threshold. With the CRF they reach 65.8, and IRN adds 2.3 to that (68.1); of VWE's masks it takes 1.3. DeepLab's 59.6 (66.0
-# with its CRF) is measured on `val`, other images, without their labels. Trained on the ground truth, the same network
-# reaches 77.6 (82.1); the difference is what image-level labels cost here.
+# threshold. With the CRF they reach 65.8, and IRN adds 2.3 to that (68.1), while it takes 1.3 to 5.0 from the other
+# methods. DeepLab's 59.6 (66.0 with its CRF) is measured on `val`, other images, without their labels. Trained on the
+# ground truth, the same network reaches 77.6 (82.1); the difference is what image-level labels cost here.
 #
-# **Compare two columns with care**, because a part of each difference is the threshold's. RIB's maps are ahead of CAM's at 0.15
-# and behind them at 0.11. Notebook 95 draws all methods over the threshold, with and without the CRF.
+# **Compare two columns with care.** AMN's maps have a CRF inside, as they learned from masks after it. DRS has 39.4 without
+# saliency and 73.5 with it. And a part of every difference is the threshold's: RIB's maps are ahead of CAM's at 0.15 and
+# behind them at 0.11 (notebook 20). Notebook 95 draws all methods over the threshold, with and without the CRF.
 #
 # ## Parameters
 #
