@@ -56,30 +56,25 @@ for part, (_, labels) in zip(("training", "testing"), read_digits(config.bottlen
 # The **mutual information** $I(X;T)$ is the number of bits that a layer's output $T$ tells about the input $X$. Each
 # layer sees only the one before it, and so the *data-processing inequality* holds:
 # $I(X;T_1) \ge I(X;T_2) \ge \dots \ge I(X;T_6)$. No layer wins back what an earlier one lost, and training decides what
-# is lost. These numbers cannot be computed for images, so RIB looks at gradients. Where $\partial T_k / \partial x$ is
-# zero, a small change of that pixel does not reach $T_k$. This is a stand-in and not a measurement: a flat unit has no
-# gradient but may still carry information, and a large gradient does not prove that the class depends on the pixel.
+# is lost. These numbers cannot be computed for images, so RIB looks at gradients.
+#
+# The link is this. Let one pixel vary a little with variance $v$, and let $T$ be one number with a little noise of variance
+# $s$. If $T$ is nearly a straight line with slope $g = \partial T / \partial x$ and all is Gaussian, $I(x;T) = \tfrac12
+# \log_2(1 + g^2 v / s)$: no slope, no bits. This holds for small changes only. A flat unit may still carry information
+# about large ones, and a large gradient does not prove that the class depends on the pixel.
 #
 # The paper's section 3 finds that pixels that seldom matter are still seen by the last *hidden* layer and dropped by
 # the *final* one. It blames the final activation: sigmoid and its like are flat at both ends, so nothing asks for more
 # evidence once an image is classified well. Hence the method: tune the network a little further *without* that
 # activation.
 #
-# The evidence is a simulation whose code was not published. This notebook builds it anew, so it matters where each part
-# comes from:
-#
-# | part | from |
-# |---|---|
-# | digits 2 and 8 on black; a small shape beside the digit in 10 % of the training images (disc or diamond with a 2, square with an 8); gradient maps $G_1 \ldots G_6$ (section 4); three regions; the published curves, measured to ±0.03 | the paper's figure 1, as it is in its repository (`jbeomlee93/RIB`, `Demo/`) |
-# | five convolutions, one fully connected layer, sigmoid; a gradient is high above 0.3 (section 5); mean over 100 images; the appendix repeats it for softmax, tanh and softsign | memory of the paper's text, **unverified**; the figure only tells that the threshold is between 0.18 and 0.63 |
-# | scikit-learn's digits; canvas of 36, digit of 20, shape of 5 pixels; widths and strides; squared error for tanh and softsign; Adam, one pass over 8,000 images; five seeds | our choice |
-# | the controls (hinge, linear, untrained), the test on shapes alone, other fractions of shapes, the updates of section 9 | our additions, **not in the paper** |
+# The evidence is a simulation whose code was not published. This notebook builds it anew. A table at its end says where each
+# part comes from.
 #
 # ## 2 The images
 #
-# scikit-learn's digits have 8 x 8 pixels, 17 gray levels and 13 writers. MNIST's have 28 x 28 pixels, 256 levels and
-# about 500 writers; twelve thousand of them are a 2 or an 8, against 351 here. Enlarged to 20 x 20 pixels, ours are
-# softer. Test images are made of digits that no training image shows, and **all** of them have a shape.
+# scikit-learn has 351 digits that are a 2 or an 8, of 8 x 8 pixels; MNIST has twelve thousand of 28 x 28. Enlarged to 20 x 20
+# pixels, ours are softer. Test images are made of digits that no training image shows, and **all** of them have a shape.
 
 # %%
 train, test = bottleneck.images_of(config, config.bottleneck_shape_share, config.seed)
@@ -151,11 +146,21 @@ print(f"{sum(map(len, runs.values()))} networks, {len(main)} losses, {len(main['
 #
 # $$ G_k = \left| \frac{\partial}{\partial x} \sum_{c,i,j} T_k[c,i,j] \right| \Big/ \max(\cdot), \qquad T_6 = \tilde z $$
 #
-# On one test image, an 8 with its square:
+# First a 2 and an 8 are chosen that are not cut off, each with the median logit. Then come the maps of the 8 with its square:
 
 # %% tags=["nbval-ignore-output"]
 net = bottleneck.read_network(job.folder, "sigmoid", config.bottleneck_shape_share, config.seed)
-index = int(torch.nonzero(test.labels)[0])
+frame = torch.ones_like(test.regions[0, 0])  # (H, W)
+frame[1:-1, 1:-1] = False  # what is left is the border
+whole = ~(test.regions[0] & frame).any(2).any(1)  # (N,): the digit is not cut off
+own_logits = net(test.images)[:, 0].detach() * (2 * test.labels - 1)  # (N,): own logits
+typical = []  # a 2 and an 8 that are not cut off, each with the median of their own logits
+for label in (0, 1):
+    candidates = torch.nonzero((test.labels == label) & whole)[:, 0]
+    typical.append(int(candidates[own_logits[candidates].argsort()[len(candidates) // 2]]))
+index = typical[1]
+
+# %% tags=["nbval-ignore-output"]
 x = test.images[[index]].clone().requires_grad_()  # (1, 1, H, W)
 
 T, sums = x, []
@@ -209,10 +214,9 @@ def outlined(values, title, item=index):
     return draw
 
 
-pair = [int(torch.nonzero(test.labels == label)[0]) for label in (0, 1)]
-maps = bottleneck.gradient_maps(net, test.images[pair], test.labels[pair])  # (6, 2, H, W)
+maps = bottleneck.gradient_maps(net, test.images[typical], test.labels[typical])  # (6, 2, H, W)
 viz.show_panels([[viz.image(test.images[item, 0, ..., None].repeat(1, 1, 3), "input"),
-                  *(outlined(maps[layer, row], f"G{chr(8321 + layer)}", item) for layer in range(6))] for row, item in enumerate(pair)],
+                  *(outlined(maps[layer, row], f"G{chr(8321 + layer)}", item) for layer in range(6))] for row, item in enumerate(typical)],
                 "Gradient maps of a 2 and an 8 from the first layer to the logit; the dashed outline is the shape: it is as bright as the "
                 "digit up to the fifth layer and mostly dark in the last", size=1.6, bar="gradient / max")
 
@@ -234,10 +238,9 @@ viz.show_panels([hgr_curves(main["sigmoid"], f"HGR, sigmoid, {len(main['sigmoid'
                 f"shape's from {shape[4]:.2f} to {shape[5]:.2f} (published 0.88 to 0.10), the background's stays at {ground[5]:.2f}", size=(8, 3.4))
 
 # %% [markdown]
-# The published pattern is there: through five layers the shape is seen at least as well as the digit, and the last
-# layer drops it below the digit. Two things differ. Our curves sink from the second layer on, while the paper's stay
-# high up to the fourth; its widths and strides are unknown. The background of $G_1$ is high in the paper, but here only
-# in a few networks.
+# The published pattern is there: through five layers the shape is seen at least as well as the digit, and the last layer drops
+# it below the digit. But our curves sink from the second layer on, while the paper's stay high up to the fourth; its
+# widths and strides are unknown.
 #
 # ## 7 Other outputs
 #
@@ -298,13 +301,12 @@ for name, rows in {**groups, "untrained": untrained}.items():
 # *What this toy cannot show:* that the **activation** is the cause. The controls without one lose the shape in the same
 # way (10 of 10 networks).
 #
-# Two more rows help to read the table. Part of the step needs no training: untrained networks keep 56 % of the shape,
-# with a wide spread of 19 points; trained ones keep 22 to 35 %. With the digit taken away, all losses score 0.41 to
-# 0.44, which is no better than guessing and even a little worse. So the last layer does not throw away a cue that the
-# earlier ones hold ready. The cue was never *learned*, because the digit answers the question, and every loss stops
-# asking when the answer is right (section 3). A high gradient in an early layer says that something bright is passed
-# on, not that it is understood. The simulation supports a milder statement, which is all that the method needs: *a
-# classifier that is content with the digit does not look at the shape.*
+# Part of the step needs no training: untrained networks keep 56 % of the shape, with a wide spread of 19 points; trained ones
+# keep 22 to 34 %. With the digit taken away, all losses score 0.40 to 0.43, no better than guessing. So the last layer
+# does not throw away a cue that the earlier ones hold ready. The cue was never *learned*, because the digit answers the
+# question, and every loss stops asking when the answer is right (section 3). The simulation supports a milder
+# statement, which is all that the method needs: *a classifier that is content with the digit does not look at the
+# shape.*
 #
 # ## 8 How many images have the shape
 #
@@ -336,20 +338,30 @@ viz.show_panels([viz.bands(range(len(ratios)), values, title, **axes) for title,
 # shapes are met in training, the *less* the logit reacts. Even where every image has one, the shapes alone tell the
 # network next to nothing. It learns to ignore them, because the digit is enough. Rarity is not needed for the effect.
 #
-# The slider and the strip show the whole curves for each fraction.
+# The same on one image, the last map of the 8. What to look for: does the dashed square fade from left to right?
 
 # %% tags=["nbval-ignore-output"]
+def last_map(part):
+    """Return the last gradient map of the 8, by the network trained with a fraction of shapes."""
+    chosen = bottleneck.read_network(job.folder, "sigmoid", part, config.seed)
+    return bottleneck.gradient_maps(chosen, test.images[[index]], test.labels[[index]])[-1, 0]
+
+
 def draw_ratios(parts):
-    """Show the curves of some ratios."""
-    viz.show_panels([hgr_curves(runs["sigmoid", part], f"{100 * part:g} % with a shape") for part in parts],
-                    "HGR over the layers; the shape's in the last is " + ", ".join(f"{last[part]:.2f}" for part in parts) + " with "
-                    + ", ".join(f"{100 * part:g} %" for part in parts) + " of shapes", size=(2.9, 2.6))
+    """Show the last map for some fractions."""
+    maps = {part: last_map(part) for part in parts}
+    square = {part: values[test.regions[1, index]].mean().item() for part, values in maps.items()}
+    viz.show_panels([outlined(values, f"{100 * part:g} % with a shape") for part, values in maps.items()],
+                    "Mean gradient inside the square: " + ", ".join(f"{mean:.2f} with {100 * part:g} %" for part, mean in square.items()),
+                    size=2.2, bar="gradient / max")
 
 
 widgets.explore(lambda ratio: draw_ratios([ratio]), ratio=ratios)
 draw_ratios(ratios)
 
 # %% [markdown]
+# It fades, as the curves say. The mean gradient inside the square falls from 0.18 to 0.03.
+#
 # ## 9 From the toy to the method
 #
 # RIB takes a trained classifier and *one* image, drops the final activation and makes a few steps of SGD that push the raw logit of the image's
@@ -378,12 +390,10 @@ for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
     print(f"{rate:<8g} {best:4d}    {changes}    {logits[0]:.3g} > {logits[best]:.3g}")
 
 # %% [markdown]
-# There is a gain, and it has a price. At the two smallest rates ten steps only lower the shape's HGR. It falls in the
-# first steps of every rate but the largest, because more of the same digit is the cheapest way up. Then high gradients
-# spread over digit and shape. The background grows by a larger factor still (0.03 to 0.11 at rate 0.001, where the
-# shape goes from 0.15 to 0.28), so the push does not single out the object. This happens when the logit is many times
-# what it was, and collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth until
-# the map is empty.
+# There is a gain, and it has a price. At the two smallest rates ten steps only lower the shape's HGR, because more of the same
+# digit is the cheapest way up. Then high gradients spread over digit and shape. The background grows by a larger factor
+# still (0.03 to 0.11 at rate 0.001, where the shape goes from 0.16 to 0.30), so the push does not single out the
+# object. Collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth.
 #
 # The same on one image. In JupyterLab the slider moves the rate; the strip shows three rates.
 
@@ -406,9 +416,8 @@ widgets.explore(lambda rate: draw_updates([rate]), rate=list(bottleneck.RAISE_RA
 draw_updates([3e-4, 1e-3, 5e-3])
 
 # %% [markdown]
-# The single image is plainer than the means: shortly before the end the map is a pattern of the weights that no longer
-# follows digit or shape. A high HGR of the shape then does not show that the shape was found. This is why RIB is so
-# careful. It takes a tiny rate ($8 \cdot 10^{-6}$ on VOC) and ten steps, *adds up* the maps over the steps, and stops
+# Shortly before the end the map is coarse blobs. A high HGR of the shape then does not show that the shape was found, and so
+# RIB is careful. It takes a tiny rate ($8 \cdot 10^{-6}$ on VOC) and ten steps, *adds up* the maps over the steps, and stops
 # when the map covers 70 % of the image or the summed logits exceed 600. Whether that brings back the body of an object
 # is a question for real maps: notebook 20.
 #
@@ -482,6 +491,15 @@ factor = None  # your answer
 widgets.check(factor, "1d2f548bcad2", "exercise 3")
 
 # %% [markdown]
+# **Where each part comes from.**
+#
+# | part | from |
+# |---|---|
+# | digits 2 and 8 on black; a small shape beside the digit in 10 % of the training images (disc or diamond with a 2, square with an 8); gradient maps $G_1 \ldots G_6$ (section 4); three regions; the published curves, measured to ±0.03 | the paper's figure 1, as it is in its repository (`jbeomlee93/RIB`, `Demo/`) |
+# | five convolutions, one fully connected layer, sigmoid; a gradient is high above 0.3 (section 5); mean over 100 images; the appendix repeats it for softmax, tanh and softsign | memory of the paper's text, **unverified**; the figure only tells that the threshold is between 0.18 and 0.63 |
+# | scikit-learn's digits; canvas of 36, digit of 20, shape of 5 pixels; widths and strides; squared error for tanh and softsign; Adam, one pass over 8,000 images; five seeds | our choice |
+# | the controls (hinge, linear, untrained), the test on shapes alone, other fractions of shapes, the updates of section 9 | our additions, **not in the paper** |
+#
 # **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS 2021, and its repository
 # `jbeomlee93/RIB`. Alpaydin, Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998 (scikit-learn's digits). LeCun, Bottou,
 # Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998 (MNIST).

@@ -54,6 +54,16 @@ def test_the_easy_image_is_well_above_the_hard_one(voc_folder, tmp_path):
     assert overview.easy_and_hard(data, StageFolder(tmp_path))[1] != "m_06", "what has no mask cannot be ranked"
 
 
+def test_images_of_two_classes_are_preferred_where_there_are_enough(voc_folder, monkeypatch):
+    data = load_dataset(voc_folder, "train")
+    data.labels[:, :2] = (1, 0)
+    data.labels[3:6, 1] = 1
+    expected = [name for name in data.ids if data.label(name).sum() == 2][:2]
+    assert expected != list(data.ids[:2]) and overview.easy_and_hard(data, None) == list(data.ids[:2])
+    monkeypatch.setattr(overview, "ENOUGH", 2)
+    assert overview.easy_and_hard(data, None) == expected
+
+
 def test_without_masks_the_first_two_images_are_shown(voc_folder, tmp_path):
     data = load_dataset(voc_folder, "train")
     assert overview.easy_and_hard(data, None) == ["m_00", "m_01"]

@@ -17,6 +17,7 @@ from wsss_lib.results import place_of_method
 from wsss_lib.segment import deeplab
 
 LOOKED_AT = 200  # images among which the two are chosen
+ENOUGH = 20  # images of two classes that a quartile and a tenth are taken of
 
 
 def easy_and_hard(data: SegmentationDataset, result: StageFolder | None, folder: str = "") -> list[str]:
@@ -28,9 +29,11 @@ def easy_and_hard(data: SegmentationDataset, result: StageFolder | None, folder:
 
     Returns:
         the image at the upper quartile, between the median and the best, and that at the lowest tenth, among images that show
-        an object; the first two of these where fewer than two have a true mask.
+        two classes (an object, where two classes are rare); the first two of these where fewer than two have a true mask.
     """
     ids = [image_id for image_id in data.ids[:LOOKED_AT] if data.label(image_id).any()]
+    pairs = [image_id for image_id in ids if data.label(image_id).sum() == 2]
+    ids = pairs if len(pairs) >= ENOUGH else ids
     known = tuple(image_id for image_id in ids if data.mask_path(image_id).is_file())
     if result is not None and len(known) > 1:
         scored = replace(data, ids=known, labels=np.stack([data.label(image_id) for image_id in known]))

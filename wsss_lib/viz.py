@@ -69,8 +69,8 @@ def show(figure, alt: str) -> None:
     plt.close(figure)
     text, small = PngInfo(), io.BytesIO()
     text.add_text("Description", alt)
-    # 256 colours are enough for the eye and keep a stored notebook below 1 MB.
-    PIL.Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True, pnginfo=text)
+    # 256 colours, fitted to the picture, are enough for the eye and keep a stored notebook below 1 MB.
+    PIL.Image.open(buffer).convert("RGB").quantize(256, kmeans=1).save(small, format="png", optimize=True, pnginfo=text)
     display(Image(data=small.getvalue(), format="png", alt=alt))
     display(Markdown(f"*{as_markdown(alt)}*"))
 
@@ -110,7 +110,14 @@ def draw_image(axes, image: np.ndarray, title: str = "") -> None:
     axes.set_axis_off()
 
 
-def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = ""):
+def draw_outline(axes, values: np.ndarray, threshold: float | None, linestyle: str = "-") -> None:
+    """Draw the line at which a map (h, w) crosses a threshold; none if it does not or the threshold is None."""
+    if threshold is not None and np.min(values) < threshold < np.max(values):
+        axes.contour(values, levels=[threshold], colors="white", linewidths=3)  # an edge that is seen on any ground
+        axes.contour(values, levels=[threshold], colors="black", linewidths=1.2, linestyles=linestyle)
+
+
+def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = "", outline: float | None = None):
     """Draw a score map over a grey photograph.
 
     Args:
@@ -118,11 +125,13 @@ def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = ""):
         image: uint8 (H, W, 3), RGB.
         scores: (H, W) floats in [0, 1].
         title: above the picture.
+        outline: threshold whose line is drawn.
 
     Returns:
         the mappable, for a colour bar over 0..1.
     """
     axes.imshow(overlay(image, scores))
+    draw_outline(axes, scores, outline)
     axes.set_title(title)
     axes.set_axis_off()
     return matplotlib.cm.ScalarMappable(norm=matplotlib.colors.Normalize(0, 1), cmap="cividis")
@@ -151,7 +160,7 @@ def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "
     Args:
         axes: matplotlib axes.
         labels: uint8 (H, W), 0 background, i + 1 for `classes[i]`, 255 unknown.
-        classes: foreground class names.
+        classes: foreground class names; what has an empty name is not named.
         title: above the picture.
         image: uint8 (H, W, 3), shines through when given.
     """
@@ -163,7 +172,8 @@ def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "
     unknown = labels == IGNORE
     if unknown.any():
         axes.contourf(unknown.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
-    places = sorted((*_inside(labels == value), classes[value - 1]) for value in np.unique(labels) if 0 < value <= len(classes))
+    named = (value for value in np.unique(labels) if 0 < value <= len(classes) and classes[value - 1])
+    places = sorted((*_inside(labels == value), classes[value - 1]) for value in named)
     lowest = -np.inf
     for row, column, name in places:
         lowest = max(row, lowest + labels.shape[0] / 7)  # names of small panels would cover each other
@@ -204,14 +214,45 @@ def image(picture: np.ndarray, title: str = "", dot: tuple[float, float] | None 
     return draw
 
 
-def scores(picture: np.ndarray, values: np.ndarray, title: str = "") -> Panel:
+def scores(picture: np.ndarray, values: np.ndarray, title: str = "", outline: float | None = None) -> Panel:
     """Return a panel for `show_panels`; as `draw_scores`."""
-    return lambda axes: draw_scores(axes, np.asarray(picture), values, title)
+    return lambda axes: draw_scores(axes, np.asarray(picture), values, title, outline)
 
 
-def heat_map(values, title: str = "") -> Panel:
-    """Return a panel for `show_panels`; as `draw_map`."""
-    return lambda axes: draw_map(axes, values, title)
+def difference(
+    before: np.ndarray, after: np.ndarray, title: str = "", limit: float = 1.0, outlines: tuple[float, float] | None = None
+) -> Panel:
+    """Return a panel for `show_panels` with what a map has won (red) and lost (blue); in grey, a mark tells them apart.
+
+    Args:
+        before, after: (h, w) floats.
+        title: above the picture.
+        limit: difference of the darkest red; minus it is the darkest blue.
+        outlines: thresholds whose lines are drawn, of the map before (dashed) and after (solid).
+    """
+
+    def draw(axes):
+        change = np.asarray(after) - np.asarray(before)
+        drawn = axes.imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        if change.min() < -limit / 4:
+            axes.contourf(change, levels=[-np.inf, -limit / 4], colors="none", hatches=["...."])
+        for values, threshold, linestyle in zip((before, after), outlines or (), ("--", "-"), strict=False):
+            draw_outline(axes, np.asarray(values), threshold, linestyle)
+        axes.set_title(title)
+        axes.set_axis_off()
+        return drawn
+
+    return draw
+
+
+def heat_map(values, title: str = "", outline: float | None = None) -> Panel:
+    """Return a panel for `show_panels`; as `draw_map`, with the line of a threshold."""
+
+    def draw(axes):
+        draw_outline(axes, values, outline)
+        return draw_map(axes, values, title)
+
+    return draw
 
 
 def labels(mask: np.ndarray, classes: Sequence[str], title: str = "", picture: np.ndarray | None = None) -> Panel:

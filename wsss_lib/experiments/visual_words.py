@@ -20,14 +20,18 @@ from wsss_lib.data.samples import ClassificationSamples
 from wsss_lib.methods import cam, vwe
 from wsss_lib.nets.backbone import normalization_of
 
+COLORS = 254  # of the palette
+NAMED = 4  # words of a word map that carry their number; more would cover each other
 WordMaps = dict[str, tuple[Tensor, Tensor]]  # image id to index int64 (h, w) and cosine float (h, w) of each position's word
 
 
 def word_panel(index: Tensor, image: Image.Image, title: str) -> viz.Panel:
-    """Return a panel for `viz.show_panels` with a word map (h, w): one color and one number for each word."""
-    labels = index % 254 + 1  # the palette has 254 colors; of more words, two and more share one
+    """Return a panel for `viz.show_panels` with a word map (h, w): a color for each word, and the numbers of the largest."""
+    labels = index % COLORS + 1  # of more words, two and more share a color
     large = F.interpolate(labels[None, None].float(), size=image.size[::-1], mode="nearest")[0, 0]
-    return viz.labels(large.numpy().astype(np.uint8), [str(number) for number in range(254)], title, np.array(image))
+    named = labels.flatten().bincount(minlength=COLORS + 1).argsort(descending=True)[:NAMED].tolist()
+    names = [str(number) if number + 1 in named else "" for number in range(COLORS)]
+    return viz.labels(large.numpy().astype(np.uint8), names, title, np.array(image))
 
 
 def half_of_the_weight(weights: np.ndarray) -> float:
