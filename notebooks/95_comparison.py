@@ -10,7 +10,7 @@
 # | **Time and memory** | on one CPU core about 2 seconds for each method, stage and seed; below 1 GB |
 # | **Paper** | Cheng et al., *Boundary IoU*, CVPR 2021; Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020 |
 #
-# **What the stored tables show.** They hold *one* seed and no complete chain for most methods.
+# **What the stored tables show.** They hold *one* seed, on generated images.
 #
 # * At their best thresholds, the maps of VWE (57.6 %) score above CAM's (52.7 %); those of RIB (53.1 %) and SC-CAM
 #   (52.4 %) like them, and DRS's (39.4 %, before saliency cuts them) below.
@@ -282,9 +282,9 @@ draw()
 # %% [markdown]
 # ## 9 Cost
 #
-# Seconds come from `run.json`, from the beginning of a stage, or of its last resumption (VWE's 16 s are hardly its
-# whole training). Other work makes them longer, so the fastest run counts. A method's cost is the sum of *its own*
-# stages up to its maps, beside CAM's classifier: here 226 s for RIB, 251 s for SC-CAM and 480 s for AMN.
+# Seconds come from `run.json`, from the beginning of a stage, or of its last resumption.
+# Other work makes them longer (here several programs ran on both cores), so the fastest run counts. A method's cost is the sum of
+# *its own* stages up to its maps, beside CAM's classifier: here 94 s for AMN, 112 s for RIB and 122 s for SC-CAM.
 
 # %% tags=["nbval-ignore-output"]
 results.show_table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "images/s", "peak memory, MiB", "device"],
