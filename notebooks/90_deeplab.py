@@ -131,8 +131,10 @@ for name in ("layer1", "layer2", "layer3", "layer4"):
 
 # %%
 given = config.deeplab_weights if config.deeplab_version == "v2" else ""
-start = open_stage(cam.CLASSIFIER, config).weights if config.deeplab_init == "classifier" and not given else ""
 as_v2 = config.model_copy(update={"deeplab_version": "v2"})  # sections 1 to 5 are about version 2, whatever is trained
+if config.deeplab_weights:  # nothing is trained, so no start is needed
+    as_v2 = as_v2.model_copy(update={"deeplab_init": "none"})
+start = open_stage(cam.CLASSIFIER, config).weights if as_v2.deeplab_init == "classifier" else ""
 net = deeplab.build_deeplab(as_v2, train_data.num_classes, start, given)
 images = torch.randn(2, 3, config.deeplab_crop, config.deeplab_crop)
 with torch.no_grad():
@@ -495,7 +497,7 @@ def mask_of(name, kind, crf):
         ids = np.flatnonzero(present)
         places = np.searchsorted(ids, np.where(taught(name) == 255, 0, taught(name)))
         return ids[crf_from_labels(picture, places, len(ids)) if crf else places].astype(np.uint8)
-    p = learned[name] * (present[:, None, None] if kind == "label" else 1)
+    p = (learned[name] + 1e-6) * (present[:, None, None] if kind == "label" else 1)  # a sum of 0 cannot be divided by
     return (crf_segmentation(picture, p / p.sum(0)) if crf else p.argmax(0)).astype(np.uint8)
 
 # %% tags=["nbval-ignore-output"]
