@@ -69,7 +69,9 @@ def test_no_import_takes_the_name_of_a_parameter(path):
     setup = next((number for number, source in enumerate(sources) if "Config.from_notebook" in source), -1)
     lines = "\n".join(sources[: setup + 1])
     imports = [node for node in ast.parse(lines).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not {(name.asname or name.name).partition(".")[0] for node in imports for name in node.names} & set(Config.model_fields)
+    assert not {(name.asname or name.name).partition(".")[0] for node in imports for name in node.names} & set(
+        Config.model_fields
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from data_prep.weight_layouts import layouts
 from tests.checkout import environment
-from tests.test_checkpoints import LISTS, official_file, official_list, random_weights
+from tests.test_checkpoints import official_file, official_list, random_weights
 from tests.test_resnet38 import mxnet_file, mxnet_names
 from wsss_lib.core.check import CHECK
 from wsss_lib.core.files import write_mask
@@ -103,7 +102,8 @@ def converted(folder: Path, format_name: str, official: str) -> list[str]:
     command = ["data_prep.checkpoints", "convert", "--format", format_name, *options, str(source), str(made)]
     done = subprocess.run([sys.executable, "-m", *command], cwd=PROJECT_ROOT, text=True, capture_output=True, check=True)
     source.unlink()
-    return shlex.split(done.stdout.splitlines()[-1].partition("(")[0].removeprefix("take it with a preset of published sizes and"))
+    words = done.stdout.splitlines()[-1].partition("(")[0]
+    return shlex.split(words.removeprefix("take it with a preset of published sizes and"))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"<html>not found</html>"], ids=["absent", "empty", "a page"])

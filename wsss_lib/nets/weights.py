@@ -159,8 +159,9 @@ def imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
         official = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no way to the network, or a file that is cut off
         file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+        reason = str(error).partition("\n")[0][:200]
         raise DataError(
-            f"{file}: ImageNet's weights of {name} cannot be read or fetched ({str(error).partition(chr(10))[0]:.200}): put {weights.url} there under this name; "
-            f"its SHA-256 begins with {file.stem.rpartition('-')[2]}"
+            f"{file}: ImageNet's weights of {name} cannot be read or fetched ({reason}): "
+            f"put {weights.url} there under this name; its SHA-256 begins with {file.stem.rpartition('-')[2]}"
         ) from None
     return {key: value for key, value in official.items() if not key.startswith("classifier.")}  # of VGG-16
