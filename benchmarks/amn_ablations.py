@@ -20,7 +20,7 @@ from wsss_lib.core.parallel import make_maps
 from wsss_lib.core.scoring import sweep_maps
 from wsss_lib.core.stage import folder_of, open_stage
 from wsss_lib.data.dataset import open_data
-from wsss_lib.experiments.amn_ablations import VARIANTS, train_variant, variant_localization
+from wsss_lib.experiments.amn_ablations import VARIANTS, train_variant, variant_localization, variant_seeds
 from wsss_lib.methods import amn, cam
 from wsss_lib.ops.thresholds import ImageThresholds
 from wsss_lib.parameters import project_path
@@ -55,9 +55,10 @@ def run_seed(config: Config, names: list[str], rows: dict, out: Path) -> None:
             continue
         start, variant, folder = time.time(), VARIANTS[name], work / name.replace(" ", "_")
         key = variant.training_key()
+        learned = variant_seeds(variant, (data, score_data), seed_folder, cam_maps, config, work / "seeds_without_crf")
         if key not in trained:  # variants of the maps alone share one network
-            trained = {key: train_variant(variant, data, seed_folder, classifier, config, folder)}
-        localize = variant_localization(variant, trained[key], score_data, seed_folder, config)
+            trained = {key: train_variant(variant, data, learned, classifier, config, folder)}
+        localize = variant_localization(variant, trained[key], score_data, learned, config)
         make_maps(localize, score_data, config, folder / "maps")
         finished[name] = scored(score_data, folder / "maps") | {"seconds": round(time.time() - start, 1)}
         files.write_json(out, rows)

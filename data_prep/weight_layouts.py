@@ -142,10 +142,10 @@ def _drs(network: str, learnable: bool, usage: str) -> Layout:
     return Layout(network, keys, usage, aliases)
 
 
-def _classifier(trunk: str, network: str) -> Layout:
+def _classifier(trunk: str, network: str, parameter: str = "cam_weights") -> Layout:
     width = {"resnet38": 4096, "vgg16_largefov": 1024}[trunk]
     keys = _trunk(trunk) | {"fc8.weight": (("C", width, 1, 1), "classifier.weight")}
-    return Layout(network, keys, f"-p backbone {trunk} -p output_stride 8 -p cam_weights FILE")
+    return Layout(network, keys, f"-p backbone {trunk} -p output_stride 8 -p {parameter} FILE")
 
 
 def _sccam() -> Layout:
@@ -157,8 +157,7 @@ def _sccam() -> Layout:
     return Layout(
         "SC-CAM after a round, ResNet-38",
         keys,
-        "-p backbone resnet38 -p output_stride 8 -p sccam_clusters {S} and "
-        "wsss_lib.methods.sccam.build_sccam(config, {C}, 'FILE')",
+        "-p backbone resnet38 -p output_stride 8 -p sccam_clusters {S} -p sccam_weights FILE",
     )
 
 
@@ -253,7 +252,7 @@ def layouts() -> dict[str, tuple[Layout, ...]]:
             _vwe("resnet101", True, "VWL-L, ResNet-101", "vwl_l"),
             _vwe("resnet101", False, "VWL-M, ResNet-101", "vwl_m"),
         ),
-        "sccam": (_sccam(), _classifier("resnet38", "SC-CAM's classifier of round 0, ResNet-38")),
+        "sccam": (_sccam(), _classifier("resnet38", "SC-CAM's classifier of round 0, ResNet-38", "sccam_first_weights")),
         "psa-cls": (
             _classifier("resnet38", "AffinityNet's classifier, ResNet-38"),
             _classifier("vgg16_largefov", "AffinityNet's classifier, VGG-16"),

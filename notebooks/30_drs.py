@@ -73,6 +73,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("training", not config.drs_weights, "a finished classifier is given, and its start is not")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 saliency_folder = train_data.root / config.drs_saliency_folder
 saliency_of = drs_ablations.saliency_maps(score_data, saliency_folder)
@@ -173,7 +174,8 @@ widgets.explore(lambda factor=0.55: viz.show_panels(
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(config.seed)
-learnable = drs.build_drs(config, train_data.num_classes, classifier.weights, delta=0).to(classifier.device).eval()
+fresh = config.model_copy(update={"drs_backbone_weights": "none"}) if config.drs_weights else config
+learnable = drs.build_drs(fresh, train_data.num_classes, classifier.weights, delta=0).to(classifier.device).eval()
 
 
 def factors_of(network):
@@ -541,7 +543,7 @@ for name, (delta, stages) in drs_ablations.VARIANTS.items():
 # kept here, small networks ended there for factors below about 0.75, the learnable version included (it starts near 0.5).
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, training
 ablation = run(drs_ablations.ABLATION, drs_ablations.short_config(config, len(train_data)))
 results.show_table(["", "heads", "bodies", "mIoU with", "without", "at bound"], [
     [line["what"], f"{line.get('head', np.nan):.2f}", f"{line.get('body', np.nan):.2f}", f"{line['saliency']:.1f}", f"{line['alone']:.1f}",

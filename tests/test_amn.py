@@ -19,6 +19,7 @@ from wsss_lib.config import Config
 from wsss_lib.core import training
 from wsss_lib.core.files import read_maps, read_mask, write_maps, write_mask
 from wsss_lib.core.parallel import make_maps
+from wsss_lib.core.scoring import full_size_maps
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.errors import DataError
 from wsss_lib.experiments import amn_ablations
@@ -464,6 +465,21 @@ def test_variants_of_the_maps_alone_share_a_network_and_stand_together():
     assert len(groups) == len(set(keys)) == len(keys) - 2
     for variant in amn_ablations.VARIANTS.values():
         Config.from_values(variant.settings)
+
+
+def test_seeds_without_a_crf_are_maps_at_two_thresholds(config, data, seed_folder, tmp_path):
+    maps_folder, folder = seed_folder.parent / "cam", tmp_path / "without_crf"
+    variant = amn_ablations.VARIANTS["seeds without CRF"]
+    assert amn_ablations.variant_seeds(variant, (data, data), seed_folder, maps_folder, config, folder) == folder
+    for image_id in data.ids:
+        classes, scores = full_size_maps(maps_folder, image_id)
+        best, name = scores.max(0), classes[scores.argmax(0)] + 1
+        sure, nothing = best > config.amn_foreground_threshold, best <= config.amn_background_threshold
+        expected = np.where(sure, name, np.where(nothing, 0, 255))
+        np.testing.assert_array_equal(read_mask(folder / f"{image_id}.png", data.num_classes), expected)
+    other = amn_ablations.VARIANTS["AMN as published"]
+    assert amn_ablations.variant_seeds(other, (data,), seed_folder, maps_folder, config, tmp_path / "unused") == seed_folder
+    assert not (tmp_path / "unused").exists()
 
 
 def test_ablations_are_stored_one_by_one(config, data, seed_folder, tmp_path, monkeypatch, capsys):

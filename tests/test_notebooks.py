@@ -63,6 +63,18 @@ def test_parameters_are_fields_with_valid_values_and_comments(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_no_import_takes_the_name_of_a_parameter(path):
+    """A preset's values stand above the imports, also those of parameters that the notebook does not list."""
+    sources = [cell.source for cell in code_cells(path)]
+    setup = next((number for number, source in enumerate(sources) if "Config.from_notebook" in source), -1)
+    lines = "\n".join(sources[: setup + 1])
+    imports = [node for node in ast.parse(lines).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not {(name.asname or name.name).partition(".")[0] for node in imports for name in node.names} & set(
+        Config.model_fields
+    )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_smoke_values_are_those_of_the_configuration(path):
     """One default for one name: a notebook and the library must not disagree."""
     defaults = Config()

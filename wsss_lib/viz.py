@@ -209,7 +209,7 @@ def image(picture: np.ndarray, title: str = "", dot: tuple[float, float] | None 
     def draw(axes) -> None:
         draw_image(axes, np.asarray(picture), title)
         if dot is not None:
-            axes.plot(*dot, "o", color="#D55E00")
+            axes.plot(*dot, "o", color="#D55E00", markersize=10, markeredgecolor="white", markeredgewidth=2)
 
     return draw
 
@@ -258,6 +258,28 @@ def heat_map(values, title: str = "", outline: float | None = None) -> Panel:
 def labels(mask: np.ndarray, classes: Sequence[str], title: str = "", picture: np.ndarray | None = None) -> Panel:
     """Return a panel for `show_panels`; as `draw_labels`."""
     return lambda axes: draw_labels(axes, mask, classes, title, picture)
+
+
+def change(before: np.ndarray, after: np.ndarray, title: str = "") -> Panel:
+    """Return a panel for `show_panels`: where a second label map differs from a first one.
+
+    Args:
+        before, after: uint8 (H, W), 0 background, i + 1 for class i.
+        title: above the picture.
+
+    A gained object is bright, a lost one black, another name hatched; all else is gray.
+    """
+    gained, lost = (before == 0) & (after > 0), (before > 0) & (after == 0)
+    renamed = (before > 0) & (after > 0) & (before != after)
+
+    def draw(axes) -> None:
+        axes.imshow(np.select([gained, lost], [1.0, 0.0], 0.5), cmap="cividis", vmin=0, vmax=1)
+        if renamed.any():
+            axes.contourf(renamed.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
+        axes.set_title(title)
+        axes.set_axis_off()
+
+    return draw
 
 
 def blank(words: str = "") -> Panel:

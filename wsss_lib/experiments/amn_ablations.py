@@ -23,6 +23,7 @@ from wsss_lib.methods.amn import (
     amn_localization,
     balanced_loss,
     build_amn,
+    make_refined_seeds,
     pixel_losses,
     smoothed_target,
     train_amn,
@@ -41,25 +42,28 @@ class Variant:
         loss: "balanced": AMN's; "plain": one mean over all known pixels; "image": no pixel labels, but the image-level label
             against the average of the logits; its maps are then made as CAM's, too.
         conditioned: whether the image-level label enters the network.
+        crf: whether the seeds have been refined by a CRF; without it they are CAM at the same two thresholds.
         seed_rule: whether the maps keep their probabilities where the refined seed says background.
         settings: parameters set otherwise.
     """
 
     loss: Literal["balanced", "plain", "image"] = "balanced"
     conditioned: bool = True
+    crf: bool = True
     seed_rule: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
 
     def training_key(self) -> tuple:
         """Return what the trained network depends on: variants of one key can share it."""
         settings = {name: value for name, value in self.settings.items() if name != "amn_dropout_in_maps"}
-        return self.loss, self.conditioned, tuple(sorted(settings.items()))
+        return self.loss, self.conditioned, self.crf, tuple(sorted(settings.items()))
 
 
 VARIANTS = {  # those that share a trained network follow each other
     "AMN as published": Variant(),
     "maps stretched everywhere": Variant(seed_rule=False),
     "dropout left on in the maps": Variant(settings={"amn_dropout_in_maps": True}),
+    "seeds without CRF": Variant(crf=False),
     "plain mean, not balanced": Variant(loss="plain"),
     "no label conditioning": Variant(conditioned=False),
     "image-level loss, not per pixel": Variant(loss="image", conditioned=False),
@@ -109,6 +113,26 @@ def without_conditioning(net: ActivationManipulationNet) -> ActivationManipulati
     return net
 
 
+def variant_seeds(
+    variant: Variant, data: Sequence[SegmentationDataset], seed_folder: Path, maps_folder: Path, config: Settings, folder: Path
+) -> Path:
+    """Return the folder of `ID.png` from which a variant learns, and make those that have seen no CRF.
+
+    Args:
+        data: the images that need seeds: those of training, and those whose maps are made.
+        seed_folder: of the refined seeds.
+        maps_folder: of CAM's `ID.npz`.
+        folder: gets the seeds without a CRF.
+
+    Explained in notebook 40, section "What helps and what does not".
+    """
+    if variant.crf:
+        return seed_folder
+    for part in data:  # no step of mean field leaves the labels as they are
+        make_refined_seeds(part, maps_folder, config.model_copy(update={"seed_crf_iterations": 0}), folder)
+    return folder
+
+
 def train_variant(
     variant: Variant, data: SegmentationDataset, seed_folder: Path, classifier_weights: Path, config: Settings, folder: Path
 ) -> ActivationManipulationNet:
@@ -116,7 +140,7 @@ def train_variant(
 
     Args:
         variant: of `VARIANTS`, or your own.
-        seed_folder: of `ID.png`, the refined seeds.
+        seed_folder: of `variant_seeds`.
         classifier_weights: CAM's classifier, for `amn_init` "classifier".
 
     Returns:
@@ -148,7 +172,7 @@ def variant_localization(
 
     Args:
         variant: of `VARIANTS`, or your own.
-        seed_folder: of `ID.png`, their refined seeds.
+        seed_folder: of `variant_seeds`.
 
     Raises:
         DataError: a refined seed is missing.
@@ -167,6 +191,7 @@ def score_variants(
     data: SegmentationDataset,
     scored: SegmentationDataset,
     seed_folder: Path,
+    maps_folder: Path,
     classifier_weights: Path,
     config: Settings,
     thresholds: np.ndarray,
@@ -175,7 +200,8 @@ def score_variants(
 
     Args:
         names: of `VARIANTS`.
-        seed_folder, classifier_weights: as for `train_variant`.
+        seed_folder, maps_folder: as for `variant_seeds`.
+        classifier_weights: as for `train_variant`.
         scored: the images whose maps are made and scored.
         thresholds: (T,) strictly increasing.
 
@@ -186,9 +212,10 @@ def score_variants(
     for name in names:
         variant, key = VARIANTS[name], VARIANTS[name].training_key()
         with tempfile.TemporaryDirectory() as folder:
+            learned = variant_seeds(variant, (data, scored), seed_folder, maps_folder, config, Path(folder) / "seeds")
             if key not in trained:  # variants of the maps alone share one network
-                trained[key] = train_variant(variant, data, seed_folder, classifier_weights, config, Path(folder))
-            localize = variant_localization(variant, trained[key], scored, seed_folder, config)
+                trained[key] = train_variant(variant, data, learned, classifier_weights, config, Path(folder))
+            localize = variant_localization(variant, trained[key], scored, learned, config)
             make_maps(localize, scored, config, Path(folder) / "maps")
             summaries[name] = sweep_maps(scored, Path(folder) / "maps", thresholds, ImageThresholds).summary()
     return summaries

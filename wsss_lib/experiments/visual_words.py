@@ -152,13 +152,13 @@ def short_training(
         pooling: gamma and levels of `vwe.hspp`.
         with_words: whether the words' losses are added.
         scored: those whose maps are made and scored.
-        classifier_weights: CAM's classifier, the start.
+        classifier_weights: CAM's classifier, the start; the network of `vwe_weights`, if given, takes its place.
 
     Returns:
         the row of `best_threshold_row`.
     """
     torch.manual_seed(config.seed)
-    net = vwe.build_vwe(config, data.num_classes, classifier_weights).to(device_of(config))
+    net = vwe.build_vwe(config, data.num_classes, classifier_weights, config.vwe_weights).to(device_of(config))
     net.gamma, net.levels = pooling
     with tempfile.TemporaryDirectory() as folder:
         vwe.train_vwe(net, data, config, Path(folder), vwe.losses if with_words else cam.classification_loss)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from wsss_lib.core.files import read_tensors
+from wsss_lib.errors import DataError
 from wsss_lib.nets.base import Backbone, Network
 from wsss_lib.parameters import project_path
 
@@ -122,6 +124,7 @@ def imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         ValueError: there are none for this network (says what to set instead).
+        DataError: torchvision's file is not there and cannot be fetched, or is damaged.
         ImportError: a package that only EfficientNet-Lite0 needs is not installed.
     """
     if name in ("resnet_small", "vgg_small"):
@@ -151,5 +154,14 @@ def imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
         return dict(zip(ours, official, strict=False))
     from torchvision.models import get_model_weights
 
-    official = get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False)
+    weights = get_model_weights(name).IMAGENET1K_V1
+    try:
+        official = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no way to the network, or a file that is cut off
+        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+        reason = str(error).partition("\n")[0][:200]
+        raise DataError(
+            f"{file}: ImageNet's weights of {name} cannot be read or fetched ({reason}): "
+            f"put {weights.url} there under this name; its SHA-256 begins with {file.stem.rpartition('-')[2]}"
+        ) from None
     return {key: value for key, value in official.items() if not key.startswith("classifier.")}  # of VGG-16
