@@ -158,6 +158,7 @@ with torch.no_grad():
     f = net.backbone(x)[0]  # (D, h, w)
     W = net.classifier.weight[present, :, 0, 0]  # (D,)
     M = torch.einsum("d,dhw->hw", W, f).clamp(min=0)  # M_c = ReLU(W_c f)
+    M = M ** net.backbone.map_power  # 1 but for AffinityNet's VGG-16, whose program takes the root
 M = M / (M.max() + 1e-5)
 print(f"image {image_id}, class {train_data.classes[present]}: map of {tuple(M.shape)} positions")
 
