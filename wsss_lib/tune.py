@@ -135,9 +135,9 @@ class Study:
         a trial that a kill has interrupted is tried again.
         """
         states = self.optuna.trial.TrialState
-        for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            self.study.tell(trial.number, state=states.FAIL)
-        while len(done := self.finished()) < trials and sum(trial.user_attrs["seconds"] for trial in done) < seconds:
+        for killed in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            self.study.tell(killed.number, state=states.FAIL)
+        while len(done := self.finished()) < trials and sum(made.user_attrs["seconds"] for made in done) < seconds:
             self.study.sampler = self.optuna.samplers.TPESampler(seed=1000 * self.seed + len(done), n_startup_trials=4)
             if not done:
                 given = {name: getattr(self.config, name) for name in self.ranges}

@@ -182,7 +182,7 @@ def write_maps(
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # mypy takes them for its options
 
     write_atomically(path, write)
 
@@ -280,16 +280,17 @@ def _full_fits(arrays: dict[str, np.ndarray]) -> bool:
     if not rest:
         return True
     views = [rest.pop(f"view{number}", None) for number in range(len(rest) - 2)]
+    if set(rest) != {"grid_stride", "peaks"} or not views:
+        return False
+    stride, peaks = rest["grid_stride"], rest["peaks"]
     return (
-        set(rest) == {"grid_stride", "peaks"}
-        and len(views) > 0
-        and rest["grid_stride"].dtype.kind == "i"
-        and rest["grid_stride"].shape == ()
-        and 0 < rest["grid_stride"] <= 64
-        and rest["peaks"].dtype.kind == "f"
-        and rest["peaks"].shape == (count,)
-        and all(view is not None and view.dtype.kind == "f" and view.ndim == 3 and len(view) == count for view in views)
-        and all(view.size or not count for view in views)
+        (stride.dtype.kind, stride.shape) == ("i", ())
+        and 0 < int(stride) <= 64
+        and (peaks.dtype.kind, peaks.shape) == ("f", (count,))
+        and all(
+            view is not None and (view.dtype.kind, view.ndim, len(view)) == ("f", 3, count) and (view.size > 0 or not count)
+            for view in views
+        )
     )
 
 
