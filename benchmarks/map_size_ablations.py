@@ -1,6 +1,6 @@
 """Maps merged at the size of the image beside those enlarged from stride 4: labels, scores, disk and time of one finished run.
 
-    python benchmarks/map_size.py --preset voc12-small --seeds 0 1 2
+    python benchmarks/map_size_ablations.py --preset voc12-small --seeds 0 1 2
 
 The run's stage `maps` must have been made with `map_size: image`, whose files hold both.
 """
