@@ -379,7 +379,8 @@ print(f"brightest column: {int(published.argmax())} where the grid is laid over 
 # %% [markdown]
 # Eleven pixels at the right edge, next to none at the left. Published thresholds belong to maps of the first kind, so the presets of VOC and
 # COCO keep the small maps of every scale and merge them when they are read (`map_size: image`). The generated images have sides that
-# the stride divides, so that nothing moves here. MAPSIZE
+# the stride divides, so that nothing moves here. On 311 photographs (`benchmarks/map_size_ablations.py`, three seeds) 2.7 to 2.8 % of the
+# labels differ at 0.15, and the best mIoU is 0.2 to 0.3 points *lower* the published way: faithful is not better.
 
 # %% [markdown]
 # ## 3 Dense CRF
