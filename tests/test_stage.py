@@ -147,6 +147,14 @@ def test_a_parameter_changed_and_set_back_finds_the_old_results(tmp_path, capsys
     assert "the earlier results are kept in maps." in capsys.readouterr().out
 
 
+def test_the_lock_of_a_process_that_was_killed_at_the_end_is_removed(tmp_path):
+    job = run(stage_of(Writer()), config_of(tmp_path))
+    left = job.folder.with_name(f".{job.folder.name}.lock")
+    left.write_text("process 1 on nowhere")
+    run(stage_of(Writer()), config_of(tmp_path))
+    assert not left.exists()
+
+
 def test_an_interrupted_result_is_kept_too(tmp_path):
     def stopped(job: Job) -> int:
         (job.folder / "state.txt").write_text("half of 80 epochs")

@@ -4,6 +4,7 @@ import os
 import platform
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,7 @@ def claim(folder: Path, content: dict[str, Any], shard: int) -> StageFolder:
     """
     stage, key, name = StageFolder(folder), content["key"], folder.name
     if stage.key() == key and stage.is_complete():
+        _remove_stale_lock(folder)
         return stage
     if shard:  # others make their images beside this run; shard 0 has made the folder ready
         if stage.key() != key:
@@ -268,6 +270,16 @@ def claim(folder: Path, content: dict[str, Any], shard: int) -> StageFolder:
         stage.release()
         raise
     return stage
+
+
+def _remove_stale_lock(folder: Path) -> None:
+    """Remove the lock file of a process that was killed between the end of a stage and its release."""
+    path = folder.with_name(f".{folder.name}.lock")
+    if path.is_file():
+        lock = FileLock(path, is_singleton=True, thread_local=False)
+        with suppress(Timeout, OSError):  # held by a living process, or on a disk that is read-only
+            lock.acquire(timeout=0)
+            unlock_folder(lock)
 
 
 def _exchange(stage: StageFolder, key: str) -> None:

@@ -905,7 +905,7 @@ def _network_reads(*own: str) -> Callable[[Any], tuple[str, ...]]:
         "drs_selection",
         *TRAINING,
     )
-    return lambda config: (*common, *own, *(MASK_READS if config.drs_selection == "pixel_labels" else ()))
+    return lambda config: (*common, *own, *((*MASK_READS, *MAP_FORM) if config.drs_selection == "pixel_labels" else ()))
 
 
 def _choosing_masks(job: Job) -> dict[str, str]:
