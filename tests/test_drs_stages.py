@@ -403,5 +403,5 @@ def test_only_what_a_network_depends_on_trains_it_again():
     config = preset_config("voc12", "drs")
     by_labels = config.model_copy(update={"drs_selection": "pixel_labels"})  # pseudo-labels choose the epoch
     for stage in (drs.NETWORK, drs.REFINED):
-        assert set(stage.read_by(by_labels)) - set(stage.read_by(config)) == set(drs.MASK_READS)
+        assert set(stage.read_by(by_labels)) - set(stage.read_by(config)) == {*drs.MASK_READS, *drs.MAP_FORM}
     assert "drs_delta" in drs.NETWORK.read_by(config) and "drs_delta" not in drs.REFINED.read_by(config)
