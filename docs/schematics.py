@@ -20,6 +20,12 @@ BLUE, GREY, PALE, INK = "#0072B2", "#767676", "#F2F2F2", "#1A1A1A"
 CHAIN = ("image", "classifier", "CAM", "seed mask", "pseudo-mask", "DeepLab", "prediction")
 
 
+def save(figure, name: str) -> None:
+    """Write a drawing; the same drawing always gives the same bytes."""
+    figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+
+
 class Sketch:
     """A drawing of boxes and arrows; positions are in boxes: the centre of a box is (column, row), row 0 at the bottom."""
 
@@ -90,9 +96,8 @@ class Sketch:
             self.arrow(start, end)
 
     def save(self, name: str) -> None:
-        """Write the drawing; the same drawing always gives the same bytes."""
-        self.figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None, "Creator": None}, transparent=False)
-        plt.close(self.figure)
+        """Write the drawing."""
+        save(self.figure, name)
 
 
 def chain(name: str, own: Sequence[str], words: str) -> None:
@@ -186,8 +191,7 @@ def drs() -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
-    figure.savefig(FOLDER / "drs.svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    save(figure, "drs")
 
 
 def amn() -> None:
@@ -307,8 +311,7 @@ def affinity() -> None:
     for side in ("top", "right"):
         right.spines[side].set_visible(False)
     figure.tight_layout()
-    figure.savefig(FOLDER / "affinity.svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    save(figure, "affinity")
 
 
 def aspp() -> None:
@@ -332,8 +335,7 @@ def aspp() -> None:
         transform=panels[4].transAxes,
     )
     figure.tight_layout()
-    figure.savefig(FOLDER / "aspp.svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    save(figure, "aspp")
 
 
 def draw_all() -> None:

@@ -426,3 +426,17 @@ def test_any_description(tmp_path_factory, content):
         assert str(error).startswith(str(root / "dataset.json"))
     else:
         assert classes == tuple(json.loads(content)["classes"])
+
+
+def test_a_part_of_a_split_by_rows(miniature):
+    data = load_dataset(miniature, "train")
+    chosen = data.label(data.ids[0])[0] == data.labels[:, 0]
+    for rows, ids in (
+        (slice(2), data.ids[:2]),
+        ([3, 1], (data.ids[3], data.ids[1])),
+        (chosen, tuple(name for name, kept in zip(data.ids, chosen, strict=True) if kept)),
+        ([], ()),
+    ):
+        part = data.part(rows)
+        assert part.ids == ids and len(part.labels) == len(ids)
+        assert all((part.label(name) == data.label(name)).all() for name in ids)

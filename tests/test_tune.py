@@ -38,7 +38,7 @@ def test_an_image_tunes_or_measures_by_its_name_alone(data):
     split = open_data(small_chain.config_of(data, data, "cam"), "train")
     tuning, measuring = tune.split_of_tuning(split, 10)
     assert len(tuning) == 10 and len(measuring) == 20 and not set(tuning.ids) & set(measuring.ids)
-    shuffled = tune.subset(split, list(reversed(range(len(split)))))
+    shuffled = split.part(slice(None, None, -1))
     assert set(tune.split_of_tuning(shuffled, 10)[0].ids) == set(tuning.ids)
     assert all((tuning.label(name) == split.label(name)).all() for name in tuning.ids)
     with pytest.raises(DataError, match="30 images have masks, and tuning on 16 needs at least 32"):

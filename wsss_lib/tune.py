@@ -14,7 +14,6 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +47,14 @@ def split_of_tuning(data: SegmentationDataset, count: int = TUNING_IMAGES) -> tu
     ranked = sorted(range(len(data)), key=lambda row: zlib.crc32(data.ids[row].encode()))
     if len(ranked) < 2 * count:
         raise DataError(f"{data.root}: {len(ranked)} images have masks, and tuning on {count} needs at least {2 * count}")
-    return subset(data, sorted(ranked[:count])), subset(data, sorted(ranked[count:]))
-
-
-def subset(data: SegmentationDataset, rows: Sequence[int]) -> SegmentationDataset:
-    """Return some images of a split."""
-    return replace(data, ids=tuple(data.ids[row] for row in rows), labels=data.labels[list(rows)])
+    return data.part(sorted(ranked[:count])), data.part(sorted(ranked[count:]))
 
 
 def make_some_maps(config: Config, data: SegmentationDataset, folder: Path, part: int = 1, parts: int = 1) -> None:
     """Train what a method trains, or find it, and make the maps of one part of some images into a folder of the study."""
     maps = METHODS[config.method].MAPS
     for stage in maps.inputs(config).values():
-        made_with_inputs(stage, config)
+        run_with_inputs(stage, config)
     job = Job(maps, config.model_copy(update={"shards": parts, "shard": part if parts > 1 else 1}))
     job.inputs = {name: open_stage(stage, config) for name, stage in maps.inputs(config).items()}
     job.folder, job.data = folder, data
@@ -69,10 +63,10 @@ def make_some_maps(config: Config, data: SegmentationDataset, folder: Path, part
         maps.make(job)
 
 
-def made_with_inputs(stage: Any, config: Config) -> None:
+def run_with_inputs(stage: Any, config: Config) -> None:
     """Run a stage after those that it needs."""
     for other in stage.inputs(config).values():
-        made_with_inputs(other, config)
+        run_with_inputs(other, config)
     run(stage, config)
 
 
@@ -161,7 +155,7 @@ class Study:
                     raise
                 return 0.0, states.COMPLETE
             made = [row for row, image_id in enumerate(self.tuning.ids) if (folder / f"{image_id}.npz").is_file()]
-            sweep: ThresholdSweep = sweep_maps(subset(self.tuning, made), folder, THRESHOLDS)
+            sweep: ThresholdSweep = sweep_maps(self.tuning.part(made), folder, THRESHOLDS)
             threshold, score = sweep.best()
             trial.report(score, part)
             if part < PARTS and trial.should_prune():

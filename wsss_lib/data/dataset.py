@@ -96,8 +96,12 @@ class SegmentationDataset:
         """Return the images that have a mask, or all of them, with unknown masks, where none has."""
         if self.masked is None or not self.has_masks:
             return self
-        kept = [row for row, image_id in enumerate(self.ids) if image_id in self.masked]
-        return replace(self, ids=tuple(self.ids[row] for row in kept), labels=self.labels[kept])
+        return self.part([row for row, image_id in enumerate(self.ids) if image_id in self.masked])
+
+    def part(self, rows: slice | Sequence[int] | np.ndarray) -> "SegmentationDataset":
+        """Return some of the images, in the order of `rows`: a slice, row numbers, or bool (N,)."""
+        chosen = np.arange(len(self))[rows if isinstance(rows, slice) or len(rows) else []]
+        return replace(self, ids=tuple(self.ids[row] for row in chosen), labels=self.labels[chosen])
 
     def image_path(self, image_id: str) -> Path:
         """Return the path of the photograph `JPEGImages/ID.jpg` of an image id, whether or not it exists."""
@@ -191,7 +195,7 @@ def without_unreadable_images(data: SegmentationDataset) -> SegmentationDataset:
     if bad:
         print(f"{data.split}: {len(bad)} of {len(data)} images cannot be read and are left out: {', '.join(bad)}")
     kept = [row for row, image_id in enumerate(data.ids) if image_id not in bad]
-    return replace(data, ids=tuple(data.ids[row] for row in kept), labels=data.labels[kept])
+    return data.part(kept)
 
 
 def load_dataset(

@@ -1,7 +1,6 @@
 """What the trials of several notebooks share: a part of the images, maps in memory against the ground truth, recall by part."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ Maps = tuple[np.ndarray, np.ndarray]  # classes int64 (K,), 0-based; full-size s
 
 def first_images(data: SegmentationDataset, count: int) -> SegmentationDataset:
     """Return the first images of a split."""
-    return replace(data, ids=data.ids[:count], labels=data.labels[:count])
+    return data.part(slice(count))
 
 
 def sweep_of(

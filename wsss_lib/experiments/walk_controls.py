@@ -15,11 +15,10 @@ from torch import Tensor
 from wsss_lib.core.files import read_maps
 from wsss_lib.core.progress import progress
 from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.ops.crf import crf_from_labels
 from wsss_lib.ops.merging import stride4_size
 from wsss_lib.ops.metrics import Evaluation
 from wsss_lib.ops.random_walk import propagate, walk_scores
-from wsss_lib.ops.seeds import argmax_with_background
+from wsss_lib.ops.seeds import seed_mask
 from wsss_lib.ops.thresholds import ThresholdSweep
 from wsss_lib.parameters import Settings
 from wsss_lib.refine.irn import IRN
@@ -77,7 +76,7 @@ def compare_walks(
         thresholds: of the background that are tried; the ground truth chooses.
 
     Returns:
-        rows of a table: name, best mIoU in percent without a CRF, its threshold, mIoU with a CRF at that threshold.
+        rows of a table of texts: name, best mIoU in percent without a CRF, its threshold, mIoU with a CRF at that threshold.
     """
     rows = []
     for name, edges in ways.items():
@@ -92,8 +91,6 @@ def compare_walks(
         threshold, miou = sweep.best()
         evaluation = Evaluation(data.num_classes + 1)
         for image_id, (classes, scores) in scores_of.items():
-            labels = np.array([0, *(classes + 1)])
-            mask = np.searchsorted(labels, argmax_with_background(scores, classes, threshold))
-            evaluation.add(data.mask(image_id), labels[crf_from_labels(np.array(data.image(image_id)), mask, len(labels))])
+            evaluation.add(data.mask(image_id), seed_mask(np.array(data.image(image_id)), scores, classes, threshold))
         rows.append([name, f"{100 * miou:.1f}", f"{threshold:.2f}", f"{100 * evaluation.scores().miou:.1f}"])
     return rows

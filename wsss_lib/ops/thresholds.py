@@ -5,7 +5,6 @@ has used pixel labels; `choice_sentence` says so in words that a report can prin
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -351,10 +350,7 @@ def split_labelled(data: SegmentationDataset, per_class: int = 5) -> tuple[Segme
             f"per_class={per_class} takes all {len(data)} images of split {data.split!r}: choose fewer, so that "
             "images are left to score."
         )
-    labelled, others = (
-        replace(data, ids=tuple(name for name, chosen in zip(data.ids, part, strict=True) if chosen), labels=data.labels[part])
-        for part in (taken, ~taken)
-    )
+    labelled, others = (data.part(part) for part in (taken, ~taken))
     return labelled, others
 
 

@@ -1,7 +1,6 @@
 """AffinityNet (Ahn and Kwak, CVPR 2018): features in which neighboring pixels of one class lie close, and a walk on them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -638,7 +637,7 @@ def make_affinitynet_masks(
 
 def images_to_learn_from(data: SegmentationDataset, count: int) -> SegmentationDataset:
     """Return the first `count` images of a split; 0: all."""
-    return replace(data, ids=data.ids[:count], labels=data.labels[:count]) if count else data
+    return data.part(slice(count)) if count else data
 
 
 def _learned(job: Job) -> SegmentationDataset:

@@ -6,7 +6,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = preset_config(options.preset, options.method)
         curve, data = curve_of(config), open_data(config, config.score_split).scored()
         masks = data.has_masks
-        few = replace(data, ids=data.ids[:300], labels=data.labels[:300])
+        few = data.part(slice(300))
         sweep = sweep_maps(few, open_stage(maps_of(config.method), config).folder, THRESHOLDS) if masks else None
     except (OSError, ValueError) as error:
         sys.exit(str(error))
