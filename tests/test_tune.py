@@ -22,7 +22,7 @@ def data(tmp_path_factory):
 def study(data, tmp_path, monkeypatch):
     """Return a function that opens RIB's study, again and again the same one in the same folder."""
     monkeypatch.setattr(tune, "TUNING_IMAGES", 8)
-    monkeypatch.setattr(tune.split_of_tuning, "__defaults__", (8,))
+    monkeypatch.setattr(tune.split_of_tuning, "__defaults__", (8, 0))
     values = small_chain.SETTINGS | {"rib_companions": 2, "rib_iterations": 2, "cam_epochs": 1, "data_root": str(data)}
     config = small_chain.config_of(data, tmp_path, "rib")
     monkeypatch.setattr(
@@ -38,6 +38,8 @@ def test_an_image_tunes_or_measures_by_its_name_alone(data):
     split = open_data(small_chain.config_of(data, data, "cam"), "train")
     tuning, measuring = tune.split_of_tuning(split, 10)
     assert len(tuning) == 10 and len(measuring) == 20 and not set(tuning.ids) & set(measuring.ids)
+    few = tune.split_of_tuning(split, 10, 6)[1]
+    assert len(few) == 6 and set(few.ids) <= set(measuring.ids)
     shuffled = split.part(slice(None, None, -1))
     assert set(tune.split_of_tuning(shuffled, 10)[0].ids) == set(tuning.ids)
     assert all((tuning.label(name) == split.label(name)).all() for name in tuning.ids)

@@ -37,8 +37,15 @@ PARTS = 4  # of the images that tune; after each the study may give a trial up
 THRESHOLDS = np.linspace(0.01, 0.9, 90)
 
 
-def split_of_tuning(data: SegmentationDataset, count: int = TUNING_IMAGES) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Return the images that tune and all others, which measure; an image's side depends on its name alone.
+def split_of_tuning(
+    data: SegmentationDataset, count: int = TUNING_IMAGES, measured: int = 0
+) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Return the images that tune and those that measure; an image's side depends on its name alone.
+
+    Args:
+        data: a split; images without masks are left out.
+        count: images that tune, those whose names have the smallest CRC-32.
+        measured: images that measure, the next in this order; 0: all others.
 
     Raises:
         DataError: there are too few images with masks.
@@ -47,7 +54,7 @@ def split_of_tuning(data: SegmentationDataset, count: int = TUNING_IMAGES) -> tu
     ranked = sorted(range(len(data)), key=lambda row: zlib.crc32(data.ids[row].encode()))
     if len(ranked) < 2 * count:
         raise DataError(f"{data.root}: {len(ranked)} images have masks, and tuning on {count} needs at least {2 * count}")
-    return data.part(sorted(ranked[:count])), data.part(sorted(ranked[count:]))
+    return data.part(sorted(ranked[:count])), data.part(sorted(ranked[count : count + measured or None]))
 
 
 def make_some_maps(config: Config, data: SegmentationDataset, folder: Path, part: int = 1, parts: int = 1) -> None:
@@ -95,7 +102,7 @@ def suggested(trial: Any, ranges: dict[str, Range]) -> dict[str, Any]:
 class Study:
     """A method's study: its trials lie in a SQLite file, its maps beside it."""
 
-    def __init__(self, method: str, preset: str, seed: int = 0, **values: Any):
+    def __init__(self, method: str, preset: str, seed: int = 0, measured: int = 0, **values: Any):
         try:
             import optuna
         except ImportError:
@@ -107,7 +114,9 @@ class Study:
         self.config = preset_config(preset, method, seed=seed, **values)
         self.folder = run_folder_of(self.config) / method / f"seed{seed}" / "tuning"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tuning, self.measuring = split_of_tuning(open_data(self.config, self.config.train_split))
+        self.tuning, self.measuring = split_of_tuning(
+            open_data(self.config, self.config.train_split), measured=measured
+        )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             storage=f"sqlite:///{self.folder / 'study.db'}",
@@ -230,11 +239,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=12, help="trials in all, those of earlier calls included")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after so many seconds of trials")
     parser.add_argument("--seed", type=int, default=0, help="of the study and of its trainings")
+    parser.add_argument("--limit", type=int, default=0, help="train on the first images only, and tune and measure on these")
+    parser.add_argument("--measured", type=int, default=0, help="images that measure; 0: all that do not tune")
     parser.add_argument("--measure", action="store_true", help="score the best values on the images that did not tune")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings that are measured")
     options = parser.parse_args(arguments)
     try:
-        study = Study(options.method, options.preset, options.seed)
+        study = Study(options.method, options.preset, options.seed, options.measured, limit=options.limit)
         if options.measure:
             for row in study.measure(options.seeds):
                 print(

@@ -62,7 +62,6 @@ TUNED = {
     "amn_learning_rate": Range(1e-6, 3e-4, log=True),
     "amn_head_learning_rate": Range(3e-5, 1e-2, log=True),
     "amn_smoothing": Range(0.1, 0.6),
-    "amn_epochs": Range(4, 12),
 }
 
 

@@ -54,7 +54,7 @@ CROPS = ("cam_batch_size", "cam_long_side_min", "cam_long_side_max", "cam_crop")
 TUNED = {
     "cam_learning_rate": Range(3e-4, 0.1, log=True),
     "cam_head_learning_rate": Range(3e-3, 1.0, log=True),
-    "cam_epochs": Range(4, 12),
+    "cam_weight_decay": Range(1e-5, 1e-2, log=True),
 }
 
 

@@ -51,7 +51,6 @@ TUNED = {
     "drs_delta": Range(0.3, 0.95),
     "drs_learning_rate": Range(3e-4, 0.03, log=True),
     "drs_refine_learning_rate": Range(1e-5, 1e-3, log=True),
-    "drs_epochs": Range(4, 12),
 }
 
 

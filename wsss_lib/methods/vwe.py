@@ -53,7 +53,6 @@ TUNED = {
     "vwe_learning_rate": Range(3e-4, 0.1, log=True),
     "vwe_head_learning_rate": Range(3e-3, 1.0, log=True),
     "vwe_words": Range(16, 256, log=True),
-    "vwe_epochs": Range(4, 12),
 }
 
 
