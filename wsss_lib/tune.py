@@ -54,7 +54,7 @@ def split_of_tuning(
     ranked = sorted(range(len(data)), key=lambda row: zlib.crc32(data.ids[row].encode()))
     if len(ranked) < 2 * count:
         raise DataError(f"{data.root}: {len(ranked)} images have masks, and tuning on {count} needs at least {2 * count}")
-    return data.part(sorted(ranked[:count])), data.part(sorted(ranked[count : count + measured or None]))
+    return data.part(sorted(ranked[:count])), data.part(sorted(ranked[count : count + measured if measured else None]))
 
 
 def make_some_maps(config: Config, data: SegmentationDataset, folder: Path, part: int = 1, parts: int = 1) -> None:
