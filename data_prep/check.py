@@ -280,11 +280,7 @@ def _classes_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; disagreements, and a failure in one sentence, end the program with status 1.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; disagreements, and a failure in one sentence, end the program with status 1."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.check", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="devkit folder, the one that holds JPEGImages")
     parser.add_argument("--split", action="append", default=[], metavar="NAME", help="list to check, e.g. train (default: all)")

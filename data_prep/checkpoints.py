@@ -366,11 +366,7 @@ def export_file(path: Path, name: str, output: Path, overwrite: bool = False) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.checkpoints", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     reading = commands.add_parser("convert", help="an official file to ours (safetensors)")

@@ -311,11 +311,7 @@ def _tables(instances: dict[str, Instances], chosen: dict[str, set[int]], parame
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.coco14", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder to fill, e.g. data/coco14")
     parser.add_argument("--train", type=Path, metavar="JSON", help="instances of the training images, instead of the official")

@@ -105,9 +105,8 @@ def rib_palette() -> np.ndarray:
 
     Only for comparing pictures: masks of this project have VOC's palette, also with 80 classes.
 
-    Example:
-        >>> rib_palette()[1].tolist()
-        [0, 0, 127]
+    >>> rib_palette()[1].tolist()
+    [0, 0, 127]
     """
     digits = np.array([[int(digit) for digit in colour] for colour in _RIB_COLOURS.split()])
     return (digits / 4 * 255).astype(np.uint8)

@@ -92,7 +92,6 @@ def read_instances(path: Path, own: bool = False) -> Instances:
     """Index an instances JSON in one pass.
 
     Args:
-        path: the file.
         own: categories other than COCO's 80 are accepted; ids need not be consecutive.
 
     Returns:

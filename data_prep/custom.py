@@ -419,11 +419,7 @@ def add_sources(parser: argparse.ArgumentParser, val_share: float) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.custom", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

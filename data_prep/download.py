@@ -62,7 +62,6 @@ def difference(path: Path, source: Source, progress: bool = True) -> str:
     """Return what is wrong with a file, or an empty text.
 
     Args:
-        path: the file.
         source: its official size and checksum.
         progress: show a progress bar where there is a terminal.
     """

@@ -81,11 +81,7 @@ def _upright_size(photograph: Path) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends the program with a sentence when it cannot be done.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; ends the program with a sentence when it cannot be done."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

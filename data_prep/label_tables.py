@@ -156,9 +156,8 @@ def _class_columns(headings: Sequence[str], rows: list[tuple[int, list[str]]], i
 def _words(cell: str) -> tuple[str, ...]:
     """Return the class names of a cell: cat;dog, "cat, dog", cat|dog, ['cat', 'dog']; none of them: nothing of interest.
 
-    Example:
-        >>> _words("['cat', 'wine glass']"), _words("cat|dog;"), _words("none")
-        (('cat', 'wine glass'), ('cat', 'dog'), ())
+    >>> _words("['cat', 'wine glass']"), _words("cat|dog;"), _words("none")
+    (('cat', 'wine glass'), ('cat', 'dog'), ())
     """
     words = (composed(word.strip(" []{}()'\"")) for word in re.split(r"[;,|\n]", cell))
     return tuple(dict.fromkeys(word for word in words if word and not is_nothing(word)))

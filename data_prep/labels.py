@@ -29,9 +29,8 @@ def image_id(key: int | str) -> str:
     Raises:
         ValueError: it can be no image id.
 
-    Example:
-        >>> image_id(2007000032), image_id(57870), image_id("2007_000032")
-        ('2007_000032', '000000057870', '2007_000032')
+    >>> image_id(2007000032), image_id(57870), image_id("2007_000032")
+    ('2007_000032', '000000057870', '2007_000032')
     """
     if isinstance(key, str):
         if not key or "/" in key or "\\" in key or key.startswith(".") or key.split() != [key]:
@@ -80,11 +79,7 @@ def labels_from_npy(path: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.labels", description=__doc__.splitlines()[0])
     command = parser.add_subparsers(dest="command", required=True).add_parser("import", help="cls_labels.npy to labels.csv")
     command.add_argument("file", type=Path, help="the authors' file")

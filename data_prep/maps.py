@@ -251,11 +251,7 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.maps", description=__doc__.splitlines()[0])
     command = parser.add_subparsers(dest="command", required=True).add_parser("import", help="the authors' .npy to a stage")
     command.add_argument("folder", type=Path, help="folder of ID.npy")

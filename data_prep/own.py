@@ -67,11 +67,7 @@ def with_threshold(preset: Path, config: Config) -> Config:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends the program with a sentence when it cannot be done.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; ends the program with a sentence when it cannot be done."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.own", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

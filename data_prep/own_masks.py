@@ -92,11 +92,10 @@ def read_legend(given: str) -> Legend:
 def _entry(line: str) -> tuple[str, Colour, bool] | None:
     """Return name, colour and whether it is a grey value; None: the line has none of these.
 
-    Example:
-        >>> _entry("cat:128,0,0::"), _entry("64 128 64  Animal")
-        (('cat', (128, 0, 0), False), ('Animal', (64, 128, 64), False))
-        >>> _entry("3;wine glass;#FF0000"), _entry("cell=255")
-        (('wine glass', (255, 0, 0), False), ('cell', (255, 255, 255), True))
+    >>> _entry("cat:128,0,0::"), _entry("64 128 64  Animal")
+    (('cat', (128, 0, 0), False), ('Animal', (64, 128, 64), False))
+    >>> _entry("3;wine glass;#FF0000"), _entry("cell=255")
+    (('wine glass', (255, 0, 0), False), ('cell', (255, 255, 255), True))
     """
     hexadecimal = re.search(r"(?:#|0x)([0-9a-fA-F]{6})\b", line)
     three = re.search(r"(?<![\w.])(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?![\w.])", line)

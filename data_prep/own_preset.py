@@ -25,9 +25,8 @@ def dataset_name(folder: Path) -> str:
     Args:
         folder: of the photographs.
 
-    Example:
-        >>> dataset_name(Path("/home/me/Fotos (Sommer)"))
-        'Fotos_Sommer'
+    >>> dataset_name(Path("/home/me/Fotos (Sommer)"))
+    'Fotos_Sommer'
     """
     return re.sub(r"[^A-Za-z0-9.-]+", "_", folder.absolute().name).strip("_.-") or "mine"
 

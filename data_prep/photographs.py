@@ -77,9 +77,8 @@ def image_id(path: Path) -> str:
     Args:
         path: of the file.
 
-    Example:
-        >>> image_id(Path("holiday/My dog (2).JPG"))
-        'My_dog_(2)'
+    >>> image_id(Path("holiday/My dog (2).JPG"))
+    'My_dog_(2)'
     """
     return re.sub(r"\s+", "_", composed(path.stem))
 
@@ -305,10 +304,9 @@ def same_spelling(names: Iterable[str], note: Note = print) -> dict[str, str]:
         names: one for each time that it is used.
         note: takes a sentence about names that were joined.
 
-    Example:
-        >>> same_spelling(["cat", "Cat", "cat", "none"])
-        Cat is taken as cat
-        {'cat': 'cat', 'Cat': 'cat', 'none': ''}
+    >>> same_spelling(["cat", "Cat", "cat", "none"])
+    Cat is taken as cat
+    {'cat': 'cat', 'Cat': 'cat', 'none': ''}
     """
     counts = Counter(names)
     chosen: dict[str, str] = {}

@@ -106,9 +106,8 @@ def _read_array(reader: _Reader) -> np.ndarray:
 def torch_key(name: str) -> str | None:
     """Return ResNet-38's parameter for a name of the MXNet file; None for what does not belong to the trunk.
 
-    Example:
-        >>> torch_key("arg:bn4b5_branch2b1_gamma"), torch_key("arg:res6a_branch2b2_weight"), torch_key("aux:bn7_moving_var")
-        ('b4_5.bn_branch2b1.weight', 'b6.conv_branch2b2.weight', 'bn7.running_var')
+    >>> torch_key("arg:bn4b5_branch2b1_gamma"), torch_key("arg:res6a_branch2b2_weight"), torch_key("aux:bn7_moving_var")
+    ('b4_5.bn_branch2b1.weight', 'b6.conv_branch2b2.weight', 'bn7.running_var')
     """
     first, _, rest = name.split(":")[-1].partition("_")
     branch, _, word = rest.partition("_") if rest.startswith("branch") else ("", "", rest)

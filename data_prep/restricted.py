@@ -307,7 +307,6 @@ def read_npy(path: Path | str, tensors: bool = False) -> Any:
     """Read a `.npy` file, pickled or not, without running anything that it contains.
 
     Args:
-        path: the file.
         tensors: also accept torch tensors, as the localization maps of IRN's family hold; they become arrays.
 
     Returns:
@@ -330,9 +329,6 @@ def read_npy(path: Path | str, tensors: bool = False) -> Any:
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read the dict of a `.pth` file (both of torch's formats, zip and legacy) without running anything that it contains.
-
-    Args:
-        path: the file.
 
     Returns:
         what `torch.save` was given: names to tensors (on the CPU, mapped from the file), numbers and dicts of these.

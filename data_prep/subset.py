@@ -69,11 +69,7 @@ def make_subset(source: Path, root: Path, classes: Sequence[str], mask_folder: s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.subset", description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, help="VOC devkit folder with masks and labels.csv")
     parser.add_argument("root", type=Path, help="the folder to make")

@@ -197,11 +197,7 @@ def _write_lists(root: Path, kinds: dict[str, dict[str, str]], num_train: int) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.toy", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder to make, e.g. data/toy")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other images (default: 0)")

@@ -116,10 +116,9 @@ def draw_mosaic(seed: int, index: int, columns: int, rows: int) -> tuple[np.ndar
     Returns:
         image uint8 (H, W, 3); for each object its category 0..79 and its visible pixels, bool (H, W).
 
-    Example:
-        >>> image, objects = draw_mosaic(0, 1, columns=3, rows=2)
-        >>> image.shape, 6 <= len(objects) <= 12
-        ((96, 144, 3), True)
+    >>> image, objects = draw_mosaic(0, 1, columns=3, rows=2)
+    >>> image.shape, 6 <= len(objects) <= 12
+    ((96, 144, 3), True)
     """
     generator = np.random.default_rng([seed, index, 80])
     image = np.zeros((rows * TILE, columns * TILE, 3), np.uint8)
@@ -221,11 +220,7 @@ def _instances(info: dict[str, Any], made: Sequence[tuple[dict[str, Any], list[d
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.toy_coco", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder to make, e.g. data/toy-coco")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other images (default: 0)")

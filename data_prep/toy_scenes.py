@@ -103,10 +103,9 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
 
     Explained in notebook 02, section "The generated data set".
 
-    Example:
-        >>> scene = draw_scene(seed=0, index=0)
-        >>> scene.image.shape, np.unique(scene.part_mask).tolist()
-        ((96, 96, 3), [0, 1, 2, 255])
+    >>> scene = draw_scene(seed=0, index=0)
+    >>> scene.image.shape, np.unique(scene.part_mask).tolist()
+    ((96, 96, 3), [0, 1, 2, 255])
     """
     generator = np.random.default_rng([seed, index])
     creatures = [_new_creature(generator) for _ in range(generator.integers(1, 3))]

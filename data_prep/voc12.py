@@ -274,11 +274,7 @@ def _classes_of_mask(path: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.voc12", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="devkit folder to fill or complete, e.g. data/voc12/VOC2012")
     parser.add_argument("--archives", type=Path, metavar="FOLDER", help="of the official archives (default: ROOT/archives)")

@@ -97,11 +97,7 @@ def write_labels(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a failure ends the program with one sentence.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.voc_labels", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="devkit folder, with Annotations and ImageSets")
     parser.add_argument("output", type=Path, help="the table to write, usually ROOT/labels.csv")
@@ -119,9 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def read_classes_file(path: Path) -> tuple[str, ...]:
     """Return the foreground class names of a `dataset.json`.
-
-    Args:
-        path: the file.
 
     Raises:
         DataError: there is no such file, it has another name, or no list of classes.

@@ -177,9 +177,8 @@ def caffe_name(key: str) -> str:
     Args:
         key: e.g. of `torchvision.models.resnet101().state_dict()`, without `fc`.
 
-    Example:
-        >>> caffe_name("layer3.0.downsample.1.weight"), caffe_name("layer1.2.conv2.weight"), caffe_name("bn1.bias")
-        ('layer4.block1.shortcut.bn.weight', 'layer2.block3.conv3x3.conv.weight', 'layer1.conv1.bn.bias')
+    >>> caffe_name("layer3.0.downsample.1.weight"), caffe_name("layer1.2.conv2.weight"), caffe_name("bn1.bias")
+    ('layer4.block1.shortcut.bn.weight', 'layer2.block3.conv3x3.conv.weight', 'layer1.conv1.bn.bias')
     """
     module, field = key.rsplit(".", 1)
     match = re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", module)
@@ -231,9 +230,8 @@ def _deeplab_v3plus() -> Layout:
 def layouts() -> dict[str, tuple[Layout, ...]]:
     """Return the name of every format to its layouts; a format has several where the authors' files differ.
 
-    Example:
-        >>> len(layouts()["irn"][0].keys), layouts()["sccam"][0].keys["fc8_200.weight"]
-        (358, (('C*S', 4096, 1, 1), 'subclassifier.weight'))
+    >>> len(layouts()["irn"][0].keys), layouts()["sccam"][0].keys["fc8_200.weight"]
+    (358, (('C*S', 4096, 1, 1), 'subclassifier.weight'))
     """
     return {
         "irn-cam": (_irn_cam(),),

@@ -204,11 +204,7 @@ def write_contact_sheet(config: Config) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the page of a run; ends the program with a sentence when that cannot be done.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Write the page of a run; ends the program with a sentence when that cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m wsss_lib.contact_sheet", description=__doc__)
     parser.add_argument("preset", help="of the run: data/mine/preset.yaml, or a name")
     parser.add_argument("--method", default="cam")

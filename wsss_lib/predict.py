@@ -222,11 +222,7 @@ def _write_page(out: Path, name: str, classes: Sequence[str], rows: Sequence[Seq
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends the program with a sentence when it cannot be done.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; ends the program with a sentence when it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m wsss_lib.predict", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a finished run, or a .safetensors file of DeepLab's weights")
     parser.add_argument("photographs", type=Path, help="folder of photographs")

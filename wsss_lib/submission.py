@@ -100,8 +100,7 @@ def check_submission(
         FileNotFoundError: there is no such archive.
         ValueError: the list of ids is empty, holds an id twice or something that is not an id, or a size is not given.
 
-    Source: the VOC 2012 development kit.
-    Explained in notebook 90, section "The test server".
+    Source: the VOC 2012 development kit. Explained in notebook 90, section "The test server".
     """
     archive_path = Path(archive_path)
     if not archive_path.is_file():
@@ -214,9 +213,6 @@ def image_sizes(folder: Path | str, ids: Sequence[str]) -> dict[str, tuple[int, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
 
     Returns:
         the exit code: 0 in order, 1 defects, 2 wrong use.

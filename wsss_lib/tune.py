@@ -114,9 +114,7 @@ class Study:
         self.config = preset_config(preset, method, seed=seed, **values)
         self.folder = run_folder_of(self.config) / method / f"seed{seed}" / "tuning"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tuning, self.measuring = split_of_tuning(
-            open_data(self.config, self.config.train_split), measured=measured
-        )
+        self.tuning, self.measuring = split_of_tuning(open_data(self.config, self.config.train_split), measured=measured)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             storage=f"sqlite:///{self.folder / 'study.db'}",
@@ -228,11 +226,7 @@ class Study:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends the program with a sentence when it cannot be done.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Run the command; ends the program with a sentence when it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m wsss_lib.tune", description=__doc__.split("\n")[0])
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--preset", default="voc12-animals")

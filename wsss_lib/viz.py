@@ -101,9 +101,7 @@ def draw_image(axes, image: np.ndarray, title: str = "") -> None:
     """Draw a photograph without axes.
 
     Args:
-        axes: matplotlib axes.
         image: uint8 (H, W, 3), RGB.
-        title: above the picture.
     """
     axes.imshow(image)
     axes.set_title(title)
@@ -121,10 +119,8 @@ def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = "", ou
     """Draw a score map over a grey photograph.
 
     Args:
-        axes: matplotlib axes.
         image: uint8 (H, W, 3), RGB.
         scores: (H, W) floats in [0, 1].
-        title: above the picture.
         outline: threshold whose line is drawn.
 
     Returns:
@@ -141,9 +137,7 @@ def draw_map(axes, values, title: str = ""):
     """Draw a map without a photograph, e.g. boundaries.
 
     Args:
-        axes: matplotlib axes.
         values: (h, w) floats in [0, 1].
-        title: above the picture.
 
     Returns:
         the mappable, for a colour bar over 0..1.
@@ -158,10 +152,8 @@ def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "
     """Draw a label map: VOC's colours, the class name written on its largest part, unknown pixels hatched.
 
     Args:
-        axes: matplotlib axes.
         labels: uint8 (H, W), 0 background, i + 1 for `classes[i]`, 255 unknown.
         classes: foreground class names; what has an empty name is not named.
-        title: above the picture.
         image: uint8 (H, W, 3), shines through when given.
     """
     colours = voc_palette()[labels].astype(np.float32) / 255
@@ -226,7 +218,6 @@ def difference(
 
     Args:
         before, after: (h, w) floats.
-        title: above the picture.
         limit: difference of the darkest red; minus it is the darkest blue.
         outlines: thresholds whose lines are drawn, of the map before (dashed) and after (solid).
     """
@@ -265,7 +256,6 @@ def change(before: np.ndarray, after: np.ndarray, title: str = "") -> Panel:
 
     Args:
         before, after: uint8 (H, W), 0 background, i + 1 for class i.
-        title: above the picture.
 
     A gained object is bright, a lost one black, another name hatched; all else is gray.
     """
@@ -307,7 +297,6 @@ def curves(
     Args:
         x: of all lines.
         lines: words in the legend to values; empty words get no entry.
-        title: above the picture.
         dots: words in the legend to a point (x, y) that is marked.
         marks: words in the legend to where a vertical line stands.
         level: where a dotted horizontal line is drawn.
@@ -343,7 +332,6 @@ def bands(
     Args:
         x: of all lines.
         groups: words in the legend to values, (runs, len(x)).
-        title: above the picture.
         dotted: words of a group to values that are drawn dotted in its color, with hollow marks.
         legend: whether there is one.
         frame: from where to where on the x axis a dashed frame is drawn.
@@ -371,7 +359,6 @@ def families(groups: Mapping[str, Sequence[Sequence[float]]], title: str = "", l
 
     Args:
         groups: words in the legend to the runs, each a sequence of numbers.
-        title: above the picture.
         level: where a dotted horizontal line is drawn.
         settings: as for `curves`.
     """
@@ -433,7 +420,6 @@ def matrix(
     Args:
         values: (R, C); a cell that is not a number stays empty.
         rows, columns: names.
-        title: above the picture.
         text: format of the number in each cell; empty: none.
         limits: values of the darkest and the brightest color; None: those of the table.
         cmap: matplotlib's name of the colors.

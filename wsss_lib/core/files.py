@@ -81,9 +81,6 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file of a stage.
 
-    Args:
-        path: the file.
-
     Returns:
         its content: dicts, lists, texts, numbers, None.
 
@@ -101,7 +98,6 @@ def read_text(path: Path, kind: str = "text") -> str:
     """Read a text as editors and Excel write it: UTF-8, with or without a byte order mark, or UTF-16 with one.
 
     Args:
-        path: the file.
         kind: what it should be, for the message.
 
     Raises:
@@ -121,9 +117,6 @@ def read_text(path: Path, kind: str = "text") -> str:
 
 def read_table(path: Path) -> list[tuple[int, list[str]]]:
     """Read a CSV file with commas, semicolons or tabs, whatever the ends of its lines.
-
-    Args:
-        path: the file.
 
     Returns:
         number of the line, and its cells without spaces around them; empty lines are left out, as are columns at the right end
@@ -297,9 +290,8 @@ def _full_fits(arrays: dict[str, np.ndarray]) -> bool:
 def voc_palette() -> np.ndarray:
     """Return VOC's colours: uint8 (256, 3), RGB; bit 3j + c of the index becomes bit 7 - j of channel c.
 
-    Example:
-        >>> voc_palette()[1].tolist(), voc_palette()[255].tolist()
-        ([128, 0, 0], [224, 224, 192])
+    >>> voc_palette()[1].tolist(), voc_palette()[255].tolist()
+    ([128, 0, 0], [224, 224, 192])
     """
     index = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
@@ -312,9 +304,6 @@ def voc_palette() -> np.ndarray:
 def read_image(path: Path) -> Image.Image:
     """Read any image file as RGB, whole.
 
-    Args:
-        path: the file.
-
     Returns:
         the image, mode RGB.
 
@@ -326,9 +315,6 @@ def read_image(path: Path) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of an image file in pixels, without decoding it.
-
-    Args:
-        path: the file.
 
     Raises:
         DataError: the file is missing or no image.
@@ -417,9 +403,6 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """Read the torch tensors of a safetensors file, or say in one sentence why that cannot be done.
-
-    Args:
-        path: the file.
 
     Returns:
         name to tensor on the CPU, in the shape and type of the file.

@@ -88,9 +88,8 @@ def shard_of(items: Sequence, config: Settings) -> Sequence:
     Args:
         items: image ids, or batches of them.
 
-    Example:
-        >>> [shard_of("abcde", Settings({"shard": shard, "shards": 2})) for shard in (0, 1, 2)]
-        ['', 'ace', 'bd']
+    >>> [shard_of("abcde", Settings({"shard": shard, "shards": 2})) for shard in (0, 1, 2)]
+    ['', 'ace', 'bd']
     """
     return items[config.shard - 1 :: config.shards] if config.shard else items[:0]
 
@@ -122,9 +121,8 @@ def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int,
     Returns:
         batches of ids, ordered by size, then by id.
 
-    Example:
-        >>> batches_of_like_size(["a", "b", "c"], {"a": (1, 2), "b": (2, 1), "c": (1, 2)}.get, 2)
-        [['a', 'c'], ['b']]
+    >>> batches_of_like_size(["a", "b", "c"], {"a": (1, 2), "b": (2, 1), "c": (1, 2)}.get, 2)
+    [['a', 'c'], ['b']]
     """
     groups = []
     for _, group in groupby(sorted(ids, key=lambda image_id: (size_of(image_id), image_id)), key=size_of):

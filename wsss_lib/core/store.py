@@ -76,9 +76,6 @@ def versions() -> dict[str, str]:
 def randomness(seed: int) -> dict[str, Any]:
     """Return everything beside parameters, inputs and versions on which the bits of a result depend.
 
-    Args:
-        seed: of the run.
-
     Returns:
         `generators`, whatever draws random numbers, with what each is seeded from; `order_of_sums`, what decides in which order
         floats are added: threads, instruction set, GPU and whether torch may choose algorithms that differ from run to run.

@@ -68,12 +68,10 @@ def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> fl
     Raises:
         ValueError: step is negative, or total or every below 1.
 
-    Source: the "poly" policy of DeepLab, also used by IRN.
-    Explained in notebook 90, section "The schedule".
+    Source: the "poly" policy of DeepLab, also used by IRN. Explained in notebook 90, section "The schedule".
 
-    Example:
-        >>> [round(poly_factor(step, 100, every=10), 3) for step in (0, 9, 10, 19, 50)]
-        [1.0, 1.0, 0.91, 0.91, 0.536]
+    >>> [round(poly_factor(step, 100, every=10), 3) for step in (0, 9, 10, 19, 50)]
+    [1.0, 1.0, 0.91, 0.91, 0.536]
     """
     if step < 0 or total < 1 or every < 1:
         raise ValueError(f"step={step} must be at least 0, total={total} and every={every} at least 1")

@@ -24,7 +24,6 @@ def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
     """Return the random generator of one sample: the same for the same three numbers, on every machine.
 
     Args:
-        seed: of the run.
         epoch: number of the pass over the data, from 0.
         index: number of the image in the split, from 0.
 
@@ -40,7 +39,6 @@ class ClassificationSamples(Dataset):
     Yields image float32 (3, crop, crop), normalised, 0 outside the image; label float32 (C,), 0 or 1.
 
     Args:
-        seed: of the run.
         long_side: the shortest and the longest random long side, both included, in pixels.
         crop: side of the crop in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.
@@ -80,7 +78,6 @@ class SquareSamples(Dataset):
     Yields image float32 (3, crop, crop), normalised, and label float32 (C,).
 
     Args:
-        seed: of the run.
         resize: side in pixels that photographs are squeezed to.
         crop: side of the crop in pixels, at most `resize`.
         mean, std: (R, G, B) of the normalisation, in 0..1.
@@ -121,7 +118,6 @@ class MapSamples(Dataset):
 
     Args:
         maps_folder: holds the classifier's maps `ID.npz`.
-        seed: of the run.
         side: of the square in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.
 
@@ -166,7 +162,6 @@ class AffinitySamples(Dataset):
 
     Args:
         label_folder: holds the confident labels `ID.png` at the images' sizes.
-        seed: of the run.
         scale: the smallest and the largest random factor on the image's size.
         crop: side of the crop in pixels, a multiple of 4.
         mean, std: (R, G, B) of the normalisation, in 0..1.
@@ -219,7 +214,6 @@ class SegmentationSamples(Dataset):
 
     Args:
         mask_folder: holds the masks `ID.png` at the images' sizes.
-        seed: of the run.
         scales: factors on the image's size, one of which is drawn.
         crop: side of the crop in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.
@@ -319,9 +313,8 @@ def disjoint_pool(labels: np.ndarray, label: np.ndarray) -> np.ndarray:
 
     Source: RIB, official code, voc12/dataloader.py. Explained in notebook 20, section "Companions".
 
-    Example:
-        >>> disjoint_pool(np.array([[1, 0], [0, 1], [0, 0]]), np.array([1, 0])).tolist()
-        [1, 2]
+    >>> disjoint_pool(np.array([[1, 0], [0, 1], [0, 0]]), np.array([1, 0])).tolist()
+    [1, 2]
     """
     return np.flatnonzero(labels.astype(np.int64) @ label.astype(np.int64) == 0)
 
@@ -338,10 +331,9 @@ def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rn
     Returns:
         an iterator without an end; each batch is a list of `size` indices.
 
-    Example:
-        >>> batches = batches_of_pool(range(4), 2, random.Random(0), random.Random(1))
-        >>> sorted(next(batches) + next(batches))
-        [0, 1, 2, 3]
+    >>> batches = batches_of_pool(range(4), 2, random.Random(0), random.Random(1))
+    >>> sorted(next(batches) + next(batches))
+    [0, 1, 2, 3]
     """
     order = first_rng.sample(list(pool), min(size, len(pool)))
     rest = sorted(set(pool) - set(order))
@@ -369,10 +361,9 @@ class StepSampler(Sampler):
         seed: of the permutations.
         keep_last: the short batch at an epoch's end is a step too, with as few images again as equal parts need.
 
-    Example:
-        >>> steps = list(StepSampler(5, 2, 1, 0, 4, seed=0))
-        >>> steps[2:] == list(StepSampler(5, 2, 1, 2, 4, seed=0))
-        True
+    >>> steps = list(StepSampler(5, 2, 1, 0, 4, seed=0))
+    >>> steps[2:] == list(StepSampler(5, 2, 1, 2, 4, seed=0))
+    True
     """
 
     def __init__(
@@ -417,9 +408,8 @@ def steps_per_epoch(num_samples: int, batch_size: int, keep_last: bool = False) 
         batch_size: images of one step.
         keep_last: count the short batch at the end, too.
 
-    Example:
-        >>> steps_per_epoch(10582, 10), steps_per_epoch(10582, 10, keep_last=True)
-        (1058, 1059)
+    >>> steps_per_epoch(10582, 10), steps_per_epoch(10582, 10, keep_last=True)
+    (1058, 1059)
     """
     return max(1, -(-num_samples // batch_size) if keep_last else num_samples // batch_size)
 

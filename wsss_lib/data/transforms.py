@@ -19,14 +19,12 @@ def resize_image(image: Image.Image, scale: float) -> Image.Image:
 
     Args:
         image: PIL image.
-        scale: factor on both sides, above 0.
 
     Returns:
         PIL image, at least one pixel high and wide.
 
-    Example:
-        >>> resize_image(Image.new("RGB", (5, 3)), 0.5).size
-        (2, 2)
+    >>> resize_image(Image.new("RGB", (5, 3)), 0.5).size
+    (2, 2)
     """
     return image.resize(_scaled_size(image.size, scale), Image.Resampling.BICUBIC)
 
@@ -58,7 +56,6 @@ def random_long_side(image: Image.Image, shortest: int, longest: int, rng: rando
     Args:
         image: PIL image.
         shortest, longest: in pixels, both included.
-        rng: one integer is drawn.
 
     Returns:
         PIL image of about the same aspect ratio.
@@ -71,16 +68,14 @@ def resize_square(image: Image.Image, side: int) -> Image.Image:
 
     Args:
         image: photograph of any size.
-        side: in pixels.
 
     Returns:
         the photograph, side x side.
 
     Explained in notebook 30, section "Training".
 
-    Example:
-        >>> resize_square(Image.new("RGB", (5, 3)), 4).size
-        (4, 4)
+    >>> resize_square(Image.new("RGB", (5, 3)), 4).size
+    (4, 4)
     """
     return image.resize((side, side), Image.Resampling.BILINEAR)
 
@@ -92,9 +87,8 @@ def long_side_size(size: tuple[int, int], target: int) -> tuple[int, int]:
         size: (width, height) of the image.
         target: new longer side in pixels.
 
-    Example:
-        >>> long_side_size((500, 375), 333)
-        (333, 250)
+    >>> long_side_size((500, 375), 333)
+    (333, 250)
     """
     longer = max(size)
     width, height = (target if side == longer else max(1, round(side * target / longer)) for side in size)
@@ -105,7 +99,6 @@ def color_jitter(image: Image.Image, rng: random.Random, strength: float = 1.0) 
     """Change brightness, contrast, saturation (each up to 30 %) and hue (up to 36 degrees) at random, in random order.
 
     Args:
-        image: RGB.
         rng: draws the four amounts and their order.
         strength: factor on the ranges; 0 changes nothing.
 
@@ -328,10 +321,9 @@ def pad_all_sides(image: np.ndarray, label: np.ndarray, side: int, label_fill: i
 
     Source: official DeepLab-v3+ training. Explained in notebook 90, section "Version 2 and version 3+ side by side".
 
-    Example:
-        >>> image, label = pad_all_sides(np.ones((30, 20, 3)), np.ones((30, 20)), 33)
-        >>> image.shape, label.shape
-        ((44, 34, 3), (44, 34))
+    >>> image, label = pad_all_sides(np.ones((30, 20, 3)), np.ones((30, 20)), 33)
+    >>> image.shape, label.shape
+    ((44, 34, 3), (44, 34))
     """
     for axis in (1, 0):
         if label.shape[axis] < side:

@@ -202,9 +202,8 @@ def high_gradient_ratio(maps: Tensor, region: Tensor, threshold: float = THRESHO
 
     Source: section 3 of the paper. Explained in notebook 01, section "The high gradient ratio".
 
-    Example:
-        >>> high_gradient_ratio(torch.tensor([[[1.0, 0.2, 0.4]]]), torch.tensor([[[True, True, False]]])).item()
-        0.5
+    >>> high_gradient_ratio(torch.tensor([[[1.0, 0.2, 0.4]]]), torch.tensor([[[True, True, False]]])).item()
+    0.5
     """
     if maps.shape[-3:] != region.shape:
         raise ValueError(f"maps {tuple(maps.shape)} and region {tuple(region.shape)} must have the same images and sizes")
@@ -290,11 +289,9 @@ def run_name(loss: str, shape_share: float, seed: int) -> str:
     Args:
         loss: a name in `LOSSES`.
         shape_share: share of the training images that have a shape, in [0, 1].
-        seed: of the run.
 
-    Example:
-        >>> run_name("sigmoid", 0.5, 0)
-        'sigmoid_0.5_0'
+    >>> run_name("sigmoid", 0.5, 0)
+    'sigmoid_0.5_0'
     """
     return f"{loss}_{shape_share:g}_{seed}"
 
@@ -326,7 +323,6 @@ def images_of(config: Settings, shape_share: float, seed: int) -> tuple[DigitIma
 
     Args:
         shape_share: share of the training images that have a shape, in [0, 1].
-        seed: of the run.
 
     Raises:
         FileNotFoundError: a file of MNIST is missing.
@@ -389,7 +385,6 @@ def read_network(folder: Path, loss: str, shape_share: float, seed: int) -> Five
     Args:
         loss: a name in `LOSSES`.
         shape_share: share of the training images that had a shape, in [0, 1].
-        seed: of the run.
 
     Raises:
         ValueError: there is no such loss.

@@ -83,9 +83,8 @@ def _read_mnist(root: str, part: str) -> tuple[np.ndarray, np.ndarray]:
 def companion(label: int) -> np.ndarray:
     """Return the shape that goes with a class, bool (5, 5): a disc with a 2 (label 0), a square with an 8 (label 1).
 
-    Example:
-        >>> int(companion(0).sum()), int(companion(1).sum())
-        (13, 25)
+    >>> int(companion(0).sum()), int(companion(1).sum())
+    (13, 25)
     """
     offset = np.arange(SHAPE) - SHAPE // 2
     return np.hypot(*np.meshgrid(offset, offset)) <= SHAPE // 2 if label == 0 else np.ones((SHAPE, SHAPE), bool)
@@ -133,8 +132,7 @@ def make_images(digits: np.ndarray, labels: np.ndarray, count: int, shape_share:
     Raises:
         ValueError: no digits, no images, or a share outside [0, 1].
 
-    Source: section 3 and figure 1 of the paper; sizes and places are ours.
-    Explained in notebook 01, section "The images".
+    Source: section 3 and figure 1 of the paper; sizes and places are ours. Explained in notebook 01, section "The images".
     """
     if not len(digits) or count < 1 or not 0 <= shape_share <= 1:
         raise ValueError(

@@ -77,7 +77,6 @@ def groups_of_points(points: np.ndarray, groups: np.ndarray, title: str) -> viz.
     Args:
         points: (N, 2).
         groups: (N,), the group of each.
-        title: above the picture.
     """
 
     def draw(axes) -> None:
@@ -98,7 +97,6 @@ def losses_of_rounds(logs: Mapping[str, Sequence[Mapping[str, float]]], name: st
     Args:
         logs: words in the legend to the rows of a log.
         name: of the loss in them.
-        title: above the picture.
     """
 
     def draw(axes) -> None:

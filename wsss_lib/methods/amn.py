@@ -103,8 +103,7 @@ def smoothed_target(labels: Tensor, num_labels: int, smoothing: float) -> Tensor
     Raises:
         ValueError: a label is not in 0..C-1 and not 255.
 
-    Source: AMN's program, train_amn, the label-smoothed target.
-    Explained in notebook 40, section "Per-pixel classification".
+    Source: AMN's program, train_amn, the label-smoothed target. Explained in notebook 40, section "Per-pixel classification".
 
     >>> smoothed_target(torch.tensor([[[2]]]), 3, 0.4).flatten().tolist()
     [0.20000000298023224, 0.20000000298023224, 0.6000000238418579]
@@ -127,8 +126,7 @@ def pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         float (N, h, w), not below the entropy of the target.
 
-    Source: AMN's program, train_amn.
-    Explained in notebook 40, section "Per-pixel classification".
+    Source: AMN's program, train_amn. Explained in notebook 40, section "Per-pixel classification".
     """
     return -(target * logits.log_softmax(1)).sum(1)
 
@@ -146,8 +144,7 @@ def pixel_means(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         two scalars.
 
-    Source: AMN's program, train_amn.
-    Explained in notebook 40, section "Per-pixel classification".
+    Source: AMN's program, train_amn. Explained in notebook 40, section "Per-pixel classification".
 
     >>> [mean.item() for mean in pixel_means(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([[[3, 255, 3]]]))]
     [0.0, 2.5]
@@ -199,8 +196,7 @@ class ConditionedHead(nn.Module):
         num_classes: K foreground classes; C = K + 1 logits come out.
         rates: dilations of the ASPP's branches.
 
-    Source: AMN's program, resnet50_amn.
-    Explained in notebook 40, section "Label conditioning".
+    Source: AMN's program, resnet50_amn. Explained in notebook 40, section "Label conditioning".
     """
 
     def __init__(self, channels: int, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
@@ -233,8 +229,7 @@ class ActivationManipulationNet(nn.Module):
         num_classes: K foreground classes.
         rates: dilations of the ASPP's branches.
 
-    Source: AMN's program, resnet50_amn.
-    Explained in notebook 40, section "Label conditioning".
+    Source: AMN's program, resnet50_amn. Explained in notebook 40, section "Label conditioning".
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, rates: Sequence[int] = (6, 12, 18, 24)):
@@ -288,8 +283,7 @@ def seed_on_grid(seed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         uint8 (h, w); no new value arises.
 
-    Source: AMN's program, train_amn and make_amn_cam.
-    Explained in notebook 40, section "Refined seeds".
+    Source: AMN's program, train_amn and make_amn_cam. Explained in notebook 40, section "Refined seeds".
 
     >>> seed_on_grid(np.arange(8, dtype=np.uint8)[None], (1, 2))
     array([[2, 6]], dtype=uint8)
@@ -356,8 +350,7 @@ def localization_maps(
     Returns:
         for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1]; with `keep_full` also float32 (K, H, W).
 
-    Source: AMN's program, make_amn_cam.
-    Explained in notebook 40, section "From logits to maps".
+    Source: AMN's program, make_amn_cam. Explained in notebook 40, section "From logits to maps".
     """
     device = net.head.label_encoder.weight.device
     image_labels = torch.from_numpy(np.asarray(labels, np.float32)).to(device)  # y: (N, K)
@@ -433,8 +426,7 @@ def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Set
     Raises:
         DataError: a map or an image is missing or broken.
 
-    Source: AMN's program, cam_to_ir_label.
-    Explained in notebook 40, section "Refined seeds".
+    Source: AMN's program, cam_to_ir_label. Explained in notebook 40, section "Refined seeds".
     """
     work = partial(_refined_seed, data=data, maps_folder=maps_folder, config=config, folder=folder)
     return for_each_image(
@@ -514,8 +506,7 @@ def train_amn(
         DataError: a refined seed is missing.
         ValueError: as `training.train`.
 
-    Source: AMN's program, train_amn.
-    Explained in notebook 40, section "Training".
+    Source: AMN's program, train_amn. Explained in notebook 40, section "Training".
     """
     _check_seeds(data, seed_folder)
     mean, std = normalization_of(config.backbone)

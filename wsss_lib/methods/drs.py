@@ -129,9 +129,8 @@ class Suppression(nn.Module):
 
     Source: section "Discriminative region suppression". Explained in notebook 30, section "One channel".
 
-    Example:
-        >>> Suppression(1, delta=0.5)(torch.tensor([[[[-1.0, 1.0, 3.0, 4.0]]]])).flatten().tolist()
-        [0.0, 1.0, 2.0, 2.0]
+    >>> Suppression(1, delta=0.5)(torch.tensor([[[[-1.0, 1.0, 3.0, 4.0]]]])).flatten().tolist()
+    [0.0, 1.0, 2.0, 2.0]
     """
 
     def __init__(self, channels: int, delta: float):
@@ -264,9 +263,8 @@ def staircase(epoch: int, points: Sequence[int]) -> float:
 
     Source: official schedule. Explained in notebook 30, section "Training".
 
-    Example:
-        >>> [staircase(epoch, (2, 3)) for epoch in (1, 2, 3)]
-        [1.0, 0.1, 0.010000000000000002]
+    >>> [staircase(epoch, (2, 3)) for epoch in (1, 2, 3)]
+    [1.0, 0.1, 0.010000000000000002]
     """
     return 0.1 ** sum(epoch >= point for point in points)
 
@@ -398,9 +396,8 @@ def refinement_target(maps: Tensor) -> Tensor:
 
     Source: official refinement data. Explained in notebook 30, section "Refinement learning".
 
-    Example:
-        >>> refinement_target(torch.tensor([[[0.2, 0.5, 0.0]], [[0.7, 0.5, 0.0]]])).tolist()
-        [[[0.0, 0.5, 0.0]], [[0.699999988079071, 0.5, 0.0]]]
+    >>> refinement_target(torch.tensor([[[0.2, 0.5, 0.0]], [[0.7, 0.5, 0.0]]])).tolist()
+    [[[0.0, 0.5, 0.0]], [[0.699999988079071, 0.5, 0.0]]]
     """
     return maps * (maps == maps.amax(-3, keepdim=True))
 
@@ -457,10 +454,9 @@ def pseudo_label(
 
     Source: official pseudo-label generation. Explained in notebook 30, section "Pseudo-labels with saliency".
 
-    Example:
-        >>> scores = np.array([[[0.9, 0.1, 0.3]]])
-        >>> pseudo_label(scores, np.array([6]), np.array([[200, 200, 10]], np.uint8)).mask.tolist()
-        [[7, 255, 0]]
+    >>> scores = np.array([[[0.9, 0.1, 0.3]]])
+    >>> pseudo_label(scores, np.array([6]), np.array([[200, 200, 10]], np.uint8)).mask.tolist()
+    [[7, 255, 0]]
     """
     maps, classes = np.asarray(maps), np.asarray(classes)
     if maps.ndim != 3 or classes.shape != maps.shape[:1] or saliency.shape != maps.shape[1:]:

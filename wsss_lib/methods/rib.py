@@ -83,10 +83,9 @@ def pooled_logits(
 
     Source: paper, section 4 (GNDRP); official code, misc/torchutils.py. Explained in notebook 20, section "Where to push".
 
-    Example:
-        >>> maps = torch.tensor([[[[4.0, 1.0, -1.0, 2.0]]]])
-        >>> pooled_logits(maps, torch.ones(1, 1), 0.4).item(), pooled_logits(maps, torch.zeros(1, 1), 0.4).item()
-        (0.0, 1.5)
+    >>> maps = torch.tensor([[[[4.0, 1.0, -1.0, 2.0]]]])
+    >>> pooled_logits(maps, torch.ones(1, 1), 0.4).item(), pooled_logits(maps, torch.zeros(1, 1), 0.4).item()
+    (0.0, 1.5)
     """
     seen = maps.detach()
     if variant == "code":
@@ -112,9 +111,8 @@ def rib_loss(logits: Tensor, labels: Tensor, margin: float = float("inf")) -> Te
 
     Source: paper, section 4; official code, obtain_RIB_CAM.py. Explained in notebook 20, section "A loss without activation".
 
-    Example:
-        >>> rib_loss(torch.tensor([[2.0, -1.0, 5.0]]), torch.tensor([[1, 1, 0]])).item()
-        -1.0
+    >>> rib_loss(torch.tensor([[2.0, -1.0, 5.0]]), torch.tensor([[1, 1, 0]])).item()
+    -1.0
     """
     return -(labels * logits.clamp(max=margin)).sum()
 

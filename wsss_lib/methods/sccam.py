@@ -195,9 +195,8 @@ def subcategory_labels(assignment: np.ndarray, clusters: int) -> np.ndarray:
         assignment: from `cluster_images`.
         clusters: K.
 
-    Example:
-        >>> subcategory_labels(np.array([[1, -1], [0, 1]]), clusters=2).tolist()
-        [[0, 1, 0, 0], [1, 0, 0, 1]]
+    >>> subcategory_labels(np.array([[1, -1], [0, 1]]), clusters=2).tolist()
+    [[0, 1, 0, 0], [1, 0, 0, 1]]
     """
     return (assignment[:, :, None] == np.arange(clusters)).reshape(len(assignment), -1).astype(np.uint8)
 
@@ -205,9 +204,8 @@ def subcategory_labels(assignment: np.ndarray, clusters: int) -> np.ndarray:
 def class_major_order(labels: np.ndarray) -> np.ndarray:
     """Return the order of the official training list: all images of class 0, then those of class 1 not yet named, and so on.
 
-    Example:
-        >>> class_major_order(np.array([[0, 1], [1, 1], [1, 0]])).tolist()
-        [1, 2, 0]
+    >>> class_major_order(np.array([[0, 1], [1, 1], [1, 0]])).tolist()
+    [1, 2, 0]
     """
     _, images = np.nonzero(np.asarray(labels).T)  # (class, image) pairs, class after class
     return np.array(list(dict.fromkeys(images.tolist())), np.int64)
@@ -233,9 +231,8 @@ def purity(assignment: Sequence | np.ndarray, truth: Sequence | np.ndarray) -> f
 
     Source: the usual measure of a clustering. Explained in notebook 60, section "Sub-categories".
 
-    Example:
-        >>> purity([0, 0, 0, 1], ["a", "a", "b", "b"])
-        0.75
+    >>> purity([0, 0, 0, 1], ["a", "a", "b", "b"])
+    0.75
     """
     assignment, truth = np.asarray(assignment), np.asarray(truth)
     if not len(truth) or assignment.shape != truth.shape:
@@ -461,7 +458,6 @@ class SubcategorySamples(ClassificationSamples):
 
     Args:
         subcategories: Y_s, 0 or 1, (N, C * K).
-        seed: of the run.
         long_side: the shortest and the longest random long side, both included, in pixels.
         crop: side of the crop in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.

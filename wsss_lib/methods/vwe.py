@@ -109,13 +109,11 @@ def encode(features: Tensor, codebook: Tensor, temperature: float = 1.0) -> Word
     Raises:
         ValueError: features and words differ in length.
 
-    Source: VWE, visual words encoder; the temperature is VWL's.
-    Explained in notebook 50, section "Words".
+    Source: VWE, visual words encoder; the temperature is VWL's. Explained in notebook 50, section "Words".
 
-    Example:
-        >>> words = encode(torch.tensor([[[[3.0, 0.0, 1.0]], [[0.0, 2.0, 9.0]]]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]]))
-        >>> words.index.tolist(), words.present.tolist()
-        ([[[0, 1, 1]]], [[1.0, 1.0]])
+    >>> words = encode(torch.tensor([[[[3.0, 0.0, 1.0]], [[0.0, 2.0, 9.0]]]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]]))
+    >>> words.index.tolist(), words.present.tolist()
+    ([[[0, 1, 1]]], [[1.0, 1.0]])
     """
     if features.dim() != 4 or codebook.dim() != 2 or features.shape[1] != codebook.shape[1]:
         raise ValueError(
@@ -149,12 +147,10 @@ def hspp(features: Tensor, gamma: float = 2.0, levels: Sequence[int] = (1, 2, 4)
     Raises:
         ValueError: the map has fewer rows or columns than the finest grid.
 
-    Source: VWE, hybrid spatial pyramid pooling.
-    Explained in notebook 50, section "Pooling".
+    Source: VWE, hybrid spatial pyramid pooling. Explained in notebook 50, section "Pooling".
 
-    Example:
-        >>> hspp(torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]]), gamma=2, levels=(1, 2)).item()  # (2*1 + 4 + 1) / 4
-        1.75
+    >>> hspp(torch.tensor([[[[4.0, 0.0], [0.0, 0.0]]]]), gamma=2, levels=(1, 2)).item()  # (2*1 + 4 + 1) / 4
+    1.75
     """
     height, width = features.shape[2:]
     if min(height, width) < max(levels, default=1):
@@ -177,8 +173,7 @@ def decorrelation(codebook: Tensor) -> Tensor:
     Returns:
         scalar >= 0; 0 for words whose deviations from their own means are at right angles.
 
-    Source: VWL, learning-based strategy.
-    Explained in notebook 50, section "Two other codebooks".
+    Source: VWL, learning-based strategy. Explained in notebook 50, section "Two other codebooks".
     """
     centred = codebook - codebook.mean(1, keepdim=True)
     gram = centred @ centred.T  # G: (K, K)
@@ -346,8 +341,7 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
     Returns:
         name of each loss to its value; outputs as of `heads`.
 
-    Source: VWE, total loss; VWL.
-    Explained in notebook 50, section "Losses".
+    Source: VWE, total loss; VWL. Explained in notebook 50, section "Losses".
     """
     out = heads(net, features)
     terms = {
@@ -464,8 +458,7 @@ def train_vwe(
 def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
     """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror.
 
-    Source: VWE, its program; IRN adds the maps of image and mirror.
-    Explained in notebook 50, section "All images".
+    Source: VWE, its program; IRN adds the maps of image and mirror. Explained in notebook 50, section "All images".
     """
     mean, std = normalization_of(config.backbone)
     net = folded(net)

@@ -234,9 +234,8 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         FileNotFoundError: there is no such weights file.
         ImportError: a package that only EfficientNet-Lite0 needs is not installed.
 
-    Example:
-        >>> build_backbone("resnet_small", output_stride=8).strides
-        (4, 4, 8, 8, 8)
+    >>> build_backbone("resnet_small", output_stride=8).strides
+    (4, 4, 8, 8, 8)
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")

@@ -84,8 +84,7 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
     Returns:
         [z_1, z_p for each p at ITS OWN size, z_max at the size of z_1].
 
-    Source: DeepLab, multi-scale inputs.
-    Explained in notebook 90, section "Three scales".
+    Source: DeepLab, multi-scale inputs. Explained in notebook 90, section "Three scales".
     """
     full = net(images)
     logits, fused = [full], full
@@ -110,8 +109,7 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         (N, h, w) of the same type; no new value arises. Where H is even a centre can fall exactly between two pixels;
         libraries then differ. With the odd crops of DeepLab (321, 481) that cannot happen.
 
-    Source: DeepLab-v2, labels at the size of each logit map.
-    Explained in notebook 90, section "The loss".
+    Source: DeepLab-v2, labels at the size of each logit map. Explained in notebook 90, section "The loss".
 
     >>> resize_labels(torch.arange(6).reshape(1, 1, 6), (1, 3))
     tensor([[[1, 3, 5]]])
@@ -128,11 +126,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (N, K, h, w).
         labels: (N, h, w) integers, 0..K-1 or 255.
 
-    Returns:
-        Scalar.
-
-    Source: DeepLab.
-    Explained in notebook 90, section "The loss".
+    Source: DeepLab. Explained in notebook 90, section "The loss".
     """
     pixel_loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")  # (N, h, w), 0 at 255
     return pixel_loss.sum() / mean_over_processes((labels != IGNORE).sum()).clamp(min=1)
@@ -147,11 +141,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (N, K, h, w).
         labels: (N, h, w) integers, 0..K-1 or 255.
 
-    Returns:
-        Scalar.
-
-    Source: the balanced loss of DSRG, as AdvCAM, RIB and AMN use it.
-    Explained in notebook 90, section "The loss".
+    Source: the balanced loss of DSRG, as AdvCAM, RIB and AMN use it. Explained in notebook 90, section "The loss".
     """
     pixel_loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")  # (N, h, w), 0 at 255
     background = labels == 0
@@ -190,9 +180,6 @@ def self_label_loss(logits: Tensor, labels: Tensor, image_labels: Tensor) -> Ten
         labels: (N, h, w) integers, 0..K-1 or 255.
         image_labels: (N, K) of 0 and 1, with background.
 
-    Returns:
-        Scalar.
-
     Source: DRS, official DeepLab-v2 training. Explained in notebook 90, section "The loss".
     """
     return cross_entropy(logits, labels) + cross_entropy(logits, self_labels(logits, image_labels))
@@ -210,11 +197,7 @@ def multi_scale_loss(
         labels: (N, H, W) integers, 0..K-1 or 255.
         loss: `cross_entropy` or `balanced_cross_entropy`.
 
-    Returns:
-        Scalar.
-
-    Source: DeepLab-v2, a loss on each scale and on their maximum.
-    Explained in notebook 90, section "The loss".
+    Source: DeepLab-v2, a loss on each scale and on their maximum. Explained in notebook 90, section "The loss".
     """
     return reduce(torch.add, (loss(z, resize_labels(labels, z.shape[-2:])) for z in logits))
 
@@ -232,8 +215,7 @@ def parameter_groups(net: DeepLabV2, base_lr: float = 2.5e-4, weight_decay: floa
     Returns:
         Three dicts `params`, `lr`, `weight_decay`, for `torch.optim.SGD(groups, momentum=0.9)`.
 
-    Source: DeepLab-v2's solver.
-    Explained in notebook 90, section "The schedule".
+    Source: DeepLab-v2's solver. Explained in notebook 90, section "The schedule".
     """
     backbone = [parameter for parameter in net.backbone.parameters() if parameter.requires_grad]
     weights = [branch.weight for branch in net.aspp.children()]

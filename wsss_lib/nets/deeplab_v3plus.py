@@ -103,10 +103,9 @@ class DeepLabV3Plus(nn.Module):
 
     Explained in notebook 90, section "Version 2 and version 3+ side by side".
 
-    Example:
-        >>> net = DeepLabV3Plus(build_backbone("resnet_small", 8), 3, (1, 2, 3), width=16).eval()
-        >>> net(torch.zeros(1, 3, 33, 48)).shape
-        torch.Size([1, 3, 9, 12])
+    >>> net = DeepLabV3Plus(build_backbone("resnet_small", 8), 3, (1, 2, 3), width=16).eval()
+    >>> net(torch.zeros(1, 3, 33, 48)).shape
+    torch.Size([1, 3, 9, 12])
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, rates: Sequence[int] = (6, 12, 18), width: int = 256):

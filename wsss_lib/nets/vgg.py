@@ -24,10 +24,9 @@ class VGG(Backbone):
 
     Explained in notebook 30, section "The network".
 
-    Example:
-        >>> net = VGG(width=4, layers=(1, 1, 1, 1, 1))
-        >>> net.channels, net.strides
-        ((4, 8, 16, 32, 32), (2, 4, 8, 8, 8))
+    >>> net = VGG(width=4, layers=(1, 1, 1, 1, 1))
+    >>> net.channels, net.strides
+    ((4, 8, 16, 32, 32), (2, 4, 8, 8, 8))
     """
 
     strides = (2, 4, 8, 8, 8)

@@ -67,8 +67,7 @@ class AffinityLosses(NamedTuple):
         dp_fg: displacements of pixels of one object class that do not point at one centre.
         dp_bg: displacements of background pixels that differ.
 
-    Source: IRN, losses of boundary detection and displacement field.
-    Explained in notebook 80, section "The loss".
+    Source: IRN, losses of boundary detection and displacement field. Explained in notebook 80, section "The loss".
     """
 
     pos: Tensor
@@ -174,8 +173,7 @@ def path_index(radius: int, size: tuple[int, int]) -> PathIndex:
     Raises:
         ValueError: the map is smaller than a neighbourhood.
 
-    Source: IRN, the set of neighbouring pairs P.
-    Explained in notebook 80, section "Pairs and paths".
+    Source: IRN, the set of neighbouring pairs P. Explained in notebook 80, section "Pairs and paths".
 
     >>> path_index(2, (2, 3)).source, path_index(2, (2, 3)).destination.tolist()
     (tensor([1]), [[2], [4], [3], [5]])
@@ -272,8 +270,7 @@ def pair_displacement(displacement: Tensor, radius: int) -> Tensor:
     Raises:
         ValueError: a map smaller than a neighbourhood.
 
-    Source: IRN, loss of the displacement field, delta(i,j).
-    Explained in notebook 80, section "Displacements".
+    Source: IRN, loss of the displacement field, delta(i,j). Explained in notebook 80, section "Displacements".
     """
     return _sources(displacement, radius) - _destinations(displacement, radius)
 
@@ -290,8 +287,7 @@ def displacement_target(radius: int) -> Tensor:
     Raises:
         ValueError: the radius is not an integer of at least 2.
 
-    Source: IRN, loss of the displacement field.
-    Explained in notebook 80, section "Displacements".
+    Source: IRN, loss of the displacement field. Explained in notebook 80, section "Displacements".
 
     >>> displacement_target(2)[0, :, :, 0].T.tolist()
     [[0.0, 1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0]]
@@ -367,8 +363,7 @@ def feature_affinity(features: Tensor, radius: int) -> Tensor:
     Raises:
         ValueError: a map smaller than a neighbourhood.
 
-    Source: AffinityNet (Ahn and Kwak, CVPR 2018), equation 1.
-    Explained in notebook 75, section "Affinity of features".
+    Source: AffinityNet (Ahn and Kwak, CVPR 2018), equation 1. Explained in notebook 75, section "Affinity of features".
 
     >>> feature_affinity(torch.tensor([[[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]]]), 2).flatten()  # right, then the three below
     tensor([0.3679, 1.0000, 1.0000, 1.0000])
@@ -390,8 +385,7 @@ def feature_affinity_loss(affinity: Tensor, pairs: PairLabels) -> FeatureLosses:
         affinity: W, (B, n, S), in (0, 1].
         pairs: masks of the same shape, from `affinity_labels`.
 
-    Source: AffinityNet, equations 4 to 6, with the constants of its program.
-    Explained in notebook 75, section "The loss".
+    Source: AffinityNet, equations 4 to 6, with the constants of its program. Explained in notebook 75, section "The loss".
     """
     equal_cost, different_cost = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
     return FeatureLosses(

@@ -44,8 +44,7 @@ def crf_from_labels(
         ValueError: image, labels or certainty are not as described.
         ImportError: pydensecrf is not installed.
 
-    Source: IRN, Ahn et al., CVPR 2019, confident areas.
-    Explained in notebook 70, section "Dense CRF".
+    Source: IRN, Ahn et al., CVPR 2019, confident areas. Explained in notebook 70, section "Dense CRF".
     """
     labels = np.asarray(labels)
     if labels.ndim not in (2, 3) or not labels.size:
@@ -95,8 +94,7 @@ def crf_from_probabilities(
         ValueError: image and probabilities are not as described.
         ImportError: pydensecrf is not installed.
 
-    Source: DeepLab, Chen et al., section "Structured prediction with CRF".
-    Explained in notebook 90, section "Dense CRF".
+    Source: DeepLab, Chen et al., section "Structured prediction with CRF". Explained in notebook 90, section "Dense CRF".
     """
     probabilities = np.asarray(probabilities, np.float32)
     if probabilities.ndim != 3:
@@ -136,8 +134,7 @@ def crf_segmentation(
     Raises:
         ValueError: as `crf_from_probabilities`, or no class reaches `min_probability`.
 
-    Source: DeepLab, with the classes restricted.
-    Explained in notebook 90, section "Dense CRF".
+    Source: DeepLab, with the classes restricted. Explained in notebook 90, section "Dense CRF".
     """
     probabilities = np.asarray(probabilities, np.float32)
     if probabilities.ndim != 3:
@@ -160,8 +157,7 @@ def crf_from_maps(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, ba
     Returns:
         (H, W) int64, 0 background, i + 1 for class i.
 
-    Source: VWL, the CRF script of its program.
-    Explained in notebook 50, section "Numbers".
+    Source: VWL, the CRF script of its program. Explained in notebook 50, section "Numbers".
     """
     refined = crf_from_probabilities(image, soft_scores(scores, background), bilateral_sxy=64)
     return np.pad(np.asarray(classes, np.int64) + 1, (1, 0))[refined.argmax(0)]

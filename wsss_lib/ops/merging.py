@@ -26,9 +26,8 @@ def stride4_size(size: tuple[int, int]) -> tuple[int, int]:
     Args:
         size: (H, W) of the image in pixels.
 
-    Example:
-        >>> stride4_size((375, 500))
-        (94, 125)
+    >>> stride4_size((375, 500))
+    (94, 125)
     """
     return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
 
@@ -84,8 +83,7 @@ def upsample_scores(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: the maps do not belong to an image of this size.
 
-    Source: IRN, make_sem_seg_labels: u = bilinear x4 of v, cut.
-    Explained in notebook 70, section "Thresholds".
+    Source: IRN, make_sem_seg_labels: u = bilinear x4 of v, cut. Explained in notebook 70, section "Thresholds".
 
     >>> upsample_scores(np.ones((1, 2, 2), np.float16), (5, 8)).shape
     (1, 5, 8)

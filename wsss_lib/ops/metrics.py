@@ -34,8 +34,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     Raises:
         ValueError: the shapes differ, or a counted pixel is predicted as a class that does not exist.
 
-    Source: confusion matrix n_cd of every mIoU definition in use.
-    Explained in notebook 70, section "Scores".
+    Source: confusion matrix n_cd of every mIoU definition in use. Explained in notebook 70, section "Scores".
 
     >>> confusion_matrix(np.array([0, 1, 1, 255]), np.array([0, 1, 255, 1]), 2)
     array([[1, 0],
@@ -232,8 +231,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the shapes differ, a label is neither 0 nor 1, or a score is NaN.
 
-    Source: area under the uninterpolated precision-recall curve.
-    Explained in notebook 10, section "Score of the classifier".
+    Source: area under the uninterpolated precision-recall curve. Explained in notebook 10, section "Score of the classifier".
 
     >>> average_precision(np.array([[0.9], [0.8], [0.7], [0.1]]), np.array([[1], [0], [1], [0]])).round(4)
     array([0.8333])
@@ -293,9 +291,8 @@ def part_recall(prediction: np.ndarray, part_mask: np.ndarray, class_mask: np.nd
 
     Explained in notebook 10, section "The flaw, measured".
 
-    Example:
-        >>> part_recall(np.array([[0, 3, 3]]), np.array([[1, 1, 2]]), np.array([[3, 3, 3]]))
-        {'head': 1.0, 'body': 0.5}
+    >>> part_recall(np.array([[0, 3, 3]]), np.array([[1, 1, 2]]), np.array([[3, 3, 3]]))
+    {'head': 1.0, 'body': 0.5}
     """
     if not prediction.shape == part_mask.shape == class_mask.shape:
         raise ValueError(

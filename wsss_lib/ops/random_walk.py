@@ -238,8 +238,7 @@ def walk_scores(walk: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: the size does not belong to a map at stride 4.
 
-    Source: IRN, synthesis of semantic labels.
-    Explained in notebook 80, section "From the walk to a mask".
+    Source: IRN, synthesis of semantic labels. Explained in notebook 80, section "From the walk to a mask".
     """
     height, width = (int(side) for side in size)
     if walk.dim() != 3 or walk.shape[1:] != ((height - 1) // 4 + 1, (width - 1) // 4 + 1):
@@ -270,8 +269,7 @@ def pseudo_mask(walk: Tensor, classes: Sequence[int] | np.ndarray, size: tuple[i
     Raises:
         ValueError: as many classes as maps are needed, each in 0..253, and a size that belongs to the maps.
 
-    Source: IRN, synthesis of semantic labels.
-    Explained in notebook 80, section "From the walk to a mask".
+    Source: IRN, synthesis of semantic labels. Explained in notebook 80, section "From the walk to a mask".
 
     >>> pseudo_mask(torch.ones(1, 1, 1), [6], (1, 2))
     tensor([[7, 7]], dtype=torch.uint8)

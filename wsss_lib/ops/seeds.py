@@ -27,8 +27,7 @@ def argmax_with_background(scores: np.ndarray, classes: np.ndarray, threshold: f
     Raises:
         ValueError: shapes do not fit, or a class has no place in 1..254.
 
-    Source: arg-max([t, M]) of the IRN family.
-    Explained in notebook 70, section "Thresholds".
+    Source: arg-max([t, M]) of the IRN family. Explained in notebook 70, section "Thresholds".
 
     >>> argmax_with_background(np.array([[[0.2, 0.3, 0.9]], [[0.1, 0.5, 0.8]]]), np.array([4, 7]), 0.3)
     array([[0, 8, 5]], dtype=uint8)
@@ -60,8 +59,7 @@ def seed_mask(
     Raises:
         ValueError: the shapes do not fit.
 
-    Source: IRN, Ahn et al., CVPR 2019.
-    Explained in notebook 70, section "Dense CRF".
+    Source: IRN, Ahn et al., CVPR 2019. Explained in notebook 70, section "Dense CRF".
     """
     if not crf:
         return argmax_with_background(scores, classes, threshold)
@@ -110,8 +108,7 @@ def irn_labels(
     Raises:
         ValueError: the shapes do not fit, or the two thresholds are in the wrong order.
 
-    Source: IRN, Ahn et al., CVPR 2019, confident areas.
-    Explained in notebook 70, section "Confident labels".
+    Source: IRN, Ahn et al., CVPR 2019, confident areas. Explained in notebook 70, section "Confident labels".
     """
     _check_order(foreground_threshold, background_threshold)
     return _confident(*_refined_seeds(image, scores, classes, (foreground_threshold, background_threshold), iterations))
@@ -143,8 +140,7 @@ def seed_mask_and_irn_labels(
     Raises:
         ValueError: the shapes do not fit, or t_f and t_b are in the wrong order.
 
-    Source: IRN, Ahn et al., CVPR 2019, confident areas.
-    Explained in notebook 70, section "All images".
+    Source: IRN, Ahn et al., CVPR 2019, confident areas. Explained in notebook 70, section "All images".
     """
     _check_order(foreground_threshold, background_threshold)
     mask, *pair = _refined_seeds(image, scores, classes, (threshold, foreground_threshold, background_threshold), iterations)

@@ -269,8 +269,7 @@ def imbalance_and_gap(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray
     Returns:
         (C, 2) float64: imbalance and gap; NaN for a class that the truth does not show, or without background.
 
-    Source: AMN's argument; the two numbers are ours.
-    Explained in notebook 40, section "The problem".
+    Source: AMN's argument; the two numbers are ours. Explained in notebook 40, section "The problem".
 
     >>> imbalance_and_gap(np.array([[0, 1, 1]]), np.array([[[0.1, 0.5, 0.9]]]), np.array([0])).round(3).tolist()
     [[0.2, 0.6]]

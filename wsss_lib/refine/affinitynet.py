@@ -145,8 +145,7 @@ class AffinityNet(nn.Module):
     Raises:
         ValueError: the backbone has no map as fine as the grid.
 
-    Source: AffinityNet (Ahn and Kwak, CVPR 2018), section 3.2.
-    Explained in notebook 75, section "The network".
+    Source: AffinityNet (Ahn and Kwak, CVPR 2018), section 3.2. Explained in notebook 75, section "The network".
     """
 
     def __init__(self, backbone: Backbone, stride: int = 8, group_norm: bool = False):
@@ -580,9 +579,6 @@ def train_affinitynet(net: AffinityNet, data: SegmentationDataset, score_folder:
 def grid_features(net: AffinityNet, image: Image.Image, config: Settings) -> Tensor:
     """Return f of a photograph, filled at the right and bottom to whole cells.
 
-    Args:
-        image: RGB.
-
     Returns:
         float32 (D, ceil(H/stride), ceil(W/stride)), on the device of the network.
     """
@@ -597,7 +593,6 @@ def refined_mask(
     """Return the pseudo-mask of one photograph.
 
     Args:
-        image: RGB.
         scores: its maps at full resolution, (K, H, W) in [0, 1].
         classes: K foreground classes, 0-based.
 

@@ -209,8 +209,7 @@ class IRN(nn.Module):
         Raises:
             ValueError: the image is not (3, H, W), or the network is in training mode.
 
-        Source: IRN, inference of its program.
-        Explained in notebook 80, section "The network".
+        Source: IRN, inference of its program. Explained in notebook 80, section "The network".
         """
         if image.dim() != 3:
             raise ValueError(f"predict takes one image (3, H, W), but got the shape {tuple(image.shape)}.")

@@ -89,11 +89,7 @@ def curve_of(config: Config) -> np.ndarray:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the curve; ends the program with a sentence when there are no maps.
-
-    Args:
-        arguments: the words after the program's name; None: those of the command line.
-    """
+    """Print the curve; ends the program with a sentence when there are no maps."""
     parser = argparse.ArgumentParser(prog="python -m wsss_lib.refine.threshold_choice", description=__doc__)
     parser.add_argument("preset", help="of the run: a name, or data/mine/preset.yaml")
     parser.add_argument("--method", default="cam")
