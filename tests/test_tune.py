@@ -89,6 +89,12 @@ def test_a_study_that_was_stopped_makes_the_same_trials(study, monkeypatch):
     assert row["values"] == best.params and row["images"] == 22 and 0 <= row["miou"] <= row["best_miou"] <= 100
     assert row["threshold"] == best.user_attrs["threshold"] and stopped.measure([0]) == [row]
     assert stopped.table().count("\n") >= 7
+    assert 0 <= row["one_class"] <= 100 and set(row["iou"]) <= {"background", *stopped.measuring.classes}
+    assert len(row["curve"]) == len(tune.THRESHOLDS) and max(row["curve"]) == pytest.approx(row["best_miou"], abs=1e-3)
+    summary = stopped.summary()
+    assert [trial["values"] for trial in summary["trials"]] == [values for values, _ in expected] and summary["measured"] == [
+        row
+    ]
 
 
 @pytest.mark.system

@@ -27,6 +27,7 @@ from wsss_lib.core.stage import Job, open_stage, run, run_folder_of
 from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.errors import DataError
 from wsss_lib.methods import METHODS
+from wsss_lib.ops.metrics import scores
 from wsss_lib.ops.thresholds import ThresholdSweep
 from wsss_lib.parameters import Range
 from wsss_lib.presets import preset_config
@@ -190,23 +191,49 @@ class Study:
             config = self.with_values(best.params, seed)
             folder = self.folder / f"measured{best.number}.seed{seed}"
             make_some_maps(config, self.measuring, folder)
-            sweep: ThresholdSweep = sweep_maps(self.measuring, folder, THRESHOLDS)
-            curve = sweep.curve()
-            rows.append(
-                {
-                    "method": self.method,
-                    "seed": seed,
-                    "values": best.params,
-                    "threshold": best.user_attrs["threshold"],
-                    "miou": 100 * float(curve[np.abs(THRESHOLDS - best.user_attrs["threshold"]).argmin()]),
-                    "best_miou": 100 * float(np.nanmax(curve)),
-                    "area": 100 * pixel_precision_recall(sweep),
-                    "images": len(self.measuring),
-                    "curve": np.round(100 * curve, 3).tolist(),
-                }
-            )
+            rows.append({"method": self.method, "seed": seed, "values": best.params} | self._measured(folder))
             write_json(record, rows)
         return [row for row in rows if row["values"] == best.params]
+
+    def _measured(self, folder: Path) -> dict[str, Any]:
+        """Score some maps at the threshold of the best trial, and at all others."""
+        threshold = self.study.best_trial.user_attrs["threshold"]
+        at = int(np.abs(THRESHOLDS - threshold).argmin())
+        several = self.measuring.labels.sum(1) > 1
+        parts = [self.measuring.part(np.flatnonzero(rows)) for rows in (~several, several)]
+        sweep, *some = [sweep_maps(part, folder, THRESHOLDS) if len(part) else None for part in (self.measuring, *parts)]
+        curve, result = sweep.curve(), scores(sweep.confusions()[at])
+        one_class, several_classes = (100 * float(part.curve()[at]) if part else None for part in some)
+        return {
+            "threshold": threshold,
+            "miou": 100 * result.miou,
+            "best_miou": 100 * float(np.nanmax(curve)),
+            "area": 100 * pixel_precision_recall(sweep),
+            "one_class": one_class,  # mIoU of the images with one class, and of the others
+            "several_classes": several_classes,
+            "iou": {
+                name: round(100 * float(value), 2)
+                for name, value in zip(("background", *self.measuring.classes), result.iou, strict=True)
+                if not np.isnan(value)
+            },
+            "images": len(self.measuring),
+            "curve": np.round(100 * curve, 3).tolist(),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return all that the study has found, as plain values: its trials in their order, and what was measured."""
+        record = self.folder / "measured.json"
+        trials = [
+            {"score": 100 * trial.value if trial.state.name == "COMPLETE" else None, "values": trial.params} | trial.user_attrs
+            for trial in self.finished()
+        ]
+        return {
+            "preset": self.preset,
+            "images": len(open_data(self.config, self.config.train_split)),
+            "tuning": len(self.tuning),
+            "trials": trials,
+            "measured": read_json(record) if record.is_file() else [],
+        }
 
     def table(self) -> str:
         """Return the trials in the order in which they were made."""
@@ -236,10 +263,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=0, help="train on the first images only, and tune and measure on these")
     parser.add_argument("--measured", type=int, default=0, help="images that measure; 0: all that do not tune")
     parser.add_argument("--measure", action="store_true", help="score the best values on the images that did not tune")
+    parser.add_argument("--save", type=Path, help="write trials and measured rows into this JSON file, beside other methods'")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings that are measured")
     options = parser.parse_args(arguments)
     try:
         study = Study(options.method, options.preset, options.seed, options.measured, limit=options.limit)
+        if options.save:
+            known = read_json(options.save) if options.save.is_file() else {}
+            write_json(options.save, known | {options.method: study.summary()})
+            return
         if options.measure:
             for row in study.measure(options.seeds):
                 print(
