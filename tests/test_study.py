@@ -1,0 +1,52 @@
+"""Tables of a saved study by hand."""
+
+import numpy as np
+import pytest
+
+from wsss_lib import study as studies
+
+
+def saved(*values, threshold=0.3):
+    rows = [
+        {
+            "seed": seed,
+            "miou": value,
+            "best_miou": value + 1,
+            "area": value + 2,
+            "one_class": value,
+            "several_classes": None,
+            "threshold": threshold,
+        }
+        for seed, value in enumerate(values)
+    ]
+    trials = [
+        {"score": score, "seconds": 10.0, "values": {"cam_learning_rate": 0.01}} for score in (30.0, None, 0.0, 35.0, 31.0)
+    ]
+    return {"trials": trials, "measured": rows}
+
+
+def test_a_gain_counts_where_its_whole_interval_is_on_one_side():
+    study = {
+        "cam": saved(40, 42, 41),
+        "rib": saved(45, 47, 46.1),
+        "amn": saved(45, 30, 60),
+        "vwe": saved(30, 31.9, 31),
+        "drs": saved(41),
+    }
+    rows = {row[0]: row[1:] for row in studies.gain_rows(study)}
+    assert rows["rib"] == ["+5.0 / +5.0 / +5.1", "+5.0", "+4.9 to +5.2", "helps"]
+    assert [rows[name][-1] for name in ("amn", "vwe", "drs")] == ["not shown", "harms", "not shown"]
+    assert rows["drs"][2] == "+nan to +nan" and "cam" not in rows
+
+
+def test_an_interval_of_two_values_by_hand():
+    low, high = studies.interval([0.0, 2.0])  # mean 1, standard error 1, t of one degree of freedom 12.706
+    assert (low, high) == pytest.approx((1 - 12.7062, 1 + 12.7062), abs=1e-3)
+    assert np.isnan(studies.interval([1.0])).all()
+
+
+def test_trials_that_are_given_up_or_diverge_add_nothing():
+    study = {"cam": saved(40)}
+    assert studies.best_so_far(study, "cam") == [30, 30, 30, 35, 35]
+    assert [row[2] for row in studies.trial_rows(study)] == ["30.0", "given up", "diverged", "35.0", "31.0"]
+    assert studies.measured_rows(study) == [["cam", "0.30", "40.0", "41.0", "42.0", "40.0", "–"]]

@@ -1,0 +1,89 @@
+"""Read a study that `wsss_lib.tune --save` has written: paired gains with intervals, and tables of trials and results.
+
+A study is a dictionary from method to its `Study.summary()`. docs/protocol.md says how it is made and what counts as "helps".
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from wsss_lib.results import with_spread
+
+Saved = dict[str, dict]
+
+
+def of_seeds(study: Saved, method: str, value: str = "miou") -> dict[int, float]:
+    """Return seed to a measured number of a method, in percent."""
+    return {row["seed"]: row[value] for row in study[method]["measured"] if row[value] is not None}
+
+
+def paired_gains(study: Saved, method: str, value: str = "miou", baseline: str = "cam") -> list[float]:
+    """Return what a method gains over another one in points, for each seed that both have.
+
+    >>> measured = lambda *values: {"measured": [{"seed": seed, "miou": miou} for seed, miou in enumerate(values)]}
+    >>> paired_gains({"cam": measured(40.0, 42.0), "rib": measured(41.0, 45.0)}, "rib")
+    [1.0, 3.0]
+    """
+    start, reached = of_seeds(study, baseline, value), of_seeds(study, method, value)
+    return [reached[seed] - start[seed] for seed in sorted(start) if seed in reached]
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the ends of Student's interval of a mean; NaN for fewer than two values.
+
+    With three values it is 4.3 standard errors wide on each side, with ten 2.3.
+
+    >>> low, high = interval([1.0, 2.0, 3.0])
+    >>> round(low, 2), round(high, 2)
+    (-0.48, 4.48)
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def best_so_far(study: Saved, method: str) -> list[float]:
+    """Return the highest score after each trial, in percent; a trial that was given up or has diverged adds nothing."""
+    return np.maximum.accumulate([trial["score"] or 0.0 for trial in study[method]["trials"]]).tolist()
+
+
+def gain_rows(study: Saved, value: str = "miou") -> list[list[str]]:
+    """Return a line for each method but CAM: its gains seed by seed, their mean and interval, and whether it "helps"."""
+    rows = []
+    for method in study:
+        gains = paired_gains(study, method, value)
+        if method == "cam" or not gains:
+            continue
+        low, high = interval(gains)
+        verdict = "helps" if low > 0 else "harms" if high < 0 else "not shown"
+        seeds = " / ".join(f"{gain:+.1f}" for gain in gains)
+        rows.append([method, seeds, f"{np.mean(gains):+.1f}", f"{low:+.1f} to {high:+.1f}", verdict])
+    return rows
+
+
+def measured_rows(study: Saved) -> list[list[str]]:
+    """Return a line for each method: threshold, mIoU at it, the bound, the area, and images with one class or several."""
+    values = ("miou", "best_miou", "area", "one_class", "several_classes")
+    return [
+        [method, f"{kept['measured'][0]['threshold']:.2f}"]
+        + [with_spread(list(reached.values())) if (reached := of_seeds(study, method, value)) else "–" for value in values]
+        for method, kept in study.items()
+        if kept["measured"]
+    ]
+
+
+def trial_rows(study: Saved) -> list[list[str]]:
+    """Return a line for each trial: method, number, score on the tuning images, seconds and values."""
+    return [
+        [
+            method,
+            str(number),
+            "given up" if trial["score"] is None else f"{trial['score']:.1f}" if trial["score"] else "diverged",
+            f"{trial['seconds']:.0f}",
+            ", ".join(f"{name} {value:.3g}" for name, value in trial["values"].items()),
+        ]
+        for method, kept in study.items()
+        for number, trial in enumerate(kept["trials"], start=1)
+    ]
