@@ -27,9 +27,6 @@ COUNTED = 300  # images of each split that are scored again
 def check_settings(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> None:
     """Refuse runs of one method and stage that differ in more than the seed: their mean would describe neither.
 
-    Args:
-        stages: from `artifacts.finished_stages`.
-
     Raises:
         ValueError: the first parameter that differs, with both values.
 
@@ -65,10 +62,6 @@ def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
 def label_map_of(stage: StageFolder, row: dict, data: SegmentationDataset) -> Callable[[str], np.ndarray]:
     """Return the function that gives the label map of an image behind a row of `metrics.json`.
 
-    Args:
-        stage: a finished stage with a row named in `LABEL_MAPS`.
-        row: of its `metrics()`.
-
     Returns:
         image id to uint8 (H, W).
 
@@ -94,7 +87,6 @@ def curve_with_crf(data: SegmentationDataset, maps_folder: Path, thresholds: Seq
 
     Args:
         data: the images that are scored, with masks; a CRF is solved for each of them and each threshold.
-        maps_folder: of `ID.npz`.
 
     Explained in notebook 95, section "How much the threshold matters".
     """
@@ -126,10 +118,6 @@ def most_refined(stages: dict[str, StageFolder]) -> tuple[Path, str] | None:
 
 def count_anew(stage: StageFolder, row: dict, data: SegmentationDataset) -> dict:
     """Score a label map in every way that this comparison knows, in one pass over its images.
-
-    Args:
-        stage: a finished stage with a row named in `LABEL_MAPS`.
-        row: of its `metrics()`.
 
     Returns:
         what, split, images (those counted here), crf and pixel_labels_chose; `miou`, mean `precision` and `recall`,
@@ -276,9 +264,6 @@ def gains(line: dict[str, dict[int, float]], baseline: str = "cam") -> dict[str,
 def gain_table(scored: dict[str, dict[str, dict[int, float]]]) -> list[list[str]]:
     """Say for each line of `side_by_side` and each method what it gains over plain CAM, seed by seed.
 
-    Args:
-        scored: from `side_by_side`.
-
     Returns:
         one line each: what, method, the gains, their mean and spread, and whether all have one sign.
 
@@ -318,7 +303,6 @@ def published_table(summary: Sequence[dict], dataset: str) -> list[list[str]]:
     """Return a line for each published value, with ours beside it or the reason why none may stand there.
 
     Args:
-        summary: from `results.summarize`.
         dataset: on which ours were scored.
 
     Explained in notebook 95, section "Published values".
@@ -349,7 +333,6 @@ def threshold_table(
     """Say for each method how much its maps depend on the threshold.
 
     Args:
-        stages: from `artifacts.finished_stages`.
         fixed: a threshold that no pixel label has chosen, e.g. the published 0.15.
         within: points of mIoU that a threshold may lose to count as near the best.
 
@@ -387,9 +370,6 @@ def threshold_table(
 
 def cost_table(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> list[list[str]]:
     """Say what each stage cost, by its record.
-
-    Args:
-        stages: from `artifacts.finished_stages`.
 
     Returns:
         one line for each method and stage: method, stage, the fastest run's seconds, all runs' from fastest to slowest, images

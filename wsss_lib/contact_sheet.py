@@ -104,7 +104,6 @@ def signs_of(
         image: uint8 (H, W, 3).
         mask: uint8 (H, W).
         label: of the image, uint8 (C,).
-        classes: names of the C classes.
         probabilities: of the classifier, float (C,); None: it is not known.
 
     >>> signs_of(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), np.array([1]), ["cat"])

@@ -31,9 +31,6 @@ def stage_costs(preset: str, method: str) -> list[Cost]:
     Args:
         preset: "voc12" or "coco14".
         method: the name of a method, or "truth": DeepLab alone.
-
-    Raises:
-        ValueError: there is no such method.
     """
     data = DATA[preset]
     if method not in (*METHODS, "truth"):
@@ -83,7 +80,6 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
     Args:
         preset: "voc12" or "coco14".
         methods: short names; what they need of CAM, and DeepLab on the true masks, is added.
-        seeds: of the runs.
     """
     needed = list(dict.fromkeys(["cam", *methods, "truth"]))
     lines, hours, cores, disk = [], 0.0, 0.0, 0.0
@@ -117,9 +113,6 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
 
 def measured(run_folder: Path) -> str:
     """Return what the finished stages of a run have cost, from their records, as a Markdown table.
-
-    Args:
-        run_folder: `runs/<dataset>`.
 
     Raises:
         FileNotFoundError: no stage has finished there.

@@ -49,7 +49,6 @@ def panels_of(method: str, group: dict[str, StageFolder], image_id: str, data: S
 
     Args:
         group: stage name to its finished folder.
-        config: of any method of the run.
     """
     picture = np.array(data.image(image_id))
 
@@ -82,7 +81,6 @@ def show_methods(config: Config, data: SegmentationDataset) -> None:
 
     Args:
         config: of the method whose last masks tell what is easy.
-        data: the images of maps and masks.
 
     Explained in notebook 00, section "Two images through every method".
     """
@@ -106,9 +104,6 @@ def show_methods(config: Config, data: SegmentationDataset) -> None:
 
 def show_scores(summary: Sequence[dict]) -> None:
     """Show the mIoU of every step (lines) and method (columns) as a heat map; an empty cell was not made.
-
-    Args:
-        summary: from `results.summarize`.
 
     Explained in notebook 00, section "Results of this run".
     """

@@ -159,7 +159,6 @@ def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = L
 
     Args:
         out: a new folder, or that of an earlier call with the same network and settings; not below `photographs`.
-        longest, crf: as for `segment`.
 
     Returns:
         the number of photographs in `out`.

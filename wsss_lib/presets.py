@@ -19,9 +19,6 @@ PHOTOGRAPHS = "voc12-small"  # the preset from which that of a data set of one's
 def read_preset(path: Path | str) -> dict[str, Any]:
     """Read a preset file (one key, one parameter) and check it.
 
-    Args:
-        path: the YAML file.
-
     Returns:
         parameter name to value, as the file has it.
 
@@ -83,17 +80,6 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
 
 def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, /, **values: Any) -> Config:
     """Build the configuration with which the pipeline runs the stages of a method.
-
-    Args:
-        preset, method: as for `preset_files`.
-        values: fields that differ from the files'.
-
-    Returns:
-        the configuration.
-
-    Raises:
-        ValueError: as `read_preset` and `Config.from_values`.
-        FileNotFoundError: there is no such preset.
 
     Explained in notebook 00, section "Parameters".
 

@@ -53,9 +53,6 @@ def clean(page: str) -> str:
 def write_report(run_folder: Path) -> Path:
     """Write the report of all finished stages of a run.
 
-    Args:
-        run_folder: `runs/<dataset>`.
-
     Returns:
         the path of `report/index.html`.
 
@@ -94,11 +91,7 @@ def write_report(run_folder: Path) -> Path:
 
 
 def order_of_methods(summary: Sequence[dict]) -> str:
-    """Say in one sentence whether the methods stand in the order of the full smoke run; empty with less than two methods.
-
-    Args:
-        summary: from `results.summarize`, of generated images.
-    """
+    """Say in one sentence whether the methods stand in the order of the full smoke run; empty with less than two methods."""
     reached = {row["method"]: row["miou"] for row in summary if row["what"] == "DeepLab-v2 + CRF" and row["miou"] is not None}
     usual = [method for method in SMOKE_ORDER if method in reached]
     if len(usual) < 2:

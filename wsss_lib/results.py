@@ -108,11 +108,7 @@ def published_beside(row: dict) -> str:
 
 
 def incomparable(entry: Published, row: dict) -> str:
-    """Return why a published value may not stand beside a row of the same stage, split and data set; empty: it may.
-
-    Args:
-        row: of `summarize`.
-    """
+    """Return why a published value may not stand beside a row of the same stage, split and data set; empty: it may."""
     there, here = IMAGES_OF[entry.split], row["images"]
     if here != there:
         return f"{here} images here, {there} there"
@@ -130,9 +126,6 @@ def incomparable(entry: Published, row: dict) -> str:
 def collect(run_folder: Path) -> list[dict]:
     """Return the mIoU rows of all finished stages of a run.
 
-    Args:
-        run_folder: `runs/<dataset>`.
-
     Returns:
         rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added, and a `miou` of None where the
         row says that it was not scored; without stages that were moved aside and without those that report on others.
@@ -147,22 +140,12 @@ def collect(run_folder: Path) -> list[dict]:
 
 
 def fingerprint(rows: list[dict]) -> str:
-    """Return a hash of collected rows, for the stage that reports on them.
-
-    Args:
-        rows: from `collect`.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Return a hash of collected rows, for the stage that reports on them."""
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def summarize(rows: list[dict]) -> list[dict]:
     """Join the rows of several seeds.
-
-    Args:
-        rows: from `collect`.
 
     Returns:
         one row for each method, stage, split, number of images and use of a CRF: `miou`, the mean in percent; `spread`, the
@@ -209,10 +192,6 @@ def place_of_method(method: str) -> tuple[int, str]:
 def with_spread(values: Sequence[float], digits: int = 1) -> str:
     """Return mean and, for several values, sample standard deviation in words.
 
-    Args:
-        values: of several runs, at least one.
-        digits: after the point.
-
     Explained in notebook 00, section "Results of this run".
 
     >>> with_spread([40.0, 44.0]), with_spread([40.0])
@@ -225,7 +204,6 @@ def table(rows: list[dict], compare: bool) -> str:
     """Return a plain-text table of summarized rows.
 
     Args:
-        rows: from `summarize`.
         compare: add the published values of the full VOC 2012; only rows of that data set may stand beside them, and a row of
             another number of images gets the reason instead.
 
@@ -268,8 +246,6 @@ def class_table(columns: Mapping[str, Sequence[float | None]], names: Sequence[s
 
     Args:
         columns: words above a column to its values in percent; None: the class is not in the split.
-        names: of the classes.
-        digits: after the point.
 
     >>> print(class_table({"IoU %": [50.0, None]}, ["cat", "dog"]))
                             IoU %
@@ -300,7 +276,6 @@ def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, which a screen reader can walk through cell by cell.
 
     Args:
-        head: the columns' names.
         lines: as many texts each, shown as they are: what Markdown or HTML would read in them is escaped.
 
     >>> print(markdown_table(["method", "mIoU"], [["cam", "52.0"]]))

@@ -41,9 +41,6 @@ def make_submission(
         archive_path: the `.tgz` to write.
         sizes: (H, W) of each image, to compare with; None leaves that check out.
 
-    Returns:
-        The path of the archive.
-
     Raises:
         FileNotFoundError: a prediction is missing; says how many.
         ValueError: the archive would be refused by `check_submission`; nothing is left behind.
@@ -89,7 +86,6 @@ def check_submission(
     """Say everything that is wrong with an archive for the VOC test server. Nothing is unpacked to disk.
 
     Args:
-        archive_path: the `.tgz`.
         ids: image ids of the test list.
         sizes: (H, W) of each image; None leaves that check out.
 
@@ -197,9 +193,6 @@ def _checked_ids(ids: Sequence[str]) -> list[str]:
 
 def image_sizes(folder: Path | str, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Read the sizes of photographs from the file headers.
-
-    Args:
-        ids: image ids.
 
     Returns:
         image id to (H, W) in pixels.

@@ -46,7 +46,6 @@ def show(figure, alt: str) -> None:
     """Show a figure with a text alternative, print the text as its caption, and close the figure.
 
     Args:
-        figure: a matplotlib figure.
         alt: what is seen, for readers who cannot see it.
 
     Raises:
@@ -335,7 +334,6 @@ def bands(
         dotted: words of a group to values that are drawn dotted in its color, with hollow marks.
         legend: whether there is one.
         frame: from where to where on the x axis a dashed frame is drawn.
-        settings: as for `curves`.
     """
 
     def draw(axes) -> None:
@@ -360,7 +358,6 @@ def families(groups: Mapping[str, Sequence[Sequence[float]]], title: str = "", l
     Args:
         groups: words in the legend to the runs, each a sequence of numbers.
         level: where a dotted horizontal line is drawn.
-        settings: as for `curves`.
     """
 
     def draw(axes) -> None:
@@ -419,12 +416,10 @@ def matrix(
 
     Args:
         values: (R, C); a cell that is not a number stays empty.
-        rows, columns: names.
         text: format of the number in each cell; empty: none.
         limits: values of the darkest and the brightest color; None: those of the table.
         cmap: matplotlib's name of the colors.
         notes: row and column of an empty cell to the words in it.
-        settings: as for `curves`.
     """
 
     def draw(axes):
@@ -450,7 +445,6 @@ def points(groups: Mapping[str, Sequence[tuple[str, float, float]]], **settings)
 
     Args:
         groups: words in the legend to (name, x, y) of each mark.
-        settings: as for `curves`.
     """
 
     def draw(axes) -> None:
@@ -506,9 +500,6 @@ def show_class_bars(
 
     Args:
         values: words in the legend to a value for each name; None: no bar.
-        names: of the classes.
-        alt: as for `show`.
-        ylabel, title: of the axes.
         colors: (C, 3) in [0, 1], of a single group's bars.
         log: whether the values are drawn on a logarithmic axis.
     """
@@ -540,9 +531,6 @@ def show_bars(
     """Draw a horizontal bar for each name, the first at the top, on an axis from 0 to 100.
 
     Args:
-        values: name to percent.
-        alt: as for `show`.
-        title, xlabel: of the axes.
         hatched: names whose bars are set apart.
     """
     import matplotlib.pyplot as plt
@@ -562,7 +550,6 @@ def show_panels(
 
     Args:
         panels: of `image`, `scores`, `heat_map`, `labels` and the like, or functions of the axes.
-        alt: as for `show`.
         size: side of a panel in inches, or its width and height.
         bar: what the color bar of the last panel with values says; empty: no bar.
     """
@@ -603,10 +590,7 @@ def show_examples(
     """Draw a row for each image: input, ground truth where the data have any, and the columns.
 
     Args:
-        ids: of the images.
         columns: title to a function from an image id to a label map, uint8 (H, W), or to scores in [0, 1], float (H, W).
-        alt: as for `show`.
-        size: as for `show_panels`.
         iou: title of a column to its images' ids, each to a number in [0, 1] that is added to the title.
     """
     rows = []
@@ -641,8 +625,6 @@ def show_training(
         log: of `Job.log`; nothing is drawn if it is empty.
         panels: of each panel the names in the log, each to its words in the legend; none: the loss alone.
         alt: as for `show`; `{first[loss]:.2f}` and `{last[loss]:.2f}` stand for values of the first and the last row.
-        title: above a single panel.
-        ylabel: beside the first panel.
         chance: loss of a network that knows nothing, drawn as a dotted line.
         mean_of: rows over which a curve is averaged, each with those before it.
     """
@@ -673,7 +655,6 @@ def show_threshold_curves(
 
     Args:
         rows: name to a row of `metrics.json` with thresholds, curve, threshold and miou.
-        alt: as for `show`.
         title: above the picture; empty: which images.
         marks: words to a threshold that is marked by a vertical line.
     """
@@ -698,7 +679,6 @@ def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -
     Args:
         values: image id to a number, high is good; NaN where an image has no mask.
         count: how many of each kind.
-        seed: of the random ones.
 
     Returns:
         up to 3 * `count` ids: best, random, worst; all, ranked, when there are at most 2 * `count`.

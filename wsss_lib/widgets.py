@@ -38,7 +38,6 @@ def check(answer, expected: str, name: str) -> None:
     Args:
         answer: a number, a word, or a list of them; None while the exercise is not answered.
         expected: `digest` of the right answer; numbers are compared to three decimals.
-        name: e.g. "exercise 1".
 
     Raises:
         AssertionError: the answer is wrong.
@@ -83,8 +82,6 @@ def leave_out(what: str, there: bool, because: str) -> None:
     """Leave out all further cells whose first line is `# needs WHAT` where it is not there; the line may name several.
 
     Args:
-        what: one word, e.g. "masks".
-        there: whether it is.
         because: why it is not; printed here and in the place of each cell.
     """
     shell = get_ipython()

@@ -149,11 +149,8 @@ def training_cost(
     """Return the cost of a training, from one forward and backward pass of as many images as are on the device at once.
 
     Args:
-        stage: its name.
-        net: the network, on the meta device.
         loss_of: number of images to the loss that is minimized.
         images: seen in the whole training.
-        batch_size: images of one step.
         moments: numbers that the optimizer keeps for each weight: SGD 1, Adam 2.
     """
     at_once = images_at_once(batch_size, config)
@@ -188,10 +185,7 @@ def inference_cost(
     """Return the cost of inference in float32, from a batch at the largest scale; operations grow with the pixels.
 
     Args:
-        stage: its name.
-        net: the network, on the meta device and in evaluation mode.
         run: the network, or what of it is run; views (N, 3, H, W) to a tensor with a row for each.
-        images: of the whole stage.
         size: (H, W) of the image.
         scales: factors on both sides.
         views: 2 with the flipped image.

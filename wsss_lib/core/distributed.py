@@ -61,9 +61,6 @@ def mean_over_processes(values: Tensor) -> Tensor:
     A loss that divides by a count (of known pixels, of pairs) divides by this mean of the count. Its average over the
     processes is then the sum over the whole batch by the count of the whole batch, as in one process.
 
-    Args:
-        values: as for `sum_over_processes`.
-
     >>> mean_over_processes(torch.tensor([3, 4]))
     tensor([3, 4])
     """

@@ -32,7 +32,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains.
 
     Args:
-        path: the file to make; its folder is made too.
         write: writes the whole content to the path that it is given.
 
     Raises:
@@ -61,7 +60,6 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON, indented, atomically.
 
     Args:
-        path: the file to make.
         content: what the json module can write: dicts, lists, texts, finite numbers, None.
 
     Raises:
@@ -81,9 +79,6 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file of a stage.
 
-    Returns:
-        its content: dicts, lists, texts, numbers, None.
-
     Raises:
         DataError: the file is not JSON.
         FileNotFoundError: there is no such file.
@@ -96,9 +91,6 @@ def read_json(path: Path) -> Any:
 
 def read_text(path: Path, kind: str = "text") -> str:
     """Read a text as editors and Excel write it: UTF-8, with or without a byte order mark, or UTF-16 with one.
-
-    Args:
-        kind: what it should be, for the message.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -151,7 +143,6 @@ def write_maps(
     """Write localization maps.
 
     Args:
-        path: `ID.npz`.
         classes: (K,) integers, 0-based foreground classes.
         scores: (K, h, w) floats in [0, 1] at stride 4; stored as float16.
         size: (H, W) of the image in pixels.
@@ -195,9 +186,6 @@ def _arrays_of_full(full: Views | np.ndarray | None) -> dict[str, np.ndarray]:
 def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Read localization maps.
 
-    Args:
-        path: `ID.npz`.
-
     Returns:
         classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1] at stride 4; (H, W) of the image in pixels.
 
@@ -214,14 +202,8 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
 def read_full_size_maps(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read localization maps at the size of their image: merged there where the file allows it, else enlarged from stride 4.
 
-    Args:
-        path: `ID.npz`.
-
     Returns:
         classes int64 (K,), 0-based; scores float32 (K, H, W) in [0, 1].
-
-    Raises:
-        DataError: as `read_maps`.
 
     Explained in notebook 70, section "Thresholds".
     """
@@ -304,9 +286,6 @@ def voc_palette() -> np.ndarray:
 def read_image(path: Path) -> Image.Image:
     """Read any image file as RGB, whole.
 
-    Returns:
-        the image, mode RGB.
-
     Raises:
         DataError: the file is missing or cannot be decoded.
     """
@@ -337,7 +316,6 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
     """Read the index values of a palette or grey PNG.
 
     Args:
-        path: `ID.png`.
         num_classes: foreground classes C.
         size: (width, height) of the image that the mask belongs to; None: not checked.
 
@@ -377,7 +355,6 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write a map of class indices as palette PNG in VOC's colours.
 
     Args:
-        path: `ID.png`.
         mask: (H, W) integers in 0..255; stored as uint8.
 
     Explained in notebook 02, section "Masks".
@@ -391,7 +368,6 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
     """Write torch tensors as safetensors.
 
     Args:
-        path: the file to make.
         tensors: name to tensor, of any shape, type and device.
         metadata: texts by name, stored in the file's header.
     """
@@ -430,9 +406,6 @@ def sha256(paths: Iterable[Path], root: Path) -> str:
     Args:
         paths: files below `root`, in any order.
         root: the folder from which names are counted, so that it can be moved.
-
-    Returns:
-        64 hexadecimal digits.
     """
     total = hashlib.sha256()
     for path in sorted(paths):

@@ -43,16 +43,10 @@ def for_each_image(
     """Call `work(image_id)` for every image whose output is not there yet, or for those of this run's shard.
 
     Args:
-        ids: image ids.
         output: image id to the file, or the files, that `work` writes (atomically).
         work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
-        name: for the progress bar.
-        workers: processes; 0 works in this one.
         prepare: what this process, which holds the network, makes of an image before `work(image_id, prepared)`: it goes on
             with the next image while the workers are busy.
-
-    Returns:
-        the number of images that were worked on.
 
     Raises:
         ShardDone: as `end_of_shard`.
@@ -100,7 +94,6 @@ def end_of_shard(config: Settings, name: str, others_missing: bool) -> None:
     So shard 0 alone trains, scores and goes on from one stage to the next; the Snakefile calls them in turn.
 
     Args:
-        name: of the work.
         others_missing: whether images outside this run's shard had no result.
 
     Raises:
@@ -114,7 +107,6 @@ def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int,
     """Group image ids into batches of images of equal size.
 
     Args:
-        ids: image ids.
         size_of: image id to (width, height) in pixels.
         batch_size: the most images in one batch, at least 1.
 
@@ -142,12 +134,6 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Settings, f
         localize: a method; (ids, images of one size, labels uint8 (N, C)) to what `write_maps` takes of each image: classes
             (K,), scores (K, h, w) at stride 4, and perhaps maps of full size. What it draws at random must depend on
             the id alone, so that a resumed run makes the same maps.
-
-    Returns:
-        the number of images made now.
-
-    Raises:
-        ShardDone: as `inference.end_of_shard`.
 
     Explained in notebook 10, section "All images".
     """
@@ -177,10 +163,7 @@ def map_in_processes(
     Args:
         work: importable, as worker processes load it by its name: a function of a module or a `functools.partial` of one. It is
             handed to a process once, not with every item.
-        items: what to work on.
-        workers: processes, at least 1.
         chunk: items that a process takes at once.
-        name: of the work, for the message.
 
     Raises:
         OSError: a worker process was killed; errors of `work` pass through.

@@ -11,14 +11,7 @@ def progress(items: Iterable, name: str, total: int | None = None, initial: int 
     """Iterate with a bar in a terminal or a live notebook; silent when headless (papermill, nbval, tests).
 
     Args:
-        items: what to iterate over.
-        name: short text before the bar.
-        total: number of steps of the whole task.
-        initial: steps made in an earlier run.
         show: False is silent too: of several processes one shows its bar.
-
-    Returns:
-        the same items, one after the other.
     """
     live = sys.stderr.isatty() or os.environ.get("JUPYTERHUB_USER") is not None or bool(os.environ.get("JPY_SESSION_NAME"))
     quiet = os.environ.get("WSSS_PROGRESS", "bar" if live else "none") == "none"

@@ -23,12 +23,6 @@ def score_masks(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray] 
     Args:
         mask_of: a folder of `ID.png`, or a function from image id to a uint8 (H, W) map.
 
-    Returns:
-        the filled `Evaluation`.
-
-    Raises:
-        DataError: a mask is missing or broken.
-
     Explained in notebook 70, section "Numbers".
     """
     evaluation = Evaluation(data.num_classes + 1)
@@ -48,7 +42,6 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
     Args:
         what: the stage in words, e.g. "CAM seed".
         evaluation: its confusion matrix.
-        crf: whether a dense CRF was applied.
 
     Returns:
         what, split, images, crf, pixel_labels_chose; `miou`, mean `precision` and mean `recall` in percent; `class_iou`, one
@@ -94,7 +87,6 @@ def iou_of_images(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray
 
     Args:
         mask_of: image id to a uint8 (H, W) map.
-        count: only the first images.
     """
     ranking = {}
     for image_id in data.ids[:count]:
@@ -118,15 +110,8 @@ def mask_at(maps_folder: Path, threshold: float) -> Callable[[str], np.ndarray]:
 def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Read an image's maps at full resolution.
 
-    Args:
-        maps_folder: of `ID.npz`.
-        image_id: of the image.
-
     Returns:
         classes int64 (K,), 0-based; scores float32 (K, H, W) in [0, 1].
-
-    Raises:
-        DataError: the file is missing or broken.
 
     Explained in notebook 70, section "Thresholds".
     """
@@ -145,15 +130,8 @@ def sweep_maps(
     """Compare the maps of a split with the true masks at all thresholds in one pass.
 
     Args:
-        maps_folder: of `ID.npz`.
         thresholds: (T,) strictly increasing, in [0, 1].
         kind: `ImageThresholds` also keeps each image's own curve.
-
-    Returns:
-        the filled sweep.
-
-    Raises:
-        DataError: a map or a true mask is missing or broken.
 
     Explained in notebook 70, section "All thresholds in one pass".
     """
@@ -166,9 +144,6 @@ def sweep_maps(
 
 def best_threshold_row(data: SegmentationDataset, maps_folder: Path) -> dict:
     """Return the row of `metrics.json` for maps at their best threshold, which the true masks choose, with the whole curve.
-
-    Args:
-        maps_folder: of `ID.npz`.
 
     Returns:
         what, split, images, crf, pixel_labels_chose; `miou` in percent; `threshold`; `thresholds` (0.01 to 0.90) and, in
@@ -198,9 +173,7 @@ def mean_part_recall(
     """Return which share of the heads and of the bodies of generated creatures the maps find.
 
     Args:
-        maps_folder: of `ID.npz`.
         threshold: the score of the background.
-        count: only the first images.
 
     Returns:
         {"head": mean over images in 0..1, "body": mean}, or None where the data have no part masks.

@@ -244,9 +244,6 @@ def network_made(job: Job, build: Callable[[], Network], train: Callable[[Networ
         build: returns the network with its start weights, or with the finished ones.
         train: changes it in place; returns the number of images seen.
         finished_weights: the parameter that names a file of weights to use instead of training; may be empty.
-
-    Returns:
-        the number of images seen.
     """
     net = build().to(job.device)
     images_seen = 0 if finished_weights else train(net)

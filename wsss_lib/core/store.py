@@ -49,11 +49,7 @@ def lock_folder(folder: Path) -> FileLock:
 
 
 def unlock_folder(lock: FileLock) -> None:
-    """Let other processes in, and leave no file behind.
-
-    Args:
-        lock: of `lock_folder`.
-    """
+    """Let other processes in, and leave no file behind."""
     if lock.is_locked:
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it sees that this file is gone
         lock.release(force=True)
@@ -306,9 +302,6 @@ def _remove_leftovers(folder: Path, pattern: str) -> None:
 
 def finished_stages(run_folder: Path | str) -> dict[tuple[str, int], dict[str, StageFolder]]:
     """Return the present finished stages of all methods of a run, without results that are kept of other parameters.
-
-    Args:
-        run_folder: `runs_root/dataset`.
 
     Returns:
         (method, seed) to stage name to folder, sorted by method, seed and name.

@@ -59,7 +59,6 @@ def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> fl
     Args:
         step: finished optimiser steps, 0, 1, ...
         total: planned steps T.
-        power: the exponent.
         every: the factor changes only at multiples of `every` and no more after T (DeepLab-v2: 10; all others: 1).
 
     Returns:
@@ -121,7 +120,6 @@ def train(
         steps: optimiser steps T of the whole run.
         batch_size: images in one optimiser step, whatever a device can hold and however many processes there are.
         schedule: (steps already made, T) to the factor on every group's lr.
-        name: for the progress bar.
         nesterov: the momentum is Nesterov's (DRS).
         after_step: called with the number of finished steps, by process 0; after a resume also for steps that it has seen
             before.
@@ -316,7 +314,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write a network's weights as safetensors; the training state beside them goes when the stage is finished.
 
     Args:
-        model: the trained network.
         path: the file to make, in the folder that was given to `train`.
     """
     write_tensors(path, model.state_dict())

@@ -204,8 +204,6 @@ def load_dataset(
     """Open one split of a data set and check that every image and every label row is there.
 
     Args:
-        root: devkit folder.
-        split: name of a list in `ImageSets/Segmentation`.
         labels: the label table; empty: `root/labels.csv`.
         limit: keep only the first `limit` ids (0: all).
         mask_folder: folder of the masks below `root`, e.g. "SegmentationClassAug".
@@ -259,7 +257,6 @@ def read_masked(root: Path, mask_folder: str = "SegmentationClass") -> frozenset
     `ImageSets/Segmentation/scored.txt`, and those that lie in the folder count.
 
     Args:
-        root: devkit folder.
         mask_folder: folder of the masks below `root`; another name than the usual one is meant to be there.
 
     Raises:
@@ -292,9 +289,6 @@ def _as_on_disk(root: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
 def read_classes(root: Path) -> tuple[str, ...]:
     """Return the foreground class names of `root/dataset.json`, or VOC's when there is no such file.
 
-    Args:
-        root: devkit folder.
-
     Raises:
         DataError: the file has no list `classes` of 1 to 254 different names.
     """
@@ -321,10 +315,6 @@ def read_classes(root: Path) -> tuple[str, ...]:
 
 def read_split(root: Path, split: str) -> tuple[str, ...]:
     """Return the ids of one list, in its order; an id is the first word of a line, as a string.
-
-    Args:
-        root: devkit folder.
-        split: name of a list in `ImageSets/Segmentation`.
 
     Raises:
         DataError: there is no such list, or it is empty, no text, names an id twice or something that is not an id.
@@ -386,14 +376,8 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
 def open_data(config: Settings, split: str) -> SegmentationDataset:
     """Open one split of the configured data set.
 
-    Args:
-        split: name of a list in `ImageSets/Segmentation`.
-
     Returns:
         the split, checked; with on_bad_image "skip" every image has been decoded, and those that cannot be are left out.
-
-    Raises:
-        DataError: as `load_dataset`.
     """
     labels = project_path(config.labels) if config.labels else ""
     data = load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)
@@ -401,11 +385,7 @@ def open_data(config: Settings, split: str) -> SegmentationDataset:
 
 
 def data_hash(data: SegmentationDataset) -> str:
-    """Return a hash of what a stage sees of a data set: ids, image sizes in bytes, classes and image-level labels.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Return a hash of what a stage sees of a data set: ids, image sizes in bytes, classes and image-level labels."""
     identity = hashlib.sha256(json.dumps([data.split, data.classes, data.ids]).encode())
     identity.update(np.ascontiguousarray(data.labels).tobytes())
     identity.update(json.dumps([data.image_path(image_id).stat().st_size for image_id in data.ids]).encode())
@@ -421,9 +401,6 @@ def mask_hash(data: SegmentationDataset) -> str:
 
 def truth_hash(data: SegmentationDataset) -> str:
     """Return a hash of the ground truth of a split, for a stage that trains on it.
-
-    Returns:
-        64 hexadecimal digits.
 
     Raises:
         DataError: a mask is missing.

@@ -17,7 +17,6 @@ def read_saliency(path: Path, size: tuple[int, int] | None = None) -> np.ndarray
     """Read a saliency map.
 
     Args:
-        path: `ID.png`.
         size: (width, height) of its image; None: not checked.
 
     Returns:
@@ -76,9 +75,6 @@ def _problem(path: Path, size: tuple[int, int] | None) -> str:
 
 def saliency_hash(data: SegmentationDataset, folder: Path) -> str:
     """Return a hash of the saliency maps of a split, for a stage that uses them.
-
-    Returns:
-        64 hexadecimal digits.
 
     Raises:
         FileNotFoundError: a map is missing (`check_saliency` lists them all).

@@ -40,7 +40,6 @@ class ClassificationSamples(Dataset):
 
     Args:
         long_side: the shortest and the longest random long side, both included, in pixels.
-        crop: side of the crop in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.
 
     Explained in notebook 10, section "Training on image-level labels".
@@ -117,8 +116,6 @@ class MapSamples(Dataset):
     Yields image float32 (3, side, side), normalised, and maps float32 (C, side, side), 0 for absent classes.
 
     Args:
-        maps_folder: holds the classifier's maps `ID.npz`.
-        side: of the square in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.
 
     Source: DRS, official loader. Explained in notebook 30, section "Refinement learning".
@@ -215,7 +212,6 @@ class SegmentationSamples(Dataset):
     Args:
         mask_folder: holds the masks `ID.png` at the images' sizes.
         scales: factors on the image's size, one of which is drawn.
-        crop: side of the crop in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.
         image_labels: whether the image-level label is yielded, too.
 
@@ -254,9 +250,7 @@ class SegmentationSamples(Dataset):
         """Return a randomly changed image and its label.
 
         Args:
-            image: RGB photograph, (H, W).
             label: uint8 (H, W), 0..C or 255.
-            rng: draws everything that is random.
 
         Returns:
             image (crop, crop, 3) in 0..255; label (crop, crop).
@@ -271,7 +265,6 @@ class V3PlusSamples(SegmentationSamples):
 
     Args:
         label_fill: label of what lies outside the image: 255, or 0, background, as in the published program.
-        others: as for `SegmentationSamples`.
 
     Source: see `transforms.pad_all_sides`. Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """
@@ -284,9 +277,7 @@ class V3PlusSamples(SegmentationSamples):
         """Return a randomly changed image and its label.
 
         Args:
-            image: RGB photograph, (H, W).
             label: uint8 (H, W), 0..C or 255.
-            rng: draws everything that is random.
 
         Returns:
             image (crop, crop, 3) in 0..255; label (crop, crop).
@@ -326,7 +317,6 @@ def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rn
         pool: at least one index.
         size: of a batch; a smaller pool is repeated in it.
         first_rng: draws the first batch.
-        rng: draws all others.
 
     Returns:
         an iterator without an end; each batch is a list of `size` indices.
@@ -352,13 +342,10 @@ class StepSampler(Sampler):
     in it.
 
     Args:
-        num_samples: size of the data set.
-        batch_size: images of one step (the global batch).
         parts: a step's batch is yielded in this many equal parts (gradient accumulation); changes no sample's place.
         place: number of this process and how many train together; each has an equal, contiguous share of every batch, and
             `parts` counts those of a share.
         first_step, last_step: half-open range.
-        seed: of the permutations.
         keep_last: the short batch at an epoch's end is a step too, with as few images again as equal parts need.
 
     >>> steps = list(StepSampler(5, 2, 1, 0, 4, seed=0))
@@ -404,8 +391,6 @@ def steps_per_epoch(num_samples: int, batch_size: int, keep_last: bool = False) 
     """Return the number of batches in an epoch, at least 1.
 
     Args:
-        num_samples: size of the data set.
-        batch_size: images of one step.
         keep_last: count the short batch at the end, too.
 
     >>> steps_per_epoch(10582, 10), steps_per_epoch(10582, 10, keep_last=True)
@@ -428,13 +413,9 @@ def batches(
     """Return a loader over the steps [first_step, last_step) of a training run.
 
     Args:
-        samples: torch data set that is indexed by (epoch, index).
-        batch_size: images of one step (the global batch).
         parts: a step's batch comes in this many equal parts (gradient accumulation).
         first_step, last_step: half-open range.
-        seed: of the permutations, see `StepSampler`.
         num_workers: loader processes; 0 loads in this one. It changes no sample.
-        place, keep_last: see `StepSampler`.
 
     Returns:
         a loader of (last_step - first_step) * parts batches of batch_size / parts samples, divided by the number of processes.

@@ -17,12 +17,6 @@ from wsss_lib.core.files import IGNORE
 def resize_image(image: Image.Image, scale: float) -> Image.Image:
     """Resize by a factor, bicubic; the new sides are rounded half to even.
 
-    Args:
-        image: PIL image.
-
-    Returns:
-        PIL image, at least one pixel high and wide.
-
     >>> resize_image(Image.new("RGB", (5, 3)), 0.5).size
     (2, 2)
     """
@@ -35,9 +29,6 @@ def resize_label(label: np.ndarray, scale: float) -> np.ndarray:
     Args:
         label: uint8 (H, W).
         scale: factor on both sides, above 0; the new sides are rounded as in `resize_image`.
-
-    Returns:
-        uint8 of the new size.
 
     Explained in notebook 02, section "Masks".
     """
@@ -54,23 +45,13 @@ def random_long_side(image: Image.Image, shortest: int, longest: int, rng: rando
     """Resize so that the long side is a random integer in [shortest, longest] (IRN's classifier recipe).
 
     Args:
-        image: PIL image.
         shortest, longest: in pixels, both included.
-
-    Returns:
-        PIL image of about the same aspect ratio.
     """
     return resize_image(image, rng.randint(shortest, longest) / max(image.size))
 
 
 def resize_square(image: Image.Image, side: int) -> Image.Image:
     """Squeeze a photograph to side x side pixels, bilinear; the aspect ratio is lost (DRS).
-
-    Args:
-        image: photograph of any size.
-
-    Returns:
-        the photograph, side x side.
 
     Explained in notebook 30, section "Training".
 
@@ -84,7 +65,6 @@ def long_side_size(size: tuple[int, int], target: int) -> tuple[int, int]:
     """Return (width, height) with the longer side equal to `target`, the other rounded half to even (AffinityNet, SC-CAM).
 
     Args:
-        size: (width, height) of the image.
         target: new longer side in pixels.
 
     >>> long_side_size((500, 375), 333)
@@ -101,9 +81,6 @@ def color_jitter(image: Image.Image, rng: random.Random, strength: float = 1.0) 
     Args:
         rng: draws the four amounts and their order.
         strength: factor on the ranges; 0 changes nothing.
-
-    Returns:
-        a new image of the same size.
 
     Source: the recipes of AffinityNet, SC-CAM and DRS.
     """
@@ -154,7 +131,6 @@ def crop_box(size: tuple[int, int], crop: int, rng: random.Random) -> tuple[int,
 
     Args:
         size: (H, W) of the image.
-        crop: side of the crop in pixels.
         rng: one number is drawn for the columns, then one for the rows (the official order).
 
     Returns:
@@ -176,11 +152,7 @@ def crop(array: np.ndarray, box: tuple[int, ...], side: int, fill: float) -> np.
     Args:
         array: (H, W) or (H, W, channels), any type.
         box: canvas top, bottom, left, right, image top, bottom, left, right.
-        side: side of the crop in pixels.
         fill: 0 for normalised images, 255 for labels.
-
-    Returns:
-        (side, side) or (side, side, channels) of the same type.
 
     >>> crop(np.array([[1, 2, 3]]), (0, 1, 1, 2, 0, 1, 2, 3), side=2, fill=9)
     array([[9, 3],
@@ -200,8 +172,6 @@ def crop_normalized(
 
     Args:
         pixels: (H, W, 3), values 0..255.
-        box, side: as for `crop`.
-        mean, std: as for `normalize`.
 
     Returns:
         float32 (side, side, 3): the crop of the normalized image, without its other pixels.
@@ -218,11 +188,6 @@ def top_left_crop(array: np.ndarray, side: int, fill: float) -> np.ndarray:
 
     Args:
         array: (H, W) or (H, W, channels), any type.
-        side: side of the square in pixels.
-        fill: value outside the image.
-
-    Returns:
-        (side, side) or (side, side, channels) of the same type.
     """
     height, width = min(array.shape[0], side), min(array.shape[1], side)
     return crop(array, (0, height, 0, width, 0, height, 0, width), side, fill)
@@ -264,7 +229,6 @@ def scale_crop_flip(
         image: float32 (H, W, 3).
         label: uint8 (H, W).
         scale, top, left, flip: the draws, for instance from `draw_scale_crop_flip`.
-        side: side of the crop in pixels.
         fill: colour of the padding, in the units of `image`: the mean colour, which normalises to 0.
 
     Returns:
@@ -294,7 +258,6 @@ def draw_scale_crop_flip(
     Args:
         size: (H, W) of the image.
         scales: factors to choose from.
-        side: side of the crop in pixels.
         rng: four numbers are drawn, in the order of the result.
 
     Returns:
@@ -313,7 +276,6 @@ def pad_all_sides(image: np.ndarray, label: np.ndarray, side: int, label_fill: i
     Args:
         image: (H, W, 3).
         label: (H, W).
-        side: of the crop in pixels.
         label_fill: 255; the official code has 0 and so teaches the filling as background.
 
     Returns:
@@ -337,7 +299,6 @@ def centre_crop(image: Image.Image, label: np.ndarray, side: int) -> tuple[Image
     """Resize so that the shorter side is `side`, and cut the centre: the protocol behind published DeepLab-v3+ numbers.
 
     Args:
-        image: RGB photograph.
         label: its (H, W) label map; resized by nearest neighbour.
         side: in pixels (published: 513).
 

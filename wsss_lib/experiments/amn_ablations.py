@@ -97,9 +97,6 @@ def image_loss(logits: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
         logits: (N, 1 + K, h, w); the background's channel is not looked at.
         image_labels: float (N, K), 0 or 1.
 
-    Returns:
-        {"loss": scalar}.
-
     Explained in notebook 40, section "What helps and what does not".
     """
     return {"loss": F.multilabel_soft_margin_loss(logits[:, 1:].mean((2, 3)), image_labels)}
@@ -139,12 +136,7 @@ def train_variant(
     """Build and train one variant, from the same random start whatever was trained before.
 
     Args:
-        variant: of `VARIANTS`, or your own.
-        seed_folder: of `variant_seeds`.
         classifier_weights: CAM's classifier, for `amn_init` "classifier".
-
-    Returns:
-        the network in evaluation mode.
 
     Explained in notebook 40, section "What helps and what does not".
     """
@@ -169,10 +161,6 @@ def variant_localization(
     variant: Variant, net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path, config: Settings
 ) -> Localize:
     """Return the function that makes a variant's maps, for `stages.make_maps`.
-
-    Args:
-        variant: of `VARIANTS`, or your own.
-        seed_folder: of `variant_seeds`.
 
     Raises:
         DataError: a refined seed is missing.
@@ -199,9 +187,6 @@ def score_variants(
     """Train what is needed, without keeping it, and score the maps of each variant.
 
     Args:
-        names: of `VARIANTS`.
-        seed_folder, maps_folder: as for `variant_seeds`.
-        classifier_weights: as for `train_variant`.
         scored: the images whose maps are made and scored.
         thresholds: (T,) strictly increasing.
 

@@ -109,11 +109,7 @@ SATURATING = ("sigmoid", "softmax", "tanh", "softsign")
 
 
 def build_network(loss: str) -> FiveConvolutions:
-    """Return an untrained network with the logits that a loss needs.
-
-    Raises:
-        ValueError: there is no such loss.
-    """
+    """Return an untrained network with the logits that a loss needs."""
     if loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is unknown; take one of: {', '.join(LOSSES)}")
     net = FiveConvolutions(2 if loss == "softmax" else 1)
@@ -126,16 +122,7 @@ def train_network(
     """Train a network with Adam; the learning rate falls linearly to zero.
 
     Args:
-        loss: a name in `LOSSES`.
-        epochs: 0 returns the network as it is drawn.
         seed: of weights and order; torch's own random state stays as it is.
-        batch_size, learning_rate: ours.
-
-    Returns:
-        the network, in inference form.
-
-    Raises:
-        ValueError: there is no such loss.
 
     Explained in notebook 01, section "The network and its outputs".
     """
@@ -249,7 +236,6 @@ def raise_logit(
         label: int64 scalar.
         others: images to draw the companions from.
         learning_rate, steps: of SGD.
-        seed: of the draws.
 
     Returns:
         G_6 before each step and after the last, float (steps + 1, H, W), and the image's own logit, float (steps + 1,). When
@@ -287,7 +273,6 @@ def run_name(loss: str, shape_share: float, seed: int) -> str:
     """Return the name of a run's files, without their endings.
 
     Args:
-        loss: a name in `LOSSES`.
         shape_share: share of the training images that have a shape, in [0, 1].
 
     >>> run_name("sigmoid", 0.5, 0)
@@ -383,7 +368,6 @@ def read_network(folder: Path, loss: str, shape_share: float, seed: int) -> Five
     """Return a trained network of `train_all`, in inference form.
 
     Args:
-        loss: a name in `LOSSES`.
         shape_share: share of the training images that had a shape, in [0, 1].
 
     Raises:

@@ -70,9 +70,6 @@ def to_square(image: Image, config: Settings) -> Tensor:
 def fraction_at_bound(net: nn.Module, data: SegmentationDataset, config: Settings, count: int = IMAGES_AT_BOUND) -> float:
     """Return at which fraction of the places outside every object the last module's channels sit at their bound.
 
-    Args:
-        count: only the first images.
-
     Returns:
         mean over channels, places and images, in [0, 1]; NaN if no place lies outside.
     """

@@ -30,7 +30,6 @@ def kinds_and_maps(
     """Return panels with images of a class beside their maps: one of each kind, and below them as many others.
 
     Args:
-        maps_folder: of `ID.npz`.
         number: of the class, 0-based.
         kind_of: index of each image of the class to its kind; images with another class are shown only if all are such.
     """
@@ -115,7 +114,6 @@ def quick_maps(
     """Return the classes (K,) of an image and their maps (K, H, W) at a single scale, in [0, 1].
 
     Args:
-        image_id: of the image.
         mean, std: of the normalization.
     """
     image = data.image(image_id)
@@ -181,7 +179,6 @@ def short_training(
         start: the classifier, of the same backbone.
         assignment: their sub-categories, (N, C).
         loss_weight: lambda.
-        clusters: K.
         epochs: of the training, and of its learning rate's schedule.
 
     Returns:

@@ -70,7 +70,6 @@ def compare_walks(
 
     Args:
         data: images with masks.
-        maps_folder: of `ID.npz`.
         ways: name to its boundaries.
         config: of the walk.
         thresholds: of the background that are tried; the ground truth chooses.

@@ -342,7 +342,6 @@ def localization_maps(
         labels: uint8 (N, K), the image-level labels.
         seeds: for each image its refined seed uint8 (H, W), or None to stretch the maps everywhere.
         scales: factors on the image's size.
-        mean, std: of the normalisation.
         dropout_keys: one text for each image leaves dropout on, drawn from that text alone; empty: dropout is off.
         keep_full: return maps of full size, too: the soft-max stands between them and the scales, so that nothing smaller
             holds them.
@@ -420,9 +419,6 @@ def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Set
     Args:
         maps_folder: of CAM's `ID.npz`.
 
-    Returns:
-        the number of images made now.
-
     Raises:
         DataError: a map or an image is missing or broken.
 
@@ -470,10 +466,6 @@ def build_amn(
 
     Returns:
         the network, not yet in evaluation mode.
-
-    Raises:
-        ValueError: weights of another network.
-        FileNotFoundError: there is no such weights file.
     """
     start = config.backbone_weights if config.amn_init == "backbone" else "classifier"
     build = partial(build_backbone, config.backbone, config.output_stride)
@@ -498,9 +490,6 @@ def train_amn(
     Args:
         seed_folder: of `ID.png`, the refined seeds.
         loss_of: (network, batch of `ConditionedSamples`) to named losses; None: `balanced_loss` with `amn_smoothing`.
-
-    Returns:
-        the number of images seen.
 
     Raises:
         DataError: a refined seed is missing.

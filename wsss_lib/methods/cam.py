@@ -127,9 +127,7 @@ class ClassActivationNet(nn.Module):
         """Return SGD's two groups: what is trained of the backbone, and the classifier.
 
         Args:
-            learning_rate: of the backbone.
             head_learning_rate: of the classifier (published: ten times the backbone's).
-            weight_decay: of both.
         """
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return [
@@ -180,7 +178,6 @@ def localization_maps(
         images: N RGB photographs of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         scales: factors on the image's size.
-        mean, std: of the normalisation, in 0..1.
         join: how image and mirror become one map, as in `join_flips`.
         grid_stride: of the maps of full size, as in `merge_views`; 0: they are not kept.
 
@@ -219,7 +216,6 @@ def classification_scores(
 
     Args:
         images: N RGB photographs of one size.
-        mean, std: of the normalisation, in 0..1.
 
     Explained in notebook 10, section "Score of the classifier".
     """
@@ -235,13 +231,6 @@ def build_classifier(config: Settings, num_classes: int, weights: Path | str = "
         num_classes: foreground classes C.
         weights: a safetensors file of a whole classifier; empty: config.backbone_weights and a random last layer.
 
-    Returns:
-        the network, on the CPU.
-
-    Raises:
-        ValueError: the weights belong to another network.
-        FileNotFoundError: there is no such weights file.
-
     Explained in notebook 10, section "The network".
     """
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
@@ -252,12 +241,6 @@ def build_classifier(config: Settings, num_classes: int, weights: Path | str = "
 @in_processes
 def train_classifier(net: ClassActivationNet, data: SegmentationDataset, config: Settings, folder: Path) -> int:
     """Train the classifier on image-level labels, in place.
-
-    Returns:
-        the number of images of the whole training.
-
-    Raises:
-        ValueError: as `training.train`.
 
     Explained in notebook 10, section "Training on image-level labels".
     """

@@ -234,7 +234,6 @@ def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -
     Biases and scales of batch normalisation count as the backbone's.
 
     Args:
-        learning_rate: of the backbone's weights.
         weight_decay: of everything, W included.
 
     Returns:
@@ -361,7 +360,6 @@ def localization_maps(
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         side: S of the square that a photograph is squeezed to (published: 320).
         scales: factors on S (published: 0.8, 1, 1.2).
-        mean, std: of the normalisation.
         normalized: see `fused_maps`.
         keep_full: return maps of full size, too.
 
@@ -488,13 +486,6 @@ def build_drs(
         weights: a safetensors file of a whole network of this kind, instead of a start.
         delta: None: the configured one.
 
-    Returns:
-        the network, on the CPU.
-
-    Raises:
-        ValueError: weights of another network.
-        FileNotFoundError: there is no such weights file.
-
     Explained in notebook 30, section "The network".
     """
     delta = config.drs_delta if delta is None else delta
@@ -508,13 +499,6 @@ def build_refinement(config: Settings, num_classes: int, classifier: Path | str 
     Args:
         num_classes, classifier: as for `build_drs`.
         weights: a safetensors file of a whole refinement network, instead of a start.
-
-    Returns:
-        the network, on the CPU.
-
-    Raises:
-        ValueError: weights of another network.
-        FileNotFoundError: there is no such weights file.
 
     Explained in notebook 30, section "Refinement learning".
     """
@@ -543,12 +527,6 @@ def train_drs(net: ScoreNet, data: SegmentationDataset, config: Settings, folder
     Args:
         choose: None: the last epoch is kept; else the epoch for which this gives the highest value (see `chooser`).
 
-    Returns:
-        the number of images of the whole training.
-
-    Raises:
-        ValueError: as `training.train`.
-
     Source: section "Training" and the official program. Explained in notebook 30, section "Training".
     """
     resize = round(RESIZE * config.drs_crop)
@@ -566,15 +544,7 @@ def train_refinement(
     """Train the refinement network on the classifier's maps, in place.
 
     Args:
-        maps_folder: holds the classifier's maps `ID.npz`.
         choose: as for `train_drs`.
-
-    Returns:
-        the number of images of the whole training.
-
-    Raises:
-        ValueError: as `training.train`.
-        DataError: a map is missing or broken.
 
     Explained in notebook 30, section "Refinement learning".
     """
@@ -650,9 +620,6 @@ def make_pseudo_labels(
         maps_folder: holds the refined maps `ID.npz`.
         saliency_folder: holds `ID.png`; read only where saliency is asked for.
 
-    Returns:
-        the number of images made now.
-
     Raises:
         DataError: a map or a saliency map is missing or broken.
 
@@ -681,7 +648,6 @@ def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.nda
     """Make a pseudo-label in one of this project's three ways (none is in the paper).
 
     Args:
-        image: RGB photograph, (H, W).
         maps: float32 (K, H, W) in [0, 1].
         classes: int64 (K,), 0-based.
 

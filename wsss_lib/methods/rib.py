@@ -185,9 +185,7 @@ def frozen_features(
     """Return what the tuned part of the network sees of an image and its mirror image, which is the same in all steps.
 
     Args:
-        image: RGB photograph.
         scales: factors on its size.
-        mean, std: of the normalisation.
 
     Returns:
         for each scale float (2, D, h_s, w_s).

@@ -117,7 +117,6 @@ def image_features(
 
     Args:
         backbone: a trunk, in evaluation mode.
-        mean, std: of the normalisation.
         batch_size: images of one size at once.
 
     Source: SC-CAM, section 3.3. Explained in notebook 60, section "Sub-categories".
@@ -141,7 +140,6 @@ def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed
     Args:
         features: f, float (N, D), as they are: not scaled.
         labels: 0 or 1, (N, C).
-        clusters: K.
         seed: of the starts.
 
     Returns:
@@ -193,7 +191,6 @@ def subcategory_labels(assignment: np.ndarray, clusters: int) -> np.ndarray:
 
     Args:
         assignment: from `cluster_images`.
-        clusters: K.
 
     >>> subcategory_labels(np.array([[1, -1], [0, 1]]), clusters=2).tolist()
     [[0, 1, 0, 0], [1, 0, 0, 1]]
@@ -287,7 +284,6 @@ def assignment_of(path: Path, data: SegmentationDataset, clusters: int) -> np.nd
 
     Args:
         path: the table.
-        clusters: K.
 
     Returns:
         int64 (N, C), -1 where an image does not carry the class.
@@ -314,7 +310,6 @@ class SubcategoryNet(nn.Module):
     Args:
         backbone: from `wsss_lib.nets.backbone`; its deepest map, times its `feature_scale`, is M.
         num_classes: foreground classes C.
-        clusters: K.
         frozen_batch_norm: keep batch normalisation in inference form, its scale and shift fixed (published).
         frozen_stages: how many of the backbone's five stages are not trained (published: 1).
         dropout: share of the channels of M that training sets to 0 (published: 0.5).
@@ -365,7 +360,6 @@ class SubcategoryNet(nn.Module):
         """Return SGD's two groups: what is trained of the backbone, and the heads.
 
         Args:
-            learning_rate: of the backbone.
             head_learning_rate: of both heads (published: ten times the backbone's).
             weight_decay: of both groups.
         """
@@ -408,7 +402,6 @@ def normalize_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
 
     Args:
         maps: A_cj, (n * K, h, w), >= 0, of n classes.
-        clusters: K.
 
     Returns:
         (n * K, h, w) in [0, 1).
@@ -424,7 +417,6 @@ def merge_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
 
     Args:
         maps: (n * K, h, w), of n classes.
-        clusters: K.
 
     Source: SC-CAM's program (figures only). Explained in notebook 60, section "Response maps".
     """
@@ -459,7 +451,6 @@ class SubcategorySamples(ClassificationSamples):
     Args:
         subcategories: Y_s, 0 or 1, (N, C * K).
         long_side: the shortest and the longest random long side, both included, in pixels.
-        crop: side of the crop in pixels.
         mean, std: (R, G, B) of the normalisation, in 0..1.
         jitter: strength of the colour jitter (published: 1).
 
@@ -502,9 +493,6 @@ def build_sccam(config: Settings, num_classes: int, weights: Path | str = "") ->
     Args:
         num_classes: foreground classes C.
         weights: safetensors file of a trained network; empty: none.
-
-    Returns:
-        the network, on the CPU.
 
     Raises:
         ValueError: weights of another network or of another number of clusters.
@@ -571,9 +559,6 @@ def train_sccam(
     Args:
         assignment: their sub-categories, (N, C), from `cluster_images`.
         number: of the round.
-
-    Returns:
-        the number of images seen.
 
     Source: SC-CAM, section 4.1, and its program. Explained in notebook 60, section "Training".
     """

@@ -271,9 +271,7 @@ class VisualWordNet(cam.ClassActivationNet):
         """Return SGD's two groups: what is trained of the backbone; all heads, and the codebook if it has a gradient.
 
         Args:
-            learning_rate: of the backbone.
             head_learning_rate: of heads and codebook (published: ten times the backbone's).
-            weight_decay: of both.
         """
         backbone, head = super().parameter_groups(learning_rate, head_learning_rate, weight_decay)
         head["params"] += [self.histogram_head.weight, self.word_head.weight]

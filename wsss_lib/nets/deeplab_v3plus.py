@@ -34,9 +34,6 @@ def build_dilated_backbone(name: str, output_stride: int, weights: str = "none")
         output_stride: 8 or 16.
         weights: "none", "imagenet", or the path of a safetensors file.
 
-    Returns:
-        the network, on the CPU.
-
     Explained in notebook 90, section "Version 2 and version 3+ side by side".
     """
     if name not in ("resnet50", "resnet101"):

@@ -4,8 +4,8 @@ A pair is a source pixel i and a destination j within a radius. It is similar wh
 path between them. Sources are the pixels whose whole neighbourhood lies inside the map, so that every pair of one
 direction is one shifted window of the map: no index tables are needed.
 
-In shape comments B is the batch, n the number of directions (34 for radius 5, 152 for radius 10) and S the number of
-sources, (H - r + 1)(W - 2r + 2).
+In shape comments r is the radius (an integer of at least 2, in cells), B the batch, n the number of directions (34 for radius
+5, 152 for radius 10) and S the number of sources, (H - r + 1)(W - 2r + 2).
 """
 
 from collections import defaultdict
@@ -164,7 +164,6 @@ def path_index(radius: int, size: tuple[int, int]) -> PathIndex:
     """Return the same pairs and paths as tables of flat indices, to draw them or to check the shifted windows.
 
     Args:
-        radius: r >= 2, in cells.
         size: (H, W) of the map.
 
     Returns:
@@ -191,7 +190,6 @@ def edge_to_affinity(edge: Tensor, radius: int) -> Tensor:
 
     Args:
         edge: e, (B, H, W) floating point, boundary probability in [0, 1].
-        radius: r >= 2, in cells.
 
     Returns:
         a_ij = 1 - max_{k in path(i,j)} e_k, (B, n, S), as `edge` in type and range.
@@ -232,7 +230,6 @@ def affinity_labels(label: Tensor, radius: int, num_classes: int) -> PairLabels:
 
     Args:
         label: (..., H, W) integer, 0 background, 1..num_classes-1 objects; any other value (255) is unknown.
-        radius: r >= 2, in cells.
         num_classes: K, background included (21 for VOC).
 
     Returns:
@@ -262,7 +259,6 @@ def pair_displacement(displacement: Tensor, radius: int) -> Tensor:
 
     Args:
         displacement: D, (B, 2, H, W), components (dy, dx) in cells.
-        radius: r >= 2, in cells.
 
     Returns:
         delta_ij = D(i) - D(j), (B, 2, n, S), in cells.
@@ -277,9 +273,6 @@ def pair_displacement(displacement: Tensor, radius: int) -> Tensor:
 
 def displacement_target(radius: int) -> Tensor:
     """Return where the destination lies from the source: what D(i) - D(j) is if both point at one centroid.
-
-    Args:
-        radius: r >= 2, in cells.
 
     Returns:
         t_ij = x_j - x_i, (1, 2, n, 1) float32, components (dy, dx) in cells.
@@ -305,7 +298,6 @@ def affinity_loss(edge_logit: Tensor, displacement: Tensor, label: Tensor, radiu
         edge_logit: (B, 1, H, W); its sigmoid is the boundary probability e.
         displacement: D, (B, 2, H, W), components (dy, dx) in cells.
         label: (B, H, W) integer, 0 background, 1..num_classes-1 objects, 255 unknown.
-        radius: r >= 2, in cells.
         num_classes: K, background included (21 for VOC).
 
     Returns:
@@ -355,7 +347,6 @@ def feature_affinity(features: Tensor, radius: int) -> Tensor:
 
     Args:
         features: f, (B, D, H, W) floating point.
-        radius: r >= 2, in cells.
 
     Returns:
         W_ij = exp(-mean_k |f_ik - f_jk|), (B, n, S), in (0, 1].

@@ -30,7 +30,6 @@ def crf_from_labels(
             this photograph, each refined by itself: what depends on the photograph alone, a third of the work, is done once.
         num_labels: L, the labels that may come out: 1 + the number of classes IN THIS IMAGE, not in the data set.
         certainty: p in (0, 1), the trust in the given labels (gt_prob).
-        iterations: steps of mean field.
         gaussian_sxy: standard deviation of the gaussian term, in pixels.
         gaussian_compat: its weight.
         bilateral_sxy: standard deviation of the bilateral term in space, in pixels.
@@ -83,7 +82,6 @@ def crf_from_probabilities(
     Args:
         image: (H, W, 3) uint8, RGB, the photograph itself (not with its mean subtracted).
         probabilities: (K, H, W) float in [0, 1], summing to 1 over K at every pixel; clipped below at 1e-5.
-        iterations: steps of mean field.
         gaussian_sxy, gaussian_compat: width in pixels and weight of the gaussian term.
         bilateral_sxy, bilateral_srgb, bilateral_compat: widths in pixels and grey levels, and weight of the bilateral term.
 

@@ -117,9 +117,6 @@ def scores(confusion: np.ndarray, average: Average = "union") -> Scores:
             only predicted counts as 0 (DeepLab-v3+, DRS, IRN family). "present": over the classes in the truth
             (DeepLab-v2, VWE). Both agree when every class occurs in the truth, as on the whole VOC splits.
 
-    Returns:
-        A `Scores`.
-
     Raises:
         ValueError: the matrix is not square, or the rule is unknown.
 
@@ -194,9 +191,6 @@ class Evaluation:
         Args:
             truth: (H, W) integer labels; outside 0..K-1 is dropped.
             prediction: (H, W) integer labels, 0..K-1 or 255.
-
-        Raises:
-            ValueError: as `confusion_matrix`.
         """
         self.confusion += confusion_matrix(truth, prediction, self.num_classes)
         truth, prediction = np.asarray(truth), np.asarray(prediction)
@@ -263,9 +257,6 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Args:
         scores: (N, C) float, any scale; only the order counts.
         labels: (N, C) 0 or 1.
-
-    Raises:
-        ValueError: as `average_precision`.
 
     Explained in notebook 10, section "Score of the classifier".
 

@@ -51,7 +51,6 @@ def affinity_graph(edge: Tensor, radius: int = 5, beta: float = 1) -> Graph:
 
     Args:
         edge: e, (h, w), boundary probability in [0, 1].
-        radius: r >= 2, in cells of the map.
         beta: exponent of every affinity, at least 0.
 
     Returns:
@@ -88,7 +87,6 @@ def pair_graph(affinity: Tensor, radius: int) -> Graph:
     Args:
         affinity: (n, h, w), of every cell to its n neighbours in the order of `search_paths`, >= 0; what belongs to neighbours
             outside the map is not read.
-        radius: r >= 2, in cells of the map.
 
     Returns:
         float64 values, int32 indices, on the device of `affinity`.

@@ -51,7 +51,6 @@ def seed_mask(
         classes: (K,) 0-based foreground classes.
         threshold: constant score of the background.
         crf: snap the labels to the edges of the image with `crf_from_labels`.
-        iterations: its steps of mean field.
 
     Returns:
         (H, W) uint8, 0 or class + 1; never 255.
@@ -100,7 +99,6 @@ def irn_labels(
         classes: (K,) 0-based foreground classes.
         foreground_threshold: t_f, a high background score (IRN 0.30, RIB 0.35, AMN 0.45).
         background_threshold: t_b, a low background score (IRN 0.05, RIB 0.17, AMN 0.15).
-        iterations: steps of mean field.
 
     Returns:
         (H, W) uint8 in {0, class + 1, 255}.
@@ -132,7 +130,6 @@ def seed_mask_and_irn_labels(
         threshold: t, of the seed.
         foreground_threshold: t_f, of the confident labels.
         background_threshold: t_b, of the confident labels.
-        iterations: steps of mean field.
 
     Returns:
         two label maps (H, W) uint8: the seed in {0, class + 1} and the confident labels in {0, class + 1, 255}.

@@ -92,7 +92,6 @@ class AffinityHead(nn.Module):
 
     Args:
         channels: of the three maps.
-        widths: channels that each is reduced to.
         groups: of the group normalisations before the first three ELUs (published for VGG-16); None: there are none
             (published for ResNet-38).
 
@@ -174,12 +173,7 @@ class AffinityNet(nn.Module):
         return self.head([_enlarged(maps[level], size) for level in self.levels])
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return SGD's groups as published: new convolutions ten times the rate, biases twice and without decay.
-
-        Args:
-            learning_rate: of the backbone's weights.
-            weight_decay: of all weights.
-        """
+        """Return SGD's groups as published: new convolutions ten times the rate, biases twice and without decay."""
         groups: dict[tuple[int, bool], list[nn.Parameter]] = {(1, True): [], (2, False): [], (10, True): []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -236,7 +230,6 @@ def crf_with_alpha(image: np.ndarray, scores: np.ndarray, alpha: float) -> np.nd
     Args:
         image: (H, W, 3) uint8, RGB.
         scores: M, (K, H, W) float in [0, 1].
-        alpha: exponent of the background.
 
     Returns:
         (1 + K, H, W) float32, the probabilities after ten steps; background first.
@@ -296,12 +289,9 @@ def crop_sample(
 
     Args:
         image: uint8 (H, W, 3).
-        low, high: (1 + K, H, W), as in `confident_labels`.
         box: from `transforms.crop_box`.
         side: of the crop, a multiple of `stride`.
         flip: mirror left and right.
-        stride: pixels of a cell.
-        mean, std: of the normalisation.
 
     Returns:
         image float32 (3, side, side), label int64 (side/stride, side/stride).
@@ -328,7 +318,6 @@ def feature_graph(features: Tensor, radius: int, beta: float) -> Graph:
 
     Args:
         features: f, (D, h, w).
-        radius: r >= 2, in cells.
         beta: exponent of every affinity.
 
     Returns:
@@ -350,7 +339,6 @@ def graph_of_pairs(affinity: Tensor, size: tuple[int, int], radius: int) -> Grap
     Args:
         affinity: (n, S), float64.
         size: (h, w) of the map; too small for a pair if S is 0.
-        radius: r >= 2, in cells.
 
     Explained in notebook 75, section "The random walk".
     """
@@ -366,7 +354,6 @@ def pooled_scores(scores: Tensor, alpha: float, stride: int) -> Tensor:
 
     Args:
         scores: M, (K, H, W) in [0, 1].
-        alpha: exponent of the background.
         stride: pixels of a cell; what a cell at the border lacks counts as 0 in every channel, background included.
 
     Returns:
@@ -389,7 +376,6 @@ def walk_mask(walk: Tensor, classes: Sequence[int] | np.ndarray, size: tuple[int
         walk: (1 + K, h, w), background first.
         classes: K foreground classes, 0-based.
         size: (H, W) of the image.
-        stride: pixels of a cell.
 
     Returns:
         (H, W) uint8: 0 background, i + 1 for class i. Ties go to the background, then to the first class.
@@ -413,7 +399,6 @@ def write_scores(path: Path, low: np.ndarray, high: np.ndarray) -> None:
     """Write the CRF's scores of one image as float16.
 
     Args:
-        path: `ID.npz`.
         low, high: (1 + K, H, W), with low and with high alpha.
     """
 
@@ -428,7 +413,6 @@ def read_scores(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     """Read what `write_scores` wrote.
 
     Args:
-        path: `ID.npz`.
         size: (H, W) of the image.
 
     Returns:
@@ -455,12 +439,6 @@ def read_scores(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
 def make_affinity_scores(data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:
     """Write `ID.npz` with the CRF's scores at both strengths of the background for every image that has none yet.
 
-    Args:
-        maps_folder: of their localization maps.
-
-    Returns:
-        the number of images made now.
-
     Explained in notebook 75, section "Two strengths of the background".
     """
     work = partial(_make_scores_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)
@@ -482,9 +460,6 @@ class AffinityScoreSamples(Dataset):
 
     Yields image float32 (3, crop, crop), normalised, and label int64 (crop/stride, crop/stride): positions among the classes
     of the image, 0 background, 255 unknown.
-
-    Args:
-        score_folder: of the CRF's scores.
 
     Source: AffinityNet's program. Explained in notebook 75, section "Training".
     """
@@ -521,13 +496,6 @@ def build_affinitynet(config: Settings, classifier_weights: Path | str, weights:
     Args:
         classifier_weights: safetensors file of notebook 10's classifier, read where `affinitynet_init` is "classifier".
         weights: safetensors file of a trained AffinityNet; empty: none.
-
-    Returns:
-        the network, on the CPU.
-
-    Raises:
-        ValueError: weights of another network.
-        FileNotFoundError: there is no such file.
     """
     start = config.backbone_weights if config.affinitynet_init == "backbone" else "classifier"
     build = partial(build_backbone, config.backbone, config.output_stride)
@@ -542,12 +510,6 @@ def build_affinitynet(config: Settings, classifier_weights: Path | str, weights:
 @in_processes
 def train_affinitynet(net: AffinityNet, data: SegmentationDataset, score_folder: Path, config: Settings, folder: Path) -> int:
     """Train backbone and head on the confident labels.
-
-    Args:
-        score_folder: of the CRF's scores.
-
-    Returns:
-        the number of images seen.
 
     Source: AffinityNet, section 3.3. Explained in notebook 75, section "Training".
     """
@@ -610,14 +572,7 @@ def refined_mask(
 def make_affinitynet_masks(
     net: AffinityNet, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path
 ) -> int:
-    """Write `ID.png`, the maps after AffinityNet's walk, for every image that has none yet.
-
-    Args:
-        maps_folder: of their localization maps.
-
-    Returns:
-        the number of images made now.
-    """
+    """Write `ID.png`, the maps after AffinityNet's walk, for every image that has none yet."""
     net = folded(net)
 
     def work(image_id: str) -> None:

@@ -245,13 +245,6 @@ def build_irn(config: Settings, classifier_weights: Path, weights: Path | str = 
         classifier_weights: safetensors file of the classifier; read only with irn_init "classifier" and without `weights`.
         weights: a safetensors file of a whole IRN; empty: only the backbone has weights.
 
-    Returns:
-        the network, on the CPU.
-
-    Raises:
-        ValueError: weights that belong to another network.
-        FileNotFoundError: there is no such weights file.
-
     Explained in notebook 80, section "The network".
     """
     start = config.backbone_weights if config.irn_init == "backbone" else "classifier"
@@ -267,13 +260,6 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: S
 
     Args:
         label_folder: of the confident labels `ID.png`.
-
-    Returns:
-        the number of images of the whole training.
-
-    Raises:
-        ValueError: as `training.train`.
-        DataError: a label is missing or broken.
 
     Explained in notebook 80, section "The network".
     """
@@ -326,9 +312,6 @@ def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Settings)
 def boundary_map(net: IRN, image: Image.Image, config: Settings) -> tuple[Tensor, Tensor]:
     """Return IRN's boundary map and displacement field of one photograph at stride 4.
 
-    Args:
-        image: RGB photograph, (H, W).
-
     Returns:
         edge float32 (h, w) in [0, 1]; displacement float32 (2, h, w), (dy, dx) in cells; on the device.
 
@@ -343,15 +326,6 @@ def boundary_map(net: IRN, image: Image.Image, config: Settings) -> tuple[Tensor
 
 def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:
     """Write `ID.png`, the maps after the random walk and a threshold, of every image that has none yet.
-
-    Args:
-        maps_folder: of `ID.npz`.
-
-    Returns:
-        the number of images made now.
-
-    Raises:
-        DataError: a map is missing or broken.
 
     Explained in notebook 80, section "All images".
     """

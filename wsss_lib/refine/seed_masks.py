@@ -40,12 +40,6 @@ class Parameters(ParameterGroup):
 def make_seeds(data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:
     """Write seed masks after the CRF (`seed_masks/ID.png`) and IRN's labels (`irn_labels/ID.png`) of every image without them.
 
-    Args:
-        maps_folder: of `ID.npz`.
-
-    Returns:
-        the number of images made now.
-
     Explained in notebook 70, section "All images".
     """
     work = partial(_make_seeds_of_image, data=data, maps_folder=maps_folder, config=config, folder=folder)

@@ -52,7 +52,6 @@ def agreement_curve(data: SegmentationDataset, maps_folder: Path, count: int = C
     """Return the mean agreement of evenly spaced images of a split at all `THRESHOLDS`: (T,).
 
     Args:
-        maps_folder: of `ID.npz`.
         count: of images at most; those without a class do not count.
     """
     labelled = [image_id for image_id in data.ids if data.label(image_id).any()]

@@ -125,9 +125,6 @@ def build_deeplab(
         classifier_weights: safetensors file of the classifier; read only with deeplab_init "classifier" and without `weights`.
         weights: a safetensors file of a whole DeepLab; empty: the backbone starts as deeplab_init says.
 
-    Returns:
-        the network, on the CPU; logits of C + 1 classes.
-
     Raises:
         ValueError: weights that belong to another network, or to Caffe's form of this one.
         FileNotFoundError: there is no such weights file.
@@ -159,9 +156,6 @@ def train_deeplab(
 
     Args:
         mask_folder: of the masks `ID.png` to learn from.
-
-    Returns:
-        the number of images of the whole training.
 
     Raises:
         ValueError: version 3+ with one image at once on the device; as `training.train`.
@@ -237,9 +231,6 @@ def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -
 def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) -> np.ndarray:
     """Return DeepLab's class probabilities of one photograph, no image-level label used: float32 (K, H, W) in [0, 1].
 
-    Args:
-        image: RGB photograph, (H, W).
-
     Explained in notebook 90, section "Training".
     """
     return _probabilities(_logits(net, image, config), image.size[::-1])
@@ -266,9 +257,6 @@ def make_predictions(net: nn.Module, data: SegmentationDataset, config: Settings
     A CRF takes a core a hundred times as long as a GPU its network. So this process makes the small logits of one image after
     the other, and workers enlarge, refine and write them.
 
-    Returns:
-        the number of images made now.
-
     Explained in notebook 90, section "All validation images".
     """
     net, pixels = folded(net), len(data) * math.prod(image_size(data.image_path(data.ids[0])))
@@ -292,12 +280,6 @@ def _write_prediction(image_id: str, logits: np.ndarray, data: SegmentationDatas
 
 def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Settings) -> Evaluation:
     """Score a network on centre crops; not comparable with a score of full images.
-
-    Returns:
-        the filled `Evaluation`.
-
-    Raises:
-        DataError: a true mask is missing or broken.
 
     Explained in notebook 90, section "Numbers".
     """
