@@ -50,9 +50,7 @@ own: setup  ## masks for your photographs: make own DATA=folder [LABELS=table.cs
 	@test -n "$$DATA" || { echo "name the folder: make own DATA=/path/to/photographs [LABELS=/path/to/table.csv]" >&2; exit 1; }
 	@$(BIN)/python -m data_prep.own "$$DATA" $${LABELS:+--labels "$$LABELS"} --cores $(CORES)
 
-check: setup  ## the fast loop: linter, formatter, and all tests that start no process and train no network
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check --quiet .
+check: lint types  ## the fast loop: linter, formatter, types, and all tests that start no process and train no network
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not system" --numprocesses=$(JOBS) --dist=loadfile --quiet
 
 test: setup  ## run all tests, those of the notebooks and of the pipeline included

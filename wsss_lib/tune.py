@@ -199,11 +199,15 @@ class Study:
         """Score some maps at the threshold of the best trial, and at all others."""
         threshold = self.study.best_trial.user_attrs["threshold"]
         at = int(np.abs(THRESHOLDS - threshold).argmin())
-        several = self.measuring.labels.sum(1) > 1
-        parts = [self.measuring.part(np.flatnonzero(rows)) for rows in (~several, several)]
-        sweep, *some = [sweep_maps(part, folder, THRESHOLDS) if len(part) else None for part in (self.measuring, *parts)]
+        sweep: ThresholdSweep = sweep_maps(self.measuring, folder, THRESHOLDS)
         curve, result = sweep.curve(), scores(sweep.confusions()[at])
-        one_class, several_classes = (100 * float(part.curve()[at]) if part else None for part in some)
+        several = self.measuring.labels.sum(1) > 1
+        one_class, several_classes = (
+            100 * float(sweep_maps(self.measuring.part(np.flatnonzero(rows)), folder, THRESHOLDS).curve()[at])
+            if rows.any()
+            else None
+            for rows in (~several, several)
+        )
         return {
             "threshold": threshold,
             "miou": 100 * result.miou,

@@ -1,4 +1,7 @@
-"""Random walk of class scores over a graph of affinities (IRN, AffinityNet), and the mask made of IRN's result."""
+"""Random walk of class scores over a graph of affinities (IRN, AffinityNet), and the mask made of IRN's result.
+
+The radius r is an integer of at least 2, in cells of the map.
+"""
 
 import math
 import warnings
