@@ -104,6 +104,38 @@ def test_a_chain_that_is_killed_often_ends_in_the_same_bytes(data, tmp_path):
     assert KILLS < 20 or len(kinds) >= 4
 
 
+def finished(runs: Path) -> dict[tuple[str, str], str]:
+    """Return stage and key of every finished result, present or kept, to the hash of what it holds."""
+    found = {}
+    for record in runs.glob("*/*/seed*/*/run.json"):
+        if not record.parent.name.startswith("."):
+            content = json.loads(record.read_text())
+            found["/".join(record.parent.parts[-3:-1]) + content["stage"], content["key"]] = content["results_sha256"]
+    return found
+
+
+def test_no_finished_result_is_lost_when_parameters_change_between_kills(data, tmp_path):
+    """Three values of a parameter of the maps take turns, and each run is killed somewhere: what was finished stays."""
+    rng, kills, rounds, values = random.Random(1), 0, 0, ((1.0, 0.5), (1.0,), (0.5,))
+    with chain_server() as server:
+        while kills < KILLS:
+            folder, known, open_values, rounds = tmp_path / f"runs {rounds}", {}, set(values), rounds + 1
+            while open_values and kills < KILLS:  # a run that has all its results ends before it can be killed
+                scales = values[rng.randrange(3)]
+                pid = server.begin(data, folder, num_workers=WORKERS, cam_scales=scales)
+                killed = kill_after(server, pid, rng.uniform(0.3, 4))
+                kills, open_values = kills + killed, open_values - (set() if killed else {scales})
+                now = finished(folder)
+                assert known.items() <= now.items()
+                known = now
+        for runs in (folder, tmp_path / "left in peace"):  # the end is that of a run of its own
+            server.begin(data, runs, num_workers=WORKERS, cam_scales=scales)
+            assert server.end()[0] == 0
+        alone, found = finished(tmp_path / "left in peace"), finished(folder)
+        assert len(alone) > 5 and alone.items() <= found.items() and known.items() <= found.items()
+    print(f"\n{kills} kills between three values of a parameter in {rounds} rounds, {len(found)} results in the last")
+
+
 def check_that_files_are_whole(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     """At any moment a file that has its name has its content; what a killed process leaves besides is marked."""
     for name, content in found.items():
