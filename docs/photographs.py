@@ -47,7 +47,6 @@ def draw(study: Study, cam: Study) -> None:
         viz.draw_labels(row[-1], argmax_with_background(scores, classes, threshold), data.classes, image=picture)
     for axes, words in zip(grid[0], columns, strict=True):
         axes.set_title(words, fontsize=9)
-    figure.tight_layout(pad=0.3)
     figure.savefig(FOLDER / f"photographs_{study.method}.jpg", dpi=110, pil_kwargs={"quality": 85})
     plt.close(figure)
 

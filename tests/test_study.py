@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from wsss_lib import study as studies
+from wsss_lib.core.files import write_json
+from wsss_lib.errors import DataError
 
 
 def saved(*values, threshold=0.3):
@@ -50,3 +52,18 @@ def test_trials_that_are_given_up_or_diverge_add_nothing():
     assert studies.best_so_far(study, "cam") == [30, 30, 30, 35, 35]
     assert [row[2] for row in studies.trial_rows(study)] == ["30.0", "given up", "diverged", "35.0", "31.0"]
     assert studies.measured_rows(study) == [["cam", "0.30", "40.0", "41.0", "42.0", "40.0", "–"]]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"cam": 3}', '{"cam": {"trials": []}}', "3"])
+def test_what_is_no_study_is_refused_in_one_sentence(tmp_path, content):
+    path = tmp_path / "study.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=r"study\.json: no saved study; write one with `python -m wsss_lib.tune METHOD"):
+        studies.read(path)
+
+
+def test_a_saved_study_is_read_as_it_was_written(tmp_path):
+    study = {"cam": saved(40, 41) | {"images": 30, "tuning": 10}}
+    write_json(tmp_path / "study.json", study)
+    assert studies.read(tmp_path / "study.json") == study

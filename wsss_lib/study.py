@@ -3,14 +3,32 @@
 A study is a dictionary from method to its `Study.summary()`. docs/protocol.md says how it is made and what counts as "helps".
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from wsss_lib.errors import DataError
 from wsss_lib.results import with_spread
 
 Saved = dict[str, dict]
+
+
+def read(path: Path) -> Saved:
+    """Read a saved study.
+
+    Raises:
+        DataError: there is none, or the file is not one.
+    """
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        if study and all({"trials", "measured", "images", "tuning"} <= set(kept) for kept in study.values()):
+            return study
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass
+    raise DataError(f"{path}: no saved study; write one with `python -m wsss_lib.tune METHOD --save {path}`")
 
 
 def of_seeds(study: Saved, method: str, value: str = "miou") -> dict[int, float]:
