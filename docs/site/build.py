@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 READING_PATH = {  # as in the README
     "The chain": ("00", "02", "10", "70", "80", "90"),
     "The methods": ("20", "01", "30", "40", "50", "60", "75"),
-    "Comparison": ("95",),
+    "Comparison": ("95", "96"),
     "Your own photographs": ("99",),
 }
 MARKER = ".made-by-docs-site-build"  # in every folder that this program may empty
