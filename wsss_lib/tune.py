@@ -114,9 +114,7 @@ class Study:
         self.config = preset_config(preset, method, seed=seed, **values)
         self.folder = run_folder_of(self.config) / method / f"seed{seed}" / "tuning"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tuning, self.measuring = split_of_tuning(
-            open_data(self.config, self.config.train_split), measured=measured
-        )
+        self.tuning, self.measuring = split_of_tuning(open_data(self.config, self.config.train_split), measured=measured)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             storage=f"sqlite:///{self.folder / 'study.db'}",

@@ -142,7 +142,7 @@ def read_table(path: Path) -> list[tuple[int, list[str]]]:
             delimiter = csv.Sniffer().sniff(text.lstrip().splitlines()[0], ",;\t|").delimiter
         except csv.Error:  # a single column
             pass
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
