@@ -437,7 +437,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except Exception as error:  # safetensors raises its own undocumented type
         raise DataError(
             f"{path}: not a safetensors file ({error}); give one that this project has "
-            "written, or delete it and run its stage again"
+            "written, or run the stage again that should write it"
         ) from None
 
 
