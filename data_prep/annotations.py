@@ -188,7 +188,7 @@ def _read_labelme(path: Path) -> dict[str, Any]:
             }
             for shape in content["shapes"]
         ]
-        height, width = content.get("imageHeight"), content.get("imageWidth")
+        height, width = content.get("imageHeight", 0), content.get("imageWidth", 0)
         known = all(type(side) is int and side > 0 for side in (height, width)) and height * width <= MAX_PIXELS
         flags = [composed(word) for word, is_set in (content.get("flags") or {}).items() if is_set is True]
         return {

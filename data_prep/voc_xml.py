@@ -61,7 +61,7 @@ def read_voc_names(xml_path: Path | str) -> list[str]:
         FileNotFoundError, DataError: as `read_voc_classes`.
     """
     tree = _parsed(Path(xml_path))
-    if tree.getroot().tag == "annotations":
+    if (root := tree.getroot()) is not None and root.tag == "annotations":
         raise DataError(f"{xml_path}: is CVAT's own form; export the annotations as COCO's JSON or as VOC's XML files")
     names = [(element.findtext("name") or "").strip() for element in tree.iter("object")]
     return [name for name in names if name]
