@@ -48,7 +48,7 @@ own: export DATA := $(DATA)
 own: export LABELS := $(LABELS)
 own: setup  ## masks for your photographs: make own DATA=folder [LABELS=table.csv]
 	@test -n "$$DATA" || { echo "name the folder: make own DATA=/path/to/photographs [LABELS=/path/to/table.csv]" >&2; exit 1; }
-	@$(BIN)/python -m data_prep.own "$$DATA" $${LABELS:+--labels "$$LABELS"} --cores $(CORES)
+	@$(BIN)/python -m data_prep.own "$$DATA" $${LABELS:+--labels "$$LABELS"} --cores=$(JOBS)
 
 check: lint types  ## the fast loop: linter, formatter, types, and all tests that start no process and train no network
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not system" --numprocesses=$(JOBS) --dist=loadfile --quiet

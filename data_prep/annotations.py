@@ -15,8 +15,10 @@ from data_prep.coco_masks import MAX_PIXELS, mask_of_annotations, paint, paintin
 from data_prep.own_masks import MaskSource
 from data_prep.photographs import Note, Photograph, composed, find_by_name, from_folder, same_spelling
 from data_prep.voc_xml import read_voc_names
-from wsss_lib.core.files import read_text
+from wsss_lib.core.files import IGNORE, read_text
 from wsss_lib.errors import DataError
+
+IGNORED = "__ignore__"  # LabelMe's name for what is to be left out
 
 
 class Annotated(NamedTuple):
@@ -109,8 +111,7 @@ def _coco(source: Path, given: Path, found: Mapping[str, Photograph], note: Note
         )
         annotations = read_annotations(given, places[number])
         if all(item.get("segmentation") for item in annotations):
-            size = (entry.height, entry.width)
-            outlined[name] = partial(_painted, given, places[number], size, index_of_id)
+            outlined[name] = partial(_painted, given, places[number], entry.size(found[name].path), index_of_id)
             where[name] = f"{given}, image {number}"
         else:
             boxes += 1
@@ -133,10 +134,15 @@ def _painted(path: Path, places: list[tuple[int, int]], size: tuple[int, int], i
 
 def _labelme(source: Path, files: Sequence[Path], found: Mapping[str, Photograph], note: Note) -> Annotated:
     contents = {str(path): _read_labelme(path) for path in files}
-    name_of = _ids(source, found, {path: content["imagePath"] for path, content in contents.items()}, files[0].parent)
+    find = find_by_name(found, source)
+    names = {  # a photograph that was renamed later may have taken its file along
+        path: content["imagePath"] if find(content["imagePath"]) else Path(path).stem for path, content in contents.items()
+    }
+    names = {path: name if find(name) else contents[path]["imagePath"] for path, name in names.items()}
+    name_of = _ids(source, found, names, files[0].parent)
     words = [shape["label"] for content in contents.values() for shape in content["shapes"]]
     words += [word for content in contents.values() for word in content["flags"]]
-    one_name = same_spelling(words, note)
+    one_name = {word: "" if word == IGNORED else one for word, one in same_spelling(words, note).items()}
     classes = tuple(sorted(set(one_name.values()) - {""}))
     photographs, where = {}, {}
     outlined: dict[str, Callable[[], np.ndarray]] = {}
@@ -146,7 +152,7 @@ def _labelme(source: Path, files: Sequence[Path], found: Mapping[str, Photograph
         present = {one_name[word] for word in (*(shape["label"] for shape in content["shapes"]), *content["flags"])} - {""}
         photographs[name] = Photograph(found[name].path, tuple(sorted(present)))
         if content["size"] and not content["flags"] and all(shape["outline"] for shape in content["shapes"]):
-            values = {word: classes.index(one) + 1 if one else 0 for word, one in one_name.items()}
+            values = {word: classes.index(one) + 1 if one else 0 for word, one in one_name.items()} | {IGNORED: IGNORE}
             outlined[name] = partial(_drawn, content["shapes"], content["size"], values)
             where[name] = path
         else:
@@ -171,6 +177,10 @@ def _read_labelme(path: Path) -> dict[str, Any]:
     """Return one of LabelMe's files: imagePath, size (H, W) or None, flags that are set, and shapes with label and outline."""
     try:
         content = json.loads(read_text(path))
+        if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+            if isinstance(content, dict) and "images" in content:
+                raise DataError(f"{path}: is COCO's form, not LabelMe's; give the file itself: --labels {path}")
+            raise DataError(f"{path}: not an annotation of LabelMe (it has no list of shapes); take it out")
         shapes = [
             {
                 "label": composed(_word(shape["label"])),
@@ -178,7 +188,7 @@ def _read_labelme(path: Path) -> dict[str, Any]:
             }
             for shape in content["shapes"]
         ]
-        height, width = content.get("imageHeight"), content.get("imageWidth")
+        height, width = content.get("imageHeight", 0), content.get("imageWidth", 0)
         known = all(type(side) is int and side > 0 for side in (height, width)) and height * width <= MAX_PIXELS
         flags = [composed(word) for word, is_set in (content.get("flags") or {}).items() if is_set is True]
         return {

@@ -100,7 +100,7 @@ def check_dataset(
         OSError: a worker process was killed.
     """
     root = Path(root)
-    known = sorted(path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt"))
+    known = sorted(path.stem for path in (root / "ImageSets" / "Segmentation").glob("[!.]*.txt"))
     if not known:
         raise DataError(
             f"{root / 'ImageSets/Segmentation'}: there is no list of images; give the folder that holds "

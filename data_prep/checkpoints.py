@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from data_prep.restricted import read_checkpoint, read_npy
+from data_prep.restricted import is_safetensors, read_checkpoint, read_npy
 from data_prep.weight_layouts import Layout, Shape, layouts
 from data_prep.writing import write_new
 from wsss_lib.core.files import read_json, read_tensors
@@ -253,7 +253,11 @@ def _side(wanted: int | str, letters: dict[str, int]) -> int | None:
 def _ready(value: Tensor, key: str, source: str) -> Tensor:
     if key.endswith("num_batches_tracked"):
         return value.to(torch.int64, copy=True)
-    if not value.is_floating_point() or not torch.isfinite(value).all():
+    if not value.is_floating_point():
+        raise DataError(
+            f"{source}: {key} holds values that are no finite numbers but {value.dtype}; take a file that is not quantized"
+        )
+    if not torch.isfinite(value).all():
         raise DataError(f"{source}: {key} holds values that are no finite numbers; take the file of an earlier epoch")
     return value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # a file's weights may share memory
 
@@ -304,7 +308,7 @@ def convert_file(
 
         content = resnet38_mxnet.convert(resnet38_mxnet.read_mxnet(path))
     else:
-        content = read_tensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+        content = read_tensors(path) if is_safetensors(path) else read_checkpoint(path)
     words = torch.as_tensor(read_npy(codebook)) if codebook else None
     tensors, layout, letters = convert(content, name, str(path), words, entry)
     with open(path, "rb") as file:

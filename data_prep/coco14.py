@@ -146,7 +146,7 @@ def prepare_coco14(
             where[split] = _find_images(root, index, images)
         _check_found(root, split, index, where[split], partial_data)
     tasks = [
-        Task(image_id(number), where[split][number], (entry.height, entry.width), index.path, places)
+        Task(image_id(number), where[split][number], entry.size(where[split][number]), index.path, places)
         for split, index in instances.items()
         for number, places in index.places().items()
         if number in where[split]

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from data_prep.coco_categories import CATEGORY_IDS, COCO_CLASSES, INDEX_OF_ID
+from wsss_lib.core.files import image_size
 from wsss_lib.errors import DataError
 
 LIMIT = 1 << 26  # characters of the longest element; the longest of COCO have less than a hundredth
@@ -29,7 +30,7 @@ class CocoImage:
 
     Attributes:
         file_name: without folders, e.g. `COCO_train2014_000000000009.jpg`.
-        height, width: in pixels.
+        height, width: in pixels; 0: the file does not say.
         given: the name with its folders, separated by /.
     """
 
@@ -37,6 +38,10 @@ class CocoImage:
     height: int
     width: int
     given: str = ""
+
+    def size(self, photograph: Path) -> tuple[int, int]:
+        """Return (H, W), of the photograph where the file does not say."""
+        return (self.height, self.width) if self.height else image_size(photograph)[::-1]
 
 
 @dataclass
@@ -104,17 +109,23 @@ def read_instances(path: Path, own: bool = False) -> Instances:
     found, categories, named = Instances(path), array("q"), dict[int, str]()
     for name, begin, length, value in _elements(path):
         try:
+            if name in ("images", "annotations", "categories") and not isinstance(value, dict):
+                raise ValueError("it is no object with names and values")
             if name == "images":
-                _add_image(found, value)
+                _add_image(found, value, own)
             elif name == "annotations":
                 categories.append(_add_annotation(found, begin, length, value))
             elif name == "categories":
-                named[_whole(value["id"], 0, 10**12 - 1)] = _text(value["name"])
+                named[_whole(value["id"], 0, 10**12 - 1)] = _text(value["name"]).strip()
         except (KeyError, TypeError, ValueError) as error:
             problem = f"{error} is missing" if isinstance(error, KeyError) else error
             raise DataError(
                 f"{path}: entry of {name!r} at byte {begin} cannot be used ({problem}); correct it or fetch the file again"
             ) from None
+    if own and (nameless := set(categories) - set(named)):
+        raise DataError(
+            f"{path}: an annotation cannot be used (category {min(nameless)} is not among the file's categories); correct it"
+        )
     foreign = set(named.items()) - set(zip(CATEGORY_IDS, COCO_CLASSES, strict=True))
     if foreign and own:
         found.classes = tuple(name for _, name in sorted(named.items()))
@@ -165,14 +176,15 @@ def read_annotations(path: Path, places: list[tuple[int, int]]) -> list[dict[str
     return annotations
 
 
-def _add_image(found: Instances, value: dict[str, Any]) -> None:
+def _add_image(found: Instances, value: dict[str, Any], own: bool) -> None:
     number = _whole(value["id"], 0, 10**12 - 1)
     if number in found.images:
         raise ValueError(f"image {number} stands there twice")
+    unsized = own and value.get("height") is None and value.get("width") is None
     found.images[number] = CocoImage(
         _name(value["file_name"]),
-        _whole(value["height"], 1, 10**5),
-        _whole(value["width"], 1, 10**5),
+        0 if unsized else _whole(value["height"], 1, 10**5),
+        0 if unsized else _whole(value["width"], 1, 10**5),
         _text(value["file_name"]).replace("\\", "/"),
     )
 
@@ -273,7 +285,13 @@ def _elements(path: Path) -> Iterator[tuple[str, int, int, Any]]:
         window = _Window(path, file)
         if file.peek(3)[:3] == codecs.BOM_UTF8:  # type: ignore[attr-defined]  # open's "rb" is buffered
             window.dropped = len(file.read(3))
+        if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # type: ignore[attr-defined]
+            raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
+        if window.peek() != "{":
+            raise DataError(f"{path}: not an instances JSON of COCO (it is no object); export the annotations in COCO's form")
         window.take("{")
+        if window.peek() == "}":
+            return
         while True:
             _, _, name = window.value()
             window.take(":")

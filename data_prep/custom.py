@@ -65,6 +65,7 @@ TURNS = {  # orientations that swap width and height, and what undoes them
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SMALLEST = 32  # pixels; photographs below show nothing
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -141,14 +142,20 @@ def make_dataset(
             contradict each other, or a class has no photograph; nothing is left then.
     """
     _check_classes(classes)
+    if longest and longest < SMALLEST:
+        raise DataError(f"--longest {longest}: give at least {SMALLEST} pixels, or 0 to leave the photographs as they are")
     description: dict[str, Any] = {"name": name or dataset_name(root), "classes": list(classes), "ignore_index": IGNORE}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: exists already; remove it or choose another folder")
     if isinstance(masks, Path):
         masks = MaskFolder(masks, photographs, classes)
     description["source"] = source_hash(photographs, classes, longest, masks)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
+    place = root.resolve()  # a link to a folder on another disk stays one
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=place.parent, prefix=".writing-"))
+    except OSError as error:
+        raise DataError(f"{root}: cannot be made ({error.strerror}: {place.parent}); choose another folder") from None
     try:
         table, shown, broken = {}, {}, []
         for folder in ("JPEGImages", *(["SegmentationClass"] if masks else [])):
@@ -184,10 +191,10 @@ def make_dataset(
             path.write_text("".join(f"{image}\n" for image in ids), encoding="utf-8")
             load_dataset(unfinished, split)  # the library's own check
         write_preset(unfinished, root, len(splits["train"]), len(classes), "val" in splits)
-        if root.exists():
-            root.rmdir()
+        if place.exists():
+            place.rmdir()
         unfinished.chmod(0o755)
-        os.replace(unfinished, root)
+        os.replace(unfinished, place)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{root}: cannot be written ({reason}); free some space or choose another folder") from None
@@ -212,9 +219,11 @@ def _check_classes(classes: Sequence[str]) -> None:
             f"{nothing[0]!r} is not a class: the background is 0 in masks and is not listed; take it out, images of nothing "
             "have an empty cell or lie in a folder 'none'"
         )
+    if not classes:
+        raise DataError("there must be 1 to 254 classes, but nothing names one; at least one photograph needs a class")
     wrong = [word for word in classes if not is_one_line(word) or word != word.strip() or word == "image_id"]
     if not 1 <= len(classes) < IGNORE or len(set(classes)) != len(classes) or wrong:
-        given = ", ".join(map(repr, classes))[:200] or "none"
+        given = ", ".join(map(repr, classes))[:200]
         raise DataError(f"there must be 1 to 254 classes with different names, not {given}")
 
 
@@ -240,6 +249,8 @@ def _write_image(image: str, path: Path, root: Path, masks: MaskSource | None, l
             ready = opened.format == "JPEG" and mode in ("RGB", "L") and orientation == 1
     except Exception as error:  # Pillow raises one of a dozen types
         reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels, make it smaller"
         reason = reason if path.stat().st_size else "it is empty"
         raise _UnreadableError(f"{path}: the photograph cannot be read ({reason[:100]})") from None
     if mode not in MODES:
@@ -343,6 +354,11 @@ def _split(table: Mapping[str, tuple[str, ...]], val_share: float, shown: Mappin
 def sources_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tuple[str, ...], MaskSource | None]:
     """Return photographs, classes and masks of what the command was given."""
     order = tuple(composed(word) for word in options.classes.split(",")) if options.classes else ()
+    if options.masks and _one_in_the_other(options.photographs, options.masks):
+        raise DataError(
+            f"{options.masks}: photographs and masks must not lie in one folder, or one folder in the other, as masks are "
+            "pictures too; give two folders"
+        )
     legend = read_legend(options.legend) if options.legend else None
     masks: MaskSource | None = None
     if order:
@@ -378,6 +394,11 @@ def sources_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tupl
                 f"left out: {len(masks.without_photograph)} masks of no photograph, the first is {masks.without_photograph[0]}"
             )
     return photographs, classes, masks
+
+
+def _one_in_the_other(one: Path, other: Path) -> bool:
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _are_classes(source: Path, classes: Sequence[str]) -> bool:
@@ -429,6 +450,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_sources(parser, val_share=0.2)
     options = parser.parse_args(arguments)
     try:
+        if options.root.resolve().is_relative_to(options.photographs.resolve()):
+            raise DataError(
+                f"{options.root}: lies in the folder of photographs, where it would be taken for some of them; name another"
+            )
         photographs, classes, masks = sources_of(options)
         lists = given_lists(options.photographs, photographs)
         counts = make_dataset(

@@ -6,8 +6,11 @@ Studio import), and `annotations.json`
 """
 
 import argparse
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from wsss_lib.core.files import IGNORE, image_size, read_mask, voc_palette, write_json, write_mask
+from data_prep.custom import ORIENTATION
+from data_prep.photographs import FORMATS, find_by_name, from_folder
+from wsss_lib.core.files import IGNORE, read_mask, voc_palette, write_json, write_mask
 from wsss_lib.core.progress import progress
 from wsss_lib.data.dataset import read_classes
 from wsss_lib.errors import DataError
@@ -36,14 +41,41 @@ def export(masks: Path, data_root: Path, out: Path, photographs: Path | None = N
     Raises:
         DataError: `out` exists, there is no mask, or a photograph is missing.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise DataError(f"{out}: exists already; give the name of a new folder")
     paths, classes = sorted(masks.glob("*.png")), read_classes(data_root)
     if not paths:
         raise DataError(f"{masks}: this folder holds no masks ID.png; give the folder of a stage, e.g. pseudo_masks")
-    own = {path.stem: path for path in sorted(photographs.rglob("*")) if path.is_file()} if photographs else {}
-    if missing := [path.stem for path in paths if photographs and path.stem not in own]:
-        raise DataError(f"{photographs}: {len(missing)} photographs that have masks are missing, the first is {missing[0]!r}")
+    own = _photographs(photographs, [path.stem for path in paths]) if photographs else {}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=".writing-"))
+    except OSError as error:
+        raise DataError(f"{out}: cannot be made ({error.strerror}: {out.parent}); choose another folder") from None
+    try:
+        _write(paths, classes, data_root, own, unfinished)
+        unfinished.chmod(0o755)
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return len(paths)
+
+
+def _photographs(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
+    """Return id to photograph, whatever `data_prep.custom` has replaced in its name."""
+    found = from_folder(folder)
+    find = find_by_name(found, folder)
+    names = {image_id: find(image_id) for image_id in ids}
+    if missing := [image_id for image_id in ids if not names[image_id]]:
+        raise DataError(f"{folder}: {len(missing)} photographs that have masks are missing, the first is {missing[0]!r}")
+    if several := [image_id for image_id in ids if len(names[image_id]) > 1]:
+        raise DataError(
+            f"{folder}: {several[0]!r} may be {' or '.join(names[several[0]][:3])}; give only the photographs meant"
+        )
+    return {image_id: found[names[image_id][0]].path for image_id in ids}
+
+
+def _write(paths: Sequence[Path], classes: Sequence[str], data_root: Path, own: Mapping[str, Path], out: Path) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, path in enumerate(progress(paths, "export"), start=1):
@@ -70,13 +102,16 @@ def export(masks: Path, data_root: Path, out: Path, photographs: Path | None = N
     lines = (f"{name}:{','.join(map(str, voc_palette()[index]))}::" for index, name in enumerate(("background", *classes)))
     (out / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "\n".join(lines) + "\n", encoding="utf-8")
     write_json(out / "annotations.json", {"images": images, "annotations": annotations, "categories": categories})
-    return len(paths)
 
 
 def _upright_size(photograph: Path) -> tuple[int, int]:
-    width, height = image_size(photograph)
-    with Image.open(photograph) as image:
-        turned = image.getexif().get(274, 1) >= 5  # orientations that swap the sides
+    try:
+        with Image.open(photograph, formats=FORMATS) as image:
+            width, height = image.size
+            turned = 5 <= image.getexif().get(ORIENTATION, 1) <= 8  # those that swap the sides
+    except Exception as error:  # Pillow raises one of a dozen types
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{photograph}: the photograph cannot be read ({reason}); put it there or mend it") from None
     return (height, width) if turned else (width, height)
 
 

@@ -17,6 +17,8 @@ SEVERAL = {"classes", "labels", "tags", "categories", "objects"}  # all classes 
 ONE = {"class", "label", "tag", "category", "class_name", "classname", "label_name", "object"}  # perhaps a line for each class
 YES = {"1", "1.0", "true", "yes", "y", "t", "x", "wahr", "ja", "vrai", "oui"}
 NO = {"0", "0.0", "-1", "false", "no", "n", "f", "", "falsch", "nein", "faux", "non"}
+NO_VALUE = {"nan", "n/a", "#n/a", "null", "-", "?"}  # what programs and people write where they have none
+NO_TABLES = (".xml", ".yaml", ".yml", ".jsonl", ".ndjson")
 FORMS = "the first line must be image,classes or image and the names of the classes"
 
 
@@ -36,6 +38,11 @@ def from_table(source: Path, table: Path, note: Note = print) -> tuple[dict[str,
     Raises:
         DataError: the folder or the table is missing or of another form, or they do not name the same photographs.
     """
+    if table.suffix.lower() in NO_TABLES:
+        raise DataError(
+            f"{table}: a {table.suffix} is no table; export the annotations as COCO's JSON, as a folder of VOC's XML files, or "
+            "as CSV"
+        )
     found = from_folder(source, note)
     try:
         lines = read_table(table)
@@ -64,6 +71,9 @@ def _by_image(
         raise DataError(f"{table}: has no line of headings; {FORMS}")
     image = next((headings.index(word) for word in IMAGE_HEADINGS if word in headings), 0)
     kinds = [index for index, word in enumerate(headings) if index != image and word in SEVERAL | ONE]
+    cells = {row[1 - image].lower() for _, row in rows if len(headings) == len(row) == 2} - {""}
+    if cells and cells.isdisjoint(YES | NO):  # names of classes, perhaps under a heading of another language
+        kinds = [1 - image]
     by_name = len(kinds) == 1 and (len(headings) == 2 or _is_list(headings, rows, image, kinds[0]))
     columns = kinds if by_name else _class_columns(headings, rows, image)
     written = [composed(cell) for cell in lines[0][1]]  # the headings in their own capitals
@@ -90,6 +100,11 @@ def _by_image(
                 else f", 0 or 1 after the first{f', not {wrong[0]!r:.40}' if wrong else ''}"
             )
             raise DataError(f"{table}, row {number}: a row needs {needed}")
+        if by_name and row[columns[0]].lower() in NO_VALUE:
+            raise DataError(
+                f"{table}, row {number}: {row[columns[0]]!r} may mean that nothing of interest is there, or be a class; leave "
+                "the cell empty, or give the class another name"
+            )
         names = find(row[image]) if row[image] else []
         if len(names) > 1:
             raise DataError(

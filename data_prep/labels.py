@@ -67,7 +67,9 @@ def labels_from_npy(path: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
         except ValueError as error:
             raise DataError(f"{path}: {error}; give the file that the authors distribute") from None
         if not isinstance(values, np.ndarray) or values.shape != (len(classes),) or not np.isin(values, (0, 1)).all():
-            found = f"{values.size} values" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+            shape = values.shape if isinstance(values, np.ndarray) else ()
+            found = f"{values.size} values" if shape else f"a {type(values).__name__}"
+            found = "other values" if shape == (len(classes),) else found
             raise DataError(
                 f"{path}: image {name} has {found} where {len(classes)} zeros and ones are needed, one for each "
                 "class; for other classes than VOC's give --classes-from"

@@ -16,6 +16,7 @@ from wsss_lib.errors import DataError
 
 Colour = tuple[int, int, int]
 SUFFIXES = tuple(".png .bmp .gif .tif .tiff .ppm .pgm .pbm .jpg .jpeg .webp .jp2 .avif".split())
+NUMBERS = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes of wide integers and of floats
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 UNKNOWN = {"void", "ignore", "unknown", "unlabelled", "unlabeled", "ignored"}  # names of legends for the value 255
 # What tools add to a photograph's name: 0001_mask.png, mask_0001.png, 0001.jpg.png
@@ -61,9 +62,9 @@ def read_legend(given: str) -> Legend:
     """
     path = Path(given)
     if "=" in given and not path.is_file():
-        source, lines = "--legend", [line for line in given.split(";") if line.strip()]
+        source, first, lines = "--legend", 0, [line for line in given.split(";") if line.strip()]
     elif path.is_file():
-        source, text = str(path), read_text(path)
+        source, first, text = str(path), 1, read_text(path)  # where headings may stand
         lines = _lines_of_json(source, text) if text.lstrip()[:1] in ("{", "[") else text.splitlines()
     else:
         raise DataError(f"{given}: there is no such legend; give a file with a line such as cat,#ff0000, or 'cat=#ff0000'")
@@ -73,7 +74,7 @@ def read_legend(given: str) -> Legend:
         if not line.strip() or re.match(r"\s*#(?![0-9a-fA-F]{6}\b)", line):
             continue
         entry = _entry(line)
-        if entry is None and number == 1:  # headings
+        if entry is None and number == first:
             continue
         if entry is None:
             raise DataError(
@@ -99,7 +100,7 @@ def _entry(line: str) -> tuple[str, Colour, bool] | None:
     """
     hexadecimal = re.search(r"(?:#|0x)([0-9a-fA-F]{6})\b", line)
     three = re.search(r"(?<![\w.])(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?![\w.])", line)
-    one = re.search(r"(?<![\w.])\d{1,3}(?![\w.])\W*$", line) or re.match(r"\W*\d{1,3}(?![\w.])", line)
+    one = re.search(r"(?<![\w.-])\d{1,3}(?![\w.])\W*$", line) or re.match(r"\W*\d{1,3}(?![\w.])", line)
     found = hexadecimal or three or one
     if not found:
         return None
@@ -128,7 +129,12 @@ def _lines_of_json(source: str, text: str) -> list[str]:
                 next(item[key] for key in keys[0] if key in item): next(item[key] for key in keys[1] if key in item)
                 for item in content
             }
-        pairs = [(str(name), colour) for name, colour in content.items()]
+        pairs = [
+            (str(name), list(colour.values()) if isinstance(colour, dict) else colour)  # {"r": 255, "g": 0, "b": 0}
+            for name, colour in content.items()
+        ]
+        if any(isinstance(colour, list) and len(colour) != 3 for _, colour in pairs):
+            raise ValueError
     except (ValueError, RecursionError, TypeError, AttributeError, StopIteration, KeyError):
         raise DataError(f'{source}: no legend; a JSON needs the form {{"cat": "#ff0000", "dog": [0, 255, 0]}}') from None
     return [f"{name},{','.join(map(str, colour)) if isinstance(colour, list) else colour}" for name, colour in pairs]
@@ -199,12 +205,15 @@ class MaskFolder:
         path = self.files[image_id]
         try:
             with Image.open(path, formats=IMAGE_FORMATS) as image:
+                pages = getattr(image, "n_frames", 1)
                 image.load()
         except Exception as error:  # Pillow raises one of a dozen types
             reason = "no image" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(f"{path}: the mask cannot be read ({reason}); make it again") from None
         if image.format in LOSSY:
             raise DataError(f"{path}: the mask is a {image.format}, which blurs the values of its pixels; {EXACT}")
+        if pages > 1:
+            raise DataError(f"{path}: the file holds {pages} pictures, and a mask is one; save the one that is meant")
         mask = self._by_legend(image, path) if self.legend else self._indices(image, path)
         self.values |= set(np.unique(mask).tolist())
         foreign = mask[(mask > self.num_classes) & (mask != IGNORE)]
@@ -226,8 +235,8 @@ class MaskFolder:
             mask = np.asarray(image)
             self._check_palette(mask, image, path)
             return mask
-        if image.mode in ("L", "I", "I;16", "I;16B", "I;16L"):
-            return np.asarray(image).astype(np.int64)
+        if image.mode in ("L", *NUMBERS):
+            return _whole_numbers(image, path)
         colours = _colours_of(image, path)
         if not (colours == colours[..., :1]).all():
             seen = np.unique(colours.reshape(-1, 3), axis=0)[:4].tolist()
@@ -239,8 +248,8 @@ class MaskFolder:
 
     def _by_legend(self, image: Image.Image, path: Path) -> np.ndarray:
         assert self.legend
-        if image.mode in ("I", "I;16", "I;16B", "I;16L") or image.mode == "P" and self.legend.values:
-            grey = np.asarray(image).astype(np.int64)
+        if image.mode in NUMBERS or image.mode == "P" and self.legend.values:
+            grey = _whole_numbers(image, path)
             if grey.max(initial=0) > 255:
                 raise DataError(f"{path}: the mask has 16-bit values up to {grey.max()}; save it with 8 bits")
             colours = np.repeat(grey[..., None], 3, -1).astype(np.uint8)
@@ -292,6 +301,17 @@ def _hidden(path: Path) -> bool:
 
 def _hex(colour: Iterable[int]) -> str:
     return "#" + bytes(colour).hex()
+
+
+def _whole_numbers(image: Image.Image, path: Path) -> np.ndarray:
+    """Return the values of a mask that holds numbers, int64 (H, W)."""
+    values = np.asarray(image)
+    wrong = values[~((values >= 0) & (values == np.floor(values)))]  # also for NaN
+    if wrong.size:
+        raise DataError(
+            f"{path}: the mask holds the value {wrong[0]:g}; masks hold whole numbers, 0 and the classes, and 255 for unknown"
+        )
+    return values.astype(np.int64)
 
 
 def _colours_of(image: Image.Image, path: Path) -> np.ndarray:

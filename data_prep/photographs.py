@@ -8,10 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from PIL import Image
 
 from wsss_lib.core.files import IMAGE_FORMATS
+from wsss_lib.core.texts import is_one_line
 from wsss_lib.errors import DataError
 
 try:
@@ -31,7 +33,14 @@ OTHER_PICTURES = tuple(
     ".heic .heif .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .svg .psd .xcf .eps .ps .pdf .tga .exr .hdr .jxl .dcm".split()
 )
 JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin"}
+LONGEST_NAME = 255  # bytes, on all usual file systems
 NOTHING = {"none", "background"}  # names for photographs of no class
+# Folders of data sets that hold all photographs, or masks and labels, whatever is in them.
+NO_CLASSES = set("images image img imgs jpegimages photos photographs pictures masks mask labels annotations".split()) | {
+    "segmentationclass",
+    "segmentationobject",
+    "imagesets",
+}
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -87,12 +96,19 @@ def _is_junk(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in JUNK
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder in order; hidden ones and what systems add to folders are passed over."""
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder in order; hidden ones and what systems add to folders are passed over.
+
+    Raises:
+        DataError: a link leads nowhere, or to a folder that it lies in, which would never end.
+    """
+    above |= {folder.resolve()}
     for path in sorted(folder.iterdir()):
         if not _is_junk(path):
+            if path.is_symlink() and (not path.exists() or path.resolve() in above):
+                raise DataError(f"{path}: the link leads nowhere, or to a folder that it lies in; mend it or take it out")
             if path.is_dir():
-                yield from _walk(path)
+                yield from _walk(path, above)
             elif path.is_file():
                 yield path
 
@@ -108,13 +124,17 @@ def find_photographs(files: Iterable[Path], note: Note = print) -> list[Path]:
         files: of any kind.
         note: takes a sentence about what was left out.
     """
-    found, left_out = [], Counter[str]()
+    found, renamed, left_out = [], [], Counter[str]()
     for path in files:
         suffix = path.suffix.lower()
         if suffix in SUFFIXES and (suffix not in HEIC or _opens(path)):
             found.append(path)
         elif suffix in OTHER_PICTURES:
             left_out[suffix] += 1
+        elif _opens(path):
+            renamed.append(path)
+    if renamed:
+        note(f"left out: {len(renamed)} pictures without the ending of one, the first is {renamed[0].name}; rename them")
     if left_out:
         heic = "; for .heic: pip install -e '.[heic]'" if set(HEIC) & set(left_out) and "HEIF" not in FORMATS else ""
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
@@ -123,7 +143,7 @@ def find_photographs(files: Iterable[Path], note: Note = print) -> list[Path]:
 
 
 def _opens(path: Path) -> bool:
-    """Return whether a HEIC is one of the many kinds that can be opened."""
+    """Return whether a file is a picture that can be opened: a HEIC may not, a download without an ending may."""
     try:
         with Image.open(path, formats=FORMATS):
             return True
@@ -170,7 +190,16 @@ def from_class_folders(source: Path, note: Note = print) -> tuple[dict[str, Phot
     source = top_folder(source)
     folders = [folder for part in _parts(source) for folder in _folders(part)]
     if not folders:
-        raise DataError(f"{source}: holds no folders that are named after classes; make them, or give --labels or --masks")
+        reason = "" if source.is_dir() else ", as it is no folder or does not exist"
+        raise DataError(
+            f"{source}: holds no folders that are named after classes{reason}; make them, or give --labels or --masks"
+        )
+    names = [composed(folder.name) for folder in folders]
+    if {name.casefold() for name in names} <= NO_CLASSES:
+        raise DataError(
+            f"{source}: {', '.join(names)} are no names of classes; name the folders after what is in the photographs, or say "
+            "it with --labels or --masks"
+        )
     class_of: dict[Path, str] = {}
     for folder in folders:
         files = find_photographs(_walk(folder), lambda text, folder=folder: note(f"{folder.name}: {text}"))  # type: ignore[misc]
@@ -277,10 +306,21 @@ def named(source: Path, files: Iterable[Path], prefixes: Mapping[Path, str] | No
         if len(set(names)) < len(names):
             names = [_joined(folder, name) for folder in folders]
         for new, same in zip(names, copies, strict=True):
+            _check_name(new, same[0])
             if new in found:
                 raise DataError(f"{same[0]}: has the same name as {found[new][0].name}; rename one of them")
             found[new] = same
     return dict(sorted(found.items()))
+
+
+def _check_name(name: str, path: Path) -> None:
+    """Refuse an id that no list can hold, or that is too long for a file."""
+    length = len(os.fsencode(f"{name}.jpg"))
+    if not is_one_line(name):
+        shown = os.fsencode(path).decode(errors="replace")
+        raise DataError(f"{shown!r}: the name has characters that are none of UTF-8's, or cannot be shown; rename it")
+    if length > LONGEST_NAME:
+        raise DataError(f"{path}: the name is too long, with its folder {length} bytes of {LONGEST_NAME}; rename it")
 
 
 def _joined(folder: str, name: str) -> str:
@@ -342,7 +382,10 @@ def find_by_name(photographs: Mapping[str, Photograph], source: Path) -> Callabl
         loose[_loosely(name)].add(name)
 
     def find(text: str) -> list[str]:
-        parts = [part for part in composed(text).replace("\\", "/").split("/") if part not in ("", ".")]
+        return next((names for form in _forms(text) if (names := find_form(form))), [])
+
+    def find_form(text: str) -> list[str]:
+        parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
         for table, form in ((exact, str), (loose, _loosely)):
             for start in range(len(parts)):
                 whole = "/".join(parts[start:])
@@ -353,6 +396,17 @@ def find_by_name(photographs: Mapping[str, Photograph], source: Path) -> Callabl
         return []
 
     return find
+
+
+def _forms(text: str) -> Iterator[str]:
+    """Yield a name as it stands, as the address that it may be, and without what Label Studio adds when it takes a file.
+
+    >>> list(_forms("https://x.org/my%20cat.jpg?w=3"))[1], list(_forms("upload/1/1a2b3c4d-cat.jpg"))[-1]
+    ('https://x.org/my cat.jpg', 'upload/1/cat.jpg')
+    """
+    yield composed(text)
+    yield (address := composed(unquote(re.sub(r"(?<=\w)[?#].*", "", text))))
+    yield re.sub(r"(^|[/\\])[0-9a-f]{8}-(?=[^/\\]+$)", r"\1", address)
 
 
 def _loosely(key: str) -> str:

@@ -327,6 +327,24 @@ def read_npy(path: Path | str, tensors: bool = False) -> Any:
         raise DataError(f"{path}: not a .npy file that can be read safely ({said}); fetch it again from its authors") from None
 
 
+OTHER_KINDS = {  # first bytes, in small letters, of what downloads leave under the name of weights
+    b"pk\x03\x04": "it is cut off, as a download that has stopped is",
+    b"<!doctype": "it is a web page",
+    b"<html": "it is a web page",
+    b"version https://git-lfs": "it is Git LFS's reference to the file, not the file",
+    b"\x89hdf": "it is an HDF5 file",
+}
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors do, with the length of a JSON object and the object, whatever its name is."""
+    if not path.is_file():
+        return path.suffix.lower() == ".safetensors"
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(1) == b"{" and length < path.stat().st_size
+
+
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read the dict of a `.pth` file (both of torch's formats, zip and legacy) without running anything that it contains.
 
@@ -341,6 +359,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such weights file")
+    with open(path, "rb") as file:
+        start = b"" if zipfile.is_zipfile(path) else file.read(64).lstrip().lower()
     try:
         size = path.stat().st_size
         memory = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)  # (bytes,), read when it is needed
@@ -354,6 +374,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     except Exception as error:  # damaged bytes can make torch and Python raise nearly every type
         said = str(error) if isinstance(error, RefusedError) else "it is damaged or of another kind"
         said = said.replace("such a file does not need", "weights do not need")
+        said = next((what for begin, what in OTHER_KINDS.items() if start.startswith(begin)), said)
         raise DataError(
             f"{path}: not a .pth file that can be read safely ({said}); fetch it again, or save its state_dict alone"
         ) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.custom import make_dataset
-from data_prep.photographs import Photograph
+from data_prep.photographs import Photograph, composed
 from wsss_lib.core.files import IGNORE
 from wsss_lib.data.dataset import SegmentationDataset, load_dataset
 from wsss_lib.errors import DataError
@@ -36,9 +36,12 @@ class Remapped:
         """Return where the mask of an image lies, for messages."""
         return str(self.owner[image_id].mask_path(image_id))
 
-    def __call__(self, image_id: str) -> np.ndarray:
-        """Return the mask of an image: uint8 (H, W)."""
-        mask = self.numbers[self.owner[image_id].mask(image_id)]
+    def __call__(self, image_id: str) -> np.ndarray | None:
+        """Return the mask of an image, uint8 (H, W); None: it has none."""
+        split = self.owner[image_id]
+        if split.masked is not None and image_id not in split.masked:
+            return None
+        mask = self.numbers[split.mask(image_id)]
         self.values.update(np.unique(mask).tolist())
         return mask
 
@@ -47,14 +50,15 @@ def make_subset(source: Path, root: Path, classes: Sequence[str], mask_folder: s
     """Write the data set; returns the counts of `custom.make_dataset`.
 
     Args:
-        source: VOC devkit folder with lists `train` and `val`, masks and labels.csv.
+        source: VOC devkit folder with lists `train` and perhaps `val`, labels.csv and perhaps masks.
         root: the folder to make.
         classes: names of classes of `source`, in the new order.
 
     Raises:
         DataError: a class does not exist, or as `make_dataset`.
     """
-    data = [load_dataset(source, split, mask_folder=mask_folder) for split in SPLITS]
+    splits = [split for split in SPLITS if split == "train" or (source / f"ImageSets/Segmentation/{split}.txt").is_file()]
+    data = [load_dataset(source, split, mask_folder=mask_folder) for split in splits]
     unknown = [word for word in classes if word not in data[0].classes]
     if unknown:
         raise DataError(f"{source}: there is no class {unknown[0]!r}; take some of: {', '.join(data[0].classes)}")
@@ -65,19 +69,22 @@ def make_subset(source: Path, root: Path, classes: Sequence[str], mask_folder: s
             if image_id not in photographs and label[chosen].any():
                 shown = tuple(word for word, index in zip(classes, chosen, strict=True) if label[index])
                 photographs[image_id], lists[image_id] = Photograph(split.image_path(image_id), shown), split.split
-    return make_dataset(photographs, classes, root, masks=Remapped(data, classes), longest=0, lists=lists)
+    masks = Remapped(data, classes) if any(split.has_masks for split in data) else None
+    return make_dataset(photographs, classes, root, masks=masks, longest=0, lists=lists)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a failure ends the program with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.subset", description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, help="VOC devkit folder with masks and labels.csv")
+    parser.add_argument("source", type=Path, help="VOC devkit folder with labels.csv, perhaps with masks")
     parser.add_argument("root", type=Path, help="the folder to make")
     parser.add_argument("--classes", required=True, help="names of classes, with commas between them")
     parser.add_argument("--masks", default="SegmentationClass", help="folder of the masks; default SegmentationClass")
     options = parser.parse_args(arguments)
     try:
-        counts = make_subset(options.source, options.root, options.classes.split(","), options.masks)
+        counts = make_subset(
+            options.source, options.root, [composed(word) for word in options.classes.split(",")], options.masks
+        )
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{options.root}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))

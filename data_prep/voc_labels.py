@@ -36,7 +36,7 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
     """
     root = Path(root)
     lists = root / "ImageSets" / "Segmentation"
-    splits = sorted(path.stem for path in lists.glob("*.txt") if path.stem != "test")
+    splits = sorted(path.stem for path in lists.glob("[!.]*.txt") if path.stem != "test")
     if not splits:
         raise DataError(
             f"{lists}: there is no list of images (train.txt, val.txt, …); give the folder that holds ImageSets, "

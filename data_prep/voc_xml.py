@@ -60,7 +60,10 @@ def read_voc_names(xml_path: Path | str) -> list[str]:
     Raises:
         FileNotFoundError, DataError: as `read_voc_classes`.
     """
-    names = [(element.findtext("name") or "").strip() for element in _parsed(Path(xml_path)).iter("object")]
+    tree = _parsed(Path(xml_path))
+    if (root := tree.getroot()) is not None and root.tag == "annotations":
+        raise DataError(f"{xml_path}: is CVAT's own form; export the annotations as COCO's JSON or as VOC's XML files")
+    names = [(element.findtext("name") or "").strip() for element in tree.iter("object")]
     return [name for name in names if name]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import checkpoints, resnet38_mxnet
-from data_prep.restricted import read_checkpoint
+from data_prep.restricted import is_safetensors, read_checkpoint
 from data_prep.weight_layouts import caffe_name, layouts
 from tests.golden_adapters import NAME_MAP
 from tests.golden_weights import load
@@ -628,6 +628,28 @@ def test_missing_truncated_and_other_files_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         checkpoints.main(["convert", "--format", "irn-camera", str(tmp_path / "whole.pth"), "out"])
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"PK\x03\x04" + bytes(200), "it is cut off"),  # was said to use PERSID
+        (b"\n<!DOCTYPE html><title>Quota exceeded</title>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS's reference"),
+    ],
+)
+def test_what_downloads_leave_is_recognised(tmp_path, content, words):
+    (tmp_path / "in.pth").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read_checkpoint(tmp_path / "in.pth")
+
+
+def test_safetensors_are_known_by_their_content(tmp_path):
+    for name in ("a.pth", "a.SAFETENSORS"):
+        write_tensors(tmp_path / name, {"a": torch.zeros(3)})
+        assert is_safetensors(tmp_path / name)
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
+    assert not is_safetensors(tmp_path / "a.safetensors")
 
 
 # ---- the way back

@@ -71,8 +71,8 @@ def test_clean_takes_away_a_link_and_not_what_it_leads_to(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["2; touch x", "`touch x`", "2'; touch x; '", "2 && touch x"])
-@pytest.mark.parametrize("name", ["CORES", "VENV", "PYTHON"])
-def test_values_of_the_command_line_are_words_and_no_commands(tmp_path, name, value):
+@pytest.mark.parametrize("name, target", [("CORES", "smoke"), ("CORES", "own DATA=."), ("VENV", "smoke"), ("PYTHON", "smoke")])
+def test_values_of_the_command_line_are_words_and_no_commands(tmp_path, name, target, value):
     for file in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copyfile(PROJECT_ROOT / file, tmp_path / file)
     venv = tmp_path / value if name == "VENV" else tmp_path / ".venv"
@@ -80,6 +80,6 @@ def test_values_of_the_command_line_are_words_and_no_commands(tmp_path, name, va
     given = value.replace(" ", "\t") if name == "VENV" else value
     if name == "CORES":
         (venv / ".ready").touch()
-    done = subprocess.run(["make", "smoke", f"{name}={given}"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(["make", *target.split(), f"{name}={given}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and not (tmp_path / "x").exists()
     assert name != "VENV" or "VENV is one folder whose name has no space" in done.stderr

@@ -189,6 +189,16 @@ def test_commands_say_what_is_missing(tmp_path):
             assert any(words in str(stop.value) for words in ("usage: python -m", "no finished stage with scores"))
 
 
+def test_commands_name_a_broken_record(tmp_path):
+    stage = tmp_path / "toy/cam/seed0/maps"
+    stage.mkdir(parents=True)
+    for name in ("begun.json", "run.json", "metrics.json"):
+        (stage / name).write_text("{")
+    for command in (results.main, report.main):
+        with pytest.raises(SystemExit, match="metrics.json: not valid JSON"):
+            command([str(tmp_path / "toy")])
+
+
 # ---- report
 
 

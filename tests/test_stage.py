@@ -1,6 +1,7 @@
 """A stage is made once, resumed, kept when its parameters change, and found again; it reads what it declares and no more."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -366,6 +367,21 @@ def test_results_are_listed_with_what_differs_and_removed_by_key(tmp_path, capsy
         runs.main([str(folder), "--remove", "nonsense"])
     with pytest.raises(SystemExit, match="no results of any stage"):
         runs.main([str(tmp_path)])
+
+
+def test_removing_ends_what_was_killed_and_never_follows_a_link(tmp_path, capsys):
+    run(stage_of(Writer()), config_of(tmp_path))
+    (result,) = runs.results_of(tmp_path / "runs/toy")
+    elsewhere = tmp_path / "large disk"
+    result.folder.rename(elsewhere)
+    result.folder.symlink_to(elsewhere)
+    left = result.folder.with_name(f".removing-{result.folder.name}")  # by a call that was killed
+    shutil.copytree(elsewhere, left)
+    assert "only this link is removed" in listed(capsys, tmp_path / "runs/toy", "--remove", result.key, "--yes")
+    assert (elsewhere / "run.json").is_file() and not result.folder.is_symlink()
+    elsewhere.rename(result.folder)
+    listed(capsys, tmp_path / "runs/toy", "--remove", result.key, "--yes")
+    assert not result.folder.exists() and not left.exists()
 
 
 def test_a_result_that_is_being_made_is_not_removed(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Photographs, tables and masks as cameras, tools, spreadsheets and operating systems write them."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import check, custom
+from data_prep import check, custom, subset
 from data_prep.annotations import from_annotations
 from data_prep.check import check_dataset
+from data_prep.export import export
 from data_prep.own_masks import MaskFolder, read_legend
 from data_prep.voc_xml import VocObject, write_voc_xml
 from tests.test_custom import picture, refused, run
 from wsss_lib.config import Config
-from wsss_lib.core.files import voc_palette
+from wsss_lib.core.files import voc_palette, write_mask
 from wsss_lib.core.scoring import best_threshold_row, metric_row, score_masks
 from wsss_lib.data.dataset import SegmentationDataset, load_dataset, open_data
 from wsss_lib.errors import DataError
@@ -857,3 +859,211 @@ def test_a_data_set_is_found_again_by_its_content_and_never_taken_for_another(tm
         Image.new("L", (40, 30), value).save(masks / "a.png")
         found.append(custom.source_hash(photographs, classes, 500, MaskFolder(masks, photographs, classes)))
     assert len({first, *found}) == 3
+
+
+# ---- more that the world writes
+
+
+def test_a_link_that_leads_back_or_nowhere_is_named(tmp_path, capsys):
+    folder = pictures(tmp_path / "in", "cat/a.jpg", "dog/b.jpg")
+    for target in ("..", "nowhere.jpg"):  # the first gave every photograph the class cat, the second was left out silently
+        (folder / "cat/link.jpg").symlink_to(target)
+        assert "cat/link.jpg: the link leads nowhere" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
+        (folder / "cat/link.jpg").unlink()
+
+
+def test_a_data_set_is_not_made_in_the_folder_of_photographs(tmp_path, capsys):
+    folder = pictures(tmp_path / "in", "cat/a.jpg", "dog/b.jpg")
+    assert "lies in the folder of photographs" in refused(capsys, folder / "mine", folder, folder / "mine")
+
+
+def test_a_data_set_is_made_where_a_link_leads(tmp_path):
+    folder = pictures(tmp_path / "in", "cat/a.jpg", "dog/b.jpg")
+    (tmp_path / "large/mine").mkdir(parents=True)
+    (tmp_path / "mine").symlink_to(tmp_path / "large/mine")
+    run(folder, tmp_path / "mine", "--val-share", 0)
+    assert (tmp_path / "mine").is_symlink() and len(load_dataset(tmp_path / "large/mine", "train")) == 2
+
+
+@pytest.mark.parametrize("longest", [-5, 1])
+def test_photographs_do_not_become_dots(tmp_path, capsys, longest):
+    folder = pictures(tmp_path / "in", "cat/a.jpg", "dog/b.jpg")
+    error = refused(capsys, tmp_path / "mine", folder, tmp_path / "mine", f"--longest={longest}")
+    assert f"--longest {longest}: give at least 32 pixels" in error
+
+
+def test_a_data_set_below_a_file_is_refused_with_a_remedy(tmp_path, capsys):
+    folder = pictures(tmp_path / "in", "cat/a.jpg", "dog/b.jpg")
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        custom.main([str(folder), str(tmp_path / "file/mine")])
+    assert "file/mine: cannot be made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, words", [(b"\xff\xe9", "rename it"), (b"a\x01", "rename it"), (b"x" * 250, "too long")])
+def test_names_that_no_list_can_hold(tmp_path, capsys, name, words):
+    folder = pictures(tmp_path / "in", "cat/a.jpg", "dog/a.jpg")
+    (folder / "cat/a.jpg").rename(os.fsdecode(os.fsencode(folder / "cat/") + b"/" + name + b".jpg"))
+    if words == "too long":  # with the folder before it
+        (folder / "dog/a.jpg").rename(folder / f"dog/{name.decode()}.jpg")
+    error = refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
+    assert words in error and "in/" in error and ".writing-" not in error
+
+
+def test_folders_of_images_and_masks_are_no_classes(tmp_path, capsys):
+    folder = pictures(tmp_path / "in", "images/a.jpg", "masks/a.png")
+    assert "images, masks are no names of classes" in refused(capsys, tmp_path / "mine", folder, tmp_path / "mine")
+
+
+def test_a_picture_without_an_ending_is_counted(tmp_path, capsys):
+    folder = pictures(tmp_path / "in", "cat/a.jpg", "dog/b.jpg")
+    (folder / "cat/c").write_bytes((folder / "cat/a.jpg").read_bytes())
+    run(folder, tmp_path / "mine")
+    assert "left out: 1 pictures without the ending of one, the first is c" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("masks", ["in", "in/masks", "."])
+def test_masks_among_the_photographs_are_refused(tmp_path, capsys, masks):
+    folder = pictures(tmp_path / "in", "a.jpg", "masks/a.png")
+    error = refused(capsys, tmp_path / "mine", folder, tmp_path / "mine", "--masks", tmp_path / masks, "--classes", "cat")
+    assert "photographs and masks must not lie in one folder" in error
+
+
+@pytest.mark.parametrize(
+    "name, images, words",
+    [
+        ("a.tif", [Image.fromarray(np.full((30, 40), 0.5, np.float32))], "holds the value 0.5"),
+        ("a.tif", [Image.fromarray(np.full((30, 40), -1, np.int32))], "holds the value -1"),
+        ("a.tif", [Image.new("L", (40, 30)), Image.new("L", (40, 30), 1)], "the file holds 2 pictures"),
+    ],
+)
+@pytest.mark.parametrize("meaning", [("--classes", "cat"), ("--legend", "cat=1")])
+def test_masks_of_numbers_that_are_no_classes(tmp_path, capsys, name, images, words, meaning):
+    pictures(tmp_path / "in", "a.jpg")
+    (tmp_path / "masks").mkdir()
+    images[0].save(tmp_path / "masks" / name, save_all=True, append_images=images[1:])
+    error = refused(capsys, tmp_path / "mine", tmp_path / "in", tmp_path / "mine", "--masks", tmp_path / "masks", *meaning)
+    assert words in error
+
+
+@pytest.mark.parametrize("text", ["cat=-1", "cat=1.5", "cat=red", "cat=#fff"])
+def test_a_colour_that_is_none_is_named(text):
+    with pytest.raises(DataError, match=f"'{text}' names no class with a colour"):
+        read_legend(text)
+
+
+def test_a_legend_of_json_objects(tmp_path):
+    (tmp_path / "legend.json").write_text('{"cat": {"r": 255, "g": 0, "b": 0}}')
+    assert read_legend(str(tmp_path / "legend.json")).names == {(255, 0, 0): "cat"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image, classes\na.jpg, "cat, dog"\nb.jpg, "dog"\n',
+        "Bild;Klasse\na.jpg;cat,dog\nb.jpg;dog\n",
+        "image,label\nhttps://x.org/p/a.jpg?w=3,cat;dog\nfile:///b%2Ejpg,dog\n",
+        "image,choice\n/data/upload/1/1a2b3c4d-a.jpg,cat;dog\n/data/upload/1/5e6f7a8b-b.jpg,dog\n",
+    ],
+)
+def test_tables_of_more_programs(tmp_path, text):
+    pictures(tmp_path / "in", "a.jpg", "b.jpg")
+    (tmp_path / "table.csv").write_text(text)
+    run(tmp_path / "in", tmp_path / "mine", "--labels", tmp_path / "table.csv")
+    assert labels_of(tmp_path / "mine") == {"a": {"cat", "dog"}, "b": {"dog"}}
+
+
+@pytest.mark.parametrize("value", ["nan", "N/A", "null", "-"])
+def test_a_missing_value_is_not_taken_for_a_class(tmp_path, capsys, value):
+    pictures(tmp_path / "in", "a.jpg", "b.jpg")
+    (tmp_path / "table.csv").write_text(f"image,classes\na.jpg,cat\nb.jpg,{value}\n")
+    error = refused(capsys, tmp_path / "mine", tmp_path / "in", tmp_path / "mine", "--labels", tmp_path / "table.csv")
+    assert f"row 3: '{value}' may mean that nothing of interest is there" in error
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("t.xml", "<annotations/>", "a .xml is no table"),
+        ("t.json", "[]", "not an instances JSON of COCO"),
+        ("t.json", "{}", "it names no images"),
+        ("t.json", "\ufeff{}".encode("utf-16-le"), "the file is UTF-16"),
+        ("t.json", '{"images": [], "categories": ["cat"]}', "it is no object with names and values"),
+        ("t/a.json", '["cat"]', "it has no list of shapes"),
+        ("t/a.json", '{"images": []}', "give the file itself: --labels"),
+        ("t/a.xml", "<annotations><image/></annotations>", "is CVAT's own form"),
+    ],
+)
+def test_annotations_of_other_forms_are_named(tmp_path, capsys, name, content, words):
+    pictures(tmp_path / "in", "a.jpg", "b.jpg")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    labels = tmp_path / Path(name).parts[0]
+    assert words in refused(capsys, tmp_path / "mine", tmp_path / "in", tmp_path / "mine", "--labels", labels)
+
+
+def small_coco(**changes) -> str:
+    triangle = {"image_id": 1, "category_id": 1, "segmentation": [[1, 1, 30, 1, 30, 20]]}
+    images = [{"id": 1, "file_name": "images/1a2b3c4d-a.jpg"}, {"id": 2, "file_name": "b.jpg", "height": None, "width": None}]
+    return json.dumps({"images": images, "annotations": [triangle], "categories": [{"id": 1, "name": " cat "}]} | changes)
+
+
+def test_coco_json_without_sizes_and_with_names_of_label_studio(tmp_path):
+    pictures(tmp_path / "in", "a.jpg", "b.jpg")
+    (tmp_path / "t.json").write_text(small_coco())
+    run(tmp_path / "in", tmp_path / "mine", "--labels", tmp_path / "t.json", "--val-share", 0)
+    assert labels_of(tmp_path / "mine") == {"a": {"cat"}, "b": set()}
+    assert set(np.unique(load_dataset(tmp_path / "mine", "train").mask("a"))) == {0, 1}
+
+
+def test_categories_that_a_file_does_not_name_are_not_taken_for_those_of_coco(tmp_path, capsys):
+    pictures(tmp_path / "in", "a.jpg", "b.jpg")
+    (tmp_path / "t.json").write_text(small_coco(categories=[]))  # made the class "person"
+    error = refused(capsys, tmp_path / "mine", tmp_path / "in", tmp_path / "mine", "--labels", tmp_path / "t.json")
+    assert "category 1 is not among the file's categories" in error
+
+
+def test_labelme_files_of_renamed_photographs_and_ignored_parts(tmp_path):
+    pictures(tmp_path / "in", "a.jpg")
+    corners = {"cat": [[1, 1], [30, 1], [30, 20]], "__ignore__": [[1, 22], [9, 22], [9, 28]]}
+    shapes = [{"label": word, "points": points, "shape_type": "polygon"} for word, points in corners.items()]
+    content = {"imagePath": "earlier.jpg", "imageHeight": 30, "imageWidth": 40, "shapes": shapes}
+    (tmp_path / "in/a.json").write_text(json.dumps(content))
+    run(tmp_path / "in", tmp_path / "mine", "--labels", tmp_path / "in")
+    data = load_dataset(tmp_path / "mine", "train")
+    assert data.classes == ("cat",) and set(np.unique(data.mask("a"))) == {0, 1, 255}
+
+
+def test_masks_are_exported_for_photographs_under_their_own_names(tmp_path):
+    picture(tmp_path / "in/My dog.jpg", 1, size=(80, 60))
+    picture(tmp_path / "in/b.jpg", 2, size=(80, 60))
+    (tmp_path / "in/b.json").write_text("{}")  # of LabelMe, beside it
+    for name in ("My_dog", "b"):
+        write_mask(tmp_path / f"masks/{name}.png", np.ones((30, 40), np.uint8))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/dataset.json").write_text('{"classes": ["dog"]}')
+    export(tmp_path / "masks", tmp_path / "mine", tmp_path / "out", tmp_path / "in")
+    names = [image["file_name"] for image in json.loads((tmp_path / "out/annotations.json").read_text())["images"]]
+    assert names == ["My dog.jpg", "b.jpg"]
+    write_mask(tmp_path / "masks/c.png", np.full((30, 40), 9, np.uint8))
+    picture(tmp_path / "in/c.jpg", 3, size=(80, 60))
+    with pytest.raises(DataError, match="holds the value 9"):
+        export(tmp_path / "masks", tmp_path / "mine", tmp_path / "other", tmp_path / "in")
+    assert not [path for path in tmp_path.iterdir() if path.name == "other" or path.name.startswith(".writing-")]
+
+
+def test_a_subset_of_data_without_masks_and_without_a_list_val(tmp_path):
+    pictures(tmp_path / "in", "cat/a.jpg", "dog/b.jpg", "cow/c.jpg")
+    run(tmp_path / "in", tmp_path / "mine", "--val-share", 0)
+    subset.main([str(tmp_path / "mine"), str(tmp_path / "part"), "--classes", "dog, cat"])
+    assert labels_of(tmp_path / "part") == {"a": {"cat"}, "b": {"dog"}}
+    assert not load_dataset(tmp_path / "part", "train").has_masks
+
+
+def test_hidden_files_are_no_lists_and_no_masks(tmp_path):
+    pictures(tmp_path / "in", "cat/a.jpg", "dog/b.jpg")
+    run(tmp_path / "in", tmp_path / "mine", "--val-share", 0)
+    (tmp_path / "mine/ImageSets/Segmentation/._train.txt").write_bytes(b"\0\5\x16\7")  # as macOS leaves on other disks
+    (tmp_path / "mine/SegmentationClass").mkdir()
+    (tmp_path / "mine/SegmentationClass/.DS_Store").touch()
+    assert not check_dataset(tmp_path / "mine").counts.get("list") and not load_dataset(tmp_path / "mine", "train").has_masks

@@ -1,6 +1,7 @@
 """A person's own photographs: no masks, or masks for a few, from training to the masks of new photographs."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,49 @@ def test_new_photographs_are_segmented_at_their_own_size_and_a_stopped_command_g
         with pytest.raises(SystemExit, match=words):
             predict.main(arguments)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def untrained(tmp_path, monkeypatch):
+    def cats(net, image, config):
+        return np.float32([[[0.0]], [[1.0]]]).repeat(image.height, 1).repeat(image.width, 2)
+
+    monkeypatch.setattr(predict, "class_probabilities", cats)
+    (tmp_path / "weights").touch()
+    return predict.Segmenter(None, None, ("cat",), tmp_path / "weights")
+
+
+def test_names_that_no_table_holds_and_what_systems_add_are_no_photographs(untrained, tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in (b"a.jpg", b"line\nbreak.jpg", b"\xff.jpg", b"__MACOSX/b.jpg", b".thumbnails/c.jpg", b"@eaDir/d.jpg"):
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(path)
+    assert predict.predict(untrained, folder, tmp_path / "out") == 1
+    assert capsys.readouterr().out.count("characters that no table can hold") == 2
+    assert [path.name for path in (tmp_path / "out/masks").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["file", "link", "folder"])
+def test_predictions_are_not_written_over_what_is_there(untrained, tmp_path, name):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "in/a.jpg")
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/predict.json").write_text("{")  # a stranger's
+    with pytest.raises(DataError, match=f"{name}: the folder holds other files"):
+        predict.predict(untrained, tmp_path / "in", tmp_path / name)
+    assert not (tmp_path / "nowhere").exists() and [path.name for path in (tmp_path / "folder").iterdir()] == ["predict.json"]
+
+
+def test_a_network_that_was_taken_out_of_its_run_and_one_of_others_are_named(tmp_path):
+    (tmp_path / "copy/deeplab").mkdir(parents=True)
+    (tmp_path / "copy/deeplab/run.json").write_text("{}")
+    (tmp_path / "weights.pth").touch()
+    for given, words in (("copy", "was taken out of its run"), ("weights.pth", "convert it first")):
+        with pytest.raises(SystemExit, match=words):
+            predict.main([str(tmp_path / given), str(tmp_path), str(tmp_path / "out")])
 
 
 @pytest.mark.system

@@ -6,6 +6,9 @@ doubtful photograph first. A command that was stopped goes on where it was.
 
 import argparse
 import csv
+import io
+import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +28,7 @@ from wsss_lib.core import training
 from wsss_lib.core.files import image_size, read_image, read_json, sha256, write_json, write_mask
 from wsss_lib.core.progress import progress
 from wsss_lib.core.stage import open_stage
+from wsss_lib.core.texts import is_one_line
 from wsss_lib.data.dataset import read_classes
 from wsss_lib.errors import DataError
 from wsss_lib.ops.crf import crf_segmentation
@@ -70,6 +74,8 @@ def open_run(run: Path, device: str = "auto") -> Segmenter:
             else f"{run}: there are {len(found)} networks; give the folder of one of them, e.g. {found[0]}"
         )
     *root, dataset, method, seed, _ = found[0].parts
+    if not re.fullmatch(r"seed\d+", seed):
+        raise DataError(f"{found[0]}: was taken out of its run; keep its place in RUN/METHOD/seedN as it was made")
     values = {"runs_root": str(Path(*root)), "dataset": dataset, "method": method, "seed": int(seed.removeprefix("seed"))}
     job = open_stage(DEEPLAB, Config.from_values(values | {"device": device}))
     recorded = read_json(job.folder / "begun.json").get("classes")
@@ -107,7 +113,7 @@ def photographs_in(folder: Path) -> tuple[dict[str, Path], Counter[str]]:
         DataError: there is no photograph.
     """
     paths, others = [], Counter[str]()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not _is_junk(path.relative_to(folder))):
         try:
             image_size(path)
             paths.append(path)
@@ -120,6 +126,11 @@ def photographs_in(folder: Path) -> tuple[dict[str, Path], Counter[str]]:
     return {
         path.relative_to(folder).as_posix() if name in twice else name: path for name, path in zip(names, paths, strict=True)
     }, others
+
+
+def _is_junk(path: Path) -> bool:
+    """Return whether a file or a folder above it is hidden, or an archive's or a disk's own."""
+    return any(part.startswith(".") or part.lower() in ("__macosx", "@eadir", "$recycle.bin") for part in path.parts)
 
 
 def segment(segmenter: Segmenter, image: Image.Image, longest: int = LONGEST, crf: bool = False) -> tuple[np.ndarray, float]:
@@ -174,7 +185,7 @@ def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = L
         print(f"left out, as they cannot be opened as pictures: {endings}")
     settings = {"weights": sha256([segmenter.weights], segmenter.weights.parent), "longest": longest, "crf": crf}
     record = out / "predict.json"
-    if out.exists() and any(out.iterdir()) and (not record.is_file() or read_json(record) != settings):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()) and _settings(record) != settings):
         raise DataError(
             f"{out}: the folder holds other files, or masks of another network or other settings; give a new folder"
         )
@@ -186,6 +197,8 @@ def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = L
             table.writerow(COLUMNS)
         for name in progress([name for name in found if name not in rows], "segmentation"):
             try:
+                if not is_one_line(name):
+                    raise DataError(f"{name!r}: the name has characters that no table can hold; rename it")
                 image = ImageOps.exif_transpose(read_image(found[name]))
             except DataError as error:
                 damaged.append(str(error))
@@ -203,15 +216,24 @@ def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = L
     return len(found) - len(damaged)
 
 
+def _settings(record: Path) -> Any:
+    """Return what an earlier call noted; None: it was none of this program."""
+    try:
+        return read_json(record)
+    except (OSError, DataError):
+        return None
+
+
 def _rows(path: Path) -> dict[str, list[str]]:
     """Return the finished rows of an earlier call; the line that a killed one has left half-written is cut off."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
+    with open(path, encoding="utf-8", newline="") as file:
+        text = file.read()
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return {row[0]: row for row in list(csv.reader(whole.splitlines()))[1:] if len(row) == len(COLUMNS)}
+        path.write_text(whole, encoding="utf-8", newline="")
+    return {row[0]: row for row in list(csv.reader(io.StringIO(whole, newline="")))[1:] if len(row) == len(COLUMNS)}
 
 
 def _write_page(out: Path, name: str, classes: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -235,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if not options.photographs.is_dir():
             raise DataError(f"{options.photographs}: there is no such folder of photographs")
+        if options.run.suffix in (".pth", ".pt", ".bin", ".ckpt", ".pkl"):
+            raise DataError(f"{options.run}: convert it first, with python -m data_prep.checkpoints convert; it says how")
         if options.longest < 32:
             raise DataError(f"--longest {options.longest}: give at least 32 pixels")
         segmenter = (

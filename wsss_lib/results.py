@@ -17,6 +17,7 @@ from statistics import mean, stdev
 from wsss_lib.config import Config
 from wsss_lib.core.store import finished_stages
 from wsss_lib.core.texts import as_markdown
+from wsss_lib.errors import DataError
 from wsss_lib.methods import METHODS
 from wsss_lib.pipeline import ROWS
 
@@ -302,7 +303,10 @@ def main(arguments: list[str]) -> None:
     """
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         sys.exit("usage: python -m wsss_lib.results runs/<dataset>")
-    rows = collect(Path(arguments[0]))
+    try:
+        rows = collect(Path(arguments[0]))
+    except (DataError, OSError) as error:
+        sys.exit(str(error))
     if not rows:
         sys.exit(f"{arguments[0]}: no finished stage with scores")
     print(table(summarize(rows), compare=Path(arguments[0]).name == "voc12"))

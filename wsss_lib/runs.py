@@ -44,7 +44,7 @@ def results_of(run_folder: Path) -> list[Result]:
         DataError: a record is broken.
     """
     found = []
-    for begun in sorted(run_folder.glob("*/seed*/*/begun.json")):
+    for begun in sorted(run_folder.glob("*/seed*/[!.]*/begun.json")):  # a hidden one was being removed
         folder = StageFolder(begun.parent)
         name = folder.name.split(".")[0]
         present = StageFolder(begun.parent.with_name(name))
@@ -79,7 +79,7 @@ def table(results: list[Result]) -> str:
 
 
 def remove(results: list[Result]) -> None:
-    """Delete results; one that another process is making is refused.
+    """Delete results; one that another process is making is refused. Of a link only the link goes, which is said.
 
     Raises:
         DataError: another process is making the stage.
@@ -88,6 +88,12 @@ def remove(results: list[Result]) -> None:
         lock = lock_folder(result.folder)
         try:
             trash = result.folder.with_name(f".removing-{result.folder.name}")  # never half a result under its own name
+            if result.folder.is_symlink():
+                print(f"{result.folder}: only this link is removed; the results lie in {result.folder.resolve()}")
+                result.folder.unlink()
+                continue
+            if trash.is_dir() and not trash.is_symlink():  # of a call that was killed
+                shutil.rmtree(trash)
             os.replace(result.folder, trash)
             shutil.rmtree(trash)
         finally:
@@ -116,7 +122,7 @@ def main(arguments: list[str]) -> None:
         if not options.yes and input("Delete these? [y/N] ").strip().lower() not in ("y", "yes"):
             sys.exit("nothing was deleted")
         remove(unwanted)
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(str(error))
 
 

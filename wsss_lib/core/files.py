@@ -127,7 +127,7 @@ def read_table(path: Path) -> list[tuple[int, list[str]]]:
             delimiter = csv.Sniffer().sniff(text.lstrip().splitlines()[0], ",;\t|").delimiter
         except csv.Error:  # a single column
             pass
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
@@ -396,7 +396,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except Exception as error:  # safetensors raises its own undocumented type
         raise DataError(
             f"{path}: not a safetensors file ({error}); give one that this project has "
-            "written, or delete it and run its stage again"
+            "written, or run the stage again that should write it"
         ) from None
 
 

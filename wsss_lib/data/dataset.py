@@ -265,7 +265,7 @@ def read_masked(root: Path, mask_folder: str = "SegmentationClass") -> frozenset
     Explained in notebook 02, section "Masks".
     """
     folder = root / mask_folder
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not any(folder.glob("[!.]*")):
         if mask_folder != SegmentationDataset.mask_folder:
             raise DataError(
                 f"{folder}: there is no mask in this folder; correct mask_folder, or leave it out if there are no masks"
@@ -324,7 +324,7 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
     folder = root / "ImageSets" / "Segmentation"
     path = folder / f"{split}.txt"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
+        known = ", ".join(sorted(file.stem for file in folder.glob("[!.]*.txt"))) or "none"
         raise DataError(f"{path}: there is no list for split {split!r}; lists at hand: {known}")
     try:
         ids = tuple(line.split()[0] for line in read_text(path).splitlines() if line.strip())
