@@ -4,7 +4,11 @@ python benchmarks/inference.py [--quick]
 
 Plain: one image, one scale, one view at a time, tensors in the usual layout, without gradients. Ours, as the stages do it:
 batches of images of like size with both views, channels-last layout, inference mode. Weights are random. The sizes are those
-of the images relative to VOC's. (On one thread torch takes its slow way through 1x1 convolutions for less than 16 views.)
+of the images relative to VOC's. (On one thread torch takes its slow way through 1x1 convolutions for less than 16 views, unless
+they are dilated: `wsss_lib.nets.folding`.)
+
+Last, one photograph at full size as this project ran it before and as it does now. Before: batch normalizations folded, both
+heads of IRN, and torch's own way through 1x1 convolutions.
 """
 
 import copy
@@ -19,7 +23,9 @@ from wsss_lib.core.parallel import batches_of_like_size
 from wsss_lib.data import transforms
 from wsss_lib.methods import amn, cam
 from wsss_lib.nets.backbone import build_backbone, normalization_of
+from wsss_lib.nets.folding import folded
 from wsss_lib.ops import merging
+from wsss_lib.refine.irn import IRN
 
 CLASSES, BATCH, SCALES = 20, 16, (1.0, 0.5, 1.5, 2.0)
 VOC_SIZES = 8 * ((375, 500), (500, 375), (333, 500))  # (H, W), VOC's three most frequent ones
@@ -56,7 +62,7 @@ def twins(kind: type[torch.nn.Module]) -> tuple[torch.nn.Module, torch.nn.Module
     """Return a network with random weights twice; the second has its channels last in memory."""
     torch.manual_seed(0)
     plain_net = kind(build_backbone("resnet50"), CLASSES).eval()
-    return plain_net, copy.deepcopy(plain_net).to(memory_format=torch.channels_last)
+    return plain_net, folded(plain_net)
 
 
 def prepare_cam(share: float):
@@ -107,6 +113,22 @@ def prepare_amn(share: float):
     return plain, lambda: in_batches(localize, images, labels)
 
 
+def without_fast_1x1(net: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy whose 1x1 convolutions take torch's own way."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):
+            module.dilation = (1, 1)
+    return net
+
+
+def prepare_boundaries(side: int):
+    torch.manual_seed(0)
+    net = folded(IRN(build_backbone("resnet50")).eval())
+    before, image = without_fast_1x1(net), torch.randn(3, side * 3 // 4, side)
+    return torch.inference_mode()(lambda: before.predict(image, side)[0]), lambda: net.predict_boundaries(image, side)
+
+
 SIZES = (0.0625, 0.125, 0.25)
 CASES = (
     Case(
@@ -128,6 +150,7 @@ CASES = (
         pairs=3,
         show=lambda share: f"24 of {share:g} VOC",
     ),
+    Case("IRN's boundaries, before and now", (128, 512), prepare_boundaries, tolerance=1e-4, pairs=3),
 )
 
 

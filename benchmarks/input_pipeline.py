@@ -2,18 +2,25 @@
 
 python benchmarks/input_pipeline.py [--quick]
 
+Then DeepLab-v2's augmentation of a decoded photograph. Plain resizes and fills the whole image before it crops 321 x 321, as
+this project did before.
+
 Plain: the same steps with the arithmetic of double precision on interleaved pixels that the official loaders have, the whole
 image normalised before the crop. The same random numbers, so the same samples.
 """
 
+import random
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from measuring import Case, Row, compare, main
 from PIL import Image
 
+from wsss_lib.core.files import IGNORE
+from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng
 from wsss_lib.nets.backbone import normalization_of
@@ -71,8 +78,44 @@ CASE = Case(
 )
 
 
+def plain_augmentation(image: np.ndarray, label: np.ndarray, draws: tuple, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and label, resized whole, filled and then cropped."""
+    scale, top, left, flip = draws
+    height, width = (int(length * scale) for length in label.shape)
+    planes = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+    planes = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
+    label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+    rows, columns = max(side - height, 0), max(side - width, 0)
+    padded = np.zeros((height + rows, width + columns, 3), np.float32)
+    padded[:height, :width] = planes[0].permute(1, 2, 0).numpy()
+    label = np.pad(label, ((0, rows), (0, columns)), constant_values=IGNORE)
+    image, label = (part[top : top + side, left : left + side] for part in (padded, label))
+    return (image[:, ::-1], label[:, ::-1]) if flip else (image, label)
+
+
+def prepare_augmentation(scale: float):
+    rng, draw = np.random.default_rng(0), random.Random(0)
+    image = rng.integers(0, 256, (375, 500, 3), np.uint8)
+    label = rng.integers(0, 21, (375, 500), np.uint8)
+    draws = [transforms.draw_scale_crop_flip(label.shape, (scale,), 321, draw) for _ in range(IMAGES)]
+    return (
+        lambda: [plain_augmentation(image, label, each, 321) for each in draws],
+        lambda: [transforms.scale_crop_flip(image, label, *each, 321, (0.0, 0.0, 0.0)) for each in draws],
+    )
+
+
+AUGMENTATION = Case(
+    "DeepLab's augmentation",
+    (0.5, 1.0, 1.25, 1.5),
+    prepare_augmentation,
+    tolerance=1e-2,  # of 255: of noise, whose next pixel may be any; positions have the rounding of float32
+    pairs=7,
+    show=lambda scale: f"{IMAGES} of 375x500 at {scale:g}",
+)
+
+
 def measure(quick: bool = False) -> list[Row]:
-    return compare(CASE, quick)
+    return compare(CASE, quick) + compare(AUGMENTATION, quick)
 
 
 if __name__ == "__main__":

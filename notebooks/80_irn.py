@@ -341,7 +341,7 @@ print("mean displacement (dy, dx) in cells:", np.round(net.mean_shift.running_me
 # %% tags=["nbval-ignore-output"]
 shown = [score_data.image(name) for name in score_data.ids[:3]]
 viz.show_panels([[viz.image(each, f"input {name}") for each, name in zip(shown, score_data.ids, strict=False)],
-                 [viz.heat_map(irn.boundary_map(net, each, config)[0].cpu(), "boundary map") for each in shown]],
+                 [viz.heat_map(irn.boundary_map(net, each, config).cpu(), "boundary map") for each in shown]],
                 "Three images and their boundary maps: bright lines around objects", bar=" ")
 
 # %% [markdown]
@@ -497,7 +497,7 @@ viz.show_panels(panels, "Left a mask of three objects; right the second object h
 
 # %% tags=["nbval-ignore-output"]
 classes, scores, size = read_maps(maps.folder / f"{image_id}.npz")
-boundary, _ = irn.boundary_map(net, image, config)
+boundary = irn.boundary_map(net, image, config)
 start = torch.from_numpy(scores).to(network.device) ** config.walk_power
 walk = propagate(start, boundary, config.walk_radius, config.walk_beta, config.walk_log2_steps)
 mask = pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy()
@@ -563,8 +563,8 @@ untrained = walk_controls.without_learning(net)  # the same backbone, a boundary
 few = comparison.evenly_spaced(score_data, 100)
 ways = {"no walk": lambda name: None,
         "colors": lambda name: walk_controls.color_edges(np.array(few.image(name))),
-        "untrained": lambda name: irn.boundary_map(untrained, few.image(name), config)[0].cpu(),
-        "learned": lambda name: irn.boundary_map(net, few.image(name), config)[0].cpu(),
+        "untrained": lambda name: irn.boundary_map(untrained, few.image(name), config).cpu(),
+        "learned": lambda name: irn.boundary_map(net, few.image(name), config).cpu(),
         "true outlines": lambda name: walk_controls.true_edges(few.mask(name))}
 table = walk_controls.compare_walks(few, maps.folder, ways, config, np.linspace(0.02, 0.9, 45))
 results.show_table(["boundaries", "best mIoU %", "at threshold", "then with a CRF"], table)

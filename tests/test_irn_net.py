@@ -87,6 +87,14 @@ def test_prediction_averages_logits_of_image_and_mirror_image():
     assert torch.allclose(net.predict(picture.flip(-1))[0], edge.flip(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("pad_to", [0, 16, 128])
+def test_boundaries_need_no_displacements(monkeypatch, pad_to):
+    net, picture = small_net().eval(), image(20, 70)
+    expected, _ = net.predict(picture, pad_to)
+    monkeypatch.setattr(net, "fc_dp1", None)  # so that the other head cannot run
+    assert torch.equal(net.predict_boundaries(picture, pad_to), expected)
+
+
 def test_padding_takes_part_but_no_image_is_cut():
     net = small_net().eval()
     picture = image(20, 70)
@@ -115,13 +123,13 @@ def test_the_walk_pads_as_the_programs_of_the_data_set_do(monkeypatch):
     """VOC's images to 512 x 512 with every method, COCO's not at all, and one's own to a multiple of 16."""
     sizes = []
     net = small_net().eval()
-    forward = net.forward
+    edge_logit = net.edge_logit
 
     def watched(pair):
         sizes.append(tuple(pair.shape[-2:]))
-        return forward(pair)
+        return edge_logit(pair)
 
-    monkeypatch.setattr(net, "forward", watched)
+    monkeypatch.setattr(net, "edge_logit", watched)
     photograph = Image.fromarray(np.zeros((33, 50, 3), np.uint8))
     for preset in ("voc12", "coco14", "voc12-small"):
         for method in ("cam", "rib", "amn"):

@@ -161,6 +161,7 @@ def test_folded_batch_normalization_computes_the_same(name):
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     kept = [type(module) for module in folded(net).modules() if isinstance(module, nn.BatchNorm2d)]
     assert (len(kept) > 0) == (name == "resnet38")  # whose blocks begin with one
+    assert all(module.dilation == (1, 1) for module in net.modules() if getattr(module, "kernel_size", None) == (1, 1))
 
 
 def test_maps_in_bfloat16_are_near(data, tmp_path):

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -140,6 +141,27 @@ def test_scale_crop_flip_keeps_image_and_label_together(draws):
     if scale == 1.0:
         assert far.sum() == (~outside).sum()  # nothing is blurred
         assert (crop[far][:, 0] == 10.0 * crop_label[far]).all()
+
+
+@given(DRAWS)
+def test_a_crop_of_the_resized_image_is_all_that_is_computed(draws):
+    """The same as resizing, filling and cropping the whole image: every label, and the image but for float32's rounding."""
+    height, width, side, scale, seed = draws
+    image, label = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8), numbered(height, width)
+    scale, top, left, flip = transforms.draw_scale_crop_flip((height, width), (scale,), side, random.Random(seed))
+    size = tuple(max(1, int(length * scale)) for length in (height, width))
+    whole = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    whole = F.interpolate(whole, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
+    room = [(0, max(0, side - length)) for length in size]
+    whole = np.pad(whole, [*room, (0, 0)], constant_values=7)
+    labels = np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+    labels = np.pad(labels, room, constant_values=IGNORE)
+    expected, expected_label = (part[top : top + side, left : left + side] for part in (whole, labels))
+    crop, crop_label = transforms.scale_crop_flip(image, label, scale, top, left, flip, side, (7.0, 7.0, 7.0))
+    if flip:
+        crop, crop_label = crop[:, ::-1], crop_label[:, ::-1]
+    assert (crop_label == expected_label).all()
+    np.testing.assert_allclose(crop, expected, atol=2e-3)  # of 255
 
 
 @given(DRAWS)

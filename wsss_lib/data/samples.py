@@ -257,7 +257,7 @@ class SegmentationSamples(Dataset):
         """
         draws = transforms.draw_scale_crop_flip(label.shape, self.scales, self.crop, rng)
         red, green, blue = (255 * value for value in self.mean)
-        return transforms.scale_crop_flip(np.asarray(image, np.float32), label, *draws, self.crop, (red, green, blue))
+        return transforms.scale_crop_flip(np.asarray(image), label, *draws, self.crop, (red, green, blue))
 
 
 class V3PlusSamples(SegmentationSamples):

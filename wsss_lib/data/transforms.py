@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import functional as pictures
 
@@ -226,28 +225,58 @@ def scale_crop_flip(
     filled on the bottom and right up to the crop with `fill` and 255, cropped at (top, left), mirrored last.
 
     Args:
-        image: float32 (H, W, 3).
+        image: float32 or uint8 (H, W, 3).
         label: uint8 (H, W).
         scale, top, left, flip: the draws, for instance from `draw_scale_crop_flip`.
         fill: colour of the padding, in the units of `image`: the mean colour, which normalises to 0.
 
     Returns:
-        image float32 (side, side, 3) and label uint8 (side, side).
+        image float32 (side, side, 3) and label uint8 (side, side). Only the pixels of the crop are computed.
 
     Source: DeepLab-v2, augmentation of the weakly-supervised papers that train it.
     """
-    height, width = max(1, int(image.shape[0] * scale)), max(1, int(image.shape[1] * scale))
-    chw = torch.from_numpy(np.ascontiguousarray(image, np.float32)).permute(2, 0, 1)[None]
-    chw = F.interpolate(chw, size=(height, width), mode="bilinear", align_corners=False)
-    image = chw[0].permute(1, 2, 0).numpy()
-    label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
-    rows, columns = max(side - height, 0), max(side - width, 0)
-    padded = np.empty((height + rows, width + columns, 3), np.float32)
-    padded[:] = fill
-    padded[:height, :width] = image
-    label = np.pad(label, ((0, rows), (0, columns)), constant_values=IGNORE)
-    image, label = padded[top : top + side, left : left + side], label[top : top + side, left : left + side]
-    return (image[:, ::-1], label[:, ::-1]) if flip else (image, label)
+    height, width = (max(1, int(length * scale)) for length in label.shape)
+    rows, columns = range(top, min(top + side, height)), range(left, min(left + side, width))  # only these are computed
+    planes = np.empty((3, side, side), np.float32)
+    planes[:] = np.reshape(fill, (3, 1, 1))
+    planes[:, : len(rows), : len(columns)] = _resized_window(image, (height, width), rows, columns)
+    nearest = [
+        np.asarray(Image.fromarray(np.arange(old, dtype=np.int32)[None]).resize((new, 1), Image.Resampling.NEAREST))[0]
+        for old, new in zip(label.shape, (height, width), strict=True)
+    ]
+    canvas = np.full((side, side), IGNORE, np.uint8)
+    canvas[: len(rows), : len(columns)] = label[nearest[0][rows]][:, nearest[1][columns]]
+    image = planes.transpose(1, 2, 0)  # planes in memory, as tensors have them
+    return (image[:, ::-1], canvas[:, ::-1]) if flip else (image, canvas)
+
+
+def _resized_window(image: np.ndarray, size: tuple[int, int], rows: range, columns: range) -> np.ndarray:
+    """Return some rows and columns of an image (H, W, 3) resized bilinearly to (height, width): float32 (3, rows, columns).
+
+    They are `torch.nn.functional.interpolate`'s but for float32's rounding; nothing else of the image is computed.
+    """
+    (above, below, down), (before, behind, across) = (
+        _neighbors(old, new, wanted) for old, new, wanted in zip(image.shape[:2], size, (rows, columns), strict=True)
+    )
+    lines = _between(image[:, before[0] : behind[-1] + 1], above, below, down[:, None, None])  # (rows, w, 3)
+    lines = np.ascontiguousarray(lines.transpose(1, 2, 0))  # the columns first, which makes gathering them fast
+    return _between(lines, before - before[0], behind - before[0], across[:, None, None]).transpose(1, 2, 0)
+
+
+def _neighbors(old: int, new: int, wanted: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for some of the `new` positions on a side of `old` pixels, both neighbors and the weight of the second."""
+    half, ratio = np.float32(0.5), np.float32(old) / np.float32(new)  # torch's precision
+    place = np.maximum(ratio * (np.arange(wanted.start, wanted.stop, dtype=np.float32) + half) - half, 0)
+    first = np.minimum(place.astype(np.int64), old - 1)
+    return first, np.minimum(first + 1, old - 1), place - first.astype(np.float32)
+
+
+def _between(lines: np.ndarray, first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    result, other = lines[first].astype(np.float32), lines[second].astype(np.float32)
+    other -= result
+    other *= weight
+    result += other
+    return result
 
 
 def draw_scale_crop_flip(

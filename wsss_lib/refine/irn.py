@@ -171,24 +171,35 @@ class IRN(nn.Module):
             edge_logit (N, 1, H/4, W/4): its sigmoid is the boundary probability; and displacement (N, 2, H/4, W/4):
             (dy, dx) in cells of the map, minus its average in evaluation mode.
         """
-        with torch.no_grad():
-            x1, x2, x3, x4, x5 = self.backbone.stages(images)
+        features = self._features(images)
+        return self._edge_logit(features), self._displacement(features)
 
+    def edge_logit(self, images: Tensor) -> Tensor:
+        """Return the boundary logits of `forward` alone, (N, 1, H/4, W/4): all that semantic masks need."""
+        return self._edge_logit(self._features(images))
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> list[Tensor]:
+        return self.backbone.stages(images)
+
+    def _edge_logit(self, features: list[Tensor]) -> Tensor:
+        x1, x2, x3, x4, x5 = features
         edge1 = self.fc_edge1(x1)
         edge2 = self.fc_edge2(x2)
         edge3 = _cut(self.fc_edge3(x3), x2)
         edge4 = _cut(self.fc_edge4(x4), x2)
         edge5 = _cut(self.fc_edge5(x5), x2)
-        edge_logit = self.fc_edge6(torch.cat([edge1, edge2, edge3, edge4, edge5], dim=1))
+        return self.fc_edge6(torch.cat([edge1, edge2, edge3, edge4, edge5], dim=1))
 
+    def _displacement(self, features: list[Tensor]) -> Tensor:
+        x1, x2, x3, x4, x5 = features
         dp1 = self.fc_dp1(x1)
         dp2 = self.fc_dp2(x2)
         dp3 = self.fc_dp3(x3)
         dp4 = _cut(self.fc_dp4(x4), x3)
         dp5 = _cut(self.fc_dp5(x5), x3)
         dp6 = _cut(self.fc_dp6(torch.cat([dp3, dp4, dp5], dim=1)), x2)
-        displacement = self.mean_shift(self.fc_dp7(torch.cat([dp1, dp2, dp6], dim=1)))
-        return edge_logit, displacement
+        return self.mean_shift(self.fc_dp7(torch.cat([dp1, dp2, dp6], dim=1)))
 
     @torch.no_grad()
     def predict(self, image: Tensor, pad_to: int = 0) -> tuple[Tensor, Tensor]:
@@ -211,6 +222,18 @@ class IRN(nn.Module):
 
         Source: IRN, inference of its program. Explained in notebook 80, section "The network".
         """
+        pair, height, width = self._pair(image, pad_to)
+        edge_logit, displacement = self(pair)
+        return _boundaries(edge_logit, height, width), displacement[0, :, :height, :width]
+
+    @torch.no_grad()
+    def predict_boundaries(self, image: Tensor, pad_to: int = 0) -> Tensor:
+        """Return the boundary map of `predict`, the same to the last bit, without the work of the displacements."""
+        pair, height, width = self._pair(image, pad_to)
+        return _boundaries(self.edge_logit(pair), height, width)
+
+    def _pair(self, image: Tensor, pad_to: int) -> tuple[Tensor, int, int]:
+        """Return the padded image and its mirror image, and height and width of the maps without the padding."""
         if image.dim() != 3:
             raise ValueError(f"predict takes one image (3, H, W), but got the shape {tuple(image.shape)}.")
         if self.training:
@@ -220,11 +243,12 @@ class IRN(nn.Module):
         if pad_to:
             below, right = (pad_to - side if pad_to >= side else -side % 16 for side in (height, width))
             pair = F.pad(pair, (0, right, 0, below))
-        edge_logit, displacement = self(pair)
-        h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1
-        edge_logit, displacement = edge_logit[..., :h, :w], displacement[..., :h, :w]
-        edge = torch.sigmoid((edge_logit[0, 0] + edge_logit[1, 0].flip(-1)) / 2)
-        return edge, displacement[0]
+        return pair, (height - 1) // 4 + 1, (width - 1) // 4 + 1
+
+
+def _boundaries(edge_logit: Tensor, height: int, width: int) -> Tensor:
+    logit, mirrored = edge_logit[:, 0, :height, :width]
+    return torch.sigmoid((logit + mirrored.flip(-1)) / 2)
 
 
 def _block(in_channels: int, out_channels: int, groups: int, upsample: int = 1) -> nn.Sequential:
@@ -309,11 +333,11 @@ def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Settings)
 
 
 @torch.inference_mode()
-def boundary_map(net: IRN, image: Image.Image, config: Settings) -> tuple[Tensor, Tensor]:
-    """Return IRN's boundary map and displacement field of one photograph at stride 4.
+def boundary_map(net: IRN, image: Image.Image, config: Settings) -> Tensor:
+    """Return IRN's boundary map of one photograph at stride 4.
 
     Returns:
-        edge float32 (h, w) in [0, 1]; displacement float32 (2, h, w), (dy, dx) in cells; on the device.
+        float32 (h, w) in [0, 1], on the device.
 
     Raises:
         ValueError: the network is in training mode.
@@ -321,7 +345,7 @@ def boundary_map(net: IRN, image: Image.Image, config: Settings) -> tuple[Tensor
     Explained in notebook 80, section "The network".
     """
     tensor = transforms.to_tensor(transforms.normalize(image, *normalization_of(config.backbone)))
-    return net.predict(tensor.to(net.fc_edge6.weight.device), pad_to=config.walk_pad_to)
+    return net.predict_boundaries(tensor.to(net.fc_edge6.weight.device), pad_to=config.walk_pad_to)
 
 
 def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:
@@ -333,7 +357,7 @@ def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, co
 
     def work(image_id: str) -> None:
         classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-        edge, _ = boundary_map(net, data.image(image_id), config)
+        edge = boundary_map(net, data.image(image_id), config)
         maps = torch.from_numpy(scores).to(device)
         walk = propagate(maps**config.walk_power, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
         write_mask(folder / f"{image_id}.png", pseudo_mask(walk, classes, size, config.walk_threshold).cpu().numpy())
@@ -406,7 +430,7 @@ def costs(config: Settings, data: Images) -> list[Cost]:
     masks = inference_cost(
         "pseudo_masks",
         net.eval(),
-        lambda views: net(views)[1],
+        net.edge_logit,
         data.train,
         (max(data.size[0], config.walk_pad_to), max(data.size[1], config.walk_pad_to)),
         core_seconds=data.train * WALK_SECONDS * data.pixels,
