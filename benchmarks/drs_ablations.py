@@ -27,7 +27,7 @@ def label_scores(data: SegmentationDataset, maps_folder: Path, saliency_folder: 
     Args:
         data: with true masks.
         maps_folder: one file of maps an image.
-        saliency_folder: one grey PNG an image.
+        saliency_folder: one gray PNG an image.
     """
     evaluations = [Evaluation(data.num_classes + 1) for _ in ALPHAS]
     for image_id in data.ids:

@@ -1,4 +1,4 @@
-"""From a JPEG file to a training sample: decode, resize, mirror, normalise, crop.
+"""From a JPEG file to a training sample: decode, resize, mirror, normalize, crop.
 
 python benchmarks/input_pipeline.py [--quick]
 
@@ -6,7 +6,7 @@ Then DeepLab-v2's augmentation of a decoded photograph. Plain resizes and fills 
 this project did before.
 
 Plain: the same steps with the arithmetic of double precision on interleaved pixels that the official loaders have, the whole
-image normalised before the crop. The same random numbers, so the same samples.
+image normalized before the crop. The same random numbers, so the same samples.
 """
 
 import random

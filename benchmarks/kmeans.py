@@ -3,7 +3,7 @@
 python benchmarks/kmeans.py [--quick]
 
 The features are generated: for each class a few directions, noise over all numbers, cut off at zero like a ReLU's. A plain
-Lloyd iteration from the same centres, distances to one centre after the other, must end in the same division.
+Lloyd iteration from the same centers, distances to one center after the other, must end in the same division.
 """
 
 from functools import partial
@@ -34,25 +34,25 @@ def features_and_labels(share: float, seed: int = 0) -> tuple[np.ndarray, np.nda
     return np.maximum(features, 0, out=features), labels
 
 
-def plain_lloyd(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Assign to the nearest centre, average, repeat until nothing changes."""
+def plain_lloyd(features: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Assign to the nearest center, average, repeat until nothing changes."""
     assignment = None
     while True:
-        distances = np.stack([((features - centre) ** 2).sum(1) for centre in centres], axis=1)
+        distances = np.stack([((features - center) ** 2).sum(1) for center in centers], axis=1)
         nearest = distances.argmin(1)
         if assignment is not None and (nearest == assignment).all():
             return assignment
         assignment = nearest
-        centres = np.stack([features[assignment == number].mean(0) for number in range(len(centres))])
+        centers = np.stack([features[assignment == number].mean(0) for number in range(len(centers))])
 
 
 def prepare(count: int):
     features, _ = features_and_labels(count / NUM_IMAGES)
     members = features.astype(np.float64)
-    centres = members[:CLUSTERS]
+    centers = members[:CLUSTERS]
     return (
-        lambda: plain_lloyd(members, centres),
-        lambda: KMeans(len(centres), init=centres, n_init=1, max_iter=300, tol=0).fit_predict(members),
+        lambda: plain_lloyd(members, centers),
+        lambda: KMeans(len(centers), init=centers, n_init=1, max_iter=300, tol=0).fit_predict(members),
     )
 
 

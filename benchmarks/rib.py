@@ -2,7 +2,7 @@
 
 python benchmarks/rib.py [--quick]
 
-Plain is what the official program does for every image: read the list and the weights again, build optimiser and loader anew,
+Plain is what the official program does for every image: read the list and the weights again, build optimizer and loader anew,
 send every view through the whole network in every step, decode the companions in every step, make the last update too. Then
 the floating-point operations at VOC's published settings are counted and turned into hours for 1,000 images.
 """

@@ -29,7 +29,7 @@ SHARES = (0.63, 0.9)  # of VOC's images with one class, and with at most two
 
 
 def write_images(folder: Path, count: int) -> SegmentationDataset:
-    """Write photographs (grey: only their size is read), masks with a void border, and maps of 1 to 3 classes in `maps`."""
+    """Write photographs (gray: only their size is read), masks with a void border, and maps of 1 to 3 classes in `maps`."""
     labels = np.zeros((count, len(VOC_CLASSES)), np.uint8)
     for name in ("JPEGImages", "SegmentationClass", "maps"):
         (folder / name).mkdir(parents=True)

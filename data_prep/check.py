@@ -254,7 +254,7 @@ def _classes_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int)
     except Exception as error:  # Pillow raises one of a dozen types
         return Problem("unreadable", f"{path}: {error}; make it again from the annotation")
     if mode not in ("P", "L"):
-        return Problem("palette", f"{path}: has mode {mode}; masks are 8-bit palette or grey PNGs of class indices")
+        return Problem("palette", f"{path}: has mode {mode}; masks are 8-bit palette or gray PNGs of class indices")
     if size and mask.shape[::-1] != size:
         return Problem(
             "size", f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels, its image has {size[0]}x{size[1]}; make it again"
@@ -267,11 +267,11 @@ def _classes_of_mask(path: Path, size: tuple[int, int] | None, num_classes: int)
             f"{path}: holds the value {foreign[0]}, but there are only {num_classes} classes; "
             "check dataset.json or make the mask again",
         )
-    colours = np.array(palette or [], np.uint8).reshape(-1, 3)
-    if mode == "P" and (len(colours) <= values.max() or (colours[values] != voc_palette()[values]).any()):
+    colors = np.array(palette or [], np.uint8).reshape(-1, 3)
+    if mode == "P" and (len(colors) <= values.max() or (colors[values] != voc_palette()[values]).any()):
         return Problem(
             "palette",
-            f"{path}: its colours are not VOC's; the indices may mean other classes, write it again with "
+            f"{path}: its colors are not VOC's; the indices may mean other classes, write it again with "
             "wsss_lib.core.files.write_mask",
         )
     if values.tolist() == [IGNORE]:

@@ -1,4 +1,4 @@
-"""COCO's 80 categories: their official ids, the indices that masks and labels have, and the colours that RIB and AMN gave them.
+"""COCO's 80 categories: their official ids, the indices that masks and labels have, and the colors that RIB and AMN gave them.
 
 An official id is one of 1 to 90, of which ten are unused. The value in a mask is the rank of the id among the 80, from 1 on;
 the channel of a classifier is one less.
@@ -101,12 +101,12 @@ _RIB_COLOURS = (
 
 
 def rib_palette() -> np.ndarray:
-    """Return the colours of the COCO pseudo-masks that RIB and AMN publish: uint8 (81, 3), RGB, background first.
+    """Return the colors of the COCO pseudo-masks that RIB and AMN publish: uint8 (81, 3), RGB, background first.
 
     Only for comparing pictures: masks of this project have VOC's palette, also with 80 classes.
 
     >>> rib_palette()[1].tolist()
     [0, 0, 127]
     """
-    digits = np.array([[int(digit) for digit in colour] for colour in _RIB_COLOURS.split()])
+    digits = np.array([[int(digit) for digit in color] for color in _RIB_COLOURS.split()])
     return (digits / 4 * 255).astype(np.uint8)

@@ -10,7 +10,7 @@ A table has a line of headings and then one line for each photograph. Either `im
 semicolons (`beach.jpg,dog;person`; none: nothing of interest is there), or `image,cat,dog` with 0 or 1 in each column. The
 same file in two class folders has both classes; photographs of nothing lie in a folder `none`. Folders train and val become
 lists. Masks have the photographs' names and hold class indices: 0 background, then the classes in the order of `--classes`, 255
-unknown; or colours, of which each line of the legend names one: `cat,#ff0000`. Given beside labels, masks are only kept for
+unknown; or colors, of which each line of the legend names one: `cat,#ff0000`. Given beside labels, masks are only kept for
 scoring; then some photographs may be without one, and the list `scored` names those for training that have one.
 
 The data set has the layout that every notebook reads. Photographs are turned upright and, where the longer side exceeds
@@ -364,7 +364,7 @@ def sources_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tupl
     if order:
         _check_classes(order)
     if legend and not options.masks:
-        raise DataError("--legend says what the colours of masks mean; give them with --masks")
+        raise DataError("--legend says what the colors of masks mean; give them with --masks")
     if options.masks and not order and not legend:
         raise DataError("--masks needs --classes: the class names in the order of the masks' values 1, 2, …; or --legend")
     if options.labels and (options.labels.is_dir() or options.labels.suffix.lower() == ".json"):
@@ -431,7 +431,7 @@ def add_sources(parser: argparse.ArgumentParser, val_share: float) -> None:
     parser.add_argument(
         "--legend",
         metavar="FILE",
-        help="what colours of masks mean: lines such as cat,#ff0000, or in place of a file 'cat=255'",
+        help="what colors of masks mean: lines such as cat,#ff0000, or in place of a file 'cat=255'",
     )
     parser.add_argument(
         "--val-share", type=float, default=val_share, help="of the photographs, kept for validation; default %(default)s"

@@ -1,4 +1,4 @@
-"""Read masks in the forms in which annotation tools write them: class indices, palettes, and colours with a legend."""
+"""Read masks in the forms in which annotation tools write them: class indices, palettes, and colors with a legend."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from data_prep.photographs import JUNK, Photograph, composed, is_nothing
 from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, read_text, voc_palette
 from wsss_lib.errors import DataError
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 SUFFIXES = tuple(".png .bmp .gif .tif .tiff .ppm .pgm .pbm .jpg .jpeg .webp .jp2 .avif".split())
 NUMBERS = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes of wide integers and of floats
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
@@ -28,16 +28,16 @@ EXACT = "export the masks as PNG without smoothed edges"
 
 
 class Legend(NamedTuple):
-    """What the colours of masks mean.
+    """What the colors of masks mean.
 
     Attributes:
         source: where it is written, for messages.
-        names: colour to class name, in the legend's order; a grey value v stands as (v, v, v).
-        values: whether all are grey values, so that those of palette images count and not their colours.
+        names: color to class name, in the legend's order; a gray value v stands as (v, v, v).
+        values: whether all are gray values, so that those of palette images count and not their colors.
     """
 
     source: str
-    names: dict[Colour, str]
+    names: dict[Color, str]
     values: bool
 
     @property
@@ -51,14 +51,14 @@ def _special(name: str) -> int | None:
 
 
 def read_legend(given: str) -> Legend:
-    """Read what colours mean.
+    """Read what colors mean.
 
     Args:
-        given: a file with a line for each class, `cat,#ff0000` or `cat,255,0,0` or, for a grey value, `cat,1` (CVAT's
+        given: a file with a line for each class, `cat,#ff0000` or `cat,255,0,0` or, for a gray value, `cat,1` (CVAT's
             labelmap.txt and JSON {"cat": "#ff0000"} are understood too); or the lines themselves: "cat=255; dog=#00ff00".
 
     Raises:
-        DataError: there is no such file, a line cannot be understood, or two classes have one colour.
+        DataError: there is no such file, a line cannot be understood, or two classes have one color.
     """
     path = Path(given)
     if "=" in given and not path.is_file():
@@ -68,8 +68,8 @@ def read_legend(given: str) -> Legend:
         lines = _lines_of_json(source, text) if text.lstrip()[:1] in ("{", "[") else text.splitlines()
     else:
         raise DataError(f"{given}: there is no such legend; give a file with a line such as cat,#ff0000, or 'cat=#ff0000'")
-    names: dict[Colour, str] = {}
-    grey: list[bool] = []
+    names: dict[Color, str] = {}
+    gray: list[bool] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or re.match(r"\s*#(?![0-9a-fA-F]{6}\b)", line):
             continue
@@ -78,20 +78,20 @@ def read_legend(given: str) -> Legend:
             continue
         if entry is None:
             raise DataError(
-                f"{source}: {line.strip()!r:.60} names no class with a colour; write it as cat,#ff0000 or cat,255,0,0"
+                f"{source}: {line.strip()!r:.60} names no class with a color; write it as cat,#ff0000 or cat,255,0,0"
             )
-        name, colour, is_value = entry
-        if names.setdefault(colour, name) != name:
-            raise DataError(f"{source}: {names[colour]} and {name} have one colour, {_hex(colour)}; give each its own")
-        grey.append(is_value)
-    legend = Legend(source, names, bool(grey) and all(grey))
+        name, color, is_value = entry
+        if names.setdefault(color, name) != name:
+            raise DataError(f"{source}: {names[color]} and {name} have one color, {_hex(color)}; give each its own")
+        gray.append(is_value)
+    legend = Legend(source, names, bool(gray) and all(gray))
     if not legend.classes:
         raise DataError(f"{source}: names no class; it needs a line such as cat,#ff0000")
     return legend
 
 
-def _entry(line: str) -> tuple[str, Colour, bool] | None:
-    """Return name, colour and whether it is a grey value; None: the line has none of these.
+def _entry(line: str) -> tuple[str, Color, bool] | None:
+    """Return name, color and whether it is a gray value; None: the line has none of these.
 
     >>> _entry("cat:128,0,0::"), _entry("64 128 64  Animal")
     (('cat', (128, 0, 0), False), ('Animal', (64, 128, 64), False))
@@ -130,14 +130,14 @@ def _lines_of_json(source: str, text: str) -> list[str]:
                 for item in content
             }
         pairs = [
-            (str(name), list(colour.values()) if isinstance(colour, dict) else colour)  # {"r": 255, "g": 0, "b": 0}
-            for name, colour in content.items()
+            (str(name), list(color.values()) if isinstance(color, dict) else color)  # {"r": 255, "g": 0, "b": 0}
+            for name, color in content.items()
         ]
-        if any(isinstance(colour, list) and len(colour) != 3 for _, colour in pairs):
+        if any(isinstance(color, list) and len(color) != 3 for _, color in pairs):
             raise ValueError
     except (ValueError, RecursionError, TypeError, AttributeError, StopIteration, KeyError):
         raise DataError(f'{source}: no legend; a JSON needs the form {{"cat": "#ff0000", "dog": [0, 255, 0]}}') from None
-    return [f"{name},{','.join(map(str, colour)) if isinstance(colour, list) else colour}" for name, colour in pairs]
+    return [f"{name},{','.join(map(str, color)) if isinstance(color, list) else color}" for name, color in pairs]
 
 
 class MaskSource(Protocol):
@@ -159,7 +159,7 @@ class MaskFolder:
         folder: of the masks; they have the photographs' names, perhaps in the same folders below it.
         photographs: image id to photograph.
         classes: names of the C classes, in order.
-        legend: what colours mean; None: the masks hold class indices.
+        legend: what colors mean; None: the masks hold class indices.
 
     Attributes:
         files: image id to the mask of it.
@@ -179,7 +179,7 @@ class MaskFolder:
         self.classes = {name.casefold(): value for value, name in enumerate(classes, start=1)}
         self.num_classes = len(classes)
         self.values: set[int] = set()
-        self._colours: dict[int, tuple[Colour, Path]] = {}  # of the palettes seen so far
+        self._colors: dict[int, tuple[Color, Path]] = {}  # of the palettes seen so far
         masks = [
             path
             for path in sorted(folder.rglob("*"))
@@ -237,37 +237,37 @@ class MaskFolder:
             return mask
         if image.mode in ("L", *NUMBERS):
             return _whole_numbers(image, path)
-        colours = _colours_of(image, path)
-        if not (colours == colours[..., :1]).all():
-            seen = np.unique(colours.reshape(-1, 3), axis=0)[:4].tolist()
+        colors = _colors_of(image, path)
+        if not (colors == colors[..., :1]).all():
+            seen = np.unique(colors.reshape(-1, 3), axis=0)[:4].tolist()
             raise DataError(
-                f"{path}: the mask is a picture of colours ({', '.join(_hex(colour) for colour in seen)}, …); say with "
-                "--legend which class each colour is, in a file with lines such as cat,#ff0000"
+                f"{path}: the mask is a picture of colors ({', '.join(_hex(color) for color in seen)}, …); say with "
+                "--legend which class each color is, in a file with lines such as cat,#ff0000"
             )
-        return colours[..., 0]
+        return colors[..., 0]
 
     def _by_legend(self, image: Image.Image, path: Path) -> np.ndarray:
         assert self.legend
         if image.mode in NUMBERS or image.mode == "P" and self.legend.values:
-            grey = _whole_numbers(image, path)
-            if grey.max(initial=0) > 255:
-                raise DataError(f"{path}: the mask has 16-bit values up to {grey.max()}; save it with 8 bits")
-            colours = np.repeat(grey[..., None], 3, -1).astype(np.uint8)
+            gray = _whole_numbers(image, path)
+            if gray.max(initial=0) > 255:
+                raise DataError(f"{path}: the mask has 16-bit values up to {gray.max()}; save it with 8 bits")
+            colors = np.repeat(gray[..., None], 3, -1).astype(np.uint8)
         else:
-            colours = _colours_of(image, path)
-        codes = colours.astype(np.int64) @ (65536, 256, 1)
+            colors = _colors_of(image, path)
+        codes = colors.astype(np.int64) @ (65536, 256, 1)
         mask = np.zeros(codes.shape, np.uint8)
         for code in np.unique(codes).tolist():
-            colour = (code >> 16, code >> 8 & 255, code & 255)
-            name = self.legend.names.get(colour)
-            if name is None and colour == (0, 0, 0):  # black is background, unless the legend says otherwise
+            color = (code >> 16, code >> 8 & 255, code & 255)
+            name = self.legend.names.get(color)
+            if name is None and color == (0, 0, 0):  # black is background, unless the legend says otherwise
                 continue
             if name is None and self.legend.values and code == 0xFFFFFF:
                 mask[codes == code] = IGNORE
                 continue
             if name is None:
                 raise DataError(
-                    f"{path}: the mask holds the colour {_hex(colour)}, which {self.legend.source} does not name; {EXACT}"
+                    f"{path}: the mask holds the color {_hex(color)}, which {self.legend.source} does not name; {EXACT}"
                 )
             value = _special(name)
             if value is None and name.casefold() not in self.classes:
@@ -278,20 +278,20 @@ class MaskFolder:
     def _check_palette(self, mask: np.ndarray, image: Image.Image, path: Path) -> None:
         """Refuse palettes that say that the values mean something else than their order."""
         palette = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
-        of_voc = {tuple(colour): index for index, colour in reversed(list(enumerate(voc_palette().tolist())))}
+        of_voc = {tuple(color): index for index, color in reversed(list(enumerate(voc_palette().tolist())))}
         for value in np.unique(mask[mask < len(palette)]).tolist():
-            colour: Colour = tuple(palette[value].tolist())
-            official = of_voc.get(colour, value)
-            if official != value and (official < 21 or official == IGNORE) and colour != (value, value, value):
+            color: Color = tuple(palette[value].tolist())
+            official = of_voc.get(color, value)
+            if official != value and (official < 21 or official == IGNORE) and color != (value, value, value):
                 raise DataError(
-                    f"{path}: the palette has another order than the classes: the value {value} has the colour {_hex(colour)} "
-                    f"of {official}; save the masks as grey PNGs of class indices, or give --legend"
+                    f"{path}: the palette has another order than the classes: the value {value} has the color {_hex(color)} "
+                    f"of {official}; save the masks as gray PNGs of class indices, or give --legend"
                 )
-            first, where = self._colours.setdefault(value, (colour, path))
-            if first != colour:
+            first, where = self._colors.setdefault(value, (color, path))
+            if first != color:
                 raise DataError(
-                    f"{path}: the value {value} has the colour {_hex(colour)} here and {_hex(first)} in {where.name}, so that "
-                    "the order of the palettes differs; say with --legend what the colours mean"
+                    f"{path}: the value {value} has the color {_hex(color)} here and {_hex(first)} in {where.name}, so that "
+                    "the order of the palettes differs; say with --legend what the colors mean"
                 )
 
 
@@ -299,8 +299,8 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") or part.lower() in JUNK for part in path.parts)
 
 
-def _hex(colour: Iterable[int]) -> str:
-    return "#" + bytes(colour).hex()
+def _hex(color: Iterable[int]) -> str:
+    return "#" + bytes(color).hex()
 
 
 def _whole_numbers(image: Image.Image, path: Path) -> np.ndarray:
@@ -314,7 +314,7 @@ def _whole_numbers(image: Image.Image, path: Path) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _colours_of(image: Image.Image, path: Path) -> np.ndarray:
+def _colors_of(image: Image.Image, path: Path) -> np.ndarray:
     """Return uint8 (H, W, 3); what is transparent is black."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info and image.mode != "P":
         pixels = np.asarray(image.convert("RGBA"))

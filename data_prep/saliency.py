@@ -79,7 +79,7 @@ def make_saliency(
         network: float32 (1, 3, side, side) to one map (..., h, w), 1 where salient.
         folder: for the maps.
         side: square that the photographs are squeezed to.
-        mean, std: of the normalisation, RGB in 0..1.
+        mean, std: of the normalization, RGB in 0..1.
         logits: the network's answer needs a sigmoid.
 
     Returns:
@@ -107,9 +107,9 @@ def make_saliency(
                 "0..1; give --logits if it lacks a sigmoid"
             )
         full = np.asarray(Image.fromarray(scores).resize(image.size, Image.Resampling.BILINEAR))
-        grey = Image.fromarray((np.clip(full, 0, 1) * 255).round().astype(np.uint8))
+        gray = Image.fromarray((np.clip(full, 0, 1) * 255).round().astype(np.uint8))
         content = io.BytesIO()
-        grey.save(content, format="PNG")
+        gray.save(content, format="PNG")
         write_new(folder / f"{image_id}.png", content.getvalue())
     return len(missing)
 

@@ -1,6 +1,6 @@
-"""One generated scene: muted bodies with small, eye-catching heads over soft colour noise.
+"""One generated scene: muted bodies with small, eye-catching heads over soft color noise.
 
-Each of six invented creatures has a large muted *body* and a small high-contrast *head*. Two classes share each body colour,
+Each of six invented creatures has a large muted *body* and a small high-contrast *head*. Two classes share each body color,
 so only the pattern on the head tells the class: a classifier may look at the head alone, and its class activation map does.
 That is the problem that weakly-supervised segmentation is about, in a form that can be measured (see `part_recall`).
 """
@@ -19,9 +19,9 @@ VARIED_CLASS = "starling"  # has two kinds with different bodies and heads
 SUBCATEGORIES = ("round", "long")
 BODY, HEAD = 1, 2
 
-# Muted body colours, one for two neighbouring classes; RGB in 0..255.
+# Muted body colors, one for two neighboring classes; RGB in 0..255.
 BODY_COLOURS = np.array([(126, 112, 78), (88, 118, 110), (122, 94, 118)], np.float32)
-# Colours of the head's pattern, (bright, dark), by class and kind; RGB in 0..255.
+# Colors of the head's pattern, (bright, dark), by class and kind; RGB in 0..255.
 HEAD_COLOURS = {
     ("striper", ""): ((252, 222, 60), (20, 18, 20)),
     ("ringer", ""): ((250, 246, 236), (190, 24, 30)),
@@ -115,7 +115,7 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
     shapes = _place(generator, creatures, side)
     creatures = creatures[: len(shapes)]
 
-    picture = _water(generator, side) if on_water else _colour_noise(generator, side)
+    picture = _water(generator, side) if on_water else _color_noise(generator, side)
     object_mask = np.zeros((side, side), np.uint8)
     part_mask = np.zeros((side, side), np.uint8)
     saliency = np.zeros((side, side), np.float32)
@@ -188,22 +188,22 @@ def _random_shape(generator: np.random.Generator, creature: Creature, side: int)
     slimness = {"": (0.55, 0.75), "round": (0.75, 0.85), "long": (0.42, 0.52)}[creature.subcategory]
     half_width = half_length * generator.uniform(*slimness)
     angle = generator.uniform(0, 2 * np.pi)
-    centre = generator.uniform(0.22, 0.78, 2) * side
+    center = generator.uniform(0.22, 0.78, 2) * side
     head_radius = generator.uniform(0.09, 0.11) * side
     head_at = half_length
     wobble = generator.normal(0, 0.035, 4)
     phase = generator.uniform(0, 2 * np.pi, 4)
 
     direction = np.array([np.cos(angle), np.sin(angle)])
-    head_centre = centre + head_at * direction
-    tail = centre - half_length * direction
-    if min(head_centre) < head_radius or max(head_centre) > side - head_radius:
+    head_center = center + head_at * direction
+    tail = center - half_length * direction
+    if min(head_center) < head_radius or max(head_center) > side - head_radius:
         return None
     if min(tail) < -0.1 * side or max(tail) > 1.1 * side:
         return None
     y, x = np.mgrid[:side, :side].astype(np.float32) + 0.5
-    u = (x - centre[0]) * direction[0] + (y - centre[1]) * direction[1]
-    v = (y - centre[1]) * direction[0] - (x - centre[0]) * direction[1]
+    u = (x - center[0]) * direction[0] + (y - center[1]) * direction[1]
+    v = (y - center[1]) * direction[0] - (x - center[0]) * direction[1]
     theta = np.arctan2(v / half_width, u / half_length)
     outline = 1 + sum(a * np.cos(k * theta + p) for k, a, p in zip((2, 3, 4, 5), wobble, phase, strict=True))
     depth = (outline - np.hypot(u / half_length, v / half_width)) * half_width
@@ -215,10 +215,10 @@ def _random_shape(generator: np.random.Generator, creature: Creature, side: int)
 def _paint(generator: np.random.Generator, picture: np.ndarray, creature: Creature, shape: _Shape) -> np.ndarray:
     """Lay body and head of one creature over the picture: float32 (S, S, 3)."""
     side = picture.shape[0]
-    colour = BODY_COLOURS[CLASSES.index(creature.name) // 2] + generator.normal(0, 5, 3)
+    color = BODY_COLOURS[CLASSES.index(creature.name) // 2] + generator.normal(0, 5, 3)
     grain = ndimage.gaussian_filter(generator.normal(0, 1, (side, side)), 0.6) * 8
     rim = 1 - 0.35 * np.exp(-((shape.depth / 1.6) ** 2))
-    body = (colour + grain[..., None]) * rim[..., None]
+    body = (color + grain[..., None]) * rim[..., None]
     picture = picture + shape.body[..., None] * (body - picture)
 
     bright, dark = (np.array(c) + generator.normal(0, 14, 3) for c in HEAD_COLOURS[creature.name, creature.subcategory])
@@ -262,8 +262,8 @@ def head_pattern(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return bright.astype(np.float32)
 
 
-def _colour_noise(generator: np.random.Generator, side: int) -> np.ndarray:
-    """Return smooth random colours: float32 (S, S, 3), 0..255."""
+def _color_noise(generator: np.random.Generator, side: int) -> np.ndarray:
+    """Return smooth random colors: float32 (S, S, 3), 0..255."""
     base = generator.uniform(70, 150, 3)
     coarse = _stretched(generator.normal(0, 1, (4, 4, 3)), side)
     fine = _stretched(generator.normal(0, 1, (10, 10, 3)), side)
@@ -296,7 +296,7 @@ def _imperfect(generator: np.random.Generator, saliency: np.ndarray) -> np.ndarr
     blurred += 0.06 * _stretched(generator.normal(0, 1, (6, 6, 1)), side)[..., 0]
     if generator.random() < 0.15:
         y, x = np.mgrid[:side, :side]
-        centre = generator.uniform(0, side, 2)
-        squared = (x - centre[0]) ** 2 + (y - centre[1]) ** 2
+        center = generator.uniform(0, side, 2)
+        squared = (x - center[0]) ** 2 + (y - center[1]) ** 2
         blurred += generator.uniform(0.2, 0.6) * np.exp(-squared / (2 * (generator.uniform(0.05, 0.1) * side) ** 2))
     return (np.clip(blurred, 0, 1) * 255).astype(np.uint8)

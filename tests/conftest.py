@@ -1,4 +1,4 @@
-"""A miniature data set in VOC layout: 12 tiny images, 3 classes, every true class visible as a coloured square."""
+"""A miniature data set in VOC layout: 12 tiny images, 3 classes, every true class visible as a colored square."""
 
 import json
 import shutil

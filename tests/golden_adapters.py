@@ -439,7 +439,7 @@ def miou(a: Arrays) -> Arrays:
 
 def palette(case: Arrays) -> Arrays:
     result = {"out_palette": voc_palette()}
-    for labels in (value for name, value in case.items() if name.startswith("in_")):  # a label map: its colours
+    for labels in (value for name, value in case.items() if name.startswith("in_")):  # a label map: its colors
         names = [name for name in case if name.startswith("out_") and name not in result] or ["out_colors"]
         result |= {name: voc_palette()[labels] for name in names}
     return result

@@ -20,7 +20,7 @@ def coco_paint(case: Arrays) -> Arrays:
 
 def coco_palette(case: Arrays) -> Arrays:
     result = {"out_palette": rib_palette()}
-    for labels in (value for name, value in case.items() if name.startswith("in_")):  # a label map: its colours
+    for labels in (value for name, value in case.items() if name.startswith("in_")):  # a label map: its colors
         names = [name for name in case if name.startswith("out_") and name not in result] or ["out_colors"]
         result |= {name: rib_palette()[labels] for name in names}
     return result

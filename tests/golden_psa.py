@@ -130,7 +130,7 @@ def several_scales(case: Arrays) -> Arrays:
     return out
 
 
-def centre_box(size: tuple[int, int], side: int) -> tuple[int, ...]:
+def center_box(size: tuple[int, int], side: int) -> tuple[int, ...]:
     """Return the box of the central crop in the form of `crop_box`; half a pixel is rounded half to even."""
     spans = []
     for length in size:
@@ -149,7 +149,7 @@ def augment(case: Arrays) -> Arrays:
         box = (
             transforms.crop_box(array.shape[:2], side, random.Random(seed + side))
             if kind == "crop"
-            else centre_box(array.shape[:2], side)
+            else center_box(array.shape[:2], side)
         )
         out[f"out_{name}"] = transforms.crop(array, box, side, fill=0)
     return out

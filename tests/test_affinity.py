@@ -153,7 +153,7 @@ def test_saturated_boundaries_keep_the_loss_finite(dtype):
 
 
 @pytest.mark.parametrize("radius", [1, 0, -3, 2.5])
-def test_a_radius_without_neighbours_is_refused(radius):
+def test_a_radius_without_neighbors_is_refused(radius):
     with pytest.raises(ValueError, match="integer of at least 2"):
         search_paths(radius)
 

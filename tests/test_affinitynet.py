@@ -151,7 +151,7 @@ def test_walk_agrees_with_the_dense_one(height, width, radius, log2_steps, seed)
     assert (walk <= start.amax((1, 2), keepdim=True)).all() and (walk >= start.amin((1, 2), keepdim=True)).all()
 
 
-def test_ten_cells_have_no_neighbour_and_keep_their_score():
+def test_ten_cells_have_no_neighbor_and_keep_their_score():
     features = torch.zeros(2, 11, 13)  # all alike: everybody else mixes
     graph = affinitynet.feature_graph(features, radius=5, beta=8)
     alone = np.flatnonzero(graph.degree().numpy() == 1)
@@ -254,7 +254,7 @@ def small(small_config) -> Config:
 
 
 def maps_of_squares(data, folder) -> None:
-    """Maps that are 1 on the coloured squares and 0 elsewhere."""
+    """Maps that are 1 on the colored squares and 0 elsewhere."""
     for image_id in data.ids:
         classes = np.flatnonzero(data.label(image_id))
         mask = data.mask(image_id)

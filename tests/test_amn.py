@@ -136,7 +136,7 @@ def test_the_label_changes_the_map():
     assert np.abs(first[0] - second[0]).max() > 0.01
 
 
-def test_the_stem_is_not_trained_and_batch_normalisation_keeps_its_statistics():
+def test_the_stem_is_not_trained_and_batch_normalization_keeps_its_statistics():
     torch.manual_seed(0)
     net = small_net().train()
     groups = net.parameter_groups(1e-3, 1e-2, 1e-4)

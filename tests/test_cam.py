@@ -23,8 +23,8 @@ EFFICIENTNET = pytest.param("efficientnet_lite0", marks=pytest.mark.skipif(find_
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-class Colours(nn.Module):
-    """A backbone whose features are the three colours, averaged over blocks of 4 x 4 pixels."""
+class Colors(nn.Module):
+    """A backbone whose features are the three colors, averaged over blocks of 4 x 4 pixels."""
 
     channels, strides, map_power = (3,) * 5, (4,) * 5, 1
 
@@ -35,9 +35,9 @@ class Colours(nn.Module):
         return []
 
 
-def colour_net(weight) -> cam.ClassActivationNet:
-    """A classifier of colours; class c weighs red, green and blue by row c."""
-    net = cam.ClassActivationNet(Colours(), len(weight))
+def color_net(weight) -> cam.ClassActivationNet:
+    """A classifier of colors; class c weighs red, green and blue by row c."""
+    net = cam.ClassActivationNet(Colors(), len(weight))
     net.classifier.weight.data = torch.tensor(weight, dtype=torch.float32)[:, :, None, None]
     return net.eval()
 
@@ -54,7 +54,7 @@ def maps_of(net, images, labels, scales=(1.0,)):
 
 
 def test_evidence_by_hand():
-    net = colour_net([[1, 0, 0], [0, 1, -1]])
+    net = color_net([[1, 0, 0], [0, 1, -1]])
     images = torch.zeros(1, 3, 4, 8)
     images[0, 0, :, :4], images[0, 1, :, 4:], images[0, 2, :, :4] = 3.0, 2.0, 5.0  # left: red 3, blue 5; right: green 2
     assert net.activation_maps(images)[0].tolist() == [[[3.0, 0.0]], [[0.0, 2.0]]]  # -5 is cut off
@@ -73,7 +73,7 @@ def test_a_logit_is_the_mean_of_its_evidence(name):
 
 
 def test_loss_by_hand():
-    net = colour_net([[1, 0, 0], [0, 1, 0]])
+    net = color_net([[1, 0, 0], [0, 1, 0]])
     images = torch.zeros(1, 3, 4, 4)
     images[0, 0] = 2.0  # logits 2 and 0
     loss = cam.classification_loss(net, (images, torch.tensor([[1.0, 1.0]])))["loss"].item()
@@ -191,8 +191,8 @@ def test_ten_lines_say_the_same():
     np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
 
 
-def test_the_map_lies_where_the_colour_is():
-    net = colour_net([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+def test_the_map_lies_where_the_color_is():
+    net = color_net([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     array = np.zeros((24, 40, 3), np.uint8)
     array[8:16, 4:20, 0] = array[:8, 24:36, 1] = 255
     ((classes, scores),) = maps_of(net, [Image.fromarray(array)], [[1, 1, 0]])
@@ -216,7 +216,7 @@ def test_images_of_a_batch_do_not_touch_each_other():
 
 
 def test_an_image_without_a_class_has_no_map():
-    ((classes, scores),) = maps_of(colour_net([[1, 0, 0]]), [photograph(9, 14)], [[0]], (1.0, 2.0))
+    ((classes, scores),) = maps_of(color_net([[1, 0, 0]]), [photograph(9, 14)], [[0]], (1.0, 2.0))
     assert classes.shape == (0,) and scores.shape == (0, 3, 4) and scores.dtype == np.float32
 
 
@@ -233,7 +233,7 @@ def test_the_smallest_images(name, size):
 
 @pytest.mark.parametrize("strength", [1e-30, 1e-6, 1.0, 1e6, 1e30])
 def test_maps_fit_half_precision_whatever_the_evidence(tmp_path, strength):
-    net = colour_net([[strength, 0, 0]])
+    net = color_net([[strength, 0, 0]])
     ((classes, scores),) = maps_of(net, [photograph(21, 30)], [[1]])
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
     assert scores.max() > 0.99 if strength >= 1 else scores.max() < 0.6  # maximum / (maximum + 1e-5)
@@ -248,7 +248,7 @@ def test_stride4_size():
 
 
 def test_scores_by_hand():
-    net = colour_net([[1, 0, 0], [0, 1, 0]])
+    net = color_net([[1, 0, 0], [0, 1, 0]])
     image = Image.new("RGB", (8, 8), (255, 0, 128))
     normalized = transforms.normalize(image, MEAN, STD)[0, 0]
     probabilities = cam.classification_scores(net, [image, image], MEAN, STD)

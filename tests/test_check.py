@@ -36,7 +36,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
 
 
-def recolour(path: Path, name: str) -> None:
+def recolor(path: Path, name: str) -> None:
     with Image.open(path) as image:
         if name == "other":
             image.putpalette(np.roll(voc_palette(), 1, axis=0).tobytes())
@@ -56,8 +56,8 @@ def recolour(path: Path, name: str) -> None:
         ("unreadable", "SegmentationClass/{}.png", lambda path: path.write_bytes(b"")),
         ("size", "SegmentationClass/{}.png", lambda path: write_mask(path, np.zeros((5, 6), np.uint8))),
         ("unknown class", "SegmentationClass/{}.png", lambda path: write_mask(path, np.full(Image.open(path).size[::-1], 4))),
-        ("palette", "SegmentationClass/{}.png", lambda path: recolour(path, "other")),
-        ("palette", "SegmentationClass/{}.png", lambda path: recolour(path, "RGB")),
+        ("palette", "SegmentationClass/{}.png", lambda path: recolor(path, "other")),
+        ("palette", "SegmentationClass/{}.png", lambda path: recolor(path, "RGB")),
     ],
 )
 def test_every_kind_names_the_first_and_counts_all(voc_folder, kind, name, damage):
@@ -71,7 +71,7 @@ def test_every_kind_names_the_first_and_counts_all(voc_folder, kind, name, damag
 
 def test_grey_masks_are_as_good(voc_folder):
     for path in (voc_folder / "SegmentationClass").iterdir():
-        recolour(path, "grey")
+        recolor(path, "grey")
     assert not report_of(voc_folder).counts
 
 

@@ -538,7 +538,7 @@ def test_a_wrong_file_is_refused_and_nothing_is_written(tmp_path, capsys, damage
     assert os.listdir(tmp_path) == ["in.pth"]
 
 
-def test_a_file_of_another_format_is_recognised(tmp_path, capsys):
+def test_a_file_of_another_format_is_recognized(tmp_path, capsys):
     official_file(tmp_path / "in.pth", "drs_vgg16_learnable")
     error = refused(capsys, "convert", "--format", "irn-cam", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"))
     assert "its weights are those of format drs" in error and os.listdir(tmp_path) == ["in.pth"]
@@ -638,7 +638,7 @@ def test_missing_truncated_and_other_files_are_refused(tmp_path, capsys):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS's reference"),
     ],
 )
-def test_what_downloads_leave_is_recognised(tmp_path, content, words):
+def test_what_downloads_leave_is_recognized(tmp_path, content, words):
     (tmp_path / "in.pth").write_bytes(content)
     with pytest.raises(DataError, match=words):
         read_checkpoint(tmp_path / "in.pth")

@@ -72,9 +72,9 @@ def test_a_ready_folder_has_lists_labels_and_masks(prepared, toy):
     assert (len(data), data.num_classes, data.classes) == (NUM_TRAIN, 80, COCO_CLASSES)
     assert set(data.ids) - set(annotated.ids) == {image_id(7)} and not data.label(image_id(7)).any()
     assert not data.mask(image_id(7)).any() and annotated.labels.any(1).all()
-    grey = data.image(image_id(20))
+    gray = data.image(image_id(20))
     with Image.open(data.image_path(image_id(20))) as image:
-        assert image.mode == "L" and grey.mode == "RGB" and grey.size == image.size
+        assert image.mode == "L" and gray.mode == "RGB" and gray.size == image.size
     for name in data.ids:  # labels name what masks show; a small object may lie wholly under others, not here
         shown = {int(value) - 1 for value in np.unique(data.mask(name))} - {-1}
         assert shown <= set(np.flatnonzero(data.label(name)).tolist())

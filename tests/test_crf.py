@@ -19,15 +19,15 @@ def two_halves(height=12, width=14, edge=7):
 
 
 def exact_mean_field(image, unary, iterations, gaussian, bilateral):
-    """Mean field with full N x N kernels, symmetrically normalised, Potts compatibility; Q (K, H, W)."""
+    """Mean field with full N x N kernels, symmetrically normalized, Potts compatibility; Q (K, H, W)."""
     num_labels, height, width = unary.shape
     position = np.stack(np.meshgrid(range(height), range(width), indexing="ij"), -1).reshape(-1, 2).astype(float)
-    colour = image.reshape(-1, 3).astype(float)
+    color = image.reshape(-1, 3).astype(float)
     spatial = ((position[:, None] - position[None]) ** 2).sum(-1)
-    colours = ((colour[:, None] - colour[None]) ** 2).sum(-1)
+    colors = ((color[:, None] - color[None]) ** 2).sum(-1)
     kernels = [
         (gaussian[1], np.exp(-spatial / (2 * gaussian[0] ** 2))),
-        (bilateral[2], np.exp(-spatial / (2 * bilateral[0] ** 2) - colours / (2 * bilateral[1] ** 2))),
+        (bilateral[2], np.exp(-spatial / (2 * bilateral[0] ** 2) - colors / (2 * bilateral[1] ** 2))),
     ]
     energy = unary.reshape(num_labels, -1)
 

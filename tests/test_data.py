@@ -102,14 +102,14 @@ def test_greyscale_and_other_jpegs_are_read_as_rgb(tmp_path):
         Image.new(mode, (5, 4), 120 if mode == "L" else None).save(tmp_path / "a.jpg")
         image = read_image(tmp_path / "a.jpg")
         assert image.mode == "RGB" and image.size == (5, 4)
-    Image.new("L", (5, 4), 120).save(tmp_path / "grey.jpg")
-    assert np.array(read_image(tmp_path / "grey.jpg")).tolist() == np.full((4, 5, 3), 120).tolist()
+    Image.new("L", (5, 4), 120).save(tmp_path / "gray.jpg")
+    assert np.array(read_image(tmp_path / "gray.jpg")).tolist() == np.full((4, 5, 3), 120).tolist()
 
 
 def test_palette_by_hand():
     palette = voc_palette()
     assert palette.shape == (256, 3) and palette.dtype == np.uint8
-    assert len({tuple(colour) for colour in palette.tolist()}) == 256
+    assert len({tuple(color) for color in palette.tolist()}) == 256
     assert palette[[0, 1, 2, 15, 20, 255]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
@@ -247,7 +247,7 @@ def test_mask_value_that_is_no_class(voc_folder):
 @pytest.mark.parametrize("mode", ["RGB", "I;16", "1", "RGBA", "LA"])
 def test_mask_that_is_no_index_image(tmp_path, mode):
     Image.new(mode, (5, 4)).save(tmp_path / "a.png")
-    refusal(lambda: read_mask(tmp_path / "a.png", 3), f"a.png: the mask has mode {mode}; masks are 8-bit palette or grey PNGs")
+    refusal(lambda: read_mask(tmp_path / "a.png", 3), f"a.png: the mask has mode {mode}; masks are 8-bit palette or gray PNGs")
 
 
 def test_grey_mask_is_allowed(tmp_path):

@@ -134,7 +134,7 @@ def test_the_maximum_is_taken_for_each_class():
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**31))
 def test_label_resizing_equals_pillow_and_the_formula(half_height, half_width, h, w, seed):
-    height, width = 2 * half_height + 1, 2 * half_width + 1  # odd, as all crops: no centre falls between two pixels
+    height, width = 2 * half_height + 1, 2 * half_width + 1  # odd, as all crops: no center falls between two pixels
     labels = torch.randint(0, 256, (1, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     result = resize_labels(labels, (h, w))
     rows = [(2 * i + 1) * height // (2 * h) for i in range(h)]

@@ -1,4 +1,4 @@
-"""DeepLab-v3+, DRS's self-label loss and the centre-crop protocol: by hand, by the official key list, through the stages."""
+"""DeepLab-v3+, DRS's self-label loss and the center-crop protocol: by hand, by the official key list, through the stages."""
 
 import json
 from pathlib import Path

@@ -345,6 +345,6 @@ def test_the_jitter_stays_in_its_range_and_depends_on_the_generator():
 
     image = Image.new("RGB", (4, 4), (100, 100, 100))
     values = {np.asarray(transforms.color_jitter(image, random.Random(seed)))[0, 0, 0].item() for seed in range(60)}
-    assert min(values) >= 69 and max(values) <= 131 and len(values) > 20  # grey: only the brightness can be seen
+    assert min(values) >= 69 and max(values) <= 131 and len(values) > 20  # gray: only the brightness can be seen
     again = [np.asarray(transforms.color_jitter(photograph(9, 9), random.Random(5))) for _ in range(2)]
     assert np.array_equal(*again)

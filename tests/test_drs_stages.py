@@ -300,9 +300,9 @@ def test_all_missing_maps_are_named_before_the_run_starts(data, tmp_path):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda path: Image.new("RGB", (56, 40)).save(path), "has mode RGB, not 8-bit grey"),
-        (lambda path: Image.new("P", (56, 40)).save(path), "has mode P, not 8-bit grey"),
-        (lambda path: Image.new("I;16", (56, 40)).save(path), "has mode I;16, not 8-bit grey"),
+        (lambda path: Image.new("RGB", (56, 40)).save(path), "has mode RGB, not 8-bit gray"),
+        (lambda path: Image.new("P", (56, 40)).save(path), "has mode P, not 8-bit gray"),
+        (lambda path: Image.new("I;16", (56, 40)).save(path), "has mode I;16, not 8-bit gray"),
         (lambda path: Image.new("L", (40, 56)).save(path), "is 40x56 pixels but its image is 56x40"),
         (lambda path: path.write_bytes(b"no picture"), "cannot be read"),
     ],

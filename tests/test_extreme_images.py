@@ -160,4 +160,4 @@ def test_a_photograph_of_one_pixel_at_half_its_size():
     point = torch.rand(1, 3, 1, 5)
     multi_scale_logits(lambda images: (seen.append(images), images)[1], point, (0.5, 0.25))
     assert [tuple(images.shape[-2:]) for images in seen] == [(1, 5), (1, 2), (1, 1)]
-    assert torch.allclose(seen[2][..., 0], point[..., 1:3].mean(-1))  # its centre lies between the second and third pixel
+    assert torch.allclose(seen[2][..., 0], point[..., 1:3].mean(-1))  # its center lies between the second and third pixel

@@ -213,7 +213,7 @@ def test_damaged_maps_are_read_rightly_or_refused(tmp_path_factory, place, value
 # ---- masks, JSON, tensors
 
 
-def test_mask_is_a_palette_png_in_voc_colours(tmp_path):
+def test_mask_is_a_palette_png_in_voc_colors(tmp_path):
     mask = np.array([[0, 1, 20], [255, 3, 7]], np.uint8)
     files.write_mask(tmp_path / "a.png", mask)
     with Image.open(tmp_path / "a.png") as image:

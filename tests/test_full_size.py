@@ -39,7 +39,7 @@ REDUCED = {
 
 
 def write_voc(root: Path) -> None:
-    """Three photographs of VOC's usual sizes with one or two coloured objects on noise."""
+    """Three photographs of VOC's usual sizes with one or two colored objects on noise."""
     rng = np.random.default_rng(0)
     objects = {
         "2007_000001": ((375, 500), {"person": (40, 60, 300, 220), "dog": (180, 260, 360, 470)}),
@@ -160,7 +160,7 @@ def test_amn_of_voc12_runs_at_full_size(tmp_path):
 
 
 def tame(net: torch.nn.Module) -> None:
-    """Weaken the residual branches: without weights of ImageNet, frozen batch normalisation lets activations explode."""
+    """Weaken the residual branches: without weights of ImageNet, frozen batch normalization lets activations explode."""
     for name, module in net.named_modules():
         if name.endswith("bn3"):
             torch.nn.init.constant_(module.weight, 0.2)

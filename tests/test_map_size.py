@@ -45,7 +45,7 @@ def test_what_is_stored_of_every_scale_makes_the_maps_of_full_size(tmp_path_fact
 def test_the_published_grid_moves_the_maps_at_the_right_edge():
     """A network of stride 16 sees 500 pixels as 512: enlarged to 500, its last column lies up to 12 pixels too far left."""
     view = torch.zeros(1, 24, 32)
-    view[0, :, 30] = 1  # centre of its cell: pixel 487.5
+    view[0, :, 30] = 1  # center of its cell: pixel 487.5
     published = merge_views([view], (375, 500), 16)[0, 100]
     straight = merge_views([view], (375, 500))[0, 100]
     assert int(published.argmax()) in (487, 488) and int(straight.argmax()) in (475, 476)

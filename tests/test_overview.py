@@ -104,12 +104,12 @@ def test_the_heat_map_shows_every_number_and_leaves_empty_what_was_not_made(pane
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cam", "rib", "truth"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["CAM seed, train", "DeepLab-v2, val", "DeepLab-v2, val"]
     assert np.isnan(axes.images[0].get_array().filled(np.nan)).sum() == 5 and "an empty cell was not made" in alt
-    for text in axes.texts:  # dark on bright and bright on dark, in grey too
+    for text in axes.texts:  # dark on bright and bright on dark, in gray too
         column, line = map(int, text.get_position())
-        grey = axes.images[0].cmap(axes.images[0].norm(axes.images[0].get_array()[line, column]))[:3] @ np.array(
+        gray = axes.images[0].cmap(axes.images[0].norm(axes.images[0].get_array()[line, column]))[:3] @ np.array(
             [0.3, 0.6, 0.1]
         )
-        assert text.get_color() == ("white" if grey < 0.5 else "black")
+        assert text.get_color() == ("white" if gray < 0.5 else "black")
 
 
 def test_rows_without_masks_break_no_table(tmp_path, panels):

@@ -142,7 +142,7 @@ def test_mask_by_hand():
     walk[0, 0, 0], walk[1, 1, 1] = 0.5, 0.25  # full resolution: 8 x 8, cut to 7 x 6
     score, mask = walk_scores(walk, (7, 6)), pseudo_mask(walk, [4, 19], (7, 6), threshold=0.3)
     assert score.shape == (2, 7, 6) and mask.dtype == torch.uint8 and score.amax() == 1
-    # Bilinear, cell centres at 1.5 and 5.5: pixels 0 and 1 take the first cell, pixel 2 has 7/8 of it, 5 has 1/8.
+    # Bilinear, cell centers at 1.5 and 5.5: pixels 0 and 1 take the first cell, pixel 2 has 7/8 of it, 5 has 1/8.
     assert torch.allclose(score[0, 0], torch.tensor([1, 1, 0.875, 0.625, 0.375, 0.125]))
     assert score[1, 6, 5].item() == pytest.approx(0.5 * 0.875)
     assert mask[0].tolist() == [5, 5, 5, 5, 5, 0] and mask[6, 5] == 20 and mask[0, 5] == 0

@@ -72,8 +72,8 @@ def test_maps_of_an_imagenet_network_lie_on_the_objects(train, tmp_path):
     chosen = replace(train, ids=train.ids[:64], labels=train.labels[:64])
     features = torch.cat([pooled_features(net, chosen.image(image_id), config) for image_id in chosen.ids])  # (N, D)
     targets = torch.from_numpy(chosen.labels.astype(np.float32)) - torch.from_numpy(chosen.labels.mean(0, dtype=np.float32))
-    centred = features - features.mean(0)
-    weight = torch.linalg.solve(centred.T @ centred + 1.0 * torch.eye(features.shape[1]), centred.T @ targets)  # (D, C)
+    centered = features - features.mean(0)
+    weight = torch.linalg.solve(centered.T @ centered + 1.0 * torch.eye(features.shape[1]), centered.T @ targets)  # (D, C)
     net.classifier.weight.data = weight.T[:, :, None, None].contiguous()
 
     shown = replace(chosen, ids=chosen.ids[:16], labels=chosen.labels[:16])

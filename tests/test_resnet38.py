@@ -90,7 +90,7 @@ def test_names_shapes_and_frozen_parts_are_the_official_ones(name, net, heads, g
         rates = {id(parameter): group["lr"] for group in groups_of(net) for parameter in group["params"]}
     for key, parameter in net.named_parameters():
         entry = expected[official(name, key, heads)]
-        if groups_of:  # the classifiers of notebook 10 train the scale and shift of batch normalisation
+        if groups_of:  # the classifiers of notebook 10 train the scale and shift of batch normalization
             assert parameter.requires_grad == entry["trainable"], key
             assert rates.get(id(parameter)) == (entry["lr_mult"] if entry["trainable"] else None), key
     if groups_of:

@@ -238,7 +238,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(small):
     assert all(torch.equal(a, b) for a, b in zip(samples[3, 2], again[3, 2], strict=True))
     assert not torch.equal(samples[4, 2][0], image)
     plain = sccam.SubcategorySamples(data, table, *options, jitter=0)[3, 2][0]
-    assert not torch.equal(plain, image) and torch.equal(plain == 0, image == 0)  # other colours, the same crop
+    assert not torch.equal(plain, image) and torch.equal(plain == 0, image == 0)  # other colors, the same crop
 
 
 def test_a_round_stops_early_on_the_long_schedule(small, tmp_path):
@@ -424,7 +424,7 @@ def check_maps(path: Path) -> None:
 
 
 def tame(net: torch.nn.Module) -> None:
-    """Weaken the residual branches: without weights of ImageNet, frozen batch normalisation lets activations explode."""
+    """Weaken the residual branches: without weights of ImageNet, frozen batch normalization lets activations explode."""
     for name, parameter in net.named_parameters():
         if name.endswith(("conv_branch2b1.weight", "conv_branch2b2.weight")):
             parameter.data *= 0.3 / math.sqrt(2)

@@ -68,7 +68,7 @@ def test_shards_make_the_same_bytes(root, alone, shards):
 
 
 def test_two_processes_train_together_under_papermill(root, alone):
-    """Each has half of a batch for its batch normalisation, so that the weights are others; the record says what was done."""
+    """Each has half of a batch for its batch normalization, so that the weights are others; the record says what was done."""
     found = chain(root, root.parent / "processes", "processes=2")
     assert sorted(found) == sorted(alone)
     log = "micro/cam/seed0/classifier/log.jsonl"

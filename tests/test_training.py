@@ -208,7 +208,7 @@ def test_log_lines_after_the_last_state_are_written_again(tmp_path, tail):
 
 @pytest.mark.parametrize("device_batch_size", [1, 2, 4])
 def test_accumulation_equals_the_big_batch(miniature, tmp_path, device_batch_size):
-    """With frozen batch normalisation; a live one sees other statistics in a smaller batch."""
+    """With frozen batch normalization; a live one sees other statistics in a smaller batch."""
     data = load_dataset(miniature, "train")
 
     def trained(size: int) -> nn.Module:
@@ -263,7 +263,7 @@ def scalar_net() -> nn.Module:
 def scalar_run(
     folder: Path, momentum: float | None, weight_decay: float = 0.1, net: nn.Module | None = None, loss=None
 ) -> list[float]:
-    """Minimise 2w from w = 1 in three steps at rate 0.5 without a schedule; returns w after every step."""
+    """Minimize 2w from w = 1 in three steps at rate 0.5 without a schedule; returns w after every step."""
     net, values = net or scalar_net(), []
 
     def loss_of(model, batch):

@@ -88,7 +88,7 @@ def test_top_left_crop(height, width, side):
 
 
 @given(height=st.integers(1, 40).map(lambda n: 4 * n), width=st.integers(1, 40).map(lambda n: 4 * n))
-def test_quarter_label_is_pillows_nearest_neighbour(height, width):
+def test_quarter_label_is_pillows_nearest_neighbor(height, width):
     label = numbered(height, width)
     expected = Image.fromarray(label).resize((width // 4, height // 4), Image.Resampling.NEAREST)
     assert (transforms.quarter_label(label) == np.asarray(expected)).all()
@@ -260,7 +260,7 @@ def test_image_and_label_of_a_sample_are_moved_together(miniature):
         assert total > 1000 / stride and agreeing / total > 0.8  # a third by chance; bicubic edges and noise cost some
 
 
-def test_outside_the_image_is_mean_colour_and_unknown(miniature):
+def test_outside_the_image_is_mean_color_and_unknown(miniature):
     """A photograph of 40 x 56 is halved to 20 x 28 and lies on a canvas of 64 x 64."""
     data, masks = load_dataset(miniature, "train"), miniature / "SegmentationClass"
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

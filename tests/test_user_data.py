@@ -271,34 +271,34 @@ def truth(value: int) -> np.ndarray:
     return mask
 
 
-def palette_image(mask: np.ndarray, colours: list) -> Image.Image:
+def palette_image(mask: np.ndarray, colors: list) -> Image.Image:
     image = Image.fromarray(mask, mode="P")
-    image.putpalette(np.array(colours, np.uint8).ravel().tolist())
+    image.putpalette(np.array(colors, np.uint8).ravel().tolist())
     return image
 
 
-def coloured(*colours: tuple[int, int, int]) -> Image.Image:
-    return Image.fromarray(np.array([(0, 0, 0), *colours], np.uint8)[truth(1)])
+def colored(*colors: tuple[int, int, int]) -> Image.Image:
+    return Image.fromarray(np.array([(0, 0, 0), *colors], np.uint8)[truth(1)])
 
 
 RED, GREEN = (250, 0, 0), (0, 250, 0)
 ONE_CLASS: dict[str, tuple[Callable[[], Image.Image], list[str]]] = {
     "bits": (lambda: Image.fromarray(truth(1).astype(bool)), ["--classes", "cell"]),
     "grey": (lambda: Image.fromarray(truth(1)), ["--classes", "cell"]),
-    "grey as RGB": (lambda: Image.fromarray(truth(1)).convert("RGB"), ["--classes", "cell"]),
-    "grey as RGBA": (lambda: Image.fromarray(truth(1)).convert("RGBA"), ["--classes", "cell"]),
+    "gray as RGB": (lambda: Image.fromarray(truth(1)).convert("RGB"), ["--classes", "cell"]),
+    "gray as RGBA": (lambda: Image.fromarray(truth(1)).convert("RGBA"), ["--classes", "cell"]),
     "16 bits": (lambda: Image.fromarray(truth(1).astype(np.uint16)), ["--classes", "cell"]),
     "VOC's palette": (lambda: palette_image(truth(1), voc_palette().tolist()), ["--classes", "cell"]),
     "own palette": (lambda: palette_image(truth(1), [(0, 0, 0), RED]), ["--classes", "cell"]),
     "0 and 255": (lambda: Image.fromarray(truth(255)), ["--legend", "cell=255"]),
     "0 and 255 as RGB": (lambda: Image.fromarray(truth(255)).convert("RGB"), ["--legend", "cell=255"]),
     "bits by legend": (lambda: Image.fromarray(truth(1).astype(bool)), ["--legend", "cell=255"]),
-    "colours": (lambda: coloured(RED), ["--legend", "cell=#fa0000"]),
-    "colours on nothing": (
-        lambda: Image.fromarray(np.dstack([coloured(RED), 255 * truth(1)])),
+    "colors": (lambda: colored(RED), ["--legend", "cell=#fa0000"]),
+    "colors on nothing": (
+        lambda: Image.fromarray(np.dstack([colored(RED), 255 * truth(1)])),
         ["--legend", "background=0,0,0;cell=250,0,0"],
     ),
-    "colours of a palette": (lambda: palette_image(truth(3), [(0, 0, 0), GREEN, GREEN, RED]), ["--legend", "cell=#FA0000"]),
+    "colors of a palette": (lambda: palette_image(truth(3), [(0, 0, 0), GREEN, GREEN, RED]), ["--legend", "cell=#FA0000"]),
     "other value": (lambda: Image.fromarray(truth(7)), ["--legend", "cell=7"]),
 }
 
@@ -320,21 +320,21 @@ BAD_MASKS: dict[str, tuple[Callable[[], Image.Image], list[str], str]] = {
     "0 and 255": (lambda: Image.fromarray(truth(255)), ["--classes", "cell"], "give --legend 'cell=255'"),
     "0 and 255 as RGB": (lambda: Image.fromarray(truth(255)).convert("RGB"), ["--classes", "cell"], "hold only 0 and 255"),
     "all unknown": (lambda: Image.new("L", (40, 30), 255), ["--classes", "cell"], "every pixel of the mask is 255"),
-    "colours": (lambda: coloured(RED), ["--classes", "cell"], "a picture of colours (#000000, #fa0000, …); say with --legend"),
-    "a colour too many": (
-        lambda: coloured(GREEN),
+    "colors": (lambda: colored(RED), ["--classes", "cell"], "a picture of colors (#000000, #fa0000, …); say with --legend"),
+    "a color too many": (
+        lambda: colored(GREEN),
         ["--legend", "cell=#fa0000"],
-        "holds the colour #00fa00, which --legend does",
+        "holds the color #00fa00, which --legend does",
     ),
     "a value too many": (lambda: Image.fromarray(truth(2)), ["--classes", "cell"], "the value 2, but there are only 1 classes"),
     "palette in another order": (
         lambda: palette_image(truth(1), voc_palette()[::-1].tolist()),
         ["--classes", "cell"],
-        "the palette has another order|has the colour",
+        "the palette has another order|has the color",
     ),
     "white background": (lambda: palette_image(1 - truth(1), [(9, 9, 9), (0, 0, 0)]), ["--classes", "cell"], "another order"),
     "smoothed edges": (
-        lambda: Image.fromarray(np.dstack([coloured(RED), truth(99)])),
+        lambda: Image.fromarray(np.dstack([colored(RED), truth(99)])),
         ["--legend", "cell=#fa0000"],
         "half transparent",
     ),
@@ -344,7 +344,7 @@ BAD_MASKS: dict[str, tuple[Callable[[], Image.Image], list[str], str]] = {
         "the mask is 40x29 pixels but its image is 40x30",
     ),
     "background listed": (lambda: Image.fromarray(truth(1)), ["--classes", "background,cell"], "'background' is not a class"),
-    "no such legend": (lambda: coloured(RED), ["--legend", "nowhere.txt"], "there is no such legend"),
+    "no such legend": (lambda: colored(RED), ["--legend", "nowhere.txt"], "there is no such legend"),
 }
 
 
@@ -437,11 +437,11 @@ def test_legends_of_every_form_say_the_same(tmp_path, text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("cat,#ff0000\ndog,#ff0000\n", "cat and dog have one colour, #ff0000"),
-        ("cat,#ff0000\ndog\n", "'dog' names no class with a colour"),
+        ("cat,#ff0000\ndog,#ff0000\n", "cat and dog have one color, #ff0000"),
+        ("cat,#ff0000\ndog\n", "'dog' names no class with a color"),
         ("# nothing\n", "names no class; it needs a line"),
         ("[1, 2]", "no legend; a JSON needs the form"),
-        ("cat,300,0,0\ndog,0,300,0", "names no class with a colour"),
+        ("cat,300,0,0\ndog,0,300,0", "names no class with a color"),
     ],
 )
 def test_legends_that_cannot_be_understood(tmp_path, text, message):
@@ -453,8 +453,8 @@ def test_legends_that_cannot_be_understood(tmp_path, text, message):
 def test_classes_of_a_legend_that_no_mask_shows_are_left_out(tmp_path, capsys):
     pictures(tmp_path / "in", "a.jpg", "b.jpg")
     (tmp_path / "masks").mkdir()
-    coloured(RED).save(tmp_path / "masks/a.png")
-    coloured(GREEN).save(tmp_path / "masks/b.png")
+    colored(RED).save(tmp_path / "masks/a.png")
+    colored(GREEN).save(tmp_path / "masks/b.png")
     legend = "sky=0,0,9;cat=250,0,0;void=9,9,9;dog=0,250,0"
     run(tmp_path / "in", tmp_path / "mine", "--masks", tmp_path / "masks", "--legend", legend, "--val-share", 0)
     data = load_dataset(tmp_path / "mine", "train")
@@ -947,8 +947,8 @@ def test_masks_of_numbers_that_are_no_classes(tmp_path, capsys, name, images, wo
 
 
 @pytest.mark.parametrize("text", ["cat=-1", "cat=1.5", "cat=red", "cat=#fff"])
-def test_a_colour_that_is_none_is_named(text):
-    with pytest.raises(DataError, match=f"'{text}' names no class with a colour"):
+def test_a_color_that_is_none_is_named(text):
+    with pytest.raises(DataError, match=f"'{text}' names no class with a color"):
         read_legend(text)
 
 

@@ -223,7 +223,7 @@ def test_labels_from_masks_are_an_option_that_is_recorded(official, prepared):
 def test_a_folder_of_augmented_masks_that_is_there_needs_no_sbd(official, prepared, tmp_path):
     shutil.rmtree(prepared / "SBD")
     (prepared / "ImageSets/Segmentation/train_aug.txt").unlink()
-    for path in (prepared / "SegmentationClassAug").iterdir():  # as others distribute them: grey, here without borders
+    for path in (prepared / "SegmentationClassAug").iterdir():  # as others distribute them: gray, here without borders
         with Image.open(path) as image:
             values = np.array(image)
         Image.fromarray(np.where(values == 255, 0, values).astype(np.uint8)).save(path)

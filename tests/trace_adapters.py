@@ -173,7 +173,7 @@ class AllStepsMadeError(Exception):
 
 
 class Watch:
-    """What a training did: rates of every optimiser step, losses of every step."""
+    """What a training did: rates of every optimizer step, losses of every step."""
 
     def __init__(self, steps: int, parts: int):
         self.steps, self.parts = steps, parts

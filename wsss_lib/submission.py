@@ -177,7 +177,7 @@ def _mask_defect(content: bytes, size: tuple[int, int] | None) -> str | None:
         )
     used = 3 * (int(labels.max()) + 1)
     if palette is None or palette[:used] != voc_palette().ravel().tolist()[:used]:
-        return "the colours are not VOC's palette: save the mask with wsss_lib.data.dataset.voc_palette()."
+        return "the colors are not VOC's palette: save the mask with wsss_lib.data.dataset.voc_palette()."
     return None
 
 

@@ -1,6 +1,6 @@
 """Figures in one style.
 
-Maps are drawn in cividis over a grey photograph; label maps carry the class names; unknown pixels are hatched. Every figure
+Maps are drawn in cividis over a gray photograph; label maps carry the class names; unknown pixels are hatched. Every figure
 is shown with a text that says what is seen.
 """
 
@@ -21,7 +21,7 @@ from wsss_lib.core.texts import as_markdown
 
 
 def use_style() -> None:
-    """Set fonts, sizes and colours for all figures of the project."""
+    """Set fonts, sizes and colors for all figures of the project."""
     matplotlib.rcParams.update(
         {
             "figure.dpi": 80,
@@ -35,7 +35,7 @@ def use_style() -> None:
             "axes.spines.right": False,
             "figure.constrained_layout.use": True,
             "text.parse_math": False,  # a class may be named cat$\\foo$
-            # Okabe and Ito's colours, told apart by nearly everybody; line styles repeat the distinction for print in grey.
+            # Okabe and Ito's colors, told apart by nearly everybody; line styles repeat the distinction for print in gray.
             "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
             + cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."]),
         }
@@ -68,7 +68,7 @@ def show(figure, alt: str) -> None:
     plt.close(figure)
     text, small = PngInfo(), io.BytesIO()
     text.add_text("Description", alt)
-    # 256 colours, fitted to the picture, are enough for the eye and keep a stored notebook below 1 MB.
+    # 256 colors, fitted to the picture, are enough for the eye and keep a stored notebook below 1 MB.
     PIL.Image.open(buffer).convert("RGB").quantize(256, kmeans=1).save(small, format="png", optimize=True, pnginfo=text)
     display(Image(data=small.getvalue(), format="png", alt=alt))
     display(Markdown(f"*{as_markdown(alt)}*"))
@@ -81,19 +81,19 @@ def short(name: str, longest: int = 24) -> str:
 
 
 def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np.ndarray:
-    """Paint a score map over a grey photograph.
+    """Paint a score map over a gray photograph.
 
     Args:
         image: uint8 (H, W, 3).
         scores: (H, W) in [0, 1].
-        strength: share of the map's colour.
+        strength: share of the map's color.
 
     Returns:
         float (H, W, 3) in [0, 1].
     """
-    grey = np.asarray(image, np.float32).mean(2, keepdims=True) / 255
-    colour = matplotlib.colormaps["cividis"](np.clip(scores, 0, 1))[..., :3]
-    return (1 - strength) * grey + strength * colour
+    gray = np.asarray(image, np.float32).mean(2, keepdims=True) / 255
+    color = matplotlib.colormaps["cividis"](np.clip(scores, 0, 1))[..., :3]
+    return (1 - strength) * gray + strength * color
 
 
 def draw_image(axes, image: np.ndarray, title: str = "") -> None:
@@ -115,7 +115,7 @@ def draw_outline(axes, values: np.ndarray, threshold: float | None, linestyle: s
 
 
 def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = "", outline: float | None = None):
-    """Draw a score map over a grey photograph.
+    """Draw a score map over a gray photograph.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -123,7 +123,7 @@ def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = "", ou
         outline: threshold whose line is drawn.
 
     Returns:
-        the mappable, for a colour bar over 0..1.
+        the mappable, for a color bar over 0..1.
     """
     axes.imshow(overlay(image, scores))
     draw_outline(axes, scores, outline)
@@ -139,7 +139,7 @@ def draw_map(axes, values, title: str = ""):
         values: (h, w) floats in [0, 1].
 
     Returns:
-        the mappable, for a colour bar over 0..1.
+        the mappable, for a color bar over 0..1.
     """
     mappable = axes.imshow(values, vmin=0, vmax=1)
     axes.set_title(title)
@@ -148,18 +148,18 @@ def draw_map(axes, values, title: str = ""):
 
 
 def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "", image: np.ndarray | None = None) -> None:
-    """Draw a label map: VOC's colours, the class name written on its largest part, unknown pixels hatched.
+    """Draw a label map: VOC's colors, the class name written on its largest part, unknown pixels hatched.
 
     Args:
         labels: uint8 (H, W), 0 background, i + 1 for `classes[i]`, 255 unknown.
         classes: foreground class names; what has an empty name is not named.
         image: uint8 (H, W, 3), shines through when given.
     """
-    colours = voc_palette()[labels].astype(np.float32) / 255
-    colours[labels == IGNORE] = 1.0
+    colors = voc_palette()[labels].astype(np.float32) / 255
+    colors[labels == IGNORE] = 1.0
     if image is not None:
-        colours = 0.65 * colours + 0.35 * np.asarray(image, np.float32).mean(2, keepdims=True) / 255
-    axes.imshow(colours)
+        colors = 0.65 * colors + 0.35 * np.asarray(image, np.float32).mean(2, keepdims=True) / 255
+    axes.imshow(colors)
     unknown = labels == IGNORE
     if unknown.any():
         axes.contourf(unknown.astype(float), levels=[0.5, 1.5], colors="none", hatches=["////"])
@@ -213,7 +213,7 @@ def scores(picture: np.ndarray, values: np.ndarray, title: str = "", outline: fl
 def difference(
     before: np.ndarray, after: np.ndarray, title: str = "", limit: float = 1.0, outlines: tuple[float, float] | None = None
 ) -> Panel:
-    """Return a panel for `show_panels` with what a map has won (red) and lost (blue); in grey, a mark tells them apart.
+    """Return a panel for `show_panels` with what a map has won (red) and lost (blue); in gray, a mark tells them apart.
 
     Args:
         before, after: (h, w) floats.
@@ -299,7 +299,7 @@ def curves(
         dots: words in the legend to a point (x, y) that is marked.
         marks: words in the legend to where a vertical line stands.
         level: where a dotted horizontal line is drawn.
-        band: from where to where on the x axis a grey band is drawn.
+        band: from where to where on the x axis a gray band is drawn.
         settings: of the axes, as `axes.set` takes them.
     """
 

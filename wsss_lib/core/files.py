@@ -270,7 +270,7 @@ def _full_fits(arrays: dict[str, np.ndarray]) -> bool:
 
 
 def voc_palette() -> np.ndarray:
-    """Return VOC's colours: uint8 (256, 3), RGB; bit 3j + c of the index becomes bit 7 - j of channel c.
+    """Return VOC's colors: uint8 (256, 3), RGB; bit 3j + c of the index becomes bit 7 - j of channel c.
 
     >>> voc_palette()[1].tolist(), voc_palette()[255].tolist()
     ([128, 0, 0], [224, 224, 192])
@@ -313,7 +313,7 @@ def _read(path: Path, read: Callable[[Image.Image], Any]) -> Any:
 
 
 def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read the index values of a palette or grey PNG.
+    """Read the index values of a palette or gray PNG.
 
     Args:
         num_classes: foreground classes C.
@@ -336,7 +336,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
         reason = "no image" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{path}: the mask cannot be read ({reason}); make it again") from None
     if mode not in ("P", "L"):
-        raise DataError(f"{path}: the mask has mode {mode}; masks are 8-bit palette or grey PNGs of class indices")
+        raise DataError(f"{path}: the mask has mode {mode}; masks are 8-bit palette or gray PNGs of class indices")
     if size and mask.shape[::-1] != size:
         raise DataError(
             f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image is {size[0]}x{size[1]}; "
@@ -352,7 +352,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a map of class indices as palette PNG in VOC's colours.
+    """Write a map of class indices as palette PNG in VOC's colors.
 
     Args:
         mask: (H, W) integers in 0..255; stored as uint8.

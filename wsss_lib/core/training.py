@@ -57,7 +57,7 @@ def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> fl
     """Return the factor of the polynomial learning-rate schedule after `step` finished steps: (1 - step / total)^power.
 
     Args:
-        step: finished optimiser steps, 0, 1, ...
+        step: finished optimizer steps, 0, 1, ...
         total: planned steps T.
         every: the factor changes only at multiples of `every` and no more after T (DeepLab-v2: 10; all others: 1).
 
@@ -102,7 +102,7 @@ def train(
     after_step: Callable[[int], None] | None = None,
     keep_last: bool = False,
 ) -> None:
-    """Train `model` in place for `steps` optimiser steps and keep its state in `folder`.
+    """Train `model` in place for `steps` optimizer steps and keep its state in `folder`.
 
     Several processes (`wsss_lib.core.distributed`) do the same together: each takes its part of every batch, gradients and
     losses are averaged, process 0 writes. The result is that of one process but for rounding, for batch normalization that
@@ -111,14 +111,14 @@ def train(
 
     Args:
         model: the network, in training mode after `model.train()`.
-        loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimised, and must be a mean
+        loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimized, and must be a mean
             over the images of the batch if batches are accumulated; what divides by counts of pixels takes their
             `distributed.mean_over_processes`.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
         parameter_groups: params, lr and weight_decay of each group; min_lr where the schedule has a floor.
         momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
-        steps: optimiser steps T of the whole run.
-        batch_size: images in one optimiser step, whatever a device can hold and however many processes there are.
+        steps: optimizer steps T of the whole run.
+        batch_size: images in one optimizer step, whatever a device can hold and however many processes there are.
         schedule: (steps already made, T) to the factor on every group's lr.
         nesterov: the momentum is Nesterov's (DRS).
         after_step: called with the number of finished steps, by process 0; after a resume also for steps that it has seen

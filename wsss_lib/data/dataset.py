@@ -112,7 +112,7 @@ class SegmentationDataset:
         return self.root / self.mask_folder / f"{image_id}.png"
 
     def image(self, image_id: str) -> Image.Image:
-        """Return the photograph of an image id as RGB; greyscale files are converted.
+        """Return the photograph of an image id as RGB; grayscale files are converted.
 
         Raises:
             DataError: the file is missing or cannot be decoded.

@@ -1,4 +1,4 @@
-"""Saliency maps: one 8-bit grey PNG an image, of the image's size; larger is more salient.
+"""Saliency maps: one 8-bit gray PNG an image, of the image's size; larger is more salient.
 
 They come from outside: a saliency network is trained with pixel labels, so results that use its maps must say so.
 """
@@ -23,7 +23,7 @@ def read_saliency(path: Path, size: tuple[int, int] | None = None) -> np.ndarray
         uint8 (H, W).
 
     Raises:
-        DataError: missing, unreadable, not 8-bit grey, or of another size.
+        DataError: missing, unreadable, not 8-bit gray, or of another size.
 
     Explained in notebook 30, section "Pseudo-labels with saliency".
     """
@@ -67,7 +67,7 @@ def _problem(path: Path, size: tuple[int, int] | None) -> str:
     except Exception as error:
         return f"cannot be read ({'no image' if isinstance(error, UnidentifiedImageError) else error}); make it again"
     if mode != "L":
-        return f"has mode {mode}, not 8-bit grey (L); convert it, e.g. with Pillow's convert('L')"
+        return f"has mode {mode}, not 8-bit gray (L); convert it, e.g. with Pillow's convert('L')"
     if size and found != size:
         return f"is {found[0]}x{found[1]} pixels but its image is {size[0]}x{size[1]}; make it again from the image"
     return ""

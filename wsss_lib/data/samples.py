@@ -36,11 +36,11 @@ def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
 class ClassificationSamples(Dataset):
     """Images and image-level labels for the classifier: random long side, mirror, random crop (IRN's recipe).
 
-    Yields image float32 (3, crop, crop), normalised, 0 outside the image; label float32 (C,), 0 or 1.
+    Yields image float32 (3, crop, crop), normalized, 0 outside the image; label float32 (C,), 0 or 1.
 
     Args:
         long_side: the shortest and the longest random long side, both included, in pixels.
-        mean, std: (R, G, B) of the normalisation, in 0..1.
+        mean, std: (R, G, B) of the normalization, in 0..1.
 
     Explained in notebook 10, section "Training on image-level labels".
     """
@@ -72,14 +72,14 @@ class ClassificationSamples(Dataset):
 
 
 class SquareSamples(Dataset):
-    """Images and image-level labels for DRS's classifier: squeezed to a square, mirror, colour jitter, random crop.
+    """Images and image-level labels for DRS's classifier: squeezed to a square, mirror, color jitter, random crop.
 
-    Yields image float32 (3, crop, crop), normalised, and label float32 (C,).
+    Yields image float32 (3, crop, crop), normalized, and label float32 (C,).
 
     Args:
         resize: side in pixels that photographs are squeezed to.
         crop: side of the crop in pixels, at most `resize`.
-        mean, std: (R, G, B) of the normalisation, in 0..1.
+        mean, std: (R, G, B) of the normalization, in 0..1.
 
     Source: DRS, official loader. Explained in notebook 30, section "Training".
     """
@@ -111,12 +111,12 @@ class SquareSamples(Dataset):
 
 
 class MapSamples(Dataset):
-    """Images and localization maps for DRS's refinement: both squeezed to a square, colour jitter, joint mirror.
+    """Images and localization maps for DRS's refinement: both squeezed to a square, color jitter, joint mirror.
 
-    Yields image float32 (3, side, side), normalised, and maps float32 (C, side, side), 0 for absent classes.
+    Yields image float32 (3, side, side), normalized, and maps float32 (C, side, side), 0 for absent classes.
 
     Args:
-        mean, std: (R, G, B) of the normalisation, in 0..1.
+        mean, std: (R, G, B) of the normalization, in 0..1.
 
     Source: DRS, official loader. Explained in notebook 30, section "Refinement learning".
     """
@@ -161,7 +161,7 @@ class AffinitySamples(Dataset):
         label_folder: holds the confident labels `ID.png` at the images' sizes.
         scale: the smallest and the largest random factor on the image's size.
         crop: side of the crop in pixels, a multiple of 4.
-        mean, std: (R, G, B) of the normalisation, in 0..1.
+        mean, std: (R, G, B) of the normalization, in 0..1.
 
     Source: IRN (Ahn, Cho, Kwak, CVPR 2019), training recipe of its program.
     """
@@ -183,7 +183,7 @@ class AffinitySamples(Dataset):
         return len(self.data)
 
     def augmented(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return image float32 (crop, crop, 3), normalised, and label uint8 (crop, crop) of one sample."""
+        """Return image float32 (crop, crop, 3), normalized, and label uint8 (crop, crop) of one sample."""
         epoch, index = key
         rng = sample_rng(self.seed, epoch, index)
         image_id = self.data.ids[index]
@@ -204,7 +204,7 @@ class AffinitySamples(Dataset):
 
 
 class SegmentationSamples(Dataset):
-    """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean colour and 255, crop, mirror.
+    """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean color and 255, crop, mirror.
 
     Yields image float32 (3, crop, crop) and label int64 (crop, crop), 0..C and 255; with `image_labels` also the
     image-level label with background in front, float32 (1 + C,).
@@ -212,7 +212,7 @@ class SegmentationSamples(Dataset):
     Args:
         mask_folder: holds the masks `ID.png` at the images' sizes.
         scales: factors on the image's size, one of which is drawn.
-        mean, std: (R, G, B) of the normalisation, in 0..1.
+        mean, std: (R, G, B) of the normalization, in 0..1.
         image_labels: whether the image-level label is yielded, too.
 
     Source: DeepLab-v2's augmentation, see `transforms.scale_crop_flip`.

@@ -23,7 +23,7 @@ def resize_image(image: Image.Image, scale: float) -> Image.Image:
 
 
 def resize_label(label: np.ndarray, scale: float) -> np.ndarray:
-    """Resize a label map by a factor, nearest neighbour, so that no new values arise.
+    """Resize a label map by a factor, nearest neighbor, so that no new values arise.
 
     Args:
         label: uint8 (H, W).
@@ -151,7 +151,7 @@ def crop(array: np.ndarray, box: tuple[int, ...], side: int, fill: float) -> np.
     Args:
         array: (H, W) or (H, W, channels), any type.
         box: canvas top, bottom, left, right, image top, bottom, left, right.
-        fill: 0 for normalised images, 255 for labels.
+        fill: 0 for normalized images, 255 for labels.
 
     >>> crop(np.array([[1, 2, 3]]), (0, 1, 1, 2, 0, 1, 2, 3), side=2, fill=9)
     array([[9, 3],
@@ -193,7 +193,7 @@ def top_left_crop(array: np.ndarray, side: int, fill: float) -> np.ndarray:
 
 
 def quarter_label(label: np.ndarray) -> np.ndarray:
-    """Reduce a label map to stride 4 by nearest neighbour: rows and columns 2, 6, 10, ... (IRN's label grid).
+    """Reduce a label map to stride 4 by nearest neighbor: rows and columns 2, 6, 10, ... (IRN's label grid).
 
     Args:
         label: (H, W), any type; sides are multiples of 4.
@@ -221,14 +221,14 @@ def scale_crop_flip(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply DeepLab-v2's augmentation with the random draws given.
 
-    The image is resized bilinearly (no anti-aliasing) and the label by nearest neighbour to int(H scale) x int(W scale),
+    The image is resized bilinearly (no anti-aliasing) and the label by nearest neighbor to int(H scale) x int(W scale),
     filled on the bottom and right up to the crop with `fill` and 255, cropped at (top, left), mirrored last.
 
     Args:
         image: float32 or uint8 (H, W, 3).
         label: uint8 (H, W).
         scale, top, left, flip: the draws, for instance from `draw_scale_crop_flip`.
-        fill: colour of the padding, in the units of `image`: the mean colour, which normalises to 0.
+        fill: color of the padding, in the units of `image`: the mean color, which normalizes to 0.
 
     Returns:
         image float32 (side, side, 3) and label uint8 (side, side). Only the pixels of the crop are computed.
@@ -325,10 +325,10 @@ def pad_all_sides(image: np.ndarray, label: np.ndarray, side: int, label_fill: i
 
 
 def centre_crop(image: Image.Image, label: np.ndarray, side: int) -> tuple[Image.Image, np.ndarray]:
-    """Resize so that the shorter side is `side`, and cut the centre: the protocol behind published DeepLab-v3+ numbers.
+    """Resize so that the shorter side is `side`, and cut the center: the protocol behind published DeepLab-v3+ numbers.
 
     Args:
-        label: its (H, W) label map; resized by nearest neighbour.
+        label: its (H, W) label map; resized by nearest neighbor.
         side: in pixels (published: 513).
 
     Returns:

@@ -222,7 +222,7 @@ class ConditionedHead(nn.Module):
 class ActivationManipulationNet(nn.Module):
     """A backbone and the conditioned head; logits at the backbone's stride.
 
-    Batch normalisation keeps its running statistics; the stem is not trained, everything else is.
+    Batch normalization keeps its running statistics; the stem is not trained, everything else is.
 
     Args:
         backbone: of `wsss_lib.nets.backbone`.
@@ -240,14 +240,14 @@ class ActivationManipulationNet(nn.Module):
         self.head = ConditionedHead(backbone.channels[-1], num_classes, rates)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return x (N, D, h, w) of normalised images (N, 3, H, W)."""
+        """Return x (N, D, h, w) of normalized images (N, 3, H, W)."""
         return self.backbone.feature_scale * self.backbone(images)
 
     def forward(self, images: Tensor, image_labels: Tensor) -> Tensor:
         """Return the logits of images.
 
         Args:
-            images: float (N, 3, H, W), normalised.
+            images: float (N, 3, H, W), normalized.
             image_labels: y, float (N, K), 0 or 1.
 
         Returns:
@@ -274,7 +274,7 @@ class ActivationManipulationNet(nn.Module):
 
 
 def seed_on_grid(seed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a label map by Pillow's nearest neighbour, as the official program does: row i is row floor((i + 0.5) H / h).
+    """Resize a label map by Pillow's nearest neighbor, as the official program does: row i is row floor((i + 0.5) H / h).
 
     Args:
         seed: uint8 (H, W).

@@ -90,7 +90,7 @@ class ClassActivationNet(nn.Module):
     Args:
         backbone: from `wsss_lib.nets.backbone`.
         num_classes: foreground classes C.
-        frozen_batch_norm: keep batch normalisation in inference form while training (needs a pre-trained backbone).
+        frozen_batch_norm: keep batch normalization in inference form while training (needs a pre-trained backbone).
         frozen_stages: how many of the backbone's five stages are not trained (published: 3).
 
     Explained in notebook 10, section "The network".
@@ -106,17 +106,17 @@ class ClassActivationNet(nn.Module):
             module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits float32 (N, C) of normalised images float32 (N, 3, H, W)."""
+        """Return the logits float32 (N, C) of normalized images float32 (N, 3, H, W)."""
         features = self.backbone(images)  # f: (N, D, h, w), at the backbone's stride
         return self.classifier(F.adaptive_avg_pool2d(features, 1)).flatten(1)
 
     def activation_maps(self, images: Tensor) -> Tensor:
-        """Return the evidence for every class, ReLU(W f), not normalised: (N, C, h, w) at the backbone's stride.
+        """Return the evidence for every class, ReLU(W f), not normalized: (N, C, h, w) at the backbone's stride.
 
         Of AffinityNet's VGG-16 (`map_power` of the backbone) it is the square root, as published.
 
         Args:
-            images: float32 (N, 3, H, W), normalised.
+            images: float32 (N, 3, H, W), normalized.
 
         Source: Zhou et al., CVPR 2016, M_c(x, y) = sum_k w_k^c f_k(x, y), cut off below 0.
         Explained in notebook 10, section "One map in ten lines".
@@ -141,7 +141,7 @@ def classification_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str
 
     Args:
         model: images to logits (N, C).
-        batch: images float32 (N, 3, H, W), normalised; labels float32 (N, C), 0 or 1.
+        batch: images float32 (N, 3, H, W), normalized; labels float32 (N, C), 0 or 1.
 
     Explained in notebook 10, section "Training on image-level labels".
 
@@ -158,7 +158,7 @@ class MakesMaps(Protocol):
     classifier: nn.Conv2d
 
     def activation_maps(self, images: Tensor) -> Tensor:
-        """Return maps (N, C, h, w), >= 0, of normalised images (N, 3, H, W); see `ClassActivationNet.activation_maps`."""
+        """Return maps (N, C, h, w), >= 0, of normalized images (N, 3, H, W); see `ClassActivationNet.activation_maps`."""
 
 
 @torch.inference_mode()

@@ -182,7 +182,7 @@ class ScoreNet(nn.Module):
             suppress_backbone(backbone, delta, stages)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the score maps (N, C, h, w) of normalised images (N, 3, H, W), at the backbone's stride."""
+        """Return the score maps (N, C, h, w) of normalized images (N, 3, H, W), at the backbone's stride."""
         features = self.backbone.feature_scale * self.backbone(images)
         for convolution, activation in zip(self.extra, self.activations, strict=True):
             features = activation(convolution(features))
@@ -231,7 +231,7 @@ def suppress_backbone(backbone: Backbone, delta: float, stages: int = 5) -> None
 def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -> list[dict]:
     """Return SGD's groups: backbone weights 1x, backbone biases 2x, new weights and all W 10x, new biases 20x.
 
-    Biases and scales of batch normalisation count as the backbone's.
+    Biases and scales of batch normalization count as the backbone's.
 
     Args:
         weight_decay: of everything, W included.
@@ -239,7 +239,7 @@ def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -
     Returns:
         params, lr and weight_decay of each of at most four groups.
 
-    Source: official optimiser. Explained in notebook 30, section "Training".
+    Source: official optimizer. Explained in notebook 30, section "Training".
     """
     groups: dict[int, list[nn.Parameter]] = {1: [], 2: [], 10: [], 20: []}
     for name, parameter in net.named_parameters():
@@ -281,7 +281,7 @@ def classification_loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[st
 
 
 def class_maps(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the normalised maps of score maps: ReLU, bilinear to `size`, divided by each map's maximum + 1e-5.
+    """Return the normalized maps of score maps: ReLU, bilinear to `size`, divided by each map's maximum + 1e-5.
 
     Args:
         scores: (K, h, w) of one image's present classes.
@@ -319,14 +319,14 @@ def fused_maps(
     """Return the maximum over scales of an image's maps.
 
     Args:
-        images: (N, 3, S, S), normalised, squeezed to a square.
+        images: (N, 3, S, S), normalized, squeezed to a square.
         classes: of each image, int64 (K,), the classes present.
         sides: to which the images are resized for each scale (published: 256, 320, 384 of S = 320).
         size: (H, W) of the result.
         normalized: True: the classifier's maps (`class_maps`); False: the refinement network's raw answer.
 
     Returns:
-        for each image (K, H, W), at least 0; in [0, 1) when normalised, unbounded otherwise.
+        for each image (K, H, W), at least 0; in [0, 1) when normalized, unbounded otherwise.
 
     Source: official map generation. Explained in notebook 30, section "From score map to class activation map".
     """
@@ -735,7 +735,7 @@ def keep_best_epoch(net: ScoreNet, choose: Choose, steps_per_epoch: int, folder:
 
     Args:
         choose: gives the value to choose by; the network is in evaluation mode.
-        steps_per_epoch: optimiser steps of an epoch.
+        steps_per_epoch: optimizer steps of an epoch.
 
     Returns:
         the function, which takes the number of finished steps.

@@ -62,7 +62,7 @@ class Parameters(ParameterGroup):
     rib_first_twenty_only: bool = False  # True in the published COCO run: classes from index 20 on are pooled plainly
 
 
-# ---- what is optimised
+# ---- what is optimized
 
 
 def pooled_logits(

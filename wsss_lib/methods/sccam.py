@@ -310,7 +310,7 @@ class SubcategoryNet(nn.Module):
     Args:
         backbone: from `wsss_lib.nets.backbone`; its deepest map, times its `feature_scale`, is M.
         num_classes: foreground classes C.
-        frozen_batch_norm: keep batch normalisation in inference form, its scale and shift fixed (published).
+        frozen_batch_norm: keep batch normalization in inference form, its scale and shift fixed (published).
         frozen_stages: how many of the backbone's five stages are not trained (published: 1).
         dropout: share of the channels of M that training sets to 0 (published: 0.5).
 
@@ -339,21 +339,21 @@ class SubcategoryNet(nn.Module):
             module.requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return M, (N, D, h, w), of normalised images (N, 3, H, W)."""
+        """Return M, (N, D, h, w), of normalized images (N, 3, H, W)."""
         return self.backbone.feature_scale * self.backbone(images)  # the heads' start is made for a ResNet's values
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits x_p (N, C) and x_s (N, C * K) of normalised images (N, 3, H, W)."""
+        """Return the logits x_p (N, C) and x_s (N, C * K) of normalized images (N, 3, H, W)."""
         maps = self.dropout(self.features(images))  # whole channels of M are dropped, before the mean
         f = F.adaptive_avg_pool2d(maps, 1)  # (N, D, 1, 1)
         return self.classifier(f).flatten(1), self.subclassifier(f).flatten(1)
 
     def activation_maps(self, images: Tensor) -> Tensor:
-        """Return A_c = ReLU(W_p[c] M): (N, C, h, w), not normalised."""
+        """Return A_c = ReLU(W_p[c] M): (N, C, h, w), not normalized."""
         return F.relu(self.classifier(self.features(images)))
 
     def subcategory_maps(self, images: Tensor) -> Tensor:
-        """Return A_cj = ReLU(W_s[c K + j] M): (N, C * K, h, w), not normalised."""
+        """Return A_cj = ReLU(W_s[c K + j] M): (N, C * K, h, w), not normalized."""
         return F.relu(self.subclassifier(self.features(images)))
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
@@ -444,15 +444,15 @@ def subcategory_entropy(maps: Tensor, clusters: int) -> Tensor:
 
 
 class SubcategorySamples(ClassificationSamples):
-    """SC-CAM's recipe: random long side, mirror, colour jitter, random crop; with the labels of the sub-categories.
+    """SC-CAM's recipe: random long side, mirror, color jitter, random crop; with the labels of the sub-categories.
 
-    Yields image float32 (3, crop, crop), normalised, 0 outside the image; labels float32 (C,) and (C * K,).
+    Yields image float32 (3, crop, crop), normalized, 0 outside the image; labels float32 (C,) and (C * K,).
 
     Args:
         subcategories: Y_s, 0 or 1, (N, C * K).
         long_side: the shortest and the longest random long side, both included, in pixels.
-        mean, std: (R, G, B) of the normalisation, in 0..1.
-        jitter: strength of the colour jitter (published: 1).
+        mean, std: (R, G, B) of the normalization, in 0..1.
+        jitter: strength of the color jitter (published: 1).
 
     Source: SC-CAM's program. Explained in notebook 60, section "Training".
     """

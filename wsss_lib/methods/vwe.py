@@ -175,8 +175,8 @@ def decorrelation(codebook: Tensor) -> Tensor:
 
     Source: VWL, learning-based strategy. Explained in notebook 50, section "Two other codebooks".
     """
-    centred = codebook - codebook.mean(1, keepdim=True)
-    gram = centred @ centred.T  # G: (K, K)
+    centered = codebook - codebook.mean(1, keepdim=True)
+    gram = centered @ centered.T  # G: (K, K)
     return 0.5 * (gram.norm() - gram.diagonal().norm())
 
 
@@ -260,7 +260,7 @@ class VisualWordNet(cam.ClassActivationNet):
         return hspp(features, self.gamma, self.levels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the class logits (N, C) of normalised images (N, 3, H, W)."""
+        """Return the class logits (N, C) of normalized images (N, 3, H, W)."""
         return self.classifier(self.pooled(self.backbone(images))).flatten(1)
 
     def encode(self, features: Tensor) -> Words:
@@ -354,12 +354,12 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
 
 
 def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Return what `training.train` minimises ("loss", the sum of all terms), every term, and counts of words for the log.
+    """Return what `training.train` minimizes ("loss", the sum of all terms), every term, and counts of words for the log.
 
     In training, VWL-M's codebook moves on here; where a batch is accumulated in parts, it moves with each part.
 
     Args:
-        batch: images float32 (N, 3, H, W), normalised; labels float32 (N, C), 0 or 1.
+        batch: images float32 (N, 3, H, W), normalized; labels float32 (N, C), 0 or 1.
 
     Explained in notebook 50, section "Training".
     """

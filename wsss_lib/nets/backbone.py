@@ -47,7 +47,7 @@ class ResNet(Backbone):
     Explained in notebook 10, section "The network".
     """
 
-    feature_scale = 1.0  # factor on the deepest map before a head with a fixed initialisation (DeepLab's ASPP)
+    feature_scale = 1.0  # factor on the deepest map before a head with a fixed initialization (DeepLab's ASPP)
     map_power = 1.0  # exponent of the activation maps
 
     def __init__(
@@ -75,7 +75,7 @@ class ResNet(Backbone):
         """Return the outputs of the stem and of layer1 to layer4, shallow to deep.
 
         Args:
-            images: float32 (N, 3, H, W), normalised.
+            images: float32 (N, 3, H, W), normalized.
 
         Returns:
             five tensors float32 (N, channels[i], H/strides[i], W/strides[i]), sides rounded up.
@@ -93,7 +93,7 @@ class ResNet(Backbone):
         """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.
 
         Args:
-            images: float32 (N, 3, H, W), normalised.
+            images: float32 (N, 3, H, W), normalized.
             num_stages: 1 to 5.
 
         Returns:
@@ -145,7 +145,7 @@ def _make_layer(block, in_channels, planes, blocks, stride, dilation, stride_in_
 class EfficientNetLite0(Backbone):
     """EfficientNet-Lite0 (timm's) without its last stride: output stride 16, five stages at strides 4, 4, 8, 16, 16.
 
-    Inputs are expected as (x - 0.5) / 0.5, the normalisation of the ImageNet weights (`normalization_of`).
+    Inputs are expected as (x - 0.5) / 0.5, the normalization of the ImageNet weights (`normalization_of`).
 
     Raises:
         ImportError: the package timm is not installed.
@@ -168,7 +168,7 @@ class EfficientNetLite0(Backbone):
         """Return the five maps, shallow to deep.
 
         Args:
-            images: float32 (N, 3, H, W), normalised.
+            images: float32 (N, 3, H, W), normalized.
 
         Returns:
             five tensors float32 (N, channels[i], ceil(H/strides[i]), ceil(W/strides[i])).
@@ -185,7 +185,7 @@ class EfficientNetLite0(Backbone):
         """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.
 
         Args:
-            images: float32 (N, 3, H, W), normalised.
+            images: float32 (N, 3, H, W), normalized.
             num_stages: 1 to 5.
 
         Returns:
@@ -281,7 +281,7 @@ def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float
 
 
 def freeze_batch_norm(module: Network, affine: bool = False) -> Network:
-    """Keep every batch normalisation in inference form, now and after each later call of `train()`.
+    """Keep every batch normalization in inference form, now and after each later call of `train()`.
 
     Args:
         module: any network.

@@ -13,7 +13,7 @@ class Backbone(nn.Module):
     Attributes:
         channels: of the five maps.
         strides: of the five maps, in pixels of the image.
-        feature_scale: factor on the deepest map before a head with a fixed initialisation (DeepLab's ASPP).
+        feature_scale: factor on the deepest map before a head with a fixed initialization (DeepLab's ASPP).
         map_power: exponent of the activation maps.
     """
 
@@ -23,7 +23,7 @@ class Backbone(nn.Module):
     map_power: float
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the deepest map of normalised images float32 (N, 3, H, W)."""
+        """Return the deepest map of normalized images float32 (N, 3, H, W)."""
         raise NotImplementedError
 
     def stages(self, images: Tensor) -> list[Tensor]:

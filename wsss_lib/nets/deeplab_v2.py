@@ -51,7 +51,7 @@ class ASPPV2(nn.Module):
 class DeepLabV2(nn.Module):
     """DeepLab-v2 at one scale: backbone and ASPP, logits at the backbone's stride.
 
-    Batch normalisation is frozen, statistics and affine parameters both, now and after every `train()`.
+    Batch normalization is frozen, statistics and affine parameters both, now and after every `train()`.
 
     Args:
         backbone: a network of `wsss_lib.nets.backbone`, normally with output stride 8.
@@ -67,7 +67,7 @@ class DeepLabV2(nn.Module):
         self.aspp = ASPPV2(backbone.channels[-1], num_classes, rates)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits float32 (N, K, about H / stride, about W / stride) of normalised images float32 (N, 3, H, W)."""
+        """Return the logits float32 (N, K, about H / stride, about W / stride) of normalized images float32 (N, 3, H, W)."""
         return self.aspp(self.backbone.feature_scale * self.backbone(images))
 
 
@@ -99,14 +99,14 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
 
 
 def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize label maps by nearest neighbour with pixel centres: source = floor((i + 0.5) * H / h).
+    """Resize label maps by nearest neighbor with pixel centers: source = floor((i + 0.5) * H / h).
 
     Args:
         labels: (N, H, W) integers.
         size: (h, w) wanted.
 
     Returns:
-        (N, h, w) of the same type; no new value arises. Where H is even a centre can fall exactly between two pixels;
+        (N, h, w) of the same type; no new value arises. Where H is even a center can fall exactly between two pixels;
         libraries then differ. With the odd crops of DeepLab (321, 481) that cannot happen.
 
     Source: DeepLab-v2, labels at the size of each logit map. Explained in notebook 90, section "The loss".
@@ -206,7 +206,7 @@ def parameter_groups(net: DeepLabV2, base_lr: float = 2.5e-4, weight_decay: floa
     """Split the parameters into the three groups of the DeepLab-v2 solver.
 
     Backbone convolutions: 1x the rate; ASPP weights: 10x; ASPP biases: 20x without weight decay. The frozen affine
-    parameters of batch normalisation are in no group.
+    parameters of batch normalization are in no group.
 
     Returns:
         Three dicts `params`, `lr`, `weight_decay`, for `torch.optim.SGD(groups, momentum=0.9)`.

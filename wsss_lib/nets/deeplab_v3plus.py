@@ -2,7 +2,7 @@
 
 Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, in the form
 whose published VOC numbers the weakly-supervised papers compare with: ONE 3x3 convolution in the decoder (the paper has two),
-batch normalisation trained, one scale, one loss.
+batch normalization trained, one scale, one loss.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from wsss_lib.nets.backbone import Backbone, ResNet, build_backbone
 from wsss_lib.nets.weights import imagenet_weights, load_weights
 from wsss_lib.parameters import project_path
 
-BACKBONE_MOMENTUM = 0.01  # of batch normalisation's running statistics; the head has torch's 0.1
+BACKBONE_MOMENTUM = 0.01  # of batch normalization's running statistics; the head has torch's 0.1
 LEAST_RATE = 1e-6  # the official schedule goes no lower
 
 
@@ -90,7 +90,7 @@ class Decoder(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLab-v3+: logits at stride 4; all batch normalisation is trained.
+    """DeepLab-v3+: logits at stride 4; all batch normalization is trained.
 
     Args:
         backbone: with early features of stride 4 as its second stage (from `build_dilated_backbone`).
@@ -117,7 +117,7 @@ class DeepLabV3Plus(nn.Module):
         """Return the logits (N, K, about H / 4, about W / 4).
 
         Args:
-            images: float (N, 3, H, W), normalised.
+            images: float (N, 3, H, W), normalized.
         """
         features = self.backbone.stages(images)
         return self.classifier(features[1], features[-1])
@@ -128,7 +128,7 @@ def parameter_groups(net: DeepLabV3Plus, learning_rate: float, weight_decay: flo
 
     Args:
         learning_rate: of the decoder.
-        weight_decay: of everything, batch normalisation included.
+        weight_decay: of everything, batch normalization included.
 
     Returns:
         params, lr, its floor min_lr, and weight_decay of both groups.

@@ -65,7 +65,7 @@ class VGG(Backbone):
         """Return the deepest features: float (N, channels[4], H/8, W/8), rounded down.
 
         Args:
-            images: float (N, 3, H, W), normalised.
+            images: float (N, 3, H, W), normalized.
         """
         return self.stages(images)[-1]
 

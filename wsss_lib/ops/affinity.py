@@ -1,7 +1,7 @@
 """Pixel pairs of IRN and AffinityNet: search paths, affinities from boundaries or features, pair labels, and the losses.
 
 A pair is a source pixel i and a destination j within a radius. It is similar when no boundary lies on the straight
-path between them. Sources are the pixels whose whole neighbourhood lies inside the map, so that every pair of one
+path between them. Sources are the pixels whose whole neighborhood lies inside the map, so that every pair of one
 direction is one shifted window of the map: no index tables are needed.
 
 In shape comments r is the radius (an integer of at least 2, in cells), B the batch, n the number of directions (34 for radius
@@ -64,7 +64,7 @@ class AffinityLosses(NamedTuple):
     Attributes:
         pos: boundaries between pixels that are known to be equal.
         neg: missing boundaries between pixels that are known to be different.
-        dp_fg: displacements of pixels of one object class that do not point at one centre.
+        dp_fg: displacements of pixels of one object class that do not point at one center.
         dp_bg: displacements of background pixels that differ.
 
     Source: IRN, losses of boundary detection and displacement field. Explained in notebook 80, section "The loss".
@@ -77,19 +77,19 @@ class AffinityLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """Return the scalar that training minimises: the mean of pos and neg plus the mean of dp_fg and dp_bg."""
+        """Return the scalar that training minimizes: the mean of pos and neg plus the mean of dp_fg and dp_bg."""
         return (self.pos + self.neg) / 2 + (self.dp_fg + self.dp_bg) / 2
 
 
 @lru_cache(maxsize=32)
 def search_paths(radius: int) -> tuple[Path, ...]:
-    """Return the straight paths to all neighbours closer than `radius` in the lower half plane.
+    """Return the straight paths to all neighbors closer than `radius` in the lower half plane.
 
     The other half plane holds the same pairs seen from their other end. The order (by number of points, then by
     direction) is the order of the n directions in every affinity, label and displacement of this module.
 
     Args:
-        radius: r >= 2, in cells of the map; a neighbour (dy, dx) has dy^2 + dx^2 < r^2.
+        radius: r >= 2, in cells of the map; a neighbor (dy, dx) has dy^2 + dx^2 < r^2.
 
     Returns:
         n paths; 34 for radius 5, 152 for radius 10.
@@ -97,7 +97,7 @@ def search_paths(radius: int) -> tuple[Path, ...]:
     Raises:
         ValueError: the radius is not an integer of at least 2.
 
-    Source: IRN (Ahn, Cho, Kwak, CVPR 2019), the set of neighbouring pairs P; points and order as in its program.
+    Source: IRN (Ahn, Cho, Kwak, CVPR 2019), the set of neighboring pairs P; points and order as in its program.
     Explained in notebook 80, section "Pairs and paths".
 
     >>> [path.destination for path in search_paths(2)]
@@ -134,11 +134,11 @@ def _straight_runs(radius: int) -> tuple[tuple[tuple[int, int, int, int], ...], 
 
 
 def _source_grid(height: int, width: int, radius: int) -> tuple[int, int]:
-    """Rows and columns of sources in a map: the neighbourhood reaches r-1 cells to the left, right and below."""
+    """Rows and columns of sources in a map: the neighborhood reaches r-1 cells to the left, right and below."""
     rows, columns = height - radius + 1, width - 2 * (radius - 1)
     if rows < 1 or columns < 1:
         raise ValueError(
-            f"A map of {height} x {width} cells has no pixel whose neighbourhood of radius {radius} lies "
+            f"A map of {height} x {width} cells has no pixel whose neighborhood of radius {radius} lies "
             f"inside; it must be at least {radius} x {2 * radius - 1}: enlarge the map or reduce the radius."
         )
     return rows, columns
@@ -170,9 +170,9 @@ def path_index(radius: int, size: tuple[int, int]) -> PathIndex:
         Flat indices y*W + x, int64; the points of a path in the order of `search_paths`.
 
     Raises:
-        ValueError: the map is smaller than a neighbourhood.
+        ValueError: the map is smaller than a neighborhood.
 
-    Source: IRN, the set of neighbouring pairs P. Explained in notebook 80, section "Pairs and paths".
+    Source: IRN, the set of neighboring pairs P. Explained in notebook 80, section "Pairs and paths".
 
     >>> path_index(2, (2, 3)).source, path_index(2, (2, 3)).destination.tolist()
     (tensor([1]), [[2], [4], [3], [5]])
@@ -195,7 +195,7 @@ def edge_to_affinity(edge: Tensor, radius: int) -> Tensor:
         a_ij = 1 - max_{k in path(i,j)} e_k, (B, n, S), as `edge` in type and range.
 
     Raises:
-        ValueError: wrong number of dimensions, or a map smaller than a neighbourhood.
+        ValueError: wrong number of dimensions, or a map smaller than a neighborhood.
 
     Source: IRN, affinity of a pixel pair, the building block of its boundary detection.
     Explained in notebook 80, section "From boundaries to affinities".
@@ -236,7 +236,7 @@ def affinity_labels(label: Tensor, radius: int, num_classes: int) -> PairLabels:
         The sets P+_bg, P+_fg, P- as bool masks (..., n, S), on the device of `label`.
 
     Raises:
-        ValueError: a floating-point label, or a map smaller than a neighbourhood.
+        ValueError: a floating-point label, or a map smaller than a neighborhood.
 
     Source: IRN, mining of inter-pixel relations from confident labels, the sets P+_bg, P+_fg, P-.
     Explained in notebook 80, section "Pairs and paths".
@@ -264,7 +264,7 @@ def pair_displacement(displacement: Tensor, radius: int) -> Tensor:
         delta_ij = D(i) - D(j), (B, 2, n, S), in cells.
 
     Raises:
-        ValueError: a map smaller than a neighbourhood.
+        ValueError: a map smaller than a neighborhood.
 
     Source: IRN, loss of the displacement field, delta(i,j). Explained in notebook 80, section "Displacements".
     """
@@ -304,7 +304,7 @@ def affinity_loss(edge_logit: Tensor, displacement: Tensor, label: Tensor, radiu
         `pos`, `neg`, `dp_fg`, `dp_bg` and their combination `total`, scalars.
 
     Raises:
-        ValueError: a floating-point label, or a map smaller than a neighbourhood.
+        ValueError: a floating-point label, or a map smaller than a neighborhood.
 
     Source: IRN, losses of boundary detection and displacement field, with the constants of its program.
     Explained in notebook 80, section "The loss".
@@ -330,7 +330,7 @@ def _mean_over(mask: Tensor, cost: Tensor, components: int = 1) -> Tensor:
 
 
 class FeatureLosses(NamedTuple):
-    """The three terms of AffinityNet's loss, scalars. `total` is what training minimises."""
+    """The three terms of AffinityNet's loss, scalars. `total` is what training minimizes."""
 
     bg: Tensor
     fg: Tensor
@@ -352,7 +352,7 @@ def feature_affinity(features: Tensor, radius: int) -> Tensor:
         W_ij = exp(-mean_k |f_ik - f_jk|), (B, n, S), in (0, 1].
 
     Raises:
-        ValueError: a map smaller than a neighbourhood.
+        ValueError: a map smaller than a neighborhood.
 
     Source: AffinityNet (Ahn and Kwak, CVPR 2018), equation 1. Explained in notebook 75, section "Affinity of features".
 

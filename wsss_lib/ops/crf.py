@@ -1,7 +1,7 @@
 """Dense CRF: snap a label map or a probability map to the edges of its photograph.
 
 A fully connected conditional random field over all pixels with two Potts terms: `gaussian` (near pixels agree) and
-`bilateral` (near pixels of like colour agree); ten steps of mean field (Kraehenbuehl and Koltun, NeurIPS 2011).
+`bilateral` (near pixels of like color agree); ten steps of mean field (Kraehenbuehl and Koltun, NeurIPS 2011).
 The filtering is pydensecrf's, an approximation on the permutohedral lattice: compare labels, not probabilities.
 """
 
@@ -33,7 +33,7 @@ def crf_from_labels(
         gaussian_sxy: standard deviation of the gaussian term, in pixels.
         gaussian_compat: its weight.
         bilateral_sxy: standard deviation of the bilateral term in space, in pixels.
-        bilateral_srgb: standard deviation in colour, in grey levels of 0..255.
+        bilateral_srgb: standard deviation in color, in gray levels of 0..255.
         bilateral_compat: its weight.
 
     Returns:
@@ -83,7 +83,7 @@ def crf_from_probabilities(
         image: (H, W, 3) uint8, RGB, the photograph itself (not with its mean subtracted).
         probabilities: (K, H, W) float in [0, 1], summing to 1 over K at every pixel; clipped below at 1e-5.
         gaussian_sxy, gaussian_compat: width in pixels and weight of the gaussian term.
-        bilateral_sxy, bilateral_srgb, bilateral_compat: widths in pixels and grey levels, and weight of the bilateral term.
+        bilateral_sxy, bilateral_srgb, bilateral_compat: widths in pixels and gray levels, and weight of the bilateral term.
 
     Returns:
         (K, H, W) float32, the probabilities Q after the last step.

@@ -78,7 +78,7 @@ def _checked_labels(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarr
         if array.dtype.kind not in "iu":
             raise ValueError(
                 f"The {name} has the type {array.dtype}, labels must be integers: read the mask as "
-                "indices, not as colours or scores."
+                "indices, not as colors or scores."
             )
     return truth, prediction
 

@@ -46,7 +46,7 @@ class Graph(NamedTuple):
 
 @torch.no_grad()
 def affinity_graph(edge: Tensor, radius: int = 5, beta: float = 1) -> Graph:
-    """Connect every pixel with its neighbours inside the map, weighted by affinity; the diagonal is 1.
+    """Connect every pixel with its neighbors inside the map, weighted by affinity; the diagonal is 1.
 
     Beyond the border the boundary map is continued with 1, so a pair that leaves the map has affinity 0 and every
     pixel can be a source. The entries of a row are laid side by side in the order of their columns, then the ones
@@ -62,7 +62,7 @@ def affinity_graph(edge: Tensor, radius: int = 5, beta: float = 1) -> Graph:
     Raises:
         ValueError: `edge` is not a non-empty two-dimensional map in [0, 1], the radius is below 2, or beta is negative.
 
-    Source: IRN (Ahn, Cho, Kwak, CVPR 2019), transition matrix of the random walk, before its normalisation.
+    Source: IRN (Ahn, Cho, Kwak, CVPR 2019), transition matrix of the random walk, before its normalization.
     Explained in notebook 80, section "The random walk".
 
     >>> affinity_graph(torch.tensor([[0.0, 0.25, 0.0]]), radius=2).matrix().to_dense()
@@ -88,20 +88,20 @@ def pair_graph(affinity: Tensor, radius: int) -> Graph:
     """Return the symmetric graph of affinities that are given once for each pair; the diagonal is 1.
 
     Args:
-        affinity: (n, h, w), of every cell to its n neighbours in the order of `search_paths`, >= 0; what belongs to neighbours
+        affinity: (n, h, w), of every cell to its n neighbors in the order of `search_paths`, >= 0; what belongs to neighbors
             outside the map is not read.
 
     Returns:
         float64 values, int32 indices, on the device of `affinity`.
 
-    Source: transition matrix of the random walk, before its normalisation, in IRN and AffinityNet alike.
+    Source: transition matrix of the random walk, before its normalization, in IRN and AffinityNet alike.
     Explained in notebook 80, section "The random walk".
     """
     affinity = affinity.double()
     height, width = affinity.shape[1:]
     forward = dict(zip((path.destination for path in search_paths(radius)), affinity, strict=True))
 
-    # A pixel's slots, in the order of their columns: neighbours before it, itself, neighbours after it.
+    # A pixel's slots, in the order of their columns: neighbors before it, itself, neighbors after it.
     after = sorted(forward)
     offsets = [(-dy, -dx) for dy, dx in reversed(after)] + [(0, 0)] + after
     values = affinity.new_ones(height, width, len(offsets))
@@ -111,7 +111,7 @@ def pair_graph(affinity: Tensor, radius: int) -> Graph:
         inside[here] = True
         if (dy, dx) in forward:
             values[..., slot] = forward[dy, dx]
-        elif slot < len(after):  # the same pair, stored with the neighbour
+        elif slot < len(after):  # the same pair, stored with the neighbor
             values[here] = forward[-dy, -dx][_overlap(-dy, height), _overlap(-dx, width)]
     shift = torch.tensor([dy * width + dx for dy, dx in offsets], dtype=torch.int32, device=affinity.device)
     vertex = torch.arange(height * width, dtype=torch.int32, device=affinity.device)

@@ -92,7 +92,7 @@ class AffinityHead(nn.Module):
 
     Args:
         channels: of the three maps.
-        groups: of the group normalisations before the first three ELUs (published for VGG-16); None: there are none
+        groups: of the group normalizations before the first three ELUs (published for VGG-16); None: there are none
             (published for ResNet-38).
 
     Source: AffinityNet (Ahn and Kwak, CVPR 2018), section 3.2; names and widths as in its program.
@@ -131,7 +131,7 @@ class AffinityHead(nn.Module):
 
 
 class AffinityNet(nn.Module):
-    """A backbone that is trained along (batch normalisation frozen) and the head over its three deepest kinds of maps.
+    """A backbone that is trained along (batch normalization frozen) and the head over its three deepest kinds of maps.
 
     The published networks have all three maps at stride 8. For other backbones the first of them is the deepest of the
     shallow three that is as fine as the grid, and the two deeper ones are enlarged to it.
@@ -139,7 +139,7 @@ class AffinityNet(nn.Module):
     Args:
         backbone: of `wsss_lib.nets.backbone`; VGG-16 gets fc6 with dilation 4.
         stride: of the grid on which pixels are compared; 8 in the paper.
-        group_norm: group normalisation in the head; published for VGG-16, not for ResNet-38.
+        group_norm: group normalization in the head; published for VGG-16, not for ResNet-38.
 
     Raises:
         ValueError: the backbone has no map as fine as the grid.
@@ -160,7 +160,7 @@ class AffinityNet(nn.Module):
         self.head = AffinityHead([backbone.channels[level] for level in self.levels], groups=GROUPS if group_norm else None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features f of normalised images.
+        """Return the features f of normalized images.
 
         Args:
             images: (N, 3, H, W).
@@ -284,7 +284,7 @@ def crop_sample(
 ) -> tuple[Tensor, Tensor]:
     """Crop image and scores together and reduce the scores to a label on the grid.
 
-    The image is normalised after the crop, so that the surroundings of a small image are black. The scores are averaged
+    The image is normalized after the crop, so that the surroundings of a small image are black. The scores are averaged
     over the cells of the grid before they are compared; that depends on where the crop lies.
 
     Args:
@@ -313,8 +313,8 @@ def crop_sample(
 def feature_graph(features: Tensor, radius: int, beta: float) -> Graph:
     """Connect the cells of a map by the affinity of their features, V = W^beta; the diagonal is 1.
 
-    As published, only cells whose whole neighbourhood lies inside the map begin a pair. Cells near the left, right and lower
-    border therefore have fewer neighbours, ten cells of every map (for radius 5) none at all: they keep their scores.
+    As published, only cells whose whole neighborhood lies inside the map begin a pair. Cells near the left, right and lower
+    border therefore have fewer neighbors, ten cells of every map (for radius 5) none at all: they keep their scores.
 
     Args:
         features: f, (D, h, w).
@@ -456,9 +456,9 @@ def _make_scores_of_image(image_id: str, data: SegmentationDataset, maps_folder:
 
 
 class AffinityScoreSamples(Dataset):
-    """AffinityNet's recipe: colour jitter and a random crop without scaling, mirror.
+    """AffinityNet's recipe: color jitter and a random crop without scaling, mirror.
 
-    Yields image float32 (3, crop, crop), normalised, and label int64 (crop/stride, crop/stride): positions among the classes
+    Yields image float32 (3, crop, crop), normalized, and label int64 (crop/stride, crop/stride): positions among the classes
     of the image, 0 background, 255 unknown.
 
     Source: AffinityNet's program. Explained in notebook 75, section "Training".
@@ -502,7 +502,7 @@ def build_affinitynet(config: Settings, classifier_weights: Path | str, weights:
     backbone = start_backbone(build, start, classifier_weights, weights)
     for module in backbone.shallow_modules(config.affinitynet_frozen_stages):
         module.requires_grad_(False)
-    # Published without group normalisation for ResNet-38, with it for VGG-16; the others' maps differ in scale as VGG's do.
+    # Published without group normalization for ResNet-38, with it for VGG-16; the others' maps differ in scale as VGG's do.
     net = AffinityNet(backbone, config.affinitynet_stride, group_norm=config.backbone != "resnet38")
     return load_whole(net, weights)
 

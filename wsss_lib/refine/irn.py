@@ -104,9 +104,9 @@ class MeanShift(nn.Module):
 
 
 class IRN(nn.Module):
-    """Inter-pixel relation network: class boundaries and displacements towards the object's centre.
+    """Inter-pixel relation network: class boundaries and displacements towards the object's center.
 
-    The backbone is frozen: no gradient enters it and its batch normalisations stay in inference form.
+    The backbone is frozen: no gradient enters it and its batch normalizations stay in inference form.
     Names of parameters are those of the official program, those of the backbone prefixed with `backbone.`.
 
     Args:
@@ -126,7 +126,7 @@ class IRN(nn.Module):
         super().__init__()
         width = displacement_width
         if width < 32 or width % 32:
-            raise ValueError(f"displacement_width must be a positive multiple of 32 (group normalisation), not {width}.")
+            raise ValueError(f"displacement_width must be a positive multiple of 32 (group normalization), not {width}.")
         self.backbone = backbone.requires_grad_(False)
         c1, c2, c3, c4, c5 = backbone.channels
         _, s2, s3, s4, s5 = backbone.strides
@@ -165,7 +165,7 @@ class IRN(nn.Module):
         """Return boundary logits and displacements.
 
         Args:
-            images: (N, 3, H, W), normalised for the backbone.
+            images: (N, 3, H, W), normalized for the backbone.
 
         Returns:
             edge_logit (N, 1, H/4, W/4): its sigmoid is the boundary probability; and displacement (N, 2, H/4, W/4):
@@ -205,12 +205,12 @@ class IRN(nn.Module):
     def predict(self, image: Tensor, pad_to: int = 0) -> tuple[Tensor, Tensor]:
         """Return the boundary map of image and mirror image averaged, and the displacements of the image.
 
-        The padded area takes part in the group normalisation, so the result depends on it; the official program pads
+        The padded area takes part in the group normalization, so the result depends on it; the official program pads
         VOC images to 512 x 512, and those of RIB and AMN do not pad COCO's. No part of a larger image is ever cut off: that
         side is then padded to a multiple of 16.
 
         Args:
-            image: (3, H, W), normalised for the backbone, on the device of the network, which is in evaluation mode.
+            image: (3, H, W), normalized for the backbone, on the device of the network, which is in evaluation mode.
             pad_to: pad right and bottom with zeros to this side length, 16 being the least; 0: no padding.
 
         Returns:

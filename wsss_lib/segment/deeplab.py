@@ -90,7 +90,7 @@ class Parameters(ParameterGroup):
     deeplab_scales: Numbers = (1.0, 1.25, 1.5)
     deeplab_test_scales: Numbers = (0.5, 0.75)  # of v2, beside 1.0, in training and in testing
     deeplab_padding_is_background: bool = False  # v3plus teaches what lies outside the image as background (published: true)
-    deeplab_centre_crop: Count = 0  # also score centre crops of this side (published v3plus numbers: 513); 0: full images only
+    deeplab_centre_crop: Count = 0  # also score center crops of this side (published v3plus numbers: 513); 0: full images only
 
     @model_validator(mode="after")
     def _deeplab_version_fits(self) -> "Parameters":
@@ -165,7 +165,7 @@ def train_deeplab(
     """
     if config.deeplab_version != "v2" and min(config.deeplab_batch_size, config.device_batch_size) < 2:
         raise ValueError(
-            "DeepLab-v3+ trains batch normalisation on one value an image: deeplab_batch_size and "
+            "DeepLab-v3+ trains batch normalization on one value an image: deeplab_batch_size and "
             "device_batch_size must be at least 2"
         )
     common = (
@@ -279,13 +279,13 @@ def _write_prediction(image_id: str, logits: np.ndarray, data: SegmentationDatas
 
 
 def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Settings) -> Evaluation:
-    """Score a network on centre crops; not comparable with a score of full images.
+    """Score a network on center crops; not comparable with a score of full images.
 
     Explained in notebook 90, section "Numbers".
     """
     net.eval()
     evaluation = Evaluation(data.num_classes + 1)
-    for image_id in progress(data.ids, "centre crops"):
+    for image_id in progress(data.ids, "center crops"):
         image, mask = transforms.centre_crop(data.image(image_id), data.mask(image_id), config.deeplab_centre_crop)
         evaluation.add(mask, class_probabilities(net, image, config).argmax(0))
     return evaluation
@@ -347,7 +347,7 @@ def _score_predictions(job: Job) -> list[dict]:
     ]
     if config.deeplab_centre_crop:  # another set of pixels, and said so in the row's name
         crops = score_centre_crops(job.inputs["deeplab"].net, data, config)
-        scored.append((f"{name} ({config.deeplab_centre_crop} centre crop)", crops, False))
+        scored.append((f"{name} ({config.deeplab_centre_crop} center crop)", crops, False))
     return [
         metric_row(what, data, evaluation, crf, config) | {"pixel_labels_chose": honest} for what, evaluation, crf in scored
     ]
