@@ -109,8 +109,8 @@ def read_instances(path: Path, own: bool = False) -> Instances:
     found, categories, named = Instances(path), array("q"), dict[int, str]()
     for name, begin, length, value in _elements(path):
         try:
-            if name in ("images", "annotations", "categories") and not isinstance(value, dict):
-                raise ValueError("it is no object with names and values")
+            if name in ("images", "annotations", "categories"):
+                _check_object(value)
             if name == "images":
                 _add_image(found, value, own)
             elif name == "annotations":
@@ -174,6 +174,11 @@ def read_annotations(path: Path, places: list[tuple[int, int]]) -> list[dict[str
             except ValueError:
                 raise DataError(f"{path}: the file has changed while it was worked on; run again") from None
     return annotations
+
+
+def _check_object(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object with names and values")
 
 
 def _add_image(found: Instances, value: dict[str, Any], own: bool) -> None:

@@ -271,7 +271,7 @@ def test_labels_of_coco_need_its_class_names(tmp_path, capsys):
 @pytest.mark.parametrize(
     "table, words",
     [
-        ({2007000032: np.float32([0.5] * 20)}, "image 2007_000032 has 20 values where 20 zeros and ones"),
+        ({2007000032: np.float32([0.5] * 20)}, "image 2007_000032 has other values where 20 zeros and ones"),
         ({2007000032: np.float32([np.nan] * 20)}, "zeros and ones"),
         ({2007000032: [1.0] * 20}, "has a list"),
         ({2007000032: np.zeros(20), "2007_000032": np.zeros(20)}, "is there twice"),

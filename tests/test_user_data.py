@@ -988,7 +988,7 @@ def test_a_missing_value_is_not_taken_for_a_class(tmp_path, capsys, value):
         ("t.json", "[]", "not an instances JSON of COCO"),
         ("t.json", "{}", "it names no images"),
         ("t.json", "\ufeff{}".encode("utf-16-le"), "the file is UTF-16"),
-        ("t.json", '{"images": [], "categories": ["cat"]}', "it is no object with names and values"),
+        ("t.json", '{"images": [], "categories": ["cat"]}', "it is not an object with names and values"),
         ("t/a.json", '["cat"]', "it has no list of shapes"),
         ("t/a.json", '{"images": []}', "give the file itself: --labels"),
         ("t/a.xml", "<annotations><image/></annotations>", "is CVAT's own form"),
