@@ -22,7 +22,7 @@ from wsss_lib.tune import Study
 
 FOLDER = Path(__file__).resolve().parent / "figures"
 IMAGES = ("2008_005061", "2008_005304", "2008_006221", "2009_000002")  # one cat, two horses, many sheep, a cat and a dog
-METHODS = ("cam", "rib", "drs", "amn", "vwe", "sccam")
+NAMES = {"cam": "CAM", "rib": "RIB", "drs": "DRS", "amn": "AMN", "vwe": "VWE", "sccam": "SC-CAM"}
 
 
 def measured_maps(study: Study) -> tuple[Path, float]:
@@ -34,7 +34,7 @@ def measured_maps(study: Study) -> tuple[Path, float]:
 def draw(study: Study, cam: Study) -> None:
     """Write docs/figures/photographs_METHOD.jpg: photograph, ground truth, CAM, the method's map, its mask."""
     data, (maps, threshold), (cam_maps, cam_threshold) = study.measuring, measured_maps(study), measured_maps(cam)
-    columns = ["photograph", "ground truth", "CAM", *([] if study.method == "cam" else [study.method.upper()]), "mask"]
+    columns = ["photograph", "ground truth", "CAM", *([] if study.method == "cam" else [NAMES[study.method]]), "mask"]
     figure, grid = plt.subplots(len(IMAGES), len(columns), figsize=(1.7 * len(columns), 1.35 * len(IMAGES)))
     for row, image_id in zip(grid, IMAGES, strict=True):
         picture = np.asarray(data.image(image_id))
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=0)
     options = parser.parse_args()
     viz.use_style()
-    studies = {name: Study(name, options.preset, measured=options.measured, limit=options.limit) for name in METHODS}
+    studies = {name: Study(name, options.preset, measured=options.measured, limit=options.limit) for name in NAMES}
     for name, study in studies.items():
         if any(row["seed"] == 0 for row in study.summary()["measured"]):
             draw(study, studies["cam"])
