@@ -27,7 +27,7 @@ NAMES = {"cam": "CAM", "rib": "RIB", "drs": "DRS", "amn": "AMN", "vwe": "VWE", "
 
 def measured_maps(study: Study) -> tuple[Path, float]:
     """Return the folder of the maps of seed 0 that the study has measured, and its threshold."""
-    best = study.study.best_trial
+    best = study.best
     return study.folder / f"measured{best.number}.seed0", best.user_attrs["threshold"]
 
 

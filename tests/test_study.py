@@ -51,7 +51,7 @@ def test_trials_that_are_given_up_or_diverge_add_nothing():
     study = {"cam": saved(40)}
     assert studies.best_so_far(study, "cam") == [30, 30, 30, 35, 35]
     assert [row[2] for row in studies.trial_rows(study)] == ["30.0", "given up", "diverged", "35.0", "31.0"]
-    assert studies.measured_rows(study) == [["cam", "0.30", "40.0", "41.0", "42.0", "40.0", "–"]]
+    assert studies.measured_rows(study) == [["cam", "0.30", "40.0", "41.0", "42.0", "40.0", "–", "–"]]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"cam": 3}', '{"cam": {"trials": []}}', "3"])

@@ -84,17 +84,20 @@ def test_a_study_that_was_stopped_makes_the_same_trials(study, monkeypatch):
     stopped.tune(6)
     assert [(trial.params, trial.value) for trial in stopped.finished()] == expected
 
-    best = stopped.study.best_trial
+    best = stopped.best
+    assert best.value == max(value for _, value in expected)
     (row,) = stopped.measure([0])
     assert row["values"] == best.params and row["images"] == 22 and 0 <= row["miou"] <= row["best_miou"] <= 100
     assert row["threshold"] == best.user_attrs["threshold"] and stopped.measure([0]) == [row]
     assert stopped.table().count("\n") >= 7
     assert 0 <= row["one_class"] <= 100 and set(row["iou"]) <= {"background", *stopped.measuring.classes}
     assert len(row["curve"]) == len(tune.THRESHOLDS) and max(row["curve"]) == pytest.approx(row["best_miou"], abs=1e-3)
+    (refined,) = stopped.refine()
+    assert refined["miou"] == row["miou"] and 0 < refined["crf_miou"] <= 100 and stopped.refine() == [refined]
+    assert min(abs(refined["crf_threshold"] - row["threshold"] - shift) for shift in tune.CRF_SHIFTS) < 0.01
     summary = stopped.summary()
-    assert [trial["values"] for trial in summary["trials"]] == [values for values, _ in expected] and summary["measured"] == [
-        row
-    ]
+    assert [trial["values"] for trial in summary["trials"]] == [values for values, _ in expected]
+    assert summary["measured"] == [refined]
 
 
 @pytest.mark.system

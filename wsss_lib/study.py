@@ -33,7 +33,7 @@ def read(path: Path) -> Saved:
 
 def of_seeds(study: Saved, method: str, value: str = "miou") -> dict[int, float]:
     """Return seed to a measured number of a method, in percent."""
-    return {row["seed"]: row[value] for row in study[method]["measured"] if row[value] is not None}
+    return {row["seed"]: row[value] for row in study[method]["measured"] if row.get(value) is not None}
 
 
 def paired_gains(study: Saved, method: str, value: str = "miou", baseline: str = "cam") -> list[float]:
@@ -82,8 +82,8 @@ def gain_rows(study: Saved, value: str = "miou") -> list[list[str]]:
 
 
 def measured_rows(study: Saved) -> list[list[str]]:
-    """Return a line for each method: threshold, mIoU at it, the bound, the area, and images with one class or several."""
-    values = ("miou", "best_miou", "area", "one_class", "several_classes")
+    """Return a line for each method: threshold, mIoU at it, the bound, the area, images with one class or several, after a CRF."""
+    values = ("miou", "best_miou", "area", "one_class", "several_classes", "crf_miou")
     return [
         [method, f"{kept['measured'][0]['threshold']:.2f}"]
         + [with_spread(list(reached.values())) if (reached := of_seeds(study, method, value)) else "–" for value in values]
