@@ -221,8 +221,8 @@ viz.show_panels([[viz.image(test.images[item, 0, ..., None].repeat(1, 1, 3), "in
                 "digit up to the fifth layer and mostly dark in the last", size=1.6, bar="gradient / max")
 
 # %% [markdown]
-# Then the curves. Lines are means over the seeds, bands one standard deviation; the dotted lines with hollow marks are the published
-# values (read off the paper's figure, ±0.03). The frame is the paper's: the step into the last layer.
+# In the curves lines are means over the seeds, bands one standard deviation; the dotted lines with hollow marks are the
+# published values (read off the paper's figure, ±0.03). The frame is the paper's: the step into the last layer.
 
 # %% tags=["nbval-ignore-output"]
 def hgr_curves(rows, title, published=False, legend=True):
@@ -391,7 +391,7 @@ for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
 
 # %% [markdown]
 # There is a gain, and it has a price. At the two smallest rates ten steps only lower the shape's HGR, because more of the same
-# digit is the cheapest way up. At the larger rates high gradients spread over digit and shape. The background grows by a larger
+# digit is the cheapest way up. At larger rates high gradients spread over digit and shape. The background grows by a larger
 # factor still (0.03 to 0.11 at rate 0.001, where the shape goes from 0.16 to 0.30), so the push does not single out the object.
 # Collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth.
 #

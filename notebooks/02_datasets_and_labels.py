@@ -410,8 +410,7 @@ for row in check.metrics:
 # ## 8 Try it
 #
 # Browse the training set. (The slider appears in JupyterLab; the strip shows four images drawn at random and the one with the
-# bluest background, beneath.) Cover the creatures with your hand. For which image would you still guess a class, and is the
-# guess right?
+# bluest background.) Cover the creatures with your hand. For which image would you still guess a class, and is the guess right?
 
 # %%
 def browse(number=0):

@@ -139,9 +139,9 @@ y = torch.from_numpy(label.astype(np.float32))[None].to(classifier.device)
 print("\n".join(f"scale {scale:3.1f}: features {tuple(view.shape)}" for scale, view in zip(scales, views, strict=True)))
 
 # %% [markdown]
-# Now the whole method, on a copy of the network. The loop is the ten lines. Each turn of the outer loop is one step $k$; the
-# inner loop goes over the image's scales `s` and ends with the companions (`s` is None). Two lines will be explained later:
-# `kept` in section 4, the batches of companions in section 5.
+# The next cell runs the whole method on a copy of the network; the loop is the ten lines. Each turn of the outer loop is one
+# step $k$; the inner loop goes over the image's scales `s` and ends with the companions (`s` is None). Two lines will be
+# explained later: `kept` in section 4, the batches of companions in section 5.
 
 # %%
 # needs companions
@@ -518,8 +518,8 @@ for name, maps_of in variants.items():
 # unevenly that the interval just reaches zero. All intervals favor RIB as configured: its rates and $\tau$ were chosen on 100
 # such images with their ground truth, and a rate of its own might help another pooling.
 #
-# **The stops**, on the long runs of section 6. A stopped process is the beginning of one that was not stopped. What to look for:
-# how much of the damage do the stops prevent?
+# **The stops** are tried on the long runs of section 6. A stopped process is the beginning of one that was not stopped. What to
+# look for: how much of the damage do the stops prevent?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions

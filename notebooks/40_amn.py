@@ -395,9 +395,9 @@ results.show_table(header, compared)
 #
 # ### Before and after
 #
-# Now the paper's argument again, on both maps. What to look for in the table: the *range* of thresholds within two points of
-# the best, and the gap between object and background. The same scatter means more where the best thresholds are low, as
-# CAM's. The table also gives, in points, what an image loses on average because the threshold was not its own.
+# The next table tests the paper's argument on both maps. What to look for: the *range* of thresholds within two points of the
+# best, and the gap between object and background. The same scatter means more where the best thresholds are low, as CAM's. The
+# table also gives, in points, what an image loses on average because the threshold was not its own.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks

@@ -195,7 +195,7 @@ print("The clusters follow", "the true kinds" if purity0 > chance0 + 0.1 else "s
 # a limit of the method that the paper's single-object images do not show. The feature belongs to the *whole image*. If a second
 # class is in the image, its evidence is in the feature as well, and the easiest way to divide the images of a class is by
 # **what stands beside it**. Features averaged over the class's own map, or clusters of single-class images only, might avoid
-# this; neither is tried here.
+# this; neither is tried.
 
 # %% tags=["nbval-ignore-output"]
 largest = np.argsort(-np.bincount(of_cluster))[:3]

@@ -236,8 +236,7 @@ print(f"{len(thresholds)} thresholds, one pass = naive loop = library:", True)
 # %% [markdown]
 # ### The whole split
 #
-# The production step is one line. It makes the label maps of sections 3 to 5 for all images, and scores those that have ground
-# truth.
+# The production step is one line. It makes the label maps of sections 3 to 5 and scores those that have ground truth.
 
 # %%
 seeds = run(seed_masks.SEEDS, config)
@@ -326,9 +325,9 @@ for seed_t in sorted({config.seed_threshold, 0.15, 0.25}):
 print(f"set for this run: {config.seed_foreground_threshold:.2f} and {config.seed_background_threshold:.2f}")
 
 # %% [markdown]
-# Now one image changes, beside its own curve. What to look for: from 0.18 to 0.64 the mask shrinks from large blobs to
-# mere heads, but the score stays at 58 and 59 %. No threshold is good for this image. (Sliders appear in
-# JupyterLab; the strip shows the same.)
+# Here the threshold of one image changes, beside its own curve. What to look for: from 0.18 to 0.64 the mask shrinks from large
+# blobs to mere heads, but the score stays at 58 and 59 %. No threshold is good for this image. (Sliders appear in JupyterLab;
+# the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
