@@ -74,7 +74,7 @@ for part, (_, labels) in zip(("training", "testing"), read_digits(config.bottlen
 # ## 2 The images
 #
 # scikit-learn has 351 digits that are a 2 or an 8, of 8 x 8 pixels; MNIST has twelve thousand of 28 x 28. Enlarged to 20 x 20
-# pixels, ours are softer. Test images are made of digits that no training image shows, and **all** of them have a shape.
+# pixels, ours are softer. Test images are made from digits that no training image shows, and **all** of them have a shape.
 
 # %%
 train, test = bottleneck.images_of(config, config.bottleneck_shape_share, config.seed)
@@ -221,8 +221,8 @@ viz.show_panels([[viz.image(test.images[item, 0, ..., None].repeat(1, 1, 3), "in
                 "digit up to the fifth layer and mostly dark in the last", size=1.6, bar="gradient / max")
 
 # %% [markdown]
-# Then the curves. Lines are means over the seeds, bands one standard deviation; the dotted lines with hollow marks are the published
-# values (read off the paper's figure, ±0.03). The frame is the paper's: the step into the last layer.
+# In the curves lines are means over the seeds, bands one standard deviation; the dotted lines with hollow marks are the
+# published values (read off the paper's figure, ±0.03). The frame is the paper's: the step into the last layer.
 
 # %% tags=["nbval-ignore-output"]
 def hgr_curves(rows, title, published=False, legend=True):
@@ -338,7 +338,7 @@ viz.show_panels([viz.bands(range(len(ratios)), values, title, **axes) for title,
 # shapes are met in training, the *less* the logit reacts. Even where every image has one, the shapes alone tell the
 # network next to nothing. It learns to ignore them, because the digit is enough. Rarity is not needed for the effect.
 #
-# The same on one image, the last map of the 8. What to look for: does the dashed square fade from left to right?
+# The figure shows the last map of the 8. What to look for: does the dashed square fade from left to right?
 
 # %% tags=["nbval-ignore-output"]
 def last_map(part):
@@ -391,11 +391,11 @@ for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
 
 # %% [markdown]
 # There is a gain, and it has a price. At the two smallest rates ten steps only lower the shape's HGR, because more of the same
-# digit is the cheapest way up. Then high gradients spread over digit and shape. The background grows by a larger factor
-# still (0.03 to 0.11 at rate 0.001, where the shape goes from 0.16 to 0.30), so the push does not single out the
-# object. Collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth.
+# digit is the cheapest way up. At larger rates high gradients spread over digit and shape. The background grows by a larger
+# factor still (0.03 to 0.11 at rate 0.001, where the shape goes from 0.16 to 0.30), so the push does not single out the object.
+# Collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth.
 #
-# The same on one image. In JupyterLab the slider moves the rate; the strip shows three rates.
+# The strip shows one image at three rates. In JupyterLab the slider moves the rate.
 
 # %% tags=["nbval-ignore-output"]
 def raised_maps(rate, steps=(0, 2, 4, 6, 8, 10)):

@@ -73,8 +73,8 @@ print(f"{len(train_data)} training images, {len(score_data)} of split {score_dat
 print(f"{train_data.num_classes} classes:", ", ".join(train_data.classes))
 
 # %% [markdown]
-# The first six training images with their image-level labels. This is all that the methods are given: an image and a list of
-# names.
+# The figure shows the first six training images with their image-level labels. This is all that the methods are given: an image
+# and a list of names.
 
 # %%
 def label_names(data, image_id):
@@ -88,8 +88,8 @@ viz.show_panels([viz.image(train_data.image(name), "\n".join(label_names(train_d
 # %% [markdown]
 # ## 2 The folder
 #
-# All notebooks read one layout, that of the PASCAL VOC devkit. It has one folder for each kind of file, the file's name is
-# the image's *id*, and a *split* is a text file with an id a line. Two files are added: `labels.csv`, the table of
+# All notebooks read one layout, that of the PASCAL VOC devkit. It has one folder for each kind of file, the file's name is the
+# image's *id*, and a *split* is a text file with one id in each line. Two files are added: `labels.csv`, the table of
 # image-level labels, and (unless the data set is VOC) `dataset.json` with the names of the classes.
 
 # %%
@@ -181,8 +181,8 @@ for how in (Image.Resampling.NEAREST, Image.Resampling.BILINEAR):
     print(f"{how.name:10s}", np.array(line.resize((8, 1), how))[0].tolist())
 
 # %% [markdown]
-# Between background and class 15, VOC's *person*, the bilinear filter has invented class 4, a boat, and class 11, a
-# dining table. Every resizing of labels in this project takes the nearest pixel.
+# Between background and class 15, VOC's *person*, the bilinear filter has invented class 4, a boat, and class 11, a dining
+# table. Every resizing of labels in this project takes the nearest pixel, measured between pixel centers (notebook 40).
 #
 # ## 4 Image-level labels
 #
@@ -195,9 +195,8 @@ has_annotations = annotation.is_file()
 print("\n".join(annotation.read_text().splitlines()[:26]) if has_annotations else "this data set has no XML annotations")
 
 # %% [markdown]
-# The published rule is short: **every element `<name>`, anywhere in the file, whose text is one of the classes
-# counts.** Objects marked as difficult or cut off count too; the names of body parts (head, hand, foot) are not
-# classes and fall away.
+# The published rule is short: **every element `<name>`, anywhere in the file, whose text is one of the classes counts.**
+# Objects marked as difficult or cut off count too; the names of body parts (head, hand, foot) are not classes and are left out.
 
 # %%
 if has_annotations:
@@ -263,8 +262,8 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
                 "images", size=max(4, 0.9 + 0.19 * len(per_class)), bar="fraction of the row's images")
 
 # %% [markdown]
-# Real images are not flat. These are the same fractions for the 525 images of VOC 2012 whose ids begin with 2007, which
-# preset `voc12-small` uses, from the table that `python -m data_prep.voc_labels VOC2012 labels.csv` writes:
+# Real images differ. These are the same fractions for the 525 images of VOC 2012 whose ids begin with 2007, which preset
+# `voc12-small` uses, from the table that `python -m data_prep.voc_labels VOC2012 labels.csv` writes:
 #
 # | images with | alone | also person | also chair | also dining table | also sofa |
 # |---|---|---|---|---|---|
@@ -279,10 +278,9 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
 #
 # ## 5 Labels by XML and labels by masks
 #
-# There is a second way to get an image-level label: list the classes that occur in the true *mask*. It sounds like
-# the same and is not. A class may have a box but no pixel in the mask, because its object is tiny or was skipped by
-# SBD's annotators. DRS trains on such labels; IRN, RIB, AMN, VWE and SC-CAM on those of the XML files. Counted from
-# the official lists of `train_aug`:
+# There is a second way to get an image-level label: list the classes that occur in the *mask*. It sounds the same and is not. A
+# class may have a box but no pixel in the mask, because its object is tiny or was skipped by SBD's annotators. DRS trains on
+# such labels; IRN, RIB, AMN, VWE and SC-CAM on those of the XML files. Counted from the official lists of `train_aug`:
 #
 # | | images that differ | entries missing in the masks | entries added |
 # |---|---|---|---|
@@ -294,9 +292,8 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
 # 78. What is missing are hard cases, so labels by masks are *cleaned by pixel annotation*, and a classifier trained on
 # them has an easier task. This project takes the labels of `labels.csv`; how they were made is for the user to say.
 #
-# What does the data at hand say? For that, every mask of the scored and of the validation split is read once. This
-# pass is a part of the production step, too: a mask of a wrong size or with a value that is not a class stops it, with
-# the file's name.
+# What does the data at hand say? For that, every mask of the scored and of the validation split is read once. The production
+# step makes this pass, too. It stops at a mask of a wrong size or with a value that is not a class, and names the file.
 
 # %%
 check = run(CHECK, config)
@@ -320,8 +317,8 @@ for split, counts in pixels.items():
         print("   ", masked[split].ids[row], " ".join(names))
 
 # %% [markdown]
-# The same counts say how much of the images is object. What to look for: the background is by far the most common label. A
-# mask that is all background already scores well there, and the mean over classes is what keeps that from paying.
+# The same counts say how much of the images is object. What to look for: the background is by far the most common label. A mask
+# that is all background has most pixels right. The mean over classes gives it little credit for that.
 
 # %%
 for split, counts in pixels.items():
@@ -412,9 +409,8 @@ for row in check.metrics:
 #
 # ## 8 Try it
 #
-# Browse the training set. (The slider appears in JupyterLab; the strip shows four images drawn at random and the one
-# with the bluest background, for readers of the page.) Cover the creatures with your hand. For which image would you
-# still guess a class, and is the guess right?
+# Browse the training set. (The slider appears in JupyterLab; the strip shows four images drawn at random and the one with the
+# bluest background.) Cover the creatures with your hand. For which image would you still guess a class, and is the guess right?
 
 # %%
 def browse(number=0):

@@ -85,7 +85,9 @@ print(f"{len(train_data)} training images, {len(val_data)} validation images, {t
 # $$ W\,\frac{1}{hw}\sum_{ij} f_{ij}(x) \;=\; \frac{1}{hw}\sum_{ij} \underbrace{W f_{ij}(x)}_{\text{evidence at } (i,j)} $$
 #
 # The right side says that a logit is an average of local evidence. That evidence, cut off below zero, is the CAM:
-# $M_c = \mathrm{ReLU}(W_c f)$, where $W_c$ is the row of class $c$. The next cell shows the sizes and that both sides agree.
+# $M_c = \mathrm{ReLU}(W_c f)$, where $W_c$ is the row of class $c$. There is no bias, which would change all positions alike
+# and so name none. Negative evidence lowers the logit, and the cut hides it. The next cell shows the sizes and that both sides
+# agree.
 
 # %%
 torch.manual_seed(config.seed)
@@ -105,8 +107,8 @@ print("mean of the evidence = logits:", True)
 #
 # ## 2 Training on image-level labels
 #
-# Each class is its own yes-or-no question, so the loss is the multi-label soft-margin loss, a mean of binary
-# cross-entropies. Images are resized to a random long side, flipped horizontally at random and cropped; nothing else.
+# Each class is its own yes-or-no question, so the loss is the multi-label soft-margin loss, a mean of binary cross-entropies.
+# Images are resized to a random long side, flipped horizontally at random and cropped.
 #
 # **A slip to know about.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD in
 # the place of the *momentum*: a momentum of 0.0001 is none, so the published learning rates (0.1 and 1.0) belong to SGD without
@@ -237,9 +239,9 @@ viz.show_panels([viz.image(image, "input"), *map(map_at, ([1.0], [0.5], [2.0], l
 #
 # ## 6 All images
 #
-# Now the whole training set. Each image's file holds the classes that its label names, the maps at stride 4 as float16 (read back
-# as float32), and the image's size: a few kilobytes. **Image-level labels are used here**, which is fair, because these are
-# training images; the segmentation network at the end sees none.
+# Now all training images get their maps. Each image's file holds the classes that its label names, the maps at stride 4 as
+# float16 (read back as float32), and the image's size: a few kilobytes. **Image-level labels are used here**, which is fair,
+# because these are training images; the segmentation network at the end sees none.
 
 # %%
 maps = run(cam.MAPS, config)
@@ -250,11 +252,12 @@ assert scores.min() >= 0 and scores.max() <= 1
 # %% [markdown]
 # ## 7 Numbers
 #
-# To score a map it must become a mask: a pixel is background where no class exceeds a threshold, else it gets the class with the highest
-# score. A mask's score is the *IoU* of each class, the pixels in both mask and ground truth divided by the pixels in either; **mIoU** is its mean
-# over background and classes. All thresholds are tried in one pass (notebook 70 explains how). **The best threshold is chosen by looking at
-# pixel labels**, so it is an upper bound, marked as such. The second line quotes the paper, with its fixed threshold: it is about
-# other images and no comparison. What to look for in the curve: how sharp is the peak, and on which side is an error dearer?
+# To score a map it must become a mask: a pixel is background where no class exceeds a threshold, else it gets the class with
+# the highest score. A mask's score is the *IoU* of each class, the pixels in both mask and ground truth divided by the pixels
+# in either; **mIoU** is its mean over background and classes. All thresholds are tried in one pass (notebook 70 explains how).
+# **The best threshold is chosen by looking at pixel labels**, so it is an upper bound, marked as such. The second line quotes
+# the paper, with its fixed threshold: it is about other images and no comparison. What to look for in the curve: how sharp is
+# the peak, and on which side is an error costlier?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -273,9 +276,8 @@ viz.show_threshold_curves({"": row}, f"The mean IoU has one peak of {row['miou']
 #
 # ### The flaw, measured
 #
-# Generated images come with a map of *parts*: each creature has a small striking **head**, which tells its class, and a
-# large dull **body**. Recall by part says which pixels of an object the maps find, at the published threshold of 0.15 and at twice
-# that. (Real data sets have no such map; this cell then says so.)
+# Generated images come with a map of *parts*, **head** and **body**. Recall by part says which pixels of an object the maps
+# find, at the published threshold of 0.15 and at twice that. (Real data sets have no such map; this cell then says so.)
 
 # %% tags=["nbval-ignore-output"]
 for threshold in (0.15, 0.3):
@@ -291,8 +293,8 @@ for threshold in (0.15, 0.3):
 #
 # ## 8 Look
 #
-# Best, random and worst image by their own IoU, in the project's order: input, ground truth (hatched: unknown, not scored),
-# CAM. What to look for: how does the best image differ from the others?
+# The figure shows the best, a random and the worst image by their own IoU (hatched: unknown, not scored). What to look for: how
+# does the best image differ from the others?
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_at(maps.folder, maps.metrics[0].get("threshold", 0.15)))
@@ -307,8 +309,8 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 #
 # ## 9 Try it
 #
-# Move the threshold and watch the mask grow and shrink. No single value is right for both small discriminative regions and whole
-# objects. (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
+# Move the threshold and watch the mask grow and shrink. No single value is right for both small discriminative regions and
+# whole objects. (The slider needs JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 def thresholded(threshold):

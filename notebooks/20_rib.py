@@ -100,9 +100,9 @@ viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?
                 size=(5.5, 2.6))
 
 # %% [markdown]
-# 89 % of it lies there. The classification loss has little to say about these: its gradient with respect to the logit $z$ is
-# $\sigma(z) - 1$ ($\sigma$ is the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body of a
-# creature whose head has been seen.
+# 89 % of the present classes lie there. The classification loss has little to say about these: its gradient with respect to the
+# logit $z$ is $\sigma(z) - 1$ ($\sigma$ is the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body
+# of a creature whose head has been seen.
 #
 # ## 2 The idea in ten lines
 #
@@ -139,9 +139,9 @@ y = torch.from_numpy(label.astype(np.float32))[None].to(classifier.device)
 print("\n".join(f"scale {scale:3.1f}: features {tuple(view.shape)}" for scale, view in zip(scales, views, strict=True)))
 
 # %% [markdown]
-# Now the whole method, on a copy of the network. The loop is the ten lines. Each turn of the outer loop is one step $k$; the
-# inner loop goes over the image's scales `s` and ends with the companions (`s` is None). Two lines will be explained later:
-# `kept` in section 4, the batches of companions in section 5.
+# The next cell runs the whole method on a copy of the network; the loop is the ten lines. Each turn of the outer loop is one
+# step $k$; the inner loop goes over the image's scales `s` and ends with the companions (`s` is None). Two lines will be
+# explained later: `kept` in section 4, the batches of companions in section 5.
 
 # %%
 # needs companions
@@ -248,11 +248,11 @@ print(f"the classifier's own logit is the last: {raw[0, present].mean().item():.
 # them. To raise *this* number the network must find evidence elsewhere.
 #
 # **Why on the object and not in the background?** Nothing guarantees it. Take the classifier's weights alone. The row of an
-# image adds $\frac{\eta}{hw} \sum_q f(q)$ to $W_c$, a sum over its kept positions $q$, and so it raises the map at a
-# position $p$ by $\frac{\eta}{hw} \sum_q f(p) \cdot f(q)$. The map rises wherever the features resemble those of the kept positions, and most of
-# these are background. For the object speaks only that its features are large and resemble the discriminative ones. So
-# the next cell measures it: the mean rise after our one step, in percent of the peak before. What to look for: do bodies
-# rise more than the background?
+# image adds $\frac{\eta}{hw} \sum_q f(q)$ to $W_c$, a sum over its kept positions $q$, and so it raises the map at a position
+# $p$ by $\frac{\eta}{hw} \sum_q f(p) \cdot f(q)$. The map rises wherever the features resemble those of the kept positions, and
+# most of these are background. The object has one advantage: its features are large and resemble the discriminative ones. So
+# the next cell measures it: the mean rise after our one step, in percent of the peak before. What to look for: do bodies rise
+# more than the background?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions
@@ -273,9 +273,8 @@ for region in ("head", "body", "object", "background"):
 # also raises the logits of `rib_companions` other images, **of other classes only** (images that share no class with the
 # target), so that the push is spent on all classes alike.
 #
-# The official program decodes new companions from that pool in each step, 200 files for one image. Here a *bank* of images
-# is drawn once, and each goes through the frozen layers once. Images with the same labels share their first batch, whose
-# gradient is then computed once.
+# The official program decodes new companions from that pool in each step, 200 files for one image. Here a *bank* of images is
+# drawn once, and each goes through the frozen layers once.
 #
 # The next cells check the rule and show the target with the first six of its twenty companions. What to look for: no companion
 # shows the target's class.
@@ -335,8 +334,8 @@ viz.show_panels([viz.families(targets, "Summed logit of the image", config.rib_s
                 f"{crossing} of {len(few)} images", size=(4.5, 2.8))
 
 # %% [markdown]
-# No line of our length does. With steps four times as long the logits of several images grow by powers of ten, and coverage
-# passes its stop in two of twelve.
+# No line of our length crosses a stop. With steps four times as long the logits of several images grow by powers of ten, and
+# coverage passes its stop in two of twelve.
 #
 # The next strips show one class of one image. Above is the map of single steps, each divided by its maximum, with the line at
 # 0.3 that bounds the covered part. Below is the change since step 0: red is won, blue with dots is lost. What to look
@@ -363,14 +362,14 @@ strip(wild, few[0], "steps too long", 1.0)
 strip(gentle, few[0], "our length", 0.1)
 
 # %% [markdown]
-# With steps too long it spreads over everything (coverage from 23 to 72 %). The darkest red lies on the head of the *other*
-# creature, whose class this is not. At our length a single map hardly changes (23 to 24 %), and the scale of the
-# difference has to be ten times finer. What is won then lies around the line, on the body and on the ground alike.
-# Section 8 measures on all images whether anything is gained.
+# With steps too long the map spreads over everything (coverage from 23 to 72 %). The darkest red lies on the head of the
+# *other* creature, whose class this is not. At our length a single map hardly changes (23 to 24 %), and the scale of the
+# difference has to be ten times finer. What is won then lies around the line, on the body and on the ground alike. Section 8
+# measures on all images whether anything is gained.
 #
 # ## 7 All images
 #
-# Now the whole training set.
+# Now all training images get their maps.
 
 # %%
 maps = run(rib.MAPS, config)
@@ -405,9 +404,9 @@ viz.show_threshold_curves(rows, f"RIB's peak is {abs(gain):.1f} points {'higher'
                           f"{best['RIB']:.2f} instead of {best['CAM']:.2f}")
 
 # %% [markdown]
-# No: it lies below CAM's at thresholds up to CAM's peak and above it from there on. The peak moves from 0.11 to 0.14 and is
-# 0.4 points higher in this run (53.1 and 52.7 %); section 12 has three seeds. The broader maps are why its
-# thresholds for IRN differ (notebook 80, `configs/methods/`).
+# No: RIB's curve lies below CAM's at thresholds up to CAM's peak and above it from there on. The peak moves from 0.11 to 0.14
+# and is 0.4 points higher in this run (53.1 and 52.7 %); section 12 has three seeds. The broader maps are why its thresholds
+# for IRN differ (notebook 80, `configs/methods/`).
 #
 # ### Heads and bodies
 #
@@ -443,8 +442,8 @@ for text, third in zip(("least", "middle", "most"), np.array_split(np.argsort(of
     print(f"CAM finds {text:6s} ({of_cam[1, third].mean():.0f} % of the object): IoU {change[0]:+.1f}, recall {change[1]:+.1f} points")
 
 # %% [markdown]
-# The numbers have that direction: +1.1 points of IoU in the third of which CAM found least, and -0.7 where it had nearly all.
-# But there is no control: what is sorted to the bottom tends to rise by chance alone, and what is sorted to the top to fall.
+# The numbers point that way: +1.1 points of IoU in the third of which CAM found least, and -0.7 where it had nearly all. But
+# there is no control: what is sorted to the bottom tends to rise by chance alone, and what is sorted to the top to fall.
 #
 # ## 9 What helps and what does not
 #
@@ -513,14 +512,14 @@ for name, maps_of in variants.items():
     print(f"{name:30s} at {threshold:.2f}: {paired.mean():+.1f} points, interval {paired.mean() - half:+.1f} to {paired.mean() + half:+.1f}")
 
 # %% [markdown]
-# Plain CAM lies 0.8 points below RIB (0.3 to 1.3), so the small gain is real on these images. **With average pooling all of
-# it is lost** (-0.8). The published $\tau$ of 0.4 costs 0.2 points. Two companions do as well as twenty, as far as 120
-# images can tell, since the interval holds zero. Steps four times as long lose 1.4 points, but so unevenly that the
-# interval just reaches zero. All intervals favor RIB as configured: its rates and $\tau$ were chosen on 100 such images
-# with their ground truth, and a rate of its own might help another pooling.
+# Plain CAM lies 0.8 points below RIB (0.3 to 1.3), so the small gain is real on these images. **With average pooling all of it
+# is lost** (-0.8). The published $\tau$ of 0.4 costs 0.2 points. Two companions do as well as twenty, as far as 120 images can
+# tell, since the interval holds zero. A step without any was not tried. Steps four times as long lose 1.4 points, but so
+# unevenly that the interval just reaches zero. All intervals favor RIB as configured: its rates and $\tau$ were chosen on 100
+# such images with their ground truth, and a rate of its own might help another pooling.
 #
-# **The stops**, on the long runs of section 6. A stopped process is the beginning of one that was not stopped. What to look for:
-# how much of the damage do the stops prevent?
+# **The stops** are tried on the long runs of section 6. A stopped process is the beginning of one that was not stopped. What to
+# look for: how much of the damage do the stops prevent?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions
@@ -540,9 +539,9 @@ for text, rules in (("no stop", (False, False)), ("target logit", (True, False))
 #
 # ## 10 Look
 #
-# Best, random and worst image by RIB's own IoU, with the lines of each map's best threshold and the raw logits above the
-# input. The last column is the change from CAM to RIB: red is won, blue with dots is lost, dashed is CAM's line. What to
-# look for: does the line move along the object or into the background?
+# The figure shows the best, a random and the worst image by RIB's own IoU, with the line of each map's best threshold and the
+# raw logits above the input. The last column is the change from CAM to RIB: red is won, blue with dots is lost, dashed is CAM's
+# line. What to look for: does the line move along the object or into the background?
 
 # %% tags=["nbval-ignore-output"]
 lines = best if score_data.has_masks else {"CAM": config.seed_threshold, "RIB": config.seed_threshold}
@@ -573,8 +572,8 @@ viz.show_panels([compared(name) for name in looked_at], f"Images {', '.join(look
 # ## 11 Try it
 #
 # Move $k$ and watch the sum of maps grow over ten steps, with the mask at CAM's best threshold. What to look for: how much of
-# the object does each mask find, and does it stay inside? (Sliders appear in JupyterLab; the strip beneath shows the same for
-# readers of the page: above, the change since the first map, with its line dashed.)
+# the object does each mask find, and does it stay inside? (The slider needs JupyterLab; the strip shows the same and, above,
+# the change since the first map, with its line dashed.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions
@@ -622,10 +621,7 @@ viz.show_panels([[viz.image(picture, f"input {shown}"), start, *sums[1:]],
 # `voc12-small`, one seed): 38.5 %, where CAM has 38.7 %; IRN's pseudo-masks 47.5 % on RIB's maps and 48.6 % on CAM's.
 #
 # **Limits.** It costs some fifty to seventy times a plain CAM at the published settings of VOC (36 times at COCO's). Our
-# network is small, so its learning rate is not the published one, and one long step does here what ten short ones do: both
-# were chosen on 100 images with their ground truth.
-#
-# **Paper and code** differ (section 3). The program is the default here, because its maps were released.
+# network is small, so its learning rate is not the published one, and one long step does here what ten short ones do.
 #
 # **Exercise 1.** A raw map of two rows and two columns is [[6, 2], [1, -1]]. What is its pooled logit (code's form) with $\tau
 # = 0.4$?

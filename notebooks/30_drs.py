@@ -85,10 +85,10 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; bac
 # ## 1 The problem
 #
 # One discriminative region gives a classifier so much evidence that little is left to be gained elsewhere, and the CAM of
-# notebook 10 stays on that region. DRS attacks the *lead* of that region: no place of a feature channel may be stronger than
-# a fraction of the channel's maximum. DRS also brings in a second source. A **saliency map** says which pixels stand out, of
+# notebook 10 stays on that region. DRS attacks the *lead* of that region: no place of a feature channel may be stronger than a
+# fraction of the channel's maximum. DRS also brings in a second source. A **saliency map** says which pixels stand out, of
 # whatever class. It knows the extent and not the name; the CAM knows the name and not the extent. **The saliency maps of the
-# generated data, as in the figure, are drawn from the ground truth** and then spoiled: an eighth of the objects is missing,
+# generated data, as in the figure, are drawn from the ground truth** and then spoiled: an eighth of the objects are missing,
 # and false blobs are added.
 
 # %% tags=["nbval-ignore-output"]
@@ -157,7 +157,7 @@ viz.show_panels([viz.curves(range(len(row)), hills, f"channel {channel}, row of 
                 "Left: a hill with its top cut off at three heights. Right: the channel over its new maximum, ever broader", size=2.5)
 
 # %% [markdown]
-# A slider does the same. (Sliders appear in JupyterLab; the strip above shows the same for readers of the page.)
+# A slider does the same in JupyterLab.
 
 # %% tags=["nbval-ignore-output"]
 widgets.explore(lambda factor=0.55: viz.show_panels(
@@ -510,9 +510,8 @@ viz.show_panels([viz.curves(alphas, over_alpha, f"{len(few)} images, with salien
                 size=(6, 3))
 
 # %% [markdown]
-# No. Plain CAM with saliency reaches 82.8 % at $\alpha = 0.02$, more than DRS at any $\alpha$ (80.5 %); they meet at 0.05, and at the
-# published 0.2 DRS is 20 points ahead. What suppression gains here is that $\alpha$ hardly matters any more. Remember what the saliency maps are: on the generated images they are made from the
-# ground truth, and a saliency network for photographs has learned from masks.
+# No. Plain CAM with saliency reaches 82.8 % at $\alpha = 0.02$, more than DRS at any $\alpha$ (80.5 %); they meet at 0.05, and
+# at the published 0.2 DRS is 20 points ahead. What suppression gains here is that $\alpha$ hardly matters any more.
 #
 # Read the table by columns. Where saliency says what is background, the broader CAMs of DRS are worth more than plain CAM's
 # sharp ones (79.7 and 59.9) *at the published* $\alpha = 0.2$: much of the bodies has a lower score in plain CAM and stays
@@ -583,8 +582,8 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 #
 # ## 11 Try it
 #
-# Two thresholds decide about a pseudo-label: $\alpha$ for the CAMs and the one for the saliency map (50 of 255 in the
-# official programs). (Sliders appear in JupyterLab; the strip shows the same for readers of the page.)
+# Two thresholds decide about a pseudo-label: $\alpha$ for the CAMs and the one for the saliency map (50 of 255 in the official
+# programs). (The sliders need JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 def labeled(alpha, threshold):
@@ -610,12 +609,10 @@ viz.show_panels([truth, *(labeled(*pair) for pair in ((0.2, 50), (0.05, 50), (0.
 #   another form. Refinement costs points here.
 # * Written: `maps/` for notebooks 70 and 80, `drs_masks/` for notebook 90 with `refinement = "drs"`.
 #
-# **Differences between the paper, its program and this notebook.** The paper crops 321 pixels, the program 320. Both
-# resize images to a square. So do we, but CAMs are stored at stride 4 of the image and between 0 and 1, so that a
-# refined score above 1 cannot beat the background outside the salient part as it could there. The programs keep their
-# best epoch by ground truth; we keep the last. The smoke run has a ResNet in the place of VGG-16, suppresses one stage and
-# starts from notebook 10's classifier. The published lists of image-level labels differ from IRN's in 817 images; ours come from the
-# data set's table.
+# **Differences between the paper, its program and this notebook.** The paper crops 321 pixels, the program 320. Both resize
+# images to a square. So do we, but CAMs are stored at stride 4 of the image and between 0 and 1, so that a refined score above
+# 1 cannot beat the background outside the salient part as it could there. The published lists of image-level labels differ from
+# IRN's in 817 images; ours come from the data set's table.
 #
 # **Exercise 1.** A channel has the positive values 1, 2, 4 and 10 and $\delta = 0.5$. Which gradient arrives at the value
 # 10 if $\partial L/\partial y = 1$ everywhere? And if another place rises from 4 to 6?

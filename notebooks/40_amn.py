@@ -158,10 +158,10 @@ viz.show_panels([*cam_panels, activation_panel(cam_maps.folder, "its scores")],
 #
 # ![Above: image, backbone, features, which are multiplied channel by channel by a vector made of the image-level label below; ASPP gives every pixel logits, and cross-entropy compares them with refined seeds](../docs/figures/amn.svg)
 #
-# So AMN asks at every pixel instead. Take the features $x$ of the image, tell the network which classes the image has (the
-# label $y$ becomes a vector $v$ that multiplies the feature channels), classify every position into $C = K + 1$ labels, and
-# compare with a refined seed $s$ of the image, background and objects weighing the same. Here with a network that is not
-# trained yet.
+# So AMN asks at every pixel instead: all pixels of an object have the same target, which makes their scores even. Take the
+# features $x$ of the image, tell the network which classes the image has (the label $y$ becomes a vector $v$ that multiplies
+# the feature channels), classify every position into $C = K + 1$ labels, and compare with a refined seed $s$ of the image,
+# background and objects weighing the same. Here the network is not trained yet.
 
 # %%
 torch.manual_seed(config.seed)
@@ -341,8 +341,8 @@ viz.show_training(network.log(), {"loss": "loss", "background": "background", "o
 # %% [markdown]
 # ## 8 All images
 #
-# The maps of the whole training set, in the same form as CAM's, so that every later step takes them unchanged. The background's
-# channel is not stored, because every reader drops it: the background gets a constant score again.
+# The maps of the whole training set have the same form as CAM's, so that every later step takes them unchanged. The
+# background's channel is not stored, because every reader drops it: the background gets a constant score again.
 
 # %%
 maps = run(amn.MAPS, config)
@@ -353,8 +353,9 @@ print(f"{sum(1 for _ in maps.folder.glob('*.npz'))} files of maps")
 # %% [markdown]
 # ## 9 Numbers
 #
-# Both maps at their best threshold, **chosen by the pixel labels of the scored images**, so upper bounds both; and at the
-# threshold that was published for each (0.15 and 0.25). The published scores are of VOC 2012, for orientation only.
+# Both maps are scored at their best threshold, **chosen by the pixel labels of the scored images**, so both scores are upper
+# bounds. They are also scored at the threshold that was published for each (0.15 and 0.25). The published scores are of VOC
+# 2012, for orientation only.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -394,9 +395,9 @@ results.show_table(header, compared)
 #
 # ### Before and after
 #
-# Now the paper's argument again, on both maps. What to look for in the table: the *range* of thresholds within two points of
-# the best, and the gap between object and background. The same scatter means more where the best thresholds are low, as
-# CAM's. The table also gives, in points, what an image loses on average because the threshold was not its own.
+# The next table tests the paper's argument on both maps. What to look for: the *range* of thresholds within two points of the
+# best, and the gap between object and background. The same scatter means more where the best thresholds are low, as CAM's. The
+# table also gives, in points, what an image loses on average because the threshold was not its own.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -427,7 +428,7 @@ viz.show_panels([threshold_panels(name, sweep) for name, sweep in sweeps.items()
 #
 # ### Every method in one figure
 #
-# The same curve for the maps of every method that has been run with this data set and this seed.
+# The figure draws the same curve for the maps of every method that has been run with this seed.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -438,7 +439,7 @@ viz.show_threshold_curves(of_methods, f"The best points of the curves: {peaks}",
 # %% [markdown]
 # ### Heads and bodies
 #
-# Recall by part, for the generated creatures: heads tell the classes apart, bodies do not. Each map at its own best threshold.
+# The cell gives the recall of heads and bodies, each map at its own best threshold.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -488,8 +489,7 @@ else:
 #
 # ## 11 Look
 #
-# Best, random and worst image by the IoU of AMN's mask at its best threshold (for ranking only, never averaged), in the
-# project's order: input, ground truth, CAM, AMN.
+# The figure shows the best, a random and the worst image by the IoU of AMN's mask at its best threshold.
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_at(maps.folder, maps.metrics[0].get("threshold", 0.25)))
@@ -510,8 +510,8 @@ viz.show_panels([activation_panel(job.folder, name) for name, job in jobs.items(
 # %% [markdown]
 # ## 12 Try it
 #
-# Move the threshold and watch both masks. What to look for: over which range does each of them stay the same? (Sliders appear
-# in JupyterLab; the strip shows the same for readers of the page.)
+# Move the threshold and watch both masks. What to look for: over which range does each of them stay the same? (The slider needs
+# JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 jobs = {"CAM": cam_maps, "AMN": maps}
@@ -540,13 +540,13 @@ viz.show_panels([[thresholded(name, threshold) for threshold in steps] for name 
 #   pass over stored maps, and need not be much.
 # * AMN learns per pixel from refined seeds, with a balanced and smoothed loss, and is told the image-level label. Its maps
 #   have a CRF inside: CAM with a CRF belongs beside them, and half of the gain over plain CAM is the CRF's.
-# * AMN does not spare the choice of a threshold: the published one costs it more points here than CAM's. Published for AMN: 0.25 for seeds, 0.45 and 0.15 for IRN's labels (notebook
-#   80), maps to the power 1.3 before the random walk.
+# * AMN does not spare the choice of a threshold: the published one costs it more points here than CAM's. Choose it on a few
+#   masks (notebook 70, section 2), or expect such a loss. Published for AMN: 0.25 for seeds, 0.45 and 0.15 for IRN's labels
+#   (notebook 80), maps to the power 1.3 before the random walk.
 # * Written: `maps/` in the folder of `amn`. Next: notebooks 70, 80 and 90 with `method = "amn"`.
 #
 # **Limits and differences.** The paper's grid of thresholds and the number of its upper bound are unknown to us, and its
-# program has no script for them. The program leaves dropout on in the maps and gives NaN for a batch without objects; we do neither. It uses the refined seed at extraction, and
-# so do we. Its backbone starts from ImageNet; the generated data's from the classifier, with higher rates.
+# program has no script for them. Sections 4 and 6 name two slips of the program that are not repeated here.
 #
 # **Exercise 1.** A batch holds 900 background pixels with a loss of 0.2 each and 100 object pixels with a loss of 1.4 each.
 # What is the balanced loss?

@@ -159,10 +159,10 @@ viz.show_panels([truth, visual_words.word_panel(words.index[0], image, f"{int(w.
 # * The **hard** path ($w$) has none. It makes labels.
 # * $x$ is *detached*: no gradient of the encoder reaches the backbone.
 #
-# Why two paths? With the temperature $\tau = 1$ of the paper, cosines between $-1$ and $1$ give a nearly flat softmax,
-# so $H$ is nearly flat, too. The **entropy** of $H / \sum_k H_k$ measures it: 0 bits if one word has everything,
-# $\log_2 K$ bits if all have the same. Small differences are enough for a gradient, since a head can enlarge them, but
-# not for a label. The hard label is as sharp as can be.
+# Why two paths? With the temperature $\tau = 1$ of the paper, cosines between $-1$ and $1$ give a nearly flat softmax, so $H$
+# is nearly flat, too. The **entropy** of $H / \sum_k H_k$ measures it: 0 bits if one word has everything, $\log_2 K$ bits if
+# all have the same. Small differences are enough for a gradient, since a head can enlarge them, but not for a label. The hard
+# label is as sharp as can be, at any $\tau$.
 
 # %% tags=["nbval-ignore-output"]
 flat, peaked = (vwe.encode(x[None], c, temperature).histogram[0] for temperature in (1.0, 10.0))
@@ -380,12 +380,11 @@ print(f"the head of the histogram answers {right:.0f} % of all questions for a c
 print(f"curvature up to {curvature:.0f}, stable below {limit:.0f}")
 
 # %% [markdown]
-# The histograms are flat up to a hundredth of a bit, and yet their head answers 97 % of all questions rightly, from the
-# differences between entries. The curvature may reach 27, where 38 is the limit. So the head's steps are nearly as long
-# as can be, and one unusual batch can make them overshoot. This is a calculation, not a test; a run with half the rate
-# would be one.
+# The histograms are flat up to a hundredth of a bit, and yet their head answers 97 % of all questions correctly, from the
+# differences between entries. The curvature may reach 27, where 38 is the limit. So the head's steps are nearly as long as can
+# be, and one unusual batch can make them overshoot. This is a calculation, not a test; a run with half the rate would be one.
 #
-# Four of the word maps. What to look for: does a word end where a creature ends?
+# The figure shows four of the word maps. What to look for: does a word end where a creature ends?
 
 # %% tags=["nbval-ignore-output"]
 shown = {name: (word_maps[name][0], score_data.image(name)) for name in looked_at[:4]}
@@ -395,8 +394,9 @@ viz.show_panels([above, below], "Ground truth of four images and their word maps
                 f"{np.mean([len(index.unique()) for index, _ in word_maps.values()]):.0f} words on average", size=2.5)
 
 # %% [markdown]
-# It ends further out: the maps are coarse, and a word of a head also owns the ground beside it. What does a word stand for? Its **nearest patches** say it: the positions with the largest cosine, at most one of each
-# image. What to look for: which words are background, heads, bodies?
+# Words end further out: the maps are coarse, and a word of a head also owns the ground beside it. What does a word stand for?
+# Its **nearest patches** say it: the positions with the largest cosine, at most one of each image. What to look for: which
+# words are background, heads, bodies?
 
 # %% tags=["nbval-ignore-output"]
 wins = torch.stack([index.flatten().bincount(minlength=config.vwe_words) for index, _ in word_maps.values()])  # (images, K)
@@ -571,8 +571,8 @@ for change, gain in gains.items():
 #
 # ## 11 Look
 #
-# Best, random and worst image by their own IoU, in the project's order: input, ground truth, CAM, visual words. What to look
-# for: where is VWE's map broader than CAM's?
+# The figure shows the best, a random and the worst image by their own IoU. What to look for: where is VWE's map broader than
+# CAM's?
 
 # %% tags=["nbval-ignore-output"]
 mask_of = mask_at(maps.folder, maps.metrics[0].get("threshold", 0.15))
@@ -587,8 +587,8 @@ viz.show_examples(score_data, chosen, {"CAM": viz.highest_scores(cam_maps.folder
 #
 # ## 12 Try it
 #
-# Choose a pooling and an image, and see where the *trained* network's pooled features come from. (Sliders appear in
-# JupyterLab; the strip shows the same.)
+# Choose a pooling and an image, and see where the *trained* network's pooled features come from. (The sliders need JupyterLab;
+# the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 def panel_of(pooling="mix (HSPP)", number=0):
@@ -619,11 +619,11 @@ viz.show_panels(rows, "Two images and the weights of five poolings: the average 
 #   HSPP; three seeds of a longer one show 3.3 for both. On real images the method loses.
 # * This notebook has written `network/` and `maps/`. Next, notebook 70 turns maps into initial seed masks.
 #
-# **Differences from the papers** stand beside the parameters. Everywhere, one-hot is replaced by a scatter and the memory bank
-# by `index_add` (equal results), and VWL-M's crash is repaired.
+# **Differences from the papers** stand beside the parameters. VWL-M's crash is repaired.
 #
-# **Limits.** A word counts alike whether it owns one position or half of the image. Words cannot separate classes
-# that share a texture. Background has words too, and predicting them teaches nothing about objects.
+# **Limits.** A word counts alike whether it owns one position or half of the image. $\tau$ does not change that; VWL-L's fourth
+# loss (section 6) is meant to. Words cannot separate classes that share a texture. Background has words too, and predicting
+# them teaches nothing about objects.
 #
 # **Exercise 1.** A feature map has 12 x 12 positions and 20 channels. At most how many positions win in at least one channel,
 # if the maxima over the grid of 2 x 2 blocks are taken?

@@ -97,10 +97,10 @@ viz.show_panels(subcategories.kinds_and_maps(train_data, cam_maps.folder, number
                 f"Images of the class {shown_class} and their maps, which are brightest on one discriminative region", size=2)
 
 # %% [markdown]
-# SC-CAM asks for more. It splits every class into $K$ sub-categories, without any label, and the network has to name
-# the sub-category as well. What tells a class from the others may not tell its sub-categories apart. So the trunk (the
-# backbone) should look at more of the object, and the class's own map, made of the same features, should grow. That is
-# the hope, and this notebook measures it.
+# SC-CAM asks for more. It splits every class into $K$ sub-categories, without any label, and the network has to name the
+# sub-category as well. What tells a class from the others may not tell its sub-categories apart. So the trunk (the backbone)
+# should look at more of the object, and the class's own map, made of the same features, should grow. This notebook measures
+# that hope.
 #
 # ## 2 The idea in ten lines
 #
@@ -191,10 +191,11 @@ purity0, chance0 = report_purity(assignment0)
 print("The clusters follow", "the true kinds" if purity0 > chance0 + 0.1 else "something else than the true kinds")
 
 # %% [markdown]
-# The clusters follow the company (0.94 against 0.44 at random) and not the kind (0.55 against 0.56). This is a limit of
-# the method that the paper's single-object images do not show. The feature belongs to the *whole image*. If a second
-# class is in the image, its evidence is in the feature as well, and the easiest way to divide the images of a class is
-# by **what stands beside it**.
+# The clusters follow the other classes in the image (0.94 against 0.44 at random) and not the kind (0.55 against 0.56). This is
+# a limit of the method that the paper's single-object images do not show. The feature belongs to the *whole image*. If a second
+# class is in the image, its evidence is in the feature as well, and the easiest way to divide the images of a class is by
+# **what stands beside it**. Features averaged over the class's own map, or clusters of single-class images only, might avoid
+# this; neither is tried.
 
 # %% tags=["nbval-ignore-output"]
 largest = np.argsort(-np.bincount(of_cluster))[:3]
@@ -343,10 +344,11 @@ viz.show_panels(panels, f"One image of {shown_class} and its map in rounds 0 (pl
 # %% [markdown]
 # ### Response maps
 #
-# The sub-categories have maps, too. The official program divides the $K$ maps of a class by their common maximum, and
-# merges them by the maximum at each pixel, to look at; **the method itself uses the parent's map**, that of the class
-# as a whole. Where the $K$ maps share a pixel evenly (high entropy), the evidence there belongs to the class as such;
-# where one map is alone, it belongs to that sub-category. Here the entropy is low nearly everywhere.
+# The sub-categories have maps, too. The official program divides the $K$ maps of a class by their common maximum, and merges
+# them by the maximum at each pixel, to look at; **the method itself uses the parent's map**, that of the class as a whole. A
+# sub-category's map need only mark what tells it from its siblings, so the merged map may be patchy. Where the $K$ maps share a
+# pixel evenly (high entropy), the evidence there belongs to the class as such; where one map is alone, it belongs to that
+# sub-category. Here the entropy is low nearly everywhere.
 
 # %% tags=["nbval-ignore-output"]
 x = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(classifier.device)
@@ -476,8 +478,8 @@ else:
 #
 # ## 10 Look
 #
-# Best, random and worst images by their own IoU: input, ground truth, CAM, SC-CAM, each at its own best threshold. What
-# to look for: where do the two maps differ?
+# The figure shows the best, a random and the worst image of SC-CAM, each map at its own best threshold. What to look for: where
+# do the two maps differ?
 
 # %% tags=["nbval-ignore-output"]
 jobs = {"CAM": cam_maps, "SC-CAM": maps}
@@ -492,7 +494,7 @@ viz.show_examples(score_data, viz.best_worst_random(ious["SC-CAM"], count=1, see
 #
 # ## 11 Try it
 #
-# Move the threshold and compare the two masks. (Sliders appear in JupyterLab; the strip shows the same.)
+# Move the threshold and compare the two masks. (The slider needs JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 def masks(threshold):
@@ -518,14 +520,12 @@ viz.show_panels(list(zip(*map(masks, (0.05, 0.15, 0.3, 0.5)), strict=True)),
 # * Both heads share one trunk. The parent's map is the result; the sub-categories are a means.
 # * In this run SC-CAM's maps are broader than CAM's and not better. Labels dealt at random serve as well as clusters,
 #   or better.
-# * **Limits.** The features are of whole images: with several objects the clusters follow the company, not the kind.
-#   The number $K$ is the same for every class. Three trainings cost three times as much as one.
-# * **Paper and code.** The official program adds two traps: SGD's momentum is really the weight decay (notebook 10,
-#   section 2), and the saved maps are overwritten.
+# * **Limits.** The features are of whole images: with several objects the clusters follow the other classes, not the kind. The
+#   number $K$ is the same for every class.
+# * **Paper and code.** The official program overwrites its saved maps (section 6).
 # * **On 311 real images** (preset `voc12-small`, one seed, four clusters a class) the maps reach 35.1 %, where CAM has
 #   38.7 %; docs/results.md has the later stages.
-# * **Differences here.** On the small network, dropout and color jitter are off, and all rounds start from random
-#   weights. For real images without the published weights, EfficientNet-Lite0 is the trunk.
+# * **Differences here.** For real images without the published weights, EfficientNet-Lite0 is the trunk.
 # * This notebook has written `round1/` to `round3/` and `maps/`. Next come notebook 70 and then AffinityNet (75, the
 #   published way) or IRN (80).
 #

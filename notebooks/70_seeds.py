@@ -85,7 +85,7 @@ print(f"{len(train_data)} training images, {len(score_data)} of split {score_dat
 # $$ \mathrm{IoU}_c = \frac{n_{cc}}{\sum_d n_{cd} + \sum_d n_{dc} - n_{cc}},
 # \qquad \mathrm{mIoU} = \frac{1}{K}\sum_c \mathrm{IoU}_c . $$
 #
-# An example to count by hand: twelve pixels, two classes and the background. One pixel of the ground truth is 255,
+# The example to count by hand has twelve pixels, two classes and the background. One pixel of the ground truth is 255,
 # *unknown*.
 
 # %%
@@ -212,9 +212,9 @@ viz.show_panels([viz.histogram({"background in the ground truth": best[true_mask
                 size=(6, 2.8))
 
 # %% [markdown]
-# Moving $t$ by one bin moves one bin's pixels from "believed" to "background". The confusion matrices of all
-# thresholds are therefore cumulative sums of one histogram. Plain lines again, then the naive loop, then the library;
-# all three must give the same integers.
+# Moving $t$ by one bin moves one bin's pixels from "believed" to "background". The confusion matrices of all thresholds are
+# therefore cumulative sums of one histogram. The next cell has plain lines again, the naive loop and the library; all three
+# must give the same integers.
 
 # %%
 thresholds = seed_masks.sweep_thresholds(config.seed_num_thresholds)  # evenly spaced up to 0.9
@@ -236,8 +236,7 @@ print(f"{len(thresholds)} thresholds, one pass = naive loop = library:", True)
 # %% [markdown]
 # ### The whole split
 #
-# Now all images that have ground truth. The production step is one line: it makes and scores the label maps of sections
-# 3 to 5 for all images.
+# The production step is one line. It makes the label maps of sections 3 to 5 and scores those that have ground truth.
 
 # %%
 seeds = run(seed_masks.SEEDS, config)
@@ -259,10 +258,10 @@ viz.show_threshold_curves({f"best: {best_t:.2f}": sweep | {"threshold": best_t, 
                           f"{fixed:.2f} reaches {at(fixed):.1f} percent", marks={f"fixed: {fixed:.2f}": fixed})
 
 # %% [markdown]
-# **Choosing the best threshold uses the pixel labels of the very images that are scored.** It is common in the
-# literature, and it is not weak supervision: read such a number as an upper bound. Two honest ways are beside it: a
-# value fixed beforehand (here `seed_threshold`; 0.15 was published with IRN), and a value chosen on a small part
-# whose masks one is willing to pay for (here every tenth image).
+# **Choosing the best threshold uses the pixel labels of the very images that are scored.** It is common in the literature, and
+# it is not weak supervision: read such a number as an upper bound. There are two honest ways: a value fixed beforehand (here
+# `seed_threshold`; 0.15 was published with IRN), and a value chosen on a small part whose masks one is willing to pay for (here
+# every tenth image).
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -278,9 +277,9 @@ for way, threshold in (("fixed, the parameter seed_threshold", fixed), ("best of
 #
 # ### How much the choice matters
 #
-# One value serves all images, but each image has its own best one. The same pass can keep a curve for each of 500
-# images. How far do their own values scatter, which thresholds lose at most two points, and what would be gained if
-# each image could have its own? (Notebook 40 is about a method that was made from this question.)
+# One value serves all images, but each image has its own best one. The same pass can keep a curve for each of 500 images. How
+# far do their own values scatter, which thresholds lose at most two points, and what would be gained if each image could have
+# its own? (Notebook 40 has a method made from this question.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -317,7 +316,7 @@ for way, threshold, images in (("fixed", fixed, 0), ("labelled", on_few, len(few
 #
 # $$ t_f = t + \min\!\big(0.15, \tfrac{1-t}{2}\big), \qquad t_b = t - \min\!\big(0.10, \tfrac{2t}{3}\big) $$
 #
-# It is a rule of thumb that looks at no mask; the parameters of this notebook can differ from it.
+# It is a rule of thumb that looks at no mask.
 
 # %%
 for seed_t in sorted({config.seed_threshold, 0.15, 0.25}):
@@ -326,9 +325,9 @@ for seed_t in sorted({config.seed_threshold, 0.15, 0.25}):
 print(f"set for this run: {config.seed_foreground_threshold:.2f} and {config.seed_background_threshold:.2f}")
 
 # %% [markdown]
-# Now one image changes, beside its own curve. What to look for: from 0.18 to 0.64 the mask shrinks from large blobs to
-# mere heads, but the score stays at 58 and 59 %. No threshold is good for this image. (Sliders appear in
-# JupyterLab; the strip shows the same.)
+# Here the threshold of one image changes, beside its own curve. What to look for: from 0.18 to 0.64 the mask shrinks from large
+# blobs to mere heads, but the score stays at 58 and 59 %. No threshold is good for this image. (Sliders appear in JupyterLab;
+# the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -377,10 +376,11 @@ squeezed = merge_views([view], (375, 500))[0, 100]
 print(f"brightest column: {int(published.argmax())} where the grid is laid over the image, {int(squeezed.argmax())} where it is squeezed")
 
 # %% [markdown]
-# Eleven pixels at the right edge, next to none at the left. Published thresholds belong to maps of the first kind, so the presets of VOC and
-# COCO keep the small maps of every scale and merge them when they are read (`map_size: image`). The generated images have sides that
-# the stride divides, so that nothing moves here. On 311 photographs (`benchmarks/map_size_ablations.py`, three seeds) 2.7 to 2.8 % of the
-# labels differ at 0.15, and the best mIoU is 0.2 to 0.3 points *lower* the published way: faithful is not better.
+# It moves by eleven pixels at the right edge, and by next to none at the left. Published thresholds belong to maps of the first
+# kind, so the presets of VOC and COCO keep the small maps of every scale and merge them when they are read (`map_size: image`).
+# The generated images have sides that the stride divides, so that nothing moves here. On 311 real images
+# (`benchmarks/map_size_ablations.py`, three seeds) 2.7 to 2.8 % of the labels differ at 0.15, and the best mIoU is 0.2 to 0.3
+# points *lower* the published way: faithful is not better.
 
 # %% [markdown]
 # ## 3 Dense CRF
@@ -441,8 +441,8 @@ print(f"{small_labels.size} pixels; both agree on {100 * (exact == fast).mean():
       f"the CRF changed {100 * (fast != small_labels).mean():.1f} %")
 
 # %% [markdown]
-# What the CRF does to the first three images of the split. What to look for: does the edge of the mask move to the
-# edge of the object? And what happens where the initial mask holds a small part of the object only?
+# The figure shows what the CRF does to the first three images. What to look for: does the edge of the mask move to the edge of
+# the object? And what happens where the initial mask holds a small part of the object only?
 
 # %% tags=["nbval-ignore-output"]
 refined = viz.masks_in(seeds.folder / "seed_masks", score_data)
@@ -482,9 +482,9 @@ viz.show_panels([[after(*setting) for setting in line] for line in settings],
                 "count as alike, the less an edge in the image stops the vote", size=1.9)
 
 # %% [markdown]
-# The first steps do most of the work, and ten are the usual number. The color deviation matters more: it says how
-# strong an edge must be to stop the vote. At 60 nearly all colors count as alike, and the background, which has most
-# pixels, outvotes the objects.
+# The first steps do most of the work, and ten are the usual number. The color deviation matters more: it says how strong an
+# edge must be to stop the vote. At 60 nearly all colors count as alike, and the background, which has most pixels, outvotes the
+# objects. Where thin parts vanish, try a smaller $w_1$, which removes specks, or a smaller $\sigma_3$.
 #
 # ## 4 Confident labels
 #
@@ -507,9 +507,9 @@ assert (confident == irn_labels(picture, maps, classes, t_f, t_b, config.seed_cr
 print("plain lines = library:", True)
 
 # %% [markdown]
-# The same without the CRF, for comparison. The hatched zone is unknown. What to look for: the outline of the ground
-# truth should lie inside it. In this image it does only in part: below, some ground is called sure object, and of the
-# pixels so called only 61 % are right (section 6).
+# The figure shows the label without the CRF, too. The hatched zone is unknown. What to look for: the outline of the ground
+# truth should lie inside it. In this image it does only in part: below, some ground is called sure object, and of the pixels so
+# called only 61 % are right (section 6).
 
 # %% tags=["nbval-ignore-output"]
 plain_label = seed_masks.labels_without_crf(maps, classes, t_f, t_b)
@@ -555,9 +555,10 @@ for what in ("CAM seed", "CAM seed + CRF"):
 print(results.quote([results.published(config.method, "CAM seed", "train")]))
 
 # %% [markdown]
-# (Rows are named "CAM seed" for every method, because the name says the stage; the run's folder says the method.) The
-# CRF raises precision by 17.5 points and recall by 5.3. What to look for, class by class: most gain much, discus 21.1 points; the
-# crosser gains next to nothing.
+# (Rows are named "CAM seed" for every method, because the name says the stage; the run's folder says the method.) The CRF
+# raises precision by 17.5 points and recall by 5.3. What to look for, class by class: most gain much, discus 21.1 points; the
+# crosser gains next to nothing. The reason is not tested. Section 7 shows a crosser whose map lies on its head, and the CRF
+# spreads that over the ground.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -583,8 +584,7 @@ for row in (row_of["IRN labels without CRF"], row_of["IRN labels"]):
 #
 # ## 7 Look
 #
-# Best, random and worst image by its own IoU after the CRF (for ranking only, never averaged), in the project's
-# order: input, ground truth, CAM, refined.
+# The figure shows the best, a random and the worst image by the IoU after the CRF (for ranking only, never averaged).
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, refined)

@@ -112,8 +112,8 @@ viz.show_panels([viz.image(image, f"input {image_id}"), viz.labels(score_data.ma
                 "With a strong background the object is small, with a weak one large; merged, a hatched zone lies between", size=2)
 
 # %% [markdown]
-# The merged label in plain lines; the order matters, because a pixel that the strong background gives to an object and the weak one
-# to the background is called background. The library does the same:
+# The next cell makes the merged label in plain lines. The order matters, because a pixel that the strong background gives to an
+# object and the weak one to the background is called background. The library does the same:
 
 # %%
 by_hand = np.where(low.argmax(0) == 0, IGNORE, low.argmax(0))  # sure objects
@@ -274,8 +274,9 @@ viz.show_panels([marked, by_color, viz.heat_map(affinities_of(f, cell), "by Affi
 # $$ T = V D^{-1}, \qquad m^{\text{out}} = m \, T^{\,t}, \qquad t = 2^8 = 256 , $$
 #
 # as published (fewer steps in a smoke run, whose grid is smaller), where $m$ holds the maps **with the background as one more
-# channel**, averaged over the cells. Afterwards the strongest channel wins; $\alpha$ takes the place of the threshold, and matters as much
-# (section 9). In ten lines with dense matrices, against the library's sparse walk:
+# channel**, averaged over the cells. Afterwards the strongest channel wins; $\alpha$ takes the place of the threshold, and
+# matters as much (section 9). The published 16 is a threshold of 0.12 before the walk, and to keep it takes no mask. In ten
+# lines with dense matrices, against the library's sparse walk:
 
 # %%
 small = f[:, :12, :14]
@@ -330,8 +331,8 @@ except ValueError as error:
 # %% [markdown]
 # ## 7 All images
 #
-# Every training image: features, graph, walk, mask. **The image-level labels are used**: only the classes that the label names have
-# maps.
+# Every training image goes through features, graph and walk to a mask. **The image-level labels are used**: only the classes
+# that the label names have maps.
 
 # %%
 masks = run(affinitynet.MASKS, config)
@@ -342,8 +343,8 @@ print("every value of the mask is background or a class of the label:", True)
 # %% [markdown]
 # ## 8 Numbers
 #
-# The pseudo-masks against the ground truth, beside the seed masks of notebook 70; beneath, published values of the full
-# VOC 2012 (orientation only).
+# The table scores the pseudo-masks beside the seed masks of notebook 70. Beneath are published values of the full VOC 2012, for
+# orientation only.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -397,9 +398,9 @@ print(f"controls: no walk {score_of(power=None):.1f} %, the usual walk by color 
 
 # %% [markdown]
 # A small $\alpha$ or $\beta$ costs much. **$\alpha$ = 32 scores 57.8 %, 3.2 points above the 16 in use** (54.6 %). The walk
-# adds 3.1 points to the maps without one (51.5 %). **Over plain colors the same walk scores 67.4 %, 12.8 points more than
-# over the learned features**: on these images the training does not pay. A likely reason is that a generated body has one
-# color; photographs have no such bodies.
+# adds 3.1 points to the maps without one (51.5 %). **Over plain colors the same walk scores 67.4 %, 12.8 points more than over
+# the learned features**: on these images the training does not pay. A likely reason is that a generated body has one color;
+# real images have no such bodies.
 #
 # The paper's last step before segmentation is another CRF over these masks. Does it help? On these images, yes:
 
@@ -418,8 +419,8 @@ print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after
 # %% [markdown]
 # ## 10 Look
 #
-# Best, random and worst images by their own IoU: input, ground truth, map, refined (the seed mask after the dense CRF),
-# and AffinityNet. In the worst one the seed mask is already wrong.
+# The figure shows the best, a random and the worst image by their own IoU; *refined* is the seed mask after the CRF. In the
+# worst one the seed mask is already wrong.
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_of)
@@ -430,8 +431,7 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 # %% [markdown]
 # ## 11 Try it
 #
-# Change the number of steps and the exponent of the background. (Sliders appear in JupyterLab; the strip shows the
-# same.)
+# Change the number of steps and the exponent of the background. (The sliders need JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 features_of[image_id] = f.to(network.device)

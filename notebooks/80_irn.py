@@ -179,8 +179,8 @@ assert torch.equal(by_hand, from_library)
 print("plain lines = library:", True, "for", tuple(from_library.shape), "directions and sources")
 
 # %% [markdown]
-# The library takes a whole batch and is differentiable, because the network's boundary map is trained through this
-# maximum. What to look for in the next figure: the wall throws a shadow, and light comes through the gap.
+# The library takes a whole batch and is differentiable, because the network's boundary map is trained through this maximum.
+# What to look for in the next figure: the wall casts a shadow, and light comes through the gap.
 
 # %%
 y, x = 2, 8  # the marked cell
@@ -220,9 +220,8 @@ print(f"equal pairs {positive:.3f}, different pairs {negative:.3f}: the same fro
 # %% [markdown]
 # (The library's other two terms belong to the displacements of section 4.)
 #
-# **Does this find a boundary?** Take the network away and let the loss pull at the cells of one boundary map
-# themselves. The label is a sure disc in a sure background with a ring of unknown cells between them; no cell is ever
-# called "boundary".
+# **Does this find a boundary?** Take the network away and let the loss pull directly at the cells of one boundary map. The
+# label is a sure disc in a sure background with a ring of unknown cells between them; no cell is ever called "boundary".
 
 # %%
 row, column = torch.meshgrid(torch.arange(36.0), torch.arange(48.0), indexing="ij")
@@ -444,9 +443,8 @@ for name, edge in edges.items():
     print(f"{name:10s} {100 * outside:4.0f} % outside, weakest object {weakest:.2f}")
 
 # %% [markdown]
-# A leak costs twice: background gets the score, and the object, in the mean with so much zero, loses its own. A gap of
-# a few cells undoes an otherwise perfect outline, and no longer walk repairs it. Move the time yourself (in
-# JupyterLab):
+# A leak costs twice: background gets the score, and the object, averaged with so much zero, loses its own. A gap of a few cells
+# undoes an otherwise perfect outline, and no longer walk repairs it. Change the number of steps yourself (in JupyterLab):
 
 # %%
 widgets.explore(lambda power=4, boundary="with gaps", beta=10.0: viz.show_panels(
@@ -511,8 +509,8 @@ viz.show_panels([viz.image(image, f"input {image_id}"), viz.scores(image, highes
 #
 # ## 8 All images
 #
-# Now every training image. **The image-level labels are used here**: the maps hold only the classes that the label
-# names.
+# Now every training image gets its mask. **The image-level labels are used here**: the maps hold only the classes that the
+# label names.
 
 # %%
 masks = run(irn.MASKS, config)
@@ -523,8 +521,8 @@ print("every value of the mask is background or a class of the label:", True)
 # %% [markdown]
 # ## 9 Numbers
 #
-# The pseudo-masks against the ground truth, beside the rows of notebook 70; beneath, published values of the full VOC
-# 2012 (orientation only).
+# The table scores the pseudo-masks beside the rows of notebook 70. Beneath are published values of the full VOC 2012, for
+# orientation only.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -577,8 +575,7 @@ results.show_table(["boundaries", "best mIoU %", "at threshold", "then with a CR
 #
 # ## 10 Look
 #
-# Best, random and worst images by their own IoU: input, ground truth, CAM, refined (the seed mask after the dense CRF),
-# and IRN.
+# The figure shows the best, a random and the worst image by their own IoU; *refined* is the seed mask after the CRF.
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_of)
@@ -612,7 +609,7 @@ for label, scores in zip(*full_size_maps(maps.folder, worst), strict=True):
 #
 # ## 11 Try it
 #
-# Change exponent and threshold on the image from the start. (Sliders appear in JupyterLab; the strip shows the same.)
+# Change exponent and threshold on the image from the start. (The sliders need JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 def mask_with(beta, threshold):

@@ -271,7 +271,7 @@ assert set(nearest.flatten().tolist()) <= {1, 3, 255} and not set(blurred.flatte
 #
 # $$ \mathcal{L} = \tfrac12 \operatorname*{mean}_{y = 0} \ell + \tfrac12 \operatorname*{mean}_{y > 0} \ell $$
 #
-# An image with nine background pixels, one object pixel and two unknown ones, and a lazy network that says "background,
+# Take an image with nine background pixels, one object pixel and two unknown ones, and a lazy network that says "background,
 # 90 % sure" everywhere:
 
 # %%
@@ -352,8 +352,9 @@ network = run(deeplab.DEEPLAB, config)
 net = network.net
 
 # %% [markdown]
-# In version 2 the loss is a sum of four, so guessing costs $4 \ln K$, here 7.8 and near the first value (8.2). In version 3+ it is one. The last value is not zero and should not be: a network that fits every
-# mistake of the pseudo-masks has learned the mistakes.
+# In version 2 the loss is a sum of four, so guessing costs $4 \ln K$, here 7.8, near the first value (8.2). In version 3+ it is
+# one. The last value is not zero and should not be: a network that fits every mistake of the pseudo-masks has learned the
+# mistakes.
 
 # %% tags=["nbval-ignore-output"]
 terms = 4 if config.deeplab_version == "v2" else 1
@@ -468,9 +469,10 @@ for row in with_truth:
     print(f"trained on the ground truth: {row['what']}, {row['miou']:.1f} % on {row['images']} images of {row['split']}")
 
 # %% [markdown]
-# In this run the CRF adds 6.4 points. The pseudo-masks were scored on `train`, the network on `val`: their numbers may
-# not be subtracted. The fair comparison is the same network, trained on the ground truth and scored on the same images:
-# 77.6 % without CRF and 82.1 % with it, as the last lines say (method `truth`). Class by class:
+# In this run the CRF adds 6.4 points. The pseudo-masks were scored on `train`, the network on `val`: their numbers may not be
+# subtracted. The fair comparison is the same network, trained on the ground truth and scored on the same images: 77.6 % without
+# CRF and 82.1 % with it, as the last lines say (method `truth`). If your network stays far below a published score, compare
+# initial weights, loss and iterations, and ask whether that score includes a CRF, scales and flips. Class by class:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -513,8 +515,7 @@ results.show_table([f"{len(known)} training images", "no CRF", "+ CRF"], [[words
 #
 # ## 10 Look
 #
-# Best, random and worst validation images by their own IoU before the CRF: input, ground truth, segmentation, and the
-# segmentation after the CRF.
+# The figure shows the best, a random and the worst validation image by their own IoU before the CRF.
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(val_data, plain)
@@ -523,10 +524,10 @@ viz.show_examples(val_data, viz.best_worst_random(ranking, count=1, seed=config.
                   iou={"segmentation": ranking, "+ CRF": iou_of_images(val_data, with_crf)})
 
 # %% [markdown]
-# There are two kinds of bad images. In one the outline is wrong, as in the second row, where the CRF lifts the IoU from 45
-# to 78 %. In the other the *name* is wrong, as in the lowest row: classes that look alike except for the head are confused
-# over a whole object. A CRF cannot help there (20 % before and after), because it moves outlines, not names. Which kind costs more over all validation
-# images?
+# There are two kinds of bad images. In one the outline is wrong, as in the second row, where the CRF lifts the IoU from 45 to
+# 78 %. In the other the *name* is wrong, as in the lowest row: classes that look alike except for the head are confused over a
+# whole object. A CRF cannot help there (20 % before and after), because it moves outlines, not names. Which kind costs more
+# over all images?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -593,9 +594,9 @@ for stride in (8, 4):
     print(f"stride {stride}: at most {100 * best:.1f} % mIoU on {len(few)} images")
 
 # %% [markdown]
-# Now a short training of the *other* version from the same start on the same masks. It has far fewer iterations (120
-# against 900), so this is a look and not a comparison; for that, run the notebook again with
-# `-p deeplab_version v3plus` into another `runs_root`. (On large images this cell does nothing.)
+# Now a short training of the *other* version from the same start on the same masks. It has far fewer iterations (120 against
+# 900), so this is a look and not a comparison; for that, run the notebook again with `-p deeplab_version v3plus` into another
+# `runs_root`.
 
 # %%
 version, rate = ("v3plus", 10) if config.deeplab_version == "v2" else ("v2", 0.1)
@@ -620,9 +621,9 @@ if other_net is not None:
 # * Dilation keeps resolution, ASPP and three scales bring in the surroundings, frozen batch normalization keeps the
 #   initial statistics.
 # * Labels are names: nearest neighbor only, and no mean counts 255.
-# * In this run 59.6 % on `val` (66.0 % with the CRF); with the ground truth, 77.6 % (82.1 %). On training images the
-#   network stays below its own pseudo-masks.
-# * Written: `deeplab/` and `predictions/`. This is the end of the chain.
+# * In this run the network has 59.6 % on `val` (66.0 % with the CRF); with the ground truth, 77.6 % (82.1 %). On training
+#   images the network stays below its own pseudo-masks.
+# * Written: `deeplab/` and `predictions/`.
 #
 # **Exercise 1.** How wide is the field of a 3x3 convolution of rate 24 on a feature map of stride 8, in pixels from the
 # center of its first tap to the center of its last?

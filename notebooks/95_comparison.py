@@ -97,9 +97,9 @@ print("where all images are counted, the mean IoU is that of the stage's record"
 # %% [markdown]
 # ## 3 Side by side
 #
-# The numbers of the stages themselves, on all images: mean and sample standard deviation over the seeds, and in
-# brackets how many seeds there are. A number of one seed has no spread. The outputs stored here are of seed 0 only.
-# AMN's network learned from CAM's seed masks after the CRF, so compare its 80.7 % with 65.8 %, too.
+# The table holds the numbers of the stages themselves, on all images: mean and sample standard deviation over the seeds, and in
+# brackets how many seeds there are. AMN's network learned from CAM's seed masks after the CRF, so compare its 80.7 % with
+# 65.8 %, too.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -130,10 +130,9 @@ for other in ({"images": 10582}, {"split": "val", "images": 1449}, {"crf": True}
 #
 # ## 5 Gains, seed by seed
 #
-# All methods of a seed start from the same classifier of notebook 10. So the fair question is what a method gains *over
-# plain CAM of the same seed*. The luck of that classifier drops out of the difference; that of the method's own
-# training does not. If a method did nothing, the gains of three seeds would still be **all of one sign in a quarter of
-# the cases** (2 of 8). The figure beneath draws one line of the table, with a line for each seed.
+# All methods of a seed start from the same classifier of notebook 10. So the fair question is what a method gains *over plain
+# CAM of the same seed*. The luck of that classifier drops out of the difference; that of the method's own training does not. If
+# a method did nothing, the gains of three seeds would still be **all of one sign in a quarter of the cases** (2 of 8).
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -153,9 +152,8 @@ viz.show_panels([viz.curves(range(len(others)), of_seed, f"{lines[0]}: gain over
 # %% [markdown]
 # ## 6 Classes, precision and recall
 #
-# A mean over classes can hide that a method wins on one class and loses on another. The cells show the IoU of each
-# class at the maps' best threshold; darker is lower. What to look for: which
-# class is hardest for every method.
+# A mean over classes can hide that a method wins on one class and loses on another. The cells show the IoU of each class at the
+# maps' best threshold; darker is lower. What to look for: is one class hardest for every method?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -168,8 +166,10 @@ viz.show_panels([viz.matrix(np.array(list(class_iou.values())), list(class_iou),
                 size=(1.2 + 0.75 * len(names), 1.2 + 0.4 * len(class_iou)))
 
 # %% [markdown]
-# Precision says how much of what was marked is right, recall how much of the object was marked. At its best threshold
-# CAM has a recall of 79.1 %, but only 61.1 % of what it marks is right. Means over the classes:
+# No: it is the crosser for three methods and the checker for three. The two share one body color.
+#
+# Precision says how much of what was marked is right, recall how much of the object was marked. At its best threshold CAM has a
+# recall of 79.1 %, but only 61.1 % of what it marks is right. Means over the classes:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -293,8 +293,8 @@ results.show_table(["method", "stage", "seconds, fastest run", "all runs, fastes
 # %% [markdown]
 # ## 10 Published values
 #
-# What the papers report for the full VOC 2012 (and RIB also for COCO), and what it takes: on which data the networks
-# were trained before, and where masks had a part other than in scoring. A number of ours stands beside one of theirs
+# The table quotes what the papers report for the full VOC 2012 (RIB also for COCO), and what it takes: on which data the
+# networks were trained before, and where masks had a part other than in scoring. A number of ours stands beside one of theirs
 # only if it was scored on the same images.
 
 # %% tags=["nbval-ignore-output"]
@@ -316,7 +316,9 @@ results.show_table(["method", "what", "split", "published", "ours", "start", "pi
 # * *that a better map makes a better network.* Read down a column: RIB is above CAM in the maps and below it after IRN.
 # * *that DRS is weak or strong.* Its maps alone are made to be cut by a saliency map. Its pseudo-labels (73.5 %) use
 #   saliency maps, which are additional supervision.
-# * *that a gain is not luck.* One seed cannot say so. With three, a spread is itself uncertain by about half.
+# * *that a gain is not luck.* One seed cannot say so. With three, a spread is itself uncertain by about half. The mean gain of
+#   $n$ seeds with spread $s$ is known to $\pm t s/\sqrt n$ (95 %, Student's $t$): three seeds give $\pm 2.5\,s$, and one point
+#   at a spread of one point takes seven.
 #
 # ## 12 Summary and exercises
 #

@@ -177,8 +177,7 @@ viz.show_panels([viz.scores(data.image(image_id), full_size_maps(maps_folder, im
                 f"{image_id}: masks shrink as the threshold grows; with the CRF the outline follows the colors", size=2)
 
 # %% [markdown]
-# The slider does the same for any photograph. (Sliders appear in JupyterLab; the strip above shows the same for readers of the
-# page.)
+# The slider does the same for any photograph. (It needs JupyterLab; the strip above shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 widgets.explore(lambda image_id=shown[0], threshold=config.seed_threshold, crf=True: viz.show_panels(
@@ -186,7 +185,7 @@ widgets.explore(lambda image_id=shown[0], threshold=config.seed_threshold, crf=T
     image_id=list(data.ids), threshold=(0.05, 0.9, 0.05), crf=[True, False])
 
 # %% [markdown]
-# Now all photographs. Two masks each: a full one, and one that keeps only what is sure and leaves the rest unknown, which is
+# Now all photographs get two masks each: a full one, and one that keeps only what is sure and leaves the rest unknown, which is
 # what AffinityNet and IRN learn from.
 
 # %%
@@ -219,7 +218,7 @@ for name, believed in zip(data.ids, probabilities, strict=True):
         print(f"{name[:20]:20s} {sign}")
 
 # %% [markdown]
-# The same as a page with every photograph, the most doubtful first. Open it in a browser.
+# The next cell writes the same as a page with every photograph, the most doubtful first. Open it in a browser.
 
 # %% tags=["nbval-ignore-output"]
 page = write_contact_sheet(config)
@@ -228,7 +227,7 @@ print("page:", page.relative_to(page.parents[5]), "with", len(data), "photograph
 # %% [markdown]
 # ## 6 Your own folder
 #
-# The whole notebook on twenty photographs of your own, in class folders or with a table:
+# This runs the whole notebook on twenty photographs of your own, in class folders or with a table:
 #
 # ```
 # papermill notebooks/99_bring_your_own_images.ipynb mine.ipynb -r own_photographs /path/to/photographs
