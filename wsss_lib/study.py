@@ -82,7 +82,7 @@ def gain_rows(study: Saved, value: str = "miou") -> list[list[str]]:
 
 
 def measured_rows(study: Saved) -> list[list[str]]:
-    """Return a line for each method: threshold, mIoU at it, the bound, the area, images with one class or several, after a CRF."""
+    """Return a line for each method: threshold, mIoU at it, bound, area, images with one class, with several, after a CRF."""
     values = ("miou", "best_miou", "area", "one_class", "several_classes", "crf_miou")
     return [
         [method, f"{kept['measured'][0]['threshold']:.2f}"]

@@ -10,7 +10,7 @@ from wsss_lib import widgets
 
 # %% [markdown]
 # **Exercise 1.** The paper trains with radius 10 on maps of 128 x 128 cells. How many pairs has one image? (Rows of
-# sources times columns of sources times directions; the neighbourhood reaches 9 cells to the left, to the right and
+# sources times columns of sources times directions; the neighborhood reaches 9 cells to the left, to the right and
 # down.)
 #
 # **Answer.** 128 - 9 rows, 128 - 18 columns, 152 directions.
@@ -23,7 +23,7 @@ widgets.check(number_of_pairs, "c96471076481", "exercise 1")
 # **Exercise 2.** Three cells in a row, no boundary, radius 2. The score is 1 in the left cell and 0 in the others.
 # Which value has every cell after infinitely many steps? (The limit is a mean weighted with the column sums of $A$.)
 #
-# **Answer.** Column sums of A are 2, 3 and 2: the ends have one neighbour and themselves. The left cell's 1 counts with 2 of 7.
+# **Answer.** Column sums of A are 2, 3 and 2: the ends have one neighbor and themselves. The left cell's 1 counts with 2 of 7.
 
 # %%
 limit = 2 / (2 + 3 + 2)

@@ -8,7 +8,7 @@ from wsss_lib import widgets
 
 # %% [markdown]
 # **Exercise 1.** How wide is the field of a 3x3 convolution of rate 24 on a feature map of stride 8, in pixels from the
-# centre of its first tap to the centre of its last?
+# center of its first tap to the center of its last?
 #
 # **Answer.** Two steps of 24 cells of 8 pixels.
 
