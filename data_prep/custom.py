@@ -24,7 +24,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ from data_prep.photographs import (
     is_nothing,
 )
 from data_prep.voc_labels import write_labels
-from wsss_lib.core.files import IGNORE, read_json, write_mask
+from wsss_lib.core.files import IGNORE, read_json, whole_folder, write_mask
 from wsss_lib.core.progress import progress
 from wsss_lib.core.texts import is_one_line
 from wsss_lib.data.dataset import load_dataset
@@ -150,13 +149,7 @@ def make_dataset(
     if isinstance(masks, Path):
         masks = MaskFolder(masks, photographs, classes)
     description["source"] = source_hash(photographs, classes, longest, masks)
-    place = root.resolve()  # a link to a folder on another disk stays one
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=place.parent, prefix=".writing-"))
-    except OSError as error:
-        raise DataError(f"{root}: cannot be made ({error.strerror}: {place.parent}); choose another folder") from None
-    try:
+    with whole_folder(root) as unfinished:
         table, shown, broken = {}, {}, []
         for folder in ("JPEGImages", *(["SegmentationClass"] if masks else [])):
             (unfinished / folder).mkdir()
@@ -191,15 +184,6 @@ def make_dataset(
             path.write_text("".join(f"{image}\n" for image in ids), encoding="utf-8")
             load_dataset(unfinished, split)  # the library's own check
         write_preset(unfinished, root, len(splits["train"]), len(classes), "val" in splits)
-        if place.exists():
-            place.rmdir()
-        unfinished.chmod(0o755)
-        os.replace(unfinished, place)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{root}: cannot be written ({reason}); free some space or choose another folder") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     counts = {
         "photographs": len(table),
         "labels": sum(map(len, table.values())),

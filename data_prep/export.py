@@ -7,9 +7,7 @@ Studio import), and `annotations.json`
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from pycocotools import mask as run_lengths
 
 from data_prep.custom import ORIENTATION
 from data_prep.photographs import FORMATS, find_by_name, from_folder
-from wsss_lib.core.files import IGNORE, read_mask, voc_palette, write_json, write_mask
+from wsss_lib.core.files import IGNORE, read_mask, voc_palette, whole_folder, write_json, write_mask
 from wsss_lib.core.progress import progress
 from wsss_lib.data.dataset import read_classes
 from wsss_lib.errors import DataError
@@ -47,17 +45,8 @@ def export(masks: Path, data_root: Path, out: Path, photographs: Path | None = N
     if not paths:
         raise DataError(f"{masks}: this folder holds no masks ID.png; give the folder of a stage, e.g. pseudo_masks")
     own = _photographs(photographs, [path.stem for path in paths]) if photographs else {}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=".writing-"))
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made ({error.strerror}: {out.parent}); choose another folder") from None
-    try:
+    with whole_folder(out) as unfinished:
         _write(paths, classes, data_root, own, unfinished)
-        unfinished.chmod(0o755)
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return len(paths)
 
 

@@ -36,7 +36,7 @@ def test_a_gain_counts_where_its_whole_interval_is_on_one_side():
         "drs": saved(41),
     }
     rows = {row[0]: row[1:] for row in studies.gain_rows(study)}
-    assert rows["rib"] == ["+5.0 / +5.0 / +5.1", "+5.0", "+4.9 to +5.2", "helps"]
+    assert rows["rib"] == ["+5.0 / +5.0 / +5.1", "+5.03", "+4.89 to +5.18", "helps"]
     assert [rows[name][-1] for name in ("amn", "vwe", "drs")] == ["not shown", "harms", "not shown"]
     assert rows["drs"][2] == "+nan to +nan" and "cam" not in rows
 

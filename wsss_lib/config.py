@@ -78,6 +78,9 @@ class Config(create_model("Fields", __base__=GROUPS)):  # type: ignore[misc]  # 
         """Build the configuration from a notebook's `parameters` cell and the cell that papermill injects after it.
 
         Every name that a cell before the set-up cell assigns is a parameter, so that a mistyped one is refused.
+
+        Raises:
+            ValueError: as `from_values`.
         """
         names: list[str] = []
         for source in namespace.get("In", [""])[1:]:

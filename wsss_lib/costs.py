@@ -31,6 +31,9 @@ def stage_costs(preset: str, method: str) -> list[Cost]:
     Args:
         preset: "voc12" or "coco14".
         method: the name of a method, or "truth": DeepLab alone.
+
+    Raises:
+        ValueError: there is no such method.
     """
     data = DATA[preset]
     if method not in (*METHODS, "truth"):
@@ -145,11 +148,7 @@ def _cell(value: float) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table.
-
-    Args:
-        arguments: the words after the program's name.
-    """
+    """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m wsss_lib.costs", description=__doc__.splitlines()[0])
     parser.add_argument("what", metavar="PRESET or FOLDER", help="voc12, coco14: estimate; runs/<dataset>: what was measured")
     parser.add_argument(

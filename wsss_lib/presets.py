@@ -81,6 +81,10 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
 def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, /, **values: Any) -> Config:
     """Build the configuration with which the pipeline runs the stages of a method.
 
+    Raises:
+        ValueError: as `read_preset` and `Config.from_values`.
+        FileNotFoundError: there is no such preset.
+
     Explained in notebook 00, section "Parameters".
 
     >>> preset_config("voc12", "rib", seed=1).walk_power

@@ -118,11 +118,7 @@ def _figures(cells: Iterable):
 
 
 def main(arguments: list[str]) -> None:
-    """Write the report of a run folder; ends the program with a sentence when that cannot be done.
-
-    Args:
-        arguments: the words after the program's name: one run folder.
-    """
+    """Write the report of a run folder; ends the program with a sentence when that cannot be done."""
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         sys.exit("usage: python -m wsss_lib.report runs/<dataset>")
     try:

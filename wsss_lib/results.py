@@ -296,11 +296,7 @@ def show_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table of a run folder; ends the program with a sentence when there is none.
-
-    Args:
-        arguments: the words after the program's name: one run folder.
-    """
+    """Print the table of a run folder; ends the program with a sentence when there is none."""
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         sys.exit("usage: python -m wsss_lib.results runs/<dataset>")
     try:

@@ -77,7 +77,7 @@ def gain_rows(study: Saved, value: str = "miou") -> list[list[str]]:
         low, high = interval(gains)
         verdict = "helps" if low > 0 else "harms" if high < 0 else "not shown"
         seeds = " / ".join(f"{gain:+.1f}" for gain in gains)
-        rows.append([method, seeds, f"{np.mean(gains):+.1f}", f"{low:+.1f} to {high:+.1f}", verdict])
+        rows.append([method, seeds, f"{np.mean(gains):+.2f}", f"{low:+.2f} to {high:+.2f}", verdict])
     return rows
 
 

@@ -10,8 +10,10 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,33 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder that takes its place at `path` when the block ends; after any error nothing remains.
+
+    Args:
+        path: does not exist, is an empty folder, or is a link to one, which stays a link.
+
+    Raises:
+        DataError: it cannot be made or written; other errors of the block pass through.
+    """
+    place = path.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=place.parent, prefix=".writing-"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be made ({error.strerror}: {place.parent}); choose another folder") from None
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        os.replace(unfinished, place)  # an empty folder is replaced, too
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -204,6 +233,9 @@ def read_full_size_maps(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         classes int64 (K,), 0-based; scores float32 (K, H, W) in [0, 1].
+
+    Raises:
+        DataError: as `read_maps`.
 
     Explained in notebook 70, section "Thresholds".
     """

@@ -135,6 +135,9 @@ def make_maps(localize: Localize, data: SegmentationDataset, config: Settings, f
             (K,), scores (K, h, w) at stride 4, and perhaps maps of full size. What it draws at random must depend on
             the id alone, so that a resumed run makes the same maps.
 
+    Raises:
+        ShardDone: as `end_of_shard`.
+
     Explained in notebook 10, section "All images".
     """
     row = {image_id: index for index, image_id in enumerate(data.ids)}

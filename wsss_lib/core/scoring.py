@@ -23,6 +23,9 @@ def score_masks(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray] 
     Args:
         mask_of: a folder of `ID.png`, or a function from image id to a uint8 (H, W) map.
 
+    Raises:
+        DataError: a mask is missing or broken.
+
     Explained in notebook 70, section "Numbers".
     """
     evaluation = Evaluation(data.num_classes + 1)
@@ -113,6 +116,9 @@ def full_size_maps(maps_folder: Path, image_id: str) -> tuple[np.ndarray, np.nda
     Returns:
         classes int64 (K,), 0-based; scores float32 (K, H, W) in [0, 1].
 
+    Raises:
+        DataError: the file is missing or broken.
+
     Explained in notebook 70, section "Thresholds".
     """
     return read_full_size_maps(maps_folder / f"{image_id}.npz")
@@ -132,6 +138,9 @@ def sweep_maps(
     Args:
         thresholds: (T,) strictly increasing, in [0, 1].
         kind: `ImageThresholds` also keeps each image's own curve.
+
+    Raises:
+        DataError: a map or a true mask is missing or broken.
 
     Explained in notebook 70, section "All thresholds in one pass".
     """

@@ -378,6 +378,9 @@ def open_data(config: Settings, split: str) -> SegmentationDataset:
 
     Returns:
         the split, checked; with on_bad_image "skip" every image has been decoded, and those that cannot be are left out.
+
+    Raises:
+        DataError: as `load_dataset`.
     """
     labels = project_path(config.labels) if config.labels else ""
     data = load_dataset(project_path(config.data_root), split, labels, config.limit, config.mask_folder)

@@ -1,6 +1,7 @@
 """Scaling, flipping and cropping as the papers do it: pure functions, randomness only from an explicit `random.Random`.
 
 Images are PIL or float32 arrays (H, W, 3); labels are uint8 arrays (H, W) in which 255 means unknown.
+Sides and crops are in pixels, mean and std are (R, G, B) in 0..1, and scales are factors above 0.
 """
 
 import random

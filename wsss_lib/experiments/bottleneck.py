@@ -109,7 +109,11 @@ SATURATING = ("sigmoid", "softmax", "tanh", "softsign")
 
 
 def build_network(loss: str) -> FiveConvolutions:
-    """Return an untrained network with the logits that a loss needs."""
+    """Return an untrained network with the logits that a loss needs.
+
+    Raises:
+        ValueError: there is no such loss.
+    """
     if loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is unknown; take one of: {', '.join(LOSSES)}")
     net = FiveConvolutions(2 if loss == "softmax" else 1)
@@ -123,6 +127,9 @@ def train_network(
 
     Args:
         seed: of weights and order; torch's own random state stays as it is.
+
+    Raises:
+        ValueError: there is no such loss.
 
     Explained in notebook 01, section "The network and its outputs".
     """

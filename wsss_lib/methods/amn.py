@@ -466,6 +466,10 @@ def build_amn(
 
     Returns:
         the network, not yet in evaluation mode.
+
+    Raises:
+        ValueError: weights of another network.
+        FileNotFoundError: there is no such weights file.
     """
     start = config.backbone_weights if config.amn_init == "backbone" else "classifier"
     build = partial(build_backbone, config.backbone, config.output_stride)

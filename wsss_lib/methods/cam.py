@@ -231,6 +231,10 @@ def build_classifier(config: Settings, num_classes: int, weights: Path | str = "
         num_classes: foreground classes C.
         weights: a safetensors file of a whole classifier; empty: config.backbone_weights and a random last layer.
 
+    Raises:
+        ValueError: the weights belong to another network.
+        FileNotFoundError: there is no such weights file.
+
     Explained in notebook 10, section "The network".
     """
     backbone = build_backbone(config.backbone, config.output_stride, "none" if weights else config.backbone_weights)
@@ -241,6 +245,9 @@ def build_classifier(config: Settings, num_classes: int, weights: Path | str = "
 @in_processes
 def train_classifier(net: ClassActivationNet, data: SegmentationDataset, config: Settings, folder: Path) -> int:
     """Train the classifier on image-level labels, in place.
+
+    Raises:
+        ValueError: as `training.train`.
 
     Explained in notebook 10, section "Training on image-level labels".
     """

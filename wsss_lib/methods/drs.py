@@ -486,6 +486,10 @@ def build_drs(
         weights: a safetensors file of a whole network of this kind, instead of a start.
         delta: None: the configured one.
 
+    Raises:
+        ValueError: weights of another network.
+        FileNotFoundError: there is no such weights file.
+
     Explained in notebook 30, section "The network".
     """
     delta = config.drs_delta if delta is None else delta
@@ -499,6 +503,10 @@ def build_refinement(config: Settings, num_classes: int, classifier: Path | str 
     Args:
         num_classes, classifier: as for `build_drs`.
         weights: a safetensors file of a whole refinement network, instead of a start.
+
+    Raises:
+        ValueError: weights of another network.
+        FileNotFoundError: there is no such weights file.
 
     Explained in notebook 30, section "Refinement learning".
     """
@@ -527,6 +535,9 @@ def train_drs(net: ScoreNet, data: SegmentationDataset, config: Settings, folder
     Args:
         choose: None: the last epoch is kept; else the epoch for which this gives the highest value (see `chooser`).
 
+    Raises:
+        ValueError: as `training.train`.
+
     Source: section "Training" and the official program. Explained in notebook 30, section "Training".
     """
     resize = round(RESIZE * config.drs_crop)
@@ -545,6 +556,10 @@ def train_refinement(
 
     Args:
         choose: as for `train_drs`.
+
+    Raises:
+        ValueError: as `training.train`.
+        DataError: a map is missing or broken.
 
     Explained in notebook 30, section "Refinement learning".
     """

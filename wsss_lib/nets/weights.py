@@ -73,6 +73,10 @@ def start_backbone(build: Callable[[str], Backbone], start: str, classifier: Pat
     Returns:
         the backbone, on the CPU.
 
+    Raises:
+        ValueError: weights that belong to another network.
+        FileNotFoundError: there is no such weights file.
+
     Explained in notebook 10, section "The network".
     """
     if whole:

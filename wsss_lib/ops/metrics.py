@@ -191,6 +191,9 @@ class Evaluation:
         Args:
             truth: (H, W) integer labels; outside 0..K-1 is dropped.
             prediction: (H, W) integer labels, 0..K-1 or 255.
+
+        Raises:
+            ValueError: as `confusion_matrix`.
         """
         self.confusion += confusion_matrix(truth, prediction, self.num_classes)
         truth, prediction = np.asarray(truth), np.asarray(prediction)
@@ -257,6 +260,9 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Args:
         scores: (N, C) float, any scale; only the order counts.
         labels: (N, C) 0 or 1.
+
+    Raises:
+        ValueError: as `average_precision`.
 
     Explained in notebook 10, section "Score of the classifier".
 

@@ -68,6 +68,9 @@ class ThresholdSweep:
             truth: (H, W) integer labels; outside 0..K-1 is dropped.
             scores: (C, H, W) float score of each class in `classes`; C may be 0.
             classes: (C,) foreground classes, 0-based; class c is the label c + 1.
+
+        Raises:
+            ValueError: as `count`.
         """
         self.count(truth, scores, classes)
 
@@ -174,7 +177,11 @@ class ImageThresholds(ThresholdSweep):
         self.upper_bound_confusion = np.zeros((num_classes, num_classes), np.int64)
 
     def count(self, truth: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Return the counts of one image and keep its curve."""
+        """Return the counts of one image and keep its curve.
+
+        Raises:
+            ValueError: as `ThresholdSweep.count`.
+        """
         counts = super().count(truth, scores, classes)  # (K, 1 + C, T + 1)
         labels = np.array([0, *(np.asarray(classes) + 1)], np.int64)
         predicted = _above(counts)  # (K, 1 + C, T)

@@ -496,6 +496,10 @@ def build_affinitynet(config: Settings, classifier_weights: Path | str, weights:
     Args:
         classifier_weights: safetensors file of notebook 10's classifier, read where `affinitynet_init` is "classifier".
         weights: safetensors file of a trained AffinityNet; empty: none.
+
+    Raises:
+        ValueError: weights of another network.
+        FileNotFoundError: there is no such file.
     """
     start = config.backbone_weights if config.affinitynet_init == "backbone" else "classifier"
     build = partial(build_backbone, config.backbone, config.output_stride)

@@ -269,6 +269,10 @@ def build_irn(config: Settings, classifier_weights: Path, weights: Path | str = 
         classifier_weights: safetensors file of the classifier; read only with irn_init "classifier" and without `weights`.
         weights: a safetensors file of a whole IRN; empty: only the backbone has weights.
 
+    Raises:
+        ValueError: weights that belong to another network.
+        FileNotFoundError: there is no such weights file.
+
     Explained in notebook 80, section "The network".
     """
     start = config.backbone_weights if config.irn_init == "backbone" else "classifier"
@@ -284,6 +288,10 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: S
 
     Args:
         label_folder: of the confident labels `ID.png`.
+
+    Raises:
+        ValueError: as `training.train`.
+        DataError: a label is missing or broken.
 
     Explained in notebook 80, section "The network".
     """
@@ -350,6 +358,9 @@ def boundary_map(net: IRN, image: Image.Image, config: Settings) -> Tensor:
 
 def make_pseudo_masks(net: IRN, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:
     """Write `ID.png`, the maps after the random walk and a threshold, of every image that has none yet.
+
+    Raises:
+        DataError: a map is missing or broken.
 
     Explained in notebook 80, section "All images".
     """

@@ -281,6 +281,9 @@ def _write_prediction(image_id: str, logits: np.ndarray, data: SegmentationDatas
 def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Settings) -> Evaluation:
     """Score a network on center crops; not comparable with a score of full images.
 
+    Raises:
+        DataError: a true mask is missing or broken.
+
     Explained in notebook 90, section "Numbers".
     """
     net.eval()
