@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.photographs import JUNK, Photograph, composed, is_nothing
-from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, read_text, voc_palette
+from data_prep.photographs import Photograph, composed, is_nothing
+from wsss_lib.core.files import IGNORE, IMAGE_FORMATS, is_junk, read_text, voc_palette
 from wsss_lib.errors import DataError
 
 Color = tuple[int, int, int]
@@ -183,7 +183,7 @@ class MaskFolder:
         masks = [
             path
             for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(folder))
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not is_junk(path.relative_to(folder))
         ]
         self.files = _matched(folder, masks, photographs)
         used = set(self.files.values())
@@ -293,10 +293,6 @@ class MaskFolder:
                     f"{path}: the value {value} has the color {_hex(color)} here and {_hex(first)} in {where.name}, so that "
                     "the order of the palettes differs; say with --legend what the colors mean"
                 )
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part.lower() in JUNK for part in path.parts)
 
 
 def _hex(color: Iterable[int]) -> str:

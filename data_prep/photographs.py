@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from wsss_lib.core.files import IMAGE_FORMATS
+from wsss_lib.core.files import IMAGE_FORMATS, is_junk
 from wsss_lib.core.texts import is_one_line
 from wsss_lib.errors import DataError
 
@@ -32,7 +32,6 @@ SUFFIXES = tuple(
 OTHER_PICTURES = tuple(
     ".heic .heif .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .svg .psd .xcf .eps .ps .pdf .tga .exr .hdr .jxl .dcm".split()
 )
-JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin"}
 LONGEST_NAME = 255  # bytes, on all usual file systems
 NOTHING = {"none", "background"}  # names for photographs of no class
 # Folders of data sets that hold all photographs, or masks and labels, whatever is in them.
@@ -92,10 +91,6 @@ def image_id(path: Path) -> str:
     return re.sub(r"\s+", "_", composed(path.stem))
 
 
-def _is_junk(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in JUNK
-
-
 def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Yield the files below a folder in order; hidden ones and what systems add to folders are passed over.
 
@@ -104,7 +99,7 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """
     above |= {folder.resolve()}
     for path in sorted(folder.iterdir()):
-        if not _is_junk(path):
+        if not is_junk(path.name):
             if path.is_symlink() and (not path.exists() or path.resolve() in above):
                 raise DataError(f"{path}: the link leads nowhere, or to a folder that it lies in; mend it or take it out")
             if path.is_dir():
@@ -114,7 +109,7 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
 
 
 def _folders(source: Path) -> list[Path]:
-    return sorted(path for path in source.iterdir() if path.is_dir() and not _is_junk(path)) if source.is_dir() else []
+    return sorted(path for path in source.iterdir() if path.is_dir() and not is_junk(path.name)) if source.is_dir() else []
 
 
 def find_photographs(files: Iterable[Path], note: Note = print) -> list[Path]:
@@ -207,7 +202,7 @@ def from_class_folders(source: Path, note: Note = print) -> tuple[dict[str, Phot
             raise DataError(f"{folder}: no photographs were found; their names must end in {', '.join(SUFFIXES)}")
         class_of |= dict.fromkeys(files, composed(folder.name))
     loose = find_photographs(
-        path for part in {source, *_parts(source)} for path in part.iterdir() if path.is_file() and not _is_junk(path)
+        path for part in {source, *_parts(source)} for path in part.iterdir() if path.is_file() and not is_junk(path.name)
     )
     if loose:
         note(
@@ -263,7 +258,9 @@ def top_folder(source: Path) -> Path:
         len(folders) == 1
         and _folders(folders[0])
         and not any(
-            path.suffix.lower() in SUFFIXES and not _is_junk(path) for place in (source, folders[0]) for path in place.iterdir()
+            path.suffix.lower() in SUFFIXES and not is_junk(path.name)
+            for place in (source, folders[0])
+            for path in place.iterdir()
         )
     ):
         return folders[0]

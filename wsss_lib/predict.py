@@ -25,7 +25,7 @@ from torch import nn
 from wsss_lib.config import Config
 from wsss_lib.contact_sheet import Entry, write_overlay, write_page
 from wsss_lib.core import training
-from wsss_lib.core.files import image_size, read_image, read_json, sha256, write_json, write_mask
+from wsss_lib.core.files import image_size, is_junk, read_image, read_json, sha256, write_json, write_mask
 from wsss_lib.core.progress import progress
 from wsss_lib.core.stage import open_stage
 from wsss_lib.core.texts import is_one_line
@@ -113,7 +113,7 @@ def photographs_in(folder: Path) -> tuple[dict[str, Path], Counter[str]]:
         DataError: there is no photograph.
     """
     paths, others = [], Counter[str]()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not _is_junk(path.relative_to(folder))):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not is_junk(path.relative_to(folder))):
         try:
             image_size(path)
             paths.append(path)
@@ -126,11 +126,6 @@ def photographs_in(folder: Path) -> tuple[dict[str, Path], Counter[str]]:
     return {
         path.relative_to(folder).as_posix() if name in twice else name: path for name, path in zip(names, paths, strict=True)
     }, others
-
-
-def _is_junk(path: Path) -> bool:
-    """Return whether a file or a folder above it is hidden, or an archive's or a disk's own."""
-    return any(part.startswith(".") or part.lower() in ("__macosx", "@eadir", "$recycle.bin") for part in path.parts)
 
 
 def segment(segmenter: Segmenter, image: Image.Image, longest: int = LONGEST, crf: bool = False) -> tuple[np.ndarray, float]:

@@ -27,7 +27,17 @@ from wsss_lib.ops.merging import Views, full_size
 IGNORE = 255  # the label of a pixel that is not known
 # Left alone, Pillow tries some seventy formats, and starts Ghostscript for one of them. The MPO of many phones is a JPEG.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
+JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin"}  # what archives and systems add to folders
 LARGEST_MAPS = 1 << 28  # bytes; those of twenty classes on an image of 10,000 x 10,000 pixels
+
+
+def is_junk(path: Path | str) -> bool:
+    """Return whether a part of a path is hidden, or was added by an archive or a system; give it relative to what was named.
+
+    >>> is_junk("cats/._a.jpg"), is_junk("__MACOSX/a.jpg"), is_junk("cats/a.jpg")
+    (True, True, False)
+    """
+    return any(part.startswith(".") or part.lower() in JUNK for part in Path(path).parts)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
