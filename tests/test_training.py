@@ -21,6 +21,8 @@ from wsss_lib.config import Config
 from wsss_lib.core import files, store, training
 from wsss_lib.data.dataset import load_dataset
 from wsss_lib.data.samples import ClassificationSamples
+from wsss_lib.errors import Diverged
+from wsss_lib.experiments import a_trial
 from wsss_lib.methods import cam
 from wsss_lib.methods.cam import build_classifier, train_classifier
 from wsss_lib.nets.backbone import build_backbone, normalization_of
@@ -546,3 +548,11 @@ def test_mixed_precision_on_a_gpu_trains_and_resumes(miniature, tmp_path):
     second = trained(tmp_path / "a")  # from the state of step 14
     for left, right in zip(first.parameters(), second.parameters(), strict=True):
         assert (left - right).abs().max() < 1e-2
+
+
+def test_a_lesson_goes_on_where_a_stage_would_stop(capsys):
+    with a_trial():
+        raise Diverged("short training: the training has diverged")
+    assert capsys.readouterr().out == "short training: the training has diverged\n"
+    with pytest.raises(ValueError, match="weights of another network"), a_trial():
+        raise ValueError("weights of another network")

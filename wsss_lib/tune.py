@@ -26,7 +26,7 @@ from wsss_lib.core.parallel import ShardDone
 from wsss_lib.core.scoring import sweep_maps
 from wsss_lib.core.stage import Job, open_stage, run, run_folder_of
 from wsss_lib.data.dataset import SegmentationDataset, open_data
-from wsss_lib.errors import DataError
+from wsss_lib.errors import DataError, Diverged
 from wsss_lib.methods import METHODS
 from wsss_lib.ops.metrics import scores
 from wsss_lib.ops.thresholds import ThresholdSweep
@@ -160,9 +160,7 @@ class Study:
         for part in range(1, PARTS + 1):
             try:
                 make_some_maps(config, self.tuning, folder, part, PARTS)
-            except ValueError as error:  # a training that diverges is an answer, too
-                if "diverged" not in str(error) and "the loss is" not in str(error):
-                    raise
+            except Diverged:  # an answer, too
                 return 0.0, states.COMPLETE
             made = [row for row, image_id in enumerate(self.tuning.ids) if (folder / f"{image_id}.npz").is_file()]
             sweep: ThresholdSweep = sweep_maps(self.tuning.part(made), folder, THRESHOLDS)

@@ -23,6 +23,7 @@ from wsss_lib.core.distributed import mean_over_processes, place
 from wsss_lib.core.files import read_tensors, write_atomically, write_tensors
 from wsss_lib.core.progress import progress
 from wsss_lib.data.samples import batches
+from wsss_lib.errors import Diverged
 from wsss_lib.nets.weights import load_weights
 from wsss_lib.parameters import Settings
 
@@ -126,9 +127,9 @@ def train(
         keep_last: the short batch at an epoch's end is a step too (DRS).
 
     Raises:
-        ValueError: this is a shard of per-image work, the batch cannot be shared evenly, the loss is not finite (says
-            at which step), or higher at the end than at the start, the gradients overflow float16 step after step, or `folder`
-            holds the state of another network.
+        Diverged: the loss is not finite (says at which step), or higher at the end than at the start.
+        ValueError: this is a shard of per-image work, the batch cannot be shared evenly, the gradients overflow float16 step
+            after step, or `folder` holds the state of another network.
         OSError: a loader process was killed, /dev/shm is too small for the loaded batches, or a file cannot be written.
     """
     if config.shards > 1 and config.shard:
@@ -189,7 +190,7 @@ def train(
                 unread.clear()
                 for at, row in enumerate(rows, start=step + 2 - len(rows)):
                     if not np.isfinite(row["loss"]):
-                        raise ValueError(f"{name}: the loss is {row['loss']} at step {at}; lower the learning rate")
+                        raise Diverged(f"{name}: the loss is {row['loss']} at step {at}; lower the learning rate")
                     last.append(row["loss"])
             scale = scaler.get_scale()
             scaler.step(optimizer)  # not taken where a gradient is not finite; the scale is then halved
@@ -229,7 +230,7 @@ class _Losses(nn.Module):
 def _check_convergence(first: float, last: float, name: str) -> None:
     """Refuse a training that ends above its start: a network that has learned nothing would go through the whole chain."""
     if first > 0 and last > DIVERGED * max(first, HARMLESS):
-        raise ValueError(
+        raise Diverged(
             f"{name}: the training has diverged, its loss has gone from {first:.3g} at the start to {last:.3g} at the end; "
             "take a fifth of the learning rate and run it again"
         )

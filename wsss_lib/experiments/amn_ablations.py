@@ -18,6 +18,7 @@ from wsss_lib.core.files import IGNORE
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.scoring import sweep_maps
 from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.experiments import a_trial
 from wsss_lib.methods.amn import (
     ActivationManipulationNet,
     amn_localization,
@@ -153,7 +154,8 @@ def train_variant(
             return image_loss(logits, image_labels)
         return {"plain": plain_loss, "balanced": balanced_loss}[variant.loss](logits, labels, config.amn_smoothing)
 
-    train_amn(net, data, seed_folder, config, folder, loss_of)
+    with a_trial():
+        train_amn(net, data, seed_folder, config, folder, loss_of)
     return net.eval()
 
 

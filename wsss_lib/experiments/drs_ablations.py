@@ -21,6 +21,7 @@ from wsss_lib.core.stage import WEIGHTS, Job, Stage
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.saliency import read_saliency, saliency_hash
+from wsss_lib.experiments import a_trial
 from wsss_lib.experiments.trials import first_images, recall_by_part
 from wsss_lib.methods import drs
 from wsss_lib.nets.backbone import normalization_of
@@ -155,7 +156,8 @@ def _make(job: Job) -> int:
         if not weights.is_file():
             torch.manual_seed(config.seed)
             net = drs.build_drs(config, classes, start).to(job.device)
-            drs.train_drs(net, job.data, config, folder)
+            with a_trial():
+                drs.train_drs(net, job.data, config, folder)
             training.save_weights(net, weights)
         net = drs.build_drs(config, classes, "", weights).to(job.device)
         make_maps(drs.drs_localization(net, config), _scored(job), config, folder)

@@ -13,6 +13,7 @@ from wsss_lib import viz
 from wsss_lib.core import training
 from wsss_lib.core.scoring import full_size_maps
 from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.experiments import a_trial
 from wsss_lib.experiments.trials import sweep_of
 from wsss_lib.methods import cam, sccam
 from wsss_lib.ops.merging import upsample_scores
@@ -199,5 +200,6 @@ def short_training(
     net.backbone.load_state_dict(start.backbone.state_dict())
     net.classifier.load_state_dict(start.classifier.state_dict())
     with tempfile.TemporaryDirectory() as folder:
-        sccam.train_sccam(net, data, assignment, short, Path(folder), 1)
+        with a_trial():
+            sccam.train_sccam(net, data, assignment, short, Path(folder), 1)
     return net

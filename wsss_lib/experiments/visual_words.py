@@ -17,6 +17,7 @@ from wsss_lib.core.scoring import best_threshold_row
 from wsss_lib.core.training import device_of
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples
+from wsss_lib.experiments import a_trial
 from wsss_lib.methods import cam, vwe
 from wsss_lib.nets.backbone import normalization_of
 
@@ -161,6 +162,7 @@ def short_training(
     net = vwe.build_vwe(config, data.num_classes, classifier_weights, config.vwe_weights).to(device_of(config))
     net.gamma, net.levels = pooling
     with tempfile.TemporaryDirectory() as folder:
-        vwe.train_vwe(net, data, config, Path(folder), vwe.losses if with_words else cam.classification_loss)
+        with a_trial():
+            vwe.train_vwe(net, data, config, Path(folder), vwe.losses if with_words else cam.classification_loss)
         make_maps(vwe.vwe_localization(net, config), scored, config, Path(folder) / "maps")
         return best_threshold_row(scored, Path(folder) / "maps")
