@@ -6,9 +6,7 @@
 # %%
 import numpy as np
 
-from wsss_lib import study as studies
 from wsss_lib import widgets
-from wsss_lib.parameters import project_path
 
 # %% [markdown]
 # **Exercise 1.** A method gains +1, +2 and +6 points over CAM with three seeds. Write a function that returns the lower end of the 95 % interval of
@@ -44,6 +42,9 @@ widgets.check(answer, "3154a2c96a48", "exercise 2")
 # place to cut that stays the same from training to training.
 
 # %%
+from wsss_lib import study as studies
+from wsss_lib.parameters import project_path
+
 saved = studies.read(project_path("docs/studies/voc12-animals.json"))
 gained = [studies.paired_gains(saved, method, "area") for method in saved if method != "cam"]
 count = sum(min(values) > 0 for values in gained if values)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from wsss_lib.errors import DataError
+from wsss_lib.errors import DataError, Diverged
 from wsss_lib.ops.merging import Views, full_size
 
 IGNORE = 255  # the label of a pixel that is not known
@@ -188,14 +188,14 @@ def write_maps(
         full: what the maps of full size are made of, or themselves, (K, H, W) in [0, 1]; None: they are not kept.
 
     Raises:
-        ValueError: a score is NaN, or too large for float16.
+        Diverged: a score is NaN, or too large for float16.
         OSError: as `write_atomically`.
     """
     arrays = {"scores": scores} | _arrays_of_full(full)
     with np.errstate(over="ignore"):
         arrays = {name: np.asarray(values, np.float16) for name, values in arrays.items()}
     if not all(np.isfinite(values).all() for values in arrays.values()):
-        raise ValueError(
+        raise Diverged(
             f"{path}: a score is not finite, or beyond the range of float16; the network has diverged, train it "
             "again with a lower learning rate"
         )

@@ -34,7 +34,7 @@ from wsss_lib.core.stage import Job, Stage
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.data.samples import ClassificationSamples, sample_rng, steps_per_epoch
-from wsss_lib.errors import DataError
+from wsss_lib.errors import DataError, Diverged
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import Backbone, build_backbone, freeze_batch_norm, normalization_of
 from wsss_lib.nets.folding import folded
@@ -146,7 +146,8 @@ def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed
         int64 (N, C): the sub-category 0..K-1 of an image in a class, -1 where it does not carry the class.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, or a K below 1.
+        ValueError: shapes that do not fit, or a K below 1.
+        Diverged: a feature is not finite.
 
     Source: SC-CAM, equation 1. Explained in notebook 60, section "Sub-categories".
 
@@ -162,7 +163,7 @@ def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed
     if features.ndim != 2 or labels.ndim != 2 or len(features) != len(labels):
         raise ValueError(f"features {features.shape} and labels {labels.shape} must be (N, D) and (N, C) of the same N images")
     if not np.isfinite(features).all():
-        raise ValueError("the features hold values that are not finite; the network that made them has diverged")
+        raise Diverged("the features hold values that are not finite; the network that made them has diverged")
     if clusters < 1:
         raise ValueError(f"clusters must be at least 1, not {clusters}")
     result = np.full(labels.shape, -1, np.int64)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 
 from wsss_lib.core.files import IGNORE
+from wsss_lib.errors import Diverged
 
 Average = Literal["union", "present"]
 
@@ -226,7 +227,8 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         (C,) float64 in [0, 1]; NaN for a class without a positive image.
 
     Raises:
-        ValueError: the shapes differ, a label is neither 0 nor 1, or a score is NaN.
+        ValueError: the shapes differ, or a label is neither 0 nor 1.
+        Diverged: a score is NaN.
 
     Source: area under the uninterpolated precision-recall curve. Explained in notebook 10, section "Score of the classifier".
 
@@ -239,7 +241,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if not np.isin(labels, (0, 1)).all():
         raise ValueError("Image-level labels must be 0 or 1.")
     if np.isnan(scores).any():
-        raise ValueError("A classification score is NaN: the training has diverged.")
+        raise Diverged("A classification score is NaN: the training has diverged.")
     return np.array([_average_precision(scores[:, c], labels[:, c] == 1) for c in range(scores.shape[1])])
 
 
