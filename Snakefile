@@ -102,7 +102,7 @@ def needed(wildcards, notebook):
 
 papermill = """{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
     -r method {params.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
-    --no-progress-bar --log-level ERROR"""
+    --no-progress-bar --no-request-save-on-cell-execute --log-level ERROR"""
 one_run = papermill + r""" || {{ echo "$running shows in which cell it stopped" >&2; exit 1; }}"""
 # Shard 0 goes from one per-image stage to the next; before each of them the others make its images.
 shard_runs = r"""

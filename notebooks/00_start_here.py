@@ -195,7 +195,8 @@ overview.show_scores(rows)
 # the very same notebook with other values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`;
 # `snakemake --cores 2 --config preset=smoke limit=300 runs_root=runs/few` gives a value to all notebooks of a run. The presets
 # in `configs/` are `smoke` (these generated images), `voc12-small` (real images on a laptop), `voc12` and `coco14` (the papers'
-# sizes). Unknown names and values that do not fit are refused:
+# sizes). With `lessons=false` a run leaves out the cells that train or score only to teach (`# needs lessons`); its results are the
+# same. Unknown names and values that do not fit are refused:
 
 # %%
 for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):

@@ -29,6 +29,7 @@ backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lit
 backbone_weights = "none"  # imagenet, none, or a safetensors file
 output_stride = 8  # 16 in the paper; the toy images are small
 cam_weights = ""  # a finished classifier instead of training
+cam_limit = 0  # how many images the classifier learns from, where all later stages use `limit`; 0: from these
 cam_epochs = 8  # 5 in the paper
 cam_batch_size = 16
 cam_learning_rate = 0.03  # 0.1 in the paper, without momentum

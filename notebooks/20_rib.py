@@ -23,6 +23,7 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "rib"  # the folder of this notebook's results; the classifier is CAM's
 seed = 0  # of everything that is random, and which classifier is used
+lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lite0
 output_stride = 8  # 16 in the paper; the toy images are small
 cam_crop = 96  # 512 in the paper; of the companions
@@ -68,6 +69,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("lessons", config.lessons, "lessons = false")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 net = classifier.net.to(memory_format=torch.channels_last)
 mean, std = normalization_of(config.backbone)
@@ -255,7 +257,7 @@ print(f"the classifier's own logit is the last: {raw[0, present].mean().item():.
 # more than the background?
 
 # %% tags=["nbval-ignore-output"]
-# needs masks, companions
+# needs masks, companions, lessons
 alone = [name for name in usable if score_data.label(name).sum() == 1][:60 if config.dataset == "toy" else 2]
 rises = [rib_ablations.rise_by_region(score_data, name, images.steps(name, config)) for name in alone]
 for region in ("head", "body", "object", "background"):
@@ -454,7 +456,7 @@ for text, third in zip(("least", "middle", "most"), np.array_split(np.argsort(of
 # for it? (The right panel is about one point high.)
 
 # %% tags=["nbval-ignore-output"]
-# needs masks, companions
+# needs masks, companions, lessons
 def best_miou(maps):
     """Return the best threshold and the mIoU there, in percent, of {image id: (classes, scores)}."""
     threshold, miou = trials.sweep_of(score_data, maps, maps.__getitem__).best()
@@ -468,7 +470,7 @@ growth = np.array([rib_ablations.at_threshold(score_data, maps_k, best["CAM"]) f
 miou_after = [best_miou(maps_k)[1] for maps_k in after]
 
 # %% tags=["nbval-ignore-output"]
-# needs masks, companions
+# needs masks, companions, lessons
 change = 100 * (growth[-1] - growth[0])
 viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of bodies", "precision"), growth.T, strict=True)),
                             f"At threshold {best['CAM']:.2f}", xlabel="maps added up to step k", ylim=(0, 1.02)),
@@ -485,7 +487,7 @@ viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of b
 # interval. What to look for: whose interval leaves out zero?
 
 # %% tags=["nbval-ignore-output"]
-# needs masks, companions
+# needs masks, companions, lessons
 changes = {"average pooling, not GNDRP": {"rib_region_threshold": 2.0}, "tau 0.4 (published)": {"rib_region_threshold": 0.4},
            "2 companions": {"rib_companions": 2},
            "four times the learning rate": {"rib_learning_rate": 4 * rates[0], "rib_head_learning_rate": 4 * rates[1]}}
@@ -495,7 +497,7 @@ for name, change in changes.items():
     variants[name] = images.final(tried_on.ids, config.model_copy(update=change)).__getitem__
 
 # %% tags=["nbval-ignore-output"]
-# needs masks, companions
+# needs masks, companions, lessons
 def iou_at_best(maps_of):
     """Return the IoU of every image in percent at the threshold that is best for all of them, and this threshold."""
     threshold, _ = trials.sweep_of(tried_on, tried_on.ids, maps_of).best()
@@ -522,7 +524,7 @@ for name, maps_of in variants.items():
 # look for: how much of the damage do the stops prevent?
 
 # %% tags=["nbval-ignore-output"]
-# needs masks, companions
+# needs masks, companions, lessons
 print(f"plain CAM: mIoU {best_miou({name: images.merged(name, steps[:1]) for name, steps in wild.items()})[1]:.1f}, {len(few)} images")
 for text, rules in (("no stop", (False, False)), ("target logit", (True, False)), ("explosion", (False, True)), ("both", (True, True))):
     stopped = {name: rib_ablations.until_stopped(steps, config, *rules) for name, steps in wild.items()}
@@ -544,7 +546,7 @@ for text, rules in (("no stop", (False, False)), ("target logit", (True, False))
 # line. What to look for: does the line move along the object or into the background?
 
 # %% tags=["nbval-ignore-output"]
-lines = best if score_data.has_masks else {"CAM": config.seed_threshold, "RIB": config.seed_threshold}
+lines = {name: job.metrics[0].get("threshold", config.seed_threshold) for name, job in (("CAM", cam_maps), ("RIB", maps))}
 if not score_data.has_masks:
     iou_cam = iou_rib = dict.fromkeys(score_data.ids, np.nan)
 

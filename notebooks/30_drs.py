@@ -24,6 +24,7 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "drs"  # whose folder is written
 seed = 0  # of everything that is random
+lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 drs_backbone = "resnet_small"  # vgg16 in the paper; also vgg_small, resnet50, resnet101, efficientnet_lite0
 drs_backbone_weights = "classifier"  # start: imagenet (paper), classifier (of notebook 10), none, or a safetensors file
 drs_weights = ""  # a finished classifier instead of training
@@ -73,6 +74,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("lessons", config.lessons, "lessons = false")
 widgets.leave_out("training", not config.drs_weights, "a finished classifier is given, and its start is not")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 saliency_folder = train_data.root / config.drs_saliency_folder
@@ -481,7 +483,7 @@ for title, job in both.items() if has_parts else ():
 # first images. The constants are each map's best threshold, so this flatters the ways without saliency.
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 few = open_data(config.model_copy(update={"limit": max(8, min(100, len(score_data) // 5))}), config.score_split)
 
 
@@ -501,7 +503,7 @@ results.show_table(["mIoU %", *ways], [[title, *(score_of(job, way) for way in w
 # class. The curve tries others. What to look for: is DRS ahead of plain CAM at every $\alpha$?
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 alphas = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
 over_alpha = {title: [100 * score_masks(few, drs_ablations.mask_with_saliency(job.folder, saliency_of, alpha)).scores().miou for alpha in alphas]
               for title, job in both.items()}
@@ -542,7 +544,7 @@ for name, (delta, stages) in drs_ablations.VARIANTS.items():
 # kept here, small networks ended there for factors below about 0.75, the learnable version included (it starts near 0.5).
 
 # %% tags=["nbval-ignore-output"]
-# needs masks, training
+# needs masks, training, lessons
 ablation = run(drs_ablations.ABLATION, drs_ablations.short_config(config, len(train_data)))
 results.show_table(["", "heads", "bodies", "mIoU with", "without", "at bound"], [
     [line["what"], f"{line.get('head', np.nan):.2f}", f"{line.get('body', np.nan):.2f}", f"{line['saliency']:.1f}", f"{line['alone']:.1f}",

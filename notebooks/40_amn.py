@@ -25,6 +25,7 @@ data_root = "data/toy"  # VOC devkit folder
 runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
 method = "amn"  # the folder of this notebook's results
 seed = 0  # of everything that is random; CAM's run of the same seed is read
+lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 backbone = "resnet_small"  # resnet50 in the paper
 output_stride = 8  # 16 in the paper; the toy images are small
 cam_scales = [1.0, 0.5, 1.5, 2.0]  # of the maps
@@ -69,6 +70,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("lessons", config.lessons, "lessons = false")
 widgets.leave_out("two classes", train_data.num_classes > 1, "there is only one class")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 mean, std = normalization_of(config.backbone)
@@ -377,7 +379,7 @@ print(results.quote(results.published(name, "CAM seed", "train") for name in ("c
 # scores both maps at their best threshold, and their masks after a CRF at the best of three thresholds around it.
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 few_score, compared = trials.first_images(score_data, 100), []  # a CRF is solved for each image and threshold
 header = [f"{len(few_score)} images", "CRF inside", "CRF after", "best mIoU %", "at"]
 for (name, job), inside in zip(jobs.items(), ("no", "yes"), strict=True):
@@ -460,7 +462,7 @@ small = config.model_copy(update={"amn_epochs": 3, "num_workers": 0})
 few_train = trials.first_images(train_data, max(16, min(480, len(train_data) // 3)))
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 if config.backbone == "resnet_small":
     found = amn_ablations.score_variants(chosen, few_train, few_score, seeds.folder, cam_maps.folder, classifier.weights, small,
                                          thresholds)

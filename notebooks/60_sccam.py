@@ -23,6 +23,7 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "sccam"  # whose folder the rounds and maps are written to
 seed = 0  # of everything that is random
+lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 backbone = "resnet_small"  # resnet38 in the paper
 backbone_weights = "none"  # or a safetensors file
 cam_crop = 96  # 224 in the paper, of images with a long side of 256 to 512 pixels; see notebook 10
@@ -73,6 +74,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("lessons", config.lessons, "lessons = false")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 round0, normalization0 = classifier.net, normalization_of(classifier.config.backbone)
 mean, std = normalization_of(config.backbone)
@@ -444,7 +446,7 @@ if true_kinds:
     variants["true kinds"] = subcategories.known_kinds(train_data, true_kinds, K), 5.0, K
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 tried = {"round 0": curves[0]}
 if classifier.config.backbone == config.backbone:
     for words, (assignment, weight, clusters) in variants.items():
@@ -459,7 +461,7 @@ viz.show_threshold_curves(tried, f"Mean IoU over the threshold for {len(tried)} 
 # Do the second loss and the clusters do anything? The next cell subtracts.
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 if "k-means" in tried:
     clustered, random = (tried[words]["miou"] - tried["no sub-categories"]["miou"] for words in ("k-means", "dealt at random"))
     print(f"the second loss changes the peak by {clustered:+.1f} points with clusters and by {random:+.1f} points with sub-categories "

@@ -24,6 +24,7 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "cam"  # whose class activation maps and seed masks are refined
 seed = 0  # of everything that is random
+lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 irn_weights = ""  # a finished IRN instead of training
 irn_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone does not have
 irn_epochs = 8  # 3 in the paper
@@ -71,6 +72,7 @@ viz.use_style()
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
 widgets.leave_out_without_masks(score_data)
+widgets.leave_out("lessons", config.lessons, "lessons = false")
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of split {score_data.split!r} are scored")
 
@@ -227,6 +229,9 @@ print(f"equal pairs {positive:.3f}, different pairs {negative:.3f}: the same fro
 row, column = torch.meshgrid(torch.arange(36.0), torch.arange(48.0), indexing="ij")
 distance = torch.hypot(row - 13, column - 23.5)
 ring_label = torch.full((36, 48), 255).masked_fill(distance < 6, 1).masked_fill(distance > 11, 0)
+
+# %%
+# needs lessons
 logit = torch.full((1, 1, 36, 48), -2.0, requires_grad=True)
 optimizer = torch.optim.SGD([logit], lr=200)
 snapshots = {}
@@ -239,6 +244,7 @@ for step in range(201):
     optimizer.step()
 
 # %% tags=["nbval-ignore-output"]
+# needs lessons
 viz.show_panels([viz.labels(ring_label.numpy().astype(np.uint8), ["object"], "confident label"),
                  *(viz.heat_map(boundary, f"boundary, step {step}") for step, boundary in snapshots.items())],
                 "A thin line grows around the object inside the unknown ring, partly at its inner and partly at its outer rim", bar=" ")
@@ -555,7 +561,7 @@ print(results.class_table({"IoU of the mask": rows[-1]["class_iou"]}, ["backgrou
 # boundaries go, and what is left of it after a CRF?
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 torch.manual_seed(config.seed)
 untrained = walk_controls.without_learning(net)  # the same backbone, a boundary head that has learned nothing
 few = comparison.evenly_spaced(score_data, 100)

@@ -24,6 +24,7 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "cam"  # whose pseudo-masks; "truth": the ground truth, an upper reference
 seed = 0  # of everything that is random
+lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 val_split = "val"  # images that are segmented
 deeplab_version = "v2"  # or "v3plus", see section 11
 refinement = "irn"  # whose masks it is trained on: irn (notebook 80), affinitynet (75), drs (30)
@@ -76,6 +77,7 @@ viz.use_style()
 # %%
 train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split).scored()
 widgets.leave_out_without_masks(val_data)
+widgets.leave_out("lessons", config.lessons, "lessons = false")
 training_masks = None if config.method == "truth" else open_stage(deeplab.masks_of(config), config)
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background;",
       "trained on", "pseudo-masks (image-level labels only)" if training_masks else "THE GROUND TRUTH (pixel labels)")
@@ -187,6 +189,7 @@ viz.show_panels([viz.heat_map(points, f"{name}: {points.sum()} points") for name
 # network, down to the pixels of an image.
 
 # %%
+# needs lessons
 def strength_in_image(rates, side=417):
     """Return how much each block of 4 x 4 pixels matters for the central output pixel: (h, w), the largest 1."""
     probe = deeplab_v2.DeepLabV2(build_backbone("resnet_small", 8), 2, rates).eval()
@@ -485,7 +488,7 @@ print(results.class_table(iou_of, ["background", *val_data.classes, "mean"]))
 # label, so the network is also scored with its absent classes struck out.
 
 # %%
-# needs masks
+# needs masks, lessons
 known = open_data(config, config.score_split).scored()
 known = replace(known, ids=known.ids[:150], labels=known.labels[:150])
 taught = viz.masks_in(training_masks.folder, known) if training_masks else known.mask
@@ -503,7 +506,7 @@ def mask_of(name, kind, crf):
     return (crf_segmentation(picture, p / p.sum(0)) if crf else p.argmax(0)).astype(np.uint8)
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 of_kind = {words: [100 * score_masks(known, lambda name, kind=kind, crf=crf: mask_of(name, kind, crf)).scores().miou for crf in (False, True)]
            for kind, words in (("taught", "taught masks"), ("all", "network"), ("label", "network, label known"))}
 results.show_table([f"{len(known)} training images", "no CRF", "+ CRF"], [[words, *(f"{value:.1f}" for value in pair)] for words, pair in of_kind.items()])
@@ -567,6 +570,7 @@ for name, pixels in kinds.items():
 # adds such a row, named so, beside that of full images).
 
 # %%
+# needs lessons
 with torch.device("meta"):
     both = {"v2": deeplab_v2.DeepLabV2(build_backbone("resnet101", 8), 21),
             "v3+": deeplab_v3plus.DeepLabV3Plus(deeplab_v3plus.build_dilated_backbone("resnet101", 16), 21)}
@@ -599,6 +603,7 @@ for stride in (8, 4):
 # `runs_root`.
 
 # %%
+# needs lessons
 version, rate = ("v3plus", 10) if config.deeplab_version == "v2" else ("v2", 0.1)
 other = config.model_copy(update={"deeplab_version": version, "deeplab_atrous_rates": config.deeplab_atrous_rates[:3],
                                   "deeplab_iterations": max(1, min(120, config.deeplab_iterations // 5)),
@@ -607,6 +612,7 @@ OTHER = replace(deeplab.DEEPLAB, name="other_version")
 other_net = run(OTHER, other).net if config.deeplab_crop <= 128 else None
 
 # %% tags=["nbval-ignore-output"]
+# needs lessons
 if other_net is not None:
     panels = [viz.image(picture, f"input {image_id}"), truth]
     for one, answer in ((config, probabilities), (other, deeplab.class_probabilities(other_net, image, other))):

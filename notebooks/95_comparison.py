@@ -37,6 +37,7 @@ runs_root = "runs"  # where the finished runs are
 score_split = "train"  # the split of maps, seed masks and pseudo-masks
 val_split = "val"  # the split of the segmentation networks
 limit = 0  # as in the runs
+lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 seed_threshold = 0.15  # a background threshold that no mask has chosen, for section 8
 
 # %%
@@ -63,6 +64,7 @@ if not finished:
     raise RuntimeError(f"{run_folder_of(config)}: no finished stage with scores; run `make smoke`, or notebook 10_cam and those after it")
 whole = {name: open_data(config, name).scored() for name in dict.fromkeys((config.score_split, config.val_split))}
 widgets.leave_out_without_masks(*whole.values())
+widgets.leave_out("lessons", config.lessons, "lessons = false")
 print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in whole.items()))
 
 # %% [markdown]
@@ -245,7 +247,7 @@ viz.show_threshold_curves(curves, "Curves of mIoU over the threshold; best at "
 # at every threshold, and which only at the inherited one?
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 at, few = [0.05, 0.08, 0.11, 0.15, 0.2, 0.3, 0.45], comparison.evenly_spaced(whole[config.score_split], 100)
 refined = {name: comparison.curve_with_crf(few, finished[name, seed]["maps"].folder, at)
            for name, seed in sorted(finished, key=lambda run: (results.place_of_method(run[0]), run[1])) if seed == min(
@@ -255,7 +257,7 @@ viz.show_panels([viz.curves(at, refined, f"{len(few)} images, with the CRF", mar
                 "mIoU after the CRF over the threshold; best: " + ", ".join(f"{name} {max(line):.1f} %" for name, line in refined.items()), size=(8, 3.6))
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 here = int(np.argmin(np.abs(np.array(at) - config.seed_threshold)))
 results.show_table(["method", f"with CRF at {at[here]}", "at its best threshold", "which is"],
                    [[name, f"{line[here]:.1f}", f"{max(line):.1f}", f"{at[int(np.argmax(line))]}"] for name, line in refined.items()])

@@ -219,7 +219,8 @@ def test_a_worker_that_is_killed_gives_one_sentence_and_the_rest_is_kept(tmp_pat
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
     """Return the worker processes that a process has started."""
-    return [child for child in process.children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    servers = [child for child in process.children() if "forkserver" in " ".join(child.cmdline())]
+    return [worker for server in servers for worker in server.children()]
 
 
 def until(condition, seconds: float = 60) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.refresh_notebooks import source_notebook
 from wsss_lib.config import Config
 from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.widgets import NEEDS
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -52,6 +53,30 @@ def test_twin_is_in_step(path):
     assert [(cell.cell_type, cell.source) for cell in twin.cells] == [(cell.cell_type, cell.source) for cell in stored.cells], (
         "run make refresh"
     )
+
+
+def names_in(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Return the names that a cell makes and those that it takes from other cells."""
+    nodes = list(ast.walk(tree))
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    own = {argument.arg for node in nodes if isinstance(node, ast.arguments) for argument in (*node.args, *node.kwonlyargs)}
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    return made, read - own - made
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_what_is_left_out_is_not_missed(path):
+    """A cell that is run where others are left out reads nothing of theirs (`# needs masks`, `# needs lessons`, …)."""
+    made: dict[str, list[frozenset]] = {}  # a name: what the cells that make it need
+    for cell in code_cells(path):
+        first = cell.source.partition("\n")[0]
+        needs = frozenset(first.removeprefix(NEEDS).split(", ") if first.startswith(NEEDS) else ())
+        names, read = names_in(ast.parse(cell.source))
+        missed = {name for name in read & made.keys() if not any(before <= needs for before in made[name])}
+        assert missed == set(), f"{sorted(missed)} in the cell that begins with {first!r}"
+        for name in names:
+            made.setdefault(name, []).append(needs)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)

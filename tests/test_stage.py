@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.toy import make_toy_dataset
 from tests import small_chain
 from tests.made import begin
 from wsss_lib import runs
@@ -235,6 +236,16 @@ def test_a_changed_input_makes_what_follows_anew_and_finds_it_again(tmp_path):
         assert (run(after, config).folder / "result.txt").read_text() == f"from {epochs} epochs"
     run(after, config_of(tmp_path, irn_epochs=9))
     assert (first.calls, second.calls) == (2, 2)
+
+
+def test_the_classifier_may_learn_from_more_images_than_the_later_steps(tmp_path):
+    root = str(make_toy_dataset(tmp_path / "data", num_train=6, num_val=2, side=48, progress=False))
+
+    def images(stage: Stage, **values) -> int:
+        return len(Job(stage, config_of(tmp_path, data_root=root, **values)).data)
+
+    assert [images(stage, limit=2, cam_limit=5) for stage in (cam.CLASSIFIER, cam.MAPS, deeplab.DEEPLAB)] == [5, 2, 2]
+    assert [images(cam.CLASSIFIER, **values) for values in ({"limit": 2}, {"cam_limit": 4}, {})] == [2, 4, 6]
 
 
 def test_reading_what_is_not_declared_is_an_error(tmp_path):

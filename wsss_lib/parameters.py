@@ -101,6 +101,7 @@ class Common(ParameterGroup):
     processes: Positive = 1  # that train one network together, one for each GPU; they divide the global batch
     shards: Positive = 1  # runs of a notebook, on one machine or many, that divide the images of its stages, and ...
     shard: Count = 1  # ... which of them this is, from 1; 0: only what has to be there before the images
+    lessons: bool = True  # false: cells that train or score only to teach are left out; results are the same
     study: Text = "docs/studies/voc12-animals.json"  # 96: what `python -m wsss_lib.tune METHOD --save FILE` has written
     mixed_precision: bool = False  # float16 autocast; on a GPU only
     device_batch_size: Positive = 16  # images at once on a device; a larger global batch is accumulated

@@ -5,9 +5,9 @@
 
 import base64
 import html
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +15,8 @@ import bleach
 import nbformat
 from nbconvert import HTMLExporter
 
-from wsss_lib.core.files import write_atomically
+from wsss_lib.core.files import sha256, write_atomically
+from wsss_lib.core.parallel import map_in_processes
 from wsss_lib.results import collect, summarize, table
 
 PAGE = """<!doctype html>
@@ -58,27 +59,25 @@ def write_report(run_folder: Path) -> Path:
 
     Raises:
         ValueError: no stage has finished yet.
+        OSError: a page cannot be written.
     """
     rows = collect(run_folder)
     if not rows:
         raise ValueError(f"{run_folder}: no finished stage with scores; run the pipeline first")
     report = run_folder / "report"
     links, opening, figures = [], [], []
-    # nbconvert's own `clean_html` knows no headings and shows them as text.
-    exporter = HTMLExporter(template_name="lab", embed_images=True, sanitize_html=True, filters={"clean_html": clean})
-    for executed in sorted(run_folder.glob("*/seed*/*/notebook.ipynb")):
-        if "." in executed.parent.name:  # a result that is kept until its parameters come back
-            continue
-        notebook = nbformat.read(executed, as_version=4)
-        name = "-".join(executed.parent.parts[-3:])
-        page, _ = exporter.from_notebook_node(notebook)
-        write_atomically(report / f"{name}.html", partial(Path.write_text, data=page, encoding="utf-8"))
-        links.append(f'<li><a href="{quote(name)}.html">{html.escape(name)}</a></li>')
-        if executed.parent.parent.parent.name == "report":
-            opening += _figures(cell for cell in notebook.cells if OPENING in cell.metadata.get("tags", []))
-            figures += _figures(cell for cell in notebook.cells if OPENING not in cell.metadata.get("tags", []))
+    executed = _executed_notebooks(run_folder)
+    pages = [report / ("-".join(path.parent.parts[-3:]) + ".html") for path in executed]
+    for _ in map_in_processes(_write_page, list(zip(executed, pages, strict=True)), min(4, os.cpu_count() or 1), 1, "report"):
+        pass
+    for path, page in zip(executed, pages, strict=True):
+        links.append(f'<li><a href="{quote(page.name)}">{html.escape(page.stem)}</a></li>')
+        if path.parent.parent.parent.name == "report":
+            cells = nbformat.read(path, as_version=4).cells
+            opening += _figures(cell for cell in cells if OPENING in cell.metadata.get("tags", []))
+            figures += _figures(cell for cell in cells if OPENING not in cell.metadata.get("tags", []))
     summary = summarize(rows)
-    page = PAGE.format(
+    index = PAGE.format(
         title=f"Results: {html.escape(run_folder.name)}",
         opening="".join(opening),
         order=html.escape(order_of_methods(summary)) if run_folder.name == "toy" else "",
@@ -86,8 +85,25 @@ def write_report(run_folder: Path) -> Path:
         figures="".join(figures),
         links="".join(links),
     )
-    write_atomically(report / "index.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_atomically(report / "index.html", lambda temporary: temporary.write_text(index, encoding="utf-8"))
     return report / "index.html"
+
+
+def _executed_notebooks(run_folder: Path) -> list[Path]:
+    """Return one copy of each executed notebook: a notebook that makes two stages lies in the folders of both."""
+    copies: dict[str, Path] = {}
+    for path in sorted(run_folder.glob("*/seed*/*/notebook.ipynb")):
+        if "." not in path.parent.name:  # with one: a result that is kept until its parameters come back
+            copies.setdefault(sha256([path], path.parent), path)
+    return list(copies.values())
+
+
+def _write_page(paths: tuple[Path, Path]) -> None:
+    executed, page = paths
+    # nbconvert's own `clean_html` knows no headings and shows them as text.
+    exporter = HTMLExporter(template_name="lab", embed_images=True, sanitize_html=True, filters={"clean_html": clean})
+    text, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
+    write_atomically(page, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def order_of_methods(summary: Sequence[dict]) -> str:

@@ -42,6 +42,7 @@ class Stage:
         inputs: name to the stage whose finished results `make` needs, for a configuration.
         files: name to a hash of whatever else `make` reads, e.g. ground truth.
         split: the parameter that names the split of `job.data`; empty: the stage reads no data set.
+        limit: the parameter that says how many of its first images are used; where that is 0, `limit` does.
         load: returns the network that `make` has left, on the device, in evaluation mode.
         score: rows of `metrics.json`; made again, without the stage, when the images or masks that it reads change.
         score_reads: parameters that only `score` may read.
@@ -59,6 +60,7 @@ class Stage:
     inputs: Callable[["Config"], dict[str, "Stage"]] = lambda config: {}
     files: Callable[["Job"], dict[str, str]] = lambda job: {}
     split: str = "train_split"
+    limit: str = "limit"
     load: Callable[["Job"], torch.nn.Module] | None = None
     score: Callable[["Job"], list[dict[str, Any]]] | None = None
     score_reads: tuple[str, ...] = ()
@@ -92,7 +94,8 @@ class Job:
     @cached_property
     def data(self) -> SegmentationDataset:
         """The split that the stage works on."""
-        data = open_data(self.whole, getattr(self.whole, self.stage.split))
+        limit = getattr(self.whole, self.stage.limit) or self.whole.limit
+        data = open_data(self.whole.model_copy(update={"limit": limit}), getattr(self.whole, self.stage.split))
         if self.stage.split == "train_split" and not data.labels.any():
             raise DataError(
                 f"{data.root}: no image of split {data.split!r} has a label, so that there is nothing to learn from"

@@ -34,6 +34,7 @@ from wsss_lib.ops.metrics import average_precision
 from wsss_lib.parameters import (
     BACKBONE,
     TRAINING,
+    Count,
     Fraction,
     FrozenStages,
     Numbers,
@@ -62,6 +63,9 @@ class Parameters(ParameterGroup):
     """10: the classifier and its class activation maps."""
 
     cam_weights: Text = ""  # a classifier to use instead of training one
+    cam_limit: Count = (
+        0  # the classifier learns from so many images, where all later stages use the first `limit`; 0: from these
+    )
     cam_epochs: Positive = 8
     cam_batch_size: Positive = 16
     cam_learning_rate: Rate = 0.03  # published: 0.1, without momentum
@@ -356,6 +360,7 @@ CLASSIFIER = Stage(
     score=_score_classifier,
     needs_masks=False,
     method="cam",
+    limit="cam_limit",
     score_split="val_split",
     reads=(
         *BACKBONE,
