@@ -19,6 +19,7 @@ from data_prep.own_preset import own_values
 from wsss_lib.core.scoring import sweep_maps
 from wsss_lib.core.stage import run
 from wsss_lib.data.dataset import SegmentationDataset, load_dataset
+from wsss_lib.errors import Diverged
 from wsss_lib.methods import cam
 from wsss_lib.presets import preset_config
 from wsss_lib.refine.threshold_choice import agreement_curve, chosen_thresholds
@@ -83,7 +84,7 @@ def measure(data: SegmentationDataset, classes: int, each: int, seed: int, rates
     name = [f"{classes} x {each}", rates, str(seed)]
     try:
         classifier = run(cam.CLASSIFIER, config)
-    except ValueError as error:
+    except Diverged as error:
         return [*name, str(error).split(";")[0], *["–"] * (len(HEAD) - 4)]
     maps, own = run(cam.MAPS, config), load_dataset(root, "train")
     sure = cam.score_classifier(classifier.net, own, config)[own.labels == 1]
