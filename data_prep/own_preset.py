@@ -62,6 +62,7 @@ def write_preset(folder: Path, root: Path, photographs: int, num_classes: int, h
         "labels": "",
         "val_split": "val" if has_val else "train",
         "pixel_labels_chose": "",
+        "lessons": False,  # what is wanted are masks
     } | own_values(photographs, num_classes)
     factor = min(1.0, num_classes / CLASSES_OF_RATES)
     text = HEADER.format(photographs=photographs, classes=num_classes, factor=factor)

@@ -116,7 +116,7 @@ def finished(runs: Path) -> dict[tuple[str, str], str]:
 
 def test_no_finished_result_is_lost_when_parameters_change_between_kills(data, tmp_path):
     """Three values of a parameter of the maps take turns, and each run is killed somewhere: what was finished stays."""
-    rng, kills, rounds, values = random.Random(1), 0, 0, ((1.0, 0.5), (1.0,), (0.5,))
+    rng, kills, rounds, values = random.Random(KILLS), 0, 0, ((1.0, 0.5), (1.0,), (0.5,))
     with chain_server() as server:
         while kills < KILLS:
             folder, known, open_values, rounds = tmp_path / f"runs {rounds}", {}, set(values), rounds + 1
