@@ -100,6 +100,7 @@ def needed(wildcards, notebook):
         for stage in stages))
 
 
+# papermill writes the whole notebook when it ends or fails and every half minute, not after each cell: a second a notebook.
 papermill = """{sys.executable:q} -m papermill {input.notebook:q} "$running" {params.presets:q} -r runs_root {runs_root:q} \
     -r method {params.method} -p seed {wildcards.seed} --cwd {root:q} -k python3 --start-timeout 180 \
     --no-progress-bar --no-request-save-on-cell-execute --log-level ERROR"""

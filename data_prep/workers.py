@@ -1,11 +1,10 @@
 """One function over many images in several processes, with one progress bar."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from tqdm import tqdm
 
-from wsss_lib.core.parallel import Item, Result, map_in_processes
+from wsss_lib.core.parallel import Item, Result, few_workers, map_in_processes
 
 
 def map_images(
@@ -23,7 +22,7 @@ def map_images(
     Raises:
         OSError: a worker process was killed; errors of `work` pass through.
     """
-    workers = workers or (min(os.cpu_count() or 1, 4) if len(items) >= 400 else 1)
+    workers = workers or (few_workers() if len(items) >= 400 else 1)
     bar = {"total": len(items), "desc": name, "unit": "image", "disable": None if progress else True}
     if workers == 1:
         yield from tqdm(map(work, items), **bar)

@@ -30,6 +30,7 @@ train_split = "train"  # images with image-level labels, for every training
 score_split = "train"  # part of train_split with ground truth, on which maps and masks are scored
 val_split = "val"  # images that no training sees
 limit = 0  # use only the first images of every split; 0: all
+cam_limit = 0  # images that the classifier of notebook 10 learns from, whose labels are cheap; 0: as many
 on_bad_image = "stop"  # an image that cannot be decoded stops this notebook; skip: it is left out everywhere
 
 # %%

@@ -29,7 +29,6 @@ backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lit
 backbone_weights = "none"  # imagenet, none, or a safetensors file
 output_stride = 8  # 16 in the paper; the toy images are small
 cam_weights = ""  # a finished classifier instead of training
-cam_limit = 0  # how many images the classifier learns from, where all later stages use `limit`; 0: from these
 cam_epochs = 8  # 5 in the paper
 cam_batch_size = 16
 cam_learning_rate = 0.03  # 0.1 in the paper, without momentum
@@ -69,7 +68,7 @@ viz.use_style()
 # %%
 train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split)
 score_data = open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
+widgets.leave_out_cells(config, score_data)
 mean, std = normalization_of(config.backbone)
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes:", ", ".join(train_data.classes))
 
@@ -121,6 +120,7 @@ print("mean of the evidence = logits:", True)
 # %%
 classifier = run(cam.CLASSIFIER, config)
 net = classifier.net
+print(f"learned from the labels of {len(classifier.data)} images")
 
 # %% [markdown]
 # The curve should fall and flatten. What to look for: a loss that stays at the dotted line, $\ln 2 \approx 0.69$, means that nothing is

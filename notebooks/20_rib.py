@@ -23,7 +23,6 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "rib"  # the folder of this notebook's results; the classifier is CAM's
 seed = 0  # of everything that is random, and which classifier is used
-lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 backbone = "resnet_small"  # resnet_small, resnet50, resnet101, efficientnet_lite0
 output_stride = 8  # 16 in the paper; the toy images are small
 cam_crop = 96  # 512 in the paper; of the companions
@@ -68,8 +67,7 @@ viz.use_style()
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
-widgets.leave_out("lessons", config.lessons, "lessons = false")
+widgets.leave_out_cells(config, score_data)
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 net = classifier.net.to(memory_format=torch.channels_last)
 mean, std = normalization_of(config.backbone)

@@ -24,7 +24,6 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "drs"  # whose folder is written
 seed = 0  # of everything that is random
-lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 drs_backbone = "resnet_small"  # vgg16 in the paper; also vgg_small, resnet50, resnet101, efficientnet_lite0
 drs_backbone_weights = "classifier"  # start: imagenet (paper), classifier (of notebook 10), none, or a safetensors file
 drs_weights = ""  # a finished classifier instead of training
@@ -73,8 +72,7 @@ viz.use_style()
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
-widgets.leave_out("lessons", config.lessons, "lessons = false")
+widgets.leave_out_cells(config, score_data)
 widgets.leave_out("training", not config.drs_weights, "a finished classifier is given, and its start is not")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 saliency_folder = train_data.root / config.drs_saliency_folder

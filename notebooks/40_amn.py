@@ -25,7 +25,6 @@ data_root = "data/toy"  # VOC devkit folder
 runs_root = "runs"  # results go to runs_root/dataset/method/seedK/stage
 method = "amn"  # the folder of this notebook's results
 seed = 0  # of everything that is random; CAM's run of the same seed is read
-lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 backbone = "resnet_small"  # resnet50 in the paper
 output_stride = 8  # 16 in the paper; the toy images are small
 cam_scales = [1.0, 0.5, 1.5, 2.0]  # of the maps
@@ -69,8 +68,7 @@ viz.use_style()
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
-widgets.leave_out("lessons", config.lessons, "lessons = false")
+widgets.leave_out_cells(config, score_data)
 widgets.leave_out("two classes", train_data.num_classes > 1, "there is only one class")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 mean, std = normalization_of(config.backbone)

@@ -26,7 +26,6 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "vwe"  # name of the folder that gets the network and the maps
 seed = 0  # of everything that is random
-lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 backbone = "resnet_small"  # resnet50 in VWE, resnet101 in VWL
 output_stride = 8  # 16 in the paper; the toy images are small
 cam_crop = 96  # 512 in the paper; crops, batches and scales are those of CAM's classifier, see notebook 10
@@ -75,8 +74,7 @@ viz.use_style()
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
-widgets.leave_out("lessons", config.lessons, "lessons = false")
+widgets.leave_out_cells(config, score_data)
 widgets.leave_out("single classes", (score_data.labels.sum(1) == 1).any(), "no image shows one class alone")
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 mean, std = normalization_of(config.backbone)

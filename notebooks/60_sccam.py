@@ -23,7 +23,6 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "sccam"  # whose folder the rounds and maps are written to
 seed = 0  # of everything that is random
-lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 backbone = "resnet_small"  # resnet38 in the paper
 backbone_weights = "none"  # or a safetensors file
 cam_crop = 96  # 224 in the paper, of images with a long side of 256 to 512 pixels; see notebook 10
@@ -73,8 +72,7 @@ viz.use_style()
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
-widgets.leave_out("lessons", config.lessons, "lessons = false")
+widgets.leave_out_cells(config, score_data)
 classifier, cam_maps = open_stage(cam.CLASSIFIER, config), open_stage(cam.MAPS, config)
 round0, normalization0 = classifier.net, normalization_of(classifier.config.backbone)
 mean, std = normalization_of(config.backbone)

@@ -69,7 +69,7 @@ viz.use_style()
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
+widgets.leave_out_cells(config, score_data)
 widgets.leave_out("more images", len(score_data) > 5 * score_data.num_classes, "there are too few images to choose on some and score others")
 maps_folder = open_stage(maps_of(config.method), config).folder
 num_labels = score_data.num_classes + 1  # with the background

@@ -74,7 +74,7 @@ viz.use_style()
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
+widgets.leave_out_cells(config, score_data)
 learn_data = affinitynet.images_to_learn_from(train_data, config.affinitynet_images)
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
 print(f"{len(train_data)} training images; AffinityNet learns from {len(learn_data)}; {len(score_data)} of split {score_data.split!r} are scored")
@@ -390,7 +390,7 @@ def score_of(**setting):
     return 100 * score_masks(tried, lambda name: walked_mask(name, **setting)).scores().miou
 
 # %% tags=["nbval-ignore-output"]
-# needs masks
+# needs masks, lessons
 usual = score_of()
 for words, settings in (("alpha", (4, 8, 32)), ("beta", (4, 8, 32)), ("power", (0, 2, 4, 8))):
     print(f"{words:6s}", ", ".join(f"{value}: {score_of(**{words: value}):.1f} %" for value in settings), f" (usual: {usual:.1f} %)")

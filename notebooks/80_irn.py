@@ -24,7 +24,6 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "cam"  # whose class activation maps and seed masks are refined
 seed = 0  # of everything that is random
-lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 irn_weights = ""  # a finished IRN instead of training
 irn_init = "classifier"  # "backbone" in the paper: ImageNet weights, which the small backbone does not have
 irn_epochs = 8  # 3 in the paper
@@ -71,8 +70,7 @@ viz.use_style()
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
-widgets.leave_out_without_masks(score_data)
-widgets.leave_out("lessons", config.lessons, "lessons = false")
+widgets.leave_out_cells(config, score_data)
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of split {score_data.split!r} are scored")
 

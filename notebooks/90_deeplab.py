@@ -24,7 +24,6 @@ dataset = "toy"  # name of the run's folder below runs_root
 data_root = "data/toy"  # VOC devkit folder
 method = "cam"  # whose pseudo-masks; "truth": the ground truth, an upper reference
 seed = 0  # of everything that is random
-lessons = True  # False: cells that train or score only to teach are left out; the results are the same
 val_split = "val"  # images that are segmented
 deeplab_version = "v2"  # or "v3plus", see section 11
 refinement = "irn"  # whose masks it is trained on: irn (notebook 80), affinitynet (75), drs (30)
@@ -76,8 +75,7 @@ viz.use_style()
 
 # %%
 train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split).scored()
-widgets.leave_out_without_masks(val_data)
-widgets.leave_out("lessons", config.lessons, "lessons = false")
+widgets.leave_out_cells(config, val_data)
 training_masks = None if config.method == "truth" else open_stage(deeplab.masks_of(config), config)
 print(f"{len(train_data)} training images, {len(val_data)} validation images, {train_data.num_classes} classes and background;",
       "trained on", "pseudo-masks (image-level labels only)" if training_masks else "THE GROUND TRUTH (pixel labels)")

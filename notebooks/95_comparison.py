@@ -63,8 +63,7 @@ finished, rows = finished_stages(run_folder_of(config)), results.collect(run_fol
 if not finished:
     raise RuntimeError(f"{run_folder_of(config)}: no finished stage with scores; run `make smoke`, or notebook 10_cam and those after it")
 whole = {name: open_data(config, name).scored() for name in dict.fromkeys((config.score_split, config.val_split))}
-widgets.leave_out_without_masks(*whole.values())
-widgets.leave_out("lessons", config.lessons, "lessons = false")
+widgets.leave_out_cells(config, *whole.values())
 print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in whole.items()))
 
 # %% [markdown]

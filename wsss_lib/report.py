@@ -5,7 +5,6 @@
 
 import base64
 import html
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ import nbformat
 from nbconvert import HTMLExporter
 
 from wsss_lib.core.files import sha256, write_atomically
-from wsss_lib.core.parallel import map_in_processes
+from wsss_lib.core.parallel import few_workers, map_in_processes
+from wsss_lib.core.progress import progress
 from wsss_lib.results import collect, summarize, table
 
 PAGE = """<!doctype html>
@@ -68,8 +68,8 @@ def write_report(run_folder: Path) -> Path:
     links, opening, figures = [], [], []
     executed = _executed_notebooks(run_folder)
     pages = [report / ("-".join(path.parent.parts[-3:]) + ".html") for path in executed]
-    for _ in map_in_processes(_write_page, list(zip(executed, pages, strict=True)), min(4, os.cpu_count() or 1), 1, "report"):
-        pass
+    written = map_in_processes(_write_page, list(zip(executed, pages, strict=True)), few_workers(), 1, "report")
+    list(progress(written, "report", total=len(pages)))
     for path, page in zip(executed, pages, strict=True):
         links.append(f'<li><a href="{quote(page.name)}">{html.escape(page.stem)}</a></li>')
         if path.parent.parent.parent.name == "report":

@@ -11,6 +11,7 @@ import numpy as np
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
+from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset
 
 NEEDS = "# needs "  # begins a cell that is left out where what it needs is not there
@@ -70,12 +71,15 @@ def _digests(answer, name: str) -> list[str]:
     return [hashlib.sha256(f"{name} {form}".encode()).hexdigest()[:12] for form in forms]
 
 
-def leave_out_without_masks(*splits: SegmentationDataset) -> None:
-    """Leave out all further cells that begin with `# needs masks`, with a sentence, where a split has no mask at all.
+def leave_out_cells(config: Config, *splits: SegmentationDataset) -> None:
+    """Leave out the cells that this run cannot or need not run, with a sentence for each kind.
 
-    Explained in notebook 02, section "Masks".
+    `# needs masks` where a split has no mask at all; `# needs lessons` where the parameter `lessons` is false.
+
+    Explained in notebook 02, section "Masks", and notebook 00, section "Parameters".
     """
     leave_out("masks", all(data.has_masks for data in splits), "there are no masks, so that nothing is scored")
+    leave_out("lessons", config.lessons, "lessons = false")
 
 
 def leave_out(what: str, there: bool, because: str) -> None:

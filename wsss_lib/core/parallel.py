@@ -76,6 +76,11 @@ def cpu_workers(config: Settings) -> int:
     return config.cpu_workers or config.num_workers
 
 
+def few_workers() -> int:
+    """Return the number of processes for short work outside a stage: one a core, at most four."""
+    return min(4, os.cpu_count() or 1)
+
+
 def shard_of(items: Sequence, config: Settings) -> Sequence:
     """Return this run's share: all items, every `shards`-th one from its own on, or for shard 0 none.
 
@@ -192,7 +197,7 @@ def _pool(work: Callable[..., Any], workers: int, name: str) -> Iterator[Process
     # No fork of this process: torch's threads do not survive one, and a notebook's kernel has more of them. All workers are
     # forks of a server, which runs nothing and imports torch and torchvision once for all of them: four seconds of a core.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", getattr(work, "func", work).__module__])
+    context.set_forkserver_preload([getattr(work, "func", work).__module__])
     with ProcessPoolExecutor(workers, context, _begin, (work,)) as pool:
         try:
             yield pool

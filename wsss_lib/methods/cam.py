@@ -63,9 +63,8 @@ class Parameters(ParameterGroup):
     """10: the classifier and its class activation maps."""
 
     cam_weights: Text = ""  # a classifier to use instead of training one
-    cam_limit: Count = (
-        0  # the classifier learns from so many images, where all later stages use the first `limit`; 0: from these
-    )
+    # Images that the classifier learns from, where all later stages use the first `limit`; 0: these.
+    cam_limit: Count = 0
     cam_epochs: Positive = 8
     cam_batch_size: Positive = 16
     cam_learning_rate: Rate = 0.03  # published: 0.1, without momentum
