@@ -62,9 +62,10 @@ base = f"{runs_root}/{settings.dataset}"
 # A network trained on the ground truth is the reference beside all methods, where every training image has a mask.
 data_root = project_path(settings.data_root)
 references = ["truth"] if not data_root.is_dir() or read_masked(data_root, settings.mask_folder) is None else []
-# Networks of full size take turns on the GPU. Small ones on a CPU gain more from running side by side than from a second core.
-# (On a cluster Snakemake knows no number of cores: --set-threads gives it.)
-cores = (workflow.cores or 1) if preset in ("voc12", "coco14") else 1
+# Networks of full size take turns on the GPU. Small ones on a CPU gain more from running side by side than from a second core,
+# which only a run that stands alone gets. (On a cluster Snakemake knows no number of cores: --set-threads gives it.)
+side_by_side = len(methods) * len(seeds) + len(references) > 1 and preset not in ("voc12", "coco14")
+cores = 1 if side_by_side else workflow.cores or 1
 # Runs of each notebook that share its images, and what starts one of them on another machine, e.g. "srun --exact -n1". The
 # launcher is the one value that IS a command: the shell reads it as it stands.
 shards, launcher = places.shards, config.get("launcher", "")

