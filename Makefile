@@ -25,7 +25,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## create .venv (or VENV=folder) with exactly the packages of requirements.lock
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml wsss_lib/ops/dense_crf.cpp
 	@test -n $(call quoted,$(PYTHON)) || { echo "Python 3.11 or newer was not found; name one with make PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || $(call quoted,$(PYTHON)) -m venv -- $(call quoted,$(VENV))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8

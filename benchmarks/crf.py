@@ -1,10 +1,11 @@
-"""The dense CRF: over present classes instead of all, and images shared among processes.
+"""The dense CRF: our compiled file beside pydensecrf, present classes instead of all, images shared among processes.
 
 python benchmarks/crf.py [--quick]
 
-The first case refines a probability map in which three of 21 classes occur; the labels may differ at one pixel in 10,000. The
-second refines three label maps of a photograph, those of its seed and of IRN's labels, one by one and together. The third makes
-seed masks and IRN's labels of some images in this process and in two others. It counts wall-clock seconds, the start of the
+The first cases refine label maps and probabilities by pydensecrf and by `wsss_lib/ops/dense_crf.cpp`; one label in 1,000 may
+differ. The next refines a probability map in which three of 21 classes occur; the labels may differ at one pixel in 10,000. One
+more refines three label maps of a photograph, those of its seed and of IRN's labels, one by one and together. Then come
+seed masks and IRN's labels of some images, in this process and in two others, which counts wall-clock seconds, the start of the
 processes (five seconds of a core each) with them, and so needs two idle cores. The last leaves the start out: what two
 processes gain on this machine at most.
 """
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import skimage.data
 from measuring import Case, Row, compare, main
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -23,6 +25,7 @@ from scipy.ndimage import gaussian_filter
 from wsss_lib.config import Config
 from wsss_lib.core.files import write_maps
 from wsss_lib.data.dataset import SegmentationDataset
+from wsss_lib.ops import crf
 from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
 from wsss_lib.ops.seeds import argmax_with_background
 from wsss_lib.refine.seed_masks import make_seeds
@@ -49,6 +52,20 @@ def photograph_and_probabilities(size: tuple[int, int], seed: int = 0) -> tuple[
     probabilities[PRESENT[1:], :] = 0.9 * scores / np.maximum(1, scores.sum(0))
     probabilities[0] = 1 - probabilities.sum(0)
     return image, probabilities
+
+
+def prepare_compiled(job: tuple[int, int, tuple[int, int]]):
+    maps, labels, size = job
+    photograph = Image.fromarray(skimage.data.coffee()).resize(size[::-1], Image.Resampling.BICUBIC)
+    image = np.array(photograph)
+    near, like = ((3, 3), (50, 5, 10)) if maps > 1 else ((1, 3), (67, 3, 4))  # IRN's, DeepLab's
+    coarse = np.random.default_rng(0).random((maps, labels, *(side // 25 + 1 for side in size)))
+    winner = coarse.repeat(25, 2).repeat(25, 3)[..., : size[0], : size[1]].argmax(1)[:, None]
+    unaries = np.where(np.arange(labels)[:, None, None] == winner, -np.log(0.7), -np.log(0.3 / (labels - 1))).astype(np.float32)
+    return (
+        lambda: crf._pydensecrf(image, unaries, 10, near, like).argmax(1),
+        lambda: crf._mean_field(image, unaries, 10, near, like).argmax(1),
+    )
 
 
 def prepare_classes(size: tuple[int, int]):
@@ -99,6 +116,23 @@ def share_of_changed(first: np.ndarray, second: np.ndarray) -> float:
 
 
 CASES = (
+    *(
+        Case(
+            name,
+            tuple((maps, labels, size) for size in ((94, 125), (188, 250), VOC_SIZE)),
+            prepare_compiled,
+            tolerance=1e-3,
+            goal=goal,
+            differ=share_of_changed,
+            show=lambda job: f"{job[2][0]}x{job[2][1]}",
+        )
+        for name, maps, labels, goal in (
+            ("CRF, compiled: seed and IRN's two label maps", 3, 3, 3),
+            ("CRF, compiled: IRN's two label maps", 2, 3, 3),
+            ("CRF, compiled: DeepLab, 7 of 21 classes kept", 1, 7, 1.5),
+            ("CRF, compiled: DeepLab, 21 classes", 1, 21, 1.3),
+        )
+    ),
     Case(
         "CRF, 3 of 21 classes",
         ((94, 125), (188, 250), VOC_SIZE),

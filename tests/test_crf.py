@@ -4,10 +4,21 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from wsss_lib.ops import crf
 from wsss_lib.ops.crf import crf_from_labels, crf_from_probabilities, crf_segmentation
+from wsss_lib.parameters import PROJECT_ROOT
+
+COMPILED = crf._compiled
+
+
+@pytest.fixture(autouse=True, params=["compiled", "pydensecrf"])
+def _both_ways(request, monkeypatch):
+    if request.param == "pydensecrf":
+        monkeypatch.setattr(crf, "_compiled", lambda: None)
 
 
 def two_halves(height=12, width=14, edge=7):
@@ -93,7 +104,7 @@ def test_more_trust_keeps_more_of_the_given_labels():
     assert kept[0] <= kept[1] <= kept[2] and kept[2] > kept[0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_any_size_gives_labels_of_the_same_size_and_range(height, width, num_labels, seed):
     rng = np.random.default_rng(seed)
@@ -155,6 +166,7 @@ def test_bad_input_gives_one_sentence(call, message):
 
 
 def test_a_missing_pydensecrf_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(crf, "_compiled", lambda: None)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     with pytest.raises(ImportError, match="pip install pydensecrf2"):
         crf_from_labels(IMAGE, LABELS, 2)
@@ -179,3 +191,64 @@ def test_segmentation_with_one_likely_class():
     probabilities = np.zeros((3, 12, 14), np.float32)
     probabilities[2] = 1
     assert (crf_segmentation(IMAGE, probabilities) == 2).all()
+
+
+PHOTOGRAPH = PROJECT_ROOT / "docs/figures/photographs_cam.jpg"
+KERNELS = [((3, 3), (50, 5, 10)), ((1, 3), (67, 3, 4)), ((0.5, 2), (5, 0.7, 3))]
+
+
+def test_the_file_is_compiled_by_the_installation():
+    assert COMPILED() is not None
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.tuples(st.integers(1, 5), st.integers(2, 26)),
+    st.sampled_from([0, 1, 10]),
+    st.sampled_from(KERNELS),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_compiled_file_computes_what_pydensecrf_does(height, width, stack, iterations, kernels, seed):
+    rng = np.random.default_rng(seed)
+    rough = rng.integers(0, 256, (height, width, 3))
+    image = np.where(rng.random((height, width, 1)) < 0.2, rough, rough[:1, :1]).astype(np.uint8)
+    unaries = rng.exponential(2, (*stack, height, width)).astype(np.float32)
+    ours = crf._mean_field(image, unaries, iterations, *kernels)
+    theirs = crf._pydensecrf(image, unaries, iterations, *kernels)
+    np.testing.assert_allclose(ours.sum(1), 1, atol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=5e-3)
+
+
+def test_on_a_photograph_labels_are_equal():
+    """What the compiled file is allowed to change: one label in a thousand."""
+    image = np.array(Image.open(PHOTOGRAPH).convert("RGB"))
+    rng = np.random.default_rng(0)
+    coarse = rng.random((4, 2, *(side // 16 + 1 for side in image.shape[:2])))
+    labels = coarse.repeat(16, 2).repeat(16, 3)[..., : image.shape[0], : image.shape[1]].argmax(1)
+    q = [
+        function(
+            image, np.where(np.arange(2)[:, None, None] == labels[:, None], 0.357, 1.204).astype(np.float32), 10, *KERNELS[0]
+        )
+        for function in (crf._mean_field, crf._pydensecrf)
+    ]
+    assert (q[0].argmax(1) == q[1].argmax(1)).mean() >= 0.999
+    assert (q[0].argmax(1) != labels).mean() > 0.1  # and there was something to do
+
+
+def test_what_is_too_much_for_the_compiled_file_is_done_by_pydensecrf(monkeypatch):
+    done = []
+    plain = crf._pydensecrf
+    monkeypatch.setattr(crf, "_pydensecrf", lambda *arguments: done.append(1) or plain(*arguments))
+    probabilities = np.full((25, 12, 14), 1 / 25)
+    assert crf_from_probabilities(IMAGE, probabilities).shape == (25, 12, 14) and len(done) == 1
+    crf_from_labels(IMAGE, LABELS, 2, bilateral_srgb=1e-4)  # 2,000,000 standard deviations between black and white
+    assert len(done) == 2
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan")])
+@pytest.mark.parametrize("name", ["gaussian_sxy", "bilateral_sxy", "bilateral_srgb"])
+def test_widths_are_above_zero(name, width):
+    with pytest.raises(ValueError, match="above 0"):
+        crf_from_labels(IMAGE, LABELS, 2, **{name: width})

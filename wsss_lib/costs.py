@@ -144,7 +144,7 @@ def measured(run_folder: Path) -> str:
 
 
 def _cell(value: float) -> str:
-    return "" if value == 0 else "<0.1" if value < 0.05 else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+    return "" if value == 0 else "≤0.1" if value < 0.05 else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def main(arguments: list[str]) -> None:

@@ -19,8 +19,8 @@ from wsss_lib.parameters import Settings
 
 PEAK, SUSTAINED = 312e12, 0.30  # float16 matrix peak of an A100, and the fraction of it that is assumed to be reached
 PEAK_FLOAT32 = 156e12  # of convolutions in float32, which torch computes in TF32
-CRF_SECONDS = 1.0  # of one core, for ten steps over three labels of 500x375 pixels; other sizes in proportion
-CRF_SHARED = 1 / 3  # of them, which are spent once on a image, however many of its label maps are refined together
+CRF_SECONDS = 0.2  # of one core, for ten steps over three labels of 500x375 pixels; other sizes in proportion
+CRF_SHARED = 0.5  # of them, which are spent once on an image, however many of its label maps are refined together
 WALK_SECONDS = 0.1  # of one core, for one image of that size
 MAPS_KIB, FULL_MAPS_KIB, MASK_KIB = 60, 400, 6  # on disk, an image of that size
 
