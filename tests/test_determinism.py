@@ -72,6 +72,7 @@ def test_every_record_lists_what_the_bits_depend_on(first):
     for record in records:
         assert record["randomness"]["order_of_sums"]["torch_threads"] == 1
         assert record["randomness"]["order_of_sums"]["instructions"]
+        assert record["randomness"]["order_of_sums"]["dense_crf"] == "compiled"
         assert all("seed 0" in source for source in record["randomness"]["generators"].values())
         assert record["versions"]["torch"] and record["versions"]["numpy"]
         assert record["stage"] == "check" or record["inputs"]

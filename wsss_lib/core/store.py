@@ -5,6 +5,7 @@ import platform
 import socket
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def randomness(seed: int) -> dict[str, Any]:
 
     Returns:
         `generators`, whatever draws random numbers, with what each is seeded from; `order_of_sums`, what decides in which order
-        floats are added: threads, instruction set, GPU and whether torch may choose algorithms that differ from run to run.
+        floats are added: threads, instruction set, whose CRF, GPU and whether torch may choose algorithms that differ from run
+        to run.
     """
     import torch
 
@@ -90,6 +92,7 @@ def randomness(seed: int) -> dict[str, Any]:
         "order_of_sums": {
             "torch_threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
+            "dense_crf": "compiled" if find_spec("wsss_lib.ops._dense_crf") else "pydensecrf",
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
             **gpu,
         },
