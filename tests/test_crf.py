@@ -237,18 +237,27 @@ def test_on_a_photograph_labels_are_equal():
     assert (q[0].argmax(1) != labels).mean() > 0.1  # and there was something to do
 
 
-def test_what_is_too_much_for_the_compiled_file_is_done_by_pydensecrf(monkeypatch):
+def test_more_labels_than_the_compiled_file_takes_are_refined_by_pydensecrf(monkeypatch):
     done = []
     plain = crf._pydensecrf
     monkeypatch.setattr(crf, "_pydensecrf", lambda *arguments: done.append(1) or plain(*arguments))
     probabilities = np.full((25, 12, 14), 1 / 25)
     assert crf_from_probabilities(IMAGE, probabilities).shape == (25, 12, 14) and len(done) == 1
-    crf_from_labels(IMAGE, LABELS, 2, bilateral_srgb=1e-4)  # 2,000,000 standard deviations between black and white
-    assert len(done) == 2
 
 
-@pytest.mark.parametrize("width", [0, -1, float("nan")])
+@pytest.mark.parametrize("width", [0, -1, float("nan"), 1e-4, 1e-7])
 @pytest.mark.parametrize("name", ["gaussian_sxy", "bilateral_sxy", "bilateral_srgb"])
-def test_widths_are_above_zero(name, width):
-    with pytest.raises(ValueError, match="above 0"):
+def test_widths_are_not_too_small_for_the_lattice(name, width):
+    with pytest.raises(ValueError, match="for an image of 12x14 they must be at least"):
         crf_from_labels(IMAGE, LABELS, 2, **{name: width})
+
+
+@pytest.mark.parametrize("size", [(2, 9), (1, 3000), (400, 3)])
+def test_the_smallest_widths_and_longest_images_work(size, monkeypatch):
+    """The bounds of the test above, at black and white noise: hardly a pixel has one near or like itself."""
+    image = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (*size, 3))
+    labels, longest = np.arange(image[..., 0].size).reshape(size) % 3, max(size)
+    widths = {"gaussian_sxy": longest / 9_999, "bilateral_sxy": longest / 999, "bilateral_srgb": 255 / 999}
+    refined = crf_from_labels(image, labels, 3, **widths)
+    monkeypatch.setattr(crf, "_compiled", lambda: None)
+    assert (refined == crf_from_labels(image, labels, 3, **widths)).mean() > 0.99

@@ -47,7 +47,7 @@ def crf_from_labels(
         int64 in 0..L-1, of the shape of `labels`.
 
     Raises:
-        ValueError: image, labels or certainty are not as described.
+        ValueError: image, labels or certainty are not as described, or a width is too small for the lattice.
         ImportError: neither `dense_crf.cpp` is compiled nor pydensecrf installed.
 
     Source: IRN, Ahn et al., CVPR 2019, confident areas. Explained in notebook 70, section "Dense CRF".
@@ -96,7 +96,7 @@ def crf_from_probabilities(
         (K, H, W) float32, the probabilities Q after the last step.
 
     Raises:
-        ValueError: image and probabilities are not as described.
+        ValueError: image and probabilities are not as described, or a width is too small for the lattice.
         ImportError: neither `dense_crf.cpp` is compiled nor pydensecrf installed.
 
     Source: DeepLab, Chen et al., section "Structured prediction with CRF". Explained in notebook 90, section "Dense CRF".
@@ -210,9 +210,14 @@ def _mean_field(
     bilateral: tuple[float, float, float],
 ) -> np.ndarray:
     """Return Q for each of the unary energies (N, L, H, W); gaussian is (sxy, compat), bilateral (sxy, srgb, compat)."""
-    if not all(width > 0 for width in (gaussian[0], *bilateral[:2])):
-        raise ValueError(f"The widths of the CRF's terms must be above 0, not {gaussian[0]} and {bilateral[:2]}.")
     count, num_labels, height, width = unaries.shape
+    longest, widths = max(height, width), (gaussian[0], *bilateral[:2])
+    least = (longest / 10_000, longest / 1_000, 255 / 1_000)  # the lattice has no room for more deviations
+    if not all(width >= low for width, low in zip(widths, least, strict=True)):
+        raise ValueError(
+            f"gaussian_sxy, bilateral_sxy and bilateral_srgb of the CRF are {widths}; for an image of {height}x{width} they "
+            f"must be at least {least}."
+        )
     image, unaries = np.ascontiguousarray(image), np.ascontiguousarray(unaries, np.float32)
     result, mean_field = np.empty_like(unaries), _compiled()
     sizes = height, width, unaries, count, num_labels, iterations

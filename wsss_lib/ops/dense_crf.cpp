@@ -18,8 +18,8 @@
 
 namespace {
 
-constexpr int LANES = 4;  // labels in one vector
-constexpr int BLOCK = 64;  // pixels that go through a step together
+constexpr int LANES = 4;            // labels in one vector
+constexpr int BLOCK = 64;           // pixels that go through a step together
 constexpr float NO_LABEL = -1e9;  // energy of lanes without a label
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 
@@ -30,12 +30,12 @@ class Lattice {
   int pixels, points = 0;
   std::vector<std::array<int32_t, D + 1>> corners;  // of each pixel: points...
   std::vector<std::array<float, D + 1>> weights;    // ...and barycentric coordinates
+  std::vector<float> norms;                         // 1 / sqrt(filtered ones), of each pixel
   // For each axis the points that have a neighbor along it, one after the other; the last before a gap has the highest bit.
-  // (And room for what the blur asks the memory for ahead of its use.)
+  // AHEAD more follow, as the blur asks the memory for points before it uses them.
   std::vector<uint32_t> chains[D + 1];
   static constexpr uint32_t NUMBER = (1u << 31) - 1;
   static constexpr int AHEAD = 8;
-  std::vector<float> norms;                         // 1 / sqrt(filtered ones), of each pixel
 
   // features: (pixels, D), in units of the filter's standard deviations
   template <class Features>
@@ -129,10 +129,11 @@ class Lattice {
     float nearest[D + 1], rest[D + 1], barycentric[D + 2] = {};
     for (int i = 0; i <= D; i++) {
       nearest[i] = std::floor(elevated[i] + 0.5f);
+      if (!(std::abs(nearest[i]) < LIMIT - 2)) throw std::overflow_error("no key is that large");
       rest[i] = elevated[i] - nearest[i];
       excess += int(nearest[i]);
-      if (!(std::abs(nearest[i]) < LIMIT - 2)) throw std::overflow_error("features are too far apart");
     }
+    if (std::abs(excess) > D) throw std::overflow_error("float does not tell such points apart");
     for (int i = 0; i < D; i++)
       for (int j = i + 1; j <= D; j++) {
         const int less = rest[i] < rest[j];
