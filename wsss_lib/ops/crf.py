@@ -14,6 +14,9 @@ from importlib.util import find_spec
 
 import numpy as np
 
+Near = tuple[float, float]  # of the gaussian term: sxy and compat
+Alike = tuple[float, float, float]  # of the bilateral term: sxy, srgb and compat
+
 
 def crf_from_labels(
     image: np.ndarray,
@@ -202,14 +205,8 @@ def _compiled() -> Callable[..., int] | None:
     return function
 
 
-def _mean_field(
-    image: np.ndarray,
-    unaries: np.ndarray,
-    iterations: int,
-    gaussian: tuple[float, float],
-    bilateral: tuple[float, float, float],
-) -> np.ndarray:
-    """Return Q for each of the unary energies (N, L, H, W); gaussian is (sxy, compat), bilateral (sxy, srgb, compat)."""
+def _mean_field(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussian: Near, bilateral: Alike) -> np.ndarray:
+    """Return Q, float32 (N, L, H, W), for as many unary energies, by the compiled file where it can."""
     count, num_labels, height, width = unaries.shape
     longest, widths = max(height, width), (gaussian[0], *bilateral[:2])
     least = (longest / 10_000, longest / 1_000, 255 / 1_000)  # the lattice has no room for more deviations
@@ -226,14 +223,8 @@ def _mean_field(
     return result
 
 
-def _pydensecrf(
-    image: np.ndarray,
-    unaries: np.ndarray,
-    iterations: int,
-    gaussian: tuple[float, float],
-    bilateral: tuple[float, float, float],
-) -> np.ndarray:
-    """The same by pydensecrf: what `dense_crf.cpp` is compared with, and does its work where that cannot."""
+def _pydensecrf(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussian: Near, bilateral: Alike) -> np.ndarray:
+    """Return the same by pydensecrf: the reference for `dense_crf.cpp`, and its stand-in."""
     try:
         import pydensecrf.densecrf as dense_crf
     except ImportError as error:  # not needed by anything else, so imported only here
