@@ -11,29 +11,42 @@ import argparse
 import time
 from pathlib import Path
 
+from wsss_lib.config import Config
 from wsss_lib.core.scoring import score_masks
 from wsss_lib.core.training import save_weights, seed_everything
-from wsss_lib.data.dataset import open_data
+from wsss_lib.data.dataset import SegmentationDataset, open_data
 from wsss_lib.presets import preset_config
 from wsss_lib.segment.deeplab import build_deeplab, make_predictions, train_deeplab
 from wsss_lib.tune import split_of_tuning
 
 
-def measure(preset: str, values: dict[str, str], work: Path) -> None:
-    """Train with some values and print the line."""
-    config = preset_config(preset, method="truth", **{"deeplab_init": "imagenet"} | values)
-    tuning, learned = split_of_tuning(open_data(config, config.train_split))
-    recipe = " ".join(f"{name}={value}" for name, value in values.items()) or "the preset's"
-    folder = work / recipe.replace("/", "_").replace(" ", "-")
+def learn_masks(
+    config: Config, learned: SegmentationDataset, masks: Path, scored: SegmentationDataset, folder: Path
+) -> tuple[float, float, float]:
+    """Train DeepLab on some masks, or go on with it, and score it on other images.
+
+    Returns:
+        mIoU in percent without and with the CRF; processor minutes of the training, since it was last stopped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     device = seed_everything(config)
     net = build_deeplab(config, learned.num_classes, Path()).to(device)
     started = time.process_time()
-    train_deeplab(net, learned, learned.root / learned.mask_folder, config, folder)
+    train_deeplab(net, learned, masks, config, folder)
     minutes = (time.process_time() - started) / 60
     save_weights(net, folder / "weights.safetensors")
-    make_predictions(net, tuning, config, folder)
-    plain, refined = (100 * score_masks(tuning, folder / name).scores().miou for name in ("plain", "crf"))
+    make_predictions(net, scored, config, folder)
+    plain, refined = (round(100 * score_masks(scored, folder / name).scores().miou, 2) for name in ("plain", "crf"))
+    return plain, refined, round(minutes, 1)
+
+
+def measure(preset: str, values: dict[str, str], work: Path) -> None:
+    """Train on true masks with some values and print the line."""
+    config = preset_config(preset, method="truth", **{"deeplab_init": "imagenet"} | values)
+    tuning, learned = split_of_tuning(open_data(config, config.train_split))
+    recipe = " ".join(f"{name}={value}" for name, value in values.items()) or "the preset's"
+    folder = work / recipe.replace("/", "_").replace(" ", "-")
+    plain, refined, minutes = learn_masks(config, learned, learned.root / learned.mask_folder, tuning, folder)
     print(f"{recipe}: {plain:.1f} %, with CRF {refined:.1f} %, in {minutes:.1f} processor minutes", flush=True)
 
 
