@@ -1,6 +1,7 @@
 """The dense CRF against an exact mean field on tiny images, its edge cases, and the restriction to likely classes."""
 
 import sys
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
@@ -198,6 +199,21 @@ KERNELS = [((3, 3), (50, 5, 10)), ((1, 3), (67, 3, 4)), ((0.5, 2), (5, 0.7, 3))]
 
 
 def test_the_file_is_compiled_by_the_installation():
+    assert COMPILED() is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF of another machine"])
+def test_a_file_compiled_for_another_machine_gives_way_to_pydensecrf(monkeypatch, tmp_path, content):
+    (foreign := tmp_path / "_dense_crf.so").write_bytes(content)
+    COMPILED.cache_clear()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(crf, "_compiled", COMPILED)
+            patched.setattr(crf, "find_spec", lambda name: ModuleSpec(name, None, origin=str(foreign)))
+            assert crf.whose_crf() == "pydensecrf"
+            assert crf_from_labels(IMAGE, LABELS, 2).shape == LABELS.shape
+    finally:
+        COMPILED.cache_clear()
     assert COMPILED() is not None
 
 

@@ -5,7 +5,6 @@ import platform
 import socket
 import sys
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from wsss_lib.core.files import read_json, sha256, write_json
 from wsss_lib.errors import DataError
+from wsss_lib.ops.crf import whose_crf
 
 WAIT = 20.0  # seconds for what is left of a killed run: a kernel sees within one that its parent is gone, a loader within five
 
@@ -92,7 +92,7 @@ def randomness(seed: int) -> dict[str, Any]:
         "order_of_sums": {
             "torch_threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
-            "dense_crf": "compiled" if find_spec("wsss_lib.ops._dense_crf") else "pydensecrf",
+            "dense_crf": whose_crf(),
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
             **gpu,
         },

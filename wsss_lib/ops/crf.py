@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ctypes import c_float, c_int
 from functools import cache
 from importlib.util import find_spec
+from typing import Literal
 
 import numpy as np
 
@@ -195,14 +196,22 @@ def _check_image(image: np.ndarray, size: tuple[int, ...]) -> None:
 
 @cache
 def _compiled() -> Callable[..., int] | None:
-    """Return the function of `dense_crf.cpp`, or None where no compiler was at hand when the project was installed."""
+    """Return the function of `dense_crf.cpp`, or None where it was not compiled, or for another machine."""
     found = find_spec("wsss_lib.ops._dense_crf")
     if found is None or found.origin is None:
         return None
-    function = ctypes.CDLL(found.origin).dense_crf
+    try:
+        function = ctypes.CDLL(found.origin).dense_crf
+    except (OSError, AttributeError):
+        return None
     numbers, colors = np.ctypeslib.ndpointer(np.float32, flags="C"), np.ctypeslib.ndpointer(np.uint8, 3, flags="C")
     function.argtypes = [colors, *[c_int] * 2, numbers, *[c_int] * 3, *[c_float] * 5, numbers]
     return function
+
+
+def whose_crf() -> Literal["compiled", "pydensecrf"]:
+    """Return whose filter this machine uses: they differ in the last bits, and so in a few labels of a million."""
+    return "compiled" if _compiled() else "pydensecrf"
 
 
 def _mean_field(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussian: Near, bilateral: Alike) -> np.ndarray:
