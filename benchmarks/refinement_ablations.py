@@ -43,6 +43,8 @@ def alpha_of(threshold: float) -> float:
 
 def tuned_config(method: str, study: dict, options: argparse.Namespace, seed: int) -> Config:
     """Return the configuration of a method's chain: the best trial's values, and all thresholds from its own."""
+    if method == "truth":
+        return preset_config(options.preset, method, seed=seed, limit=study["images"], runs_root=options.runs_root)
     best = max((trial for trial in study["trials"] if trial["score"]), key=lambda trial: trial["score"])
     threshold = float(best["threshold"])
     after_crf = next(row["crf_threshold"] for row in study["measured"] if row["values"] == best["values"])
@@ -128,10 +130,12 @@ def with_affinitynet(config: Config, parts: Parts) -> dict[str, float]:
 
 
 def with_deeplab(config: Config, work: Path) -> dict[str, float]:
-    """Let DeepLab learn the masks after the CRF, and score it on the validation images."""
-    run_with_inputs(seed_masks.SEEDS, config)
-    masks, data = run(seed_masks.SEEDS, config).folder / "seed_masks", open_data(config, config.train_split)
-    validation = open_data(config, config.val_split)
+    """Let DeepLab learn the masks after the CRF, or the true ones, and score it on the validation images."""
+    data, validation = open_data(config, config.train_split), open_data(config, config.val_split)
+    masks = data.root / data.mask_folder
+    if config.method != "truth":
+        run_with_inputs(seed_masks.SEEDS, config)
+        masks = run(seed_masks.SEEDS, config).folder / "seed_masks"
     plain, refined, minutes = learn_masks(config, data, masks, validation, work / f"{config.method}.seed{config.seed}")
     return {"val": plain, "val_crf": refined, "processor_minutes": minutes}
 
@@ -142,7 +146,7 @@ REFINEMENTS = {"none": without, "crf": with_crf, "affinitynet": with_affinitynet
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="+", choices=list(METHODS))
+    parser.add_argument("methods", nargs="+", choices=[*METHODS, "truth"], help="truth: the ground truth of the same images")
     parser.add_argument("--preset", default="voc12-animals")
     parser.add_argument("--study", type=Path, default=Path("docs/studies/voc12-animals.json"))
     parser.add_argument("--save", type=Path, default=Path("docs/studies/voc12-animals-refined.json"), help="where rows go")
@@ -157,8 +161,11 @@ def main() -> None:
     studies = read_json(options.study)
     for seed in options.seeds:
         for method in options.methods:
-            config = tuned_config(method, studies[method], options, seed)
-            run_with_inputs(METHODS[method].MAPS, config)
+            config = tuned_config(method, studies[method if method != "truth" else "cam"], options, seed)
+            if method != "truth":
+                run_with_inputs(METHODS[method].MAPS, config)
+            elif not options.deeplab:
+                parser.error("the ground truth needs no refinement: give --deeplab")
             parts = split_of_tuning(open_data(config, config.train_split), measured=options.measured)
             todo = {"deeplab": None} if options.deeplab else REFINEMENTS
             for name, refine in todo.items():

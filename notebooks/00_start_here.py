@@ -180,14 +180,15 @@ overview.show_scores(rows)
 
 # %% [markdown]
 # CAM's maps and initial seed masks score nearly the same (52.7 and 51.7), since an initial seed mask is a map at a fixed
-# threshold. With the CRF they reach 65.8, and IRN adds 2.3 to that (68.1), while it takes 1.3 to 5.0 from the other
-# methods. DeepLab's 59.6 (66.0 with its CRF) is measured on `val`, other images, without their labels. Trained on the
-# ground truth, the same network reaches 77.6 (82.1); the difference is what image-level labels cost here.
+# threshold. With the CRF they reach 65.8. IRN's 68.1 is no better than a CRF at its own best threshold (notebook 80), and below the
+# other methods' seeds with one. DeepLab's 59.6 (66.0 with its CRF) is measured on `val`, other images, without their labels. Trained on the
+# ground truth, the same network reaches 77.6 (82.1). The difference is what *this chain* loses, not what image-level labels cost: from the same
+# labels AMN's chain ends at 77.0.
 #
 # **Compare two columns with care.** AMN's maps have a CRF inside, as they learned from masks after it. DRS has 39.4 without
-# saliency and 73.5 with it. And a part of every difference is the threshold's: RIB's maps are ahead of CAM's at 0.15 and behind
-# them at 0.11 (notebook 20). Without masks to choose a threshold, 0.15 costs AMN 23.1 points of its best, DRS 13.8 and the
-# others at most 1.8 (notebook 95).
+# saliency and 73.5 with it. AMN and VWE have seed thresholds of their own here, which masks have chosen; the others have CAM's 0.15. RIB's
+# maps are ahead of CAM's at 0.15 and behind them at 0.11 (notebook 20). Where no mask chooses, 0.15 costs AMN 23.1 points of its
+# best, DRS 13.8 and the others at most 1.8 (notebook 95).
 #
 # ## Parameters
 #

@@ -354,7 +354,10 @@ print(results.quote(entry for entry in results.PUBLISHED if "AffinityNet" in ent
 # %% [markdown]
 # ### Against IRN
 #
-# If notebook 80 has refined the same maps, its score stands here beside AffinityNet's.
+# If notebook 80 has refined the same maps, its score stands here beside AffinityNet's. The two are not equally served: AffinityNet learned from
+# 400 of the images and keeps the published $\alpha$, IRN's threshold was chosen with masks. In kind they differ, too. AffinityNet compares the
+# features of two cells, so that it cannot part two like objects that touch; IRN asks what lies between them, and parts an object of two
+# textures wherever it sees a line.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -400,7 +403,8 @@ print(f"controls: no walk {score_of(power=None):.1f} %, the usual walk by color 
 # A small $\alpha$ or $\beta$ costs much. **$\alpha$ = 32 scores 57.8 %, 3.2 points above the 16 in use** (54.6 %). The walk
 # adds 3.1 points to the maps without one (51.5 %). **Over plain colors the same walk scores 67.4 %, 12.8 points more than over
 # the learned features**: on these images the training does not pay. A likely reason is that a generated body has one color;
-# real images have no such bodies.
+# real images have no such bodies. Notebook 80 walks by *changes* of color and loses: a step between neighbors stands at every texture,
+# while two ends of one color are alike whatever lies between them.
 #
 # The paper's last step before segmentation is another CRF over these masks. Does it help? On these images, yes:
 

@@ -16,8 +16,9 @@
 #   (52.4 %) like them, and DRS's (39.4 %, before saliency cuts them) below.
 # * AMN's maps have 80.7 %, but a CRF is inside them. CAM with a CRF has 70.0 % at its own threshold (section 8).
 # * RIB's lead of 4.5 points at the inherited threshold, with a CRF, is the threshold's: at their best ones both have 70 %.
-# * VWE keeps a lead to the end (DeepLab-v2 + CRF: 75.5 and 66.0 %). SC-CAM falls behind after IRN (61.1 and 68.1 %).
-# * IRN adds 2.3 points to CAM's seed mask with a CRF and takes 1 to 5 from the others'.
+# * VWE's column ends above CAM's (DeepLab-v2 + CRF: 75.5 and 66.0 %), with four more epochs and thresholds of its own behind it. SC-CAM
+#   falls behind after IRN (61.1 and 68.1 %).
+# * IRN's masks score below the seed masks with a CRF for all methods but CAM, whose CRF stands at an inherited threshold.
 # * The same network reaches 82.1 % when it learns from the ground truth.
 #
 # One seed has no spread, so none of this ranks the methods.
@@ -99,8 +100,9 @@ print("where all images are counted, the mean IoU is that of the stage's record"
 # ## 3 Side by side
 #
 # The table holds the numbers of the stages themselves, on all images: mean and sample standard deviation over the seeds, and in
-# brackets how many seeds there are. AMN's network learned from CAM's seed masks after the CRF, so compare its 80.7 % with
-# 65.8 %, too.
+# brackets how many seeds there are. **Two things are not equal.** AMN's network learned from CAM's seed masks after the CRF, so compare its
+# 80.7 % with 65.8 %, too. And AMN (0.40) and VWE (0.20) have seed thresholds of their own, chosen with masks of these images, where CAM
+# has 0.15 and loses 4 points with a CRF by it (section 8). DRS's pseudo-labels need saliency, here drawn from the ground truth.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -133,7 +135,9 @@ for other in ({"images": 10582}, {"split": "val", "images": 1449}, {"crf": True}
 #
 # All methods of a seed start from the same classifier of notebook 10. So the fair question is what a method gains *over plain
 # CAM of the same seed*. The luck of that classifier drops out of the difference; that of the method's own training does not. If
-# a method did nothing, the gains of three seeds would still be **all of one sign in a quarter of the cases** (2 of 8).
+# a method did nothing, the gains of three seeds would still be **all of one sign in a quarter of the cases** (2 of 8). The stored
+# table has one seed. Three of an earlier run are in [docs/results.md](../docs/results.md): at the end of the chain RIB gains +4.7, +2.8 and
+# +1.3 points (2.9 ± 1.7), VWE +8.2, +14.9 and +1.5 (8.2 ± 6.7): VWE's gain is larger and less sure.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks

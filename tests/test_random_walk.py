@@ -225,8 +225,12 @@ def test_true_outlines_beat_no_walk(tmp_path):
     maps = np.zeros((1, 24, 24), np.float32)
     maps[0, 10, 10] = 1
     write_maps(tmp_path / "a.npz", np.array([0]), maps, (96, 96))
-    ways = {"no walk": lambda name: None, "true": lambda name: walk_controls.true_edges(data.mask(name))}
     config = Config(walk_radius=3, walk_log2_steps=7)
+    ways = {
+        "no walk": lambda name, maps: maps,
+        "true": walk_controls.along(lambda name: walk_controls.true_edges(data.mask(name)), config),
+        "colors": walk_controls.by_color(data, config),  # the object is white on black
+    }
     table = walk_controls.compare_walks(data, tmp_path, ways, config, np.linspace(0.02, 0.9, 23))
-    assert [name for name, *_ in table] == ["no walk", "true"]
-    assert float(table[0][1]) < 60 and float(table[1][1]) > 75
+    assert [name for name, *_ in table] == ["no walk", "true", "colors"]
+    assert float(table[0][1]) < 60 and float(table[1][1]) > 75 and float(table[2][1]) > 75

@@ -16,6 +16,9 @@ import nbformat
 from PIL import Image
 from sphinx.cmd.build import main as sphinx
 
+sys.path.insert(0, str(Path(__file__).parent))
+from sliders import add_strips  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 READING_PATH = {  # as in the README
     "The chain": ("00", "02", "10", "70", "80", "90"),
@@ -62,7 +65,8 @@ def gather(source: Path, names: list[str]) -> None:
     (source / "notebooks/solutions").mkdir(parents=True)
     for notebook in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         if (not names or notebook.stem in names) and ".ipynb_checkpoints" not in notebook.parts:
-            shutil.copy(notebook, source / notebook.relative_to(ROOT))
+            shutil.copy(notebook, copy := source / notebook.relative_to(ROOT))
+            add_strips(copy)
     shown = {path.stem[:2]: f"notebooks/{path.stem}" for path in (source / "notebooks").glob("*.ipynb")}
     parts = {caption: [shown[number] for number in numbers if number in shown] for caption, numbers in READING_PATH.items()}
     parts |= {"Solutions of the exercises": ["notebooks/solutions/*"], "Documents": ["docs/*"]}

@@ -12,8 +12,9 @@ language = "en"
 extensions = ["myst_nb", "sphinx_copybutton", "sphinx_togglebutton"]
 root_doc = "index"
 html_theme = "sphinx_book_theme"
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "sliders.js", "../figures/sliders"]
 html_css_files = ["site.css"]
+html_js_files = ["sliders.js"]
 html_title = project
 html_theme_options = {
     "show_navbar_depth": 1,

@@ -69,24 +69,26 @@ class SingleImages:
         return found
 
 
-def rise_by_region(data: SegmentationDataset, image_id: str, steps: list[rib.Step]) -> dict[str, float]:
-    """Return the mean rise of the first present class's map at scale 1, from the first step to the last, by region.
+def rise_by_region(data: SegmentationDataset, image_id: str, steps: list[rib.Step]) -> dict[str, tuple[float, float]]:
+    """Return what happens to the first present class's map at scale 1 from the first step to the last, by region.
 
     Returns:
-        fractions of the map's peak before: of `head`, `body` (`object` without part masks) and `background`; a region that
-        the image does not have is left out. Pixels of other classes and unknown ones are in no region.
+        mean rise as a fraction of the map's peak before, and mean change of the map divided by its own peak before and after,
+        which is what masks are made of: of `head`, `body` (`object` without part masks) and `background`; a region that the
+        image does not have is left out. Pixels of other classes and unknown ones are in no region.
     """
     chosen, mask = int(np.flatnonzero(data.label(image_id))[0]), data.mask(image_id)
-    first, last = (both[0][:, chosen] for both in (steps[0].maps, steps[-1].maps))
+    first, last = (maps[0][:, chosen] for maps in (steps[0].maps, steps[-1].maps))
     before, after = (pair[0] + pair[1].flip(-1) for pair in (first, last))
-    grown = (after - before) / before.max().clamp(min=1e-5)
-    rise = F.interpolate(grown[None, None], mask.shape, mode="bilinear")[0, 0].cpu().numpy()
+    old, new = (pair.relu() / pair.max().clamp(min=1e-5) for pair in (before, after))
+    grown = torch.stack([(after - before) / before.max().clamp(min=1e-5), new - old])
+    both = F.interpolate(grown[None], mask.shape, mode="bilinear")[0].cpu().numpy()
     parts, regions = data.root / "PartMasks" / f"{image_id}.png", {"object": mask == chosen + 1}
     if parts.is_file():
         number = np.array(Image.open(parts))
         regions = {part: (number == value) & regions["object"] for part, value in (("head", 2), ("body", 1))}
     regions["background"] = mask == 0
-    return {region: float(rise[there].mean()) for region, there in regions.items() if there.any()}
+    return {region: tuple(both[:, there].mean(1).tolist()) for region, there in regions.items() if there.any()}
 
 
 def total_length(iterations: int) -> float:

@@ -30,12 +30,16 @@ def sweep_of(
     return sweep
 
 
+def part_mask(data: SegmentationDataset, image_id: str) -> np.ndarray:
+    """Return where a generated image has bodies (1) and heads (2): uint8 (H, W)."""
+    return np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
+
+
 def recall_by_part(data: SegmentationDataset, ids: Iterable[str], mask_of: Callable[[str], np.ndarray]) -> dict[str, float]:
     """Return mean recall of heads and bodies in [0, 1] over images, as `mean_part_recall` of masks; NaN without part masks."""
     recalls = []
     for image_id in ids if (data.root / "PartMasks").is_dir() else ():
-        parts = np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
-        recalls.append(part_recall(mask_of(image_id), parts, data.mask(image_id)))
+        recalls.append(part_recall(mask_of(image_id), part_mask(data, image_id), data.mask(image_id)))
     return {
         part: float(np.nanmean([recall[part] for recall in recalls])) if recalls else float("nan") for part in ("head", "body")
     }

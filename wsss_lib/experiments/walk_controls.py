@@ -1,4 +1,4 @@
-"""Notebook 80: what in IRN's gain is the walk's, and what is the boundaries'? The same walk along other boundaries.
+"""Notebook 80: what in IRN's gain is the walk's, and what is the boundaries'? Walks along other boundaries and affinities.
 
 Every way is scored at the threshold that suits it best, without a CRF and with one, on the same images.
 """
@@ -15,15 +15,16 @@ from torch import Tensor
 from wsss_lib.core.files import read_maps
 from wsss_lib.core.progress import progress
 from wsss_lib.data.dataset import SegmentationDataset
-from wsss_lib.ops.merging import stride4_size
 from wsss_lib.ops.metrics import Evaluation
-from wsss_lib.ops.random_walk import propagate, walk_scores
+from wsss_lib.ops.random_walk import propagate, random_walk, walk_scores
 from wsss_lib.ops.seeds import seed_mask
 from wsss_lib.ops.thresholds import ThresholdSweep
 from wsss_lib.parameters import Settings
+from wsss_lib.refine.affinitynet import feature_graph
 from wsss_lib.refine.irn import IRN
 
-Edges = Callable[[str], Tensor | None]  # image id to boundaries (h, w) in [0, 1] at stride 4; None: no walk
+Edges = Callable[[str], Tensor]  # image id to boundaries (h, w) in [0, 1] at stride 4
+Way = Callable[[str, Tensor], Tensor]  # image id and maps (K, h, w) at stride 4 to walked maps
 
 
 def color_edges(image: np.ndarray) -> Tensor:
@@ -63,28 +64,42 @@ def without_learning(net: IRN) -> IRN:
     return net
 
 
+def along(edges: Edges, config: Settings) -> Way:
+    """Return IRN's walk along some boundaries."""
+    return lambda image_id, maps: propagate(maps, edges(image_id), config.walk_radius, config.walk_beta, config.walk_log2_steps)
+
+
+def by_color(data: SegmentationDataset, config: Settings) -> Way:
+    """Return AffinityNet's walk with the mean colors of two cells in the place of learned features (notebook 75, section 9)."""
+
+    def walk(image_id: str, maps: Tensor) -> Tensor:
+        pixels = torch.from_numpy(np.array(data.image(image_id), np.float32)).permute(2, 0, 1) / 32
+        graph = feature_graph(F.avg_pool2d(pixels, 4, ceil_mode=True), config.affinitynet_radius, config.affinity_walk_beta)
+        return random_walk(graph, maps, config.affinity_walk_log2_steps)
+
+    return walk
+
+
 def compare_walks(
-    data: SegmentationDataset, maps_folder: Path, ways: Mapping[str, Edges], config: Settings, thresholds: Sequence[float]
+    data: SegmentationDataset, maps_folder: Path, ways: Mapping[str, Way], config: Settings, thresholds: Sequence[float]
 ) -> list[list[str]]:
-    """Walk along each kind of boundary and score the masks.
+    """Walk in each way and score the masks.
 
     Args:
         data: images with masks.
-        ways: name to its boundaries.
-        config: of the walk.
+        ways: name to what it makes of the maps.
+        config: of the maps' power before a walk.
         thresholds: of the background that are tried; the ground truth chooses.
 
     Returns:
         rows of a table of texts: name, best mIoU in percent without a CRF, its threshold, mIoU with a CRF at that threshold.
     """
     rows = []
-    for name, edges in ways.items():
+    for name, way in ways.items():
         sweep, scores_of = ThresholdSweep(data.num_classes + 1, thresholds), {}
         for image_id in progress(data.ids, name):
             classes, scores, size = read_maps(maps_folder / f"{image_id}.npz")
-            maps, edge = torch.from_numpy(scores) ** config.walk_power, edges(image_id)
-            assert edge is None or edge.shape == stride4_size(size)
-            walk = maps if edge is None else propagate(maps, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
+            walk = way(image_id, torch.from_numpy(scores) ** config.walk_power)
             scores_of[image_id] = classes, walk_scores(walk, size).numpy()
             sweep.add(data.mask(image_id), scores_of[image_id][1], classes)
         threshold, miou = sweep.best()
