@@ -484,8 +484,7 @@ print(results.class_table(iou_of, ["background", *val_data.classes, "mean"]))
 # **Does training average mistakes out?** The next cells score the network on images that it was trained on, beside the very
 # masks that it was taught there: same images, both without a CRF and both with one. The pseudo-masks know the image-level
 # label, so the network is also scored with its absent classes struck out. And a small network may be unable to repeat even perfect masks: if
-# this run has one that was taught the ground truth, it stands in the last row. What to look for: which pixels does the network mend, and which does it
-# spoil?
+# this run has one that was taught the ground truth, it stands in the last row.
 
 # %%
 # needs masks, lessons
@@ -517,6 +516,9 @@ results.show_table([f"{len(known)} training images", "no CRF", "+ CRF"], [
     [words + (", label known" if label_known else ""), *(
         f"{100 * score_masks(known, lambda name, w=words, c=crf, k=label_known: mask_of(name, w, c, k)).scores().miou:.1f}" for crf in (False, True))]
     for words, label_known in kinds])
+
+# %% [markdown]
+# A score does not say which pixels have changed. What to look for: does the network mend more pixels than it spoils?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, lessons

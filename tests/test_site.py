@@ -1,10 +1,15 @@
 """The static site: two notebooks are built from stored outputs, and the checks of links and pictures find what is wrong."""
 
 import importlib.util
+import json
 import re
+import sys
 from pathlib import Path
 
+import ipywidgets
+import jupytext
 import pytest
+from PIL import Image
 
 from wsss_lib.parameters import PROJECT_ROOT
 
@@ -13,6 +18,7 @@ pytestmark = pytest.mark.system
 specification = importlib.util.spec_from_file_location("site_build", PROJECT_ROOT / "docs/site/build.py")
 site_build = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(site_build)
+sliders = sys.modules["sliders"]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +45,51 @@ def test_pages_show_stored_outputs_pictures_and_formulas(site):
 def test_no_page_loads_anything_from_elsewhere(site):
     for page in site[0].rglob("*.html"):
         assert not re.findall(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="(?:https?:)?//', page.read_text(encoding="utf-8"))
+
+
+def test_sliders_move_stored_figures(site):
+    page = (site[0] / "notebooks/70_seeds.html").read_text(encoding="utf-8")
+    strips = re.findall(r'<figure class="strip">.*?</figure>', page, re.S)
+    assert len(strips) == 3 and all(re.search('src="([^"]+)"', strip)[1].startswith("../_static/70_seeds.") for strip in strips)
+    assert [re.findall("<label>([a-z]+) ", strip) for strip in strips] == [
+        ["threshold"],
+        ["steps", "color"],
+        ["foreground", "background"],
+    ]
+    assert "sliders.js" in page and (site[0] / "_static/70_seeds.0.webp").is_file()
+
+
+@pytest.mark.parametrize("notebook", sorted(path.stem for path in (PROJECT_ROOT / "notebooks").glob("*.py")))
+def test_strips_are_in_step_with_their_notebook(notebook):
+    cells = jupytext.read(PROJECT_ROOT / f"notebooks/{notebook}.py", fmt="py:percent").cells
+    calls = [cell.source.partition("widgets.explore(")[2] for cell in cells if "widgets.explore(" in cell.source]
+    files = sorted(sliders.STRIPS.glob(f"{notebook}.*.json"))
+    assert len(files) == len(calls), f"run `python docs/site/sliders.py {notebook}`"
+    for file, call in zip(files, calls, strict=True):
+        described = json.loads(file.read_text(encoding="utf-8"))
+        controls = described["controls"]
+        with Image.open(file.with_suffix(".webp")) as strip:
+            assert strip.size == (described["size"][0], described["frames"] * described["size"][1])
+        assert sum(len(control["labels"]) for control in controls) == described["frames"]
+        assert all(f"{control['name']}=" in call and 0 <= control["start"] < len(control["labels"]) for control in controls)
+        assert len(described["alt"].split()) >= 4
+
+
+@pytest.mark.parametrize(
+    "control, values, start",
+    [
+        (ipywidgets.FloatSlider(value=0.15, min=0.0, max=0.9, step=0.05), [0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9], 1),
+        (ipywidgets.FloatSlider(value=0.2, min=0.0, max=1.0, step=0.05), [0.0, 0.2, 0.35, 0.5, 0.65, 0.85, 1.0], 1),
+        (ipywidgets.IntSlider(value=2, min=1, max=3), [1, 2, 3], 1),
+        (ipywidgets.Dropdown(options=["a", "b", "c"], value="b"), ["a", "b", "c"], 1),
+        (ipywidgets.Dropdown(options=[False, True], value=False), [False, True], 0),
+        (ipywidgets.FloatSlider(value=0.05, min=0.0, max=0.9, step=0.05), [0.0, 0.05, 0.3, 0.45, 0.6, 0.75, 0.9], 1),
+    ],
+)
+def test_positions_of_a_slider_hold_its_start_and_both_ends(control, values, start):
+    found, labels, at = sliders.positions(control)
+    assert found == pytest.approx(values) if isinstance(values[0], float) else found == values
+    assert at == start and len(labels) == len(found) <= sliders.POSITIONS
 
 
 @pytest.mark.parametrize(

@@ -30,17 +30,19 @@ POSITIONS = 7  # of a slider, at most
 def positions(control: Any) -> tuple[list[Any], list[str], int]:
     """Return some values of a control, what is written beside each, and the place of the one that it starts with."""
     if hasattr(control, "options"):
-        labels, values = list(control._options_labels), list(control._options_values)
+        values, labels = list(control._options_values), list(control._options_labels)
     else:
         steps = round((control.max - control.min) / control.step)
         places = set(np.linspace(0, steps, min(POSITIONS, steps + 1)).round().astype(int).tolist())
         start = round((control.value - control.min) / control.step)
-        places = {*(places - {min(places, key=lambda place: abs(place - start))}), start}  # the nearest gives way to the start
+        if start not in places:  # it takes the place of the nearest between the ends
+            places = places - {min(places - {0, steps}, key=lambda place: abs(place - start))} | {start}
         whole = isinstance(control.step, int)
         values = [control.min + place * control.step for place in sorted(places)]
         values = [value if whole else round(value, 6) for value in values]
         labels = [str(value) if whole else f"{value:.2f}" for value in values]
-    return values, labels, values.index(control.value if hasattr(control, "options") else values[sorted(places).index(start)])
+        return values, labels, sorted(places).index(start)
+    return values, labels, values.index(control.value)
 
 
 def figure_of(draw: Callable, values: dict[str, Any]) -> Image.Image:
@@ -120,6 +122,8 @@ def html_of(name: str, described: dict[str, Any]) -> str:
 
 def add_strips(path: Path) -> None:
     """Put the stored strips into a copy of a notebook, each behind the cell of its slider."""
+    if not any(STRIPS.glob(f"{path.stem}.*.json")):
+        return
     notebook = nbformat.read(path, as_version=4)
     sliders = [cell for cell in notebook.cells if cell.cell_type == "code" and "widgets.explore(" in cell.source]
     for number, cell in enumerate(sliders):
