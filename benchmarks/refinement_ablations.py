@@ -5,8 +5,8 @@
 
 The rules are those of docs/protocol.md. Maps are made with the values that the study has chosen (`--study`, written by
 `python -m wsss_lib.tune METHOD --save`), at whose threshold t everything begins: IRN and AffinityNet learn from what is surer
-than t + 0.15 or less sure than t - 0.15. What comes after, a threshold or a strength of the background, is chosen on the images
-that tune and scored on those that measure. Every row goes into `--save`; a command that was stopped goes on.
+than t + 0.15 or less sure than t - 0.15. What comes after, the exponent of the walk and a threshold or a strength of the background, is
+chosen on the images that tune and scored on those that measure. Every row goes into `--save`; a command that was stopped goes on.
 """
 
 import argparse
@@ -31,7 +31,11 @@ from wsss_lib.ops.thresholds import ThresholdSweep
 from wsss_lib.presets import preset_config
 from wsss_lib.refine import affinitynet, irn, seed_masks
 from wsss_lib.refine.threshold_choice import MARGIN
-from wsss_lib.tune import CRF_SHIFTS, THRESHOLDS, run_with_inputs, split_of_tuning
+from wsss_lib.tune import THRESHOLDS, run_with_inputs, split_of_tuning
+
+IRN_BETAS = (5.0, 10.0, 20.0)  # published: 10
+AFFINITYNET_BETAS = (8.0, 16.0, 32.0)  # published: 8
+STRENGTHS = tuple(round(0.05 * step, 2) for step in range(2, 16))  # of the background in AffinityNet's walk, as thresholds
 
 Parts = tuple[SegmentationDataset, SegmentationDataset]  # images that tune, images that measure
 
@@ -85,37 +89,45 @@ def with_crf(config: Config, parts: Parts) -> dict[str, float]:
 
 
 def with_irn(config: Config, parts: Parts) -> dict[str, float]:
-    """Train IRN, walk along its boundaries, and choose the threshold behind the walk."""
+    """Train IRN, walk along its boundaries, and choose the walk's exponent and the threshold behind it."""
     run_with_inputs(irn.NETWORK, config)
     net, maps = run(irn.NETWORK, config).net, run(METHODS[config.method].MAPS, config).folder
 
-    def swept(data: SegmentationDataset) -> ThresholdSweep:
+    def swept(data: SegmentationDataset, beta: float) -> ThresholdSweep:
         sweep = ThresholdSweep(data.num_classes + 1, THRESHOLDS)
         for image_id in progress(data.ids, "walk"):
             classes, small, size = read_maps(maps / f"{image_id}.npz")
             edge = irn.boundary_map(net, data.image(image_id), config)
-            start = edge.new_tensor(small) ** config.walk_power
-            walk = propagate(start, edge, config.walk_radius, config.walk_beta, config.walk_log2_steps)
+            walk = propagate(
+                edge.new_tensor(small) ** config.walk_power, edge, config.walk_radius, beta, config.walk_log2_steps
+            )
             sweep.add(data.mask(image_id), walk_scores(walk, size).numpy(), classes)
         return sweep
 
-    threshold, tuning = swept(parts[0]).best()
+    tried = {beta: swept(parts[0], beta).best() for beta in IRN_BETAS}
+    beta = max(tried, key=lambda beta: tried[beta][1])
+    threshold, tuning = tried[beta]
     at = int(np.abs(THRESHOLDS - threshold).argmin())
-    measured = scores(swept(parts[1]).confusions()[at]).miou
-    return {"chosen": round(threshold, 2), "tuning": round(100 * tuning, 2), "measured": round(100 * measured, 2)}
+    measured = scores(swept(parts[1], beta).confusions()[at]).miou
+    return {
+        "beta": beta,
+        "chosen": round(threshold, 2),
+        "tuning": round(100 * tuning, 2),
+        "measured": round(100 * measured, 2),
+    }
 
 
 def with_affinitynet(config: Config, parts: Parts) -> dict[str, float]:
-    """Train AffinityNet, walk, and choose the strength of the background, as a threshold."""
+    """Train AffinityNet, walk, and choose the walk's exponent and the strength of the background, as a threshold."""
     run_with_inputs(affinitynet.NETWORK, config)
     net, folder = run(affinitynet.NETWORK, config).net, run(METHODS[config.method].MAPS, config).folder
 
-    def scored(data: SegmentationDataset, thresholds: Sequence[float]) -> list[float]:
+    def scored(data: SegmentationDataset, beta: float, thresholds: Sequence[float]) -> list[float]:
         evaluations = [Evaluation(data.num_classes + 1) for _ in thresholds]
         for image_id in progress(data.ids, "walk"):
             image, (classes, maps) = data.image(image_id), full_size_maps(folder, image_id)
             features = affinitynet.grid_features(net, image, config)
-            graph = affinitynet.feature_graph(features, config.affinitynet_radius, config.affinity_walk_beta)
+            graph = affinitynet.feature_graph(features, config.affinitynet_radius, beta)
             for evaluation, threshold in zip(evaluations, thresholds, strict=True):
                 start = affinitynet.pooled_scores(torch.from_numpy(maps), alpha_of(threshold), net.stride)
                 walk = random_walk(graph, start, config.affinity_walk_log2_steps)
@@ -123,10 +135,14 @@ def with_affinitynet(config: Config, parts: Parts) -> dict[str, float]:
                 evaluation.add(data.mask(image_id), mask.numpy())
         return [round(100 * evaluation.scores().miou, 2) for evaluation in evaluations]
 
-    near = [round(config.walk_threshold + shift, 2) for shift in CRF_SHIFTS]
-    tuning = scored(parts[0], near)
-    best = near[int(np.argmax(tuning))]
-    return {"chosen": best, "tuning": max(tuning), "measured": scored(parts[1], [best])[0]}
+    tried = {
+        (beta, threshold): score
+        for beta in AFFINITYNET_BETAS
+        for threshold, score in zip(STRENGTHS, scored(parts[0], beta, STRENGTHS), strict=True)
+    }
+    beta, threshold = max(tried, key=lambda pair: tried[pair])
+    measured = scored(parts[1], beta, [threshold])[0]
+    return {"beta": beta, "chosen": threshold, "tuning": tried[beta, threshold], "measured": measured}
 
 
 def with_deeplab(config: Config, work: Path) -> dict[str, float]:
