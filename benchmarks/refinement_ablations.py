@@ -5,8 +5,9 @@
 
 The rules are those of docs/protocol.md. Maps are made with the values that the study has chosen (`--study`, written by
 `python -m wsss_lib.tune METHOD --save`), at whose threshold t everything begins: IRN and AffinityNet learn from what is surer
-than t + 0.15 or less sure than t - 0.15. What comes after, the exponent of the walk and a threshold or a strength of the background, is
-chosen on the images that tune and scored on those that measure. Every row goes into `--save`; a command that was stopped goes on.
+than t + 0.15 or less sure than t - 0.15. What comes after, the exponent of the walk and a threshold or a strength of the
+background, is chosen on the images that tune and scored on those that measure. Every row goes into `--save`; a command that was
+stopped goes on.
 """
 
 import argparse

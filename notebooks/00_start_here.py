@@ -114,7 +114,8 @@ viz.show_panels([stages_of(name) for name in chosen], f"An easy image ({chosen[0
 # %% [markdown]
 # In the easy image the chain works. Each line takes in a creature and some ground, and the CRF cuts it back to the color edge.
 # In the hard image the crosser's map stays at its head and does not reach the body. What lies outside of all lines
-# becomes background, and no later step brings that body back.
+# becomes background, and no later step brings that body back: the CRF lets the many ground pixels around outvote a body of another color
+# than the head, and the walk only spreads scores that are there.
 #
 # The last step is shown on *validation* images. The network knows nothing of them, not even the classes. What does the CRF
 # change?
@@ -181,7 +182,7 @@ overview.show_scores(rows)
 # %% [markdown]
 # CAM's maps and initial seed masks score nearly the same (52.7 and 51.7), since an initial seed mask is a map at a fixed
 # threshold. With the CRF they reach 65.8. IRN's 68.1 is no better than a CRF at its own best threshold (notebook 80), and below the
-# other methods' seeds with one. DeepLab's 59.6 (66.0 with its CRF) is measured on `val`, other images, without their labels. Trained on the
+# seeds of RIB, AMN and VWE with one. DeepLab's 59.6 (66.0 with its CRF) is measured on `val`, other images, without their labels. Trained on the
 # ground truth, the same network reaches 77.6 (82.1). The difference is what *this chain* loses, not what image-level labels cost: from the same
 # labels AMN's chain ends at 77.0.
 #

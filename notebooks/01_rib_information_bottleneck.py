@@ -303,8 +303,9 @@ for name, rows in {**groups, "untrained": untrained}.items():
 #
 # Part of the step needs no training: untrained networks keep 56 % of the shape, with a wide spread of 19 points; trained ones
 # keep 22 to 34 %. With the digit taken away, all losses score 0.40 to 0.43, no better than guessing. So the last layer
-# does not throw away a cue that the earlier ones hold ready. The cue was never *learned*, because the digit answers the
-# question, and every loss stops asking when the answer is right (section 3). The simulation supports a milder
+# does not throw away a cue that the network could have used. Its output has never *learned* the cue, because the digit answers the
+# question, and every loss stops asking when the answer is right (section 3); whether an earlier layer holds it, only a probe there could tell. The
+# simulation supports a milder
 # statement, which is all that the method needs: *a classifier that is content with the digit does not look at the
 # shape.*
 #

@@ -627,8 +627,9 @@ viz.show_panels([[viz.image(picture, f"input {shown}"), start, *sums[1:]],
 #
 # * A classifier that is sure asks nothing more of its maps. RIB asks again, for each image, without the saturating
 #   activation.
-# * It pushes positions that are not yet discriminative, together with images of other classes. At our rates the
-#   pooling (GNDRP) made the whole gain, and twenty companions did no better than two.
+# * It pushes positions that are not yet discriminative, together with images of other classes. At our rates there is no gain without the
+#   pooling (GNDRP); section 4 suggests that it keeps the step small, which a smaller rate might do, too (not tried). Twenty companions did
+#   no better than two.
 # * The maps become broader: more body at a given threshold, and more background; the best threshold moves up.
 # * Written: `maps/`. Next: notebooks 70, 80 and 90 with `method = "rib"`.
 #

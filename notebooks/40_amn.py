@@ -369,8 +369,8 @@ for (name, row), fixed in zip(rows.items(), (0.15, 0.25), strict=True):
 print(results.quote(results.published(name, "CAM seed", "train") for name in ("cam", "amn")))
 
 # %% [markdown]
-# In this run AMN's maps have 80.7 % and CAM's 52.7 % at the best thresholds, 72.4 and 51.7 % at the published ones. **AMN
-# loses 8.3 points at its published threshold, CAM 1.0**: AMN's best threshold is 0.45 here and not 0.25.
+# In this run AMN's maps have 80.7 % and CAM's 52.7 % at the best thresholds, 72.3 and 51.7 % at the published ones. **AMN
+# loses 8.4 points at its published threshold, CAM 1.0**: AMN's best threshold is 0.45 here and not 0.25.
 #
 # **Like with like.** AMN's maps have a CRF inside: the network has learned from seeds that a CRF made, and reads these seeds
 # once more in section 6. CAM's maps have none. So CAM with a CRF behind it (notebook 70) belongs beside AMN. The next cell
@@ -391,7 +391,7 @@ results.show_table(header, compared)
 
 # %% [markdown]
 # AMN's maps are 28.1 points above CAM's (80.8 and 52.7 %), but a CRF behind CAM gives 19.5 of them (72.2 %). With a CRF
-# behind both, AMN leads by 12.6 points (84.8 %). Section 10 takes the CRF out of AMN's seeds instead.
+# behind both, AMN leads by 12.8 points (85.0 %), with two more seeds by 12.4 and 12.8 (docs/results.md). Section 10 takes the CRF out of AMN's seeds instead.
 #
 # ### Before and after
 #
@@ -551,7 +551,7 @@ viz.show_panels([[thresholded(name, threshold) for threshold in steps] for name 
 # * One threshold for all images costs accuracy, because each image has its own best one; what it costs is measured with one
 #   pass over stored maps, and need not be much.
 # * AMN learns per pixel from refined seeds, with a balanced and smoothed loss, and is told the image-level label. Its maps
-#   have a CRF inside: CAM with a CRF belongs beside them, and half of the gain over plain CAM is the CRF's.
+#   have a CRF inside: CAM with a CRF belongs beside them, and has two thirds of the gain over plain CAM (19.5 of 28.1 points).
 # * AMN does not spare the choice of a threshold: the published one costs it more points here than CAM's. Choose it on a few
 #   masks (notebook 70, section 2), or expect such a loss. Published for AMN: 0.25 for seeds, 0.45 and 0.15 for IRN's labels
 #   (notebook 80), maps to the power 1.3 before the random walk.

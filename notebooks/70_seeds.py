@@ -484,7 +484,7 @@ viz.show_panels([[after(*setting) for setting in line] for line in settings],
 # %% [markdown]
 # The first steps do most of the work, and ten are the usual number. The color deviation matters more: it says how strong an
 # edge must be to stop the vote. At 60 nearly all colors count as alike, and the background, which has most pixels, outvotes the
-# objects. Where thin parts vanish, try a smaller $w_1$, which removes specks, or a smaller $\sigma_3$.
+# objects. (The other way round where colors do part things: then a blob that holds most of a like-colored patch of ground wins it.) Where thin parts vanish, try a smaller $w_1$, which removes specks, or a smaller $\sigma_3$.
 #
 # ## 4 Confident labels
 #
@@ -508,8 +508,7 @@ print("plain lines = library:", True)
 
 # %% [markdown]
 # The figure shows the label without the CRF, too. The hatched zone is unknown. What to look for: the outline of the ground
-# truth should lie inside it. In this image it does only in part: below, some ground is called sure object, and of the pixels so
-# called only 61 % are right (section 6).
+# truth should lie inside it. In this image it does only in part: below, some ground is called sure object.
 
 # %% tags=["nbval-ignore-output"]
 plain_label = seed_masks.labels_without_crf(maps, classes, t_f, t_b)

@@ -198,8 +198,9 @@ print("a mask for every photograph:", True)
 #
 # In the project's order: photograph, full mask, what is sure. Without ground truth there is no score, and this notebook
 # prints none. What the eye can check: is the outline the object's? Is a part missing? Is something in the mask that always
-# stands beside the object? Among the samples the rocket is such a case: its mask is evening sky. One other photograph has a
-# rocket and none has that sky without one, so the sky answers the question as well as the rocket does.
+# stands beside the object? Among the samples the rocket is such a case: its mask is evening sky. No photograph has that sky without
+# a rocket, so nothing speaks against the sky, and it is easier to see than the rocket. (The astronaut's photograph has a rocket, too, and no sky;
+# two pictures are soon learned one by one.)
 
 # %% tags=["nbval-ignore-output"]
 full, sure = (viz.masks_in(seeds.folder / folder, data) for folder in ("seed_masks", "irn_labels"))

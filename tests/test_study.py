@@ -67,3 +67,22 @@ def test_a_saved_study_is_read_as_it_was_written(tmp_path):
     study = {"cam": saved(40, 41) | {"images": 30, "tuning": 10}}
     write_json(tmp_path / "study.json", study)
     assert studies.read(tmp_path / "study.json") == study
+
+
+def test_refinements_and_networks_are_read_from_beside_the_study(tmp_path):
+    assert studies.read_refined(tmp_path / "study.json") == []
+    rows = [
+        {"method": "cam", "seed": 0, "refinement": "none", "measured": 45.68},
+        {"method": "cam", "seed": 0, "refinement": "irn", "measured": 53.57},
+        {"method": "rib", "seed": 0, "refinement": "none", "measured": 46.5},  # no IRN yet
+        {"method": "truth", "seed": 0, "refinement": "deeplab", "val": 60.0, "val_crf": 63.04},
+        {"method": "cam", "seed": 0, "refinement": "deeplab", "val": 50.0, "val_crf": 52.0},
+    ]
+    write_json(tmp_path / "study-refined.json", rows)
+    read = studies.read_refined(tmp_path / "study.json")
+    assert studies.refined_rows(read, ["none", "irn"]) == [["cam", "0", "45.7", "53.6"]]
+    measured = {"cam": {"measured": [{"seed": 0, "crf_miou": 50.4}, {"seed": 1}]}}
+    assert studies.deeplab_rows(measured, read) == [
+        ["cam", "0", "50.4", "50.0", "52.0"],
+        ["truth", "0", "–", "60.0", "63.0"],
+    ]

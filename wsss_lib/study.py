@@ -31,6 +31,17 @@ def read(path: Path) -> Saved:
     raise DataError(f"{path}: no saved study; write one with `python -m wsss_lib.tune METHOD --save {path}`")
 
 
+def read_refined(path: Path) -> list[dict]:
+    """Read what `benchmarks/refinement_ablations.py` has written beside a study, STUDY-refined.json; it may be missing.
+
+    Returns:
+        a row for each method, seed and refinement: none, crf, affinitynet and irn have `measured`, the mIoU in percent of
+        masks; deeplab has `val` and `val_crf`, those of predictions.
+    """
+    file = path.with_name(f"{path.stem}-refined.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
 def of_seeds(study: Saved, method: str, value: str = "miou") -> dict[int, float]:
     """Return seed to a measured number of a method, in percent."""
     return {row["seed"]: row[value] for row in study[method]["measured"] if row.get(value) is not None}
@@ -104,4 +115,40 @@ def trial_rows(study: Saved) -> list[list[str]]:
         ]
         for method, kept in study.items()
         for number, trial in enumerate(kept["trials"], start=1)
+    ]
+
+
+def refined_rows(rows: Sequence[dict], refinements: Sequence[str] = ("none", "crf", "affinitynet", "irn")) -> list[list[str]]:
+    """Return a line for each method and seed whose masks have been refined in all ways: mIoU in percent of each.
+
+    >>> refined_rows([{"method": "cam", "seed": 0, "refinement": "crf", "measured": 50.0}], ["crf"])
+    [['cam', '0', '50.0']]
+    """
+    reached: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        if "measured" in row:
+            reached.setdefault((row["method"], row["seed"]), {})[row["refinement"]] = row["measured"]
+    return [
+        [method, str(seed), *(f"{values[name]:.1f}" for name in refinements)]
+        for (method, seed), values in reached.items()
+        if set(refinements) <= set(values)
+    ]
+
+
+def deeplab_rows(study: Saved, rows: Sequence[dict]) -> list[list[str]]:
+    """Return a line for each network of `read_refined`: what it learned, mIoU of that, of its predictions, and with a CRF.
+
+    Masks are scored on the images that measure; `truth` is the ground truth of the same images.
+    """
+    learned = [row for row in rows if row["refinement"] == "deeplab"]
+    masks = {(method, row["seed"]): row.get("crf_miou") for method, kept in study.items() for row in kept["measured"]}
+    return [
+        [
+            row["method"],
+            str(row["seed"]),
+            "–" if (taught := masks.get((row["method"], row["seed"]))) is None else f"{taught:.1f}",
+            f"{row['val']:.1f}",
+            f"{row['val_crf']:.1f}",
+        ]
+        for row in sorted(learned, key=lambda row: row["val"])
     ]
