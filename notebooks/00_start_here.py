@@ -180,16 +180,16 @@ print(f"{len(rows)} scores of {len({row['method'] for row in rows})} methods")
 overview.show_scores(rows)
 
 # %% [markdown]
-# CAM's maps and initial seed masks score nearly the same (52.7 and 51.7), since an initial seed mask is a map at a fixed
-# threshold. With the CRF they reach 65.8. IRN's 68.1 is no better than a CRF at its own best threshold (notebook 80), and below the
-# seeds of RIB, AMN and VWE with one. DeepLab's 59.6 (66.0 with its CRF) is measured on `val`, other images, without their labels. Trained on the
-# ground truth, the same network reaches 77.6 (82.1). The difference is what *this chain* loses, not what image-level labels cost: from the same
-# labels AMN's chain ends at 77.0.
+# All numbers are means over three seeds. CAM's maps and initial seed masks score nearly the same (52.0 and 51.1), since an initial seed mask is a map
+# at a fixed threshold. With the CRF they reach 62.6. IRN's 65.3 is no better than a CRF at its own best threshold (notebook 80), and below the
+# seeds of RIB, AMN and VWE with one. DeepLab's 58.0 (63.9 with its CRF) is measured on `val`, other images, without their labels. Trained on the
+# ground truth, the same network reaches 78.3 (83.5). The difference is what *this chain* loses, not what image-level labels cost: from the same
+# labels AMN's and VWE's chains end at 72.
 #
-# **Compare two columns with care.** AMN's maps have a CRF inside, as they learned from masks after it. DRS has 39.4 without
-# saliency and 73.5 with it. AMN and VWE have seed thresholds of their own here, which masks have chosen; the others have CAM's 0.15. RIB's
-# maps are ahead of CAM's at 0.15 and behind them at 0.11 (notebook 20). Where no mask chooses, 0.15 costs AMN 23.1 points of its
-# best, DRS 13.8 and the others at most 1.8 (notebook 95).
+# **Compare two columns with care.** AMN's maps have a CRF inside, as they learned from masks after it. DRS has 39.7 without
+# saliency and 72.4 with it. AMN and VWE have seed thresholds of their own here, which masks have chosen; the others have CAM's 0.15. RIB's
+# maps are ahead of CAM's at 0.15 and behind them at 0.11 (notebook 20). Where no mask chooses, 0.15 costs AMN 18.3 points of its
+# best, DRS 13.4 and the others at most 1.5 (notebook 95).
 #
 # ## Parameters
 #
@@ -235,7 +235,7 @@ def draw(threshold=config.seed_threshold, others=()):
     viz.show_examples(data, chosen[:1], columns, f"The map of {chosen[0]} and its mask: {', '.join(list(columns)[1:])}", size=2.1)
 
 
-widgets.explore(draw, threshold=(0.0, 0.9, 0.05))
+widgets.explore(lambda threshold=config.seed_threshold: draw(threshold), threshold=(0.0, 0.9, 0.05))
 draw(0.05, (config.seed_threshold, 0.5))
 
 # %% [markdown]

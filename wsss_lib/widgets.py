@@ -4,6 +4,7 @@ A notebook never depends on a slider: the same drawing is shown as a static figu
 """
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable
 
@@ -24,8 +25,13 @@ def explore(draw: Callable, **controls) -> None:
         draw: a plain function that draws and shows one figure; its arguments are the controls' names.
         controls: name to what `ipywidgets.interactive` takes: (low, high, step), a list of choices, …
 
+    Raises:
+        TypeError: an argument has no control, or the other way round; without a person, too.
+
     Explained in notebook 00, section "Sliders".
     """
+    if set(inspect.signature(draw).parameters) != set(controls):
+        raise TypeError(f"the arguments of {draw.__name__} and its controls differ: give a control for each of them")
     if not os.environ.get("JPY_SESSION_NAME"):  # set by Jupyter for a notebook that is open in a browser
         return
     import ipywidgets
