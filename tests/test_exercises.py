@@ -145,3 +145,17 @@ def test_teaching_states_the_results(solution):
     assert re.findall(r"^\| (\d.*?) \| (.*?) \|$", section.split("| exercise |")[1], re.MULTILINE) == expected
     plan = re.findall(r"^\| (\d+) \| ", section.split("| exercise |")[0], re.MULTILINE)
     assert sum(map(int, plan)) == 90
+
+
+@pytest.mark.parametrize("controls", [{}, {"threshold": (0, 1)}, {"threshold": (0, 1), "others": [1], "more": [1]}])
+def test_a_slider_for_each_argument_or_none_at_all(controls):
+    """In JupyterLab an argument without a control stops the cell; without a browser nobody would see it."""
+    with pytest.raises(TypeError, match="give a control for each"):
+        widgets.explore(lambda threshold=0.5, others=(): None, **controls)
+
+
+def test_sliders_do_nothing_where_no_person_is(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    drawn = []
+    widgets.explore(lambda threshold: drawn.append(threshold), threshold=(0, 1))
+    assert not drawn
