@@ -224,7 +224,7 @@ show_table(["mIoU % on the measuring images", "seed", "no refinement", "CRF", "A
 show_table(["DeepLab-v2, learned from", "seed", "mIoU % of these masks", "mIoU % on val", "with CRF"], studies.deeplab_rows(saved, refined))
 
 # %% [markdown]
-# Little is left: AMN's masks are 5.7 points better than CAM's, its network 2.0, with a CRF 2.1. VWE's masks are 0.6 better and its network 0.8, with a CRF
+# Little is left: AMN's masks are 5.6 points better than CAM's, its network 2.0, with a CRF 2.1. VWE's masks are 0.4 better and its network 0.8, with a CRF
 # 1.8: on one seed none of this is shown. All networks stay five to nine points below their masks, which know each photograph's label. Taught the ground
 # truth, of all 1,500 photographs, the same network reaches 64.3 %, with a CRF 67.3 (docs/results.md): what better masks could bring is much more
 # than what any method here brings. The other methods' networks have not been trained.
