@@ -191,7 +191,7 @@ def main() -> None:
                     continue
                 row = refine(config, parts) if refine else with_deeplab(config, options.work)
                 row = {"method": method, "seed": seed, "refinement": name} | row
-                rows = read_json(options.save) if options.save.is_file() else []
+                rows = read_json(options.save) if options.save.is_file() else []  # another command may have written meanwhile
                 write_json(options.save, [*rows, row])
                 print(row, flush=True)
 

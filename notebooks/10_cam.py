@@ -52,11 +52,10 @@ from PIL import Image
 from wsss_lib import results, viz, widgets
 from wsss_lib.config import Config
 from wsss_lib.core.files import read_maps
-from wsss_lib.core.scoring import iou_of_images, mask_at, mean_part_recall
+from wsss_lib.core.scoring import iou_of_images, mask_at, mean_part_recall, part_mask
 from wsss_lib.core.stage import run
 from wsss_lib.data import transforms
 from wsss_lib.data.dataset import open_data
-from wsss_lib.experiments import trials
 from wsss_lib.methods import cam
 from wsss_lib.nets.backbone import normalization_of
 
@@ -300,7 +299,7 @@ for threshold in (0.15, 0.3):
 # needs masks, lessons
 def probability(name, region):
     """Return the probability of the one label of an image in which a region has been painted over."""
-    picture, parts = np.array(few.image(name)), trials.part_mask(few, name)
+    picture, parts = np.array(few.image(name)), part_mask(few, name)
     elsewhere = np.roll(parts == 2, (48, 48), (0, 1)) & (parts == 0)
     hidden = {"nothing": parts < 0, "heads": parts == 2, "bodies": parts == 1, "ground": elsewhere}[region]
     picture[hidden] = picture.mean((0, 1))
@@ -310,7 +309,7 @@ def probability(name, region):
 
 
 for region in ("nothing", "heads", "bodies", "ground") if (few.root / "PartMasks").is_dir() else ():
-    asked = [name for name in few.ids if few.label(name).sum() == 1 and (trials.part_mask(few, name) == 2).any()]
+    asked = [name for name in few.ids if few.label(name).sum() == 1 and (part_mask(few, name) == 2).any()]
     p = np.array([probability(name, region) for name in asked])
     print(f"{region:7s} painted over: mean probability {p.mean():.2f}, below one half in {100 * (p < 0.5).mean():.0f} % of {len(p)} images")
 

@@ -71,6 +71,9 @@ def test_a_saved_study_is_read_as_it_was_written(tmp_path):
 
 def test_refinements_and_networks_are_read_from_beside_the_study(tmp_path):
     assert studies.read_refined(tmp_path / "study.json") == []
+    (tmp_path / "study-refined.json").write_text('[{"method": ')
+    with pytest.raises(DataError, match=r"study-refined\.json: not valid JSON; remove it"):
+        studies.read_refined(tmp_path / "study.json")
     rows = [
         {"method": "cam", "seed": 0, "refinement": "none", "measured": 45.68},
         {"method": "cam", "seed": 0, "refinement": "irn", "measured": 53.57},

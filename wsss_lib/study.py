@@ -37,9 +37,21 @@ def read_refined(path: Path) -> list[dict]:
     Returns:
         a row for each method, seed and refinement: none, crf, affinitynet and irn have `measured`, the mIoU in percent of
         masks; deeplab has `val` and `val_crf`, those of predictions.
+
+    Raises:
+        DataError: the file is broken.
+
+    Explained in notebook 96, sections 7 and 8.
     """
     file = path.with_name(f"{path.stem}-refined.json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    if not file.is_file():
+        return []
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(
+            f"{file}: not valid JSON; remove it, and run `python benchmarks/refinement_ablations.py` again"
+        ) from None
 
 
 def of_seeds(study: Saved, method: str, value: str = "miou") -> dict[int, float]:

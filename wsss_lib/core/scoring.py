@@ -176,6 +176,17 @@ def best_threshold_row(data: SegmentationDataset, maps_folder: Path) -> dict:
     }
 
 
+def part_mask(data: SegmentationDataset, image_id: str) -> np.ndarray:
+    """Return where a generated image has bodies (1) and heads (2), uint8 (H, W).
+
+    Raises:
+        FileNotFoundError: the data have no part masks; real data never have.
+
+    Explained in notebook 10, section "The flaw, measured".
+    """
+    return np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
+
+
 def mean_part_recall(
     data: SegmentationDataset, maps_folder: Path, threshold: float, count: int = 300
 ) -> dict[str, float] | None:
@@ -194,8 +205,8 @@ def mean_part_recall(
     recalls = []
     for image_id in data.ids[:count]:
         classes, scores = full_size_maps(maps_folder, image_id)
-        parts = np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
-        recalls.append(part_recall(argmax_with_background(scores, classes, threshold), parts, data.mask(image_id)))
+        mask = argmax_with_background(scores, classes, threshold)
+        recalls.append(part_recall(mask, part_mask(data, image_id), data.mask(image_id)))
     return {part: float(np.nanmean([recall[part] for recall in recalls])) for part in ("head", "body")}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
+from wsss_lib.core.scoring import part_mask
 from wsss_lib.core.training import poly_factor
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.experiments.trials import Maps, recall_by_part
@@ -83,9 +83,9 @@ def rise_by_region(data: SegmentationDataset, image_id: str, steps: list[rib.Ste
     old, new = (pair.relu() / pair.max().clamp(min=1e-5) for pair in (before, after))
     grown = torch.stack([(after - before) / before.max().clamp(min=1e-5), new - old])
     both = F.interpolate(grown[None], mask.shape, mode="bilinear")[0].cpu().numpy()
-    parts, regions = data.root / "PartMasks" / f"{image_id}.png", {"object": mask == chosen + 1}
-    if parts.is_file():
-        number = np.array(Image.open(parts))
+    regions = {"object": mask == chosen + 1}
+    if (data.root / "PartMasks").is_dir():
+        number = part_mask(data, image_id)
         regions = {part: (number == value) & regions["object"] for part, value in (("head", 2), ("body", 1))}
     regions["background"] = mask == 0
     return {region: tuple(both[:, there].mean(1).tolist()) for region, there in regions.items() if there.any()}

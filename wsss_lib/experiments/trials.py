@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from wsss_lib.core.scoring import mean_part_recall
+from wsss_lib.core.scoring import mean_part_recall, part_mask
 from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.ops.metrics import part_recall
 from wsss_lib.ops.thresholds import ThresholdSweep
@@ -28,11 +27,6 @@ def sweep_of(
         classes, scores = maps_of(image_id)
         sweep.add(data.mask(image_id), scores, classes)
     return sweep
-
-
-def part_mask(data: SegmentationDataset, image_id: str) -> np.ndarray:
-    """Return where a generated image has bodies (1) and heads (2): uint8 (H, W)."""
-    return np.array(Image.open(data.root / "PartMasks" / f"{image_id}.png"))
 
 
 def recall_by_part(data: SegmentationDataset, ids: Iterable[str], mask_of: Callable[[str], np.ndarray]) -> dict[str, float]:
