@@ -94,22 +94,22 @@ def with_irn(config: Config, parts: Parts) -> dict[str, float]:
     run_with_inputs(irn.NETWORK, config)
     net, maps = run(irn.NETWORK, config).net, run(METHODS[config.method].MAPS, config).folder
 
-    def swept(data: SegmentationDataset, beta: float) -> ThresholdSweep:
-        sweep = ThresholdSweep(data.num_classes + 1, THRESHOLDS)
+    def swept(data: SegmentationDataset, betas: Sequence[float]) -> list[ThresholdSweep]:
+        sweeps = [ThresholdSweep(data.num_classes + 1, THRESHOLDS) for _ in betas]
         for image_id in progress(data.ids, "walk"):
             classes, small, size = read_maps(maps / f"{image_id}.npz")
-            edge = irn.boundary_map(net, data.image(image_id), config)
-            walk = propagate(
-                edge.new_tensor(small) ** config.walk_power, edge, config.walk_radius, beta, config.walk_log2_steps
-            )
-            sweep.add(data.mask(image_id), walk_scores(walk, size).numpy(), classes)
-        return sweep
+            edge = irn.boundary_map(net, data.image(image_id), config)  # the cost: one for all exponents
+            start = edge.new_tensor(small) ** config.walk_power
+            for sweep, beta in zip(sweeps, betas, strict=True):
+                walk = propagate(start, edge, config.walk_radius, beta, config.walk_log2_steps)
+                sweep.add(data.mask(image_id), walk_scores(walk, size).numpy(), classes)
+        return sweeps
 
-    tried = {beta: swept(parts[0], beta).best() for beta in IRN_BETAS}
+    tried = {beta: sweep.best() for beta, sweep in zip(IRN_BETAS, swept(parts[0], IRN_BETAS), strict=True)}
     beta = max(tried, key=lambda beta: tried[beta][1])
     threshold, tuning = tried[beta]
     at = int(np.abs(THRESHOLDS - threshold).argmin())
-    measured = scores(swept(parts[1], beta).confusions()[at]).miou
+    measured = scores(swept(parts[1], [beta])[0].confusions()[at]).miou
     return {
         "beta": beta,
         "chosen": round(threshold, 2),
