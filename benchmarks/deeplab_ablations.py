@@ -1,4 +1,4 @@
-"""Which recipe gives a segmentation network most in a given time? DeepLab on true masks, scored on images that it has not seen.
+"""Which recipe gives a segmentation network most in a given time? DeepLab on the ground truth, scored on unseen images.
 
     python benchmarks/deeplab_ablations.py --preset voc12-animals deeplab_iterations=600 deeplab_learning_rate=1e-3
 
@@ -41,7 +41,7 @@ def learn_masks(
 
 
 def measure(preset: str, values: dict[str, str], work: Path) -> None:
-    """Train on true masks with some values and print the line."""
+    """Train on the ground truth with some values and print the line."""
     config = preset_config(preset, method="truth", **{"deeplab_init": "imagenet"} | values)
     tuning, learned = split_of_tuning(open_data(config, config.train_split))
     recipe = " ".join(f"{name}={value}" for name, value in values.items()) or "the preset's"

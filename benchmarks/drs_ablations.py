@@ -25,7 +25,7 @@ def label_scores(data: SegmentationDataset, maps_folder: Path, saliency_folder: 
     """Return the mIoU in percent of the decided pixels of all pseudo-labels for each of ALPHAS.
 
     Args:
-        data: with true masks.
+        data: with ground truth.
         maps_folder: one file of maps an image.
         saliency_folder: one gray PNG an image.
     """

@@ -101,7 +101,7 @@ def prepare_amn(share: float):
             y, logits = torch.from_numpy(label.astype(np.float32))[None], []
             for scale in SCALES:
                 tensor = view(image, scale)
-                logits.append(amn.merge_mirrored(torch.cat([plain_net(one, y) for one in (tensor, tensor.flip(-1))])))
+                logits.append(amn.merge_flipped(torch.cat([plain_net(one, y) for one in (tensor, tensor.flip(-1))])))
             size = merging.stride4_size(image.size[::-1])
             grid = torch.from_numpy(amn.seed_on_grid(seed, size).copy())
             results.append(amn.manipulated_maps(logits, size, torch.from_numpy(np.flatnonzero(label)), grid)[1:].numpy())

@@ -1,4 +1,4 @@
-"""Stored maps of VOC's size against true masks at 100 thresholds: how long would all 10,582 images of train_aug take?
+"""Stored maps of VOC's size against the ground truth at 100 thresholds: how long would all 10,582 images of train_aug take?
 
 python benchmarks/stored_maps_sweep.py [--quick]
 

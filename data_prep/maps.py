@@ -8,7 +8,7 @@ then go on from there with `-p method official_amn`. Formats:
     irn     IRN, RIB, VWE: a pickled dict with `keys` and `cam`, the maps at stride 4
     amn     AMN: the same with the background in front
     psa     AffinityNet, SC-CAM: a pickled dict from class to a map at full size
-    drs     DRS: bytes (C, S, S), the photograph squeezed to a square
+    drs     DRS: bytes (C, S, S), the image squeezed to a square
 
 With `map_size: image`, as in the presets of VOC and COCO, maps of full size are kept where a file holds them.
 
@@ -67,7 +67,7 @@ def from_irn(content: Any, size: tuple[int, int], background: bool = False) -> M
     Args:
         content: with `keys`, 0-based classes (K,), and `cam`, float (K, h, w) at stride 4; images without a class have no
             `cam`.
-        size: (H, W) of the photograph.
+        size: (H, W) of the image.
         background: AMN's form, whose `cam` has one map more, the background's, in front.
 
     Returns:
@@ -92,7 +92,7 @@ def from_psa(content: Any, size: tuple[int, int]) -> Maps:
 
     Args:
         content: the dict.
-        size: (H, W) of the photograph.
+        size: (H, W) of the image.
 
     Returns:
         classes int64 (K,), scores float32 (K, h, w), means over blocks of 4 x 4 pixels, and these pixels (K, H, W).
@@ -105,7 +105,7 @@ def from_psa(content: Any, size: tuple[int, int]) -> Maps:
     classes = _integers(list(content))
     maps = [_floats(value, 2) for value in content.values()]
     if any(value.shape != size for value in maps):
-        raise _Unfit(f"a map of {maps[0].shape[0]}x{maps[0].shape[1]} does not belong to a photograph of {size[0]}x{size[1]}")
+        raise _Unfit(f"a map of {maps[0].shape[0]}x{maps[0].shape[1]} does not belong to an image of {size[0]}x{size[1]}")
     if maps and np.max(maps) > 1 and np.isin(maps, (0, 255)).all():
         raise _Unfit(
             "it holds only 0 and 255: SC-CAM's published program overwrites its maps while it draws them, and the "
@@ -118,8 +118,8 @@ def from_drs(content: Any, size: tuple[int, int]) -> Maps:
     """Read the bytes that DRS writes: floor(255 M) of every class, 0 for classes that the label does not name.
 
     Args:
-        content: uint8 (C, S, S); the photograph was squeezed to a square.
-        size: (H, W) of the photograph.
+        content: uint8 (C, S, S); the image was squeezed to a square.
+        size: (H, W) of the image.
 
     Returns:
         classes int64 (K,) that have a score somewhere; scores float32 (K, h, w), means over blocks of 4 x 4 pixels; these
@@ -134,7 +134,7 @@ def from_drs(content: Any, size: tuple[int, int]) -> Maps:
     maps = torch.from_numpy(content[classes].astype(np.float32) / 255)
     if not len(classes):
         return _with_blocks(classes, np.zeros((0, *size), np.float32))
-    # back from the square as the photograph was brought to it, pixel by pixel
+    # back from the square as the image was brought to it, pixel by pixel
     return _with_blocks(classes, F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0].numpy())
 
 
@@ -165,25 +165,25 @@ def import_map(
     Args:
         image_id: of the image.
         folder: of the authors' `ID.npy`.
-        data: the data set, which has the photograph.
+        data: the data set, which has the image.
         name: of the format, one of `FORMATS`.
         output: folder for `ID.npz`.
         keep_full: keep maps of full size, where the file holds them.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it cannot be read safely, is of another format or belongs to another photograph or class list.
+        DataError: it cannot be read safely, is of another format or belongs to another image or class list.
     """
     path, size = folder / f"{image_id}.npy", image_size(data.image_path(image_id))[::-1]
     content = read_npy(path, tensors=True)
     try:
         classes, scores, *full = FORMATS[name](content, size)
         if scores.shape != (len(classes), *stride4_size(size)):
-            raise _Unfit(f"{len(classes)} classes and maps {scores.shape} do not belong to a photograph of {size[0]}x{size[1]}")
+            raise _Unfit(f"{len(classes)} classes and maps {scores.shape} do not belong to an image of {size[0]}x{size[1]}")
         if len(set(classes.tolist())) != len(classes) or ((classes < 0) | (classes >= data.num_classes)).any():
             raise _Unfit(f"its classes {classes.tolist()} are not different numbers below {data.num_classes}")
         if any(maps.shape != (len(classes), *size) for maps in full):
-            raise _Unfit(f"its maps of full size do not belong to a photograph of {size[0]}x{size[1]}")
+            raise _Unfit(f"its maps of full size do not belong to an image of {size[0]}x{size[1]}")
         if not all(((maps >= -1e-3) & (maps <= 1 + 1e-3)).all() for maps in (scores, *full)):  # also refuses NaN
             raise _Unfit("its scores do not lie between 0 and 1")
     except _Unfit as error:

@@ -78,7 +78,7 @@ def make_saliency(
         data: the split.
         network: float32 (1, 3, side, side) to one map (..., h, w), 1 where salient.
         folder: for the maps.
-        side: square that the photographs are squeezed to.
+        side: square that the images are squeezed to.
         mean, std: of the normalization, RGB in 0..1.
         logits: the network's answer needs a sigmoid.
 

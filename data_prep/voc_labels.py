@@ -53,7 +53,7 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
                 "the image out of the lists or give the data set's own classes with --classes-from"
             )
     if not any(table.values()):
-        raise DataError(f"{root / 'Annotations'}: no annotation has an object; annotate those photographs that show something")
+        raise DataError(f"{root / 'Annotations'}: no annotation has an object; annotate those images that show something")
     return table
 
 

@@ -81,7 +81,7 @@ def make_cam(case: Arrays) -> Arrays:
     head, image_label, size = head_of(case), tensor(case["in_image_label"]), tuple(case["in_size"].tolist())
     classes = image_label.nonzero()[:, 0]
     logits = [
-        amn.merge_mirrored(head(tensor(case[f"in_feat_{number}"]), image_label.expand(2, -1)))
+        amn.merge_flipped(head(tensor(case[f"in_feat_{number}"]), image_label.expand(2, -1)))
         for number in range(len(case["in_scales"]))
     ]
     seed = case["in_seed"].astype(np.uint8)

@@ -305,14 +305,14 @@ MUTATIONS = [
     Mutation(
         "several processes",
         "wsss_lib/methods/vwe.py",
-        "            of_first_process(self.codebook)\n",
+        "            broadcast(self.codebook)\n",
         "",
         "tests/test_launch.py -k state_outside",
     ),
     Mutation(
         "several processes",
         "wsss_lib/methods/vwe.py",
-        "rho * sum_over_processes(sums) / (sum_over_processes(counts) + 1e-4)",
+        "rho * all_reduce_sum(sums) / (all_reduce_sum(counts) + 1e-4)",
         "rho * sums / (counts + 1e-4)",
         "tests/test_launch.py -k state_outside",
     ),
@@ -342,9 +342,7 @@ MUTATIONS = [
         "form", "notebooks/10_cam.py", "The mean IoU has one peak", "The mean IoU has a peak", "tests/test_notebooks.py -k step"
     ),
     Mutation("form", "notebooks/10_cam.ipynb", '"*The mean IoU has one peak', '"*A peak', "tests/test_notebooks.py -k figure"),
-    Mutation(
-        "form", "wsss_lib/methods/cam.py", "        images: N RGB photographs of one size.\n", "", "tests/test_docstrings.py"
-    ),
+    Mutation("form", "wsss_lib/methods/cam.py", "        images: N RGB images of one size.\n", "", "tests/test_docstrings.py"),
     Mutation("form", "environment.yml", "papermill", "papermil", "tests/test_environment.py"),
     Mutation(
         "form", "notebooks/solutions/10_cam.py", "(label == 1)).sum()", "(label == 0)).sum()", "tests/test_exercises.py -k 10"

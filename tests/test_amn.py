@@ -198,7 +198,7 @@ def test_rule_by_the_seed_by_hand():
 
 def test_the_mean_over_scales_and_mirror_is_taken_of_logits():
     pair = torch.tensor([[[[1.0, 2.0]], [[0.0, 0.0]]], [[[5.0, 3.0]], [[0.0, 2.0]]]])  # (2, C, 1, 2)
-    merged = amn.merge_mirrored(pair)
+    merged = amn.merge_flipped(pair)
     assert merged.tolist() == [[[2.0, 3.5]], [[1.0, 0.0]]]
     coarse = torch.tensor([[[4.0]], [[1.0]]])
     maps = amn.manipulated_maps([merged, coarse], (1, 2), torch.tensor([0]), torch.zeros(1, 2))

@@ -145,7 +145,7 @@ def test_images_depend_on_the_seed_alone(parts):
 def test_impossible_images(digits, count, share):
     with pytest.raises(ValueError) as error:
         source.make_images(np.zeros((digits, 20, 20), np.float32), np.zeros(digits, np.int64), count, share, 0)
-    assert "a share between 0 and 1" in sentence(error)
+    assert "a fraction between 0 and 1" in sentence(error)
 
 
 # ---- network and losses

@@ -58,7 +58,7 @@ def test_void_borders_are_filled_and_not_counted():
     truth[:, 8:12] = 255
     truth[:, 12:] = 1  # the true edge is somewhere in the void; the nearest label puts it in the middle
     prediction = np.where(np.arange(20) >= 10, 1, 0).astype(np.uint8)[None].repeat(20, 0)
-    evaluation = BoundaryEvaluation(2, share=0.1)  # a band of 3 pixels
+    evaluation = BoundaryEvaluation(2, width=0.1)  # a band of 3 pixels
     evaluation.add(truth, prediction)
     assert evaluation.miou == 1.0
     everything = np.full((20, 20), 255, np.uint8)

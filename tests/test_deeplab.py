@@ -226,7 +226,7 @@ def test_a_tiny_network_learns_a_toy_scene(net):
 
 
 def trained(config: Config, root, folder, **values) -> dict[str, torch.Tensor]:
-    """Train on the true masks of the miniature and return the weights."""
+    """Train on the ground truth of the miniature and return the weights."""
     config = config.model_copy(update={"deeplab_atrous_rates": (1, 2), "deeplab_learning_rate": 0.01} | values)
     training.seed_everything(config)
     net = build_deeplab(config, 3, "")

@@ -132,7 +132,7 @@ def test_a_split_without_a_labelled_pixel_has_no_score_and_says_so(tmp_path):
     root = write_data(tmp_path / "void", {name: value for name, value in IMAGES.items() if value[2] == "void"})
     split = open_data(Config(data_root=str(root)), "train")
     evaluation = score_masks(split, lambda image_id: np.zeros(IMAGES[image_id][0], np.uint8))
-    with pytest.raises(ValueError, match="SegmentationClass: the true masks of split 'train' hold no labelled pixel, so that"):
+    with pytest.raises(ValueError, match="SegmentationClass: the ground truth of split 'train' holds no labelled pixel, so"):
         metric_row("CAM seed", split, evaluation, False, Config())
 
 

@@ -115,9 +115,9 @@ def train_all(net: nn.Module, data: SegmentationDataset, config: Config, folder:
     images = train_classifier(net, data, config, folder)
     for name, where in (("whole", folder / "pixels"), ("resumed", resumed)):
         model = train_pixels(config, where)
-        if distributed.place()[0] == 0:
+        if distributed.rank_and_world_size()[0] == 0:
             files.write_tensors(folder / f"{name}.safetensors", model.state_dict())
-    return images, distributed.place()[1]
+    return images, distributed.rank_and_world_size()[1]
 
 
 @distributed.in_processes
@@ -128,17 +128,17 @@ def train_badly(net: nn.Module, config: Config, folder: Path) -> int:
 @distributed.in_processes
 def train_slow_to_end(net: nn.Module, config: Config, folder: Path) -> None:
     """Process 0 fails, but only ends after the other, which has lost its connection, has failed too."""
-    if distributed.place()[0] == 0:
+    if distributed.rank_and_world_size()[0] == 0:
         threading.Thread(target=time.sleep, args=[5]).start()  # Python waits for it at its end
         raise DataError("the cause")
-    distributed.mean_over_processes(torch.ones(1))
+    distributed.all_reduce_mean(torch.ones(1))
 
 
 @distributed.in_processes
 def train_until_ended(net: nn.Module, config: Config, folder: Path, end: Callable[[int], None], value: int) -> None:
-    if distributed.place()[0] == 1:
+    if distributed.rank_and_world_size()[0] == 1:
         end(value)
-    distributed.mean_over_processes(torch.ones(1))
+    distributed.all_reduce_mean(torch.ones(1))
 
 
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -247,7 +247,7 @@ def start_of(name: str) -> nn.Module:
 @distributed.in_processes
 def train_nets(net: nn.Module, config: Config, folder: Path) -> None:
     """Train each network but for its first convolution; every process writes what it has in the end."""
-    rank = distributed.place()[0]
+    rank = distributed.rank_and_world_size()[0]
     for name, (_, loss_of, at_once) in NETS.items():
         model = start_of(name)
         trained = [value for key, value in model.named_parameters() if value.requires_grad and key != "backbone.conv1.weight"]
@@ -280,7 +280,7 @@ def test_state_outside_the_gradient_and_parts_of_batches_are_those_of_one_proces
     assert found["empty bank", 2][0]["bank_filled"]
     # The first batch normalization sees images behind a convolution that stays; its statistics are those of process 0.
     backbone, expected = start_of("batch norm").backbone, torch.zeros(16)
-    for batch in StepSampler(12, 6, 1, 0, 6, 0, place=(0, 2)):
+    for batch in StepSampler(12, 6, 1, 0, 6, 0, ranks=(0, 2)):
         with torch.no_grad():
             means = backbone.conv1(torch.stack([Labelled()[key][0] for key in batch])).mean((0, 2, 3))
         expected += backbone.bn1.momentum * (means - expected)
@@ -317,15 +317,15 @@ def test_a_process_that_cannot_say_why_it_ends_is_told(end, value, words, tmp_pa
 
 def test_alone_nothing_is_touched():
     values = torch.tensor([1, 2])
-    assert distributed.place() == (0, 1) and distributed.mean_over_processes(values) is values
-    assert distributed.sum_over_processes(values) is values and distributed.of_first_process(values) is values
+    assert distributed.rank_and_world_size() == (0, 1) and distributed.all_reduce_mean(values) is values
+    assert distributed.all_reduce_sum(values) is values and distributed.broadcast(values) is values
     assert values.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_shares_make_up_the_batch(number):
     whole = list(StepSampler(14, 12, 1, 2, 5, seed=0))
-    shares = [list(StepSampler(14, 12, 2, 2, 5, seed=0, place=(rank, number))) for rank in range(number)]
+    shares = [list(StepSampler(14, 12, 2, 2, 5, seed=0, ranks=(rank, number))) for rank in range(number)]
     joined = [sum((share[2 * step] + share[2 * step + 1] for share in shares), []) for step in range(3)]
     assert joined == whole and len({len(part) for share in shares for part in share}) == 1
 

@@ -354,7 +354,7 @@ SIZE = (40, 56)
     [
         ("irn", {"cam": np.zeros((1, 10, 14), np.float32)}, "no entry 'keys'"),
         ("irn", {"keys": np.array([1])}, "no entry 'cam'"),
-        ("irn", {"keys": np.array([1]), "cam": np.zeros((1, 10, 13), np.float32)}, "do not belong to a photograph of 40x56"),
+        ("irn", {"keys": np.array([1]), "cam": np.zeros((1, 10, 13), np.float32)}, "do not belong to an image of 40x56"),
         ("irn", {"keys": np.array([1]), "cam": np.zeros((2, 10, 14), np.float32)}, "1 classes and maps (2, 10, 14)"),
         ("amn", {"keys": np.array([1]), "cam": np.zeros((1, 10, 14), np.float32)}, "1 classes and maps (0, 10, 14)"),
         ("irn", {"keys": np.array([3]), "cam": np.zeros((1, 10, 14), np.float32)}, "[3] are not different numbers below 3"),
@@ -365,7 +365,7 @@ SIZE = (40, 56)
         ("irn", {"keys": np.array([1]), "cam": np.full((1, 10, 14), 9, np.float32)}, "do not lie between 0 and 1"),
         ("irn", np.zeros((3, 320, 320), np.uint8), "no entry 'keys'"),
         ("psa", {1: np.float32([[0, 255]]).repeat(28, 1).repeat(40, 0)}, "holds only 0 and 255"),
-        ("psa", {1: np.zeros((40, 50), np.float32)}, "a map of 40x50 does not belong to a photograph of 40x56"),
+        ("psa", {1: np.zeros((40, 50), np.float32)}, "a map of 40x50 does not belong to an image of 40x56"),
         ("psa", {"cat": np.zeros(SIZE, np.float32)}, "no list of whole numbers"),
         ("psa", np.zeros((3, 320, 320), np.uint8), "holds no dict"),
         ("drs", {1: np.zeros(SIZE, np.float32)}, "holds no bytes"),

@@ -591,12 +591,12 @@ def test_background_alone_is_never_perfect(tmp_path, value):
     Image.fromarray(truth(value)).save(tmp_path / "SegmentationClass/a.png")
     data = SegmentationDataset(tmp_path, "train", ("a",), ("cell",), np.ones((1, 1), np.uint8))
     nothing = score_masks(data, lambda image_id: np.zeros((30, 40), np.uint8))
-    with pytest.raises(ValueError, match="hold no pixel of any class, so that there is nothing to score"):
+    with pytest.raises(ValueError, match="holds no pixel of any class, so that there is nothing to score"):
         metric_row("nothing", data, nothing, False, Config())
     from wsss_lib.core.files import write_maps
 
     write_maps(tmp_path / "a.npz", np.array([0]), np.zeros((1, 8, 10)), (30, 40))
-    with pytest.raises(ValueError, match="hold no pixel of any class"):
+    with pytest.raises(ValueError, match="holds no pixel of any class"):
         best_threshold_row(data, tmp_path)
 
 

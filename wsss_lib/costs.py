@@ -82,7 +82,7 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
 
     Args:
         preset: "voc12" or "coco14".
-        methods: short names; what they need of CAM, and DeepLab on the true masks, is added.
+        methods: short names; what they need of CAM, and DeepLab on the ground truth, is added.
     """
     needed = list(dict.fromkeys(["cam", *methods, "truth"]))
     lines, hours, cores, disk = [], 0.0, 0.0, 0.0

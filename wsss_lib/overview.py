@@ -29,7 +29,7 @@ def easy_and_hard(data: SegmentationDataset, result: StageFolder | None, folder:
 
     Returns:
         the image at the upper quartile, between the median and the best, and that at the lowest tenth, among images that show
-        two classes (an object, where two classes are rare); the first two of these where fewer than two have a true mask.
+        two classes (an object, where two classes are rare); the first two of these where fewer than two have a mask.
     """
     ids = [image_id for image_id in data.ids[:LOOKED_AT] if data.label(image_id).any()]
     pairs = [image_id for image_id in ids if data.label(image_id).sum() == 2]

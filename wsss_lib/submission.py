@@ -192,7 +192,7 @@ def _checked_ids(ids: Sequence[str]) -> list[str]:
 
 
 def image_sizes(folder: Path | str, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Read the sizes of photographs from the file headers.
+    """Read the sizes of images from the file headers.
 
     Returns:
         image id to (H, W) in pixels.

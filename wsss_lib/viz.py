@@ -1,6 +1,6 @@
 """Figures in one style.
 
-Maps are drawn in cividis over a gray photograph; label maps carry the class names; unknown pixels are hatched. Every figure
+Maps are drawn in cividis over the gray image; label maps carry the class names; unknown pixels are hatched. Every figure
 is shown with a text that says what is seen.
 """
 
@@ -81,12 +81,12 @@ def short(name: str, longest: int = 24) -> str:
 
 
 def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np.ndarray:
-    """Paint a score map over a gray photograph.
+    """Paint a score map over the gray image.
 
     Args:
         image: uint8 (H, W, 3).
         scores: (H, W) in [0, 1].
-        strength: share of the map's color.
+        strength: fraction of the map's color.
 
     Returns:
         float (H, W, 3) in [0, 1].
@@ -97,7 +97,7 @@ def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np
 
 
 def draw_image(axes, image: np.ndarray, title: str = "") -> None:
-    """Draw a photograph without axes.
+    """Draw an image without axes.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -115,7 +115,7 @@ def draw_outline(axes, values: np.ndarray, threshold: float | None, linestyle: s
 
 
 def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = "", outline: float | None = None):
-    """Draw a score map over a gray photograph.
+    """Draw a score map over the gray image.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -133,7 +133,7 @@ def draw_scores(axes, image: np.ndarray, scores: np.ndarray, title: str = "", ou
 
 
 def draw_map(axes, values, title: str = ""):
-    """Draw a map without a photograph, e.g. boundaries.
+    """Draw a map without an image, e.g. boundaries.
 
     Args:
         values: (h, w) floats in [0, 1].

@@ -3,7 +3,7 @@
 A training function of the library that is marked with `in_processes` runs as it is with `processes: 1`. With more, PyTorch's
 elastic launcher (the one behind `torchrun`) starts that many fresh processes, which run the same function together: gloo joins
 them on CPUs, nccl on GPUs. That works in a notebook, under papermill and within a Slurm job, as nothing is forked. The global
-batch stays what it is; `training.train` gives each process its share.
+batch stays what it is; `training.train` gives each rank its part.
 """
 
 import copy
@@ -31,12 +31,12 @@ def together() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def place() -> tuple[int, int]:
-    """Return this process's number and how many there are; (0, 1) alone. Only number 0 writes files."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank and the world size; (0, 1) alone. Only rank 0 writes files."""
     return (dist.get_rank(), dist.get_world_size()) if together() else (0, 1)
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Return the sum of each value over all processes; alone the very tensor that was given.
 
     Args:
@@ -45,7 +45,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
     Returns:
         the same shape, floating point where there are several processes.
 
-    >>> sum_over_processes(torch.tensor([3, 4]))
+    >>> all_reduce_sum(torch.tensor([3, 4]))
     tensor([3, 4])
     """
     if not together():
@@ -55,20 +55,20 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean of each value over all processes; alone the very tensor that was given.
 
     A loss that divides by a count (of known pixels, of pairs) divides by this mean of the count. Its average over the
     processes is then the sum over the whole batch by the count of the whole batch, as in one process.
 
-    >>> mean_over_processes(torch.tensor([3, 4]))
+    >>> all_reduce_mean(torch.tensor([3, 4]))
     tensor([3, 4])
     """
-    return sum_over_processes(values) / dist.get_world_size() if together() else values
+    return all_reduce_sum(values) / dist.get_world_size() if together() else values
 
 
-def of_first_process(values: Tensor) -> Tensor:
-    """Put the values of process 0 in the place of this process's, and return them; alone nothing is touched.
+def broadcast(values: Tensor) -> Tensor:
+    """Overwrite the values with those of rank 0 and return them; alone nothing is touched.
 
     Args:
         values: of the same shape and type in all processes.
@@ -78,10 +78,10 @@ def of_first_process(values: Tensor) -> Tensor:
     return values
 
 
-# How long a process waits for the others: process 0 may score a whole split alone between two steps. If a process ends, the
+# How long a process waits for the others: rank 0 may score a whole split alone between two steps. If a process ends, the
 # launcher ends all others.
 PATIENCE = timedelta(days=1)
-TRAINED = "trained.safetensors"  # how process 0 hands the network back
+TRAINED = "trained.safetensors"  # how rank 0 hands the network back
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -161,7 +161,7 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
 
 
 def _work(train: Callable[..., int], given: dict[str, Any], first_failure: Path) -> int:
-    """What each process does: join the others, train with them; process 0 writes the network for the one that started all.
+    """What each process does: join the others, train with them; rank 0 writes the network for the one that started all.
 
     One failure soon fails all others, which lose the connection; the launcher may see any of them first. So the process that
     fails first says why in a file, while the others still wait for it.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Pixels of one forward pass, as many as 32 crops of 512 x 512 have. ResNet-38, the largest network, takes 10 GiB for them.
 FORWARD_PIXELS = 32 * 512 * 512
-# Of one on a CPU, as many as four photographs have: what is larger leaves the caches, and its memory is new pages each time.
+# Of one on a CPU, as many as four images have: what is larger leaves the caches, and its memory is new pages each time.
 CPU_PIXELS = 4 * 375 * 500
 
 

@@ -1,4 +1,4 @@
-"""Masks against true masks, and the rows of `metrics.json`."""
+"""Masks against the ground truth, and the rows of `metrics.json`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,7 +51,7 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
         value in percent a class, the background first, None where undefined; `unknown_share` in [0, 1].
 
     Raises:
-        ValueError: the true masks hold no labelled pixel, or none of any class.
+        ValueError: the ground truth holds no labelled pixel, or none of any class.
 
     Explained in notebook 70, section "Numbers".
     """
@@ -80,8 +80,8 @@ def _require_classes(data: SegmentationDataset, pixels: np.ndarray) -> None:
     if not pixels[1:].any():
         what = "pixel of any class" if pixels[0] else "labelled pixel"
         raise ValueError(
-            f"{data.root / data.mask_folder}: the true masks of split {data.split!r} hold no {what}, so that there is nothing "
-            "to score; check mask_folder, and that objects have the values 1, 2, … and not 255"
+            f"{data.root / data.mask_folder}: the ground truth of split {data.split!r} holds no {what}, so that there is "
+            "nothing to score; check mask_folder, and that objects have the values 1, 2, … and not 255"
         )
 
 
@@ -133,14 +133,14 @@ def sweep_maps(
     thresholds: Sequence[float] | np.ndarray,
     kind: type[Sweep] = ThresholdSweep,  # type: ignore[assignment]  # mypy knows no default of a type variable
 ) -> Sweep:
-    """Compare the maps of a split with the true masks at all thresholds in one pass.
+    """Compare the maps of a split with the ground truth at all thresholds in one pass.
 
     Args:
         thresholds: (T,) strictly increasing, in [0, 1].
         kind: `ImageThresholds` also keeps each image's own curve.
 
     Raises:
-        DataError: a map or a true mask is missing or broken.
+        DataError: a map or a ground-truth mask is missing or broken.
 
     Explained in notebook 70, section "All thresholds in one pass".
     """
@@ -152,7 +152,7 @@ def sweep_maps(
 
 
 def best_threshold_row(data: SegmentationDataset, maps_folder: Path) -> dict:
-    """Return the row of `metrics.json` for maps at their best threshold, which the true masks choose, with the whole curve.
+    """Return the row of `metrics.json` for maps at their best threshold, which the ground truth chooses, with the whole curve.
 
     Returns:
         what, split, images, crf, pixel_labels_chose; `miou` in percent; `threshold`; `thresholds` (0.01 to 0.90) and, in
@@ -190,7 +190,7 @@ def part_mask(data: SegmentationDataset, image_id: str) -> np.ndarray:
 def mean_part_recall(
     data: SegmentationDataset, maps_folder: Path, threshold: float, count: int = 300
 ) -> dict[str, float] | None:
-    """Return which share of the heads and of the bodies of generated creatures the maps find.
+    """Return which fraction of the heads and of the bodies of generated creatures the maps find.
 
     Args:
         threshold: the score of the background.

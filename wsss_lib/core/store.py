@@ -85,7 +85,7 @@ def randomness(seed: int) -> dict[str, Any]:
         "generators": {
             "initial weights, dropout, words (torch)": f"seed {seed}",
             "Python and NumPy": f"seed {seed}",
-            "crop, scale, mirror and colors of a sample": f"seed {seed}, epoch, index",
+            "crop, scale, flip and colors of a sample": f"seed {seed}, epoch, index",
             "order of the samples": f"seed {seed}, epoch",
             "what a method draws for one image": f"seed {seed}, image id",
         },

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from wsss_lib.core.distributed import mean_over_processes, place
+from wsss_lib.core.distributed import all_reduce_mean, rank_and_world_size
 from wsss_lib.core.files import read_tensors, write_atomically, write_tensors
 from wsss_lib.core.progress import progress
 from wsss_lib.data.samples import batches
@@ -114,7 +114,7 @@ def train(
         model: the network, in training mode after `model.train()`.
         loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimized, and must be a mean
             over the images of the batch if batches are accumulated; what divides by counts of pixels takes their
-            `distributed.mean_over_processes`.
+            `distributed.all_reduce_mean`.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
         parameter_groups: params, lr and weight_decay of each group; min_lr where the schedule has a floor.
         momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
@@ -135,11 +135,13 @@ def train(
     if config.shards > 1 and config.shard:
         raise ValueError(f"{name}: only shard 0 trains, and this is shard {config.shard} of {config.shards}; run shard 0 first")
     device = next(model.parameters()).device
-    rank, processes = place()
-    if batch_size % processes:
-        raise ValueError(f"the global batch of {batch_size} images cannot be shared by {processes} processes; choose a divisor")
-    part = images_at_once(batch_size // processes, config)
-    parts = batch_size // processes // part
+    rank, world_size = rank_and_world_size()
+    if batch_size % world_size:
+        raise ValueError(
+            f"the global batch of {batch_size} images cannot be shared by {world_size} processes; choose a divisor"
+        )
+    part = images_at_once(batch_size // world_size, config)
+    parts = batch_size // world_size // part
     model.to(memory_format=torch.channels_last)  # the same numbers; twice as fast with depthwise convolutions on a CPU
     half = config.mixed_precision and device.type == "cuda"
     optimizer = (
@@ -152,11 +154,11 @@ def train(
     state_file = folder / "state.safetensors"
     done = _load_state(state_file, model, optimizer, scaler) if state_file.is_file() else 0
     loader = iter(
-        batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers, (rank, processes), keep_last)
+        batches(samples, batch_size, parts, done, steps, config.seed, config.num_workers, (rank, world_size), keep_last)
     )
     losses_of: nn.Module = _Losses(model, loss_of)
     accumulate: Callable[[], AbstractContextManager] = nullcontext
-    if processes > 1:
+    if world_size > 1:
         together = DistributedDataParallel(losses_of, find_unused_parameters=True)  # heads that this loss does not train
         losses_of, accumulate = together, together.no_sync  # gradients are averaged with the last part of a step
         torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops other values out
@@ -186,7 +188,7 @@ def train(
             logged = (step == 0 and steps >= LOG_EVERY) or (step + 1) % LOG_EVERY == 0 or step + 1 == steps
             saved = (step + 1) % config.checkpoint_every == 0 and step + 1 < steps
             if logged or saved or device.type == "cpu":
-                rows = [dict(zip(means, row, strict=True)) for row in mean_over_processes(torch.stack(unread)).tolist()]
+                rows = [dict(zip(means, row, strict=True)) for row in all_reduce_mean(torch.stack(unread)).tolist()]
                 unread.clear()
                 for at, row in enumerate(rows, start=step + 2 - len(rows)):
                     if not np.isfinite(row["loss"]):

@@ -104,7 +104,7 @@ class SegmentationDataset:
         return replace(self, ids=tuple(self.ids[row] for row in chosen), labels=self.labels[chosen])
 
     def image_path(self, image_id: str) -> Path:
-        """Return the path of the photograph `JPEGImages/ID.jpg` of an image id, whether or not it exists."""
+        """Return the path of the image `JPEGImages/ID.jpg` of an image id, whether or not it exists."""
         return self.root / "JPEGImages" / f"{image_id}.jpg"
 
     def mask_path(self, image_id: str) -> Path:
@@ -112,7 +112,7 @@ class SegmentationDataset:
         return self.root / self.mask_folder / f"{image_id}.png"
 
     def image(self, image_id: str) -> Image.Image:
-        """Return the photograph of an image id as RGB; grayscale files are converted.
+        """Return the image of an image id as RGB; grayscale files are converted.
 
         Raises:
             DataError: the file is missing or cannot be decoded.
@@ -209,7 +209,7 @@ def load_dataset(
         mask_folder: folder of the masks below `root`, e.g. "SegmentationClassAug".
 
     Returns:
-        the split; no photograph or mask has been decoded yet. A split of which no image has a row in the table has neither
+        the split; no image or mask has been decoded yet. A split of which no image has a row in the table has neither
         labels nor masks.
 
     Raises:
@@ -281,7 +281,7 @@ def _composed(text: str) -> str:
 
 
 def _as_on_disk(root: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Return ids with accents as their photographs have them: some systems store letter and accent apart."""
+    """Return ids with accents as their images have them: some systems store letter and accent apart."""
     there = {_composed(path.stem): path.stem for path in (root / "JPEGImages").glob("*.jpg")}
     return tuple(there.get(_composed(image_id), image_id) for image_id in ids)
 

@@ -34,7 +34,7 @@ def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
 
 
 class ClassificationSamples(Dataset):
-    """Images and image-level labels for the classifier: random long side, mirror, random crop (IRN's recipe).
+    """Images and image-level labels for the classifier: random long side, horizontal flip, random crop (IRN's recipe).
 
     Yields image float32 (3, crop, crop), normalized, 0 outside the image; label float32 (C,), 0 or 1.
 
@@ -72,12 +72,12 @@ class ClassificationSamples(Dataset):
 
 
 class SquareSamples(Dataset):
-    """Images and image-level labels for DRS's classifier: squeezed to a square, mirror, color jitter, random crop.
+    """Images and image-level labels for DRS's classifier: squeezed to a square, horizontal flip, color jitter, random crop.
 
     Yields image float32 (3, crop, crop), normalized, and label float32 (C,).
 
     Args:
-        resize: side in pixels that photographs are squeezed to.
+        resize: side in pixels that images are squeezed to.
         crop: side of the crop in pixels, at most `resize`.
         mean, std: (R, G, B) of the normalization, in 0..1.
 
@@ -111,7 +111,7 @@ class SquareSamples(Dataset):
 
 
 class MapSamples(Dataset):
-    """Images and localization maps for DRS's refinement: both squeezed to a square, color jitter, joint mirror.
+    """Images and localization maps for DRS's refinement: both squeezed to a square, color jitter, joint horizontal flip.
 
     Yields image float32 (3, side, side), normalized, and maps float32 (C, side, side), 0 for absent classes.
 
@@ -153,7 +153,7 @@ class MapSamples(Dataset):
 
 
 class AffinitySamples(Dataset):
-    """Images and reduced label maps for IRN: joint random scale, mirror and crop.
+    """Images and reduced label maps for IRN: joint random scale, flip and crop.
 
     Yields image float32 (3, crop, crop) and label int64 (crop/4, crop/4) with 255 outside the image.
 
@@ -204,7 +204,7 @@ class AffinitySamples(Dataset):
 
 
 class SegmentationSamples(Dataset):
-    """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean color and 255, crop, mirror.
+    """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean color and 255, crop, horizontal flip.
 
     Yields image float32 (3, crop, crop) and label int64 (crop, crop), 0..C and 255; with `image_labels` also the
     image-level label with background in front, float32 (1 + C,).
@@ -261,7 +261,7 @@ class SegmentationSamples(Dataset):
 
 
 class V3PlusSamples(SegmentationSamples):
-    """The same for DeepLab-v3+: a scale from the whole range, black around small images, crop, mirror.
+    """The same for DeepLab-v3+: a scale from the whole range, black around small images, crop, horizontal flip.
 
     Args:
         label_fill: label of what lies outside the image: 255, or 0, background, as in the published program.
@@ -342,9 +342,9 @@ class StepSampler(Sampler):
     in it.
 
     Args:
-        parts: a step's batch is yielded in this many equal parts (gradient accumulation); changes no sample's place.
-        place: number of this process and how many train together; each has an equal, contiguous share of every batch, and
-            `parts` counts those of a share.
+        parts: a step's batch is yielded in this many equal parts (gradient accumulation); changes no sample's position.
+        ranks: rank and world size; each rank has an equal, contiguous part of every batch, and `parts` counts what that is
+            divided into.
         first_step, last_step: half-open range.
         keep_last: the short batch at an epoch's end is a step too, with as few images again as equal parts need.
 
@@ -361,19 +361,19 @@ class StepSampler(Sampler):
         first_step: int,
         last_step: int,
         seed: int,
-        place: tuple[int, int] = (0, 1),
+        ranks: tuple[int, int] = (0, 1),
         keep_last: bool = False,
     ):
         self.num_samples, self.batch_size, self.parts, self.keep_last = num_samples, batch_size, parts, keep_last
-        self.first_step, self.last_step, self.seed, self.place = first_step, last_step, seed, place
+        self.first_step, self.last_step, self.seed, self.ranks = first_step, last_step, seed, ranks
 
     def __len__(self) -> int:
         return (self.last_step - self.first_step) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch_now, order = -1, []
-        number, processes = self.place
-        shares = processes * self.parts
+        rank, world_size = self.ranks
+        pieces = world_size * self.parts
         for step in range(self.first_step, self.last_step):
             epoch, position = divmod(step, steps_per_epoch(self.num_samples, self.batch_size, self.keep_last))
             if epoch != epoch_now:
@@ -381,9 +381,9 @@ class StepSampler(Sampler):
                 epoch_now = epoch
             start = position * self.batch_size
             left = self.num_samples - start if self.keep_last else self.batch_size
-            part_size = -(-min(left, self.batch_size) // shares)
-            batch = [(epoch, order[(start + offset) % self.num_samples]) for offset in range(part_size * shares)]
-            for part in range(number * self.parts, (number + 1) * self.parts):
+            part_size = -(-min(left, self.batch_size) // pieces)
+            batch = [(epoch, order[(start + offset) % self.num_samples]) for offset in range(part_size * pieces)]
+            for part in range(rank * self.parts, (rank + 1) * self.parts):
                 yield batch[part * part_size : (part + 1) * part_size]
 
 
@@ -407,7 +407,7 @@ def batches(
     last_step: int,
     seed: int,
     num_workers: int,
-    place: tuple[int, int] = (0, 1),
+    ranks: tuple[int, int] = (0, 1),
     keep_last: bool = False,
 ) -> DataLoader:
     """Return a loader over the steps [first_step, last_step) of a training run.
@@ -421,7 +421,7 @@ def batches(
         a loader of (last_step - first_step) * parts batches of batch_size / parts samples, divided by the number of processes.
     """
     count = len(samples)  # type: ignore[arg-type]  # torch's Dataset does not say that it has a length
-    sampler = StepSampler(count, batch_size, parts, first_step, last_step, seed, place, keep_last)
+    sampler = StepSampler(count, batch_size, parts, first_step, last_step, seed, ranks, keep_last)
     # A generator of its own: the loader draws a number when it starts, which would shift torch's after a resume.
     return DataLoader(
         samples,

@@ -51,7 +51,7 @@ def random_long_side(image: Image.Image, shortest: int, longest: int, rng: rando
 
 
 def resize_square(image: Image.Image, side: int) -> Image.Image:
-    """Squeeze a photograph to side x side pixels, bilinear; the aspect ratio is lost (DRS).
+    """Squeeze an image to side x side pixels, bilinear; the aspect ratio is lost (DRS).
 
     Explained in notebook 30, section "Training".
 
@@ -223,7 +223,7 @@ def scale_crop_flip(
     """Apply DeepLab-v2's augmentation with the random draws given.
 
     The image is resized bilinearly (no anti-aliasing) and the label by nearest neighbor to int(H scale) x int(W scale),
-    filled on the bottom and right up to the crop with `fill` and 255, cropped at (top, left), mirrored last.
+    filled on the bottom and right up to the crop with `fill` and 255, cropped at (top, left), flipped last.
 
     Args:
         image: float32 or uint8 (H, W, 3).

@@ -148,7 +148,7 @@ def train_network(
 
 @torch.inference_mode()
 def accuracy(net: FiveConvolutions, data: DigitImages) -> float:
-    """Return the share of images whose own class has the larger logit (one logit: the right sign), in [0, 1]."""
+    """Return the fraction of images whose own class has the larger logit (one logit: the right sign), in [0, 1]."""
     logits = net(data.images)
     own = own_logit(logits, data.labels)
     other = -own if logits.shape[1] == 1 else own_logit(logits, 1 - data.labels)
@@ -181,7 +181,7 @@ def gradient_maps(net: FiveConvolutions, images: Tensor, labels: Tensor) -> Tens
 
 
 def high_gradient_ratio(maps: Tensor, region: Tensor, threshold: float = THRESHOLD) -> Tensor:
-    """Return the share of a region's pixels whose gradient is high (HGR), averaged over the images that have the region.
+    """Return the fraction of a region's pixels whose gradient is high (HGR), averaged over the images that have the region.
 
     Args:
         maps: float (..., N, H, W) in [0, 1].
@@ -280,7 +280,7 @@ def run_name(loss: str, shape_share: float, seed: int) -> str:
     """Return the name of a run's files, without their endings.
 
     Args:
-        shape_share: share of the training images that have a shape, in [0, 1].
+        shape_share: fraction of the training images that have a shape, in [0, 1].
 
     >>> run_name("sigmoid", 0.5, 0)
     'sigmoid_0.5_0'
@@ -289,7 +289,7 @@ def run_name(loss: str, shape_share: float, seed: int) -> str:
 
 
 def train_all(config: Settings, folder: Path) -> int:
-    """Train the networks of all losses and of all shares of images with a shape, each with several seeds.
+    """Train the networks of all losses and of all fractions of images with a shape, each with several seeds.
 
     Returns:
         the number of networks trained.
@@ -314,12 +314,12 @@ def images_of(config: Settings, shape_share: float, seed: int) -> tuple[DigitIma
     """Return the training images of a run and the test images, which are the same for all runs and all have a shape.
 
     Args:
-        shape_share: share of the training images that have a shape, in [0, 1].
+        shape_share: fraction of the training images that have a shape, in [0, 1].
 
     Raises:
         FileNotFoundError: a file of MNIST is missing.
         DataError: it is broken.
-        ValueError: no training images, or a share outside [0, 1].
+        ValueError: no training images, or a fraction outside [0, 1].
     """
     for_training, for_testing = read_digits(config.bottleneck_mnist_root)
     return (
@@ -372,10 +372,10 @@ def raised_hgr(net: FiveConvolutions, train: DigitImages, test: DigitImages, lea
 
 
 def read_network(folder: Path, loss: str, shape_share: float, seed: int) -> FiveConvolutions:
-    """Return a trained network of `train_all`, in inference form.
+    """Return a trained network of `train_all`, in evaluation mode.
 
     Args:
-        shape_share: share of the training images that had a shape, in [0, 1].
+        shape_share: fraction of the training images that had a shape, in [0, 1].
 
     Raises:
         ValueError: there is no such loss.
@@ -388,7 +388,7 @@ def read_network(folder: Path, loss: str, shape_share: float, seed: int) -> Five
 
 
 def read_runs(folder: Path) -> dict[tuple[str, float], list[dict]]:
-    """Return the measurements of `train_all`, by (loss, share of images with a shape), in the order of the seeds."""
+    """Return the measurements of `train_all`, by (loss, fraction of images with a shape), in the order of the seeds."""
     runs: dict[tuple[str, float], list[dict]] = {}
     for row in sorted((read_json(path) for path in folder.glob("*_*_*.json")), key=lambda row: row["seed"]):
         runs.setdefault((row["loss"], row["shape_share"]), []).append(row)

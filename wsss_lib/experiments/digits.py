@@ -123,21 +123,21 @@ def make_images(digits: np.ndarray, labels: np.ndarray, count: int, shape_share:
         digits: float32 (N, 20, 20) in [0, 1].
         labels: int64 (N,), 0 or 1.
         count: number of images; each takes a random digit.
-        shape_share: share of the images that have a shape; exactly round(count * share) have one.
+        shape_share: fraction of the images that have a shape; exactly round(count * share) have one.
         seed: of digits, places and choice.
 
     Returns:
         the images with their labels and regions.
 
     Raises:
-        ValueError: no digits, no images, or a share outside [0, 1].
+        ValueError: no digits, no images, or a fraction outside [0, 1].
 
     Source: section 3 and figure 1 of the paper; sizes and places are ours. Explained in notebook 01, section "The images".
     """
     if not len(digits) or count < 1 or not 0 <= shape_share <= 1:
         raise ValueError(
             f"{len(digits)} digits, count = {count}, shape_share = {shape_share}: at least one digit and one "
-            "image are needed, and a share between 0 and 1"
+            "image are needed, and a fraction between 0 and 1"
         )
     random = np.random.default_rng(seed)
     chosen = random.integers(len(digits), size=count)

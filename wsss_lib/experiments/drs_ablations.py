@@ -69,10 +69,10 @@ def to_square(image: Image, config: Settings) -> Tensor:
 
 
 def fraction_at_bound(net: nn.Module, data: SegmentationDataset, config: Settings, count: int = IMAGES_AT_BOUND) -> float:
-    """Return at which fraction of the places outside every object the last module's channels sit at their bound.
+    """Return at which fraction of the positions outside every object the last module's channels sit at their bound.
 
     Returns:
-        mean over channels, places and images, in [0, 1]; NaN if no place lies outside.
+        mean over channels, positions and images, in [0, 1]; NaN if no position lies outside.
     """
     fractions, device = [], next(net.parameters()).device
     for image_id in data.ids[:count]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, inference_cost, training_cost
-from wsss_lib.core.distributed import in_processes, mean_over_processes
+from wsss_lib.core.distributed import all_reduce_mean, in_processes
 from wsss_lib.core.files import IGNORE, read_mask, write_mask
 from wsss_lib.core.inference import forward_in_parts
 from wsss_lib.core.parallel import Localize, cpu_workers, for_each_image, make_maps
@@ -150,7 +150,7 @@ def pixel_means(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     [0.0, 2.5]
     """
     kinds = labels == 0, (labels != 0) & (labels != IGNORE)
-    background, objects = ((losses * kind).sum() / mean_over_processes(kind.sum()).clamp(min=1) for kind in kinds)
+    background, objects = ((losses * kind).sum() / all_reduce_mean(kind.sum()).clamp(min=1) for kind in kinds)
     return background, objects
 
 
@@ -291,8 +291,8 @@ def seed_on_grid(seed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(seed).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def merge_mirrored(logits: Tensor) -> Tensor:
-    """Return the mean of an image's logits and its mirror image's, mirrored back: (2, C, h, w) to (C, h, w)."""
+def merge_flipped(logits: Tensor) -> Tensor:
+    """Return the mean of an image's logits and its flip's, flipped back: (2, C, h, w) to (C, h, w)."""
     return (logits[0] + logits[1].flip(-1)) / 2
 
 
@@ -304,7 +304,7 @@ def manipulated_maps(logits: Sequence[Tensor], size: tuple[int, int], classes: T
     says background and n elsewhere, i.e. on objects and on unknown pixels.
 
     Args:
-        logits: for each scale float (C, h_s, w_s), of `merge_mirrored`.
+        logits: for each scale float (C, h_s, w_s), of `merge_flipped`.
         size: (H, W) of the maps: the stride-4 size, or the image's.
         classes: int64 (K,) the image's foreground classes, 0-based.
         seed: (H, W) integers, the refined seed at `size`; None: n everywhere.
@@ -335,10 +335,10 @@ def localization_maps(
     dropout_keys: Sequence[str] = (),
     keep_full: bool = False,
 ) -> list[tuple]:
-    """Return the stride-4 foreground maps of a batch of photographs of equal size.
+    """Return the stride-4 foreground maps of a batch of images of equal size.
 
     Args:
-        images: N RGB photographs of one size (H, W).
+        images: N RGB images of one size (H, W).
         labels: uint8 (N, K), the image-level labels.
         seeds: for each image its refined seed uint8 (H, W), or None to stretch the maps everywhere.
         scales: factors on the image's size.
@@ -367,7 +367,7 @@ def localization_maps(
         else:
             z = forward_in_parts(net, views, image_labels.repeat(2, 1)).float()
             pairs = [z[[index, index + len(images)]] for index in range(len(images))]  # (2, C, h_s, w_s)
-        logits.append([merge_mirrored(pair) for pair in pairs])
+        logits.append([merge_flipped(pair) for pair in pairs])
     full, result = images[0].size[::-1], []
     for index, seed in enumerate(seeds):
         classes, maps = torch.from_numpy(np.flatnonzero(labels[index])), []
@@ -390,7 +390,7 @@ def _with_dropout(head: ConditionedHead, features: Tensor, image_labels: Tensor,
 
 
 class ConditionedSamples(AffinitySamples):
-    """Images, refined seeds and image-level labels: joint random scale, mirror and crop.
+    """Images, refined seeds and image-level labels: joint random scale, horizontal flip and crop.
 
     Yields image float32 (3, crop, crop), 0 outside it; label int64 (h, h) on the grid of the logits, 255 outside the image;
     the WHOLE image's label float32 (K,), even where the crop has lost a class.

@@ -93,7 +93,7 @@ class ClassActivationNet(nn.Module):
     Args:
         backbone: from `wsss_lib.nets.backbone`.
         num_classes: foreground classes C.
-        frozen_batch_norm: keep batch normalization in inference form while training (needs a pre-trained backbone).
+        frozen_batch_norm: train with frozen batch normalization (needs a pre-trained backbone).
         frozen_stages: how many of the backbone's five stages are not trained (published: 3).
 
     Explained in notebook 10, section "The network".
@@ -175,13 +175,13 @@ def localization_maps(
     join: Callable[[Tensor, Tensor], Tensor] = torch.add,
     grid_stride: int = 0,
 ) -> list[tuple]:
-    """Return the stride-4 maps of a batch of photographs of equal size, and what those of full size are made of.
+    """Return the stride-4 maps of a batch of images of equal size, and what those of full size are made of.
 
     Args:
-        images: N RGB photographs of one size (H, W).
+        images: N RGB images of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         scales: factors on the image's size.
-        join: how image and mirror become one map, as in `join_flips`.
+        join: how image and flip become one map, as in `join_flips`.
         grid_stride: of the maps of full size, as in `merge_views`; 0: they are not kept.
 
     Returns:
@@ -215,10 +215,10 @@ def grid_stride_of(config: Settings, published: int) -> int:
 def classification_scores(
     net: ClassActivationNet, images: Sequence[Image.Image], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> np.ndarray:
-    """Return the class probabilities of photographs at scale 1: float32 (N, C) in [0, 1].
+    """Return the class probabilities of images at scale 1: float32 (N, C) in [0, 1].
 
     Args:
-        images: N RGB photographs of one size.
+        images: N RGB images of one size.
 
     Explained in notebook 10, section "Score of the classifier".
     """

@@ -1,8 +1,8 @@
 """Discriminative region suppression (DRS; Kim, Han, Kim, AAAI 2021): networks, losses, maps and pseudo-labels.
 
-A module in place of every ReLU caps each channel at a share of its own maximum, so that the most telling place loses its lead
-and the loss must be earned elsewhere too. A second network, trained to repeat the first one's maps, completes them. Saliency
-maps, which come from outside, say what is background.
+A module in place of every ReLU caps each channel at a fraction of its own maximum, so that the most discriminative region
+loses its lead and the loss must be earned elsewhere, too. A second network, trained to repeat the first one's maps, completes
+them. Saliency maps, which come from outside, say what is background.
 """
 
 from collections.abc import Callable, Sequence
@@ -106,7 +106,7 @@ class _Suppress(torch.autograd.Function):
         positive = y.sign()
         # Below the bound the gradient G passes as it is.
         grad_x = (tau - y).sign_().mul_(positive).mul_(upstream)
-        # What arrives at the clamped places, S, goes into the bound: to the one place of the maximum, and to the controller.
+        # What arrives at the clamped positions, S, goes into the bound: to the position of the maximum, and to the controller.
         into_bound = positive.mul_(upstream).sub_(grad_x).sum((2, 3), keepdim=True)  # S: (N, C, 1, 1)
         peak, width = peak[..., 0, 0], y.shape[3]
         image, channel = (torch.arange(size, device=y.device) for size in peak.shape)
@@ -353,12 +353,12 @@ def localization_maps(
     normalized: bool,
     keep_full: bool = False,
 ) -> list[tuple]:
-    """Return the stride-4 maps of photographs of one size.
+    """Return the stride-4 maps of images of one size.
 
     Args:
-        images: N RGB photographs of one size (H, W).
+        images: N RGB images of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
-        side: S of the square that a photograph is squeezed to (published: 320).
+        side: S of the square that an image is squeezed to (published: 320).
         scales: factors on S (published: 0.8, 1, 1.2).
         normalized: see `fused_maps`.
         keep_full: return maps of full size, too.
@@ -469,7 +469,7 @@ def pseudo_label(
     return PseudoLabel(decided, (channels > CONFLICT).sum(0) > 2, salient & (decided == 0))
 
 
-RESIZE = 1.2  # photographs are squeezed to this multiple of the crop's side before the crop: 384 and 320
+RESIZE = 1.2  # images are squeezed to this multiple of the crop's side before the crop: 384 and 320
 SCALES = (0.8, 1.0, 1.2)  # of the crop's side, for the maps: 256, 320 and 384
 
 Choose = Callable[[ScoreNet], float]
@@ -696,7 +696,7 @@ def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.nda
 def chooser(data: SegmentationDataset, saliency_folder: Path, config: Settings, normalized: bool = True) -> Choose | None:
     """Return what an epoch is chosen by: None (the last one is kept) unless `drs_selection` is "pixel_labels".
 
-    The official programs keep the epoch whose pseudo-labels are best by the true masks. Scores that follow have used pixel
+    The official programs keep the epoch whose pseudo-labels are best by the ground truth. Scores that follow have used pixel
     labels, and must say so.
 
     Args:
@@ -727,7 +727,7 @@ def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_fo
         saliency_folder: of `ID.png`.
 
     Raises:
-        DataError: a true mask or a saliency map is missing or broken.
+        DataError: a ground-truth mask or a saliency map is missing or broken.
 
     Explained in notebook 30, section "Training".
     """

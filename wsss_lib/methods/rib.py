@@ -73,7 +73,7 @@ def pooled_logits(
     Args:
         maps: float (N, C, h, w), Z: the classifier's output before any cut or activation.
         labels: (N, C) or (1, C), > 0 where the class is present.
-        threshold: tau, a share of the map's maximum; positions below it are kept.
+        threshold: tau, a fraction of the map's maximum; positions below it are kept.
         variant: "code" keeps Z / max(Z) < tau and divides the sum by h * w; "paper" keeps CAM <= tau, with the CAM cut at
             zero and divided by its maximum, and divides by the number of kept positions.
         first_twenty_only: repeat a defect of the official code: classes from index 20 on are pooled plainly.
@@ -118,12 +118,12 @@ def rib_loss(logits: Tensor, labels: Tensor, margin: float = float("inf")) -> Te
 
 
 def coverage(maps: Tensor, classes: Tensor, threshold: float) -> float:
-    """Return the share of positions where some present class exceeds a share of its map's maximum.
+    """Return the fraction of positions where some present class exceeds a fraction of its map's maximum.
 
     Args:
-        maps: float (2, C, h, w), >= 0: of the image and of its mirror image.
+        maps: float (2, C, h, w), >= 0: of the image and of its horizontal flip.
         classes: int64 (K,).
-        threshold: share of the maximum, published 0.3.
+        threshold: fraction of the maximum, published 0.3.
 
     Explained in notebook 20, section "When to stop".
     """
@@ -182,7 +182,7 @@ def frozen_features(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> list[Tensor]:
-    """Return what the tuned part of the network sees of an image and its mirror image, which is the same in all steps.
+    """Return what the tuned part of the network sees of an image and its horizontal flip, which is the same in all steps.
 
     Args:
         scales: factors on its size.

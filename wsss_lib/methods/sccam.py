@@ -215,9 +215,9 @@ def used_subcategories(assignment: np.ndarray) -> np.ndarray:
 
 
 def purity(assignment: Sequence | np.ndarray, truth: Sequence | np.ndarray) -> float:
-    """Return the share of images that are of the commonest true kind of their sub-category.
+    """Return the fraction of images that are of the commonest true kind of their sub-category.
 
-    It cannot fall below the share of the commonest kind of all, and grows with the number of sub-categories: compare it
+    It cannot fall below the fraction of the commonest kind of all, and grows with the number of sub-categories: compare it
     with the value for the same sub-categories dealt at random.
 
     Args:
@@ -311,9 +311,9 @@ class SubcategoryNet(nn.Module):
     Args:
         backbone: from `wsss_lib.nets.backbone`; its deepest map, times its `feature_scale`, is M.
         num_classes: foreground classes C.
-        frozen_batch_norm: keep batch normalization in inference form, its scale and shift fixed (published).
+        frozen_batch_norm: frozen batch normalization, its scale and shift fixed, too (published).
         frozen_stages: how many of the backbone's five stages are not trained (published: 1).
-        dropout: share of the channels of M that training sets to 0 (published: 0.5).
+        dropout: fraction of the channels of M that training sets to 0 (published: 0.5).
 
     Source: SC-CAM, section 3.2. Explained in notebook 60, section "The network".
     """
@@ -432,7 +432,7 @@ def subcategory_entropy(maps: Tensor, clusters: int) -> Tensor:
         clusters: K >= 2.
 
     Returns:
-        -sum_k p_k log p_k / log K with p_k the share of map k, (n, h, w), not below 0.
+        -sum_k p_k log p_k / log K with p_k the fraction of map k, (n, h, w), not below 0.
 
     Source: SC-CAM's program (figures only). Explained in notebook 60, section "Response maps".
     """
@@ -445,7 +445,7 @@ def subcategory_entropy(maps: Tensor, clusters: int) -> Tensor:
 
 
 class SubcategorySamples(ClassificationSamples):
-    """SC-CAM's recipe: random long side, mirror, color jitter, random crop; with the labels of the sub-categories.
+    """SC-CAM's recipe: random long side, horizontal flip, color jitter, random crop; with the labels of the sub-categories.
 
     Yields image float32 (3, crop, crop), normalized, 0 outside the image; labels float32 (C,) and (C * K,).
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, training_cost
-from wsss_lib.core.distributed import in_processes, of_first_process, sum_over_processes
+from wsss_lib.core.distributed import all_reduce_sum, broadcast, in_processes
 from wsss_lib.core.parallel import Localize, make_maps
 from wsss_lib.core.scoring import score_maps
 from wsss_lib.core.stage import Job, Stage, network_made
@@ -47,7 +47,7 @@ from wsss_lib.parameters import (
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
 NOTEBOOK = "50_vwe"
 SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone", "deeplab_*")  # what its presets may set of stages of other notebooks
-RHO = 1e-3  # share of the new average in VWL-M's codebook
+RHO = 1e-3  # fraction of the new average in VWL-M's codebook
 # What a study tries, the published values inside where the network allows them.
 TUNED = {
     "vwe_learning_rate": Range(3e-4, 0.1, log=True),
@@ -211,7 +211,7 @@ def moving_average(codebook: Tensor, features: Tensor, index: Tensor, rho: float
     vectors = features.detach().transpose(0, 1).flatten(1).T  # (N h w, D)
     counts = index.flatten().bincount(minlength=len(codebook))[:, None]  # n_k
     sums = torch.zeros_like(codebook).index_add_(0, index.flatten(), vectors.to(codebook.dtype))
-    return rho * sum_over_processes(sums) / (sum_over_processes(counts) + 1e-4) + (1 - rho) * codebook
+    return rho * all_reduce_sum(sums) / (all_reduce_sum(counts) + 1e-4) + (1 - rho) * codebook
 
 
 class VisualWordNet(cam.ClassActivationNet):
@@ -294,7 +294,7 @@ class VisualWordNet(cam.ClassActivationNet):
         else:
             vectors = features.transpose(0, 1).flatten(1).T  # (N h w, D)
             self.codebook.copy_(vectors[torch.randint(len(vectors), (len(self.codebook),)).to(vectors.device)])
-            of_first_process(self.codebook)
+            broadcast(self.codebook)
             self.bank_filled.fill_(True)
 
 
@@ -454,9 +454,9 @@ def train_vwe(
 
 
 def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
-    """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and mirror.
+    """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and flip.
 
-    Source: VWE, its program; IRN adds the maps of image and mirror. Explained in notebook 50, section "All images".
+    Source: VWE, its program; IRN adds the maps of image and flip. Explained in notebook 50, section "All images".
     """
     mean, std = normalization_of(config.backbone)
     net = folded(net)

@@ -284,7 +284,7 @@ def normalization_of(name: str) -> tuple[tuple[float, float, float], tuple[float
 
 
 def freeze_batch_norm(module: Network, affine: bool = False) -> Network:
-    """Keep every batch normalization in inference form, now and after each later call of `train()`.
+    """Freeze every batch normalization, now and after each later call of `train()`.
 
     Args:
         module: any network.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_lib.core.distributed import mean_over_processes
+from wsss_lib.core.distributed import all_reduce_mean
 from wsss_lib.core.files import IGNORE
 from wsss_lib.nets.backbone import Backbone, freeze_batch_norm
 
@@ -129,7 +129,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Source: DeepLab. Explained in notebook 90, section "The loss".
     """
     pixel_loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")  # (N, h, w), 0 at 255
-    return pixel_loss.sum() / mean_over_processes((labels != IGNORE).sum()).clamp(min=1)
+    return pixel_loss.sum() / all_reduce_mean((labels != IGNORE).sum()).clamp(min=1)
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     pixel_loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")  # (N, h, w), 0 at 255
     background = labels == 0
     foreground = (labels != 0) & (labels != IGNORE)
-    means = [(pixel_loss * kind).sum() / mean_over_processes(kind.sum()).clamp(min=1) for kind in (background, foreground)]
+    means = [(pixel_loss * kind).sum() / all_reduce_mean(kind.sum()).clamp(min=1) for kind in (background, foreground)]
     return 0.5 * (means[0] + means[1])
 
 

@@ -63,7 +63,7 @@ class BottleneckBlock(nn.Module):
     Args:
         in_channels, out_channels: of x and y; between the convolutions out/4, then out/2.
         dilation: of the 3x3 convolution.
-        dropout: share of the channels that training sets to 0, before the second and the third convolution.
+        dropout: fraction of the channels that training sets to 0, before the second and the third convolution.
 
     Source: as `ResBlock`. Explained in notebook 60, section "The network".
     """

@@ -51,7 +51,7 @@ class VGG(Backbone):
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Return the outputs of the five stages: tensors (N, channels[i], H/strides[i], W/strides[i]), rounded down."""
-        # A photograph smaller than the stride still gets one position.
+        # An image smaller than the stride still gets one position.
         missing = [max(0, 8 - side) for side in images.shape[-2:]]
         features, start = F.pad(images, (0, missing[1], 0, missing[0])) if any(missing) else images, 0
         outputs = []

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wsss_lib.core.distributed import mean_over_processes
+from wsss_lib.core.distributed import all_reduce_mean
 
 Point = tuple[int, int]  # (y, x), relative to the source
 
@@ -323,7 +323,7 @@ def affinity_loss(edge_logit: Tensor, displacement: Tensor, label: Tensor, radiu
 
 
 def _mean_over(mask: Tensor, cost: Tensor, components: int = 1) -> Tensor:
-    return (mask * cost).sum() / (components * mean_over_processes(mask.sum()) + 1e-5)
+    return (mask * cost).sum() / (components * all_reduce_mean(mask.sum()) + 1e-5)
 
 
 # ---- AffinityNet: the same pairs, but an affinity of features instead of boundaries

@@ -1,4 +1,4 @@
-"""Dense CRF: snap a label map or a probability map to the edges of its photograph.
+"""Dense CRF: snap a label map or a probability map to the edges of its image.
 
 A fully connected conditional random field over all pixels with two Potts terms: `gaussian` (near pixels agree) and
 `bilateral` (near pixels of like color agree); ten steps of mean field (Kraehenbuehl and Koltun, NeurIPS 2011).
@@ -38,7 +38,7 @@ def crf_from_labels(
     Args:
         image: (H, W, 3) uint8, RGB.
         labels: (H, W) integers in 0..L-1; 0 is the background, a label like any other. Or a stack (N, H, W) of label maps of
-            this photograph, each refined by itself: what depends on the photograph alone, a third of the work, is done once.
+            this image, each refined by itself: what depends on the image alone, a third of the work, is done once.
         num_labels: L, the labels that may come out: 1 + the number of classes IN THIS IMAGE, not in the data set.
         certainty: p in (0, 1), the trust in the given labels (gt_prob).
         gaussian_sxy: standard deviation of the gaussian term, in pixels.
@@ -91,7 +91,7 @@ def crf_from_probabilities(
     """Refine a probability map (the defaults are DeepLab's): unary energy -log P.
 
     Args:
-        image: (H, W, 3) uint8, RGB, the photograph itself (not with its mean subtracted).
+        image: (H, W, 3) uint8, RGB, the image itself (not with its mean subtracted).
         probabilities: (K, H, W) float in [0, 1], summing to 1 over K at every pixel; clipped below at 1e-5.
         gaussian_sxy, gaussian_compat: width in pixels and weight of the gaussian term.
         bilateral_sxy, bilateral_srgb, bilateral_compat: widths in pixels and gray levels, and weight of the bilateral term.
@@ -126,13 +126,13 @@ def crf_segmentation(
     """Refine a segmentation network's probabilities over the classes that matter, and return labels.
 
     The CRF costs time per class. A class that reaches `min_probability` nowhere in the image is left out. This is NOT
-    the same computation as with all 21 classes. Measured on 48 probability maps of real photographs (a trained network's
+    the same computation as with all 21 classes. Measured on 48 probability maps of real images (a trained network's
     soft-max: 24 as it is, 12 flattened to temperature 2, 12 to temperature 4) the default changed at most 1 label in
     100,000; on the 24 it kept 6 classes, which take two fifths of the time of 21, at temperature 4 it kept 17.
     Keeping only the classes that win somewhere would change up to 3 labels in 10,000.
 
     Args:
-        image: (H, W, 3) uint8, RGB, the photograph itself.
+        image: (H, W, 3) uint8, RGB, the image itself.
         probabilities: (K, H, W) float in [0, 1], summing to 1 over K at every pixel.
         min_probability: classes below it everywhere are left out; 0 keeps all, as the published numbers did.
         iterations, parameters: passed on to `crf_from_probabilities`.
@@ -158,7 +158,7 @@ def crf_from_maps(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, ba
     """Refine localization maps as VWL does, which takes the soft-max of the scores themselves for probabilities.
 
     Args:
-        image: (H, W, 3) uint8, RGB, the photograph itself.
+        image: (H, W, 3) uint8, RGB, the image itself.
         scores: (K, H, W) float in [0, 1].
         classes: (K,) int, 0-based foreground classes.
         background: score of the background.
@@ -186,7 +186,7 @@ def soft_scores(scores: np.ndarray, background: float) -> np.ndarray:
 def _check_image(image: np.ndarray, size: tuple[int, ...]) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"The CRF needs an RGB photograph as uint8 (H, W, 3), not {found}: give it the raw image.")
+        raise ValueError(f"The CRF needs an RGB image as uint8 (H, W, 3), not {found}: give it the raw image.")
     if image.shape[:2] != tuple(size):
         raise ValueError(
             f"The image has {image.shape[:2]} pixels (H, W) and the map {tuple(size)}: bring the map to "

@@ -93,9 +93,9 @@ class Scores:
         precision: (K,) n_cc / column_c; NaN for a class that is never predicted.
         recall: (K,) n_cc / row_c, the "accuracy" of a class; NaN for a class that is not in the truth.
         miou: mean of `iou` over the classes that the averaging rule selects.
-        pixel_accuracy: share of the counted pixels that are right.
+        pixel_accuracy: fraction of the counted pixels that are right.
         mean_accuracy: mean of `recall` over the classes in the truth.
-        frequency_weighted_iou: mean of `iou` weighted by each class's share of the truth.
+        frequency_weighted_iou: mean of `iou` weighted by each class's fraction of the ground truth.
         average: the averaging rule behind `miou`.
     """
 
@@ -163,7 +163,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 class Evaluation:
-    """Confusion matrix of a whole data set, built image by image, and the share of unknown pixels.
+    """Confusion matrix of a whole data set, built image by image, and the fraction of unknown pixels.
 
     Args:
         num_classes: K, background included.
@@ -204,7 +204,7 @@ class Evaluation:
 
     @property
     def unknown_share(self) -> float:
-        """Return the share in [0, 1] of the counted pixels that the prediction left unknown (255), taken as background."""
+        """Return the fraction in [0, 1] of the counted pixels that the prediction left unknown (255), taken as background."""
         total = int(self.confusion.sum())
         return self._unknown / total if total else 0.0
 
@@ -275,7 +275,7 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def part_recall(prediction: np.ndarray, part_mask: np.ndarray, class_mask: np.ndarray) -> dict[str, float]:
-    """Return which share of the head's and of the body's pixels have the right class.
+    """Return which fraction of the head's and of the body's pixels have the right class.
 
     Args:
         prediction: int (H, W), 0 background, `i + 1` for class `i`.
@@ -283,7 +283,7 @@ def part_recall(prediction: np.ndarray, part_mask: np.ndarray, class_mask: np.nd
         class_mask: int (H, W), the true classes.
 
     Returns:
-        {"head": share in 0..1, "body": share}; NaN for a part that the image does not show.
+        {"head": fraction in 0..1, "body": fraction}; NaN for a part that the image does not show.
 
     Raises:
         ValueError: the three arrays differ in shape.
@@ -336,7 +336,7 @@ class BoundaryEvaluation:
 
     Args:
         num_classes: K, background included.
-        share: width of the edges as a share of the image's diagonal; one pixel at least.
+        width: of the edges, as a fraction of the image's diagonal; one pixel at least.
 
     Attributes:
         hits, union: (K,) int64, pixels in both edges and in either.
@@ -352,8 +352,8 @@ class BoundaryEvaluation:
     (np.int64(6), np.int64(18), 0.333)
     """
 
-    def __init__(self, num_classes: int, share: float = 0.02):
-        self.num_classes, self.share = num_classes, share
+    def __init__(self, num_classes: int, width: float = 0.02):
+        self.num_classes, self.width = num_classes, width
         self.hits, self.union = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
 
     def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
@@ -373,7 +373,7 @@ class BoundaryEvaluation:
         if not counted.all():
             nearest = distance_transform_edt(~counted, return_distances=False, return_indices=True)
             truth = truth[tuple(nearest)]
-        width = max(1, round(self.share * float(np.hypot(*truth.shape))))
+        width = max(1, round(self.width * float(np.hypot(*truth.shape))))
         for label in set(np.union1d(truth, prediction).tolist()) & set(range(1, self.num_classes)):
             edges = [boundary_band(array == label, width) & counted for array in (truth, prediction)]
             self.hits[label] += int(np.count_nonzero(edges[0] & edges[1]))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wsss_lib.ops.affinity import edge_to_affinity, search_paths
 
-TRUNCATION = 1e-7  # share of the walk that the Chebyshev series may leave out
+TRUNCATION = 1e-7  # fraction of the walk that the Chebyshev series may leave out
 
 
 class Graph(NamedTuple):

@@ -1,7 +1,7 @@
 """Which threshold: all of them in one pass, each image's own best one, a choice on a few labelled images.
 
-A threshold turns score maps into masks, and everything that follows depends on it. Whoever chooses it by looking at true masks
-has used pixel labels; `choice_sentence` says so in words that a report can print.
+A threshold turns score maps into masks, and everything that follows depends on it. Whoever chooses it by looking at the ground
+truth has used pixel labels; `choice_sentence` says so in words that a report can print.
 """
 
 from collections.abc import Sequence
@@ -142,7 +142,7 @@ class ThresholdSweep:
         """
         curve = self.curve(average)
         if np.isnan(curve).all():
-            raise ValueError("No labelled pixel was added to the sweep: add at least one image with a true mask.")
+            raise ValueError("No labelled pixel was added to the sweep: add at least one image with a ground-truth mask.")
         index = int(np.nanargmax(curve))
         return float(self.thresholds[index]), float(curve[index])
 

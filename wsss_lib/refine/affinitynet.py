@@ -291,7 +291,7 @@ def crop_sample(
         image: uint8 (H, W, 3).
         box: from `transforms.crop_box`.
         side: of the crop, a multiple of `stride`.
-        flip: mirror left and right.
+        flip: horizontally.
 
     Returns:
         image float32 (3, side, side), label int64 (side/stride, side/stride).
@@ -456,7 +456,7 @@ def _make_scores_of_image(image_id: str, data: SegmentationDataset, maps_folder:
 
 
 class AffinityScoreSamples(Dataset):
-    """AffinityNet's recipe: color jitter and a random crop without scaling, mirror.
+    """AffinityNet's recipe: color jitter and a random crop without scaling, and a horizontal flip.
 
     Yields image float32 (3, crop, crop), normalized, and label int64 (crop/stride, crop/stride): positions among the classes
     of the image, 0 background, 255 unknown.
@@ -543,7 +543,7 @@ def train_affinitynet(net: AffinityNet, data: SegmentationDataset, score_folder:
 
 @torch.inference_mode()
 def grid_features(net: AffinityNet, image: Image.Image, config: Settings) -> Tensor:
-    """Return f of a photograph, filled at the right and bottom to whole cells.
+    """Return f of an image, filled at the right and bottom to whole cells.
 
     Returns:
         float32 (D, ceil(H/stride), ceil(W/stride)), on the device of the network.
@@ -556,7 +556,7 @@ def grid_features(net: AffinityNet, image: Image.Image, config: Settings) -> Ten
 def refined_mask(
     net: AffinityNet, image: Image.Image, scores: np.ndarray, classes: Sequence[int] | np.ndarray, config: Settings
 ) -> np.ndarray:
-    """Return the pseudo-mask of one photograph.
+    """Return the pseudo-mask of one image.
 
     Args:
         scores: its maps at full resolution, (K, H, W) in [0, 1].

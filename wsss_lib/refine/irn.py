@@ -106,7 +106,7 @@ class MeanShift(nn.Module):
 class IRN(nn.Module):
     """Inter-pixel relation network: class boundaries and displacements towards the object's center.
 
-    The backbone is frozen: no gradient enters it and its batch normalizations stay in inference form.
+    The backbone is frozen: no gradient enters it, and its batch normalization is frozen, too.
     Names of parameters are those of the official program, those of the backbone prefixed with `backbone.`.
 
     Args:
@@ -203,7 +203,7 @@ class IRN(nn.Module):
 
     @torch.no_grad()
     def predict(self, image: Tensor, pad_to: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the boundary map of image and mirror image averaged, and the displacements of the image.
+        """Return the boundary map of image and flipped image averaged, and the displacements of the image.
 
         The padded area takes part in the group normalization, so the result depends on it; the official program pads
         VOC images to 512 x 512, and those of RIB and AMN do not pad COCO's. No part of a larger image is ever cut off: that
@@ -233,7 +233,7 @@ class IRN(nn.Module):
         return _boundaries(self.edge_logit(pair), height, width)
 
     def _pair(self, image: Tensor, pad_to: int) -> tuple[Tensor, int, int]:
-        """Return the padded image and its mirror image, and height and width of the maps without the padding."""
+        """Return the padded image and its horizontal flip, and height and width of the maps without the padding."""
         if image.dim() != 3:
             raise ValueError(f"predict takes one image (3, H, W), but got the shape {tuple(image.shape)}.")
         if self.training:
@@ -247,8 +247,8 @@ class IRN(nn.Module):
 
 
 def _boundaries(edge_logit: Tensor, height: int, width: int) -> Tensor:
-    logit, mirrored = edge_logit[:, 0, :height, :width]
-    return torch.sigmoid((logit + mirrored.flip(-1)) / 2)
+    logit, flipped = edge_logit[:, 0, :height, :width]
+    return torch.sigmoid((logit + flipped.flip(-1)) / 2)
 
 
 def _block(in_channels: int, out_channels: int, groups: int, upsample: int = 1) -> nn.Sequential:
@@ -342,7 +342,7 @@ def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Settings)
 
 @torch.inference_mode()
 def boundary_map(net: IRN, image: Image.Image, config: Settings) -> Tensor:
-    """Return IRN's boundary map of one photograph at stride 4.
+    """Return IRN's boundary map of one image at stride 4.
 
     Returns:
         float32 (h, w) in [0, 1], on the device.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsss_lib.core import training
 from wsss_lib.core.counting import Cost, Images, crops, inference_cost, training_cost
-from wsss_lib.core.distributed import in_processes, place
+from wsss_lib.core.distributed import in_processes, rank_and_world_size
 from wsss_lib.core.files import IGNORE, image_size, write_mask
 from wsss_lib.core.parallel import cpu_workers, for_each_image
 from wsss_lib.core.progress import progress
@@ -221,7 +221,7 @@ def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -
 
     # The official programs accumulate parts of a batch, each with a mean over its own pixels. So it is here, whatever a device
     # can hold; a device that holds less than such a part has a mean for each of its own.
-    together = config.deeplab_batch_size // config.deeplab_accumulation // place()[1]
+    together = config.deeplab_batch_size // config.deeplab_accumulation // rank_and_world_size()[1]
     if not together or len(images) % together:
         together = len(images)
     means = [mean_of(slice(first, first + together)) for first in range(0, len(images), together)]
@@ -229,7 +229,7 @@ def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -
 
 
 def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) -> np.ndarray:
-    """Return DeepLab's class probabilities of one photograph, no image-level label used: float32 (K, H, W) in [0, 1].
+    """Return DeepLab's class probabilities of one image, no image-level label used: float32 (K, H, W) in [0, 1].
 
     Explained in notebook 90, section "Training".
     """
@@ -238,7 +238,7 @@ def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) ->
 
 @torch.inference_mode()
 def _logits(net: nn.Module, image: Image.Image, config: Settings) -> np.ndarray:
-    """Return the network's answer to one photograph: float32 (K, h, w) at its own stride."""
+    """Return the network's answer to one image: float32 (K, h, w) at its own stride."""
     mean, std = normalization_of(config.deeplab_backbone)
     tensor = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(next(net.parameters()).device)
     logits = multi_scale_logits(net, tensor, config.deeplab_test_scales)[-1] if config.deeplab_version == "v2" else net(tensor)
@@ -282,7 +282,7 @@ def score_centre_crops(net: nn.Module, data: SegmentationDataset, config: Settin
     """Score a network on center crops; not comparable with a score of full images.
 
     Raises:
-        DataError: a true mask is missing or broken.
+        DataError: a ground-truth mask is missing or broken.
 
     Explained in notebook 90, section "Numbers".
     """
