@@ -341,9 +341,9 @@ viz.show_training(network.log(), {name: name for name in terms},
                   f"{{first[words_in_batch]:.0f}} to {{last[words_in_batch]:.0f}} of {config.vwe_words}")
 
 # %% [markdown]
-# What happens at the spike? With learning rate $\eta$ and momentum $\beta$, steps along a direction of curvature $\lambda$
-# are stable while $\lambda < 2 (1 + \beta) / \eta$. The curvature of $L_2$ in a row of $W_a$ is at most $\lVert H \rVert^2
-# / 4C$, and $H$ is a *sum* over positions, so it is large.
+# The word loss falls from 0.69 to 0.35. What happens at the spike? With learning rate $\eta$ and momentum $\beta$, steps
+# along a direction of curvature $\lambda$ are stable while $\lambda < 2 (1 + \beta) / \eta$. The curvature of $L_2$ in a
+# row of $W_a$ is at most $\lVert H \rVert^2 / 4C$, and $H$ is a *sum* over positions, so it is large.
 #
 # ### The codebook seen
 #
@@ -370,8 +370,8 @@ print(f"the head of the histogram answers {right:.0f} % of all questions for a c
 print(f"curvature up to {curvature:.0f}, stable below {limit:.0f}")
 
 # %% [markdown]
-# The histograms are flat up to a hundredth of a bit, and yet their head answers 97 % of all questions correctly, from the
-# differences. The curvature may reach 27, where 38 is the limit. So the head's steps are nearly as long as can be, and an
+# The histograms are flat up to a hundredth of a bit, yet their head answers 97 % of all questions correctly, from the
+# differences. The curvature may reach 27, where 38 is the limit. So the head's steps are nearly as long as possible, and an
 # unusual batch can make them overshoot. This is a calculation, not a test; a run with half the rate would be one.
 #
 # What to look for in four word maps: does a word end where a creature ends?
@@ -507,8 +507,8 @@ for threshold in (0.15, 0.3):
     print(part_recall_table(score_data, {name: (job.folder, threshold) for name, job in jobs.items()}))
 
 # %% [markdown]
-# VWE finds more of the bodies at the same threshold (0.84 instead of 0.62 at 0.15), as the method promises. Recall does not
-# show what spills into the background; the curves above do.
+# VWE finds more of the bodies at the same threshold (0.84 instead of 0.62 at 0.15). Recall does not show what spills into
+# the background; the curves above do.
 #
 # ## 10 What helps and what does not
 #
@@ -580,7 +580,7 @@ viz.show_examples(score_data, chosen, {"CAM": viz.highest_scores(cam_maps.folder
 # *PASCAL VOC 2012, images from Flickr; seed 0, drawn by `docs/photographs.py` from the study of notebook 96; nothing was tuned on these images.*
 #
 # What to look for: the words find the whole of both horses, and as much snow as dog. On 300 such photographs VWE gains
-# -0.0, -0.4 and 1.1 points over CAM with three seeds: nothing is shown (notebook 96).
+# -0.0, -0.4 and 1.1 points over CAM with three seeds: nothing is shown.
 #
 # ## 12 Try it
 #
