@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# *In: a finished run (`make smoke` makes one on generated data in a few minutes). Out: the map of the whole project, and the
-# results table.*
+# *In: a finished run. Out: the map of the whole project, and the results table.*
 #
 # | | |
 # |---|---|
@@ -18,14 +17,14 @@
 #
 # ## The task
 #
-# Semantic segmentation gives every pixel a class. To learn it one needs masks, and a mask takes a person minutes to draw. An
-# *image-level label* ("there is a dog and a person") takes seconds. WSSS learns masks from such labels alone: the network is
-# told *what* is in the image, never *where*.
+# Semantic segmentation gives every pixel a class. It is learned from masks, and a mask takes a person minutes to draw. An
+# *image-level label* ("there is a dog and a person") takes seconds. WSSS learns masks from such labels alone: the network
+# is told *what* is in the image, never *where*.
 #
-# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a colored ground. Each
-# has a small *head*, whose pattern tells the class, and a large *body*, whose color two classes share; one in ten is drawn
-# without a head. Numbers in the text, here and in all notebooks, are those of the stored outputs, **one run with one seed**,
-# unless another source is named. The glossary at the end explains new words.
+# **What you will see.** The stored outputs are of *generated images*: one or two invented creatures on a colored ground,
+# each with a small *head*, whose pattern tells the class, and a large *body*, whose color two classes share. One in ten has
+# no head. Numbers in all notebooks are those of the stored outputs, **one run with one seed**, unless another source is
+# named. The glossary at the end explains new words.
 
 # %% tags=["parameters"]
 dataset = "toy"  # name of the run's folder below runs_root
@@ -68,18 +67,17 @@ print(f"{len(data)} training images and {len(val_data)} validation images are sc
 #
 # ![Seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; the image-level label enters at the classifier](../docs/figures/chain.svg)
 #
-# | step | notebook | what goes in | what comes out | why |
-# |---|---|---|---|---|
-# | labels | 02 | images | a table of image-level labels | the only supervision |
-# | classifier and CAM | 10 | images, labels | class activation maps | a classifier's evidence has a place |
-# | *a method* | 20 RIB, 30 DRS, 40 AMN, 50 VWE, 60 SC-CAM | images, labels | better class activation maps | CAMs cover only the most discriminative region |
-# | initial seed masks | 70 | class activation maps | label maps, some pixels unknown | thresholds and the dense CRF make masks |
-# | refinement | 80 IRN, 75 AffinityNet | initial seed masks | pseudo-masks | learned boundaries stop the spreading |
-# | segmentation | 90 | pseudo-masks | a network that needs no labels | new images come without labels |
+# | step, notebook | what goes in | what comes out | why |
+# |---|---|---|---|
+# | labels, 02 | images | a table of image-level labels | the only supervision |
+# | classifier and CAM, 10 | images, labels | class activation maps (CAMs) | a classifier's evidence has a place |
+# | *a method*: 20 RIB, 30 DRS, 40 AMN, 50 VWE, 60 SC-CAM | images, labels | better CAMs | CAMs cover only the most discriminative region |
+# | initial seed masks, 70 | CAMs | label maps, some pixels unknown | thresholds and the dense CRF make masks |
+# | refinement: 80 IRN, 75 AffinityNet | initial seed masks | pseudo-masks | learned boundaries stop the spreading |
+# | segmentation, 90 | pseudo-masks | a network that needs no labels | new images come without labels |
 #
-# A method changes one row of this table, the maps; everything else stays the same. The next cell opens the finished *stages*
-# of one run (a stage is a step whose results lie in a folder of their own); if one is missing, it names the notebook to run.
-# Without masks, nothing is scored (notebook 02).
+# A method changes one row of this table, the maps. The next cell opens the finished *stages* of one run, steps with a
+# folder of their own.
 
 # %%
 maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.SEEDS, config)
@@ -89,9 +87,9 @@ print("finished:", ", ".join(job.stage.name for job in (maps, seeds, pseudo_mask
 # %% [markdown]
 # ## Two images through every stage
 #
-# The cell takes an easy image (at the upper quartile of the pseudo-masks) and a hard one (of the lowest tenth). What to look
-# for: the ground truth has been seen by no step; its hatched pixels are unknown and not scored. Each class of the label has a
-# map of its own, with a line at the background threshold. Do the masks have the right *extent*, and the right *name*?
+# One is easy (at the upper quartile of the pseudo-masks), one hard (of the lowest tenth). No step has seen the ground
+# truth; its hatched pixels are unknown and not scored. What to look for: do the masks have the right *extent*, and the
+# right *name*?
 
 # %% tags=["nbval-ignore-output"]
 chosen = overview.easy_and_hard(data, pseudo_masks.files)
@@ -112,12 +110,12 @@ viz.show_panels([stages_of(name) for name in chosen], f"An easy image ({chosen[0
                 "the map of each class with a line at the threshold, seed mask after CRF, pseudo-mask after IRN", size=2.1)
 
 # %% [markdown]
-# In the easy image the chain works. Each line takes in a creature and some ground, and the CRF cuts it back to the color edge.
-# In the hard image the crosser's map stays at its head and does not reach the body. What lies outside of all lines
-# becomes background, and no later step brings that body back: the CRF lets the many ground pixels around outvote a body of another color
-# than the head, and the walk only spreads scores that are there.
+# In the easy image the chain works: each line takes in a creature and some ground, and the CRF cuts it back to the color
+# edge. In the hard image the crosser's map stays at its head. What lies outside of all lines becomes background, and no
+# later step brings the body back: in the CRF the many ground pixels outvote a body of another color than the head, and the
+# walk only spreads scores that are there.
 #
-# The last step is shown on *validation* images. The network knows nothing of them, not even the classes. What does the CRF
+# The last step is shown on *validation* images, of which the network knows nothing, not even the classes. What does the CRF
 # change?
 
 # %% tags=["nbval-ignore-output"]
@@ -127,50 +125,47 @@ viz.show_examples(val_data, val_data.ids[:3], {"segmentation": viz.masks_in(pred
 
 # %% [markdown]
 # The first creature has no head, so nothing tells a striper from a ringer. The network uses both names; the CRF keeps the
-# larger region, which is wrong here. In the other images the CRF removes crumbs of a third class, and in the last one the
-# crosser's body as well.
+# larger region, which is wrong here. In the others it removes crumbs of a third class, in the last the crosser's body too.
 #
 # ## Two images through every method
 #
-# These are the same two images; each row is a method. Rows appear as methods are finished: `make smoke` makes the first and the
-# last one, `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all of them. The last row is the upper
-# reference, a network that learned from the ground truth; it segments *training* images here. The maps show the class that
-# scores highest. What to look for: in the hard image, does any row give the right name?
+# Each row is a method: `make smoke` makes the first and the last,
+# `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]'` all. The last is the upper reference, a network
+# that learned from the ground truth; it segments *training* images here. Maps show the highest-scoring class. What to look
+# for: in the hard image, does any row give the right name?
 
 # %% tags=["nbval-ignore-output", "report"]
 overview.show_methods(config, data)
 
 # %% [markdown]
-# In the easy image all rows find both creatures. In the hard one AMN's and VWE's masks have the whole crosser, and yet nearly
-# every *prediction* calls a part of its body a **checker**, even that of the network that learned from the ground truth. The
-# bodies of crossers and checkers have one color, so only the head tells them apart. A segmentation network has to carry that
-# name over the whole body, and this small one does not. So not every error comes from weak labels. Two images rank no methods.
+# In the easy image all rows find both creatures. In the hard one AMN's and VWE's masks have the whole crosser, and yet
+# nearly every *prediction* calls a part of its body a **checker**, even that of the network that learned from the ground
+# truth. Crossers and checkers share a body color, so only the head tells them apart. A segmentation network must carry that
+# name over the whole body, and this small one does not. So not every error comes from weak labels. Two images rank no
+# methods.
 #
 # ## Which method should I choose?
 #
-# Notebook 95 says why a table of scores names no winner. What differs for sure is what a method *needs*. "Because" gives each
+# A table of scores names no winner (notebook 95). What differs for sure is what a method *needs*. "Because" gives each
 # paper's argument, not a result of ours:
 #
 # | your situation | try | because | price |
 # |---|---|---|---|
-# | a first result, or a baseline for a paper | CAM and IRN (10, 70, 80) | every other method starts from it | the maps cover little of an object |
-# | saliency maps of your images exist | DRS (30) | it spreads without care for the outside, which saliency supplies | saliency maps come from a network that has learned from masks |
-# | seed masks after the CRF are good, and a few masks can choose a threshold | AMN (40) | it learns from them per pixel, so that one threshold fits all images | a second network; its published threshold costs 8 points here (notebook 40) |
-# | a trained classifier, and no training again | RIB (20) | it tunes that classifier for each image | the slowest maps: several steps of training for every image |
-# | classes with several appearances, many images of each | SC-CAM (60) | sub-categories are meant to ask for more than one discriminative region | three rounds of clustering and training |
-# | objects made of parts with their own texture | VWE (50) | visual words are meant to ask for all the textures that come with a class | no help where classes share textures |
-# | SC-CAM's published numbers are to be repeated | AffinityNet (75) in place of IRN | it is the refinement that paper used | older; its random walk is dense |
+# | a first result, or a baseline | CAM and IRN | every other method starts from it | the maps cover little of an object |
+# | you have saliency maps | DRS | it spreads without care for the outside, which saliency supplies | they come from a network that learned from masks |
+# | good seed masks after the CRF, a few masks for a threshold | AMN | it learns from them per pixel, so that one threshold fits all images | a second network; its published threshold costs 8 points here (notebook 40) |
+# | a trained classifier, and no training again | RIB | it tunes that classifier for each image | the slowest maps: several training steps an image |
+# | classes with several appearances, many images of each | SC-CAM | sub-categories are meant to ask for more than one discriminative region | three rounds of clustering and training |
+# | objects with parts of their own texture | VWE | visual words are meant to ask for all textures that come with a class | no help where classes share textures |
+# | repeating SC-CAM's published numbers | AffinityNet in place of IRN | that paper used it | its random walk is dense |
 #
-# Whatever you choose: run CAM as well, with the same seeds, and compare as notebook 95 does.
+# Run CAM as well, with the same seeds, and compare as notebook 95 does.
 #
 # ## Results of this run
 #
-# Column `truth` is trained on the ground truth: the upper reference, not a weakly-supervised result. "CAM at its best threshold"
-# means the maps of the column's method, whichever it is.
-#
-# How to read it: *mIoU* is the mean overlap of prediction and ground truth over all classes. Follow one column from top to
-# bottom. `python -m wsss_lib.results runs/toy` prints the same as a table, with the spread over seeds and with what was
-# chosen by looking at the ground truth.
+# *mIoU* is the mean overlap with the ground truth over all classes. Column `truth` is no weakly-supervised result. "CAM at
+# its best threshold" means the maps of the column's method. How to read it: follow one column from top to bottom.
+# `python -m wsss_lib.results runs/toy` prints a table, with the spread over seeds and what masks have chosen.
 
 # %% tags=["nbval-ignore-output"]
 rows = results.summarize(results.collect(run_folder_of(config)))
@@ -180,25 +175,25 @@ print(f"{len(rows)} scores of {len({row['method'] for row in rows})} methods")
 overview.show_scores(rows)
 
 # %% [markdown]
-# All numbers are means over three seeds. CAM's maps and initial seed masks score nearly the same (52.0 and 51.1), since an initial seed mask is a map
-# at a fixed threshold. With the CRF they reach 62.6. IRN's 65.3 is no better than a CRF at its own best threshold (notebook 80), and below the
-# seeds of RIB, AMN and VWE with one. DeepLab's 58.0 (63.9 with its CRF) is measured on `val`, other images, without their labels. Trained on the
-# ground truth, the same network reaches 78.3 (83.5). The difference is what *this chain* loses, not what image-level labels cost: from the same
-# labels AMN's and VWE's chains end at 72.
+# All numbers are means over three seeds. CAM's maps and initial seed masks score nearly the same (52.0 and 51.1), since the
+# masks are the maps at a fixed threshold. The CRF lifts them to 62.6. IRN's 65.3 is no better than a CRF at its own best
+# threshold (notebook 80), and below the seed masks of RIB, AMN and VWE with one. DeepLab's 58.0 (63.9 with its CRF) is
+# measured on `val`, without labels. Trained on the ground truth, it reaches 78.3 (83.5). The difference is what *this
+# chain* loses, not what image-level labels cost: from the same labels AMN's and VWE's chains end at 72.
 #
-# **Compare two columns with care.** AMN's maps have a CRF inside, as they learned from masks after it. DRS has 39.7 without
-# saliency and 72.4 with it. AMN and VWE have seed thresholds of their own here, which masks have chosen; the others have CAM's 0.15. RIB's
-# maps are ahead of CAM's at 0.15 and behind them at 0.11 (notebook 20). Where no mask chooses, 0.15 costs AMN 18.3 points of its
-# best, DRS 13.4 and the others at most 1.5 (notebook 95).
+# **Compare two columns with care.** AMN's maps have a CRF inside: they learned from masks after it. DRS has 39.7 without
+# saliency and 72.4 with it. AMN and VWE have seed thresholds of their own, which masks have chosen; the others have CAM's
+# 0.15. RIB's maps are ahead of CAM's at 0.15 and behind them at 0.11 (notebook 20). Where no mask chooses, 0.15 costs AMN
+# 18.3 points of its best, DRS 13.4 and the others at most 1.5 (notebook 95).
 #
 # ## Parameters
 #
-# Every notebook has one cell of parameters, each with a comment, and takes all fields of `wsss_lib.config.Config`. papermill runs
-# the very same notebook with other values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`;
-# `snakemake --cores 2 --config preset=smoke limit=300 runs_root=runs/few` gives a value to all notebooks of a run. The presets
-# in `configs/` are `smoke` (these generated images), `voc12-small` (real images on a laptop), `voc12` and `coco14` (the papers'
-# sizes). With `lessons=false` a run leaves out the cells that train or score only to teach (`# needs lessons`); its results are the
-# same. Unknown names and values that do not fit are refused:
+# Every notebook has one cell of parameters and takes all fields of `wsss_lib.config.Config`. papermill runs it with other
+# values: `papermill notebooks/80_irn.ipynb out.ipynb -f configs/voc12.yaml -p seed 1`;
+# `snakemake --cores 2 --config preset=smoke limit=300 runs_root=runs/few` sets them for all notebooks of a run. The presets
+# in `configs/` are `smoke` (these generated images), `voc12-small` (real images on a laptop), `voc12` and `coco14` (the
+# papers' sizes). `lessons=false` leaves out the cells that only teach (`# needs lessons`) and changes no result. Unknown
+# names and unfit values are refused:
 
 # %%
 for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):
@@ -211,9 +206,8 @@ for wrong in ({"sed": 1}, {"cam_epochs": "many"}, {"dataset": 2007_000032}):
 # ## A stage's folder
 #
 # Results lie in `runs/<dataset>/<method>/seed<k>/<stage>/`. `run.json` is written last and says how everything was made; a
-# stage without it is unfinished and goes on where it stopped. If a parameter or an upstream result changes, the
-# old results are kept beside the new ones as `<stage>.<key>`. They come back when the parameter is set back.
-# `python -m wsss_lib.runs runs/toy` lists all results, and removes those that you name.
+# stage without it goes on where it stopped. Results of earlier parameters or inputs are kept as `<stage>.<key>` and come
+# back with them. `python -m wsss_lib.runs runs/toy` lists all results, and removes those you name.
 
 # %%
 record = pseudo_masks.files.record()
@@ -243,36 +237,36 @@ draw(0.05, (config.seed_threshold, 0.5))
 #
 # | word | meaning |
 # |---|---|
-# | image-level label | which classes are in an image; 0 or 1 for each |
-# | head, body | parts of the generated creatures: the head tells the class, the body does not; real data have no such masks |
-# | CAM | class activation map: a classifier's evidence for a class at each position, in [0, 1]; the maps of all methods are called so |
-# | background threshold | the score of the background: a pixel in which no class exceeds it is background |
-# | initial seed mask | label map made from CAMs by a background threshold (and a CRF) |
-# | seed | the random seed of a run, and nothing else |
-# | discriminative region | the part of an object by which a classifier tells its class, such as a head |
+# | image-level label | the classes in an image; 0 or 1 for each |
+# | head, body | parts of the generated creatures; real data have no masks of parts |
+# | CAM | class activation map: a classifier's evidence for a class at each position, in [0, 1]; also the map of any method |
+# | background threshold | the background's score: a pixel where no class exceeds it is background |
+# | initial seed mask | label map from CAMs by a background threshold (and a CRF) |
+# | seed | a run's random seed, and nothing else |
+# | discriminative region | the part of an object that tells a classifier its class, such as a head |
 # | ground truth | masks drawn by people; read to score, never to train (except method `truth`) |
 # | logits | a network's scores before sigmoid or softmax |
-# | pseudo-mask, pseudo-label | refined label map on which the segmentation network is trained |
-# | boundary map | probability that a class boundary runs through a position (IRN) |
-# | displacement | vector toward the center of the object (IRN) |
+# | pseudo-mask, pseudo-label | refined label map that trains the segmentation network |
+# | boundary map | probability of a class boundary at a position (IRN) |
+# | displacement | vector toward the object's center (IRN) |
 # | affinity | how likely two positions belong to the same class |
-# | random walk | scores flow between positions of high affinity, step by step, and so spread over an object (IRN, AffinityNet) |
-# | saliency map | which pixels stand out, of whatever class; made by a network that has learned from masks |
+# | random walk | scores flow step by step between positions of high affinity, and spread over an object |
+# | saliency map | which pixels stand out, of whatever class |
 # | unknown (ignore), 255 | pixels without a label; left out of every loss, and of scores where the *ground truth* has them; in a prediction they count as background |
 # | train / train_aug / val | VOC 2012: 1,464 images / 10,582 with SBD's / 1,449 |
-# | IoU | of one class: pixels in both prediction and ground truth, divided by the pixels in either (intersection over union) |
-# | mIoU | mean of the IoU over background and all classes, counted over all images of the split together |
-# | boundary IoU | like the IoU, but of the masks' inner edges only; notebook 95 |
+# | IoU | intersection over union of one class: pixels in both prediction and ground truth, divided by those in either |
+# | mIoU | mean IoU over background and classes, counted over all images of the split together |
+# | boundary IoU | IoU of the masks' inner edges only; notebook 95 |
 # | dense CRF | a model of all pixel pairs that moves label edges to color edges |
-# | stage | a step of the chain whose results lie in a folder of their own |
-# | smoke, preset | a preset is a file of parameters in `configs/`; `smoke` is the small one, for generated images |
+# | stage | a step of the chain with a folder of its own |
+# | preset, smoke | a file of parameters in `configs/`; the one for generated images |
 #
 # ## Which notebook next?
 #
-# To learn, first read the chain: 02, 10, 70, 80, 90. Then read a method, 20 to 60; 01 goes with 20, and 75 is the older alternative
-# to 80. Then 95 compares them, and 99 takes your own photographs. To reproduce a paper, see the README: one command
-# runs the chain for a preset. To compare methods, run several and open 95. To add one, write maps in the format of notebook 10: all later
-# steps take them, as [docs/adding_a_method.md](../docs/adding_a_method.md) shows.
+# To learn, read the chain (02, 10, 70, 80, 90), then a method (20 to 60; 01 goes with 20, and 75 is the older alternative
+# to 80). Notebook 99 takes your own photographs. To reproduce a paper, one command runs the chain for a preset (README). To
+# add a method, write maps in the format of notebook 10, which all later steps take
+# ([docs/adding_a_method.md](../docs/adding_a_method.md)).
 
 # %% tags=["nbval-ignore-output"]
 run(comparison.OVERVIEW, config)

@@ -40,7 +40,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the digits there? If files of MNIST are missing, the next cell names them.
+# The first check: are the digits there? The next cell names missing files of MNIST.
 
 # %%
 print("digits from", "MNIST" if config.bottleneck_mnist_root else "scikit-learn")
@@ -50,31 +50,30 @@ for part, (_, labels) in zip(("training", "testing"), read_digits(config.bottlen
 # %% [markdown]
 # ## 1 The claim
 #
-# A class activation map marks the head of the animal and misses its body (notebook 10). RIB explains this by an
-# *information bottleneck*.
+# A class activation map marks an animal's head and misses its body (notebook 10). RIB explains this by an *information
+# bottleneck*.
 #
-# The **mutual information** $I(X;T)$ is the number of bits that a layer's output $T$ tells about the input $X$. Each
-# layer sees only the one before it, and so the *data-processing inequality* holds:
-# $I(X;T_1) \ge I(X;T_2) \ge \dots \ge I(X;T_6)$. No layer wins back what an earlier one lost, and training decides what
-# is lost. These numbers cannot be computed for images, so RIB looks at gradients.
+# The **mutual information** $I(X;T)$ is the number of bits that a layer's output $T$ tells about the input $X$. Each layer
+# sees only the one before it, so the *data-processing inequality* holds: $I(X;T_1) \ge I(X;T_2) \ge \dots \ge I(X;T_6)$. No
+# layer wins back what an earlier one lost, and training decides what is lost. These numbers cannot be computed for images,
+# so RIB looks at gradients.
 #
-# The link is this. Let one pixel vary a little with variance $v$, and let $T$ be one number with a little noise of variance
+# The link is this. Let one pixel vary with a small variance $v$, and let $T$ be one number with noise of a small variance
 # $s$. If $T$ is nearly a straight line with slope $g = \partial T / \partial x$ and all is Gaussian, $I(x;T) = \tfrac12
-# \log_2(1 + g^2 v / s)$: no slope, no bits. This holds for small changes only. A flat unit may still carry information
+# \log_2(1 + g^2 v / s)$: no slope, no bits. This holds for small changes only: a flat unit may still carry information
 # about large ones, and a large gradient does not prove that the class depends on the pixel.
 #
-# The paper's section 3 finds that pixels that seldom matter are still seen by the last *hidden* layer and dropped by
-# the *final* one. It blames the final activation: sigmoid and its like are flat at both ends, so nothing asks for more
-# evidence once an image is classified well. Hence the method: tune the network a little further *without* that
-# activation.
+# The paper's section 3 finds that the last *hidden* layer still sees pixels that seldom matter, and the *final* one drops
+# them. It blames the final activation: sigmoid and its like are flat at both ends, so nothing asks for more evidence once
+# an image is classified well. Hence the method tunes the network further *without* that activation.
 #
-# The evidence is a simulation whose code was not published. This notebook builds it anew. A table at its end says where each
-# part comes from.
+# The evidence is a simulation whose code was not published. This notebook builds it anew; a table at its end says where
+# each part comes from.
 #
 # ## 2 The images
 #
-# scikit-learn has 351 digits that are a 2 or an 8, of 8 x 8 pixels; MNIST has twelve thousand of 28 x 28. Enlarged to 20 x 20
-# pixels, ours are softer. Test images are made from digits that no training image shows, and **all** of them have a shape.
+# scikit-learn has 351 images of a 2 or an 8, of 8 x 8 pixels; MNIST has twelve thousand of 28 x 28. Enlarged to 20 x 20
+# pixels, ours are softer. Test images show digits that no training image shows, and **all** have a shape.
 
 # %%
 train, test = bottleneck.images_of(config, config.bottleneck_shape_share, config.seed)
@@ -93,8 +92,8 @@ viz.show_panels([[viz.image(train.images[index, 0, ..., None].repeat(1, 1, 3), t
                 "beneath them their regions: digit grey, shape bright, background dark", size=1.4)
 
 # %% [markdown]
-# The three regions have the paper's names. The digit is **discriminative**: it is always there. The shape would do as well but is seldom
-# there: **non-discriminative**. The background is **irrelevant**.
+# In the paper's words the digit, which is always there, is **discriminative**; the shape, which would do as well but is
+# seldom there, is **non-discriminative**; the background is **irrelevant**.
 #
 # ## 3 The network and its outputs
 #
@@ -108,10 +107,9 @@ viz.show_panels([[viz.image(train.images[index, 0, ..., None].repeat(1, 1, 3), t
 # | tanh, softsign | $(1 - \tanh \tilde z)^2$, $(1 - \tilde z / (1 + \lvert\tilde z\rvert))^2$ | yes |
 # | hinge | $\max(0, 1 - \tilde z)$ | no activation; stops at 1. Our control |
 # | linear | $(1 - \tilde z)^2$ | no activation; pulls back beyond 1. Our control |
-# | *raw* | $-\tilde z$ | no; never stops. Not trainable from scratch; it is RIB's fine-tuning (section 9) |
+# | *raw* | $-\tilde z$ | no; never stops. Not trainable from scratch; RIB's fine-tuning (section 9) |
 #
-# How hard does each still push when the answer is already right? That is the derivative
-# $-\partial L / \partial \tilde z$:
+# How hard does each still push when the answer is right? That is the derivative $-\partial L / \partial \tilde z$:
 
 # %%
 own = torch.linspace(-3, 6, 181, requires_grad=True)
@@ -127,10 +125,10 @@ viz.show_panels([viz.curves(own.detach(), push, "Only the raw logit is pushed wi
                 "one of the softmax's two logits is moved here", size=(8, 3))
 
 # %% [markdown]
-# A detail of the figure will matter later: the controls do not saturate, but they stop asking as well.
+# One detail matters later: the controls do not saturate, but stop asking as well.
 #
-# Now all networks are trained: six losses with five seeds each, and the sigmoid's also with other fractions of shapes
-# (section 8). Finished networks are kept, so a second run of this notebook only reads them.
+# Now the networks are trained: six losses with five seeds each, and the sigmoid's also with other fractions of shapes
+# (section 8).
 
 # %%
 job = run(bottleneck.RUNS, config)
@@ -141,12 +139,11 @@ print(f"{sum(map(len, runs.values()))} networks, {len(main)} losses, {len(main['
 # %% [markdown]
 # ## 4 Gradient maps in ten lines
 #
-# Which pixels does layer $k$ still react to? Sum its output $T_k$ and take the gradient with respect to the input
-# image:
+# Which pixels does layer $k$ still react to? Sum its output $T_k$ and take the gradient with respect to the image:
 #
 # $$ G_k = \left| \frac{\partial}{\partial x} \sum_{c,i,j} T_k[c,i,j] \right| \Big/ \max(\cdot), \qquad T_6 = \tilde z $$
 #
-# First a 2 and an 8 are chosen that are not cut off, each with the median logit. Then come the maps of the 8 with its square:
+# The next cells choose a 2 and an 8, uncut and of median logit, and make the maps of the 8 with its square:
 
 # %% tags=["nbval-ignore-output"]
 net = bottleneck.read_network(job.folder, "sigmoid", config.bottleneck_shape_share, config.seed)
@@ -175,7 +172,7 @@ for total in sums:
 print("logit of the 8:", round(sums[-1].item(), 1), " maps:", len(G), "of", tuple(G[0].shape))
 
 # %% [markdown]
-# The library does the same for many images at once. Both must agree:
+# The library takes many images at once, and must agree:
 
 # %%
 from_library = bottleneck.gradient_maps(net, test.images[[index]], test.labels[[index]])[:, 0]  # (6, H, W)
@@ -183,9 +180,9 @@ assert torch.allclose(torch.stack(G), from_library, atol=1e-5)
 print("ten lines = library:", True)
 
 # %% [markdown]
-# It makes no difference whether $z$ or $\sigma(z)$ is differentiated: $\partial\sigma(z)/\partial x = \sigma'(z)\,\partial z/\partial x$, one
-# factor for the whole image, which the division by the maximum takes out. If anything is lost in the last layer, it is lost in the **trained
-# weights**, not in the derivative of the output.
+# It makes no difference whether $z$ or $\sigma(z)$ is differentiated: $\partial\sigma(z)/\partial x = \sigma'(z)\,\partial
+# z/\partial x$, one factor for the whole image, which dividing by the maximum removes. Whatever the last layer loses, it
+# loses in the **trained weights**, not in the derivative of the output.
 #
 # ## 5 The high gradient ratio
 #
@@ -201,7 +198,7 @@ for name, value in zip(REGIONS, by_hand, strict=True):
 # %% [markdown]
 # ## 6 The published figure, with five seeds
 #
-# First the maps of two test images, as in the paper: does the shape fade?
+# Here are maps of two test images, as in the paper: does the shape fade?
 
 # %% tags=["nbval-ignore-output"]
 def outlined(values, title, item=index):
@@ -221,8 +218,8 @@ viz.show_panels([[viz.image(test.images[item, 0, ..., None].repeat(1, 1, 3), "in
                 "digit up to the fifth layer and mostly dark in the last", size=1.6, bar="gradient / max")
 
 # %% [markdown]
-# In the curves lines are means over the seeds, bands one standard deviation; the dotted lines with hollow marks are the
-# published values (read off the paper's figure, ±0.03). The frame is the paper's: the step into the last layer.
+# Lines are means over the seeds, bands one standard deviation; dotted lines with hollow marks are the published values
+# (read off the paper's figure, ±0.03). The paper's frame marks the step into the last layer.
 
 # %% tags=["nbval-ignore-output"]
 def hgr_curves(rows, title, published=False, legend=True):
@@ -238,14 +235,14 @@ viz.show_panels([hgr_curves(main["sigmoid"], f"HGR, sigmoid, {len(main['sigmoid'
                 f"shape's from {shape[4]:.2f} to {shape[5]:.2f} (published 0.88 to 0.10), the background's stays at {ground[5]:.2f}", size=(8, 3.4))
 
 # %% [markdown]
-# The published pattern is there: through five layers the shape is seen at least as well as the digit, and the last layer drops
-# it below the digit. But our curves sink from the second layer on, while the paper's stay high up to the fourth; its
-# widths and strides are unknown.
+# The published pattern is there: five layers see the shape at least as well as the digit, and the last sees it less. But
+# our curves sink from the second layer on, while the paper's stay high up to the fourth; its widths and strides are
+# unknown.
 #
 # ## 7 Other outputs
 #
-# Is the saturating activation the cause? The paper repeats the curves for other activations that saturate (appendix, from
-# memory, unverified). What it does not show is the control: what happens **without** one? The two gray panels below show that.
+# Is the saturating activation the cause? The paper's appendix repeats the curves for other activations that saturate
+# (unverified). It does not show the control: what happens **without** one? The two gray panels show that.
 
 # %% tags=["nbval-ignore-output"]
 kinds = [hgr_curves(rows, f"{loss} ({'saturates' if loss in bottleneck.SATURATING else 'control, does not saturate'})", loss == "sigmoid",
@@ -255,8 +252,8 @@ viz.show_panels([kinds[:3], kinds[3:]], "Six panels with nearly the same curves;
                 + ", ".join(f"{loss} {before:.2f} to {after:.2f}" for loss, (before, after) in ends.items()), size=(3.4, 2.5))
 
 # %% [markdown]
-# One more control costs nothing: networks as they are initialized, before training. And one test asks the question
-# without any gradient: with the digit taken away, does the network tell a disc from a square?
+# One more control is networks before training. And one test needs no gradient: with the digit taken away, does the network
+# tell a disc from a square?
 
 # %% tags=["nbval-ignore-output"]
 def measure(seed, loss="sigmoid"):
@@ -298,21 +295,20 @@ for name, rows in {**groups, "untrained": untrained}.items():
 # *What holds here:* with every saturating output the last hidden layer still sees the shape, the logit hardly does, and
 # the background matters to neither.
 #
-# *What this toy cannot show:* that the **activation** is the cause. The controls without one lose the shape in the same
-# way (10 of 10 networks).
+# *What this toy cannot show:* that the **activation** is the cause. The controls have none and lose the shape, too (10 of
+# 10 networks).
 #
-# Part of the step needs no training: untrained networks keep 56 % of the shape, with a wide spread of 19 points; trained ones
-# keep 22 to 34 %. With the digit taken away, all losses score 0.40 to 0.43, no better than guessing. So the last layer
-# does not throw away a cue that the network could have used. Its output has never *learned* the cue, because the digit answers the
-# question, and every loss stops asking when the answer is right (section 3); whether an earlier layer holds it, only a probe there could tell. The
-# simulation supports a milder
-# statement, which is all that the method needs: *a classifier that is content with the digit does not look at the
-# shape.*
+# Part of the step needs no training: untrained networks keep 56 % of the shape, with a spread of 19 points, and trained
+# ones 22 to 34 %. With the digit taken away, all losses score 0.40 to 0.43, no better than guessing. So the last layer does
+# not throw away a cue that the network could have used: its output has never *learned* the cue, because the digit answers
+# the question, and every loss stops asking when the answer is right (section 3). Only a probe could tell whether an earlier
+# layer holds it. The simulation supports a milder statement, which is all the method needs: *a classifier that is content
+# with the digit does not look at the shape.*
 #
 # ## 8 How many images have the shape
 #
-# Is it because the shape is rare? If so, a shape in every image should be used: it tells the class as well as the digit does. The
-# networks with sigmoid, trained with other fractions of shapes and tested on the same images:
+# Is it because the shape is rare? If so, a shape in every image should be used: it tells the class as well as the digit.
+# The sigmoid's networks, trained with other fractions of shapes, on the same test images:
 
 # %% tags=["nbval-ignore-output"]
 ratios = sorted(part for loss, part in runs if loss == "sigmoid")
@@ -334,12 +330,12 @@ viz.show_panels([viz.bands(range(len(ratios)), values, title, **axes) for title,
                 "few of them", size=(5, 3.2))
 
 # %% [markdown]
-# It is the other way round. Networks that never met a shape react to it in their last layer about as strongly as to the
-# digit (0.28), and it misleads them: with a shape beside the digit they err in about a fifth of the images. The more
-# shapes are met in training, the *less* the logit reacts. Even where every image has one, the shapes alone tell the
-# network next to nothing. It learns to ignore them, because the digit is enough. Rarity is not needed for the effect.
+# No. Networks that never met a shape react to it in their last layer about as strongly as to the digit (0.28), and it
+# misleads them: with a shape beside the digit they err in about a fifth of the images. The more shapes are met in training,
+# the *less* the logit reacts. Even where every image has one, the shapes alone tell the network next to nothing. It learns
+# to ignore them, because the digit is enough. Rarity is not needed for the effect.
 #
-# The figure shows the last map of the 8. What to look for: does the dashed square fade from left to right?
+# What to look for in the last map of the 8: does the dashed square fade from left to right?
 
 # %% tags=["nbval-ignore-output"]
 def last_map(part):
@@ -361,17 +357,19 @@ widgets.explore(lambda ratio: draw_ratios([ratio]), ratio=ratios)
 draw_ratios(ratios)
 
 # %% [markdown]
-# It fades, as the curves say. The mean gradient inside the square falls from 0.18 to 0.03.
+# It fades: the mean gradient inside the square falls from 0.18 to 0.03.
 #
 # ## 9 From the toy to the method
 #
-# RIB takes a trained classifier and *one* image, drops the final activation and makes a few steps of SGD that push the raw logit of the image's
-# classes up, then starts from the trained weights again for the next image. Nothing fades, so the network goes on looking for evidence. A
-# few other images without the same classes are pushed along, so that the step is not spent on one image. In the toy:
+# RIB takes a trained classifier and *one* image, drops the final activation, pushes the raw logit of the image's classes up
+# by a few steps of SGD, and goes back to the trained weights for the next image. The push does not fade, so the network
+# goes on looking for evidence. A few other images without the same classes are pushed along, so that the step is not spent
+# on one. In the toy:
 #
 # $$ L = -\,\tilde z(x) - \tilde z(x'), \qquad \theta \leftarrow \theta - \eta\, \partial L / \partial \theta, \qquad \text{ten times} $$
 #
-# with one companion $x'$ of the other class, a new one in each step (RIB: 20 of them on VOC). How large may the learning rate $\eta$ be?
+# with one companion $x'$ of the other class, a new one in each step (RIB: 20 on VOC). How large may the learning rate
+# $\eta$ be?
 
 # %% tags=["nbval-ignore-output"]
 steps = range(11)
@@ -391,12 +389,12 @@ for rate, (hgr, logits) in zip(bottleneck.RAISE_RATES, raised, strict=True):
     print(f"{rate:<8g} {best:4d}    {changes}    {logits[0]:.3g} > {logits[best]:.3g}")
 
 # %% [markdown]
-# There is a gain, and it has a price. At the two smallest rates ten steps only lower the shape's HGR, because more of the same
-# digit is the cheapest way up. At larger rates high gradients spread over digit and shape. The background grows by a larger
-# factor still (0.03 to 0.11 at rate 0.001, where the shape goes from 0.16 to 0.30), so the push does not single out the object.
-# Collapse follows: a logit is a product of all layers' weights, so it feeds on its own growth.
+# The gain has a price. At the two smallest rates ten steps only lower the shape's HGR, because more of the same digit is
+# the cheapest way up. At larger rates high gradients spread over digit and shape, and over the background by a larger
+# factor (0.03 to 0.11 at rate 0.001, where the shape goes from 0.16 to 0.30), so the push does not single out the object.
+# Collapse follows: a logit, a product of all layers' weights, feeds on its own growth.
 #
-# The strip shows one image at three rates. In JupyterLab the slider moves the rate.
+# The strip shows one image at three rates.
 
 # %% tags=["nbval-ignore-output"]
 def raised_maps(rate, steps=(0, 2, 4, 6, 8, 10)):
@@ -417,15 +415,15 @@ widgets.explore(lambda rate: draw_updates([rate]), rate=list(bottleneck.RAISE_RA
 draw_updates([3e-4, 1e-3, 5e-3])
 
 # %% [markdown]
-# Shortly before the end the map is coarse blobs. A high HGR of the shape then does not show that the shape was found, and so
-# RIB is careful. It takes a tiny rate ($8 \cdot 10^{-6}$ on VOC) and ten steps, *adds up* the maps over the steps, and stops
-# when the map covers 70 % of the image or the summed logits exceed 600. Whether that brings back the body of an object
-# is a question for real maps: notebook 20.
+# Shortly before the end the map is coarse blobs. A high HGR of the shape then does not show that the shape was found, so
+# RIB is careful. It takes a tiny rate ($8 \cdot 10^{-6}$ on VOC) and ten steps, *adds up* the maps over the steps, and
+# stops when the map covers 70 % of the image or the summed logits exceed 600. Notebook 20 asks whether that brings back an
+# object's body.
 #
 # ## 10 Try it
 #
-# Choose the output, the region, the layer and the threshold of a high gradient. What to look for: is there any threshold at which the controls behave
-# differently from the sigmoid? (The strip beneath shows the fifth and the last layer of all outputs, for one image.)
+# Choose output, region, layer and the threshold of a high gradient. What to look for: is there any threshold at which the
+# controls behave differently from the sigmoid?
 
 # %% tags=["nbval-ignore-output"]
 def draw(output="sigmoid", region=REGIONS[1], layer=6, threshold=0.3):
@@ -461,9 +459,8 @@ viz.show_panels([[outlined(last_maps(output)[row], f"{output}, G{chr(8325 + row)
 #   layer drops the shape.
 # * They come out without a saturating activation as well, and with a shape in every image. The toy shows a *content*
 #   classifier; it does not single out the activation.
-# * Pushing the raw logit spreads the map over more than the object and ends in collapse, so it needs a rule that stops
-#   it.
-# * Written: `rib/seed0/bottleneck/`. Next: notebook 10 makes the classifier and the maps that RIB starts from.
+# * Pushing the raw logit spreads the map over more than the object and ends in collapse, so it needs a stopping rule.
+# * Next: notebook 10 makes the classifier and the maps that RIB starts from.
 #
 # **Exercise 1.** Binary cross-entropy pushes the own logit with $\sigma(-\tilde z)$. From which logit on is the push below 1 %? (Three decimals.)
 
@@ -484,8 +481,8 @@ example, area = np.array([[0.9, 0.1, 0.3], [0.5, 0.0, 1.0]]), np.array([[True, T
 widgets.check(ratio_of(example, area, 0.3), "2700abeff30f", "exercise 2")
 
 # %% [markdown]
-# **Exercise 3.** By which factor is $\partial \sigma(z)/\partial x$ smaller than $\partial z/\partial x$ at $z = 2$, in every pixel? (Section 4
-# says why $G_6$ does not notice.)
+# **Exercise 3.** By which factor is $\partial \sigma(z)/\partial x$ smaller than $\partial z/\partial x$ at $z = 2$, in
+# every pixel?
 
 # %%
 factor = None  # your answer
@@ -496,8 +493,8 @@ widgets.check(factor, "1d2f548bcad2", "exercise 3")
 #
 # | part | from |
 # |---|---|
-# | digits 2 and 8 on black; a small shape beside the digit in 10 % of the training images (disc or diamond with a 2, square with an 8); gradient maps $G_1 \ldots G_6$ (section 4); three regions; the published curves, measured to ±0.03 | the paper's figure 1, as it is in its repository (`jbeomlee93/RIB`, `Demo/`) |
-# | five convolutions, one fully connected layer, sigmoid; a gradient is high above 0.3 (section 5); mean over 100 images; the appendix repeats it for softmax, tanh and softsign | memory of the paper's text, **unverified**; the figure only tells that the threshold is between 0.18 and 0.63 |
+# | digits 2 and 8 on black; a small shape beside the digit in 10 % of the training images (disc or diamond with a 2, square with an 8); gradient maps $G_1 \ldots G_6$ (section 4); three regions; the published curves | the paper's figure 1 in its repository (`jbeomlee93/RIB`, `Demo/`) |
+# | five convolutions, one fully connected layer, sigmoid; a gradient is high above 0.3 (section 5); mean over 100 images; the appendix repeats it for softmax, tanh and softsign | memory of the paper's text, **unverified**; the figure only puts the threshold between 0.18 and 0.63 |
 # | scikit-learn's digits; canvas of 36, digit of 20, shape of 5 pixels; widths and strides; squared error for tanh and softsign; Adam, one pass over 8,000 images; five seeds | our choice |
 # | the controls (hinge, linear, untrained), the test on shapes alone, other fractions of shapes, the updates of section 9 | our additions, **not in the paper** |
 #

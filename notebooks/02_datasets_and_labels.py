@@ -58,12 +58,12 @@ viz.use_style()
 # %% [markdown]
 # ## 1 The generated data set
 #
-# Real images need a download, and training on thousands of them a GPU. So the project brings a generated data set in the same
-# layout. Each image shows one or two invented creatures: a large dull *body*, whose color two classes share, and a small
-# striking *head*, whose pattern alone tells the class. That is on purpose: a classifier that finds the heads has solved its
-# task, and has found a small part of each object. Every method of this repository attacks this problem.
+# Real images need a download, and training on thousands of them a GPU. So the project brings generated images in the same
+# layout: one or two invented creatures, each with a large dull *body*, whose color two classes share, and a small striking
+# *head*, whose pattern alone tells the class. A classifier that finds the heads has solved its task, and has found a small
+# part of each object. Every method here attacks this problem.
 #
-# A folder that is there is not made again. Then all splits are opened; a missing file stops the notebook here.
+# The next cell makes the images if they are missing, and opens all splits.
 
 # %%
 root = project_path(config.data_root)
@@ -74,8 +74,7 @@ print(f"{len(train_data)} training images, {len(score_data)} of split {score_dat
 print(f"{train_data.num_classes} classes:", ", ".join(train_data.classes))
 
 # %% [markdown]
-# The figure shows the first six training images with their image-level labels. This is all that the methods are given: an image
-# and a list of names.
+# An image and a list of names are all that the methods are given.
 
 # %%
 def label_names(data, image_id):
@@ -89,9 +88,9 @@ viz.show_panels([viz.image(train_data.image(name), "\n".join(label_names(train_d
 # %% [markdown]
 # ## 2 The folder
 #
-# All notebooks read one layout, that of the PASCAL VOC devkit. It has one folder for each kind of file, the file's name is the
-# image's *id*, and a *split* is a text file with one id in each line. Two files are added: `labels.csv`, the table of
-# image-level labels, and (unless the data set is VOC) `dataset.json` with the names of the classes.
+# All notebooks read one layout, that of the PASCAL VOC devkit. It has a folder for each kind of file; a file's name is the
+# image's *id*, and a *split* is a text file with one id a line. Two files are added: `labels.csv`, the table of image-level
+# labels, and (except for VOC) `dataset.json` with the names of the classes.
 
 # %%
 for path in sorted(root.iterdir(), key=lambda path: (path.is_file(), path)):
@@ -99,12 +98,12 @@ for path in sorted(root.iterdir(), key=lambda path: (path.is_file(), path)):
     print(f"{path.name + '/':22s}{len(inside):7d} files, the first: {inside[0] if inside else 'none'}" if path.is_dir() else path.name)
 
 # %% [markdown]
-# Ids are text, always. `2007_000032` looks like a number to Python and YAML (underscores may separate digits), and
-# published programs that read it as one fail with a current NumPy.
+# Ids are always text. Python and YAML read `2007_000032` as a number (underscores may separate digits), and published
+# programs that do so fail with a current NumPy.
 #
 # **Is it the official list?** Two people who say "train_aug" may have different files. A checksum over the sorted ids
-# settles it: the next cell prints its first eight digits for every list, and compares them with VOC's (counted from
-# the official lists).
+# settles it: the next cell prints its first eight digits for every list, and compares them with those of VOC's official
+# lists.
 
 # %%
 official = {"aa623bd2": "VOC 2012 train, 1,464 images", "cdc1326d": "VOC 2012 val, 1,449 images",
@@ -124,10 +123,9 @@ for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
 # | `val` | 1,449 images | only to score the classifier, never to predict a mask | the final score |
 # | `test` | 1,456 images | none published | scored by the VOC server only |
 #
-# `train_aug` is a rule, not a file to trust: all of SBD's train and val and VOC's train, without VOC's val. Its masks
-# for the added images are SBD's, which are coarser: a map scored on all of `train_aug` loses several points against
-# the same map on `train`, without being any worse. In the parameters above, `train_split` is what is trained on,
-# `score_split` the part of it whose masks are compared. The first cell of the check makes sure of that:
+# `train_aug` is a rule, not a file to trust: all of SBD's train and val and VOC's train, without VOC's val. The masks of
+# the added images are SBD's, which are coarser: a map scores several points less on all of `train_aug` than on `train`,
+# without being any worse. The next cell makes sure that `score_split` is a part of `train_split`:
 
 # %%
 outside = sorted(set(score_data.ids) - set(train_data.ids))
@@ -137,16 +135,16 @@ if outside:
 print("training images that are also validation images:", len(set(train_data.ids) & set(val_data.ids)))
 
 # %% [markdown]
-# COCO 2014 has two traditions: RIB and AMN use all 82,783 training and 40,504 validation images, others leave out the 702 and
-# 367 that have no annotation. Each table of this project gives its image count.
+# COCO 2014 has two traditions: RIB and AMN use all 82,783 training and 40,504 validation images, others leave out the 702
+# and 367 without annotation. Each table here gives its image count.
 #
 # ## 3 Masks
 #
 # A mask is an 8-bit PNG of the image's size. Its values are *indices*: 0 background, $i + 1$ for class $i$, 255 for "not
 # labeled". The colors that a viewer shows come from a palette inside the file.
 #
-# A data set may have no masks, or masks for a few images only, which `ImageSets/Segmentation/scored.txt` lists. Then nothing,
-# or only these few, is scored, and without any mask, cells whose first line is `# needs masks` are left out.
+# A data set may have masks for a few images only, which `ImageSets/Segmentation/scored.txt` lists; then only these are
+# scored. Without any mask nothing is scored, and cells that begin with `# needs masks` are left out.
 #
 # What to look for: the raw indices are nearly black, which is why people report "all black" pseudo-labels; the pale line
 # around each object is 255.
@@ -167,11 +165,11 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), viz.image(raw_indices,
                 "then hatched", size=2.5)
 
 # %% [markdown]
-# In this project unknown pixels are hatched and regions carry class names, because colors alone fail many readers.
+# This project hatches unknown pixels and names each region, because colors alone fail many readers.
 #
-# **What 255 means** depends on where it stands. In the ground truth: the border of an object, where the annotators did not
-# decide; it is left out of every loss and every score. In a label made by a program (notebook 70): "I do not know".
-# In a crop that is larger than its image: padding. VOC has these borders, SBD's own masks and COCO's have none.
+# **What 255 means** depends on where it stands. In the ground truth it is the border of an object, where the annotators did
+# not decide; it is left out of every loss and score. VOC has such borders, SBD's own masks and COCO's have none. In a label
+# made by a program (notebook 70) it means "I do not know", and in a crop larger than its image, padding.
 #
 # **Two traps.** An image library that decodes the palette gives colors, not indices: read masks with Pillow, as
 # `read_mask` does. And indices must never be interpolated:
@@ -182,13 +180,13 @@ for how in (Image.Resampling.NEAREST, Image.Resampling.BILINEAR):
     print(f"{how.name:10s}", np.array(line.resize((8, 1), how))[0].tolist())
 
 # %% [markdown]
-# Between background and class 15, VOC's *person*, the bilinear filter has invented class 4, a boat, and class 11, a dining
-# table. Every resizing of labels in this project takes the nearest pixel, measured between pixel centers (notebook 40).
+# Between 0, the background, and 15, VOC's *person*, the bilinear filter has invented 4, a boat, and 11, a dining table.
+# This project resizes labels by the nearest pixel, measured between pixel centers (notebook 40).
 #
 # ## 4 Image-level labels
 #
-# Where does a label such as "a dog and a person" come from? VOC's annotators drew *boxes* around objects; the XML
-# file of an image holds them. An image-level label keeps only the names. This is one such file:
+# Where does a label such as "a dog and a person" come from? VOC's annotators drew *boxes* around objects, which the image's
+# XML file holds. Image-level labels keep only the names. One such file:
 
 # %%
 annotation = root / "Annotations" / f"{image_id}.xml"
@@ -196,8 +194,8 @@ has_annotations = annotation.is_file()
 print("\n".join(annotation.read_text().splitlines()[:26]) if has_annotations else "this data set has no XML annotations")
 
 # %% [markdown]
-# The published rule is short: **every element `<name>`, anywhere in the file, whose text is one of the classes counts.**
-# Objects marked as difficult or cut off count too; the names of body parts (head, hand, foot) are not classes and are left out.
+# The published rule is: **every element `<name>`, anywhere in the file, whose text is one of the classes counts.** Objects
+# marked as difficult or cut off count too; body parts (head, hand, foot) are no classes and do not.
 
 # %%
 if has_annotations:
@@ -207,9 +205,9 @@ if has_annotations:
     assert [name for name in train_data.classes if name in found] == read_voc_classes(annotation, train_data.classes)
 
 # %% [markdown]
-# `python -m data_prep.voc_labels` does this for all images and writes the table `labels.csv`: first column the id, then a 0 or 1
-# for each class. It replaces the pickled files of the official programs: a person can read it, a spreadsheet can make
-# it, and it runs no code when opened. Does the table at hand say the same as the XML files?
+# `python -m data_prep.voc_labels` does this for all images and writes `labels.csv`: the id, then a 0 or 1 for each class.
+# Unlike the pickled files of the official programs, it can be read by a person and made by a spreadsheet, and runs no code
+# when opened. Does it say the same as the XML files?
 
 # %%
 for data in (train_data, val_data) if has_annotations else ():
@@ -221,7 +219,8 @@ for data in (train_data, val_data) if has_annotations else ():
 # ### Counts
 #
 # How many images has each class? What to look for: rare classes, whose scores will be unsteady, and one class that
-# outnumbers all others (in VOC it is *person*, in 4,155 of the 10,582 images of `train_aug`; generated images have all classes about equally often).
+# outnumbers all others (in VOC *person*, in 4,155 of the 10,582 images of `train_aug`; generated classes are about equally
+# frequent).
 
 # %%
 per_class = train_data.labels.sum(0)
@@ -232,8 +231,8 @@ viz.show_class_bars({f"{data.split}, {len(data)} images": data.labels.sum(0) for
                     log=per_class[common] > 20 * max(per_class[rare], 1))
 
 # %% [markdown]
-# How many classes does an image have? Images with several are harder: only there does a map have to say which part belongs to
-# which class.
+# How many classes does an image have? Images with several are harder: only there must a map say which part belongs to which
+# class.
 
 # %%
 per_image = np.bincount(train_data.labels.sum(1))
@@ -244,10 +243,10 @@ viz.show_class_bars({train_data.split: per_image}, [f"{count} classes" for count
 # %% [markdown]
 # VOC's `train_aug` has 1.555 classes an image, and 6,249 of its 10,582 images show one class (official lists).
 #
-# Which classes come together? If a table is nearly always seen with chairs and people, then "table" may be learned from a
-# chair's leg. The matrix shows, for the images with the class of the row, the fraction that also shows the class of the
-# column. The diagonal is the fraction in which the class is *alone*. The generator draws the second class of an image with
-# equal chances, so its matrix is flat by construction.
+# Which classes come together? If a table is nearly always seen with chairs and people, "table" may be learned from a
+# chair's leg. The matrix shows which fraction of the images with the row's class also has the column's; the diagonal is the
+# fraction with the class *alone*. The generator draws an image's second class with equal chances, so its matrix is flat by
+# construction.
 
 # %%
 present = train_data.labels.astype(np.int64)  # (N, C)
@@ -263,8 +262,8 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
                 "images", size=max(4, 0.9 + 0.19 * len(per_class)), bar="fraction of the row's images")
 
 # %% [markdown]
-# Real images differ. These are the same fractions for the 525 images of VOC 2012 whose ids begin with 2007, which preset
-# `voc12-small` uses, from the table that `python -m data_prep.voc_labels VOC2012 labels.csv` writes:
+# Real images differ. These are the fractions in the 525 images of VOC 2012 whose ids begin with 2007 (preset
+# `voc12-small`):
 #
 # | images with | alone | also person | also chair | also dining table | also sofa |
 # |---|---|---|---|---|---|
@@ -274,14 +273,14 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
 # | horse (36) | 14 % | 83 % | 3 % | 0 % | 0 % |
 # | sheep (25) | 88 % | 8 % | 0 % | 0 % | 0 % |
 #
-# In `train_aug`, 21 of 613 images with a dining table show it alone (counted from the official lists). So a label "dining
-# table" hardly says where the table is.
+# In `train_aug`, 21 of 613 images with a dining table show it alone (official lists). So the label hardly says where the
+# table is.
 #
 # ## 5 Labels by XML and labels by masks
 #
-# There is a second way to get an image-level label: list the classes that occur in the *mask*. It sounds the same and is not. A
-# class may have a box but no pixel in the mask, because its object is tiny or was skipped by SBD's annotators. DRS trains on
-# such labels; IRN, RIB, AMN, VWE and SC-CAM on those of the XML files. Counted from the official lists of `train_aug`:
+# An image-level label may instead list the classes in the *mask*. It sounds the same and is not: a class may have a box but
+# no pixel in the mask, because its object is tiny or SBD's annotators skipped it. DRS trains on such labels; IRN, RIB, AMN,
+# VWE and SC-CAM on those of the XML files. Counted from the official lists:
 #
 # | | images that differ | entries missing in the masks | entries added |
 # |---|---|---|---|
@@ -289,12 +288,12 @@ viz.show_panels([viz.matrix(ratio, train_data.classes, train_data.classes, "Also
 # | `train` | 1 of 1,464 | 1 | 0 |
 # | `val` | 1 of 1,449 | 0 | 1 |
 #
-# The 903 entries: person 257, sofa 158, chair 147, dining table 85, car 64, bottle 60, potted plant 35, tv monitor 19, others
-# 78. What is missing are hard cases, so labels by masks are *cleaned by pixel annotation*, and a classifier trained on
-# them has an easier task. This project takes the labels of `labels.csv`; how they were made is for the user to say.
+# The 903 entries are person 257, sofa 158, chair 147, dining table 85, car 64, bottle 60, potted plant 35, tv monitor 19,
+# others 78. They are hard cases, so labels by masks are *cleaned by pixel annotation*, and a classifier trained on them has
+# an easier task. This project takes `labels.csv`; how it was made is for the user to say.
 #
-# What does the data at hand say? For that, every mask of the scored and of the validation split is read once. The production
-# step makes this pass, too. It stops at a mask of a wrong size or with a value that is not a class, and names the file.
+# What do the data at hand say? The next cell reads every mask of the scored and validation splits once. It stops at a mask
+# of a wrong size or with a value that is no class, and names the file.
 
 # %%
 check = run(CHECK, config)
@@ -303,8 +302,7 @@ pixels = {split: pixels_of_each_value(check, split) for split in masked}  # (N, 
 print("masks read:", {split: len(counts) for split, counts in pixels.items()} or "none, there is no folder of masks")
 
 # %% [markdown]
-# Now compare: a class *is missing* if the table names it and the mask has no pixel of it, and *is added* in the
-# opposite case.
+# A class *is missing* if the table names it and the mask has no pixel of it, and *is added* in the opposite case.
 
 # %%
 for split, counts in pixels.items():
@@ -318,8 +316,8 @@ for split, counts in pixels.items():
         print("   ", masked[split].ids[row], " ".join(names))
 
 # %% [markdown]
-# The same counts say how much of the images is object. What to look for: the background is by far the most common label. A mask
-# that is all background has most pixels right. The mean over classes gives it little credit for that.
+# The same counts say how much of the images is object. What to look for: the background is by far the most common label, so
+# a mask of background only has most pixels right. The mean over classes gives little credit for that.
 
 # %%
 for split, counts in pixels.items():
@@ -332,14 +330,14 @@ for split, counts in pixels.items():
 # %% [markdown]
 # ## 6 More than a label
 #
-# Three things besides the label can help a method, or mislead it.
+# Three things besides the label can help or mislead a method.
 #
-# **Parts.** Only generated data have a map of parts: 1 is body, 2 is head. No method may read it. It serves to
-# measure which part of an object the maps find (notebook 10).
+# **Parts.** Only generated data have a map of parts: 1 is body, 2 is head. No method may read it; it measures which part of
+# an object the maps find (notebook 10).
 #
-# **Saliency.** DRS uses, beside labels, a *saliency map* for each image: "something stands out here" where it exceeds 50. It
-# comes from a detector that was trained with pixel labels of other images. So a method that uses it has **extra
-# supervision**, and its results say so. (The generated maps are drawn from the ground truth and spoiled on purpose.)
+# **Saliency.** DRS also uses a *saliency map* of each image: "something stands out here" where it exceeds 50. It comes from
+# a detector trained with pixel labels of other images, so a method that uses it has **extra supervision**, and its results
+# say so. (The generated maps are drawn from the ground truth and spoiled on purpose.)
 
 # %%
 def optional(folder, image_id):
@@ -357,7 +355,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), viz.labels(mask, train
                 "has soft edges", size=2.5)
 
 # %% [markdown]
-# How good are these saliency maps, and how small are the heads? Measured on the first 300 scored images:
+# How good are these saliency maps, and how small are the heads? On the first 300 scored images:
 
 # %%
 sample = score_data.ids[:300] if has_masks else []
@@ -373,9 +371,9 @@ print(f"heads are {100 * part_pixels[2] / max(1, part_pixels[1:].sum()):.0f} % o
 print(f"saliency above 50 against all objects together: IoU {100 * hits / union:.0f} %" if union else "no saliency maps here")
 
 # %% [markdown]
-# **Backgrounds.** Some classes live in one place: boats on water, airplanes in the sky. For a classifier the water is as good a
-# sign as the boat. In the generated set *discus* is seen on blue water more often than not, and the water is also seen
-# without it. The next cell measures the mean color of the background of each class.
+# **Backgrounds.** Some classes live in one place: boats on water, airplanes in the sky. For a classifier the water is as
+# good a sign as the boat. In generated images *discus* is mostly on blue water, which is also seen without it. The next
+# cell measures the mean color of each class's background.
 
 # %%
 grounds = {name: score_data.mask(name) == 0 for name in sample}
@@ -391,14 +389,14 @@ viz.show_class_bars({"": blue}, train_data.classes, f"The bluest background belo
                     ylabel="blue minus red", title=f"Mean color of the background, {len(sample)} images", colors=color / 255)
 
 # %% [markdown]
-# A map of such a class may light up on its background too: image-level labels only say *seen together*. Sub-categories are the
-# other half of the story: *starling* has two kinds that look different. SC-CAM (notebook 60) looks for them.
+# A map of such a class may light up on its background too: image-level labels only say *seen together*. A class may also
+# have sub-categories: *starling* has two kinds that look different, which SC-CAM (notebook 60) seeks.
 #
 # ## 7 The check
 #
-# `run(CHECK, config)` in section 5 has also opened every image once. Better that a broken file stops this notebook than the
-# training, hours later. With `on_bad_image = "skip"` every notebook leaves broken images out. The record is a row for
-# each split in `metrics.json`; the pipeline starts notebook 10 only after it.
+# `run(CHECK, config)` in section 5 has also opened every image, so that a broken file stops this notebook and not the
+# training, hours later. With `on_bad_image = "skip"` every notebook leaves broken images out. The pipeline starts notebook
+# 10 only after this check.
 
 # %%
 for row in check.metrics:
@@ -406,12 +404,10 @@ for row in check.metrics:
           f"height and width from {row['smallest_image']} to {row['largest_image']}")
 
 # %% [markdown]
-# A split whose masks were not read shows 0 masks: nothing before scoring needs them.
-#
 # ## 8 Try it
 #
-# Browse the training set. (The slider appears in JupyterLab; the strip shows four images drawn at random and the one with the
-# bluest background.) Cover the creatures with your hand. For which image would you still guess a class, and is the guess right?
+# Browse the training set (the slider appears in JupyterLab). Cover the creatures with your hand: for which image would you
+# still guess a class, and is the guess right?
 
 # %%
 def browse(number=0):
@@ -433,16 +429,15 @@ viz.show_panels(panels, f"Four images of {score_data.split} drawn at random, the
                 "truth where there is any", size=1.9)
 
 # %% [markdown]
-# The last image lies on water. A classifier that has learned "water" would answer *discus* there, and it would be wrong.
+# The last image lies on water. A classifier that has learned "water" would wrongly answer *discus*.
 #
 # ## 9 Summary and exercises
 #
 # * One layout for everything: images, index masks, lists of ids, `labels.csv`. 255 is "not labeled" and is never scored.
 # * Labels by XML and labels by masks differ; saliency is extra supervision; a number belongs to a split and an image count.
-# * Written: `check/`. Next: notebook 10 trains a classifier on the labels and asks where it looked.
+# * Next: notebook 10 trains a classifier on the labels and asks where it looked.
 #
-# **Exercise 1.** VOC's classes are in alphabetical order; *dog* is class 11, counted from 0. Which value has a dog's
-# pixel in a mask?
+# **Exercise 1.** VOC's *dog* is class 11, counted from 0. Which value has a dog's pixel in a mask?
 
 # %%
 value = None  # your answer

@@ -14,10 +14,10 @@
 #
 # 1. say why a classifier that never saw a mask knows where an object is,
 # 2. compute a class activation map (CAM) in ten lines,
-# 3. name the flaw of CAMs that every method of this repository attacks, and measure it.
+# 3. name and measure the flaw of CAMs that every method here attacks.
 #
-# The stored outputs are of generated images (notebook 00): each creature has a small head, whose pattern tells the class, and a
-# large dull body.
+# The stored outputs show generated creatures: a small head, whose pattern tells the class, and a large dull body (notebook
+# 00).
 #
 # ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; classifier and CAM are framed thickly](../docs/figures/chain_cam.svg)
 
@@ -63,8 +63,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the images, the lists and the label table there? If not, the next cell stops and says which notebook to
-# run. Without masks, cells that begin with `# needs masks` are left out (notebook 02).
+# The first check: are images, lists and label table there?
 
 # %%
 train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split)
@@ -78,17 +77,16 @@ print(f"{len(train_data)} training images, {len(val_data)} validation images, {t
 #
 # ![Above, training: an image goes through the backbone to features, their average over positions, the weights W, and logits. Below, the map: the features go past the average to the same weights at every position, and the result is cut at zero and divided by its maximum](../docs/figures/cam.svg)
 #
-# A classifier of this kind has three parts: a backbone that turns an image $x$ into a map of features
-# $f(x) \in \mathbb{R}^{D \times h \times w}$, an average over all positions $(i, j)$, and a linear layer
-# $W \in \mathbb{R}^{C \times D}$ that gives one logit for each of $C$ classes (its sigmoid is the class's probability). Averaging
-# and multiplying by $W$ are both linear, so their order does not matter:
+# The classifier has a backbone that turns an image $x$ into a map of features $f(x) \in \mathbb{R}^{D \times h \times w}$,
+# an average over all positions $(i, j)$, and a linear layer $W \in \mathbb{R}^{C \times D}$ that gives a logit for each of
+# $C$ classes (its sigmoid is the class's probability). Averaging and multiplying by $W$ are linear, so their order does not
+# matter:
 #
 # $$ W\,\frac{1}{hw}\sum_{ij} f_{ij}(x) \;=\; \frac{1}{hw}\sum_{ij} \underbrace{W f_{ij}(x)}_{\text{evidence at } (i,j)} $$
 #
-# The right side says that a logit is an average of local evidence. That evidence, cut off below zero, is the CAM:
-# $M_c = \mathrm{ReLU}(W_c f)$, where $W_c$ is the row of class $c$. There is no bias, which would change all positions alike
-# and so name none. Negative evidence lowers the logit, and the cut hides it. The next cell shows the sizes and that both sides
-# agree.
+# So a logit is an average of local evidence. Cut off below zero, that evidence is the CAM: $M_c = \mathrm{ReLU}(W_c f)$,
+# with $W_c$ the row of class $c$. A bias, here absent, would change all positions alike and name none. Negative evidence
+# lowers the logit, and the cut hides it.
 
 # %%
 torch.manual_seed(config.seed)
@@ -103,22 +101,21 @@ assert torch.allclose(evidence.mean((2, 3)), logits, atol=1e-4)
 print("mean of the evidence = logits:", True)
 
 # %% [markdown]
-# The feature map is coarse: one position stands for a block of `output_stride` pixels on each side (96 / 8 = 12). ImageNet
-# networks end at stride 32; here the last strides are taken out. A position *sees* more than its block, its receptive field, and
-# evidence found there need not lie under it: the equation above is algebra and holds for any features. A map says "here" only as far as
-# the features describe what is near.
+# The feature map is coarse: a position stands for a block of `output_stride` pixels on each side (96 / 8 = 12). ImageNet
+# networks end at stride 32; here the last strides are taken out. A position *sees* more than its block, its receptive
+# field, so its evidence need not lie under it. The equation holds for any features; a map says "here" only as far as they
+# describe what is near.
 #
 # ## 2 Training on image-level labels
 #
-# Each class is its own yes-or-no question, so the loss is the multi-label soft-margin loss, a mean of binary cross-entropies.
-# Images are resized to a random long side, flipped horizontally at random and cropped.
+# Each class is its own yes-or-no question, so the loss is the multi-label soft-margin loss, a mean of binary
+# cross-entropies. Images are randomly resized, flipped horizontally and cropped.
 #
-# **A slip to know about.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD in
-# the place of the *momentum*: a momentum of 0.0001 is none, so the published learning rates (0.1 and 1.0) belong to SGD without
-# momentum. The presets of the papers repeat that with `cam_momentum: 1.0e-4`; with a momentum of 0.9 a step is ten times as long.
+# **A slip.** The official IRN program (and RIB, AMN and VWE after it) hands the *weight decay* to SGD as the *momentum*. A
+# momentum of 0.0001 is none, so the published learning rates (0.1 and 1.0) belong to SGD without it; with 0.9 a step is ten
+# times as long. The papers' presets repeat it (`cam_momentum: 1.0e-4`).
 #
-# The next cell trains. As in all notebooks, a step with results of its own is a *stage*, a folder: if it is finished, it is read
-# and not made again.
+# The next cell trains.
 
 # %%
 classifier = run(cam.CLASSIFIER, config)
@@ -126,21 +123,20 @@ net = classifier.net
 print(f"learned from the labels of {len(classifier.data)} images")
 
 # %% [markdown]
-# The curve should fall and flatten. What to look for: a loss that stays at the dotted line, $\ln 2 \approx 0.69$, means that nothing is
-# learned (every answer is "one half").
+# What to look for: does the curve fall and flatten? At the dotted line, $\ln 2 \approx 0.69$, nothing is learned (every
+# answer is "one half").
 
 # %% tags=["nbval-ignore-output"]
 viz.show_training(classifier.log(), alt="Training loss falls from {first[loss]:.2f} to {last[loss]:.2f} in {last[step]} steps",
                   title="Classifier: training loss", chance=np.log(2))
 
 # %% [markdown]
-# It falls and flattens near 0.1. The last point, 0.15, is a single batch.
+# It flattens near 0.1; the last point, 0.15, is a single batch.
 #
 # ## 3 Score of the classifier
 #
-# Average precision asks for each class: if the validation images are ranked by the class's probability, do those that
-# have the class come first? 100 % means that all of them do. The mAP is the mean over classes; a class that no validation image has
-# is left out of it. This looks at image-level labels only.
+# Average precision asks of each class: if the validation images are ranked by its probability, do those that have it come
+# first (100 %: all)? The mAP is the mean over the classes that occur. It reads image-level labels only.
 
 # %% tags=["nbval-ignore-output"]
 row = classifier.metrics[0]
@@ -148,11 +144,11 @@ print(f"mAP on {row['images']} images of {row['split']}:", "no image has a class
 print(results.class_table({"average precision": row["class_ap"]}, train_data.classes))
 
 # %% [markdown]
-# A classifier with a mAP of 98.9 % must have found *something* that tells the classes apart. Is that something the object?
+# With a mAP of 98.9 % the classifier must have found *something* that tells the classes apart. Is it the object?
 #
 # ## 4 One map in ten lines
 #
-# Take one image and one of its classes. The map is the evidence $W_c f$, cut at zero and divided by its maximum.
+# The map of one image and class is the evidence $W_c f$, cut at zero and divided by its maximum.
 
 # %%
 image_id = score_data.example(1)
@@ -169,8 +165,7 @@ M = M / (M.max() + 1e-5)
 print(f"image {image_id}, class {train_data.classes[present]}: map of {tuple(M.shape)} positions")
 
 # %% [markdown]
-# The library does the same for a whole batch, all classes at once. Both must agree; then the map is drawn. What to look for:
-# which part of the creatures is bright, that is, has a high score?
+# The library must agree. What to look for in the map: which part of the creatures is bright (scores high)?
 
 # %%
 with torch.inference_mode():
@@ -189,10 +184,9 @@ viz.show_panels([viz.image(image, "input"), viz.heat_map(M.cpu(), f"map of {trai
 #
 # ### What the division hides
 #
-# Every map is divided by its own maximum, so that its brightest position has the score 1, **whether or not the classifier believes
-# in the class**. The cell looks for the label that it doubts most and for the one that it is surest of, among 200 images. Above
-# each normalized map stand the class's probability and the map's maximum before the division. What to look for: can you
-# tell from the colors which map to believe?
+# Every map is divided by its own maximum, so its brightest position scores 1, **whether or not the classifier believes in
+# the class**. Of 200 images, these are the labels that it doubts most and is surest of, with the class's probability and
+# the map's maximum before the division. What to look for: can you tell from the colors which map to believe?
 
 # %% tags=["nbval-ignore-output"]
 few = open_data(config.model_copy(update={"limit": 200}), config.score_split)
@@ -213,14 +207,13 @@ viz.show_panels([believed(*least) + believed(*most)], f"A label with probability
                 f"{probabilities[most]:.2f}: both maps reach the score 1", size=2.4, bar="score")
 
 # %% [markdown]
-# They look alike. The classifier gives the checker's label a probability of 0.02, and its map's maximum is 5.4; the starling's are
-# 1.00 and 106.2. A map says *where* the evidence is, and nothing about how much there is.
+# They look alike, although the checker's probability is 0.02 and its maximum 5.4, the starling's 1.00 and 106.2. A map says
+# *where* the evidence is, not how much there is.
 #
 # ## 5 Several scales and a horizontal flip
 #
-# One pass is coarse and shaky. The usual recipe runs the image at several scales, each also flipped horizontally, *adds* the maps
-# (not averages: the division by the maximum comes last) and brings them to a grid of stride 4. With $M_c^{(s)}$ the map at scale $s$,
-# enlarged to that grid, and the maximum taken over the positions of the sum:
+# One pass is coarse and shaky. The usual recipe runs the image at several scales, each also flipped horizontally, *adds*
+# the maps on a grid of stride 4, and divides the sum by its maximum. With $M_c^{(s)}$ the map at scale $s$ on that grid:
 #
 # $$ M_c \leftarrow \frac{\sum_s \left[M_c^{(s)}(x) + \mathrm{flip}(M_c^{(s)}(\mathrm{flip}\,x))\right]}{\max(\cdot) + 10^{-5}} $$
 #
@@ -238,14 +231,13 @@ viz.show_panels([viz.image(image, "input"), *map(map_at, ([1.0], [0.5], [2.0], l
                 f"The map of {train_data.classes[present]} gets finer with the scale; the last panel is the sum of all scales", bar="score")
 
 # %% [markdown]
-# At scale 0.5 (6 x 6 positions) the map is a wide blur that misses one creature; at 2.0 it keeps to the heads and to traces
-# of the bodies. In the sum both heads glow.
+# At scale 0.5 (6 x 6 positions) the map is a wide blur that misses one creature; at 2.0 it keeps to the heads and traces of
+# the bodies. In the sum both heads glow.
 #
 # ## 6 All images
 #
-# Now all training images get their maps. Each image's file holds the classes that its label names, the maps at stride 4 as
-# float16 (read back as float32), and the image's size: a few kilobytes. **Image-level labels are used here**, which is fair,
-# because these are training images; the segmentation network at the end sees none.
+# Every training image gets a file with the classes of its label, the maps at stride 4, and the image's size. **Image-level
+# labels are used here**, which is fair for training images; the segmentation network at the end sees none.
 
 # %%
 maps = run(cam.MAPS, config)
@@ -256,12 +248,11 @@ assert scores.min() >= 0 and scores.max() <= 1
 # %% [markdown]
 # ## 7 Numbers
 #
-# To score a map it must become a mask: a pixel is background where no class exceeds a threshold, else it gets the class with
-# the highest score. A mask's score is the *IoU* of each class, the pixels in both mask and ground truth divided by the pixels
-# in either; **mIoU** is its mean over background and classes. All thresholds are tried in one pass (notebook 70 explains how).
-# **The best threshold is chosen by looking at pixel labels**, so it is an upper bound, marked as such. The second line quotes
-# the paper, with its fixed threshold: it is about other images and no comparison. What to look for in the curve: how sharp is
-# the peak, and on which side is an error costlier?
+# A map is scored as a mask: a pixel is background where no class exceeds a threshold, else it gets the highest-scoring
+# class. The *IoU* of a class is the pixels in both mask and ground truth divided by those in either; **mIoU** is its mean
+# over background and classes. All thresholds are tried (notebook 70). **Pixel labels choose the best**, so it is an upper
+# bound. The published score is of other images and no comparison. What to look for in the curve: how sharp is the peak, and
+# on which side is an error costlier?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -275,13 +266,13 @@ viz.show_threshold_curves({"": row}, f"The mean IoU has one peak of {row['miou']
                           "falls on both sides", title=f"Maps of {row['images']} images against the ground truth")
 
 # %% [markdown]
-# The peak, 52.7 % at 0.11, lies far down the scale: most of an object's pixels have a low score. Below it the curve drops at
-# once, because the background floods in. Above it the curve falls slowly, pixel by pixel of the bodies.
+# The peak, 52.7 % at 0.11, lies far down the scale: most of an object's pixels score low. Below it the curve drops at once,
+# as the background floods in; above it, the curve falls slowly, pixel by pixel of the bodies.
 #
 # ### The flaw, measured
 #
-# Generated images come with a map of *parts*, **head** and **body**. Recall by part says which pixels of an object the maps
-# find, at the published threshold of 0.15 and at twice that. (Real data sets have no such map; this cell then says so.)
+# Generated images (and no real ones) have a map of *parts*, **head** and **body**. Recall by part is the fraction of its
+# pixels that the maps find, at the published threshold 0.15 and twice that.
 
 # %% tags=["nbval-ignore-output"]
 for threshold in (0.15, 0.3):
@@ -290,10 +281,10 @@ for threshold in (0.15, 0.3):
           else "no part masks in this data set")
 
 # %% [markdown]
-# In this run the heads are found (1.00); of the bodies, which are four fifths of the objects, 38 % is missed at 0.15 and 67 %
-# at 0.30. But recall alone cannot say that the classifier *uses* heads: any blurred spot covers a small head whole. So the next cell
-# asks the classifier itself. It paints heads, bodies, or as much of the ground as the heads take over in the image's mean color. What to look for:
-# which of the three does the probability of the label need?
+# The heads are found (1.00); of the bodies, four fifths of the objects, 38 % is missed at 0.15 and 67 % at 0.30. But recall
+# cannot say that the classifier *uses* heads: any blurred spot covers a small head whole. So the next cell paints over
+# heads, bodies, or as much ground as the heads take, in the image's mean color. What to look for: which of the three does
+# the label's probability need?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, lessons
@@ -314,15 +305,14 @@ for region in ("nothing", "heads", "bodies", "ground") if (few.root / "PartMasks
     print(f"{region:7s} painted over: mean probability {p.mean():.2f}, below one half in {100 * (p < 0.5).mean():.0f} % of {len(p)} images")
 
 # %% [markdown]
-# The heads. Without them the mean probability falls from 1.00 to 0.39; without the bodies, which are far larger, it stays at 0.99. Nothing
-# in the classification loss asks for the body: one discriminative region answers the question. A lower
-# threshold finds more of the body and lets in the background. RIB, DRS, AMN, VWE and SC-CAM are five ways to ask for more;
-# notebooks 70 and 80 spread what was found toward the object's edges.
+# The heads: without them its mean falls from 1.00 to 0.39; without the far larger bodies it stays at 0.99. Nothing in the
+# classification loss asks for the body: one discriminative region answers the question. A lower threshold finds more of the
+# body and lets in the background. RIB, DRS, AMN, VWE and SC-CAM (notebooks 20 to 60) ask for more; notebooks 70 and 80
+# spread what was found toward the object's edges.
 #
 # ## 8 Look
 #
-# The figure shows the best, a random and the worst image by their own IoU (hatched: unknown, not scored). What to look for: how
-# does the best image differ from the others?
+# What to look for: how does the image with the best IoU differ from a random one and the worst?
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_at(maps.folder, maps.metrics[0].get("threshold", 0.15)))
@@ -331,9 +321,9 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
                   size=2.2, iou={"CAM": ranking})
 
 # %% [markdown]
-# The best one (92 %) has *no head*: one creature in ten is drawn without. That does not show that the network recognizes
-# bodies. The classifier does not believe in this *discus* (a probability of 0.09, not printed above), and the map is bright only
-# because it is divided by its maximum (section 4). The other two (54 and 44 %) have heads, and the maps sit on them.
+# The best (92 %) has *no head*, as one creature in ten. That does not show that the network recognizes bodies: it does not
+# believe in this *discus* (a probability of 0.09, not printed), and only the division by the maximum makes the map bright
+# (section 4). The other two (54 and 44 %) have heads.
 #
 # ### On photographs
 #
@@ -341,14 +331,14 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 #
 # *PASCAL VOC 2012, images from Flickr; seed 0, drawn by `docs/photographs.py` from the study of notebook 96; nothing was tuned on these images.*
 #
-# What to look for: the animals are found, their outlines are not. The stride of 16 pixels draws round masks that flow over the legs, and in a herd
-# one map covers all sheep and the grass between them. On 300 such photographs the maps reach 45.5 ± 0.6 % over three seeds, after a CRF
-# 50.4 ± 1.0 % (notebook 96).
+# What to look for: the animals are found, their outlines are not. The stride of 16 pixels draws round masks that flow over
+# the legs; one map covers a whole herd and the grass between. On 300 such photographs the maps reach 45.5 ± 0.6 % over
+# three seeds, after a CRF 50.4 ± 1.0 %.
 #
 # ## 9 Try it
 #
-# Move the threshold and watch the mask grow and shrink. No single value is right for both small discriminative regions and
-# whole objects. (The slider needs JupyterLab; the strip shows the same.)
+# Move the threshold (JupyterLab) and watch the mask: no single value is right for both small discriminative regions and
+# whole objects.
 
 # %% tags=["nbval-ignore-output"]
 def thresholded(threshold):
@@ -367,14 +357,12 @@ viz.show_panels([truth, *map(thresholded, (0.05, 0.15, 0.3, 0.5))],
 # %% [markdown]
 # ## 10 Summary and exercises
 #
-# * A logit is an average of local evidence; the evidence itself is the map.
-# * The maps find what tells classes apart, not the object: the classifier of this run needs heads, and its maps miss much of the bodies.
-# * Written: `classifier/` and `maps/`. Next: notebook 70 turns maps into initial seed masks; notebooks 20 to 60 make better
-#   maps first.
+# * A logit is an average of local evidence; the evidence is the map.
+# * The maps find what tells classes apart, not the object: this classifier needs heads, and its maps miss much of the
+#   bodies.
+# * Next: notebook 70 turns maps into initial seed masks.
 #
-# **Exercise 1.** The maps are divided by their maximum, so every class of the label gets a score of 1 somewhere, even if
-# the classifier does not believe in it. Write a function that returns how many of an image's present classes have a probability below
-# one half.
+# **Exercise 1.** Write a function that returns how many of an image's present classes have a probability below one half.
 
 # %%
 def unbelieved_classes(probabilities, label):

@@ -63,8 +63,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are CAM's classifier and maps there? If not, the next cell stops and says which notebook to run. Cells that
-# begin with `# needs masks` or `# needs two classes` are left out without these (notebook 02).
+# The first check: are CAM's classifier and maps there?
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -78,10 +77,10 @@ print(f"{len(train_data)} training images, {num_labels} labels with the backgrou
 # %% [markdown]
 # ## 1 The problem
 #
-# A class activation map becomes a mask by a background threshold, and there is **one** for the whole data set: notebook 70
-# finds the one with the highest mIoU. But each image has its own best threshold $t_i^*$. The paper's argument is that the
-# distance between the two is what holds CAMs back. One pass over the stored maps keeps a curve of mIoU over the threshold
-# *for every image* (the mean over the background and the image's own classes).
+# Class activation maps become masks by **one** background threshold for the whole data set, the one with the highest mIoU
+# (notebook 70). But each image has its own best threshold $t_i^*$. The paper argues that the distance between the two holds
+# CAMs back. The next cell keeps a curve of mIoU over the threshold *for every image* (the mean over the background and the
+# image's own classes).
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -91,8 +90,8 @@ of_cam = cam_sweep.summary()
 print({name: round(value, 3) for name, value in of_cam.items()})
 
 # %% [markdown]
-# The figure shows the distribution of $t_i^*$, and what the score would be if every image had its own (the dotted line). What
-# to look for: how many images lie far from the one threshold that serves all?
+# Here is the distribution of $t_i^*$, and the score if every image had its own (dotted line). What to look for: how many
+# images lie far from the one threshold that serves all?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -110,12 +109,11 @@ viz.show_panels(threshold_panels("CAM", cam_sweep),
                 f"{of_cam['upper_bound']:.1f} with each image at its own; those scatter by {of_cam['image_spread']:.2f}", size=(4, 2.6))
 
 # %% [markdown]
-# The gray band holds the thresholds that lose at most two points. Where it is narrow, a threshold chosen without pixel labels
-# will miss it. Two numbers of each map say why:
+# The gray band holds the thresholds that lose at most two points; a threshold chosen without pixel labels will miss a
+# narrow one. Two numbers of each map say why:
 #
-# * **imbalance**: how uneven is the score over one object? (standard deviation of $A_k$ over the ground-truth pixels of class
-#   $k$)
-# * **gap**: how far is the object's mean score above the background's?
+# * **imbalance**: the standard deviation of the score $A_k$ over the ground-truth pixels of class $k$
+# * **gap**: the object's mean score minus the background's
 #
 # A threshold fits all images where the imbalance is small and the gap is large. (The paper's words; the formulas are ours.)
 
@@ -158,10 +156,10 @@ viz.show_panels([*cam_panels, activation_panel(cam_maps.folder, "its scores")],
 #
 # ![Above: image, backbone, features, which are multiplied channel by channel by a vector made of the image-level label below; ASPP gives every pixel logits, and cross-entropy compares them with refined seeds](../docs/figures/amn.svg)
 #
-# So AMN asks at every pixel instead: all pixels of an object have the same target, which makes their scores even. Take the
-# features $x$ of the image, tell the network which classes the image has (the label $y$ becomes a vector $v$ that multiplies
-# the feature channels), classify every position into $C = K + 1$ labels, and compare with a refined seed $s$ of the image,
-# background and objects weighing the same. Here the network is not trained yet.
+# So AMN asks at every pixel: all pixels of an object have the same target, which makes their scores even. Take the image's
+# features $x$, tell the network its classes (the label $y$ becomes a vector $v$ that multiplies the feature channels),
+# classify every position into $C = K + 1$ labels, and compare with a refined seed $s$, background and objects weighing the
+# same. The network is not trained yet.
 
 # %%
 torch.manual_seed(config.seed)
@@ -191,18 +189,16 @@ assert torch.allclose(from_library["loss"], L, atol=1e-5)
 print("features", tuple(x.shape), "-> logits", tuple(z.shape), "   ten lines = library:", True)
 
 # %% [markdown]
-# The next four sections take this apart.
-#
 # ## 3 Refined seeds
 #
-# The pixel labels to learn from come from CAM, refined as in notebook 70: a high threshold $t_f$ says what is surely object,
-# a low one $t_b$ what is surely background, a dense CRF moves both to the image's color edges, and the rest is unknown (255).
+# The pixel labels to learn from come from CAM, refined as in notebook 70: a high threshold $t_f$ says what is surely
+# object, a low one $t_b$ what is surely background, a dense CRF moves both to color edges, and the rest is unknown (255).
 # **So AMN learns from a CRF; CAM's maps have seen none.**
 #
 # $$ F = \mathrm{CRF}(\arg\max[t_f, A]), \quad B = \mathrm{CRF}(\arg\max[t_b, A]), \quad
 # s_i = \begin{cases} F_i & F_i \neq 0 \\ 0 & F_i = 0,\ B_i = 0 \\ 255 & \text{otherwise.} \end{cases} $$
 #
-# This is a production step: a stage of its own, made for every training image. No pixel label is read.
+# The next cell reads no pixel label.
 
 # %%
 seeds = run(amn.REFINED_SEEDS, config)
@@ -220,9 +216,9 @@ viz.show_panels([cam_panels[0], truth_panel, cam_panels[1], viz.labels(refined_s
 # **A trap.** Scoring such a file with 255 as a wrong label gives a meaningless number (37.8 % on VOC's train images, reports
 # a user of the official program).
 #
-# For training, image and seed are scaled, flipped and cropped together, and the seed is brought to the coarse grid of the
-# logits by Pillow's nearest neighbor, which takes the pixel at $\lfloor (i + 0.5)\,H/h \rfloor$. Torch's default takes
-# $\lfloor i\,H/h \rfloor$, half a cell off:
+# Image and seed are scaled, flipped and cropped together. Pillow's nearest neighbor brings the seed to the coarse grid of
+# the logits: it takes the pixel at $\lfloor (i + 0.5)\,H/h \rfloor$. Torch's default takes $\lfloor i\,H/h \rfloor$, half a
+# cell off:
 
 # %%
 line = np.arange(32, dtype=np.uint8)[None]
@@ -235,11 +231,10 @@ print("torch, default:", F.interpolate(torch.from_numpy(line)[None].float(), siz
 # Every position $p$ of the logits $z$ has a label: the seed's class, or the background. Two twists:
 #
 # **Smoothing.** The target is not one but $1-\varepsilon$ at the seed's label and $\frac{\varepsilon}{C-1}$ at every other
-# one, with a large $\varepsilon = 0.4$: the seeds are wrong in many places, and the network should not be sure of them. The
-# loss cannot fall below the entropy of that target.
+# one, with a large $\varepsilon = 0.4$: the network should not be sure of seeds that are wrong in many places.
 #
-# **Balance.** Background fills most images. So the means over background and over object pixels are taken apart, over the
-# *whole batch*, and weigh one half each; unknown pixels have no part:
+# **Balance.** Background fills most images. So background and object pixels have a mean each over the *whole batch*, and
+# both weigh one half; unknown pixels have no part:
 #
 # $$ l_p = -\sum_c q_{p,c} \log \mathrm{softmax}(z_p)_c, \qquad
 # L = \tfrac12\Big[ \operatorname*{mean}_{p:\, s_p = 0} l_p + \operatorname*{mean}_{p:\, s_p \notin \{0, 255\}} l_p \Big] $$
@@ -256,9 +251,9 @@ print(f"background {background:.3f}, object {objects:.3f}, balanced {(background
       f"plain mean {losses[toy_seed != IGNORE].mean():.3f}")
 
 # %% [markdown]
-# Calling everything background is cheap for the plain mean, because six of seven pixels agree; the balanced loss is half made
-# of the one that does not. A batch without any object (or without any background) would divide zero by zero; the official
-# program then gives NaN. Here the missing half is 0:
+# Calling everything background is cheap for the plain mean, because six of seven pixels agree; the balanced loss is half
+# made of the one that does not. A batch without objects (or background) divides zero by zero, and the official program
+# gives NaN. Here the missing half is 0:
 
 # %%
 only_background = amn.balanced_loss(toy_logits, torch.zeros_like(toy_seed), 0.4)
@@ -267,14 +262,14 @@ print({name: round(value.item(), 3) for name, value in only_background.items()})
 # %% [markdown]
 # ## 5 Label conditioning
 #
-# The training images' labels are known, also when their maps are made. AMN tells them to the network: one linear layer turns
-# the multi-hot label $y$ into a factor for every feature channel,
+# AMN tells the network the label, which is known for training images: one linear layer turns the multi-hot label $y$ into a
+# factor for every feature channel,
 #
 # $$ v = W_e\,y + b_e \in \mathbb{R}^D, \qquad z = \mathrm{ASPP}(\mathrm{dropout}(x \odot v)), $$
 #
-# in training and in extraction, at this one place. Factors may be negative, and an image with two classes gets the sum of their
-# vectors (plus the bias). Nothing else hides the logits of absent classes; the conditioning alone is meant to suppress them.
-# ASPP is DeepLab-v2's: the *sum* of four 3 x 3 convolutions with dilations 6, 12, 18 and 24 (notebook 90).
+# in training and in extraction. Factors may be negative, and an image with two classes gets the sum of their vectors (plus
+# the bias). The conditioning alone is meant to suppress the logits of absent classes. ASPP is DeepLab-v2's: the *sum* of
+# four 3 x 3 convolutions with dilations 6, 12, 18 and 24 (notebook 90).
 
 # %%
 # needs two classes
@@ -286,13 +281,13 @@ print(f"v has {len(both)} factors, {100 * (both < 0).float().mean():.0f} % of th
       f"{sum(parameter.numel() for parameter in net.head.parameters()):,} parameters")
 
 # %% [markdown]
-# The price: this network needs labels at test time. It makes training masks; it cannot segment unlabeled images.
+# The price: this network needs labels at test time, so it makes training masks and cannot segment unlabeled images.
 #
 # ## 6 From logits to maps
 #
-# Each image runs at four scales, flipped too. Here it is the **logits** that are averaged (CAM sums its maps), then $p =
-# \mathrm{softmax}$ over all $C$ labels, and only the channels of the background and of the image's classes are kept. The last
-# step uses the refined seed once more, as the official program does:
+# Each image runs at four scales, flipped too. Their **logits** are averaged (CAM sums its maps), then $p =
+# \mathrm{softmax}$ over all $C$ labels, of which the background and the image's classes are kept. The last step uses the
+# refined seed once more, as the official program does:
 #
 # $$ A = \begin{cases} p & \text{where } s = 0 \\ n = \dfrac{p - \min p}{\max p - \min p + 10^{-5}} & \text{elsewhere, minimum and
 # maximum over the image} \end{cases} $$
@@ -314,16 +309,15 @@ assert np.allclose(library_map, A, atol=1e-4)
 print("plain lines = library:", True, " map", A.shape)
 
 # %% [markdown]
-# **A slip to know about.** The official network overrides `train()` without calling the parent's, so `eval()` changes nothing
-# and the dropout of the head **stays on** while the maps are made. If the published numbers come from that code, they contain
-# its noise (averaged over eight passes). Here it is off; `amn_dropout_in_maps = True` repeats the slip by name, with a mask
-# that depends on seed and image only.
+# **A slip.** The official network overrides `train()` without calling the parent's, so `eval()` changes nothing and the
+# head's dropout **stays on** while the maps are made. If the published numbers come from that code, they contain its noise
+# (averaged over eight passes). Here it is off; `amn_dropout_in_maps = True` repeats the slip.
 #
 # ## 7 Training
 #
-# Adam at constant learning rates, a small one for the backbone and a larger one for label encoder and ASPP. Batch normalization
-# keeps its statistics, and the stem is not trained. The paper starts from ImageNet, not from the classifier; the small network
-# has no such start, so it takes the classifier's weights.
+# Adam trains at constant learning rates, a small one for the backbone and a larger one for label encoder and ASPP. Batch
+# normalization keeps its statistics, and the stem is not trained. The paper starts from ImageNet; the small network has no
+# such start and takes the classifier's weights.
 
 # %%
 network = run(amn.NETWORK, config)
@@ -341,8 +335,8 @@ viz.show_training(network.log(), {"loss": "loss", "background": "background", "o
 # %% [markdown]
 # ## 8 All images
 #
-# The maps of the whole training set have the same form as CAM's, so that every later step takes them unchanged. The
-# background's channel is not stored, because every reader drops it: the background gets a constant score again.
+# The maps have the form of CAM's, so every later step takes them unchanged. The background's channel is not stored: the
+# background gets a constant score again.
 
 # %%
 maps = run(amn.MAPS, config)
@@ -353,9 +347,8 @@ print(f"{sum(1 for _ in maps.folder.glob('*.npz'))} files of maps")
 # %% [markdown]
 # ## 9 Numbers
 #
-# Both maps are scored at their best threshold, **chosen by the pixel labels of the scored images**, so both scores are upper
-# bounds. They are also scored at the threshold that was published for each (0.15 and 0.25). The published scores are of VOC
-# 2012, for orientation only.
+# Both maps are scored at their best threshold, **chosen by the pixel labels of the scored images** and so an upper bound,
+# and at the threshold published for each (0.15 and 0.25). Published scores (VOC 2012) are for orientation only.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -369,11 +362,11 @@ for (name, row), fixed in zip(rows.items(), (0.15, 0.25), strict=True):
 print(results.quote(results.published(name, "CAM seed", "train") for name in ("cam", "amn")))
 
 # %% [markdown]
-# In this run AMN's maps have 80.7 % and CAM's 52.7 % at the best thresholds, 72.3 and 51.7 % at the published ones. **AMN
-# loses 8.4 points at its published threshold, CAM 1.0**: AMN's best threshold is 0.45 here and not 0.25.
+# AMN's maps have 80.7 % and CAM's 52.7 % at the best thresholds, 72.3 and 51.7 % at the published ones. **AMN loses 8.4
+# points, CAM 1.0**: AMN's best threshold is 0.45 here, not 0.25.
 #
-# **Like with like.** AMN's maps have a CRF inside: the network has learned from seeds that a CRF made, and reads these seeds
-# once more in section 6. CAM's maps have none. So CAM with a CRF behind it (notebook 70) belongs beside AMN. The next cell
+# **Like with like.** AMN's maps have a CRF inside: the network has learned from seeds that a CRF made, and reads them once
+# more in section 6. CAM's maps have none, so CAM with a CRF behind it (notebook 70) belongs beside AMN. The next cell
 # scores both maps at their best threshold, and their masks after a CRF at the best of three thresholds around it.
 
 # %% tags=["nbval-ignore-output"]
@@ -391,13 +384,14 @@ results.show_table(header, compared)
 
 # %% [markdown]
 # AMN's maps are 28.1 points above CAM's (80.8 and 52.7 %), but a CRF behind CAM gives 19.5 of them (72.2 %). With a CRF
-# behind both, AMN leads by 12.8 points (85.0 %), with two more seeds by 12.4 and 12.8 (docs/results.md). Section 10 takes the CRF out of AMN's seeds instead.
+# behind both, AMN leads by 12.8 points (85.0 %), with two more seeds by 12.4 and 12.8 (docs/results.md). Section 10 takes
+# the CRF out of AMN's seeds.
 #
 # ### Before and after
 #
-# The next table tests the paper's argument on both maps. What to look for: the *range* of thresholds within two points of the
-# best, and the gap between object and background. The same scatter means more where the best thresholds are low, as CAM's. The
-# table also gives, in points, what an image loses on average because the threshold was not its own.
+# The next table tests the paper's argument on both maps. What to look for: the *range* of thresholds within two points of
+# the best, and the gap between object and background. The same scatter means more where the best thresholds are low, as
+# CAM's.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -422,15 +416,15 @@ viz.show_panels([threshold_panels(name, sweep) for name, sweep in sweeps.items()
                 f"own threshold would add {added[0]:.1f} and {added[1]:.1f} points", size=(4, 2.3))
 
 # %% [markdown]
-# By the one threshold for all an image loses 2.6 points with CAM and 2.0 with AMN; with thresholds of their own the images would gain 2.9
-# and 2.7 points together. These rows do not depend on how a map is scaled, and they hardly differ. The others do: a square root of all
-# scores would widen CAM's range of good thresholds without changing one mask. So that the range doubles (0.09 to 0.19) while the
-# images' own thresholds scatter as before (0.110 and 0.104) is less than it seems: it helps whoever guesses a threshold *on this scale*.
-# How much of this the CRF inside does, the table cannot say.
+# By the one threshold for all an image loses 2.6 points with CAM and 2.0 with AMN; with thresholds of their own the images
+# would gain 2.9 and 2.7 points together. These rows do not depend on how a map is scaled, and hardly differ. The others do:
+# a square root of all scores would widen CAM's range of good thresholds without changing one mask. So that the range
+# doubles (0.09 to 0.19) while the images' own thresholds scatter as before (0.110 and 0.104) is less than it seems: it
+# helps whoever guesses a threshold *on this scale*. How much of this the CRF inside does, the table cannot say.
 #
 # ### Every method in one figure
 #
-# The figure draws the same curve for the maps of every method that has been run with this seed.
+# Here is the same curve for every method run with this seed.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -441,19 +435,19 @@ viz.show_threshold_curves(of_methods, f"The best points of the curves: {peaks}",
 # %% [markdown]
 # ### Heads and bodies
 #
-# The cell gives the recall of heads and bodies, each map at its own best threshold.
+# Recall is measured at each map's own best threshold.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
 print(trials.part_recall_table(score_data, {name: (job.folder, rows[name]["threshold"]) for name, job in jobs.items()}))
 
 # %% [markdown]
-# AMN finds 0.87 of the bodies, CAM 0.73; both find the heads. AMN's seeds have been led to the bodies by a CRF.
+# AMN finds 0.87 of the bodies, CAM 0.73; both find the heads. A CRF has led AMN's seeds to the bodies.
 #
 # ## 10 What helps and what does not
 #
-# One part is changed at a time, on few images and few steps so that it takes a minute; `benchmarks/amn_ablations.py` does the
-# same on all images with three seeds. No spread is measured, so a point or two may be noise.
+# One part is changed at a time, on few images and steps; `benchmarks/amn_ablations.py` does the same on all images with
+# three seeds. No spread is measured, so a point or two may be noise.
 
 # %%
 chosen = ("AMN as published", "seeds without CRF", "no label conditioning", "image-level loss, not per pixel",
@@ -483,15 +477,15 @@ else:
 # Without label conditioning 5.5 are lost; dropout costs nothing measurable. Generated scenes have few classes and objects
 # of fair size, so VOC may differ.
 #
-# **With three seeds** on all 1,500 images (mean of the best mIoU, tables and commands in docs/results.md): CAM 52.0 %, AMN 77.1
-# %, with one plain mean 76.4 %, without label conditioning 70.7 %, without the loss for each pixel 46.1 %. The range of
-# thresholds within two points grows from 0.10 to 0.21, while the images' own best thresholds scatter as before (0.11 and 0.12).
-# **On 311 real images** (preset `voc12-small`, one seed): CAM 38.7 %, CAM with a CRF 42.3 %, AMN 42.4 %; IRN's pseudo-masks
-# 48.6 % on CAM's maps and 47.5 % on AMN's.
+# **With three seeds** on all 1,500 images (mean of the best mIoU, docs/results.md): CAM 52.0 %, AMN 77.1 %, with one plain
+# mean 76.4 %, without label conditioning 70.7 %, without the loss for each pixel 46.1 %. The range of thresholds within two
+# points grows from 0.10 to 0.21, while the images' own best thresholds scatter as before (0.11 and 0.12). **On 311 real
+# images** (preset `voc12-small`, one seed): CAM 38.7 %, CAM with a CRF 42.3 %, AMN 42.4 %; IRN's pseudo-masks 48.6 % on
+# CAM's maps and 47.5 % on AMN's.
 #
 # ## 11 Look
 #
-# The figure shows the best, a random and the worst image by the IoU of AMN's mask at its best threshold.
+# Images are ranked by the IoU of AMN's mask at its best threshold.
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_at(maps.folder, maps.metrics[0].get("threshold", 0.25)))
@@ -500,8 +494,8 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
                   "Best, random and worst image: input, ground truth, CAM, and AMN's map with the IoU of its mask", iou={"AMN": ranking})
 
 # %% [markdown]
-# In the worst row AMN covers much of both creatures, yet the IoU is 54 %. The panel shows the highest score of any class, so it hides
-# wrong names. Now the activation of the image of section 1, before and after:
+# In the worst row AMN covers much of both creatures, yet the IoU is 54 %. The panel shows the highest score of any class,
+# so it hides wrong names. Now the activation of section 1's image, before and after:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -516,14 +510,14 @@ viz.show_panels([activation_panel(job.folder, name) for name, job in jobs.items(
 #
 # *PASCAL VOC 2012, images from Flickr; seed 0, drawn by `docs/photographs.py` from the study of notebook 96; nothing was tuned on these images.*
 #
-# What to look for: where does the line follow the animal? AMN has learned from masks that a CRF had drawn, and its maps end nearer to the cat and to
-# the horses' backs than CAM's. On 300 such photographs it gains 6.9, 7.1 and 6.5 points over CAM with three seeds, and 5.6, 5.6 and 5.8 when both
-# have a CRF (notebook 96, where every method was tuned with the same budget). On snow it follows the wrong edges.
+# What to look for: where does the line follow the animal? AMN has learned from a CRF's masks, and its maps end nearer to
+# the cat and the horses' backs than CAM's. On 300 such photographs it gains 6.9, 7.1 and 6.5 points over CAM with three
+# seeds, and 5.6, 5.6 and 5.8 when both have a CRF (every method tuned with the same budget). On snow it follows the wrong
+# edges.
 #
 # ## 12 Try it
 #
-# Move the threshold and watch both masks. What to look for: over which range does each of them stay the same? (The slider needs
-# JupyterLab; the strip shows the same.)
+# Move the threshold (JupyterLab). What to look for: over which range does each mask stay the same?
 
 # %% tags=["nbval-ignore-output"]
 jobs = {"CAM": cam_maps, "AMN": maps}
@@ -548,17 +542,17 @@ viz.show_panels([[thresholded(name, threshold) for threshold in steps] for name 
 # %% [markdown]
 # ## 13 Summary and exercises
 #
-# * One threshold for all images costs accuracy, because each image has its own best one; what it costs is measured with one
-#   pass over stored maps, and need not be much.
+# * One threshold for all images costs accuracy, because each has its own best one; the cost need not be much.
 # * AMN learns per pixel from refined seeds, with a balanced and smoothed loss, and is told the image-level label. Its maps
-#   have a CRF inside: CAM with a CRF belongs beside them, and has two thirds of the gain over plain CAM (19.5 of 28.1 points).
+#   have a CRF inside: CAM with a CRF belongs beside them, and has two thirds of the gain over plain CAM (19.5 of 28.1
+#   points).
 # * AMN does not spare the choice of a threshold: the published one costs it more points here than CAM's. Choose it on a few
-#   masks (notebook 70, section 2), or expect such a loss. Published for AMN: 0.25 for seeds, 0.45 and 0.15 for IRN's labels
-#   (notebook 80), maps to the power 1.3 before the random walk.
-# * Written: `maps/` in the folder of `amn`. Next: notebooks 70, 80 and 90 with `method = "amn"`.
+#   masks (notebook 70, section 2). Published for AMN: 0.25 for seeds, 0.45 and 0.15 for IRN's labels (notebook 80), maps to
+#   the power 1.3 before the random walk.
+# * Next: notebooks 70, 80 and 90 with `method = "amn"`.
 #
 # **Limits and differences.** The paper's grid of thresholds and the number of its upper bound are unknown to us, and its
-# program has no script for them. Sections 4 and 6 name two slips of the program that are not repeated here.
+# program has no script for them.
 #
 # **Exercise 1.** A batch holds 900 background pixels with a loss of 0.2 each and 100 object pixels with a loss of 1.4 each.
 # What is the balanced loss?

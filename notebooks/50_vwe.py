@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 50 · Visual words: VWE and VWL
 #
-# *In: images and their image-level labels. Out: one score map for each class of each image, from a network that must
-# also name the visual words of the image.*
+# *In: images and their image-level labels. Out: one score map for each class of each image, from a network that must also
+# name its visual words.*
 #
 # | | |
 # |---|---|
@@ -13,11 +13,9 @@
 #
 # **Goals.** After this notebook you can
 #
-# 1. make a second, finer set of labels out of features alone, and say why it makes a classifier look at more of an object,
+# 1. make finer labels out of features alone, and say why they make a classifier look at more of an object,
 # 2. say which loss trains which part of the network, and prove it from the graph,
-# 3. tell a living codebook from a dead one, and pooling by average from pooling by maximum, in a picture.
-#
-# Parameters that are not listed here, such as those of batches, are the ones of notebook 10.
+# 3. tell a living codebook from a dead one, and average from maximum pooling, in a picture.
 #
 # ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; classifier and CAM are framed thickly](../docs/figures/chain_vwe.svg)
 
@@ -68,9 +66,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the images there, and CAM's classifier and maps of the same seed? If not, the next cell stops and
-# says which notebook to run. Cells whose first line is `# needs masks` or `# needs single classes` are left out where a
-# data set does not have them.
+# The first check: are images, CAM's classifier and maps of the same seed there?
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -83,9 +79,9 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; {le
 # %% [markdown]
 # ## 1 The problem
 #
-# A classifier has to answer few questions about an image: one yes or no for each class. The most discriminative region of an
-# object answers them, so the evidence gathers there. **Nothing asks about the rest of the object**, because the labels do not
-# mention it. VWE's remedy is to ask more questions, about finer things, without anybody writing more labels.
+# A classifier answers few questions about an image: one yes or no for each class. The most discriminative region answers
+# them, so the evidence gathers there. **Nothing asks about the rest of the object**, which the labels do not mention. VWE
+# asks more and finer questions, without more labels.
 
 # %% tags=["nbval-ignore-output"]
 image_id = score_data.example(1)
@@ -102,10 +98,9 @@ viz.show_panels([viz.image(image, f"input {image_id}"), truth, viz.scores(image,
 #
 # ![From the features three branches: pooling and the class head with the loss of classes; the nearest of K words, their histogram and a head for the classes again; pooling and a head that must name the words which the histogram holds](../docs/figures/vwe.svg)
 #
-# Take the classifier's features, a vector at each position of an image. Choose $K$ such vectors as **words**: here, as
-# VWL-M begins, 16 positions drawn at random from eight images. Give each position of *one* image the word that points
-# most nearly in the same direction. Which words the image holds is a label with $K$ yes-or-no entries that nobody
-# wrote.
+# The classifier's features are a vector at each position of an image. Choose $K$ such vectors as **words**: here 16 random
+# positions of eight images. Give each position of *one* image the word that points most nearly in its direction. Which
+# words the image holds is a label with $K$ yes-or-no entries that nobody wrote.
 
 # %%
 def features_of(net, image):
@@ -127,7 +122,7 @@ H = a.sum(0)  # histogram: (K,)
 w = F.one_hot(index, len(c)).amax(0)  # which words are there: (K,)
 
 # %% [markdown]
-# The library does the same for a whole batch. Both must agree:
+# The library must agree:
 
 # %%
 words = vwe.encode(x[None], c)
@@ -138,9 +133,8 @@ print("ten lines = library:", True)
 print("sum of the histogram = number of positions:", round(H.sum().item()) == len(positions))
 
 # %% [markdown]
-# In the word map each color is a word; the four largest carry their numbers. What to look for: one word covers
-# both creatures and much of the ground around them. These words are only random positions and hardly tell object from
-# ground; section 7 shows learned ones. To predict *all* words of an object, a network has to look at all of it.
+# Each color is a word; the four largest are numbered. What to look for: one word covers both creatures and much of the
+# ground around them. Section 7 shows learned words. To predict *all* words of an object, a network must look at all of it.
 
 # %% tags=["nbval-ignore-output"]
 viz.show_panels([truth, visual_words.word_panel(words.index[0], image, f"{int(w.sum())} of {len(c)} words")],
@@ -156,13 +150,13 @@ viz.show_panels([truth, visual_words.word_panel(words.index[0], image, f"{int(w.
 # w_k = \big[\,k = \mathrm{argmax}_l\, a_{l,ij} \text{ for some } ij\,\big] $$
 #
 # * The **soft** path ($a$, then the histogram $H$) has a gradient, which trains the codebook.
-# * The **hard** path ($w$) has none. It makes labels.
+# * The **hard** path ($w$) has none; it makes labels.
 # * $x$ is *detached*: no gradient of the encoder reaches the backbone.
 #
-# Why two paths? With the temperature $\tau = 1$ of the paper, cosines between $-1$ and $1$ give a nearly flat softmax, so $H$
-# is nearly flat, too. The **entropy** of $H / \sum_k H_k$ measures it: 0 bits if one word has everything, $\log_2 K$ bits if
-# all have the same. Small differences are enough for a gradient, since a head can enlarge them, but not for a label. The hard
-# label is as sharp as can be, at any $\tau$.
+# Why two paths? With the paper's temperature $\tau = 1$, cosines between $-1$ and $1$ give a nearly flat softmax and a
+# nearly flat $H$. The **entropy** of $H / \sum_k H_k$ measures it: 0 bits if one word has everything, $\log_2 K$ bits if
+# all have the same. Small differences suffice for a gradient, since a head can enlarge them, but not for a label. The hard
+# label is sharp at any $\tau$.
 
 # %% tags=["nbval-ignore-output"]
 flat, peaked = (vwe.encode(x[None], c, temperature).histogram[0] for temperature in (1.0, 10.0))
@@ -173,9 +167,8 @@ viz.show_panels([viz.bars(heights, title, xlabel="word k") for title, heights in
                 f"the label is {int(w.sum())} ones; the entropies are {bits[0]:.2f} and {bits[1]:.2f} of {np.log2(len(c)):.0f} bits", size=(2.8, 2.4))
 
 # %% [markdown]
-# **Memory.** The textbook way to get all cosines is a tensor of positions x words x channels. A 1x1 convolution whose weights
-# are the words gives the cosines without it. For one 512-pixel crop with the paper's sizes (`benchmarks/visual_words.py`
-# measures it):
+# **Memory.** The textbook way to all cosines takes a tensor of positions x words x channels; a 1x1 convolution whose
+# weights are the words needs none. For one 512-pixel crop with the paper's sizes (`benchmarks/visual_words.py`):
 
 # %%
 positions_of_crop, paper_words, paper_channels = 32 * 32, 256, 2048
@@ -185,15 +178,15 @@ print(f"cosines alone:                {positions_of_crop * paper_words * 4 / 2**
 # %% [markdown]
 # ## 4 Pooling
 #
-# CAM's average counts every position alike, which favors large regions. A maximum counts one position for each channel, which
-# favors the discriminative spot. **Hybrid spatial pyramid pooling** (HSPP) mixes the average with maxima over grids of 1 x 1, 2
-# x 2 and 4 x 4 blocks:
+# CAM's average counts every position alike and favors large regions. A maximum counts one position a channel and favors the
+# discriminative spot. **Hybrid spatial pyramid pooling** (HSPP) mixes the average with maxima over grids of 1 x 1, 2 x 2
+# and 4 x 4 blocks:
 #
 # $$ P(x) = \frac{1}{\gamma + |L|}\Big[\gamma\,\mathrm{avg}(x) + \sum_{l \in L} \mathrm{avg}\big(\mathrm{maxpool}_{\lfloor h/l\rfloor
 # \times \lfloor w/l\rfloor}(x)\big)\Big], \qquad \gamma = 2,\; L = \{1, 2, 4\} $$
 #
-# What does a pooling attend to? The gradient of its output says it: the weight that each position has in the result. For the
-# average it is the same everywhere; for a maximum it is one for each channel's winner.
+# What does a pooling attend to? The gradient of its output gives each position's weight: the same everywhere for the
+# average, one for each channel's winner for a maximum.
 
 # %%
 POOLINGS = {"average": (1.0, ()), "maximum, 1 x 1": (0.0, (1,)), "maxima, 2 x 2": (0.0, (2,)), "maxima, 4 x 4": (0.0, (4,)),
@@ -218,8 +211,8 @@ viz.show_panels([viz.image(image, f"input {image_id}"), *(attention_panel(x[None
                 "Fraction of the positions that holds half of the weight: " + ", ".join(halves), size=(2, 2.4))
 
 # %% [markdown]
-# The coarser the grid, the fewer positions decide. Every block sends a winner for each channel, also a block of mere
-# background; so the 4 x 4 grid spreads the weight again. A map with fewer than four rows has no such grid:
+# The coarser the grid, the fewer positions decide. Every block, even of background, sends a winner for each channel, so the
+# 4 x 4 grid spreads the weight again. A map with fewer than four rows has no such grid:
 
 # %%
 try:
@@ -230,8 +223,7 @@ except ValueError as error:
 # %% [markdown]
 # ## 5 Losses
 #
-# There are three heads, each a 1x1 convolution without bias. $M$ is the multi-label soft-margin loss of notebook 10, and $y$ is
-# the image label.
+# All three heads are 1x1 convolutions without bias. Each term is notebook 10's loss; $y$ is the image label.
 #
 # | term | logits | target | asks |
 # |---|---|---|---|
@@ -239,8 +231,7 @@ except ValueError as error:
 # | $L_2$, histogram | $W_a\,H$ | $y$ | do the words tell the classes apart? |
 # | $L_3$, word | $W_b\,\mathrm{avg}(x)$ | $w$ | which words? |
 #
-# $L = L_1 + L_2 + L_3$, all weights one. What each term can change follows from what is detached. We do not have to believe it:
-# autograd knows, for each term, which parameters it reaches.
+# $L = L_1 + L_2 + L_3$, all weights one. Autograd tells which parameters each term reaches:
 
 # %%
 torch.manual_seed(config.seed)
@@ -270,8 +261,8 @@ if config.vwe_variant == "vwe":
     assert {part for part in parts if flows["word", part]} == {"backbone", "word head W_b"}
 
 # %% [markdown]
-# The same is drawn next. The codebook learns from $L_2$ alone, so no gradient lets it choose words that are merely easy to
-# predict. The backbone learns from $L_1$ and $L_3$ and takes the words as they are.
+# The codebook learns from $L_2$ alone, so no gradient lets it choose words that are merely easy to predict. The backbone
+# learns from $L_1$ and $L_3$ and takes the words as they are.
 
 # %% tags=["nbval-ignore-output"]
 drawn = ", ".join(f"{term} to {part}" for (term, part), flowing in flows.items() if flowing)
@@ -280,7 +271,7 @@ viz.show_panels([visual_words.flow_diagram(flows)], f"Gradients flow from {drawn
 # %% [markdown]
 # ## 6 Two other codebooks
 #
-# The journal version has two variants; both are options of the same file (`vwe_variant`).
+# The journal version has two variants (`vwe_variant`).
 #
 # **VWL-L** learns its codebook as above, and a fourth loss pushes the words apart: with $G$ the matrix of all products
 # of the words, each minus its own mean, $L_4 = \tfrac12\left(\lVert G\rVert - \lVert \mathrm{diag}\,G\rVert\right)$. It
@@ -293,9 +284,9 @@ print(f"four equal words:                  {vwe.decorrelation(apart[:1].repeat(4
 
 # %% [markdown]
 # **VWL-M** learns nothing here: its codebook is a **memory bank**. The first step fills it with random feature vectors;
-# every later step moves each word a little toward the mean feature of the positions that it won,
-# $c \leftarrow \rho\,m + (1-\rho)\,c$ with $\rho = 0.001$, and $L_2$ is left out. A word that won nothing has $m = 0$.
-# It becomes shorter but keeps its direction, and only directions count.
+# every later step moves each word toward the mean feature of the positions that it won, $c \leftarrow \rho\,m +
+# (1-\rho)\,c$ with $\rho = 0.001$, and $L_2$ is left out. A word that won nothing has $m = 0$: it becomes shorter but keeps
+# its direction, and only directions count.
 
 # %%
 bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -305,9 +296,9 @@ print("won by word", index.flatten().tolist(), "-> bank after a step with rho = 
 print(vwe.moving_average(bank, features, index, rho=0.5).round(decimals=2).tolist())
 
 # %% [markdown]
-# So a word of the bank that dies stays dead, unless the features turn toward it, and the start of a codebook matters. How many
-# words are the nearest of some position in eight images, for random directions (the start of VWE and VWL-L) and for
-# random feature vectors (VWL-M)?
+# So a dead word of the bank stays dead unless the features turn toward it, and the start matters. How many words are
+# nearest to some position in eight images, for random directions (the start of VWE and VWL-L) and for random feature
+# vectors (VWL-M)?
 
 # %% tags=["nbval-ignore-output"]
 generator = torch.Generator().manual_seed(config.seed)
@@ -318,8 +309,8 @@ for words, codebook in starts.items():
     print(f"{words:23s} {len(nearest.unique())} of {len(codebook)} words are in use")
 
 # %% [markdown]
-# **A trap.** The published VWL-M training cannot run: it counts words by `one_hot` of the *soft* assignment, where the nearest
-# words were meant. The library uses the nearest words.
+# **A trap.** The published VWL-M training cannot run: it counts words by `one_hot` of the *soft* assignment. The library
+# uses the nearest words, as was meant.
 
 # %%
 try:
@@ -330,19 +321,18 @@ except RuntimeError as error:
 # %% [markdown]
 # ## 7 Training
 #
-# The network is trained as CAM's classifier is, on the same images, crops and batches. The paper starts at ImageNet weights,
-# which the small backbone does not have, so at smoke size the network starts at the classifier of notebook 10
-# (`vwe_init`). *This is not the same*: the start already knows the classes. Section 10 therefore has a control: average
-# pooling, trained on from the same start.
+# The network is trained as CAM's classifier is. The paper starts at ImageNet weights, which the small backbone lacks, so
+# the smoke run starts at notebook 10's classifier (`vwe_init`). *This is not the same*: the start already knows the
+# classes. Section 10 has a control from the same start.
 
 # %%
 network = run(vwe.NETWORK, config)
 net = network.net
 
 # %% [markdown]
-# What to look for on the left: the histogram loss falls, but with a spike at step 120. The word loss falls less, since which
-# words an image holds is a harder question than which classes, and the words themselves move. On the right are the words
-# in use. A word that is nearest to no position is **dead**; it asks nothing.
+# What to look for on the left: the histogram loss falls, but with a spike at step 120. The word loss falls less: "which
+# words?" is a harder question than "which classes?", and the words themselves move. On the right are the words in use. A
+# word nearest to no position is **dead**; it asks nothing.
 
 # %% tags=["nbval-ignore-output"]
 viz.show_training(network.log(), {name: name for name in terms},
@@ -351,14 +341,14 @@ viz.show_training(network.log(), {name: name for name in terms},
                   f"{{first[words_in_batch]:.0f}} to {{last[words_in_batch]:.0f}} of {config.vwe_words}")
 
 # %% [markdown]
-# The word loss goes from 0.69 to 0.35. What happens at the spike? With learning rate $\eta$ and momentum $\beta$, steps along
-# a direction of curvature $\lambda$ are stable while $\lambda < 2 (1 + \beta) / \eta$. The curvature of $L_2$ in a row of $W_a$ is
-# at most $\lVert H \rVert^2 / 4C$, and $H$ is a *sum* over positions, so it is large.
+# The word loss falls from 0.69 to 0.35. What happens at the spike? With learning rate $\eta$ and momentum $\beta$, steps
+# along a direction of curvature $\lambda$ are stable while $\lambda < 2 (1 + \beta) / \eta$. The curvature of $L_2$ in a
+# row of $W_a$ is at most $\lVert H \rVert^2 / 4C$, and $H$ is a *sum* over positions, so it is large.
 #
 # ### The codebook seen
 #
-# The trained network reads its words on 120 images. What to look for: the entropy of the histograms, what the head of $L_2$
-# makes of them, and the distance to the limit.
+# What to look for on 120 images: the entropy of the histograms, what the head of $L_2$ makes of them, and the distance to
+# the limit.
 
 # %%
 looked_at = list(score_data.ids[:120])
@@ -380,11 +370,11 @@ print(f"the head of the histogram answers {right:.0f} % of all questions for a c
 print(f"curvature up to {curvature:.0f}, stable below {limit:.0f}")
 
 # %% [markdown]
-# The histograms are flat up to a hundredth of a bit, and yet their head answers 97 % of all questions correctly, from the
-# differences between entries. The curvature may reach 27, where 38 is the limit. So the head's steps are nearly as long as can
-# be, and one unusual batch can make them overshoot. This is a calculation, not a test; a run with half the rate would be one.
+# The histograms are flat up to a hundredth of a bit, yet their head answers 97 % of all questions correctly, from the
+# differences. The curvature may reach 27, where 38 is the limit. So the head's steps are nearly as long as possible, and an
+# unusual batch can make them overshoot. This is a calculation, not a test; a run with half the rate would be one.
 #
-# The figure shows four of the word maps. What to look for: does a word end where a creature ends?
+# What to look for in four word maps: does a word end where a creature ends?
 
 # %% tags=["nbval-ignore-output"]
 shown = {name: (word_maps[name][0], score_data.image(name)) for name in looked_at[:4]}
@@ -394,8 +384,8 @@ viz.show_panels([above, below], "Ground truth of four images and their word maps
                 f"{np.mean([len(index.unique()) for index, _ in word_maps.values()]):.0f} words on average", size=2.5)
 
 # %% [markdown]
-# Words end further out: the maps are coarse, and a word of a head also owns the ground beside it. What does a word stand for?
-# Its **nearest patches** say it: the positions with the largest cosine, at most one of each image. What to look for: which
+# Words end further out: the maps are coarse, and a word of a head also owns the ground beside it. A word's **nearest
+# patches**, the positions with the largest cosine (at most one an image), say what it stands for. What to look for: which
 # words are background, heads, bodies?
 
 # %% tags=["nbval-ignore-output"]
@@ -410,9 +400,9 @@ viz.show_panels([visual_words.nearest_patches(score_data, word_maps, word, patch
 # Words 6 and 9 are background, 18 and 22 are heads, 3 and 8 are bodies. Word 17 is the head of a discus *with the water around
 # it*.
 #
-# **Words and classes.** For images of one class each: which fraction of an image's positions does a word own, on
-# average? The scale is logarithmic. A column that is bright in one row only is a word of that class; a column that is
-# equally bright in all rows is background. A white cell is a word that never occurs with the class.
+# **Words and classes.** In images of one class each, which fraction of the positions does a word own on average
+# (logarithmic scale; white: none)? A column bright in one row only is a word of that class; one equally bright in all rows
+# is background.
 
 # %% tags=["nbval-ignore-output"]
 # needs single classes
@@ -427,14 +417,13 @@ viz.show_panels([viz.matrix(logarithms, list(owned), order, text="", limits=(-4,
                 size=(9, 0.9 + 0.3 * len(owned)), bar="fraction,\npower of ten")
 
 # %% [markdown]
-# Words 9 and 6 are bright in all rows. Words 18 and 22 belong mostly to one class. None is dead on these images: the two
-# white columns are words that occur only where two classes meet.
+# Words 9 and 6 are bright in all rows; 18 and 22 belong mostly to one class. None is dead on these images: the two white
+# columns are words that occur only where two classes meet.
 #
 # ## 8 All images
 #
-# The maps are CAM's: $\mathrm{ReLU}(W x)$ at several scales. One detail differs from notebook 10: of an image and its
-# horizontal flip, VWE takes the *maximum* at each position, and IRN the sum. Pooling, codebook and the two other heads are no
-# longer needed.
+# The maps are CAM's, $\mathrm{ReLU}(W x)$ at several scales, but of an image and its horizontal flip VWE takes the
+# *maximum* at each position, not the sum. No other head is needed any more.
 
 # %%
 maps = run(vwe.MAPS, config)
@@ -445,8 +434,8 @@ assert values.min() >= 0 and values.max() <= 1
 # %% [markdown]
 # ## 9 Numbers
 #
-# Each method is scored at its best threshold. **The ground truth chooses it**, so these are upper bounds. The published values,
-# for orientation only, are of VOC 2012.
+# Each method is scored at its best threshold. **The ground truth chooses it**, so these are upper bounds. Published values
+# (VOC 2012) are for orientation only.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -466,12 +455,12 @@ viz.show_threshold_curves(rows, f"CAM peaks at {cam_row['miou']:.1f} percent at 
                           title=f"Maps of {row['images']} images against the ground truth")
 
 # %% [markdown]
-# In this run VWE's peak is 4.9 points higher (57.6 and 52.7 %) and lies at 0.20 instead of 0.11, so its maps are
-# broader. The difference includes four more epochs of training; section 10 has the control.
+# VWE's peak is 4.9 points higher (57.6 and 52.7 %) and lies at 0.20 instead of 0.11: its maps are broader. The difference
+# includes four more epochs of training.
 #
-# **Absent classes.** Usually a class that is in the ground truth *or* in the prediction counts in the mean ("union"). The
-# official VWE program drops classes that are not in the *ground truth* ("present"), so that wrongly predicted ones cost
-# nothing. On whole VOC splits both agree; on four pixels they do not:
+# **Absent classes.** Usually a class in the ground truth *or* the prediction counts in the mean ("union"). The official VWE
+# program counts only those in the *ground truth* ("present"), so that wrongly predicted ones cost nothing. On whole VOC
+# splits both agree; on four pixels they do not:
 
 # %%
 tiny = confusion_matrix(np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1]), 21)  # class 2 is predicted but not there
@@ -479,7 +468,7 @@ for rule in ("union", "present"):
     print(f"rule {rule:8s} mIoU {100 * scores(tiny, rule).miou:.1f} %")
 
 # %% [markdown]
-# Here are our maps by both rules, class by class, and the published table, which is of another stage: DeepLab-v2 with CRF on val.
+# Our maps are scored by both rules; the published table is of another stage, DeepLab-v2 with CRF.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -492,8 +481,8 @@ for (variant, what, split), values in results.PUBLISHED_CLASSES.items():
     print(f"published, {variant}, {what}, VOC {split}, background first: {', '.join(map(str, values))}")
 
 # %% [markdown]
-# **VWL's own CRF** takes the softmax of the scores for probabilities. As scores lie between 0 and 1, that softmax is nearly
-# flat, and the CRF decides much by itself. Here it is with a background score of 0.15:
+# **VWL's own CRF** takes the softmax of the scores for probabilities. As scores lie between 0 and 1, it is nearly flat, and
+# the CRF decides much by itself:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -510,7 +499,7 @@ print(f"{len(few)} images, background score 0.15: mIoU {without:.1f} % without, 
 # %% [markdown]
 # ### Heads and bodies
 #
-# Which pixels of the objects are found, at the threshold 0.15 and at twice that?
+# Which pixels of the objects are found at the threshold 0.15 and twice that?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -518,13 +507,13 @@ for threshold in (0.15, 0.3):
     print(part_recall_table(score_data, {name: (job.folder, threshold) for name, job in jobs.items()}))
 
 # %% [markdown]
-# VWE finds more of the bodies at the same threshold (0.84 instead of 0.62 at 0.15), as the method promises. Recall
-# alone says nothing about what spills over into the background; the curves above do.
+# VWE finds more of the bodies at the same threshold (0.84 instead of 0.62 at 0.15). Recall does not show what spills into
+# the background; the curves above do.
 #
 # ## 10 What helps and what does not
 #
-# Networks with and without HSPP, with and without words, are trained on from the same classifier for a short while.
-# **Read this as a rehearsal**: one seed, few images, few steps.
+# Networks with and without HSPP and words are trained on from the same classifier. **Read this as a rehearsal**: one seed,
+# few images, few steps.
 
 # %%
 count, epochs = (max(1, min(30, len(train_data) // 50)), 4) if config.dataset == "toy" else (2, 1)  # a large network takes its time
@@ -549,8 +538,8 @@ for change, gain in gains.items():
     print(f"{change}: {gain:+.1f} points" + (" (less than one point: nothing)" if abs(gain) < 1 else ""))
 
 # %% [markdown]
-# This rehearsal does not decide anything: the words add 0.4 and 0.5 points, HSPP adds 0.9, and one seed has no spread. The row
-# "average, without words" is CAM *trained on*: what it gains over notebook 10 is longer training and not VWE.
+# This rehearsal decides nothing: the words add 0.4 and 0.5 points, HSPP 0.9. The row "average, without words" is CAM
+# *trained on*: any gain over notebook 10 is longer training, not VWE.
 #
 # **With three seeds** of an earlier run (`benchmarks/vwe_ablations.py`, 600 images, best mIoU, docs/results.md):
 # average 53.7 ± 1.7 %, HSPP 56.0 ± 2.5 %, average and words 55.3 ± 2.0 %, HSPP and words 57.0 ± 2.2 %. There HSPP with
@@ -563,16 +552,15 @@ for change, gain in gains.items():
 # | CAM | 38.7 | 0.46 | 38.7 | 42.3 | 48.6 |
 # | VWE | 37.2 | 0.64 | 35.9 | 37.9 | 37.3 |
 #
-# The maps lose 1.5 points and the pseudo-masks 11.3. Why? The threshold of 0.64 says that VWE's maps are high over much of
-# the image. In real images most words are background words, and grass or water comes with certain classes, as word 17
-# shows in small. The question "which words?" rewards a network that keeps them, and a map that is high on the context
-# gives IRN few sure background pixels. This fits the numbers, but no run has tested it. The start is another possible
-# cause: there the network begins at ImageNet weights, as published, with untuned rates.
+# The maps lose 1.5 points, the pseudo-masks 11.3. The threshold of 0.64 says that VWE's maps are high over much of the
+# image. In real images most words are of the background, and grass or water comes with certain classes, as with word 17.
+# The question "which words?" rewards keeping them, and a map high on the context gives IRN few sure background pixels. This
+# fits the numbers, but no run has tested it. Another possible cause is the start, there at ImageNet weights, as published,
+# with untuned rates.
 #
 # ## 11 Look
 #
-# The figure shows the best, a random and the worst image by their own IoU. What to look for: where is VWE's map broader than
-# CAM's?
+# What to look for: where is VWE's map broader than CAM's?
 
 # %% tags=["nbval-ignore-output"]
 mask_of = mask_at(maps.folder, maps.metrics[0].get("threshold", 0.15))
@@ -583,7 +571,7 @@ viz.show_examples(score_data, chosen, {"CAM": viz.highest_scores(cam_maps.folder
                   size=2.2, iou={"visual words": ranking})
 
 # %% [markdown]
-# In the first image it is a little broader over the body. In the last one it also marks much of the ground.
+# In the first image it is a little broader over the body; in the last it also marks much of the ground.
 #
 # ### On photographs
 #
@@ -591,13 +579,12 @@ viz.show_examples(score_data, chosen, {"CAM": viz.highest_scores(cam_maps.folder
 #
 # *PASCAL VOC 2012, images from Flickr; seed 0, drawn by `docs/photographs.py` from the study of notebook 96; nothing was tuned on these images.*
 #
-# What to look for: the words find the whole of both horses, and as much snow as dog. On 300 such photographs VWE gains -0.0, -0.4 and 1.1 points over
-# CAM with three seeds: nothing is shown (notebook 96, where every method was tuned with the same budget).
+# What to look for: the words find the whole of both horses, and as much snow as dog. On 300 such photographs VWE gains
+# -0.0, -0.4 and 1.1 points over CAM with three seeds: nothing is shown.
 #
 # ## 12 Try it
 #
-# Choose a pooling and an image, and see where the *trained* network's pooled features come from. (The sliders need JupyterLab;
-# the strip shows the same.)
+# Choose a pooling and an image, and see where the *trained* network's pooled features come from (JupyterLab).
 
 # %% tags=["nbval-ignore-output"]
 def panel_of(pooling="mix (HSPP)", number=0):
@@ -616,26 +603,23 @@ viz.show_panels(rows, "Two images and the weights of five poolings: the average 
                 size=(2, 2.4))
 
 # %% [markdown]
-# The single maximum sits mostly on the heads. Finer grids and the average spread the weight again, and the mix has a
-# part of each.
+# The single maximum sits mostly on the heads; finer grids spread the weight again.
 #
 # ## 13 Summary and exercises
 #
-# * Words are labels out of features. The encoder's gradient trains the codebook, never the backbone; the word label trains
-#   the backbone, never the codebook.
+# * Words are labels out of features. Histograms train the codebook, never the backbone; word labels the backbone, never the
+#   codebook.
 # * HSPP lies between average and maximum.
-# * VWE's maps score 4.9 points above CAM's in this run. The short control shows less than a point for words and for
-#   HSPP; three seeds of a longer one show 3.3 for both. On real images the method loses.
-# * This notebook has written `network/` and `maps/`. Next, notebook 70 turns maps into initial seed masks.
+# * VWE's maps score 4.9 points above CAM's. The short control shows less than a point for words and for HSPP; three seeds
+#   of a longer one show 3.3 for both. On real images the method loses.
+# * Next, notebook 70 turns maps into initial seed masks.
 #
-# **Differences from the papers** stand beside the parameters. VWL-M's crash is repaired.
+# **Limits.** A word counts alike whether it owns one position or half of the image; VWL-L's fourth loss (section 6), not
+# $\tau$, is meant to change that. Words cannot separate classes that share a texture. Background has words too, and
+# predicting them teaches nothing about objects.
 #
-# **Limits.** A word counts alike whether it owns one position or half of the image. $\tau$ does not change that; VWL-L's fourth
-# loss (section 6) is meant to. Words cannot separate classes that share a texture. Background has words too, and predicting
-# them teaches nothing about objects.
-#
-# **Exercise 1.** A feature map has 12 x 12 positions and 20 channels. At most how many positions win in at least one channel,
-# if the maxima over the grid of 2 x 2 blocks are taken?
+# **Exercise 1.** A feature map has 12 x 12 positions and 20 channels. At most how many positions win in at least one
+# channel with maxima over a grid of 2 x 2 blocks?
 
 # %%
 winners = None  # your answer
@@ -650,7 +634,7 @@ entry_of_histogram = None  # your answer
 widgets.check(entry_of_histogram, "306781a98195", "exercise 2")
 
 # %% [markdown]
-# **Exercise 3.** Write the fraction of dead words: words that no image of a data set has, from the labels $w$ of its images.
+# **Exercise 3.** Write the fraction of dead words, those that no image has, from the labels $w$ of all images.
 
 # %%
 def dead_fraction(labels):

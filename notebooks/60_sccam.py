@@ -66,9 +66,8 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are CAM's classifier and maps there? If not, the next cell stops and says which notebook to run. The
-# classifier is *round 0*; only its features are used, so it may have another backbone. Cells whose first line is
-# `# needs masks` are left out where a data set has none.
+# The first check: are CAM's classifier and maps there? The classifier is *round 0*; only its features are used, so it may
+# have another backbone.
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -84,9 +83,9 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; tru
 # %% [markdown]
 # ## 1 The problem
 #
-# A classifier needs only the most discriminative region of an object, so its map covers only that region (notebook 10).
-# Look at one class that comes in **two kinds**. Generated data have one: its bodies are round or long, and the colors
-# of its head differ. One weight vector $W_c$ has to fit both, and nothing asks it to tell them apart.
+# A classifier needs only the most discriminative region of an object, so its map covers only that (notebook 10). One
+# generated class comes in **two kinds**: its bodies are round or long, and the colors of its head differ. One weight vector
+# $W_c$ has to fit both, and nothing asks it to tell them apart.
 
 # %% tags=["nbval-ignore-output"]
 shown_class = sorted({name for _, name in true_kinds})[0] if true_kinds else train_data.classes[train_data.labels.sum(0).argmax()]
@@ -97,17 +96,16 @@ viz.show_panels(subcategories.kinds_and_maps(train_data, cam_maps.folder, number
                 f"Images of the class {shown_class} and their maps, which are brightest on one discriminative region", size=2)
 
 # %% [markdown]
-# SC-CAM asks for more. It splits every class into $K$ sub-categories, without any label, and the network has to name the
-# sub-category as well. What tells a class from the others may not tell its sub-categories apart. So the trunk (the backbone)
-# should look at more of the object, and the class's own map, made of the same features, should grow. This notebook measures
-# that hope.
+# SC-CAM splits every class into $K$ sub-categories, without any label, and the network must also name the sub-category.
+# What tells a class from the others may not tell its sub-categories apart. So the trunk (the backbone) should look at more
+# of the object, and the class's own map, made of the same features, should grow.
 #
 # ## 2 The idea in ten lines
 #
 # ![The classifier of round 0 gives feature vectors of all images; k-means within each class makes sub-category labels of them; a network with two heads learns classes and sub-categories; in the next round its features are clustered; the maps are those of its class head](../docs/figures/sccam.svg)
 #
-# For a class $c$ take the images $S_c$ that carry it. Their features $f_i$ (the mean of the deepest map of the trunk) are
-# clustered, and the cluster's number becomes a label:
+# The images $S_c$ of a class $c$ are clustered by their features $f_i$ (the mean of the trunk's deepest map), and the
+# cluster becomes a label:
 
 # %% tags=["nbval-ignore-output"]
 few = members[:40]
@@ -123,14 +121,14 @@ assert (sccam.subcategory_labels(of_library, K) == Y_s).all()
 print("ten lines = library:", True, " images in each sub-category:", np.bincount(q).tolist())
 
 # %% [markdown]
-# The network then has two linear heads on the same pooled feature, and two losses of the same kind, $\mathcal{L} =
-# \mathcal{L}_p + \lambda \mathcal{L}_s$. Everything else is as in notebook 10.
+# The network has two linear heads on the same pooled feature, with the loss $\mathcal{L} = \mathcal{L}_p + \lambda
+# \mathcal{L}_s$. The rest is as in notebook 10.
 #
 # ## 3 Sub-categories
 #
-# An image with two classes gets two sub-categories, one in each class, **both from the same whole-image feature**. The table
-# shows six images: which classes they have, their cluster in each class, and the label $Y_s$ of $C \cdot K$ outputs, in which
-# sub-category $j$ of class $c$ is number $cK + j$. (K = 2 and two classes here, to fit the page.)
+# An image with two classes gets two sub-categories, **both from the same whole-image feature**. The table shows the classes
+# of six images, their cluster in each class, and the label $Y_s$ of $C \cdot K$ outputs, in which sub-category $j$ of class
+# $c$ is number $cK + j$ (here two classes, K = 2).
 
 # %%
 small_labels = np.array([[1, 0], [1, 1], [0, 1], [1, 0], [0, 1], [1, 1]])
@@ -143,12 +141,11 @@ for i in sccam.class_major_order(small_labels):  # class after class, as the off
 assert (multi_hot.sum(1) == small_labels.sum(1)).all() and assignment[0, 0] == assignment[3, 0] != assignment[1, 0]
 
 # %% [markdown]
-# A class with fewer images than clusters gets one sub-category for each image and leaves the others unused (-1 says that the
-# image does not carry the class). On VOC the smallest class has 267 images, so this happens on small data only.
+# A class with fewer images than clusters gets one sub-category for each image and leaves the others unused (-1: the image
+# does not carry the class). VOC's smallest class has 267 images, so this happens on small data only.
 #
-# Now all training images are clustered by the features of round 0. K-means starts ten times from random centers and
-# keeps the best (scikit-learn's default when the paper was written; today's default is one start). Features are not
-# scaled or projected.
+# Now all training images are clustered by round 0's features. K-means starts ten times from random centers and keeps the
+# best (scikit-learn's default at the paper's time; now it is one). Features are not scaled or projected.
 
 # %% tags=["nbval-ignore-output"]
 features0 = sccam.image_features(round0.backbone, train_data, *normalization0, config.device_batch_size)
@@ -158,9 +155,8 @@ for name, kinds, count in zip(train_data.classes, sccam.used_subcategories(assig
     print(f"{name:12s} {count:5d} images, {kinds:3d} sub-categories{remark}")
 
 # %% [markdown]
-# The picture shows the features of one class, projected to two dimensions by PCA (for the eye only). Color is the
-# cluster, the true kind, which the network never saw, or the classes in the image. What to look for: which of the last
-# two do the clusters follow?
+# The features of one class, projected by PCA for the eye only, are colored by cluster, by true kind (which the network
+# never saw) and by the classes in the image. What to look for: which of the last two do the clusters follow?
 
 # %% tags=["nbval-ignore-output"]
 flat = decomposition.PCA(2, svd_solver="full").fit_transform(features0[members]) if len(members) > 1 else np.zeros((1, 2))
@@ -172,8 +168,8 @@ viz.show_panels([subcategories.groups_of_points(flat, of_group, title) for title
                 size=(4, 3.4))
 
 # %% [markdown]
-# To put a number on it, the *purity* of a clustering is the fraction of images that are of the commonest kind of their cluster.
-# Many small clusters are pure by chance, so the value for clusters of the same sizes dealt at random stands beside it.
+# The *purity* of a clustering is the fraction of images that are of the commonest kind of their cluster. Small clusters are
+# pure by chance, so the value for clusters of the same sizes dealt at random stands beside it.
 
 # %%
 def report_purity(assignment):
@@ -191,11 +187,10 @@ purity0, chance0 = report_purity(assignment0)
 print("The clusters follow", "the true kinds" if purity0 > chance0 + 0.1 else "something else than the true kinds")
 
 # %% [markdown]
-# The clusters follow the other classes in the image (0.94 against 0.44 at random) and not the kind (0.55 against 0.56). This is
-# a limit of the method that the paper's single-object images do not show. The feature belongs to the *whole image*. If a second
-# class is in the image, its evidence is in the feature as well, and the easiest way to divide the images of a class is by
-# **what stands beside it**. Features averaged over the class's own map, or clusters of single-class images only, might avoid
-# this; neither is tried.
+# The clusters follow the other classes in the image (0.94 against 0.44 at random) and not the kind (0.55 against 0.56). The
+# paper's single-object images do not show this limit of the method. The feature is of the *whole image*, so it holds the
+# evidence of a second class as well, and the easiest way to divide the images of a class is by **what stands beside it**.
+# Features averaged over the class's own map, or clusters of single-class images only, might avoid this; neither is tried.
 
 # %% tags=["nbval-ignore-output"]
 largest = np.argsort(-np.bincount(of_cluster))[:3]
@@ -208,7 +203,7 @@ viz.show_panels(rows, f"Three clusters of {shown_class}, one a row: the five ima
 #
 # The published trunk is ResNet-38, wide (4,096 channels at the end) rather than deep, at stride 8. Its blocks normalize
 # *before* they convolve, and where a shortcut needs a convolution, that acts on the normalized tensor, too. A copy with one
-# sixteenth of the width shows the five maps; the rounds of this run use the parameter `backbone`.
+# sixteenth of the width shows the five maps; the rounds here use the parameter `backbone`.
 
 # %%
 narrow = ResNet38(width=4).eval()
@@ -219,7 +214,7 @@ with torch.device("meta"):  # shapes only
     print(f"published width: {sum(p.numel() for p in ResNet38().parameters()):,} parameters")
 
 # %% [markdown]
-# On top are two heads without biases, one output for each class and one for each sub-category, both on the pooled feature:
+# On top are the two heads, without biases:
 #
 # $$ x_p = W_p f, \qquad x_s = W_s f, \qquad f = \frac{1}{hw} \sum_{ij} M_{ij} $$
 #
@@ -244,8 +239,8 @@ print("M", tuple(M.shape), " x_p", tuple(x_p.shape), " x_s", tuple(x_s.shape))
 # $$ \mathcal{L} = \frac{1}{C} \sum_{c} \ell(x_{p,c}, Y_{p,c}) + \lambda \, \frac{1}{CK} \sum_{cj} \ell(x_{s,cj}, Y_{s,cj}),
 # \qquad \lambda = 5 $$
 #
-# Of $CK$ outputs only one or two should be 1. A network that answers "no" everywhere already has a small second term, and the
-# weight of 5 makes up for some of that. By hand and from the library, on two images:
+# Of $CK$ outputs only one or two should be 1. A network that answers "no" everywhere has a small second term; the weight of
+# 5 makes up for some of that:
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -268,11 +263,11 @@ print(f"by hand = library: True; answering 'no' to all of 200 sub-categories cos
 # %% [markdown]
 # ## 6 Training
 #
-# A round takes the features of the network before it, makes sub-categories and trains a new network **from the
-# pre-trained weights**. Only the labels are handed on. The small backbone of the smoke run has no pre-trained weights,
-# so each of its rounds starts from the same random ones, as notebook 10's classifier did. **A round has four epochs and
-# that classifier had eight**, so CAM against SC-CAM is not a fair comparison here. $K$ and $\lambda$ are the paper's;
-# other values of $\lambda$, dropout and the epochs were tried on seed 0 **with the ground truth in view**.
+# A round makes sub-categories from the features of the network before it and trains a new network **from the pre-trained
+# weights**. Only the labels are handed on. The smoke run's small backbone has no such weights, so each round starts from
+# the same random ones, as notebook 10's classifier did. **A round has four epochs and that classifier had eight**, so the
+# comparison with CAM is not fair here. $K$ and $\lambda$ are the paper's; other values of $\lambda$, dropout and the epochs
+# were tried on seed 0 **with the ground truth in view**.
 
 # %%
 rounds = dict(enumerate((run(stage, config) for stage in sccam.rounds(config)), start=1))
@@ -304,7 +299,7 @@ if logs:
 # %% [markdown]
 # ### Round by round
 #
-# Do the clusters become purer from round to round, and do the maps change?
+# Do the clusters become purer, and do the maps change?
 
 # %% tags=["nbval-ignore-output"]
 for t, assignment in assignments.items():
@@ -326,10 +321,10 @@ viz.show_threshold_curves({"round 0: CAM" if t == 0 else f"round {t}": curve for
                           title=f"{len(subset)} images, one scale")
 
 # %% [markdown]
-# The clusters do not become purer. Two things can be read from the curves. The **height** of the peak says how good the
-# best mask is: here the four peaks lie within a point, which on 100 images of one seed says nothing. The **place**
-# says how even the maps are: a map that covers the object with nearly equal scores bears a higher threshold than one
-# with a single bright spot. It moves from 0.08 to about 0.24. In the next figure the lower head fades over the rounds.
+# The clusters do not become purer. The **height** of the peak says how good the best mask is: here the four peaks lie
+# within a point, which on 100 images of one seed says nothing. The **place** says how even the maps are: a map that covers
+# the object with nearly equal scores bears a higher threshold than one with a single bright spot. It moves from 0.08 to
+# about 0.24. In the next figure the lower head fades over the rounds.
 
 # %% tags=["nbval-ignore-output"]
 of_class = np.flatnonzero(score_data.labels[:, number])
@@ -344,11 +339,11 @@ viz.show_panels(panels, f"One image of {shown_class} and its map in rounds 0 (pl
 # %% [markdown]
 # ### Response maps
 #
-# The sub-categories have maps, too. The official program divides the $K$ maps of a class by their common maximum, and merges
-# them by the maximum at each pixel, to look at; **the method itself uses the parent's map**, that of the class as a whole. A
-# sub-category's map need only mark what tells it from its siblings, so the merged map may be patchy. Where the $K$ maps share a
-# pixel evenly (high entropy), the evidence there belongs to the class as such; where one map is alone, it belongs to that
-# sub-category. Here the entropy is low nearly everywhere.
+# The official program divides the $K$ sub-category maps of a class by their common maximum and merges them by the maximum
+# at each pixel, to look at; **the method itself uses the parent's map**, the whole class's. A sub-category's map need only
+# mark what tells it from its siblings, so the merged map may be patchy. Where the $K$ maps share a pixel evenly (high
+# entropy), the evidence there belongs to the class as such; where one map is alone, it belongs to that sub-category. Here
+# the entropy is low nearly everywhere.
 
 # %% tags=["nbval-ignore-output"]
 x = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(classifier.device)
@@ -365,9 +360,9 @@ viz.show_panels([viz.heat_map(values.cpu(), title) for title, values in shown.it
                 "parent's, three of its sub-categories, their maximum and their entropy", size=2, bar="value")
 
 # %% [markdown]
-# **A defect to know about.** The released program draws a heat map into the same array that it saves afterwards: every saved
-# map holds only 0 and 255. The printed scores are computed before and are right, but the files are not what AffinityNet's walk
-# needs (notebook 75 shows what happens). Here the scores themselves are written, in 0..1.
+# **A defect.** The released program draws a heat map into the array that it then saves: every saved map holds only 0
+# and 255. The printed scores, computed before, are right, but the files are not what AffinityNet's walk needs (notebook
+# 75). Here the scores themselves are written, in 0..1.
 
 # %%
 saved = np.array([[0.05, 0.4], [0.2, 1.0]])
@@ -378,8 +373,7 @@ print("what would be saved:", saved.tolist())
 # %% [markdown]
 # ## 7 All images
 #
-# The parent's maps of the last round, over all scales, are made for every training image by the same call as in notebook 10,
-# with another network.
+# The parent's maps of the last round, over all scales, are made as in notebook 10.
 
 # %%
 maps = run(sccam.MAPS, config)
@@ -390,8 +384,8 @@ assert scores.min() >= 0 and scores.max() <= 1
 # %% [markdown]
 # ## 8 Numbers
 #
-# Both methods are scored at their own best threshold, **chosen by looking at pixel labels**, so these are upper bounds;
-# the published values, for orientation only, are of the full VOC 2012.
+# Both methods are scored at their best threshold, **chosen by pixel labels**, so these are upper bounds. Published values
+# (VOC 2012) are for orientation only.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -407,12 +401,12 @@ peaks = [f"{words} peaks at {row['miou']:.1f} percent (threshold {row['threshold
 viz.show_threshold_curves(rows, ", ".join(peaks), title=f"Maps of {row['images']} images against the ground truth")
 
 # %% [markdown]
-# In this run the peak is as high as CAM's (52.4 and 52.7 %). It lies at 0.20 instead of 0.11: the maps are broader. That need not be the
-# sub-categories' doing: each round trains four epochs from fresh heads, CAM eight, and the rehearsal of section 9 has the control.
+# The peak is as high as CAM's (52.4 and 52.7 %). It lies at 0.20 instead of 0.11: the maps are broader. That need not be
+# the sub-categories' doing (section 6).
 #
 # ### Heads and bodies
 #
-# Which fraction of the heads and of the bodies do the maps find?
+# How much of heads and bodies is found?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -420,19 +414,18 @@ for threshold in (0.15, 0.3):
     print(part_recall_table(score_data, {words: (job.folder, threshold) for words, job in jobs.items()}))
 
 # %% [markdown]
-# SC-CAM finds more of the bodies at the same threshold (0.71 instead of 0.62 at 0.15). Recall alone is not a merit: a
-# map that covers the whole image finds every body, and the curves above show that the extra pixels do not pay.
+# At 0.15 SC-CAM finds more of the bodies (0.71 instead of 0.62). Recall alone is no merit: a map of the whole image finds
+# every body, and the curves above show that the extra pixels do not pay.
 #
 # ## 9 What helps and what does not
 #
-# **Sub-categories dealt at random did better than clusters.** `python benchmarks/sccam_ablations.py` trained both
-# exactly as a first round, on an earlier run of seed 0: 54.9 % dealt at random, 50.6 % with clusters, 47.0 % without
-# sub-categories (docs/results.md). So what the second loss gained there did not come from what the clusters mean. This
-# is the notebook's most important result, and it rests on one seed.
+# **Sub-categories dealt at random did better than clusters.** `python benchmarks/sccam_ablations.py` trained both exactly
+# as a first round, on an earlier run of seed 0: 54.9 % dealt at random, 50.6 % with clusters, 47.0 % without sub-categories
+# (docs/results.md). This is the notebook's most important result, and it rests on one seed.
 #
-# Whole rounds take too long to repeat here. The next cells are a rehearsal: they take the trunk of round 0, train it on
-# for a short while on 300 images and compare the maps without the second loss ($\lambda = 0$), with the clusters, with
-# fewer clusters, **dealt at random**, and with the true kinds, which no method knows: they bound what clustering could bring.
+# The next cells are a rehearsal: they train round 0's trunk on for a short while on 300 images, without the second loss
+# ($\lambda = 0$), with the clusters, with fewer clusters, **dealt at random**, and with the true kinds, which no method
+# knows: they bound what clustering could bring.
 
 # %%
 K = config.sccam_clusters
@@ -456,7 +449,7 @@ viz.show_threshold_curves(tried, f"Mean IoU over the threshold for {len(tried)} 
                           f"{max(tried, key=lambda words: tried[words]['miou'])}", title=f"{len(subset)} images, one scale")
 
 # %% [markdown]
-# Do the second loss and the clusters do anything? The next cell subtracts.
+# Do the second loss and the clusters do anything?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, lessons
@@ -470,19 +463,18 @@ else:
     print("round 0 has another backbone: nothing to compare")
 
 # %% [markdown]
-# In this rehearsal the second loss does not help: it takes a point with clusters and 1.5 with random sub-categories, and 3.5 with
-# two clusters. A point or two on a small subset means nothing, so two more seeds have been run (docs/results.md): **clusters and labels dealt at
-# random differ by 0.5, 0.2 and 0.2 points.** The true kinds, which no method knows, gain 0.0, 2.3 and 1.9 over no sub-categories: there is something
-# to be had, and k-means does not find it.
-# **Nor does the rehearsal show that clusters make maps broad**: without sub-categories the peak lies at 0.12, with k-means at 0.12, dealt at random
-# at 0.10. The breadth of the full rounds (0.20 and more) has no control here.
-# Random sub-categories can only be learned by heart, from whatever marks a single image, wherever it is: that, too, asks for more than
-# one spot. They do as well as clusters here and better in the full round, so nothing measured here speaks for what the clusters mean.
+# Here the second loss does not help: it takes a point with clusters, 1.5 with random sub-categories and 3.5 with two
+# clusters. A point or two on a small subset means nothing, so two more seeds were run (docs/results.md): **clusters and
+# labels dealt at random differ by 0.5, 0.2 and 0.2 points.** The true kinds gain 0.0, 2.3 and 1.9 over no sub-categories:
+# there is something to be had, and k-means does not find it. **Nor does the rehearsal show that clusters make maps broad**:
+# without sub-categories and with k-means the peak lies at 0.12, dealt at random at 0.10. The breadth of the full rounds
+# (0.20 and more) has no control here. Random sub-categories can only be learned by heart, from whatever marks a single
+# image, wherever it is: that, too, asks for more than one spot. They do as well as clusters here and better in the full
+# round, so nothing measured here speaks for what the clusters mean.
 #
 # ## 10 Look
 #
-# The figure shows the best, a random and the worst image of SC-CAM, each map at its own best threshold. What to look for: where
-# do the two maps differ?
+# Each map has its own best threshold. What to look for: where do the two maps differ?
 
 # %% tags=["nbval-ignore-output"]
 jobs = {"CAM": cam_maps, "SC-CAM": maps}
@@ -501,13 +493,13 @@ viz.show_examples(score_data, viz.best_worst_random(ious["SC-CAM"], count=1, see
 #
 # *PASCAL VOC 2012, images from Flickr; seed 0, drawn by `docs/photographs.py` from the study of notebook 96; nothing was tuned on these images.*
 #
-# What to look for: the maps are more even than CAM's, and the evenness does not stop at the animal. On 300 such photographs SC-CAM loses 2.9, 4.6
-# and 2.7 points to CAM with three seeds (notebook 96, where every method was tuned with the same budget; SC-CAM's came in three rounds of
-# one, one and two epochs, which is little).
+# What to look for: the maps are more even than CAM's, and the evenness does not stop at the animal. On 300 such photographs
+# SC-CAM loses 2.9, 4.6 and 2.7 points to CAM with three seeds (its three tuned rounds had one, one and two epochs, which is
+# little).
 #
 # ## 11 Try it
 #
-# Move the threshold and compare the two masks. (The slider needs JupyterLab; the strip shows the same.)
+# Move the threshold (JupyterLab) and compare the two masks.
 
 # %% tags=["nbval-ignore-output"]
 def masks(threshold):
@@ -524,34 +516,31 @@ viz.show_panels(list(zip(*map(masks, (0.05, 0.15, 0.3, 0.5)), strict=True)),
                 "Masks of one image by CAM (above) and SC-CAM (below) at four thresholds")
 
 # %% [markdown]
-# At 0.15 SC-CAM's mask holds more of the upper body and of the ground. At 0.30 it begins to lose the lower head, and at
-# 0.50 most of it is gone.
+# At 0.15 SC-CAM's mask holds more of the upper body and the ground. At 0.30 it begins to lose the lower head, and at 0.50
+# most of it is gone.
 #
 # ## 12 Summary and exercises
 #
 # * Sub-categories are made by k-means on whole-image features, class by class; a round hands on nothing else.
-# * Both heads share one trunk. The parent's map is the result; the sub-categories are a means.
-# * In this run SC-CAM's maps are broader than CAM's and not better; in the rehearsal clusters made them no broader than no sub-categories did.
-#   Labels dealt at random serve as well as clusters, or better.
-# * **Limits.** The features are of whole images: with several objects the clusters follow the other classes, not the kind. The
-#   number $K$ is the same for every class.
-# * **Paper and code.** The official program overwrites its saved maps (section 6).
-# * **On 311 real images** (preset `voc12-small`, one seed, four clusters a class) the maps reach 35.1 %, where CAM has
-#   38.7 %; docs/results.md has the later stages.
+# * The parent's map is the result; the sub-categories are a means.
+# * SC-CAM's maps are broader than CAM's and not better; in the rehearsal clusters made them no broader than no
+#   sub-categories did. Labels dealt at random serve as well as clusters, or better.
+# * **Limits.** With several objects the clusters follow the other classes, not the kind. $K$ is the same for every class.
+# * **On 311 real images** (preset `voc12-small`, one seed, four clusters a class) the maps reach 35.1 %, CAM's 38.7 %
+#   (docs/results.md).
 # * **Differences here.** For real images without the published weights, EfficientNet-Lite0 is the trunk.
-# * This notebook has written `round1/` to `round3/` and `maps/`. Next come notebook 70 and then AffinityNet (75, the
-#   published way) or IRN (80).
+# * Next: notebook 70, then AffinityNet (75, the published way) or IRN (80).
 #
-# **Exercise 1.** VOC has 20 classes, 10,582 images and 16,458 labels. With $K = 10$: how many of the $10{,}582 \times 200$
-# sub-category labels are 1? Give the fraction in percent.
+# **Exercise 1.** VOC has 20 classes, 10,582 images and 16,458 labels. With $K = 10$, what percentage of the $10{,}582
+# \times 200$ sub-category labels is 1?
 
 # %%
 fraction = None  # your answer, to three decimals
 widgets.check(fraction, "ba267e356d26", "exercise 1")
 
 # %% [markdown]
-# **Exercise 2.** Purity can always be raised by taking more clusters. Write a function that returns the purity when every image
-# has a cluster of its own.
+# **Exercise 2.** More clusters can always raise purity. Write a function that returns the purity when every image has a
+# cluster of its own.
 
 # %%
 def purity_of_hermits(truth):

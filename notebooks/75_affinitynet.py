@@ -10,9 +10,6 @@
 # | **Time and memory** | smoke: about 2 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 0.6 hours, COCO 5; and CRFs of one step |
 # | **Paper** | Ahn, Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision*, CVPR 2018 (also called PSA) |
 #
-# Notebook 90 learns either AffinityNet's masks or IRN's, as the parameter `refinement` says
-# (`snakemake --config refinement=affinitynet`).
-#
 # **Goals.** After this notebook you can
 #
 # 1. get labels for pairs of pixels out of a map that finds only parts of objects,
@@ -69,8 +66,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the class activation maps and the seed masks there? If not, the next cell stops and says which
-# notebook to run. Cells whose first line is `# needs masks` are left out where a data set has none.
+# The first check: are class activation maps and seed masks there?
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -82,17 +78,16 @@ print(f"{len(train_data)} training images; AffinityNet learns from {len(learn_da
 # %% [markdown]
 # ## 1 Two strengths of the background
 #
-# A map says how much each pixel looks like a class. What is background? AffinityNet gives it a score of its own,
+# A map says how much each pixel looks like a class. AffinityNet gives the background a score of its own,
 #
 # $$ M_{bg} = \big(1 - \max_c M_c\big)^{\alpha} , $$
 #
-# and lets the dense CRF (notebook 70) decide. A **small** $\alpha$ makes the background strong: what is still an object
-# then is *surely* one. A **large** $\alpha$ makes it weak: what is still background then is *surely* background. What
-# is neither stays unknown. Before the CRF, $\alpha$ is a threshold in disguise: background and class are equal where
-# $(1 - M)^\alpha = M$, that is at $M$ = 0.28 for $\alpha$ = 4, at 0.19 for 8, at 0.08 for 32 and at 0.06 for 48. The
-# maps of a smoke run exceed 0.30 on only 33 % of the body pixels (notebook 10), so 4 would leave out most of the
-# bodies; 8 and 48 are used there, near notebook 70's thresholds. These two, the crop, the learning rate, $\beta$ and
-# the number of steps were tried on a hundred images of seed 0 **with the ground truth in view**.
+# and lets the dense CRF (notebook 70) decide. A **small** $\alpha$ makes the background strong: what is still an object is
+# *surely* one. A **large** $\alpha$ makes it weak: what is still background is *surely* background. The rest stays unknown.
+# Before the CRF, $\alpha$ is a threshold in disguise: background and class are equal where $(1 - M)^\alpha = M$, at $M$ =
+# 0.28 for $\alpha$ = 4, 0.19 for 8, 0.08 for 32 and 0.06 for 48. The smoke run's maps exceed 0.30 on only 33 % of the body
+# pixels (notebook 10), so 4 would leave out most bodies; it takes 8 and 48, near notebook 70's thresholds. These two, crop,
+# learning rate, $\beta$ and steps were tried on a hundred images of seed 0 **with the ground truth in view**.
 
 # %% tags=["nbval-ignore-output"]
 measured = [name for name in score_data.ids if name in set(learn_data.ids)]  # of these there will be scores and ground truth
@@ -112,8 +107,8 @@ viz.show_panels([viz.image(image, f"input {image_id}"), viz.labels(score_data.ma
                 "With a strong background the object is small, with a weak one large; merged, a hatched zone lies between", size=2)
 
 # %% [markdown]
-# The next cell makes the merged label in plain lines. The order matters, because a pixel that the strong background gives to an
-# object and the weak one to the background is called background. The library does the same:
+# The order of merging matters: a pixel that the strong background gives to an object and the weak one to the background is
+# called background.
 
 # %%
 by_hand = np.where(low.argmax(0) == 0, IGNORE, low.argmax(0))  # sure objects
@@ -122,8 +117,7 @@ assert (by_hand == merged).all()
 print("plain lines = library:", True)
 
 # %% [markdown]
-# For the images that AffinityNet learns from, the next cell stores the CRF's scores at both strengths, because a
-# training crop averages them over the cells of its own grid.
+# The next cell stores the CRF's scores at both strengths for the images that AffinityNet learns from.
 
 # %%
 score_folder = run(affinitynet.SCORES, config).folder
@@ -131,7 +125,7 @@ low_stored, high_stored = affinitynet.read_scores(score_folder / f"{image_id}.np
 assert low_stored.shape == low.shape and np.abs(low_stored - low).max() < 0.01
 
 # %% [markdown]
-# How good are these labels? (The ground truth is read here to *measure*, nothing else.)
+# How good are these labels?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -148,13 +142,13 @@ print(f"{100 * np.mean(known):.0f} % of the pixels get a label, {100 * np.mean(r
 # %% [markdown]
 # ## 2 Affinity of features
 #
-# As in notebook 80, nothing is known about single pixels of the unknown zone; but *pairs* of near pixels with known labels say what
-# belongs together. AffinityNet gives each cell of a grid a feature vector $f_i \in \mathbb{R}^{448}$ and compares the vectors directly:
+# As in notebook 80, nothing is known about single pixels of the unknown zone, but *pairs* of near pixels with known labels
+# say what belongs together. AffinityNet gives each cell of a grid a feature vector $f_i \in \mathbb{R}^{448}$ and compares
+# them directly:
 #
 # $$ W_{ij} = \exp\Big(-\tfrac{1}{448} \sum_k |f_{ik} - f_{jk}| \Big) \quad \text{for cells closer than the radius } r = 5 . $$
 #
-# (IRN learns boundaries instead and derives the affinity from them.) In ten lines, on features that need no network: the color of
-# each cell.
+# In ten lines, with each cell's color as features:
 
 # %%
 def color_of(picture):
@@ -220,9 +214,9 @@ print(f"background {losses.bg:.3f}, objects {losses.fg:.3f}, different {losses.n
 # %% [markdown]
 # ## 4 The network
 #
-# Three maps of the backbone, shallow to deep, pass a 1x1 convolution each (64, 128 and 256 channels), and one more over all 448. In
-# the published networks (ResNet-38 and VGG-16) all three maps have stride 8. Here the first is the one that is as fine as
-# the grid, and the deeper ones are enlarged to it. **Unlike IRN, the backbone is trained along**; only batch normalization is frozen.
+# Three backbone maps, shallow to deep, pass a 1x1 convolution each (64, 128 and 256 channels), and one more over all 448.
+# In the published networks (ResNet-38 and VGG-16) all three have stride 8; here the first is as fine as the grid, and the
+# deeper ones are enlarged to it. **Unlike IRN, the backbone is trained along**; only batch normalization is frozen.
 
 # %%
 torch.manual_seed(config.seed)
@@ -242,24 +236,23 @@ print("gradients reach head and backbone:", True)
 # %% [markdown]
 # ## 5 Training
 #
-# Each sample is a crop with jittered colors; the image is normalized *after* the crop, so that the surroundings of a small image
-# are black, and the two CRF scores are averaged over the cells of the crop's own grid before they are compared. **No pixel label is
-# read.**
+# Samples are crops with jittered colors, normalized *after* the crop, so that the surroundings of a small image are black.
+# The two CRF scores are averaged over the crop's cells before they are compared. **No pixel label is read.**
 
 # %%
 network = run(affinitynet.NETWORK, config)
 net = network.net
 
 # %% [markdown]
-# What to look for: the three terms pull against each other. Affinities that are all 1 would make the first two vanish and the
-# third infinite.
+# What to look for: the three terms pull against each other. Affinities of 1 everywhere would make the first two vanish and
+# the third infinite.
 
 # %% tags=["nbval-ignore-output"]
 viz.show_training(network.log(), {"bg": "background pairs", "fg": "object pairs", "neg": "different pairs"},
                   alt="The total loss goes from {first[loss]:.2f} to {last[loss]:.2f} in {last[step]} steps", mean_of=5)
 
 # %% [markdown]
-# The affinities of the same cell by the trained features are smoother on the body, and lower beneath it:
+# By the trained features, the same cell's affinities are smoother on the body and lower beneath it:
 
 # %% tags=["nbval-ignore-output"]
 f = affinitynet.grid_features(net, image, config).cpu()
@@ -273,10 +266,10 @@ viz.show_panels([marked, by_color, viz.heat_map(affinities_of(f, cell), "by Affi
 #
 # $$ T = V D^{-1}, \qquad m^{\text{out}} = m \, T^{\,t}, \qquad t = 2^8 = 256 , $$
 #
-# as published (fewer steps in a smoke run, whose grid is smaller), where $m$ holds the maps **with the background as one more
+# as published (fewer in a smoke run, whose grid is smaller), where $m$ holds the maps **with the background as one more
 # channel**, averaged over the cells. Afterwards the strongest channel wins; $\alpha$ takes the place of the threshold, and
-# matters as much (section 9). The published 16 is a threshold of 0.12 before the walk, and to keep it takes no mask. In ten
-# lines with dense matrices, against the library's sparse walk:
+# matters as much (section 9). The published 16 is a threshold of 0.12 before the walk, and keeping it takes no mask. In ten
+# lines with dense matrices:
 
 # %%
 small = f[:, :12, :14]
@@ -292,11 +285,11 @@ assert torch.allclose(dense, random_walk(graph, m, config.affinity_walk_log2_ste
 print("dense = sparse:", True, f" entries that are not 0: {100 * (V > 0).double().mean():.0f} % of this small matrix")
 
 # %% [markdown]
-# The published program builds the dense matrix and squares it eight times: about 6 s for an image at stride 8. The library keeps it sparse
-# and never forms the power (the Chebyshev series of notebook 80): `python benchmarks/affinitynet_walk.py` measures both.
+# The published program builds the dense matrix and squares it eight times: about 6 s for an image at stride 8. The library
+# keeps it sparse and never forms the power (notebook 80's Chebyshev series; `benchmarks/affinitynet_walk.py`).
 #
-# One row of $T^t$ says where the score of a cell goes. What to look for: for 16 steps it stays on the body, after 64 it
-# fills it, and after 256 some has reached the head.
+# One row of $T^t$ says where a cell's score goes. What to look for: for 16 steps it stays on the body, after 64 it fills
+# it, and after 256 some has reached the head.
 
 # %% tags=["nbval-ignore-output"]
 graph = affinitynet.feature_graph(f, config.affinitynet_radius, config.affinity_walk_beta)
@@ -308,9 +301,8 @@ viz.show_panels([truth, *(viz.heat_map(walk / walk.max(), f"t = {steps}") for st
                 "The score of one cell after 1 to 256 steps, each divided by its maximum, beside the ground truth", size=2)
 
 # %% [markdown]
-# **A peculiarity that is kept.** Only cells whose whole neighborhood lies inside the map begin a pair. For radius 5 ten
-# cells of every map are in no pair at all and keep their scores, and cells at the left, right and lower border have
-# fewer neighbors:
+# **A peculiarity, kept.** Only cells whose whole neighborhood lies inside the map begin a pair. For radius 5 ten cells of
+# every map are in no pair and keep their scores, and cells at the left, right and lower border have fewer neighbors:
 
 # %%
 lonely = affinitynet.feature_graph(torch.zeros(1, 12, 16), radius=5, beta=8).degree().view(12, 16)
@@ -318,8 +310,8 @@ print(f"{(lonely == 1).sum()} cells without a neighbor: {[tuple(c) for c in torc
 assert (lonely == 1).sum() == 10
 
 # %% [markdown]
-# **A defect that is avoided.** SC-CAM's released program saves maps of 0 and 255 (notebook 60, section "Response maps"). With those the
-# background's score is $(1 - 255)^{16} \approx 3 \cdot 10^{38}$, and everything becomes background. Here such maps are refused:
+# **A defect, avoided.** SC-CAM's released program saves maps of 0 and 255 (notebook 60). The background's score is then
+# $(1 - 255)^{16} \approx 3 \cdot 10^{38}$, and everything becomes background. Such maps are refused:
 
 # %%
 print(f"background under a defective map: {(1.0 - 255.0) ** 16:.1e}")
@@ -331,8 +323,8 @@ except ValueError as error:
 # %% [markdown]
 # ## 7 All images
 #
-# Every training image goes through features, graph and walk to a mask. **The image-level labels are used**: only the classes
-# that the label names have maps.
+# Every training image goes through features, graph and walk to a mask. **Image-level labels are used**: only the label's
+# classes have maps.
 
 # %%
 masks = run(affinitynet.MASKS, config)
@@ -343,8 +335,7 @@ print("every value of the mask is background or a class of the label:", True)
 # %% [markdown]
 # ## 8 Numbers
 #
-# The table scores the pseudo-masks beside the seed masks of notebook 70. Beneath are published values of the full VOC 2012, for
-# orientation only.
+# The pseudo-masks stand beside notebook 70's seed masks. Published values (VOC 2012) are for orientation only.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -354,10 +345,10 @@ print(results.quote(entry for entry in results.PUBLISHED if "AffinityNet" in ent
 # %% [markdown]
 # ### Against IRN
 #
-# If notebook 80 has refined the same maps, its score stands here beside AffinityNet's. The two are not equally served: AffinityNet learned from
-# 400 of the images and walks with the published $\alpha$, IRN from all of them, and its threshold was chosen with masks. In kind they differ, too. AffinityNet compares the
-# features of two cells, so that it cannot part two like objects that touch; IRN asks what lies between them, and parts an object of two
-# textures wherever it sees a line.
+# If notebook 80 is finished, its score stands beside AffinityNet's. The two are not equally served: AffinityNet learned
+# from 400 images and walks with the published $\alpha$, IRN from all, and its threshold was chosen with masks. They differ
+# in kind, too. AffinityNet compares the features of two cells, so it cannot part two like objects that touch; IRN asks what
+# lies between, and parts an object of two textures wherever it sees a line.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -369,8 +360,8 @@ else:
 # %% [markdown]
 # ## 9 What helps and what does not
 #
-# Exponents and steps are changed one at a time, on 60 images of one seed. The power is that of two, so 0 is one step and not
-# none. The last line holds two controls: the pooled maps without any walk, and a walk over the colors of section 2.
+# Exponents and steps are changed one at a time, on 60 images of one seed. The power is that of two, so 0 is one step. Two
+# controls follow: the pooled maps without any walk, and a walk over section 2's colors.
 
 # %% tags=["nbval-ignore-output"]
 tried = replace(score_data, ids=score_data.ids[:60], labels=score_data.labels[:60])
@@ -401,12 +392,12 @@ print(f"controls: no walk {score_of(power=None):.1f} %, the usual walk by color 
 
 # %% [markdown]
 # A small $\alpha$ or $\beta$ costs much. **$\alpha$ = 32 scores 57.8 %, 3.2 points above the 16 in use** (54.6 %). The walk
-# adds 3.1 points to the maps without one (51.5 %). **Over plain colors the same walk scores 67.4 %, 12.8 points more than over
-# the learned features** (with two more seeds 6.4 and 10.9 more): on these images the training does not pay. A likely reason is that a generated body has one color;
-# real images have no such bodies. Notebook 80 walks by *changes* of color and loses: a step between neighbors stands at every texture,
-# while two ends of one color are alike whatever lies between them.
+# adds 3.1 points (without one: 51.5 %). **Over plain colors the same walk scores 67.4 %, 12.8 points more than over the
+# learned features** (with two more seeds 6.4 and 10.9 more): on these images the training does not pay. A likely reason is
+# that generated bodies, unlike real ones, have one color. Notebook 80 walks by *changes* of color and loses: a step between
+# neighbors stands at every texture, while two ends of one color are alike whatever lies between.
 #
-# The paper's last step before segmentation is another CRF over these masks. Does it help? On these images, yes:
+# The paper's last step before segmentation is another CRF over these masks. On these images it helps:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -423,8 +414,7 @@ print(f"{len(tried)} images: {without:.1f} % as they are, {with_crf:.1f} % after
 # %% [markdown]
 # ## 10 Look
 #
-# The figure shows the best, a random and the worst image by their own IoU; *refined* is the seed mask after the CRF. In the
-# worst one the seed mask is already wrong.
+# *Refined* is the seed mask after the CRF. In the worst image it is already wrong.
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_of)
@@ -435,7 +425,7 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 # %% [markdown]
 # ## 11 Try it
 #
-# Change the number of steps and the exponent of the background. (The sliders need JupyterLab; the strip shows the same.)
+# Change the steps and the background's exponent (JupyterLab).
 
 # %% tags=["nbval-ignore-output"]
 features_of[image_id] = f.to(network.device)
@@ -464,17 +454,15 @@ viz.show_panels([[truth, *(refined(*pair) for pair in settings)], [viz.blank(), 
 #
 # * Two strengths of one background turn a partial map into sure labels and unknown pixels.
 # * The network learns features that are alike inside objects; the walk averages scores over what is alike.
-# * The background walks along as a channel, and its exponent takes the place of a threshold. In this run AffinityNet
-#   gains 6.1 points over the plain seed mask, but **the CRF alone gains 14.1**, and a walk over colors does better, too.
-#   It gained less than the CRF in three seeds of an earlier run (docs/results.md).
-# * **Limits.** The grid is coarse (8 pixels as published); a class whose map is wrong stays wrong; thin parts vanish in
-#   a cell.
-# * **Paper and code.** The paper says 896 channels, Adam and alpha 24; the released program has 448, SGD (with the
-#   momentum slip of notebook 10) and 32. The paper's best masks go through one more CRF, the program's do not.
-# * Written: `affinity_scores/`, `affinitynet/`, `affinitynet_masks/`. Next: notebook 90 with
-#   `refinement = "affinitynet"`.
+# * AffinityNet gains 6.1 points over the plain seed mask, but **the CRF alone gains 14.1**, and a walk over colors does
+#   better, too. It gained less than the CRF in three seeds of an earlier run (docs/results.md).
+# * **Limits.** The grid is coarse (8 pixels as published); a class whose map is wrong stays wrong; thin parts vanish in a
+#   cell.
+# * **Paper and code.** The paper says 896 channels, Adam and alpha 24; the released program has 448, SGD (with the momentum
+#   slip of notebook 10) and 32, and no last CRF.
+# * Next: notebook 90 with `refinement = "affinitynet"`.
 #
-# **Exercise 1.** An image of 375 x 500 pixels at stride 8 (sides rounded up). How many entries has the dense matrix?
+# **Exercise 1.** How many entries has the dense matrix of an image of 375 x 500 pixels at stride 8 (sides rounded up)?
 
 # %%
 entries = None  # your answer
@@ -488,8 +476,7 @@ number_of_pairs = None  # your answer
 widgets.check(number_of_pairs, "f58a8432545f", "exercise 2")
 
 # %% [markdown]
-# **Exercise 3.** A pixel has the map values 0.5 and 0.2. Write a function that returns the alpha at which background and strongest class
-# are equal.
+# **Exercise 3.** Write a function that returns the alpha at which background and strongest class of a pixel are equal.
 
 # %%
 def break_even(values):
