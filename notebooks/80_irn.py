@@ -544,11 +544,11 @@ print(results.class_table({"IoU of the mask": rows[-1]["class_iou"]}, ["backgrou
 # ### Is it the walk, or the boundaries?
 #
 # A gain over the plain seed can come from the walk alone, whatever its boundaries, or from what the network has learned. So the
-# same walk goes along other boundaries: none (no walk), changes of color, those of a network whose boundary head has learned
-# nothing, the learned ones, and the outlines of the ground truth, the best that any network could learn. One more control needs
-# neither boundaries nor learning: notebook 75's walk between cells of like color. Each way has its best threshold without a
-# CRF; the CRF comes behind the same one. What to look for: is a walk better than a CRF (compare it without a CRF to *no walk*
-# with one), does it add to a CRF, and what had to be learned for that?
+# same walk goes along other boundaries: none (no walk), changes of color, those of an untrained boundary head, the learned
+# ones, and the outlines of the ground truth, the best that any network could learn. One more control needs neither boundaries
+# nor learning: notebook 75's walk between cells of like color. Each way has its best threshold without a CRF; the CRF comes
+# behind the same one. What to look for: is a walk better than a CRF (compare it without a CRF to *no walk* with one), does it
+# add to a CRF, and what had to be learned for that?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, lessons

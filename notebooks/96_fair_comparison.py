@@ -243,7 +243,7 @@ show_table(["DeepLab-v2, learned from", "seed", "mIoU % of these masks", "mIoU %
 #
 # * *how they rank on VOC.* The photographs have 320 pixels and six classes, the network is EfficientNet-Lite0 and saw 600 of
 #   them four times. ResNet-50 on 10,582 images is another start, and SC-CAM's three rounds had one, one and two epochs.
-# * *what saliency adds to DRS.* Saliency maps are further labels; they were not used here.
+# * *what saliency adds to DRS.* Saliency maps are further labels, not used here.
 # * *that "not shown" is zero.* With three seeds a gain must be several times its spread to be shown.
 # * *that tuning was equal in all respects.* The first trial's values come from presets that were tried with some masks in view,
 #   for all methods, on 311 other photographs. RIB and AMN begin at CAM's classifier and so inherit CAM's trials; VWE, DRS and
