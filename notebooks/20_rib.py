@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 20 · RIB: reducing the information bottleneck
 #
-# *In: a trained classifier and images. Out: class activation maps of the same form as notebook 10's, for the same chain.*
+# *In: a trained classifier and images. Out: class activation maps like notebook 10's, for the same chain.*
 #
 # | | |
 # |---|---|
@@ -12,9 +12,9 @@
 #
 # **Goals.** After this notebook you can
 #
-# 1. say why a classifier that is sure of itself has no reason to look at the rest of an object,
-# 2. tune a classifier for a single image, collect its maps, and give it its weights back,
-# 3. tell which parts of the recipe find more of the object and which only keep it from flooding the image.
+# 1. say why a sure classifier has no reason to look at the rest of an object,
+# 2. tune a classifier for a single image, collect its maps, and restore its weights,
+# 3. tell which parts of the recipe find more of the object and which only keep the map from flooding the image.
 #
 # ![The chain of seven steps from left to right: image, classifier, CAM, seed mask, pseudo-mask, DeepLab, prediction; CAM is framed thickly](../docs/figures/chain_rib.svg)
 
@@ -62,8 +62,8 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the classifier and its maps there? If not, the next cell stops and says which notebook to run. Cells
-# that begin with `# needs masks` or `# needs companions` are left out without them (notebook 02).
+# If an input is missing, the next cell names the notebook to run. Cells that begin with `# needs masks` or `# needs companions`
+# are left out without them (notebook 02).
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -76,13 +76,12 @@ print(f"classifier of seed {config.seed} for {train_data.num_classes} classes; {
 # %% [markdown]
 # ## 1 The problem
 #
-# Notebook 10 ended with a measured flaw: the maps find the discriminative region and miss much of the rest. RIB's explanation
-# is about **information**. On its way through the network an image is compressed; the last layer keeps only what the
-# answer needs (the *bottleneck*), and a sigmoid (or softmax) that has reached one needs no more evidence. Notebook 01
-# shows it in a simulation, with a sigmoid and without.
+# Notebook 10 measured a flaw: the maps find the discriminative region and miss much of the rest. RIB explains it by
+# **information**: a network compresses the image until only what the answer needs is left (the *bottleneck*), and a sigmoid (or
+# softmax) that has reached one needs no more evidence. Notebook 01 simulates this, with a sigmoid and without.
 #
-# How sure is our classifier of the classes that are there? The histogram shows the logits of present classes. What to look for:
-# how much of it lies to the right of the dotted line, where the probability exceeds 0.9?
+# How sure is our classifier of the classes that are there? What to look for: how many of their logits lie right of the dotted
+# line (probability above 0.9)?
 
 # %% tags=["nbval-ignore-output"]
 @torch.inference_mode()
@@ -100,30 +99,28 @@ viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?
                 size=(5.5, 2.6))
 
 # %% [markdown]
-# 89 % of the present classes lie there. The classification loss has little to say about these: its gradient with respect to the
-# logit $z$ is $\sigma(z) - 1$ ($\sigma$ is the sigmoid), close to zero there (section 3 draws it). So nothing asks for the body
-# of a creature whose head has been seen.
+# 89 % do. The classification loss asks little of these, for its gradient with respect to the logit is close to zero (section
+# 3). So nothing asks for the body of a creature whose head has been seen.
 #
 # ## 2 The idea in ten lines
 #
 # ![A loop, for each image anew: a copy of the trained classifier gives raw scores, which are averaged where CAM is at most tau and pushed up without a sigmoid; one step of SGD, together with companions under the usual loss, changes the copy; this is done K times and the maps of all steps are added](../docs/figures/rib.svg)
 #
-# RIB takes the trained classifier and, **for one image at a time**, pushes the raw logits of the image's classes further up, as
-# if it were not sure: step by step, with a small step each time. To get there, the network must use evidence that it ignored.
-# The maps of all steps are added up; then the tuned weights are thrown away and the next image starts from the same classifier:
+# **For one image at a time**, RIB pushes the raw logits of the image's classes up in small steps, as if the classifier were not
+# sure, so that the network must use evidence that it ignored. The maps of all steps are added up; then the tuned weights are
+# thrown away, and the next image starts from the same classifier:
 #
 # $$ \theta_{k+1} = \theta_k - \eta_k \nabla_\theta \mathcal{L}(\theta_k), \qquad
 #    \mathcal{L} = -\sum_{i,c} y_{ic}\, z_{ic}, \qquad A_c = \sum_{k=0}^{K-1} \mathrm{ReLU}\left(Z_c(x; \theta_k)\right) $$
 #
 # * $\theta_k$ are the weights at step $k$, $\theta_0$ those of the trained classifier; $\eta_k = \eta\,(1 - k/K)^{0.9}$ is the
 #   learning rate.
-# * $Z_c = W_c f$ is the raw map of class $c$, and $z_c$ its pooled value (section 4 says over which positions).
+# * $Z_c = W_c f$ is the raw map of class $c$, and $z_c$ its pooled value (section 4).
 # * The rows $i$ of the loss are the image at its scales, each with its horizontal flip, and other images, the *companions*
 #   (section 5); $y_{ic}$ is 1 if row $i$ shows class $c$, else 0.
-# * $A_c$ is the sum of $K$ maps. The first is plain CAM's, so $K$ maps need $K - 1$ updates: one here ($K = 2$), nine in the
-#   paper.
+# * $A_c$ is the sum of $K$ maps. The first is plain CAM's, so there are $K - 1$ updates: one here ($K = 2$), nine in the paper.
 #
-# Only layer3, layer4 and the classifier change. So whatever the frozen layers make of the image is computed once:
+# Only layer3, layer4 and the classifier change, so the output of the frozen layers is computed once:
 
 # %%
 companions = rib.Companions(net, train_data, config)
@@ -139,9 +136,8 @@ y = torch.from_numpy(label.astype(np.float32))[None].to(classifier.device)
 print("\n".join(f"scale {scale:3.1f}: features {tuple(view.shape)}" for scale, view in zip(scales, views, strict=True)))
 
 # %% [markdown]
-# The next cell runs the whole method on a copy of the network; the loop is the ten lines. Each turn of the outer loop is one
-# step $k$; the inner loop goes over the image's scales `s` and ends with the companions (`s` is None). Two lines will be
-# explained later: `kept` in section 4, the batches of companions in section 5.
+# The next cell runs the whole method on a copy of the network; the loop over the steps $k$ is the ten lines. The inner loop
+# goes over the image's scales `s`, then the companions (`s` is None). Section 4 explains `kept`.
 
 # %%
 # needs companions
@@ -165,8 +161,8 @@ for k in range(K):
     optimizer.step()
 
 # %% [markdown]
-# The library does the same. It leaves out the last update, because no map is computed with it, and puts the network back
-# exactly as it was. Below, `images.steps` returns what happened in each step of one image. Both must agree:
+# The library leaves out the last update, after which no map is computed, and restores the network exactly. Both must agree
+# (`images.steps` returns what each step did):
 
 # %%
 # needs companions
@@ -181,16 +177,16 @@ print("loop = library:", True, "  network as before:", True)
 # %% [markdown]
 # ## 3 A loss without activation
 #
-# Compare what two losses ask of the logit $z$ of a present class. The classification loss asks less the surer the network is;
-# RIB's loss always asks the same:
+# The classification loss asks less of a present class's logit $z$ the surer the network is ($\sigma$ is the sigmoid); RIB's
+# always asks the same:
 #
 # $$ \frac{\partial}{\partial z}\left[-\log \sigma(z)\right] = \sigma(z) - 1, \qquad \frac{\partial}{\partial z}\left[-z\right] = -1 $$
 #
 # Nothing in RIB's loss pulls the other way: absent classes are not mentioned. Only the small learning rate, the weight decay
-# and the stops of section 6 limit the growth. (The paper writes $-\min(m, z)$ with a margin $m$; the program that made the
-# published maps has no margin but stops. `rib_variant = "paper"` takes the margin, the mean over the kept positions of section
-# 4, and one map more. Its $m$ is `rib_stop_threshold`, 600, the value of the program's stop; the paper's own is not known to
-# us. The largest logit above is 28, so this margin never acts here.)
+# and the stops of section 6 limit the growth. (The paper writes $-\min(m, z)$ with a margin $m$; the program behind the
+# published maps has stops instead. `rib_variant = "paper"` takes the program's stop, `rib_stop_threshold` (600), as margin (the
+# paper's is not known to us), the mean over the kept positions of section 4, and one map more. The largest logit above is 28,
+# so the margin never acts here.)
 #
 # What to look for: the push (minus the gradient) at the dotted line, the median of the present classes.
 
@@ -209,18 +205,17 @@ viz.show_panels([viz.curves(z.detach(), pushes, "What a loss asks of the logit o
 #
 # ## 4 Where to push
 #
-# A logit is a mean over positions, so the cheapest way to raise it would be to raise the peak that is already there. RIB
-# therefore pools only over positions that are **not** yet discriminative (global non-discriminative region pooling, GNDRP):
+# A logit is a mean over positions, so the cheapest way to raise it is to raise its peak. RIB therefore pools only over
+# positions that are **not** yet discriminative (global non-discriminative region pooling, GNDRP):
 #
 # $$ z_c = \frac{1}{hw}\sum_p Z_c(p)\,\left[\frac{Z_c(p)}{\max_q Z_c(q)} < \tau\right] $$
 #
-# Here $p$ and $q$ are positions and $\tau$ is a fraction of the peak. The bracket is 0 or 1 and counts as a constant. Three
-# details matter: the maximum is that of the *raw* map, so that every negative position is kept; the sum is divided by all $hw$
-# positions, not by the kept ones; and of a map that is negative everywhere nothing is kept, as every ratio is then at least
-# one. In the published code the loop over classes ends at the twentieth, so that 60 of COCO's 80 classes were pooled plainly;
-# we do that only on request (`rib_first_twenty_only`).
+# Here $p$ and $q$ are positions, $\tau$ is a fraction of the peak, and the bracket, 0 or 1, counts as a constant. The maximum
+# is that of the *raw* map, so every negative position is kept; the mean is over all $hw$ positions; and of a map that is
+# negative everywhere nothing is kept, as every ratio is at least one. The published loop over classes ends at the twentieth, so
+# 60 of COCO's 80 classes were pooled plainly (here only with `rib_first_twenty_only`).
 #
-# What to look for: bright positions in the three panels on the right are kept. Are the heads among them?
+# What to look for: are the heads among the positions that are kept (bright)?
 
 # %% tags=["nbval-ignore-output"]
 present = int(np.flatnonzero(label)[0])
@@ -236,7 +231,7 @@ viz.show_panels([viz.image(image, "input"), viz.heat_map(ratio.clamp(0, 1), "map
                 bar="map / its maximum")
 
 # %% [markdown]
-# The heads are cut out, at 0.2 with a wider margin than at 0.4. How much of the logit is left without them?
+# No, they are cut out, at 0.2 with a wider margin than at 0.4. How much of the logit is left without them?
 
 # %% tags=["nbval-ignore-output"]
 for threshold in choices:
@@ -244,16 +239,15 @@ for threshold in choices:
 print(f"the classifier's own logit is the last: {raw[0, present].mean().item():.2f}")
 
 # %% [markdown]
-# With $\tau = 0.2$, 2.9 of 16.8 is left, although 73 % of the positions are kept: most evidence lies in the heads and around
-# them. To raise *this* number the network must find evidence elsewhere.
+# With $\tau = 0.2$, 2.9 of 16.8 is left, although 73 % of the positions are kept: most evidence lies in and around the heads.
+# To raise *this* number the network must find evidence elsewhere.
 #
 # **Why on the object and not in the background?** Nothing guarantees it. Take the classifier's weights alone. The row of an
-# image adds $\frac{\eta}{hw} \sum_q f(q)$ to $W_c$, a sum over its kept positions $q$, and so it raises the map at a position
-# $p$ by $\frac{\eta}{hw} \sum_q f(p) \cdot f(q)$. The map rises wherever the features resemble those of the kept positions, and
-# most of these are background. The object has one advantage: its features are large and resemble the discriminative ones. So
-# the next cell measures it, for RIB's pooling and for the plain average: the mean rise after our one step, in percent of the peak before,
-# and the change of the map once it is divided by its peak, of which masks are made. What to look for: do bodies gain more than the background
-# in both columns, and is that the pooling's doing?
+# image adds $\frac{\eta}{hw} \sum_q f(q)$ to $W_c$, a sum over its kept positions $q$, and so raises the map at a position $p$
+# by $\frac{\eta}{hw} \sum_q f(p) \cdot f(q)$: wherever the features resemble those of the kept positions, most of which are
+# background. But the object's features are large and resemble the discriminative ones. The next cell measures, for RIB's
+# pooling and the plain average, the mean rise after our one step and the change of the map divided by its peak, of which masks
+# are made. What to look for: do bodies gain more than the background in both columns, and is that the pooling's doing?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions, lessons
@@ -269,21 +263,21 @@ for pooling, threshold in (("RIB's", config.rib_region_threshold), ("average", 2
 results.show_table(["pooling", "region", "rise, % of the old peak", "change of the normalized map, %", "images"], lines)
 
 # %% [markdown]
-# They do: 10.6 % of the peak against 3.7 %, and 3.7 against 1.9 once normalized, where the heads' rise of 18.7 % is gone, because they *are* the
-# peak. With average pooling all rises are larger, and the normalized gains (4.7 and 2.7) stand in nearly the same ratio: **that bodies gain more is
-# the features' doing; RIB's pooling keeps the step small.** The background rises as well, and it is four fifths of an image.
+# They do: 10.6 % of the peak against 3.7 %, and 3.7 against 1.9 once normalized, where the heads' rise of 18.7 % is gone,
+# because they *are* the peak. With average pooling all rises are larger, and the normalized gains (4.7 and 2.7) stand in nearly
+# the same ratio: **that bodies gain more is the features' doing; RIB's pooling keeps the step small.** The background, four
+# fifths of an image, rises as well.
 #
 # ## 5 Companions
 #
 # One image alone is soon overfitted: the map of its class rises at every position that shares a feature with it. So each step
-# also raises the logits of `rib_companions` other images, **of other classes only** (images that share no class with the
-# target), so that the push is spent on all classes alike.
+# also raises the logits of `rib_companions` other images that share **no class** with the target, and the push is spent on all
+# classes alike.
 #
-# The official program decodes new companions from that pool in each step, 200 files for one image. Here a *bank* of images is
-# drawn once, and each goes through the frozen layers once.
+# The official program decodes new companions in each step, 200 files for one image. Here a *bank* of images is drawn once, and
+# each goes through the frozen layers once.
 #
-# The next cells check the rule and show the target with the first six of its twenty companions. What to look for: no companion
-# shows the target's class.
+# What to look for: does one of the first six companions show the target's class?
 
 # %%
 # needs companions
@@ -305,19 +299,19 @@ viz.show_panels([viz.image(image, f"target: {train_data.classes[present]}"), *ma
                 f"The target shows {train_data.classes[present]}; none of its first companions does", size=1.6)
 
 # %% [markdown]
-# An image whose classes are in all images of the bank has no companions; it keeps its plain CAM, and a warning says so.
+# None does. An image whose classes are in all images of the bank has no companions; it keeps its plain CAM, with a warning.
 #
 # ## 6 When to stop
 #
-# Two rules end the steps of an image early.
+# Two rules end an image's steps early.
 #
 # * **Target logit.** After an update: is $\left|\sum y z\right|$ over the six rows of the image itself (three scales, each with
 #   its flip) above `rib_stop_threshold`?
 # * **Explosion.** Before an update, at scale 1: does the *coverage*, the fraction of positions whose map exceeds 0.3 of its
 #   maximum, pass `rib_explode_ratio`? Then the step ends at once.
 #
-# To see them work, a few images get ten steps without any stop: steps that together are as long as ours, and steps four times
-# as long. What to look for: one line is one image; which lines cross a dotted stop?
+# To see them work, a few images (one line each) get ten steps without any stop, together as long as ours or four times as long.
+# What to look for: which lines cross a dotted stop?
 
 # %%
 # needs companions
@@ -340,12 +334,11 @@ viz.show_panels([viz.families(targets, "Summed logit of the image", config.rib_s
                 f"{crossing} of {len(few)} images", size=(4.5, 2.8))
 
 # %% [markdown]
-# No line of our length crosses a stop. With steps four times as long the logits of several images grow by powers of ten, and
+# No line of our length crosses a stop. At four times the length the logits of several images grow by powers of ten, and
 # coverage passes its stop in two of twelve.
 #
-# The next strips show one class of one image. Above is the map of single steps, each divided by its maximum, with the line at
-# 0.3 that bounds the covered part. Below is the change since step 0: red is won, blue with dots is lost. What to look
-# for: where does the map grow?
+# The strips show one class of one image: above, the map of single steps, divided by its maximum, with a line at 0.3 around the
+# covered part; below, the change since step 0 (red is won, blue with dots is lost). What to look for: where does the map grow?
 
 # %% tags=["nbval-ignore-output"]
 # needs companions
@@ -368,10 +361,9 @@ strip(wild, few[0], "steps too long", 1.0)
 strip(gentle, few[0], "our length", 0.1)
 
 # %% [markdown]
-# With steps too long the map spreads over everything (coverage from 23 to 72 %). The darkest red lies on the head of the
-# *other* creature, whose class this is not. At our length a single map hardly changes (23 to 24 %), and the scale of the
-# difference has to be ten times finer. What is won then lies around the line, on the body and on the ground alike. Section 8
-# measures on all images whether anything is gained.
+# Steps too long spread the map over everything (coverage from 23 to 72 %), most of all over the head of the *other* creature,
+# whose class this is not. At our length a single map hardly changes (23 to 24 %, drawn at a scale ten times finer); what is won
+# lies around the line, on body and ground alike.
 #
 # ## 7 All images
 #
@@ -386,9 +378,9 @@ assert scores.min() >= 0 and scores.max() <= 1
 # %% [markdown]
 # ## 8 Numbers
 #
-# Both rows are scored on the same images, each at its own best threshold, **which the ground truth chooses**, and at the
-# fixed threshold 0.15 that IRN published. (RIB's published seed masks are at their best threshold, too, but of other images.)
-# What to look for in the curves: does RIB's lie above CAM's everywhere?
+# Both are scored on the same images, each at its own best threshold, **which the ground truth chooses**, and at IRN's published
+# 0.15. (RIB's published seed masks are at their best threshold, too, but of other images.) What to look for in the curves: does
+# RIB's lie above CAM's everywhere?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -410,13 +402,13 @@ viz.show_threshold_curves(rows, f"RIB's peak is {abs(gain):.1f} points {'higher'
                           f"{best['RIB']:.2f} instead of {best['CAM']:.2f}")
 
 # %% [markdown]
-# No: RIB's curve lies below CAM's at thresholds up to CAM's peak and above it from there on. The peak moves from 0.11 to 0.14
-# and is 0.4 points higher in this run (53.1 and 52.7 %); section 12 has three seeds. The broader maps are why its thresholds
-# for IRN differ (notebook 80, `configs/methods/`).
+# No: it lies below CAM's up to CAM's peak and above it from there on. The peak moves from 0.11 to 0.14 and is 0.4 points higher
+# in this run (53.1 and 52.7 %); section 12 has three seeds. Broader maps have other thresholds for IRN (notebook 80,
+# `configs/methods/`).
 #
 # ### Heads and bodies
 #
-# Which pixels were won? At one common threshold the broader maps must find more; at each one's best the comparison is fair.
+# Which pixels were won? At a common threshold the broader maps must find more; at each one's best the comparison is fair.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -424,11 +416,11 @@ for thresholds in ({"CAM": 0.15, "RIB": 0.15}, best):
     print(trials.part_recall_table(score_data, {name: (folders[name], thresholds[name]) for name in folders}))
 
 # %% [markdown]
-# The common threshold shows the paper's effect: more of the bodies (0.71 instead of 0.62). At each one's best threshold
-# nothing of it is left (0.73 for both), since the higher threshold costs body. What remains is the small gain of the peak.
+# The common threshold shows the paper's effect: more of the bodies (0.71 instead of 0.62). At each one's best nothing of it is
+# left (0.73 for both), since the higher threshold costs body; the peak's small gain remains.
 #
-# Where is it won? The next cell sorts the first 200 images by how much of their objects **CAM** finds. What to look for: does RIB
-# help where CAM found little?
+# The next cell sorts the first 200 images by how much of their objects **CAM** finds. What to look for: does RIB help where CAM
+# found little?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -449,15 +441,14 @@ for text, third in zip(("least", "middle", "most"), np.array_split(np.argsort(of
 
 # %% [markdown]
 # The numbers point that way: +1.1 points of IoU in the third of which CAM found least, and -0.7 where it had nearly all. But
-# there is no control: what is sorted to the bottom tends to rise by chance alone, and what is sorted to the top to fall.
+# there is no control: by chance alone, what is sorted to the bottom tends to rise and what is sorted to the top to fall.
 #
 # ## 9 What helps and what does not
 #
 # The curves are of 24 images and the stops of twelve, where differences of a few tenths are noise.
 #
-# **Ten short steps or one long one.** The curves follow ten steps whose total length is that of our setting. Recall and precision
-# are taken at CAM's best threshold, the mIoU at each step's own. What to look for: which curve rises, and which one pays
-# for it? (The right panel is about one point high.)
+# **Ten short steps or one long one.** The ten steps are together as long as ours; the thresholds are CAM's best (left) and each
+# step's own (right). What to look for: which curve rises, and which pays for it?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions, lessons
@@ -483,12 +474,12 @@ viz.show_panels([viz.curves(range(10), dict(zip(("recall of heads", "recall of b
                 f"goes from {miou_after[0]:.1f} to {miou_after[-1]:.1f} and is highest after step {int(np.argmax(miou_after))}", size=(4.5, 2.8))
 
 # %% [markdown]
-# Recall of bodies rises (+9 points) and precision falls (-3), step by step. On these 24 images the mIoU rises from 47.9 to
-# 49.0, ever more slowly, and not beyond step 7. The sum is careful, because the first, untouched map is a part of it.
+# Step by step, recall of bodies rises (+9 points) and precision falls (-3). The mIoU rises from 47.9 to 49.0, ever more slowly,
+# and not beyond step 7. The sum is careful, because it contains the first, untouched map.
 #
-# **The parts of the recipe.** Each line changes one setting of RIB, on the same 120 images and at its own best threshold. The
-# difference is taken image by image, which removes what makes one image harder than another, and stands with its 95 %
-# interval. What to look for: whose interval leaves out zero?
+# **The parts of the recipe.** Each line changes one setting of RIB, on the same 120 images at its own best threshold. The
+# differences, with 95 % intervals, are taken image by image, so hard images do not blur them. What to look for: which intervals
+# leave out zero?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions, lessons
@@ -520,12 +511,11 @@ for name, maps_of in variants.items():
 # %% [markdown]
 # Plain CAM lies 0.8 points below RIB (0.3 to 1.3), so the small gain is real on these images. **With average pooling all of it
 # is lost** (-0.8). The published $\tau$ of 0.4 costs 0.2 points. Two companions do as well as twenty, as far as 120 images can
-# tell, since the interval holds zero. A step without any was not tried. Steps four times as long lose 1.4 points, but so
-# unevenly that the interval just reaches zero. All intervals favor RIB as configured: its rates and $\tau$ were chosen on 100
-# such images with their ground truth, and a rate of its own might help another pooling.
+# tell (the interval holds zero); none at all was not tried. Steps four times as long lose 1.4 points, so unevenly that the
+# interval just reaches zero. The comparison favors RIB as configured, whose rates and $\tau$ were chosen on 100 such images
+# with their ground truth.
 #
-# **The stops** are tried on the long runs of section 6. A stopped process is the beginning of one that was not stopped. What to
-# look for: how much of the damage do the stops prevent?
+# **The stops** cut the long runs of section 6 short. What to look for: how much of the damage do they prevent?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions, lessons
@@ -540,14 +530,14 @@ for text, rules in (("no stop", (False, False)), ("target logit", (True, False))
           + (f"; {len(diverged)} images with infinite maps got their plain CAM" if diverged else ""))
 
 # %% [markdown]
-# Of the 9.0 points that were lost (46.1 to 37.1) the target logit saves 2.4, the explosion 0.7 and both together 2.7.
-# The stops do not replace a fitting learning rate.
+# Of 9.0 lost points (46.1 to 37.1) the target logit saves 2.4, the explosion 0.7 and both together 2.7. The stops do not
+# replace a fitting learning rate.
 #
 # ## 10 Look
 #
-# The figure shows the best, a random and the worst image by RIB's own IoU, with the line of each map's best threshold and the
-# raw logits above the input. The last column is the change from CAM to RIB: red is won, blue with dots is lost, dashed is CAM's
-# line. What to look for: does the line move along the object or into the background?
+# The figure shows the best, a random and the worst image, with their raw logits. The last column is RIB minus CAM, colored as
+# in section 6, with CAM's line dashed. What to look for: does the line of the threshold move along the object or into the
+# background?
 
 # %% tags=["nbval-ignore-output"]
 lines = {name: job.metrics[0].get("threshold", config.seed_threshold) for name, job in (("CAM", cam_maps), ("RIB", maps))}
@@ -571,9 +561,9 @@ viz.show_panels([compared(name) for name in looked_at], f"Images {', '.join(look
                 "CAM's, with the line of the threshold and the difference of the two maps", size=2.1)
 
 # %% [markdown]
-# In the first two rows the line hardly moves. The last creature has no head, and its logit is -2.2: the classifier does not
-# believe in a discus there. CAM's map looks sure only because it is divided by its maximum. RIB pushed this logit up all
-# over the image, and the IoU fell from 92 to 29 %. **A normalized map hides how sure the classifier is.**
+# In the first two rows the line hardly moves. The last creature has no head, and its logit is -2.2: the classifier does not see
+# a discus. CAM's map looks sure only because it is divided by its maximum. RIB pushed this logit up all over the image, and the
+# IoU fell from 92 to 29 %. **A normalized map hides how sure the classifier is.**
 #
 # ### On photographs
 #
@@ -581,15 +571,14 @@ viz.show_panels([compared(name) for name in looked_at], f"Images {', '.join(look
 #
 # *PASCAL VOC 2012, images from Flickr; seed 0, drawn by `docs/photographs.py` from the study of notebook 96; nothing was tuned on these images.*
 #
-# What to look for: where does RIB add, and what? For the horses it adds the second animal, which the classifier did not need. On 300 such
-# photographs RIB gains 0.8 points over the same seed's CAM with each of three seeds, and about 2 after a CRF. On those with several classes it loses
-# one (notebook 96, where every method was tuned with the same budget).
+# What to look for: where does RIB add something? For the horses it adds the second animal, which the classifier did not need.
+# On 300 such photographs RIB gains 0.8 points over the same seed's CAM with each of three seeds, and about 2 after a CRF. On
+# those with several classes it loses one (notebook 96, which tunes all methods with the same budget).
 #
 # ## 11 Try it
 #
-# Move $k$ and watch the sum of maps grow over ten steps, with the mask at CAM's best threshold. What to look for: how much of
-# the object does each mask find, and does it stay inside? (The slider needs JupyterLab; the strip shows the same and, above,
-# the change since the first map, with its line dashed.)
+# Move $k$ and watch the sum of maps grow, with the mask at CAM's best threshold. What to look for: how much of the object does
+# the mask find, and does it stay inside? (The slider needs JupyterLab; the strip does not.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, companions
@@ -620,25 +609,24 @@ viz.show_panels([[viz.image(picture, f"input {shown}"), start, *sums[1:]],
                 "of ten; above, what the sum has won (red) and lost (blue, dotted) since the first, ±0.1", size=1.85)
 
 # %% [markdown]
-# The masks grow from 80 to 87 % of the objects, slowly, and outside them as well. The dots say where: the starling loses to the
+# The masks grow slowly from 80 to 87 % of the objects, and outside them as well. Where the dots are, the starling loses to the
 # crosser beside it.
 #
 # ## 12 Summary and exercises
 #
-# * A classifier that is sure asks nothing more of its maps. RIB asks again, for each image, without the saturating
-#   activation.
-# * It pushes positions that are not yet discriminative, together with images of other classes. At our rates there is no gain without the
-#   pooling (GNDRP); section 4 suggests that it keeps the step small, which a smaller rate might do, too (not tried). Twenty companions did
-#   no better than two.
+# * RIB asks a sure classifier for more: for each image, without the saturating activation, at positions that are not yet
+#   discriminative, together with images of other classes.
+# * At our rates nothing is gained without the pooling (GNDRP). Section 4 suggests that it keeps the step small; a smaller rate
+#   might do that, too (not tried).
 # * The maps become broader: more body at a given threshold, and more background; the best threshold moves up.
-# * Written: `maps/`. Next: notebooks 70, 80 and 90 with `method = "rib"`.
+# * Next: notebooks 70, 80 and 90 with `method = "rib"`.
 #
-# **With three seeds** (200 images, docs/results.md), RIB against CAM: +0.6 ± 0.3 points at the best threshold and +1.4 ± 0.3 at
-# 0.15, every seed above CAM; with a classifier that was trained for ten epochs more, +0.4 ± 0.9. **On 311 real images** (preset
-# `voc12-small`, one seed): 38.5 %, where CAM has 38.7 %; IRN's pseudo-masks 47.5 % on RIB's maps and 48.6 % on CAM's.
+# **With three seeds** (200 images, docs/results.md) RIB gains +0.6 ± 0.3 points over CAM at the best threshold and +1.4 ± 0.3
+# at 0.15, every seed above CAM; with a classifier that was trained for ten epochs more, +0.4 ± 0.9. **On 311 real images**
+# (preset `voc12-small`, one seed): 38.5 %, where CAM has 38.7 %; IRN's pseudo-masks 47.5 % on RIB's maps and 48.6 % on CAM's.
 #
-# **Limits.** It costs some fifty to seventy times a plain CAM at the published settings of VOC (36 times at COCO's). Our
-# network is small, so its learning rate is not the published one, and one long step does here what ten short ones do.
+# **Limits.** RIB costs some fifty to seventy times a plain CAM at VOC's published settings (36 times at COCO's). Our network is
+# small, so its learning rate is not the published one, and one long step does what ten short ones do.
 #
 # **Exercise 1.** A raw map of two rows and two columns is [[6, 2], [1, -1]]. What is its pooled logit (code's form) with $\tau
 # = 0.4$?

@@ -66,9 +66,8 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: is notebook 10 finished for this seed, and does every image have a saliency map of its own size? All
-# missing maps are listed now, before anything is trained. Without masks, cells that begin with `# needs masks` are left out
-# (notebook 02).
+# If an input is missing, the next cell says so before anything is trained (every image needs a saliency map of its size).
+# Without masks, cells that begin with `# needs masks` are left out (notebook 02).
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -84,12 +83,11 @@ print(f"{len(train_data)} training images, {train_data.num_classes} classes; bac
 # %% [markdown]
 # ## 1 The problem
 #
-# One discriminative region gives a classifier so much evidence that little is left to be gained elsewhere, and the CAM of
-# notebook 10 stays on that region. DRS attacks the *lead* of that region: no place of a feature channel may be stronger than a
-# fraction of the channel's maximum. DRS also brings in a second source. A **saliency map** says which pixels stand out, of
-# whatever class. It knows the extent and not the name; the CAM knows the name and not the extent. **The saliency maps of the
-# generated data, as in the figure, are drawn from the ground truth** and then spoiled: an eighth of the objects are missing,
-# and false blobs are added.
+# One discriminative region gives a classifier so much evidence that little is left to gain elsewhere, and the CAM of notebook
+# 10 stays there. DRS attacks the *lead* of that region: no place of a feature channel may be stronger than a fraction of the
+# channel's maximum. DRS also brings in a second source. A **saliency map** says which pixels stand out, of whatever class: it
+# knows the extent and not the name, the CAM the name and not the extent. **The saliency maps of the generated data are drawn
+# from the ground truth** and then spoiled: an eighth of the objects are missing, and false blobs are added.
 
 # %% tags=["nbval-ignore-output"]
 image_id = score_data.example(2)
@@ -98,8 +96,8 @@ viz.show_examples(score_data, [image_id], {"CAM": highest_cam, "saliency": lambd
                   "The class map is bright on small parts of the objects; the saliency map covers objects without naming them", size=2.2)
 
 # %% [markdown]
-# **Saliency is extra supervision.** A saliency network is trained with pixel masks (of objects in general). The published DRS
-# uses such maps, so its results are not from image-level labels alone; every table here says so.
+# **Saliency is extra supervision.** A saliency network learns from pixel masks (of objects in general), so the published
+# results of DRS are not from image-level labels alone.
 #
 # ## 2 The idea in ten lines
 #
@@ -109,8 +107,7 @@ viz.show_examples(score_data, [image_id], {"CAM": highest_cam, "saliency": lambd
 #
 # $$ m = \max_{hw} r_{hw}, \qquad \tau = g\, m, \qquad y_{hw} = \min(r_{hw}, \tau), \qquad 0 < g \le 1. $$
 #
-# The module finds the channel's maximum, multiplies it by a factor $g$ (called $\delta$ where it is a constant) and clips at
-# that bound. It contains the ReLU, whose place it takes.
+# The module clips the channel at its maximum times a factor $g$. It takes the place of the ReLU, which it contains.
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(config.seed)
@@ -126,7 +123,7 @@ y = torch.minimum(r, tau)
 print(f"{len(x)} channels of {x.shape[1]} x {x.shape[2]} places; before {r.max():.2f} at most, after {y.max():.2f}")
 
 # %% [markdown]
-# The library's module does the same for a batch. Both must agree:
+# The library's module does this for a batch. Both must agree:
 
 # %%
 assert torch.allclose(drs.Suppression(len(x), delta)(x[None])[0], y)
@@ -136,9 +133,8 @@ print("ten lines = library; a factor of 1 is the plain ReLU:", True)
 # %% [markdown]
 # ## 3 One channel
 #
-# The figure shows a strong channel of this image along the row of its peak. What to look for: the top is cut off and the
-# places beside it stay as they are, so they have grown *relative to the maximum*. A factor of 0.8 cuts the top fifth of the
-# *range*, not of the pixels.
+# The figure shows a strong channel of this image. What to look for: the top is cut off and the places beside it stay as they
+# are, so they grow *relative to the maximum*. A factor of 0.8 cuts the top fifth of the *range*, not of the pixels.
 
 # %% tags=["nbval-ignore-output"]
 cut = (r > delta * m).flatten(1).sum(1)  # (C,): places above the bound
@@ -164,13 +160,12 @@ widgets.explore(lambda factor=0.55: viz.show_panels(
     [clipped(factor)], f"Channel {channel} clipped at {factor:.2f} of its maximum and divided by that bound", size=3), factor=(0.05, 1.0, 0.05))
 
 # %% [markdown]
-# **The controller.** Where does $g$ come from? Either it is one constant $\delta$ for all channels, or it is learned:
+# **The controller.** The factor $g$ is either one constant $\delta$ for all channels, or it is learned:
 #
 # $$ g = \sigma\Big(W \operatorname*{avg}_{hw} r\Big), $$
 #
-# one $C \times C$ matrix $W$ for each module, without bias. $W$ is initialized near zero, so **the learnable version does not
-# start as an identity but around $g = 0.5$**. Section 6 has a histogram over all modules, at the start and after training.
-# The parameter `drs_delta = 0` means "learnable".
+# with one $C \times C$ matrix $W$ for each module, without bias. $W$ is initialized near zero, so **the learnable version does
+# not start as an identity but around $g = 0.5$** (section 6 has the histogram). `drs_delta = 0` means "learnable".
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(config.seed)
@@ -191,16 +186,16 @@ assert abs(at_start.mean() - 0.5) < 0.1
 # %% [markdown]
 # ## 4 Where the gradient goes
 #
-# Let $G = \partial L / \partial y$ and let $K$ be the clamped places, $r > \tau$. The derivative of the minimum is simple:
+# Let $G = \partial L / \partial y$ and let $K$ be the clamped places, $r > \tau$. Then
 #
 # * below the bound, $\partial L / \partial x = G$, as without the module;
-# * at a clamped place, nothing arrives: pushing it higher changes nothing;
+# * at a clamped place nothing arrives, for pushing it higher changes nothing;
 # * the sum $S = \sum_K G$ flows into the bound $\tau = g\,m$ instead: $\partial L / \partial m = g\,S$ lands on the **one**
 #   place of the maximum, and $\partial L / \partial g = m\,S$ on the controller.
 #
-# So a channel that should respond more has two ways. It can raise its peak, and with it *every* clamped place at
-# once, by the factor $g$; that only pays if all of them are right. Or it can raise the places below the bound, each with its full
-# gradient. The second way spreads the response.
+# So a channel that should respond more can raise its peak, and with it *every* clamped place at once, by the factor $g$; that
+# only pays if all of them are right. Or it can raise the places below the bound, each with its full gradient. This second way
+# spreads the response.
 
 # %% tags=["nbval-ignore-output"]
 G = torch.ones_like(x)[None]  # as if the loss asked for more everywhere
@@ -228,9 +223,8 @@ viz.show_panels([viz.heat_map(r[channel] / m[channel].item(), "channel r / m"), 
 # ## 5 The network
 #
 # The published network is VGG-16 without its last two strides (stage 5 is dilated instead), so that 320 pixels become 40
-# places. Three 3x3 convolutions take the place of the fully connected layers, a 1x1 convolution gives a score map for each class, and
-# the logit is the **average of the score map**. A module stands behind every one of the 16 3x3 convolutions. The next cell builds the
-# network without memory (on torch's *meta* device) and counts:
+# places. Three 3x3 convolutions replace the fully connected layers, a 1x1 convolution gives a score map for each class, and the
+# logit is the **average of the score map**. A module follows each of the 16 3x3 convolutions:
 
 # %%
 with torch.device("meta"):
@@ -243,9 +237,8 @@ print(f"this run: {config.drs_backbone}, {len(drs_ablations.suppressions(net))} 
       f"images {tuple(images.shape)} -> score maps {tuple(scores.shape)}")
 
 # %% [markdown]
-# Where VGG's weights are not at hand, the modules go into another network. They replace the ReLUs of its deepest
-# `drs_suppressed_stages` stages and of the three new convolutions. The smoke run takes the small ResNet of notebook 10.
-# Section 9 says what can happen where everything is suppressed.
+# In another network, like the small ResNet of the smoke run, the modules replace the ReLUs of the deepest
+# `drs_suppressed_stages` stages and of the three new convolutions. Section 9 says why not everything is suppressed.
 #
 # **The published recipe has four learning rates**: 1 for the backbone (2 for its biases), 10 for the new layers and every
 # matrix $W$ (20 for the new biases).
@@ -261,12 +254,12 @@ print("the loss is a mean of binary cross-entropies of averaged score maps:", Tr
 # ## 6 Training
 #
 # Two networks are trained, one after the other. The first is the classifier with its modules. Its images are resized to a
-# square, flipped horizontally, changed in color and cropped. SGD has Nesterov's momentum, and the rates fall to a tenth at a third
-# and at two thirds of the epochs (in runs of at least six epochs).
+# square, flipped horizontally, changed in color and cropped. SGD has Nesterov's momentum, and in runs of at least six epochs
+# the rates fall to a tenth at a third and at two thirds.
 #
-# **Which epoch?** The official programs keep the epoch whose pseudo-labels are best *by the ground truth* of 1,464
-# images. That is hidden pixel supervision. Here the last epoch is kept; `drs_selection = "pixel_labels"` does as the
-# official programs do, and every score that follows says so.
+# **Which epoch?** The official programs keep the epoch whose pseudo-labels are best *by the ground truth* of 1,464 images. That
+# is hidden pixel supervision. Here the last epoch is kept; with `drs_selection = "pixel_labels"`, which does as they do, every
+# later score says so.
 
 # %%
 network = run(drs.NETWORK, config)
@@ -275,8 +268,8 @@ net = network.net
 # %% [markdown]
 # ### From score map to class activation map
 #
-# The score map of each present class goes through a ReLU, is enlarged and divided by its maximum. This is done at three sizes of the
-# square image. Unlike in notebook 10, the CAM is not the sum but the **maximum** over the sizes:
+# The score map of each present class goes through a ReLU, is enlarged and divided by its maximum, at three sizes of the square
+# image. Unlike in notebook 10, the CAM is not their sum but their **maximum**:
 #
 # $$ M_c = \max_s \frac{\mathrm{up}(\mathrm{ReLU}(s_c))}{\max(\cdot) + 10^{-5}} $$
 
@@ -294,8 +287,8 @@ assert torch.allclose(M, library.cpu(), atol=1e-4)
 print("six lines = library:", True)
 
 # %% [markdown]
-# The official program stores all classes at 320 x 320: two million bytes an image, mostly zeros. Here the CAMs of the
-# present classes are stored at stride 4, as everywhere in this project (`benchmarks/drs.py` compares).
+# The official program stores all classes at 320 x 320: two million bytes an image, mostly zeros. Here only the present classes
+# are stored, at stride 4 (`benchmarks/drs.py` compares).
 
 # %% tags=["nbval-ignore-output"]
 localized = run(drs.LOCALIZATION, config)
@@ -306,15 +299,14 @@ print(f"{bytes_each:.0f} bytes an image; all {train_data.num_classes} classes at
 # %% [markdown]
 # ### Refinement learning
 #
-# The CAMs differ from image to image by accident: here the belly is found, there the tail. A second network that must
-# *predict* all these CAMs from the images should learn what they have in common. **Here it costs points**: over three earlier
-# runs the maps fell from 44.6 to 39.6 % without saliency (docs/results.md). Its target keeps in each pixel only the strongest
-# class:
+# In one CAM the belly is found, in another the tail. A second network that must *predict* all CAMs from the images should learn
+# what they have in common. **Here it costs points**: over three earlier runs the maps fell from 44.6 to 39.6 % without saliency
+# (docs/results.md). Its target keeps in each pixel only the strongest class:
 #
 # $$ T_c = M_c\,[M_c = \max_k M_k], \qquad \mathcal L = \operatorname*{mean}_{c,h,w}\,(R_c - T_c)^2 $$
 #
-# $R$ is the raw score map of the same network *without* suppression; nothing bounds it, and no label mask is applied. The optimizer is
-# Adam. The network begins at the same start again, not at the first network's weights.
+# $R$ is the raw score map of the same network *without* suppression; nothing bounds it, and no label mask is applied. The
+# optimizer is Adam. This network starts where the first one started, not at its weights.
 
 # %% tags=["nbval-ignore-output"]
 T = drs.refinement_target(M)
@@ -341,15 +333,15 @@ viz.show_panels([loss_curve(network, "DRS: classifier"), loss_curve(refinement, 
                 f"one half and lie between {after.min():.2f} and {after.max():.2f} after training", size=(4, 2.6))
 
 # %% [markdown]
-# A short training at a small rate moves the controllers little: in this run the learnable version is close to a fixed factor
-# of one half. What it could learn in the paper's fifteen epochs (at $10^{-2}$, ten times the backbone's rate) is not seen
-# here. The classifier's loss ends near 0.4, and no mAP is measured, so it may be a poor classifier.
+# A short training at a small rate moves the controllers little: the learnable version stays close to a fixed factor of one
+# half. What it could learn in the paper's fifteen epochs (at $10^{-2}$, ten times the backbone's rate) is not seen here. The
+# classifier's loss ends near 0.4, and no mAP is measured, so it may be a poor classifier.
 
 # %% [markdown]
 # ## 7 All images
 #
-# The refined CAMs of all training images are again the maximum over three sizes, from zero on. Values above 1 are possible, since
-# nothing bounds the network; they are stored as 1.
+# The refined CAMs are again the maximum over three sizes, from zero on. Values above 1, possible since nothing bounds the
+# network, are stored as 1; in the official program they can beat the background outside the salient part.
 
 # %%
 maps = run(drs.MAPS, config)
@@ -360,17 +352,16 @@ assert scores.min() >= 0 and scores.max() <= 1
 # %% [markdown]
 # ### Pseudo-labels with saliency
 #
-# Now both sources meet: the refined CAMs $R_k$ and the saliency mask $S$ (1 where the saliency map exceeds 50 of
-# 255).
+# Both sources meet: the refined CAMs $R_k$ and the saliency mask $S$ (1 where the saliency map exceeds 50 of 255).
 #
 # 1. scores below $\alpha = 0.2$ count as 0;
-# 2. the background's score is $P_0 = 1 - S$: 1 outside the salient part, 0 inside it;
+# 2. the background's score is $P_0 = 1 - S$;
 # 3. each pixel gets the best channel, the background in a tie;
 # 4. **conflict**: more than two channels above 0.9, the background included: 255;
 # 5. **unexplained**: salient, but no class claims it: 255.
 #
-# Outside the salient part the background has the score 1, and no class can beat it. Inside, every class with at least $\alpha$
-# wins. Two sure classes in the salient part are no conflict, they are two channels; outside it they are three.
+# Outside the salient part no class can beat the background; inside it every class with at least $\alpha$ does. Two sure classes
+# inside are no conflict, they are two channels; outside they are three.
 
 # %%
 classes, R = full_size_maps(maps.folder, image_id)
@@ -385,9 +376,8 @@ assert np.array_equal(label.conflict, conflict) and np.array_equal(label.unexpla
 print("six lines = library:", True)
 
 # %% [markdown]
-# The figure goes from the CAM of the classifier over the refined CAM and the saliency (from the ground truth, see section 1)
-# to the label and the reason for each unknown pixel. It shows the one of the first hundred images with the most labeled *and*
-# unknown pixels.
+# The figure shows, of the first hundred images, the one with the most labeled *and* unknown pixels. What to look for: for which
+# reason are pixels unknown (dark pixels are known, gray ones salient but unexplained, bright ones in conflict)?
 
 # %% tags=["nbval-ignore-output"]
 def label_of(name, alpha=config.drs_alpha, threshold=50):
@@ -408,12 +398,10 @@ viz.show_panels([viz.image(image, f"input {shown}"), truth, *(viz.scores(image, 
                 f"{int(label.conflict.sum())} in conflict (bright)", size=2)
 
 # %% [markdown]
-# In the last panel dark pixels are known, gray ones are salient but unexplained, bright ones are in conflict. The fifth rule is
-# the common one: a conflict needs two sure classes outside the salient part, or three inside.
+# The fifth rule is the common one.
 #
-# The stage `drs_masks` makes the pseudo-labels of all images. A segmentation network can be trained on them directly, as in the paper
-# (notebook 90 with `method = "drs"` and `refinement = "drs"`). The other way, notebooks 70 and 80,
-# takes the CAMs and no saliency.
+# The stage `drs_masks` makes the pseudo-labels of all images. The paper trains a segmentation network on them directly
+# (notebook 90 with `method = "drs"` and `refinement = "drs"`). Notebooks 70 and 80 take the CAMs and no saliency.
 
 # %%
 masks = run(drs.MASKS, config)
@@ -422,12 +410,12 @@ print("pseudo-labels of", len(train_data), "images; background from:", config.dr
 # %% [markdown]
 # ## 8 Numbers
 #
-# The maps alone come first, at their best threshold, which the ground truth chooses. Beside them stands plain CAM from the classifier
-# of notebook 10. The pseudo-labels follow. (255 counts as background; its fraction is printed.)
+# The maps of notebook 10 and of DRS are scored at their best threshold, which the ground truth chooses, then the pseudo-labels.
+# (255 counts as background; its fraction is printed.)
 #
 # **What was chosen with ground truth.** The smoke values of `drs_learning_rate`, `drs_epochs` and `drs_crop` were searched on
-# seed 0 by the mIoU of the first 300 training images: six settings, two numbers each. The largest gain came from `drs_crop`,
-# 128 instead of 96 pixels.
+# seed 0 by the mIoU of the first 300 training images: six settings, two numbers each. `drs_crop`, 128 instead of 96 pixels,
+# gained most.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -446,14 +434,12 @@ viz.show_threshold_curves({"plain CAM": cam_row, "DRS, refined": row}, title=f"M
                           f"{row['miou']:.1f} percent at {row['threshold']:.2f}: the broader maps want a higher threshold")
 
 # %% [markdown]
-# The paper states no mIoU of its maps or pseudo-labels that could be checked, so there is nothing published to stand
-# beside these two. A user of the official code reports at best about 42 % for the plain VGG map with a constant
-# background, split not stated (issue 18 of the official repository).
+# The paper states no mIoU of its maps or pseudo-labels that could be checked. A user of the official code reports at best about
+# 42 % for the plain VGG map with a constant background, split not stated (issue 18 of the official repository).
 #
 # ### Heads and bodies
 #
-# How much of the dull body is found? The cell compares plain CAM and DRS, with saliency and without it (then
-# at each map's own best threshold).
+# How much of the dull body do plain CAM and DRS find, with saliency and without it (then at each map's own best threshold)?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -470,15 +456,14 @@ for title, job in both.items() if has_parts else ():
         print(f"{title:10s} {how:12s} recall of heads {recall['head']:.2f}, of bodies {recall['body']:.2f}")
 
 # %% [markdown]
-# With saliency, DRS finds 0.78 of the bodies in this run, and plain CAM 0.44. Without it, each at its own best threshold, DRS
-# finds less (0.58 and 0.73).
+# With saliency, DRS finds 0.78 of the bodies in this run, and plain CAM 0.44. Without it DRS finds less (0.58 and 0.73).
 #
 # ### Without saliency
 #
-# The official programs cannot run without saliency maps. For data that have none, this project adds three ways, and
-# **none of them is in the paper**: a constant score of the background (`constant`), the same followed by a dense CRF
-# (`crf`), and IRN's two thresholds with a CRF and 255 in between (`irn`; notebook 70). What does that cost? The table has the mIoU on the
-# first images. The constants are each map's best threshold, so this flatters the ways without saliency.
+# The official programs need saliency maps. For data without them this project adds three ways, **none of which is in the
+# paper**: a constant score of the background (`constant`), the same followed by a dense CRF (`crf`), and IRN's two thresholds
+# with a CRF and 255 in between (`irn`; notebook 70). The table has the mIoU on the first images. The constants are each map's
+# best threshold, which flatters the ways without saliency.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, lessons
@@ -497,9 +482,9 @@ ways = ("saliency", "constant", "crf", "irn")
 results.show_table(["mIoU %", *ways], [[title, *(score_of(job, way) for way in ways)] for title, job in both.items()])
 
 # %% [markdown]
-# The column with saliency holds for one value of $\alpha$, the published 0.2. It decides below which score a salient pixel has no
-# class. The curve tries others, and a control has no map at all: every salient pixel gets one class of the label. What to look for: is DRS
-# ahead of plain CAM at every $\alpha$, and how much is the saliency map's alone?
+# The column with saliency holds for the published $\alpha = 0.2$, below which a salient pixel has no class. The curve tries
+# others, and a control has no map at all: every salient pixel gets one class of the label. What to look for: is DRS ahead of
+# plain CAM at every $\alpha$, and how much is the saliency map's alone?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, lessons
@@ -520,16 +505,15 @@ viz.show_panels([viz.curves(alphas, over_alpha, f"{len(few)} images, with salien
                 size=(6, 4))
 
 # %% [markdown]
-# No. Plain CAM with saliency reaches 82.8 % at $\alpha = 0.02$, more than DRS at any $\alpha$ (80.5 %; with two more seeds 77.8 and
-# 78.2, 82.7 and 77.4 %); they meet at 0.05, and
-# at the published 0.2 DRS is 20 points ahead. What suppression gains here is that $\alpha$ hardly matters any more. Saliency without any
-# map has 58.4 %: it cannot tell two classes of one image apart, and plain CAM at 0.2 is hardly better.
+# No. Plain CAM with saliency reaches 82.8 % at $\alpha = 0.02$, more than DRS at any $\alpha$ (80.5 %; with two more seeds 77.8
+# and 78.2, 82.7 and 77.4 %); they meet at 0.05, and at the published 0.2 DRS is 20 points ahead. Saliency without any map has
+# 58.4 %: it cannot tell two classes of one image apart, and plain CAM at 0.2 is hardly better.
 #
-# Read the table by columns. Where saliency says what is background, the broader CAMs of DRS are worth more than plain CAM's
-# sharp ones (79.7 and 59.9) *at the published* $\alpha = 0.2$: much of the bodies has a lower score in plain CAM and stays
-# unexplained. With three seeds (docs/results.md) plain CAM was 2.7 and 4.4 points ahead at 0.05, and once 1.1
-# behind. Where nothing says what is background, what suppression has spread also lies on the background: DRS is 12 to 25 points
-# below CAM in all three columns. **Suppression makes $\alpha$ uncritical where saliency says what is background, and harms where nothing does.**
+# In the table, where saliency says what is background, the broader CAMs of DRS are worth more than plain CAM's sharp ones (79.7
+# and 59.9) *at the published* $\alpha = 0.2$: much of the bodies scores lower in plain CAM and stays unexplained. With three
+# seeds (docs/results.md) plain CAM was 2.7 and 4.4 points ahead at 0.05, and once 1.1 behind. In the other three columns what
+# suppression has spread also lies on the background: DRS is 12 to 25 points below CAM. **Suppression makes $\alpha$ uncritical
+# where saliency says what is background, and harms where nothing does.**
 #
 # **On 311 real images** (preset `voc12-small`, one seed, a fixed factor of 0.8 on EfficientNet-Lite0) DRS does not help: its maps reach
 # 32.1 % before refinement and 26.8 % after it, where CAM has 38.7 %; with saliency maps, at $\alpha = 0.2$, the pseudo-labels reach 48.1 %, 33.3 %
@@ -538,20 +522,20 @@ viz.show_panels([viz.curves(alphas, over_alpha, f"{len(few)} images, with salien
 # %% [markdown]
 # ## 9 What helps and what does not
 #
-# Should the factor be learnable or fixed, and how deep should suppression reach? Each variant is a short training of its own,
-# from the same start, on few images and for two epochs. The classifier's CAMs are scored, not refined, on the first of these
-# images: recall of heads and bodies and mIoU *with* saliency, and the best mIoU without.
+# Should the factor be learnable or fixed, and how deep should suppression reach? Each variant is a training of two epochs, from
+# the same start, on few images. The classifier's unrefined CAMs are scored on the first of these: recall of heads and bodies
+# and mIoU *with* saliency, and the best mIoU without.
 
 # %%
 for name, (delta, stages) in drs_ablations.VARIANTS.items():
     print(f"{name:22s} delta {delta:.2f}, suppressed stages of the backbone: {stages}")
 
 # %% [markdown]
-# The last column looks for the **collapse**: it is the fraction of the places outside every object at which the last
-# module's channels sit exactly at their bound. The bound $\tau$ is one number for the whole channel, computed from the
-# whole image. A network in which everything is suppressed can carry the class *in the bound*: it pushes most of the image up to
-# it, and the average of the score map is right although the map says nothing about the place. In trials from scratch, not
-# kept here, small networks ended there for factors below about 0.75, the learnable version included (it starts near 0.5).
+# The last column looks for the **collapse**: it is the fraction of the places outside every object at which the last module's
+# channels sit exactly at their bound. As the bound $\tau$ is one number for the whole channel, a network in which everything is
+# suppressed can carry the class *in the bound*: it pushes most of the image up to it, and the average of the score map is right
+# although the map says nothing about the place. In trials from scratch, not kept here, small networks ended there for factors
+# below about 0.75, the learnable version (which starts near 0.5) included.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, training, lessons
@@ -561,24 +545,23 @@ results.show_table(["", "heads", "bodies", "mIoU with", "without", "at bound"], 
      f"{line['bound']:.2f}"] for line in ablation.metrics])
 
 # %% [markdown]
-# **How to read it.** The first line has the same three new convolutions, which look further around than a 1x1 classifier.
-# What suppression adds is the difference from that line: recall of bodies rises from 0.60 to between 0.68 and 0.85, and more
-# of the background sits at the bound. Without saliency the scores rise too, but stay below plain CAM's (section 8). With all
-# five stages suppressed, the *heads* are found less often (0.86 and 0.84 instead of 0.92). No line has collapsed. With one
-# seed and short trainings, differences of a few points are not settled.
+# **How to read it.** The first line has the three new convolutions, too, which look further around than a 1x1 classifier.
+# Suppression adds the rest: recall of bodies rises from 0.60 to between 0.68 and 0.85, and more of the background sits at the
+# bound. Without saliency the scores rise too, but stay below plain CAM's (section 8). With all five stages suppressed, the
+# *heads* are found less often (0.86 and 0.84 instead of 0.92). No line has collapsed. One seed and short trainings do not
+# settle differences of a few points.
 #
-# These lines are CAMs *before* refinement. A refinement network that is trained for two epochs blurs them: compare the column
-# *without* with section 8. Under a saliency mask that cost 0.2 to 3.4 points in three earlier runs (docs/results.md) and much
-# on the real images (section 8). It costs more in notebooks 70 and 80, which have no saliency mask.
+# A refinement network that is trained for two epochs blurs these CAMs: compare the column *without* with section 8. Under a
+# saliency mask that cost 0.2 to 3.4 points in three earlier runs (docs/results.md) and much on the real images (section 8), and
+# it costs more in notebooks 70 and 80, which have no such mask.
 #
-# **How this notebook avoids the collapse.** It starts from a classifier that already knows the classes (the paper: from
-# ImageNet), suppresses the deepest stage and the new layers only (`drs_suppressed_stages = 1`; the paper's VGG-16 suppresses
-# all five), and trains briefly at a small rate.
+# **This notebook avoids the collapse**: it starts from a classifier that knows the classes (the paper: from ImageNet),
+# suppresses only the deepest stage and the new layers (`drs_suppressed_stages = 1`; the paper's VGG-16 suppresses all five),
+# and trains briefly at a small rate.
 #
 # ## 10 Look
 #
-# The figure has the best, a random and the worst image by the IoU of their pseudo-labels, in the project's order: input, ground truth, CAM, DRS,
-# pseudo-label.
+# What to look for in the best, a random and the worst image: which mistakes of the label are DRS's own?
 
 # %% tags=["nbval-ignore-output"]
 mask_of = viz.masks_in(masks.folder, score_data)
@@ -588,9 +571,8 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
                   "Best, random and worst image by the IoU of the pseudo-label: input, ground truth, CAM, DRS, label", iou={"label": ranking})
 
 # %% [markdown]
-# The last two rows are not the fault of DRS: the saliency maps, not drawn here, miss the object or one of two. The background
-# has the score 1 there, and no class can win. The first row's 100 % is circular: its outline comes from the ground truth, by
-# the saliency map.
+# Those of the last two rows are not: the saliency maps, not drawn here, miss the object or one of two, and no class can win
+# there. The first row's 100 % is circular: its outline comes from the ground truth, by the saliency map.
 #
 # ### On photographs
 #
@@ -598,14 +580,15 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
 #
 # *PASCAL VOC 2012, images from Flickr; seed 0, drawn by `docs/photographs.py` from the study of notebook 96; nothing was tuned on these images.*
 #
-# What to look for: the refinement has made ovals. They rank pixels well, the area under precision over recall is 60.2 where CAM has 54.4, but where
-# to cut them differs from training to training: at the threshold that tuned seed 0 they lose 0.4, 9.9 and 8.7 points to CAM with three seeds. Of cat
-# and dog one class takes all (notebook 96, where every method was tuned with the same budget, and saliency maps were not used).
+# What to look for: the refinement has made ovals. They rank pixels well (the area under precision over recall is 60.2 where CAM
+# has 54.4), but where to cut them differs from training to training: at seed 0's tuned threshold they lose 0.4, 9.9 and 8.7
+# points to CAM with three seeds. Of cat and dog one class takes all (notebook 96, which tunes all methods with the same budget
+# and uses no saliency maps).
 #
 # ## 11 Try it
 #
-# Two thresholds decide about a pseudo-label: $\alpha$ for the CAMs and the one for the saliency map (50 of 255 in the official
-# programs). (The sliders need JupyterLab; the strip shows the same.)
+# Two thresholds decide about a pseudo-label: $\alpha$ for the CAMs and one for the saliency map (officially 50 of 255). (The
+# sliders need JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 def labeled(alpha, threshold):
@@ -625,16 +608,14 @@ viz.show_panels([truth, *(labeled(*pair) for pair in ((0.2, 50), (0.05, 50), (0.
 # %% [markdown]
 # ## 12 Summary and exercises
 #
-# * A cap on every channel takes the lead from the most discriminative place. The gradient of the capped places goes into the
-#   bound; everything below it gets its full gradient.
-# * Broad CAMs need a source that knows the outside. The published method takes saliency maps, which are pixel labels in
-#   another form. Refinement costs points here.
-# * Written: `maps/` for notebooks 70 and 80, `drs_masks/` for notebook 90 with `refinement = "drs"`.
+# * A cap on every channel takes the lead from the most discriminative place and sends its gradient into the bound.
+# * Broad CAMs need a source that knows the outside. The published method takes saliency maps, which are pixel labels in another
+#   form. Refinement costs points here.
+# * Next: notebooks 70 and 80 for `maps/`, notebook 90 with `refinement = "drs"` for `drs_masks/`.
 #
-# **Differences between the paper, its program and this notebook.** The paper crops 321 pixels, the program 320. Both resize
-# images to a square. So do we, but CAMs are stored at stride 4 of the image and between 0 and 1, so that a refined score above
-# 1 cannot beat the background outside the salient part as it could there. The published lists of image-level labels differ from
-# IRN's in 817 images; ours come from the data set's table.
+# **Differences between the paper, its program and this notebook.** The paper crops 321 pixels, the program 320. Our CAMs are
+# stored at stride 4 and at most 1. The published image-level labels differ from IRN's in 817 images; ours come from the data
+# set's table.
 #
 # **Exercise 1.** A channel has the positive values 1, 2, 4 and 10 and $\delta = 0.5$. Which gradient arrives at the value
 # 10 if $\partial L/\partial y = 1$ everywhere? And if another place rises from 4 to 6?

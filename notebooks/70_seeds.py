@@ -15,7 +15,7 @@
 #
 # 1. compute mIoU, the score of the whole field, and tell it from two other numbers of that name,
 # 2. turn a class activation map into a mask, and try 60 thresholds in one pass,
-# 3. say which threshold was chosen with the help of pixel labels and which was not,
+# 3. say which threshold was chosen with pixel labels and which was not,
 # 4. say what a dense CRF changes and what it cannot repair,
 # 5. read a label map in which doubtful pixels are unknown on purpose.
 #
@@ -63,9 +63,8 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the class activation maps there? If not, the next cell stops and says which notebook to run.
-# Cells whose first line is `# needs masks` or `# needs masks, more images` are left out where a data set does not have
-# them.
+# If the maps are missing, the next cell names the notebook to run. Cells whose first line is `# needs masks` or `# needs masks,
+# more images` are left out where a data set does not have them.
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -85,7 +84,7 @@ print(f"{len(train_data)} training images, {len(score_data)} of split {score_dat
 # $$ \mathrm{IoU}_c = \frac{n_{cc}}{\sum_d n_{cd} + \sum_d n_{dc} - n_{cc}},
 # \qquad \mathrm{mIoU} = \frac{1}{K}\sum_c \mathrm{IoU}_c . $$
 #
-# The example to count by hand has twelve pixels, two classes and the background. One pixel of the ground truth is 255,
+# An example with twelve pixels, two classes and the background can be counted by hand. One pixel of the ground truth is 255,
 # *unknown*.
 
 # %%
@@ -99,9 +98,8 @@ iou = [n[c, c] / (n[c].sum() + n[:, c].sum() - n[c, c]) for c in range(3)]
 print("IoU of background, cat, dog:", [f"{value:.3f}" for value in iou], f"mIoU {sum(iou) / 3:.3f}")
 
 # %% [markdown]
-# The picture shows both label maps and the matrix. What to look for: right pixels are on the diagonal; each wrong
-# pixel hurts two classes, the one it was taken from and the one it was given to. The hatched pixel is nowhere in the
-# matrix.
+# What to look for: right pixels are on the diagonal of the matrix; each wrong pixel hurts two classes, the one it was taken
+# from and the one it was given to. The hatched pixel is not in the matrix.
 
 # %%
 names = ["background", "cat", "dog"]
@@ -110,7 +108,7 @@ viz.show_panels([viz.labels(truth, names[1:], "ground truth"), viz.labels(predic
                 f"Of {known.sum()} known pixels {np.trace(n)} lie on the diagonal of the matrix; two cat pixels were lost", size=(3, 2.4))
 
 # %% [markdown]
-# The library counts the same, and is what every score of this project comes from:
+# The library, from which all scores of this project come, counts the same:
 
 # %%
 assert (confusion_matrix(truth, prediction, 3) == n).all()
@@ -118,9 +116,9 @@ assert np.allclose(scores(n).iou, iou)
 print("counted by hand = library:", True)
 
 # %% [markdown]
-# **Two averaging rules.** What about a class that no image shows, but that was predicted somewhere? Its IoU is 0. The
-# codes of DeepLab-v3+, DRS and IRN count that zero (`union`); those of DeepLab-v2 and VWE leave the class out
-# (`present`). On whole VOC splits every class occurs and both agree. On a handful of images they do not:
+# **Two averaging rules.** A class that no image shows, but that was predicted somewhere, has an IoU of 0. The codes of
+# DeepLab-v3+, DRS and IRN count that zero (`union`); those of DeepLab-v2 and VWE leave the class out (`present`). On whole VOC
+# splits every class occurs and both agree. On a few images they do not:
 
 # %%
 small = np.array([[2, 0, 1], [1, 3, 0], [0, 0, 0]])  # class 2 is predicted once and never true
@@ -131,9 +129,9 @@ for rule in ("union", "present"):
 # %% [markdown]
 # This project uses `union`, the stricter one, everywhere.
 #
-# **Not a mean over images.** One might compute an IoU for each image and average those. That is another number: every
-# image counts the same there, while in one matrix every *pixel* does. Two images show it, one with a large object
-# that was nearly found, one with a tiny object that was nearly missed.
+# **Not a mean over images.** The mean of each image's IoU is another number: every image counts the same there, while in one
+# matrix every *pixel* does. Take one image with a large object that was nearly found, and one with a tiny object that was
+# nearly missed.
 
 # %%
 def object_iou(*pairs):
@@ -149,17 +147,16 @@ print(f"IoU by image: {one:.3f} and {two:.3f}, mean {(one + two) / 2:.4f}")
 print(f"IoU of one matrix over both images: {object_iou(large, tiny):.3f}")
 
 # %% [markdown]
-# Every published mIoU is the second kind. Some metric libraries return the first by default: look before you compare.
+# Every published mIoU is the second kind, but some metric libraries return the first by default.
 #
 # **The value 255.** In the *ground truth* it means "do not count": VOC draws such a border around each object. In a
-# *prediction* it means "I do not know", and it counts as background, as in the evaluation of IRN, RIB and AMN. The
-# fraction of such pixels is always reported, because a method could otherwise look precise by saying little.
+# *prediction* it means "I do not know" and counts as background, as in the evaluation of IRN, RIB and AMN. The fraction of such
+# pixels is always reported, because a method could otherwise look precise by saying little.
 #
 # ## 2 Thresholds
 #
-# Stored maps have one cell for each 4 x 4 pixels. They are first enlarged to the image's size, bilinearly. The
-# picture shows such a map. What to look for: where is the highest score, and what would be lost if everything below
-# 0.5 were background?
+# Stored maps have one cell for each 4 x 4 pixels and are enlarged bilinearly to the image's size. What to look for: where is
+# the highest score, and what would be lost if everything below 0.5 were background?
 
 # %%
 image_id = score_data.example(1)
@@ -181,8 +178,8 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "g
                 size=2.6, bar="score")
 
 # %% [markdown]
-# A map has no score for the background, because the classifier knows none. The background gets a constant score $t$,
-# and each pixel goes to the highest of $[t, M_1, \dots, M_K]$. In plain lines:
+# The classifier knows no background, so the background gets a constant score $t$, and each pixel goes to the highest of $[t,
+# M_1, \dots, M_K]$:
 
 # %%
 t = config.seed_threshold
@@ -197,10 +194,10 @@ print("plain lines = library:", True)
 # %% [markdown]
 # ### All thresholds in one pass
 #
-# To find a good $t$ one tries many. The plain way makes a mask and a confusion matrix for each of them: 60 passes
-# over all pixels. But look at what $t$ decides. The best *class* of a pixel does not depend on it; $t$ only says from
-# which score on that class is believed. So it is enough to count each pixel **once**, in a bin by its best score. The
-# picture shows these counts for one image.
+# To find a good $t$ one tries many. The plain way makes a mask and a confusion matrix for each: 60 passes over all pixels. But
+# the best *class* of a pixel does not depend on $t$, which only says from which score on that class is believed. So it is
+# enough to count each pixel **once**, in a bin by its best score, as here for one image. What to look for: are objects and
+# background apart?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -212,9 +209,8 @@ viz.show_panels([viz.histogram({"background in the ground truth": best[true_mask
                 size=(6, 2.8))
 
 # %% [markdown]
-# Moving $t$ by one bin moves one bin's pixels from "believed" to "background". The confusion matrices of all thresholds are
-# therefore cumulative sums of one histogram. The next cell has plain lines again, the naive loop and the library; all three
-# must give the same integers.
+# They overlap. Moving $t$ by one bin moves one bin's pixels from "believed" to "background", so the confusion matrices of all
+# thresholds are cumulative sums of one histogram. Plain lines, the naive loop and the library must give the same integers:
 
 # %%
 thresholds = seed_masks.sweep_thresholds(config.seed_num_thresholds)  # evenly spaced up to 0.9
@@ -236,7 +232,7 @@ print(f"{len(thresholds)} thresholds, one pass = naive loop = library:", True)
 # %% [markdown]
 # ### The whole split
 #
-# The production step is one line. It makes the label maps of sections 3 to 5 and scores those that have ground truth.
+# One line makes the label maps of sections 3 to 5 and scores those that have ground truth.
 
 # %%
 seeds = run(seed_masks.SEEDS, config)
@@ -258,10 +254,10 @@ viz.show_threshold_curves({f"best: {best_t:.2f}": sweep | {"threshold": best_t, 
                           f"{fixed:.2f} reaches {at(fixed):.1f} percent", marks={f"fixed: {fixed:.2f}": fixed})
 
 # %% [markdown]
-# **Choosing the best threshold uses the pixel labels of the very images that are scored.** It is common in the literature, and
-# it is not weak supervision: read such a number as an upper bound. There are two honest ways: a value fixed beforehand (here
-# `seed_threshold`; 0.15 was published with IRN), and a value chosen on a small part whose masks one is willing to pay for (here
-# every tenth image).
+# **Choosing the best threshold uses the pixel labels of the very images that are scored.** That is common, but not weak
+# supervision: read such a number as an upper bound. There are two honest ways: a value fixed beforehand (here `seed_threshold`;
+# 0.15 was published with IRN), and a value chosen on a small part whose masks one is willing to pay for (here every tenth
+# image).
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -270,16 +266,15 @@ for way, threshold in (("fixed, the parameter seed_threshold", fixed), ("best of
     print(f"{way:36s} threshold {threshold:.3f}  mIoU {at(threshold):5.1f} %")
 
 # %% [markdown]
-# The three ways differ by one point here: the curve is flat at its top, so a rough choice will do. Below, the
-# **fixed** threshold is used. Its 0.15 is the published value; $t_f$, $t_b$ and the thresholds of the walk were chosen
-# by looking at masks. If masks helped to find a value, say so in the parameter `pixel_labels_chose`, and every score
-# then carries that sentence.
+# The three ways differ by one point here: the curve is flat at its top, so a rough choice will do. From here on the **fixed**
+# threshold is used, with the published 0.15; $t_f$, $t_b$ and the thresholds of the walk were chosen by looking at masks. If
+# masks helped to find a value, say so in `pixel_labels_chose`, and every score carries that sentence.
 #
 # ### How much the choice matters
 #
-# One value serves all images, but each image has its own best one. The same pass can keep a curve for each of 500 images. How
-# far do their own values scatter, which thresholds lose at most two points, and what would be gained if each image could have
-# its own? (Notebook 40 has a method made from this question.)
+# One value serves all images, but each has its own best one. What to look for in 500 images: how far do these values scatter,
+# which thresholds lose at most two points, and what would be gained if each image could have its own? (Notebook 40 has a method
+# made from this question.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -297,9 +292,8 @@ viz.show_panels([viz.histogram({"": per_image.best_thresholds()}, np.linspace(0,
 # %% [markdown]
 # The images' own thresholds would gain 2.9 points (55.7 instead of 52.8 %).
 #
-# If a few masks are to choose the threshold, they should not be among those that are scored afterwards.
-# `split_labelled` sets aside up to five images for each class, evenly spaced over the list, so they are the same for
-# every method and seed. A report has to print the words after the semicolon beside the number.
+# Masks that choose the threshold should not be among those that are scored afterwards. `split_labelled` sets aside up to five
+# images for each class, the same for every method and seed. A report must print the words after the semicolon, too.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, more images
@@ -311,12 +305,12 @@ for way, threshold, images in (("fixed", fixed, 0), ("labelled", on_few, len(few
     print(f"mIoU {miou:4.1f} % on {len(others)} images; {choice_sentence(way, threshold, images)}")
 
 # %% [markdown]
-# Once the background threshold $t$ is settled, IRN's two thresholds of section 4 can follow from it: about 0.15 more
-# for sure objects and 0.10 less for sure background, as IRN published ($t = 0.15$: 0.30 and 0.05):
+# IRN's two thresholds of section 4 can follow from $t$: about 0.15 more for sure objects and 0.10 less for sure background, as
+# IRN published ($t = 0.15$: 0.30 and 0.05):
 #
 # $$ t_f = t + \min\!\big(0.15, \tfrac{1-t}{2}\big), \qquad t_b = t - \min\!\big(0.10, \tfrac{2t}{3}\big) $$
 #
-# It is a rule of thumb that looks at no mask.
+# This rule of thumb looks at no mask.
 
 # %%
 for seed_t in sorted({config.seed_threshold, 0.15, 0.25}):
@@ -325,9 +319,9 @@ for seed_t in sorted({config.seed_threshold, 0.15, 0.25}):
 print(f"set for this run: {config.seed_foreground_threshold:.2f} and {config.seed_background_threshold:.2f}")
 
 # %% [markdown]
-# Here the threshold of one image changes, beside its own curve. What to look for: from 0.18 to 0.64 the mask shrinks from large
-# blobs to mere heads, but the score stays at 58 and 59 %. No threshold is good for this image. (Sliders appear in JupyterLab;
-# the strip shows the same.)
+# What to look for when the threshold of one image changes: from 0.18 to 0.64 the mask shrinks from large blobs to mere heads,
+# but the score stays at 58 and 59 %. No threshold is good for this image. (Sliders appear in JupyterLab; the strip shows the
+# same.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -359,10 +353,10 @@ viz.show_panels([labelled(true_mask, "ground truth"),
 # %% [markdown]
 # ### Where the scales are merged
 #
-# The stored maps have stride 4: all scales were enlarged to one small grid and added there. The published programs add them at the size
-# of the image. The results differ, because a network of stride 16 sees an image of 500 pixels as 32 cells, 512 pixels. IRN
-# enlarges its map to 512 pixels and cuts off the last 12; enlarging it to 500 squeezes all that it shows to the left. The
-# next cell puts one bright cell near the right edge. What to look for: how far does it move?
+# The scales were enlarged to one small grid of stride 4 and added there. The published programs add them at the size of the
+# image. The results differ, because a network of stride 16 sees an image of 500 pixels as 32 cells, 512 pixels. IRN enlarges
+# its map to 512 pixels and cuts off the last 12; enlarging it to 500 squeezes all that it shows to the left. How far does one
+# bright cell near the right edge move?
 
 # %%
 import torch
@@ -376,18 +370,18 @@ squeezed = merge_views([view], (375, 500))[0, 100]
 print(f"brightest column: {int(published.argmax())} where the grid is laid over the image, {int(squeezed.argmax())} where it is squeezed")
 
 # %% [markdown]
-# It moves by eleven pixels at the right edge, and by next to none at the left. Published thresholds belong to maps of the first
-# kind, so the presets of VOC and COCO keep the small maps of every scale and merge them when they are read (`map_size: image`).
-# The generated images have sides that the stride divides, so that nothing moves here. On 311 real images
-# (`benchmarks/map_size_ablations.py`, three seeds) 2.7 to 2.8 % of the labels differ at 0.15, and the best mIoU is 0.2 to 0.3
-# points *lower* the published way: faithful is not better.
+# It moves by eleven pixels, at the left edge by next to none. Published thresholds belong to IRN's kind of maps, so the presets
+# of VOC and COCO keep the small maps of every scale and merge them when they are read (`map_size: image`). The generated images
+# have sides that the stride divides, so nothing moves here. On 311 real images (`benchmarks/map_size_ablations.py`, three
+# seeds) 2.7 to 2.8 % of the labels differ at 0.15, and the best mIoU is 0.2 to 0.3 points *lower* the published way: faithful
+# is not better.
 
 # %% [markdown]
 # ## 3 Dense CRF
 #
-# A thresholded map is a smooth blob; its edge follows the coarse grid of the network, not the image. But near pixels of
-# like color mostly belong to the same thing. A dense conditional random field (CRF) puts that into an energy of a whole
-# labeling $x$ (one label $x_i$ for each pixel $i$ at position $p_i$ with color $I_i$):
+# A thresholded map is a smooth blob, whose edge follows the coarse grid of the network, not the image. But near pixels of like
+# color mostly belong to the same thing. A dense conditional random field (CRF) puts that into an energy of a whole labeling $x$
+# (one label $x_i$ for each pixel $i$ at position $p_i$ with color $I_i$):
 #
 # $$ E(x) = \sum_i \psi(x_i) + \sum_{i<j} [x_i \neq x_j] \left( w_1 \exp\!\Big(\!-\frac{|p_i-p_j|^2}{2\sigma_1^2}\Big)
 # + w_2 \exp\!\Big(\!-\frac{|p_i-p_j|^2}{2\sigma_2^2}-\frac{|I_i-I_j|^2}{2\sigma_3^2}\Big) \right) $$
@@ -398,13 +392,12 @@ print(f"brightest column: {int(published.argmax())} where the grid is laid over 
 # | $w_1, \sigma_1$ | `gaussian_compat`, `_sxy` | 3, 3 px | near pixels agree: no specks |
 # | $w_2, \sigma_2, \sigma_3$ | `bilateral_compat`, `_sxy`, `_srgb` | 10, 50 px, 5 | like colors agree, even far apart |
 #
-# The sums run over *every* pair of pixels, hence "dense". Only the hard labels enter here; the scores are not looked
-# at again. And $L$ counts the labels of **this image**: its classes, known from the image-level label, and the
-# background.
+# The sums run over *every* pair of pixels, hence "dense". Only the hard labels enter, not the scores. $L$ counts the labels of
+# **this image**: its classes, known from the image-level label, and the background.
 #
-# Nobody can try all labelings. *Mean field* gives each pixel a probability $Q_i$ for each label and lets all pixels
-# vote, a few times over: $Q_i \leftarrow \mathrm{softmax}\big({-\psi} + \sum_k w_k \sum_j K^{(k)}_{ij} Q_j\big)$. On a
-# small image that can be written out.
+# Nobody can try all labelings. *Mean field* gives each pixel a probability $Q_i$ for each label and lets all pixels vote, a few
+# times over: $Q_i \leftarrow \mathrm{softmax}\big({-\psi} + \sum_k w_k \sum_j K^{(k)}_{ij} Q_j\big)$. For a small image it can
+# be written out:
 
 # %%
 def mean_field(image, labels, num_labels, steps=10, p=0.7):
@@ -425,8 +418,8 @@ def mean_field(image, labels, num_labels, steps=10, p=0.7):
     return q.argmax(1).reshape(labels.shape)
 
 # %% [markdown]
-# The library does the sums with the fast approximation of `pydensecrf`, in a fifth of a second for an image of VOC's size.
-# Both are compared on the same image, made small:
+# The library uses the fast approximation of `pydensecrf`, a fifth of a second for an image of VOC's size. Both are compared on
+# the image, made small:
 
 # %% tags=["nbval-ignore-output"]
 small_image = score_data.image(image_id)
@@ -441,8 +434,8 @@ print(f"{small_labels.size} pixels; both agree on {100 * (exact == fast).mean():
       f"the CRF changed {100 * (fast != small_labels).mean():.1f} %")
 
 # %% [markdown]
-# The figure shows what the CRF does to the first three images. What to look for: does the edge of the mask move to the edge of
-# the object? And what happens where the initial mask holds a small part of the object only?
+# What to look for in the first three images: does the edge of the mask move to the edge of the object? And what happens where
+# the initial mask holds only a small part of it?
 
 # %% tags=["nbval-ignore-output"]
 refined = viz.masks_in(seeds.folder / "seed_masks", score_data)
@@ -454,8 +447,8 @@ viz.show_examples(score_data, score_data.ids[:3], {"initial seed mask": mask_at(
 # Where it covers only a part, or much of the ground, the vote may go wrong; and a wrong name, such as that of the
 # ringer's body, stays. So scores are always reported with and without it.
 #
-# Its two most important settings are the number of steps and $\sigma_3$, the difference in color that still counts as
-# alike. In JupyterLab there are sliders; the strip beneath shows the same.
+# What to look for: what do its two main settings change, the number of steps and $\sigma_3$, the difference in color that still
+# counts as alike?
 
 # %% tags=["nbval-ignore-output"]
 def crf_at(steps, color):
@@ -482,15 +475,16 @@ viz.show_panels([[after(*setting) for setting in line] for line in settings],
                 "count as alike, the less an edge in the image stops the vote", size=1.9)
 
 # %% [markdown]
-# The first steps do most of the work, and ten are the usual number. The color deviation matters more: it says how strong an
-# edge must be to stop the vote. At 60 nearly all colors count as alike, and the background, which has most pixels, outvotes the
-# objects. (The other way round where colors do part things: then a blob that holds most of a like-colored patch of ground wins it.) Where thin parts vanish, try a smaller $w_1$, which removes specks, or a smaller $\sigma_3$.
+# The first steps do most of the work, and ten are usual. The color deviation matters more: it says how strong an edge must be
+# to stop the vote. At 60 nearly all colors count as alike, and the background, which has most pixels, outvotes the objects.
+# (Where colors do part things, a blob that holds most of a like-colored patch of ground wins it.) Where thin parts vanish, try
+# a smaller $w_1$, which removes specks, or a smaller $\sigma_3$.
 #
 # ## 4 Confident labels
 #
-# A seed mask is wrong in many places, above all along the edges of objects. A network that learns *relations* between
-# pixels (IRN, notebook 80) needs few labels, but right ones. So two thresholds are better than one: a high one, $t_f$,
-# whose objects are trusted, and a low one, $t_b$, whose background is trusted. What lies between becomes unknown:
+# A seed mask is often wrong, above all along the edges of objects. A network that learns *relations* between pixels (IRN,
+# notebook 80) needs few labels, but right ones. So there are two thresholds: a high one, $t_f$, whose objects are trusted, and
+# a low one, $t_b$, whose background is trusted. What lies between becomes unknown:
 #
 # $$ F = \mathrm{CRF}(\arg\max[t_f, M]), \quad B = \mathrm{CRF}(\arg\max[t_b, M]), \quad
 # \text{label}_i = \begin{cases} F_i & F_i \neq 0 \\ 0 & F_i = 0,\ B_i = 0 \\ 255 & \text{otherwise.} \end{cases} $$
@@ -507,8 +501,7 @@ assert (confident == irn_labels(picture, maps, classes, t_f, t_b, config.seed_cr
 print("plain lines = library:", True)
 
 # %% [markdown]
-# The figure shows the label without the CRF, too. The hatched zone is unknown. What to look for: the outline of the ground
-# truth should lie inside it. In this image it does only in part: below, some ground is called sure object.
+# What to look for: does the outline of the ground truth lie, as it should, inside the hatched zone, which is unknown?
 
 # %% tags=["nbval-ignore-output"]
 plain_label = seed_masks.labels_without_crf(maps, classes, t_f, t_b)
@@ -519,14 +512,16 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), labelled(true_mask, "g
                 f"Given up (hatched): {unknown[0]:.0f} percent of the pixels without the CRF, {unknown[1]:.0f} with it", size=1.9)
 
 # %% [markdown]
-# The published pairs differ by method, because their maps do: IRN 0.30 and 0.05, RIB 0.35 and 0.17, AMN 0.45 and 0.15.
-# Maps that spread wider over the object need a higher $t_b$ to leave any background at all, so new maps need a new
-# pair. The generated images take 0.20 and 0.06: their maps peak on the heads and score low on the bodies. With 0.30
-# much of the bodies would be unknown, and a network that learns from such labels may see a boundary around each head.
+# Only in part: below, some ground is called sure object.
+#
+# The published pairs differ by method, because the maps do: IRN 0.30 and 0.05, RIB 0.35 and 0.17, AMN 0.45 and 0.15. Wider maps
+# need a higher $t_b$ to leave any background at all, so new maps need a new pair. The generated images take 0.20 and 0.06:
+# their maps peak on the heads and score low on the bodies. With 0.30 much of the bodies would be unknown, and a network that
+# learns from such labels may see a boundary around each head.
 #
 # ## 5 All images
 #
-# `run` has made two label maps for every training image. Pixel labels were read to score them, never to make them.
+# `run` has made both label maps for every training image. Pixel labels were read to score them, never to make them.
 
 # %%
 stored = viz.masks_in(seeds.folder / "irn_labels", score_data)
@@ -536,9 +531,8 @@ print(f"{len(list((seeds.folder / 'seed_masks').glob('*.png')))} masks; the stor
 # %% [markdown]
 # ## 6 Numbers
 #
-# Initial seed masks are scored like any mask. Confident labels need other questions: how much is unknown, and how much
-# of the rest is right? For the second, the unknown pixels are taken out of the ground truth, so that only known ones
-# are counted.
+# Confident labels need two more questions: how much is unknown, and how much of the rest is right? For the second, unknown
+# pixels are taken out of the ground truth.
 
 # %%
 n = confusion_matrix(np.where(confident == IGNORE, IGNORE, true_mask), confident, num_labels)  # only known pixels count
@@ -554,10 +548,9 @@ for what in ("CAM seed", "CAM seed + CRF"):
 print(results.quote([results.published(config.method, "CAM seed", "train")]))
 
 # %% [markdown]
-# (Rows are named "CAM seed" for every method, because the name says the stage; the run's folder says the method.) The CRF
-# raises precision by 17.5 points and recall by 5.3. What to look for, class by class: most gain much, discus 21.1 points; the
-# crosser gains next to nothing. The reason is not tested. Section 7 shows a crosser whose map lies on its head, and the CRF
-# spreads that over the ground.
+# (For every method the rows are named "CAM seed", after the stage.) The CRF raises precision by 17.5 points and recall by 5.3.
+# What to look for, class by class: most gain much, discus 21.1 points; the crosser gains next to nothing. The reason is not
+# tested; section 7 shows a crosser whose map lies on its head and is spread over the ground.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -577,13 +570,14 @@ for row in (row_of["IRN labels without CRF"], row_of["IRN labels"]):
           f"{row['object_recall']:13.1f} %")
 
 # %% [markdown]
-# "Right" is precision among the known pixels: of those called object (or background), how many are? "Found" is recall:
-# how many of all object pixels carry their class. The CRF raises the former from 61.4 to 79.9 % and lowers the latter from 58.9 to
-# 50.3 %: half of the object pixels do not carry their class. Notebook 80 learns from the rest.
+# "Right" is precision among the known pixels: of those called object (or background), how many are? "Found" is recall: how many
+# of all object pixels carry their class. For objects the CRF raises the former from 61.4 to 79.9 % and lowers the latter from
+# 58.9 to 50.3 %: half of the object pixels do not carry their class. Notebook 80 learns from the rest.
 #
 # ## 7 Look
 #
-# The figure shows the best, a random and the worst image by the IoU after the CRF (for ranking only, never averaged).
+# What to look for in the best, a random and the worst image by the IoU after the CRF (for ranking only, never averaged): where
+# is the error made?
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, refined)
@@ -592,14 +586,13 @@ viz.show_examples(score_data, viz.best_worst_random(ranking, count=1, seed=confi
                   "Best, random and worst image: a good seed mask needs a map that covers the object", iou={"refined": ranking})
 
 # %% [markdown]
-# The worst row is the instructive one. The error is in the map already: it covers the heads and neither body. The
-# CRF spreads a wrong label as willingly as a right one. No threshold can undo that; better maps can (notebooks 20 to
-# 60).
+# In the worst row it is in the map already, which covers the heads and neither body. The CRF spreads a wrong label as willingly
+# as a right one. No threshold can undo that; better maps can (notebooks 20 to 60).
 #
 # ## 8 Try it
 #
-# Move the two thresholds and watch the hatched zone. If $t_f$ rises, objects shrink but become surer; if $t_b$ falls,
-# less background is trusted. (Sliders appear in JupyterLab; the strip shows the same.)
+# Move the two thresholds and watch the hatched zone: if $t_f$ rises, objects shrink but become surer; if $t_b$ falls, less
+# background is trusted.
 
 # %% tags=["nbval-ignore-output"]
 def confident_panels(above, below):
@@ -619,18 +612,16 @@ viz.show_panels(list(zip(*(confident_panels(*pair) for pair in pairs), strict=Tr
                 "The wider apart the two thresholds, the wider the hatched zone; with equal thresholds nothing is given up", size=1.9)
 
 # %% [markdown]
-# The first three pairs are those of IRN, RIB and AMN. The last is a plain seed mask: no pixel is unknown, and the label
-# is as wrong as that mask.
+# The first three pairs are IRN's, RIB's and AMN's. The last is a plain seed mask: no pixel is unknown, and the label is as
+# wrong as that mask.
 #
 # ## 9 Summary and exercises
 #
-# * mIoU comes from one confusion matrix over all pixels; 255 in the ground truth is not counted, 255 in a label is
-#   background.
-# * A threshold turns maps into masks. The best one is found in one pass, and finding it uses pixel labels; a fixed one
-#   does not.
-# * The dense CRF moves edges to the image's edges: in this run 51.7 % become 65.8 %. Two thresholds and two CRFs give
-#   labels that are mostly right and partly unknown.
-# * Written: `seeds/seed_masks/` and `seeds/irn_labels/`. Next: notebook 80 learns boundaries from the confident labels.
+# * mIoU comes from one confusion matrix over all pixels; 255 in the ground truth is not counted, 255 in a label is background.
+# * A threshold turns maps into masks. Finding the best one takes one pass and uses pixel labels; a fixed one does not.
+# * The dense CRF moves edges to the image's edges: in this run 51.7 % become 65.8 %. Two thresholds and two CRFs give labels
+#   that are mostly right and partly unknown.
+# * Next: notebook 80 learns boundaries from the confident labels.
 #
 # **Exercise 1.** A class has 60 pixels in the ground truth. It was predicted for 90 pixels, 50 of them rightly. What is
 # its IoU?

@@ -65,8 +65,8 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the class activation maps and the confident labels there? If not, the next cell stops and says
-# which notebook to run. Cells whose first line is `# needs masks` are left out where a data set has none.
+# If an input is missing, the next cell names the notebook to run. Cells whose first line is `# needs masks` are left out where
+# a data set has none.
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -75,9 +75,9 @@ maps, seeds = open_stage(maps_of(config.method), config), open_stage(seed_masks.
 print(f"{len(train_data)} training images, {train_data.num_classes} classes; {len(score_data)} images of split {score_data.split!r} are scored")
 
 # %% [markdown]
-# For one image we have the class activation map, which finds a part of the object, and the confident label of notebook
-# 70: surely object, surely background, and between them a hatched zone that is unknown. **The outline of the object
-# should lie in the unknown zone.** This notebook is about finding it there.
+# The class activation map finds a part of the object; the confident label of notebook 70 has sure object, sure background, and
+# an unknown zone between them (hatched). **The outline of the object should lie in that zone.** This notebook looks for it
+# there.
 
 # %% tags=["nbval-ignore-output"]
 image_id = score_data.example(1)
@@ -91,13 +91,13 @@ viz.show_examples(score_data, [image_id], {"CAM": highest_score, "confident labe
 #
 # ![Left, a grid of positions with a hatched boundary: a pair whose path does not cross it has affinity near 1, one whose path crosses it near 0. Right, a map that is high on the head only, and the same map after the walk: spread over the object, and near zero beyond the boundary](../docs/figures/affinity.svg)
 #
-# The way out is to ask about *pairs* of pixels. About a single pixel in the unknown zone we know nothing. But if one
-# pixel is surely object and a near one surely background, we know: **somewhere on the way from one to the other there
-# is a boundary**. And between two pixels that are surely the same thing there is none.
+# About a single pixel in the unknown zone we know nothing, so IRN asks about *pairs*. If one pixel is surely object and a near
+# one surely background, **there is a boundary somewhere on the way from one to the other**. Between two pixels that are surely
+# the same thing there is none.
 #
-# All of this happens on a grid with one cell for each block of 4 x 4 pixels. Two cells form a pair if they are closer
-# than the radius $r$. Each pair is needed once, so half of the neighborhood is enough: the cells to the right and
-# below. The *path* of a pair is made of all cells that lie less than one cell from the straight line between them.
+# The grid has one cell for each 4 x 4 pixels. Two cells closer than the radius $r$ form a pair. Each pair is needed once, so
+# the cells to the right and below are enough. The *path* of a pair consists of all cells less than one cell from the straight
+# line between them.
 
 # %%
 paths = affinity.search_paths(5)
@@ -107,8 +107,7 @@ for destination in ((0, 3), (2, 3), (4, -1)):
     print(f"from (0, 0) to {destination}: {len(path.points)} cells: {path.points}")
 
 # %% [markdown]
-# What to look for: an oblique path is two or three cells wide, so that a thin diagonal boundary cannot slip through
-# between two cells.
+# What to look for: an oblique path is two or three cells wide, so that no thin diagonal boundary slips through.
 
 # %%
 def neighborhood(radius, destination=None):
@@ -125,9 +124,9 @@ viz.show_panels([neighborhood(5), *(neighborhood(5, cell) for cell in ((0, 3), (
                 "A lower half disc of 34 neighbors, paths of 4, 8 and 10 cells, and a half disc of 152 neighbors", size=(2.4, 1.7))
 
 # %% [markdown]
-# **Which pairs are labeled.** There are three useful kinds: both cells background, both the same class, or two
-# different things. If one of the two is unknown (255), the pair is dropped. On a map of two rows and four columns with
-# radius 2, two cells have their whole neighborhood inside; each has four partners.
+# **Which pairs are labeled.** There are three useful kinds: both cells background, both the same class, or two different
+# things. A pair with an unknown cell (255) is dropped. On a map of two rows and four columns with radius 2, two cells have
+# their whole neighborhood inside; each has four partners.
 
 # %%
 tiny_label = torch.tensor([[0, 0, 3, 3], [0, 255, 3, 3]])
@@ -138,7 +137,7 @@ print(f"{pairs.neg.numel()} pairs: {counts}, dropped {dropped}")
 assert (counts, dropped) == ({"bg_pos": 1, "fg_pos": 3, "neg": 2}, 2)
 
 # %% [markdown]
-# On the image from above, reduced to the grid as in training (rows and columns 2, 6, 10, …), with the walk's radius 3 (training: 5):
+# The image from above, on the grid of training (rows and columns 2, 6, 10, …), with the walk's radius 3 (training: 5):
 
 # %% tags=["nbval-ignore-output"]
 grid_label = torch.from_numpy(transforms.quarter_label(confident(image_id)).astype(np.int64))
@@ -147,8 +146,7 @@ for name, mask in pairs._asdict().items():
     print(f"{name:7s} {100 * mask.float().mean():5.1f} % of {mask.numel()} pairs")
 
 # %% [markdown]
-# Different pairs are the rarest kind, and they are the only ones that say where a boundary is. Each kind will therefore
-# get its own mean in the loss.
+# Different pairs are the rarest, and only they say where a boundary is.
 #
 # ## 2 From boundaries to affinities
 #
@@ -157,7 +155,7 @@ for name, mask in pairs._asdict().items():
 #
 # $$ a_{ij} = 1 - \max_{k \in \mathrm{path}(i, j)} e_k $$
 #
-# Here it is in plain lines, on a hand-made map: a wall with a gap.
+# In plain lines, on a hand-made map, a wall with a gap:
 
 # %%
 edge = torch.zeros(10, 17)
@@ -179,8 +177,8 @@ assert torch.equal(by_hand, from_library)
 print("plain lines = library:", True, "for", tuple(from_library.shape), "directions and sources")
 
 # %% [markdown]
-# The library takes a whole batch and is differentiable, because the network's boundary map is trained through this maximum.
-# What to look for in the next figure: the wall casts a shadow, and light comes through the gap.
+# The library's version is differentiable, because the boundary map is trained through this maximum. What to look for: the wall
+# casts a shadow, and light comes through the gap.
 
 # %%
 y, x = 2, 8  # the marked cell
@@ -201,9 +199,9 @@ viz.show_panels([viz.heat_map(edge, "boundary map"), viz.heat_map(reached, "affi
 # $$ \mathcal{L}^+ = -\tfrac12 \Big[ \operatorname*{mean}_{P^+_{bg}} \log a_{ij}
 # + \operatorname*{mean}_{P^+_{fg}} \log a_{ij} \Big], \qquad \mathcal{L}^- = -\operatorname*{mean}_{P^-} \log (1 - a_{ij}) $$
 #
-# A boundary in the wrong place costs in the first term, a missing one in the second. Each kind has its own mean, so the
-# rare different pairs weigh as much as all others. The two terms, by hand, on the tiny label map of section 1 (a small
-# constant keeps the logarithm finite):
+# A boundary in the wrong place costs in the first term, a missing one in the second. Each kind has its own mean, so the rare
+# different pairs weigh as much as all others. By hand, on the tiny label map of section 1 (a small constant keeps the logarithm
+# finite):
 
 # %%
 tiny_edge = torch.tensor([[0.0, 0.2, 0.8, 0.0], [0.0, 0.5, 0.1, 0.0]])
@@ -220,8 +218,8 @@ print(f"equal pairs {positive:.3f}, different pairs {negative:.3f}: the same fro
 # %% [markdown]
 # (The library's other two terms belong to the displacements of section 4.)
 #
-# **Does this find a boundary?** Take the network away and let the loss pull directly at the cells of one boundary map. The
-# label is a sure disc in a sure background with a ring of unknown cells between them; no cell is ever called "boundary".
+# **Does this find a boundary?** Without a network, let the loss pull directly at the cells of one boundary map. The label is a
+# sure disc in a sure background with a ring of unknown cells between them; no cell is ever called "boundary".
 
 # %%
 row, column = torch.meshgrid(torch.arange(36.0), torch.arange(48.0), indexing="ij")
@@ -251,20 +249,19 @@ different = affinity.affinity_labels(ring_label[None], 10, 21).neg
 print(f"different pairs with a boundary between them: {100 * (cut & different).sum() / different.sum():.0f} %")
 
 # %% [markdown]
-# It does: nearly every different pair is cut. But the line jumps between the two rims of the ring, because any line inside it would
-# do: the loss alone cannot say *where* in the unknown zone the outline runs. That is the task of the network. It sees
-# colors and shapes and must find one rule for all images, and the rule that fits them all is the visible outline.
+# It does: nearly every different pair is cut. But the line jumps between the rims of the ring, because any line inside it would
+# do: the loss alone cannot say *where* in the unknown zone the outline runs. The network can: it sees colors and shapes and
+# must find one rule for all images, and the rule that fits them all is the visible outline.
 #
 # ## 4 Displacements
 #
-# IRN has a second head. For each cell it gives a vector $D(i)$ that should point to the center of the object which the
-# cell belongs to. No center is labeled either. But if both cells of a pair point at the same place, their vectors
-# differ by exactly the way between them:
+# A second head gives each cell a vector $D(i)$ that should point to the center of its object. No center is labeled either. But
+# if both cells of a pair point at the same place, their vectors differ by exactly the way between them:
 #
 # $$ D(i) - D(j) = x_j - x_i \quad \text{on } P^+_{fg}, \qquad D(i) - D(j) = 0 \quad \text{on } P^+_{bg} $$
 #
-# The deviations from this, as means of absolute values, are the other two terms. The next cell gives them a perfect
-# field and checks that both vanish, and that they still vanish when a constant is added everywhere.
+# The mean absolute deviations from this are the other two terms. Both vanish for a perfect field, and still do when a constant
+# is added everywhere:
 
 # %%
 inside = (ring_label == 1).float()
@@ -281,15 +278,15 @@ viz.show_panels([viz.arrows(fields[title], title) for title in ("perfect field",
                 "Arrows inside the disc point to its center and vanish outside; with a constant all lean to one side", size=(4, 2.8))
 
 # %% [markdown]
-# The loss sees differences only, so a constant is invisible to it. Therefore, after training, the average of $D$ over
-# the training images is stored in the network and subtracted from then on: the *mean shift*. The displacements separate
-# the objects of one class, which instance segmentation needs; **for semantic masks they are not used**.
+# The loss sees differences only. So after training the average of $D$ over the training images is stored in the network and
+# subtracted from then on: the *mean shift*. The displacements separate the objects of one class, for instance segmentation;
+# **for semantic masks they are not used**.
 #
 # ## 5 The network
 #
-# A frozen backbone gives five feature maps, shallow to deep. Each passes a 1x1 convolution, group normalization and,
-# where it is coarser, an enlargement to the grid of stride 4. Boundaries need the fine maps, and they need the deep
-# ones to tell an object's outline from a texture.
+# A frozen backbone gives five feature maps, shallow to deep. Each passes a 1x1 convolution, group normalization and, where it
+# is coarser, an enlargement to stride 4. Boundaries need the fine maps, and the deep ones to tell an object's outline from a
+# texture.
 
 # %%
 torch.manual_seed(config.seed)
@@ -303,8 +300,7 @@ boundary_count, displacement_count = (sum(p.numel() for p in part) for part in (
 print(boundary_count, "boundary and", displacement_count, "displacement parameters")
 
 # %% [markdown]
-# "Frozen" means that no gradient enters the backbone and that its batch normalization is frozen, too. One
-# backward pass shows it:
+# No gradient enters the frozen backbone, and its batch normalization is frozen, too:
 
 # %%
 net.train()
@@ -316,20 +312,18 @@ assert not any(module.training for module in net.backbone.modules())
 print("gradients reach the two heads only:", True)
 
 # %% [markdown]
-# **Which backbone.** Published is the backbone as ImageNet left it, *not* the classifier of notebook 10: the fine-tuned
-# features have learned to look at the discriminative region. That is `irn_init = "backbone"`. The small backbone of the smoke run
-# has no ImageNet weights, and frozen random features would be of no use, so the smoke run starts from the classifier
-# instead (`irn_init = "classifier"`).
+# **Which backbone.** Published is the backbone as ImageNet left it (`irn_init = "backbone"`), *not* the classifier of notebook
+# 10, whose features have learned to look at the discriminative region. The smoke run's small backbone has no ImageNet weights,
+# and frozen random features would be of no use, so it starts from the classifier (`irn_init = "classifier"`).
 #
-# Training depends on the `irn_` parameters, the random walk on the `walk_` ones, so that another exponent or threshold
-# trains nothing again. **No pixel label is read.**
+# Another exponent or threshold of the walk (`walk_`) trains nothing again. **No pixel label is read.**
 
 # %%
 network = run(irn.NETWORK, config)
 net = network.net
 
 # %% [markdown]
-# What to look for in the four terms: the two boundary terms pull against each other, and neither can reach zero.
+# What to look for: the two boundary terms pull against each other, and neither can reach zero.
 
 # %% tags=["nbval-ignore-output"]
 viz.show_training(network.log(), {"pos": "equal pairs", "neg": "different pairs"},
@@ -338,8 +332,8 @@ viz.show_training(network.log(), {"pos": "equal pairs", "neg": "different pairs"
 print("mean displacement (dy, dx) in cells:", np.round(net.mean_shift.running_mean.cpu().numpy(), 2))
 
 # %% [markdown]
-# The network saw confident labels with unknown zones and never an outline. These are its boundary maps, averaged over
-# the image and its horizontal flip. In the second, no line parts the two creatures of like color:
+# The network saw unknown zones and never an outline. What to look for in its boundary maps (means over image and horizontal
+# flip): in the second, no line parts the two creatures of like color.
 
 # %% tags=["nbval-ignore-output"]
 shown = [score_data.image(name) for name in score_data.ids[:3]]
@@ -350,16 +344,15 @@ viz.show_panels([[viz.image(each, f"input {name}") for each, name in zip(shown, 
 # %% [markdown]
 # ## 6 The random walk
 #
-# The boundary map makes a graph: every cell is joined to its neighbors within the radius, with the affinity as the
-# strength of the bond. High powers sharpen the bonds ($\beta = 10$ turns $0.9$ into $0.35$ and $0.5$ into $0.001$).
-# (Published: 256 steps; a smoke run takes 16. For RIB and AMN the maps are first raised to `walk_power`, 1.3.) With
-# $A_{ij} = a_{ij}^\beta$, $A_{ii} = 1$ and $D$ the column sums of $A$:
+# The boundary map makes a graph: every cell is joined to its neighbors within the radius, with the affinity as the strength of
+# the bond. A high power sharpens the bonds ($\beta = 10$ turns $0.9$ into $0.35$ and $0.5$ into $0.001$). (Published: 256
+# steps; smoke: 16. For RIB and AMN the maps are first raised to `walk_power`, 1.3.) With $A_{ij} = a_{ij}^\beta$, $A_{ii} = 1$
+# and $D$ the column sums of $A$:
 #
 # $$ T = A D^{-1}, \qquad v = \big(M \odot (1 - e)\big)\, T^{\,t}, \qquad t = 2^8 = 256 $$
 #
-# In words: in each step the score of a cell becomes the weighted mean of the scores around it. Scores spread over
-# everything that is not cut off by a boundary. The factor $1 - e$ takes away what the map has put onto the boundary
-# itself. In ten lines:
+# In each step the score of a cell becomes the weighted mean of the scores around it, so scores spread over everything that no
+# boundary cuts off. The factor $1 - e$ takes away what the map has put onto the boundary itself. In ten lines:
 
 # %%
 def dense_walk(scores, edge, radius, beta, steps):
@@ -383,13 +376,13 @@ assert np.allclose(walked, from_library, atol=1e-5) and np.allclose(T.sum(0), 1)
 print("ten lines = library:", True, "and every column of T sums to 1")
 
 # %% [markdown]
-# Because the columns sum to 1, every value is a weighted *mean* of values at the start: nothing ever exceeds the
-# maximum. It averages; it does not spill a fixed amount.
+# Because the columns sum to 1, every value is a weighted *mean* of values at the start and never exceeds the maximum. The walk
+# averages; it does not spill a fixed amount.
 #
-# **Time and memory.** The published program builds the matrix with $n \times n$ entries and squares it eight times. But
-# a cell has bonds with 68 neighbors at most, so nearly all entries are zero, and we never need the power itself, only
-# its product with a few maps. The library multiplies the sparse matrix by the score columns, with a Chebyshev
-# series that replaces 256 products by 84 (derived in `refine/random_walk.py`). For an image of 375 x 500 pixels:
+# **Time and memory.** The published program builds the matrix with $n \times n$ entries and squares it eight times. But a cell
+# has at most 68 neighbors, so nearly all entries are zero, and only the power's product with a few maps is needed: the library
+# multiplies the sparse matrix by the maps, with a Chebyshev series that replaces 256 products by 84 (derived in
+# `refine/random_walk.py`). For an image of 375 x 500 pixels:
 
 # %%
 cells = ((375 - 1) // 4 + 1) * ((500 - 1) // 4 + 1)
@@ -403,8 +396,8 @@ print(f"sparse: n x {bonds} = {cells * bonds:>11,} numbers, {cells / bonds:,.0f}
 #
 # ### What the boundary map decides
 #
-# A synthetic scene shows the rest: three objects, each with a small blob as its map, and three boundary maps: the
-# true outlines, the outlines blurred, and the outlines with a gap in each.
+# A synthetic scene has three objects, each with a small blob as its map, and three boundary maps: the true outlines, the
+# outlines blurred, and the outlines with a gap in each.
 
 # %%
 row, column = torch.meshgrid(torch.arange(36.0), torch.arange(60.0), indexing="ij")
@@ -426,7 +419,7 @@ def walk_after(edge, steps, beta=10.0):
 
 
 # %% [markdown]
-# What to look for: along a row the blobs fill their shapes and then stop at the outline, unless there is a hole in it.
+# What to look for: along a row the blobs fill their shapes and stop at the outline, unless it has a hole.
 
 # %%
 viz.show_panels([[viz.heat_map(edge, f"boundary: {name}"),
@@ -436,7 +429,7 @@ viz.show_panels([[viz.heat_map(edge, f"boundary: {name}"),
                 bar="score / maximum")
 
 # %% [markdown]
-# The numbers of the last column: which fraction of the score lies outside the objects, and how even is it inside?
+# In the last column, which fraction of the score lies outside the objects, and how even is it inside?
 
 # %%
 union = shapes.amax(0).bool()
@@ -448,7 +441,7 @@ for name, edge in edges.items():
 
 # %% [markdown]
 # A leak costs twice: background gets the score, and the object, averaged with so much zero, loses its own. A gap of a few cells
-# undoes an otherwise perfect outline, and no longer walk repairs it. Change the number of steps yourself (in JupyterLab):
+# undoes an otherwise perfect outline, and no longer walk repairs it. Change the steps yourself (in JupyterLab):
 
 # %%
 widgets.explore(lambda power=4, boundary="with gaps", beta=10.0: viz.show_panels(
@@ -457,9 +450,9 @@ widgets.explore(lambda power=4, boundary="with gaps", beta=10.0: viz.show_panels
     power=(0, 10, 1), boundary=list(edges), beta=(1.0, 20.0, 1.0))
 
 # %% [markdown]
-# **The exponent.** A network's boundary map is never quite 0 or 1. With half-hearted outlines and faint noise
-# everywhere, a small $\beta$ lets the score through every wall; a very large one turns every trace of noise into a
-# wall, and the score stays where it was.
+# **The exponent.** A network's boundary map is never quite 0 or 1. What to look for with half-hearted outlines and faint noise:
+# a small $\beta$ lets the score through every wall; a very large one turns every trace of noise into a wall, and the score
+# stays where it was.
 
 # %%
 noise = torch.from_numpy(generator.random(blurred.shape)).float()
@@ -475,8 +468,7 @@ viz.show_panels([viz.heat_map(half_hearted, "boundary map"),
 # The walked maps are enlarged four times, and **all are divided by one number**, the maximum over all classes and
 # pixels. Then a pixel gets its strongest class, or background where no class exceeds the threshold (`walk_threshold`).
 #
-# One number for all classes has a consequence. Take the walk over the true outlines, and let the second class be weak:
-# it keeps a fifth of its score.
+# What does one number for all classes do? Over the true outlines, let the second class keep a fifth of its score.
 
 # %%
 walk = propagate(blobs, edges["true"], 5, 10, 8)
@@ -491,11 +483,11 @@ for strength in (1.0, 0.2):
 viz.show_panels(panels, "Left a mask of three objects; right the second object has vanished, below the threshold everywhere", size=(4, 2.6))
 
 # %% [markdown]
-# At the published threshold of 0.25, a class below a quarter of the strongest one **vanishes from the mask**, although
-# the image-level label says that it is there. That happens to objects that leak (their score is thinned out) and to
-# classes on a large area beside one on a small area.
+# At the published threshold of 0.25, a class below a quarter of the strongest one **vanishes from the mask**, although the
+# image-level label names it. That happens to objects that leak (their score is thinned out) and to classes on a large area
+# beside one on a small area.
 #
-# The four steps on the image from the start:
+# What to look for in the four steps on the image from the start: does the mask end at the outlines?
 
 # %% tags=["nbval-ignore-output"]
 classes, scores, size = read_maps(maps.folder / f"{image_id}.npz")
@@ -509,12 +501,12 @@ viz.show_panels([viz.image(image, f"input {image_id}"), viz.scores(image, highes
                 "The class activation map of one part, the boundary map, the walked scores and the mask made of them", size=1.9)
 
 # %% [markdown]
-# The mask joins the two creatures across the ground: the boundary map has gaps there.
+# It joins the two creatures across the ground: the boundary map has gaps there.
 #
 # ## 8 All images
 #
-# Now every training image gets its mask. **The image-level labels are used here**: the maps hold only the classes that the
-# label names.
+# Every training image gets its mask. **The image-level labels are used here**: the maps hold only the classes that the label
+# names.
 
 # %%
 masks = run(irn.MASKS, config)
@@ -525,8 +517,7 @@ print("every value of the mask is background or a class of the label:", True)
 # %% [markdown]
 # ## 9 Numbers
 #
-# The table scores the pseudo-masks beside the rows of notebook 70. Beneath are published values of the full VOC 2012, for
-# orientation only.
+# The pseudo-masks stand beside the rows of notebook 70. The published values of the full VOC 2012 are for orientation only.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -535,15 +526,14 @@ print(results.run_table(rows, config))
 print(results.quote(results.published("cam", what, "train") for what in ("CAM seed", "IRN pseudo-mask")))
 
 # %% [markdown]
-# **IRN does not always help.** In this run it gains 16.4 points over the plain seed mask, but only 2.3 over the seed
-# mask after the CRF (65.8 to 68.1 %), and these two are not on a par: the seed stands at the inherited threshold, the walk's was chosen with
-# masks. From RIB's seeds it takes 2.7 points, from AMN's 3.2 and from VWE's 1.3 (table of notebook 95, the
-# same seed). With three seeds (docs/results.md) it adds 2.3, 1.6 and 4.0 points for CAM, and takes points
-# from RIB, AMN and VWE with each of them. On 311 real images (one seed) it added 6.3 points for CAM and took 0.6 for
-# VWE.
+# **IRN does not always help.** In this run it gains 16.4 points over the plain seed mask, but only 2.3 over the seed mask after
+# the CRF (65.8 to 68.1 %), and these two are not on a par: the seed stands at the inherited threshold, the walk's was chosen
+# with masks. From RIB's seeds it takes 2.7 points, from AMN's 3.2 and from VWE's 1.3 (notebook 95, the same seed). With three
+# seeds (docs/results.md) it adds 2.3, 1.6 and 4.0 points for CAM, and takes points from RIB, AMN and VWE with each. On 311 real
+# images (one seed) it added 6.3 points for CAM and took 0.6 for VWE.
 #
-# Precision and recall say how a change comes about. Against the plain seed mask both rise; against the one with CRF
-# recall rises by 6.3 points and precision falls by 2.6: the walk finds more, and leaks.
+# Against the plain seed mask precision and recall both rise; against the one with CRF recall rises by 6.3 points and precision
+# falls by 2.6: the walk finds more, and leaks.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -553,12 +543,12 @@ print(results.class_table({"IoU of the mask": rows[-1]["class_iou"]}, ["backgrou
 # %% [markdown]
 # ### Is it the walk, or the boundaries?
 #
-# A gain over the plain seed can come from the walk alone, whatever its boundaries are, or from what the network has learned. So the
-# same walk goes along other boundaries: none at all (no walk), changes of color, those of a network whose boundary head has learned
-# nothing, the learned ones, and the outlines of the ground truth, which are the best that any network could learn. One more control needs no
-# boundaries and no learning: notebook 75's walk between cells of like color. Each way
-# is read at the threshold that is best for it without a CRF; the CRF comes behind the same one. What to look for: is a walk better than a CRF (compare it without a CRF to *no walk* with one), does it add to a
-# CRF, and what had to be learned for that?
+# A gain over the plain seed can come from the walk alone, whatever its boundaries, or from what the network has learned. So the
+# same walk goes along other boundaries: none (no walk), changes of color, those of an untrained boundary head, the learned
+# ones, and the outlines of the ground truth, the best that any network could learn. One more control needs neither boundaries
+# nor learning: notebook 75's walk between cells of like color. Each way has its best threshold without a CRF; the CRF comes
+# behind the same one. What to look for: is a walk better than a CRF (compare it without a CRF to *no walk* with one), does it
+# add to a CRF, and what had to be learned for that?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, lessons
@@ -575,18 +565,19 @@ table = walk_controls.compare_walks(few, maps.folder, ways, config, np.linspace(
 results.show_table(["boundaries", "best mIoU %", "at threshold", "then with a CRF"], table)
 
 # %% [markdown]
-# **Alone, the walk is no better than a CRF** (67.1 % along learned boundaries, 69.3 % for a CRF without a walk). **On top of a CRF it adds 6 points**
-# (75.5 %), and better boundaries could add five more (80.8 % along true outlines). It takes the right neighbors: along changes of color or
-# untrained boundaries the walk is worse than none (44.0 and 50.2 % beside 51.7). But they need not be learned. Likeness of colors, as in
-# notebook 75, does nearly as well (66.3 %, with a CRF 72.7), as these creatures have bodies of one color. On photographs colors say less.
+# **Alone, the walk is no better than a CRF** (67.1 % along learned boundaries, 69.3 % for a CRF without a walk). **On top of a
+# CRF it adds 6 points** (75.5 %), and better boundaries could add five more (80.8 % along true outlines). It takes the right
+# neighbors: along changes of color or untrained boundaries the walk is worse than none (44.0 and 50.2 % beside 51.7). But they
+# need not be learned. Likeness of colors, as in notebook 75, does nearly as well (66.3 %, with a CRF 72.7) on these bodies of
+# one color. On photographs colors say less.
 #
-# **With two more seeds** (docs/results.md) the learned walk on top of a CRF takes 1.7 points where CAM is weak (seed 1: 61.6 % without a walk) and adds
-# 6.7 where it is strong (seed 2: 71.3 %). Likeness of colors is 5.9 points ahead of it in the first, 5.7 behind in the second. A boundary network
-# learns from the seeds, and is as good as they are.
+# **With two more seeds** (docs/results.md) the learned walk on top of a CRF takes 1.7 points where CAM is weak (seed 1: 61.6 %
+# without a walk) and adds 6.7 where it is strong (seed 2: 71.3 %). Likeness of colors is 5.9 points ahead of it in the first,
+# 5.7 behind in the second. A boundary network is as good as the seeds it learns from.
 #
 # ## 10 Look
 #
-# The figure shows the best, a random and the worst image by their own IoU; *refined* is the seed mask after the CRF.
+# The figure shows the best, a random and the worst image; *refined* is the seed mask after the CRF.
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(score_data, mask_of)
@@ -597,10 +588,9 @@ viz.show_examples(score_data, chosen, {"CAM": highest_score, "refined": viz.mask
 # %% [markdown]
 # ### A failure
 #
-# A bad pseudo-mask has mostly one of three causes. The **map** is wrong: it names a place where no such object is, or
-# gives a body the neighbor's name, and the walk spreads the mistake. The **boundary** is wrong: a gap lets the score
-# out, or an inner line keeps it in. Or the **threshold** is wrong for this image, as in section 7. The worst image,
-# taken apart:
+# A bad pseudo-mask has mostly one of three causes. The **map** names a place where no such object is, or gives a body the
+# neighbor's name, and the walk spreads the mistake. The **boundary** has a gap that lets the score out, or an inner line that
+# keeps it in. Or the **threshold** is wrong for this image, as in section 7. The worst image, taken apart:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -615,12 +605,12 @@ for label, scores in zip(*full_size_maps(maps.folder, worst), strict=True):
 
 # %% [markdown]
 # If a peak is not on its object, the map is to blame and no refinement helps. Here the peak is right, but three quarters of the
-# checkers are missed and half of the mask lies outside them: one of the two creatures has no head, and the map does not light up on
-# it. The seed mask was wrong already, and the walk has spread it.
+# checkers are missed and half of the mask lies outside them: one of the two creatures has no head, and the map does not light
+# up on it. The walk has spread a seed mask that was wrong already.
 #
 # ## 11 Try it
 #
-# Change exponent and threshold on the image from the start. (The sliders need JupyterLab; the strip shows the same.)
+# Change exponent and threshold. (The sliders need JupyterLab; the strip shows the same.)
 
 # %% tags=["nbval-ignore-output"]
 def mask_with(beta, threshold):
@@ -644,9 +634,9 @@ viz.show_panels([viz.labels(score_data.mask(image_id), score_data.classes, "grou
 #
 # * Pairs of pixels on both sides of an unknown zone say that a boundary lies between them; the network finds out where.
 # * The walk averages scores over what no boundary cuts off. It can only be as good as the map and the outline.
-# * In this run it beats the plain seed mask by far, a CRF not at all, and adds 6 points on top of one; with another seed it takes 2. Whether it
-#   helps depends on the maps: measure it.
-# * Written: `irn/` and `pseudo_masks/`. Next: notebook 90 trains a segmentation network on the pseudo-masks.
+# * In this run it beats the plain seed mask by far, a CRF not at all, and adds 6 points on top of one; with another seed it
+#   takes 2. Whether it helps depends on the maps: measure it.
+# * Next: notebook 90 trains a segmentation network on the pseudo-masks.
 #
 # **Exercise 1.** The paper trains with radius 10 on maps of 128 x 128 cells. How many pairs has one image? (Rows of
 # sources times columns of sources times directions; the neighborhood reaches 9 cells to the left, to the right and

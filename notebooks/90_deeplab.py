@@ -68,10 +68,10 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: are the images and the masks to train on there? If not, the next cell stops and says which notebook
-# to run. Cells whose first line is `# needs masks` are left out where a data set has none. With `method = "truth"` the
-# network trains on the ground truth. **That run uses pixel labels.** It is not a weakly-supervised result but the upper
-# reference. (On VOC's `train_aug` the ground truth is in another folder: add `-p mask_folder SegmentationClassAug`.)
+# If an input is missing, the next cell names the notebook to run. Cells whose first line is `# needs masks` are left out where
+# a data set has none. With `method = "truth"` the network trains on the ground truth. **That run uses pixel labels**: it is the
+# upper reference and not a weakly-supervised result. (On VOC's `train_aug` the ground truth is in another folder: add `-p
+# mask_folder SegmentationClassAug`.)
 
 # %%
 train_data, val_data = open_data(config, config.train_split), open_data(config, config.val_split).scored()
@@ -81,20 +81,20 @@ print(f"{len(train_data)} training images, {len(val_data)} validation images, {t
       "trained on", "pseudo-masks (image-level labels only)" if training_masks else "THE GROUND TRUTH (pixel labels)")
 
 # %% [markdown]
-# Why train another network at all, when every training image has a mask already? The pseudo-masks need the image-level
-# label; a segmentation network needs nothing but the image. It may also average: a mistake that is made in one image
-# but not in fifty like it may not survive training. Section 9 measures that.
+# Why train another network when every training image has a mask? The pseudo-masks need the image-level label; a segmentation
+# network needs only the image. It may also average: a mistake that is made in one image but not in fifty like it may not
+# survive training (section 9 measures that).
 #
 # ## 1 The network
 #
-# A classification network halves its resolution five times. One feature then stands for 32 x 32 pixels, too coarse for
-# outlines. DeepLab takes out the last two strides, so that one feature stands for 8 x 8 pixels. But a 3x3 convolution
-# that was trained on the coarse grid would now look at too small a part of the image. The remedy is to spread its nine
-# taps by the *rate* $r$, the *atrous* (with holes) or dilated convolution:
+# A classification network halves its resolution five times, so one feature stands for 32 x 32 pixels, too coarse for outlines.
+# DeepLab takes out the last two strides, which leaves 8 x 8 pixels. But a 3x3 convolution that was trained on the coarse grid
+# would now look at too small a part of the image. So its nine taps are spread by the *rate* $r$, in the *atrous* (with holes)
+# or dilated convolution:
 #
 # $$ y[i] = \sum_{k \in \{-1, 0, 1\}^2} w[k]\; x[i + r\,k] $$
 #
-# The formula in plain lines, against torch:
+# In plain lines, against torch:
 
 # %%
 def atrous_convolution(x, weight, rate):
@@ -117,9 +117,8 @@ for rate in (1, 6, 12):
 print("plain lines = nn.Conv2d for rates 1, 6 and 12:", True)
 
 # %% [markdown]
-# The published backbone, ResNet-101, has its strides removed from `layer3` and `layer4` and gets rates 2 and 4 there
-# instead. The next cell builds it without memory (on torch's *meta* device) to count it, and beside it the network of
-# this run. The small backbone of the smoke run is too shallow to need dilation.
+# The published backbone, ResNet-101, has rates 2 and 4 in `layer3` and `layer4` instead of strides. The small backbone of the
+# smoke run is too shallow to need dilation.
 
 # %%
 with torch.device("meta"):
@@ -147,21 +146,20 @@ assert not any(module.training or module.weight.requires_grad for module in froz
 print(f"{len(frozen)} batch normalizations frozen, even after train():", True)
 
 # %% [markdown]
-# Batch normalization is frozen entirely, statistics and affine parameters: ten images in a batch are too few to
-# estimate statistics, so those of the initial weights stay.
+# Batch normalization is frozen entirely, statistics and affine parameters: a batch of ten images is too small to estimate
+# statistics, so the initial ones stay.
 #
 # ## 2 Atrous spatial pyramid pooling
 #
 # ![Four grids with the nine positions of a 3 by 3 kernel at dilation 6, 12, 18 and 24, farther and farther apart; the four results are added](../docs/figures/aspp.svg)
 #
-# Objects come in all sizes. The head (ASPP) therefore looks with four rates at once: four 3x3 convolutions, each of
-# which is a classifier of its own, and their sum
+# Objects come in all sizes. So the head (ASPP) looks with four rates at once: four 3x3 convolutions, each a classifier of its
+# own, and their sum
 #
 # $$ z = \sum_{r \in \{6, 12, 18, 24\}} \mathrm{Conv}^{3\times3}_r(f). $$
 #
-# There is no normalization, no ReLU and no pooled branch. What does one output pixel look at? The gradient of that
-# pixel with respect to the input says it exactly: it is not zero where the input matters. What to look for: nine points
-# each, with one in common.
+# There is no normalization, no ReLU and no pooled branch. The gradient of one output pixel with respect to the input is not
+# zero where the input matters. What to look for: nine points each, with one in common.
 
 # %%
 rates = (6, 12, 18, 24)
@@ -181,10 +179,9 @@ viz.show_panels([viz.heat_map(points, f"{name}: {points.sum()} points") for name
                 "Four square patterns of nine points, each wider than the one before; their sum is a star of 33 points", size=2.6)
 
 # %% [markdown]
-# A single rate sees eight directions at one distance; the sum sees them at four. This is on the feature map. In the
-# image every point is smeared out by the backbone's own receptive field, which closes the holes of the small rates
-# (those of rates 18 and 24 stay open with this small backbone). The next figure takes the gradient through the whole
-# network, down to the pixels of an image.
+# On the feature map a single rate sees eight directions at one distance; the sum sees them at four. What to look for in the
+# gradient down to the pixels of an image: the backbone's own receptive field smears every point and closes the holes of the
+# small rates (those of rates 18 and 24 stay open with this small backbone).
 
 # %%
 # needs lessons
@@ -203,9 +200,9 @@ viz.show_panels([viz.heat_map(strength_in_image(chosen) ** 0.25, name) for name,
                 "In the image every point is a soft patch; all four rates make a star, dense in the middle", size=2.6)
 
 # %% [markdown]
-# **A limit.** A tap that falls off the map sees zeros. On a small map the large rates keep nothing but their center,
-# and are then 1x1 convolutions. The table counts the taps of a central pixel that lie inside. 41 is the side of the map
-# for the published crop of 321 pixels, 12 that of a toy image:
+# **A limit.** A tap that falls off the map sees zeros. On a small map the large rates keep only their center and are 1x1
+# convolutions. How many taps of a central pixel lie inside? The side of the map is 41 for the published crop of 321 pixels, 12
+# for a toy image:
 
 # %%
 for side in (12, 41, 63):
@@ -215,14 +212,14 @@ for side in (12, 41, 63):
 print("rates of this run:", config.deeplab_atrous_rates)
 
 # %% [markdown]
-# Even on the published crop, rate 24 has only its center left in the middle of the map; its other taps serve pixels
-# near the rim, and larger test images. On the toy's small maps that would happen to three of the four rates, so the
-# smoke run has smaller ones.
+# Even on the published crop, rate 24 has only its center left in the middle of the map; its other taps serve pixels near the
+# rim, and larger test images. On the toy's maps that would happen to three of the four rates, so the smoke run has smaller
+# ones.
 #
 # ## 3 Three scales
 #
-# The same network runs on the image at its full size, at three quarters and at half. The logits are brought to one
-# size, and each pixel takes the *maximum* for each class:
+# The network runs on the image at full size, at three quarters and at half. The logits are brought to one size, and each pixel
+# takes the *maximum* for each class:
 #
 # $$ z_{\max} = \max\big(z_1,\ \mathrm{up}(z_{0.75}),\ \mathrm{up}(z_{0.5})\big) $$
 #
@@ -243,13 +240,13 @@ print("plain lines = library:", True)
 print("sizes of z_1, the smaller ones and the maximum:", [tuple(part.shape[-2:]) for part in from_library])
 
 # %% [markdown]
-# In training all of them are returned, each at its own size, and the maximum.
+# Training returns all three, each at its own size, and the maximum.
 #
 # ## 4 The loss
 #
-# Each of the four logit maps has a loss of its own, and the four are *summed*. The label map must be brought to the
-# size of each, and here is the classic mistake: a label is a name, not a quantity. Between class 1 and class 3 there is
-# no class 2, and between class 1 and unknown (255) there is nothing at all:
+# Each of the four logit maps has its own loss, and the four are *summed*. The label map must be brought to the size of each,
+# and here is the classic mistake: a label is a name, not a quantity. Between class 1 and class 3 there is no class 2, and
+# between class 1 and unknown (255) there is nothing at all:
 
 # %%
 label = torch.tensor([[[1, 1, 1, 1, 255, 255, 3, 3, 3, 3, 3, 3]]])  # (N, H, W) of one row
@@ -262,18 +259,18 @@ assert nearest.flatten().tolist() == label.flatten()[sources].tolist()
 assert set(nearest.flatten().tolist()) <= {1, 3, 255} and not set(blurred.flatten().tolist()) <= {1, 3, 255}
 
 # %% [markdown]
-# Bilinear resizing invents classes, and turns unknown into labels that punish the network for being right. With nearest
-# neighbor no new value arises. 255 stands for what nobody knows (void borders of ground truth) and for what lies outside
-# the image in a crop; it is left out of every mean.
+# Bilinear resizing invents classes, and turns unknown into labels that punish the network for being right. Nearest neighbor
+# makes no new value. 255 stands for what nobody knows (void borders of ground truth) and for what lies outside the image in a
+# crop; it is left out of every mean.
 #
-# **Two losses.** Plain cross-entropy is the mean over all known pixels. If nine tenths of them are background,
-# background makes nine tenths of the loss. The balanced form (of DSRG; used by AdvCAM, RIB and AMN) takes half the mean
-# over background and half the mean over objects:
+# **Two losses.** Plain cross-entropy is the mean over all known pixels. If nine tenths are background, so is nine tenths of the
+# loss. The balanced form (of DSRG; used by AdvCAM, RIB and AMN) takes half the mean over background and half the mean over
+# objects:
 #
 # $$ \mathcal{L} = \tfrac12 \operatorname*{mean}_{y = 0} \ell + \tfrac12 \operatorname*{mean}_{y > 0} \ell $$
 #
-# Take an image with nine background pixels, one object pixel and two unknown ones, and a lazy network that says "background,
-# 90 % sure" everywhere:
+# Take nine background pixels, one object pixel and two unknown ones, and a lazy network that says "background, 90 % sure"
+# everywhere:
 
 # %%
 y = torch.tensor([[[0] * 9 + [1] + [255] * 2]])  # (N, h, w)
@@ -284,9 +281,8 @@ assert np.isclose(plain, (9 * on_background + on_object) / 10) and np.isclose(ba
 print(f"cross-entropy {plain:.2f}, balanced {balanced:.2f}: the lazy answer costs {balanced / plain:.1f} times as much")
 
 # %% [markdown]
-# Which of the two is better depends on the pseudo-masks: balancing raises recall, and with it the mistakes of masks
-# that are too large. The parameter is `deeplab_loss`. Both must ignore 255, and the sum over the four maps must be the
-# library's:
+# Which is better depends on the pseudo-masks: balancing (`deeplab_loss`) raises recall, and with it the mistakes of masks that
+# are too large. Both must ignore 255, and the sum over the four maps must be the library's:
 
 # %%
 everything_unknown = torch.full_like(y, 255)
@@ -299,8 +295,8 @@ print("sum over four maps = library:", True)
 # %% [markdown]
 # **A third loss** belongs to DRS's training of DeepLab-v2 (`deeplab_loss = "self_label"`): beside the mask, the network is
 # taught its own best class among those of the *image-level* label, $q = \arg\max_k z_k y_k$, at every pixel, the unknown ones
-# included. An absent class counts with 0 and not with minus infinity. So where the logits of all present classes are
-# negative, the official program chooses an absent one, and so do we:
+# included. An absent class counts with 0, not with minus infinity. So where the logits of all present classes are negative, the
+# official program chooses an absent one, as we do:
 
 # %%
 z = torch.tensor([[2.0, 9.0, 1.0], [-1.0, 9.0, 3.0], [-1.0, 9.0, -2.0]]).T[None, :, None]  # (1, 3 classes, 1, 3 pixels)
@@ -312,9 +308,8 @@ assert own.flatten().tolist() == (z * present[..., None, None]).argmax(1).flatte
 # %% [markdown]
 # ## 5 The schedule
 #
-# The backbone is trained already, the head is new. So there are three groups of parameters: the backbone at the base
-# rate, the weights of the head at ten times, its biases at twenty times that (and these without weight decay). All fall
-# together by the *poly* rule, in stairs of ten iterations, which the right panel below shows:
+# The backbone is trained already, the head is new. So the weights of the head learn at ten times the backbone's rate, its
+# biases at twenty times (and without weight decay). All fall by the *poly* rule, in stairs of ten iterations (right panel):
 #
 # $$ \eta(t) = \eta_0 \left(1 - \frac{10 \lfloor t / 10 \rfloor}{T}\right)^{0.9} $$
 
@@ -339,23 +334,22 @@ print("factors at iterations", steps, "of 100:", [round(poly_factor(step, 100, e
 # %% [markdown]
 # ## 6 Training
 #
-# > **Which initial weights?** DeepLab-v2 is usually distributed with weights that were pre-trained on MS-COCO
-# > *segmentation masks*. A network that starts from them has learned outlines from pixel labels, whatever its training
-# > masks are. Result lists mark such rows "I+C" (ImageNet and COCO) and fair ones "I". The start alone is worth one to
-# > two points (VWL reports both), more than many methods differ by. **Never compare across initial weights.** This
-# > project knows three starts of its own: `imagenet`, `classifier` (image-level labels only) and `none`. None of them has seen a
-# > pixel label. A file can be given too (`docs/checkpoints.md`); then every score names it.
+# > **Which initial weights?** DeepLab-v2 is usually distributed with weights that were pre-trained on MS-COCO *segmentation
+# > masks*. A network that starts from them has learned outlines from pixel labels, whatever its training masks are. Result
+# > lists mark such rows "I+C" (ImageNet and COCO) and fair ones "I". The start alone is worth one to two points (VWL reports
+# > both), more than many methods differ by. **Never compare across initial weights.** The starts `imagenet`, `classifier`
+# > (image-level labels only) and `none` have seen no pixel label; a file can be given too (`docs/checkpoints.md`), and every
+# > score then names it.
 #
-# The smoke run starts from the classifier of notebook 10, because its small backbone has no ImageNet weights.
+# The smoke run starts from notebook 10's classifier, because its small backbone has no ImageNet weights.
 
 # %%
 network = run(deeplab.DEEPLAB, config)
 net = network.net
 
 # %% [markdown]
-# In version 2 the loss is a sum of four, so guessing costs $4 \ln K$, here 7.8, near the first value (8.2). In version 3+ it is
-# one. The last value is not zero and should not be: a network that fits every mistake of the pseudo-masks has learned the
-# mistakes.
+# The loss of version 2 is a sum of four, so guessing costs $4 \ln K$, here 7.8, near the first value (8.2); version 3+ has one.
+# The last value should not be zero: a network that fits every mistake of the pseudo-masks has learned the mistakes.
 
 # %% tags=["nbval-ignore-output"]
 terms = 4 if config.deeplab_version == "v2" else 1
@@ -364,9 +358,9 @@ viz.show_training(network.log(), alt="Training loss falls from {first[loss]:.2f}
                   chance=terms * np.log(train_data.num_classes + 1))
 
 # %% [markdown]
-# Now the three scales again, on that one of the first twenty validation images in which the network is surest to see an
-# object (no label is asked). Each shows how sure it is that a pixel is *not* background. At the right is the scale that
-# gave the maximum for the winning class (1.0 is brightest): here 0.75 on the upper object, the full size nearly everywhere else.
+# The figure takes, of the first twenty validation images, the one in which the network is surest to see an object (no label is
+# asked). Each scale shows how sure it is that a pixel is *not* background. What to look for at the right: which scale gave the
+# maximum for the winning class (1.0 is brightest)? Here it is 0.75 on the upper object, the full size nearly everywhere else.
 
 # %%
 def sure_pixels(name):
@@ -395,9 +389,8 @@ viz.show_panels([viz.image(picture, f"input {image_id}"),
 # %% [markdown]
 # ## 7 All validation images
 #
-# **No image-level label is used here.** Class activation maps and pseudo-masks know which classes are in an image; this
-# network is asked about all classes. To be sure, the next cell predicts an image of a copy of the split in which every
-# label is erased.
+# **No image-level label is used here.** Class activation maps and pseudo-masks know which classes are in an image; this network
+# is asked about all. To be sure, the next cell erases every label and predicts an image.
 
 # %%
 unlabelled = replace(val_data, labels=np.zeros_like(val_data.labels))
@@ -413,18 +406,17 @@ print("predictions with and without CRF for", len(val_data), "images")
 # %% [markdown]
 # ## 8 Dense CRF
 #
-# The network's masks are smooth at stride 8; the image has sharp edges. The dense conditional random field joins
-# every pixel with every other and asks for labels $y$ of low energy
+# The network's masks are smooth at stride 8; the image has sharp edges. The dense CRF joins every pixel with every other and
+# asks for labels $y$ of low energy
 #
 # $$ E(y) = \sum_i -\log P_i(y_i) + \sum_{i<j} [y_i \ne y_j]
 # \Big( w_1 e^{-\frac{|p_i - p_j|^2}{2\theta_\alpha^2} - \frac{|I_i - I_j|^2}{2\theta_\beta^2}}
 # + w_2 e^{-\frac{|p_i - p_j|^2}{2\theta_\gamma^2}} \Big) $$
 #
-# with position $p$ and color $I$: near pixels of like color should agree. Here, unlike in notebook 70, the unary term
-# is the network's probability and not a hard label, and the constants are DeepLab's: $w_1 = 4$, $\theta_\alpha = 67$
-# pixels, $\theta_\beta = 3$ gray levels, $w_2 = 3$, $\theta_\gamma = 1$. Ten steps of mean field find a good answer.
-# Without the pairwise terms nothing must change, and the library must take the image as it is, not the normalized
-# one:
+# with position $p$ and color $I$: near pixels of like color should agree. Unlike in notebook 70, the unary term is the
+# network's probability and not a hard label, and the constants are DeepLab's: $w_1 = 4$, $\theta_\alpha = 67$ pixels,
+# $\theta_\beta = 3$ gray levels, $w_2 = 3$, $\theta_\gamma = 1$. Ten steps of mean field find a good answer. Without the
+# pairwise terms nothing must change, and the image must enter as it is, not normalized:
 
 # %%
 same = crf_from_probabilities(picture, probabilities, bilateral_compat=0, gaussian_compat=0)
@@ -433,8 +425,8 @@ assert np.mean(crf_segmentation(picture, probabilities) == with_crf(image_id)) >
 print("no pairwise terms, no change; the stored mask is that of the CRF:", True)
 
 # %% [markdown]
-# The strip shows one image from the network's answer over one step to ten, and then with two other color constants.
-# (Sliders appear in JupyterLab.)
+# What to look for in the strip: what do one step, ten steps and two other color constants change? (Sliders appear in
+# JupyterLab.)
 
 # %% tags=["nbval-ignore-output"]
 def refined(iterations=10, color=3.0, space=67.0):
@@ -456,7 +448,7 @@ viz.show_panels([viz.image(picture, f"input {image_id}"), truth,
 # %% [markdown]
 # ## 9 Numbers
 #
-# The scores come from one confusion matrix over all validation images, without and with CRF.
+# The scores come from one confusion matrix over all validation images.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -471,9 +463,9 @@ for row in with_truth:
 
 # %% [markdown]
 # In this run the CRF adds 6.2 points. The pseudo-masks were scored on `train`, the network on `val`: their numbers may not be
-# subtracted. The fair comparison is the same network, trained on the ground truth and scored on the same images: 77.6 % without
-# CRF and 82.1 % with it, as the last lines say (method `truth`). If your network stays far below a published score, compare
-# initial weights, loss and iterations, and ask whether that score includes a CRF, scales and flips. Class by class:
+# subtracted. The fair comparison is the same network, trained on the ground truth (method `truth`) and scored on the same
+# images: 77.6 % without CRF and 82.1 % with it. If your network stays far below a published score, compare initial weights,
+# loss and iterations, and ask whether that score includes a CRF, scales and flips. Class by class:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -481,10 +473,10 @@ iou_of = {title: [*row["class_iou"], row["miou"]] for title, row in zip(("plain"
 print(results.class_table(iou_of, ["background", *val_data.classes, "mean"]))
 
 # %% [markdown]
-# **Does training average mistakes out?** The next cells score the network on images that it was trained on, beside the very
-# masks that it was taught there: same images, both without a CRF and both with one. The pseudo-masks know the image-level
-# label, so the network is also scored with its absent classes struck out. And a small network may be unable to repeat even perfect masks: if
-# this run has one that was taught the ground truth, it stands in the last row.
+# **Does training average mistakes out?** The next cells score the network on images that it was trained on, beside the masks
+# that it was taught there, without and with a CRF. The pseudo-masks know the image-level label, so the network is also scored
+# with its absent classes struck out. And a small network may be unable to repeat even perfect masks: the last row is one that
+# was taught the ground truth, if this run has it.
 
 # %%
 # needs masks, lessons
@@ -530,15 +522,16 @@ for words in nets:
           f"of all), wrong in {100 * (1 - right.mean()):.1f} % of those that they have right")
 
 # %% [markdown]
-# On images that it has seen the network scores 62.0 %, 5.8 points less than the masks that it was taught (67.8 %); with a
-# CRF the two have 69.8 and 78.0 %. With the label known it still stays 3.3 points below them (64.5 %). The pixels say why. **A part of the
-# mistakes is averaged out, most of them are learned**: the network is right in 22 % of the pixels that its masks have wrong, where the one taught the ground
-# truth is right in 86 %. And it spoils 4.0 % of the right ones, ten times as many, half of that by its own coarseness: the other one spoils
-# 2.1 %. What it does give is a network that needs no label.
+# On images that it has seen the network scores 62.0 %, 5.8 points less than the masks that it was taught (67.8 %); with a CRF
+# the two have 69.8 and 78.0 %. With the label known it still stays 3.3 points below them (64.5 %). **A part of the mistakes is
+# averaged out, most of them are learned**: the network is right in 22 % of the pixels that its masks have wrong, where the one
+# taught the ground truth is right in 86 %. And it spoils 4.0 % of the right ones, ten times as many, half of that by its own
+# coarseness: the other one spoils 2.1 %. What training does give is a network that needs no label.
 #
 # ## 10 Look
 #
-# The figure shows the best, a random and the worst validation image by their own IoU before the CRF.
+# What to look for in the best, a random and the worst validation image by the IoU before the CRF: is the outline wrong or the
+# name?
 
 # %% tags=["nbval-ignore-output"]
 ranking = iou_of_images(val_data, plain)
@@ -547,10 +540,9 @@ viz.show_examples(val_data, viz.best_worst_random(ranking, count=1, seed=config.
                   iou={"segmentation": ranking, "+ CRF": iou_of_images(val_data, with_crf)})
 
 # %% [markdown]
-# There are two kinds of bad images. In one the outline is wrong, as in the second row, where the CRF lifts the IoU from 45 to
-# 78 %. In the other the *name* is wrong, as in the lowest row: classes that look alike except for the head are confused over a
-# whole object. A CRF cannot help there (20 % before and after), because it moves outlines, not names. Which kind costs more
-# over all images?
+# In the second row it is the outline, and the CRF lifts the IoU from 45 to 78 %. In the lowest row it is the *name*: classes
+# that look alike except for the head are confused over a whole object. A CRF cannot help there (20 % before and after), because
+# it moves outlines, not names. Which kind costs more over all images?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -561,15 +553,14 @@ for name, pixels in kinds.items():
     print(f"{name:26s} {100 * pixels.sum() / max(1, wrong.sum()):5.1f} % of the wrong pixels")
 
 # %% [markdown]
-# Wrong names spoil the worst images but make up only 14 % of the wrong pixels. Half of them (51 %) are background called
-# object: masks that are too large. Another 35 % are objects called background.
+# Wrong names make up only 14 % of the wrong pixels. Half (51 %) are background called object: masks that are too large. Another
+# 35 % are objects called background.
 #
 # ## The test server
 #
-# VOC's test masks are not public. Scores on `test` come from a server that takes an archive of palette PNGs. A network
-# needs no label for these images, and `make_predictions` writes their masks as above;
-# `python -m wsss_lib.submission make` packs a folder of them and checks the archive before anybody uploads it. The
-# server takes few uploads, and choosing parameters by its answers would be using pixel labels of the test set.
+# VOC's test masks are not public. Scores on `test` come from a server that takes an archive of palette PNGs. The network needs
+# no label for these images: `make_predictions` writes their masks, and `python -m wsss_lib.submission make` packs and checks
+# the archive. The server takes few uploads, and choosing parameters by its answers would be using pixel labels of the test set.
 #
 # ## 11 Version 2 and version 3+ side by side
 #
@@ -584,10 +575,10 @@ for name, pixels in kinds.items():
 # | published recipe, VOC | batch 10, 20,000 iterations, 321-pixel crops | batch 16, 30,000, 513 (DRS: batch 32, 20,000, five times the rate) |
 # | published score | full images, with CRF | **center crops of 513 pixels**: other pixels, not comparable with full images |
 #
-# Both are here for every method: `deeplab_version`, and `configs/options/` with the two published recipes. Two faults
-# of the published version 3+ program: what lies outside a small image is taught as *background* (here it is 255;
-# `deeplab_padding_is_background = True` repeats the fault), and its scores are those of center crops (`deeplab_centre_crop = 513`
-# adds such a row, named so, beside that of full images).
+# Both are here for every method: `deeplab_version`, and `configs/options/` with the two published recipes. The published
+# version 3+ program has two faults: what lies outside a small image is taught as *background* (here it is 255;
+# `deeplab_padding_is_background = True` repeats the fault), and its scores are those of center crops (`deeplab_centre_crop =
+# 513` adds such a row beside that of full images).
 
 # %%
 # needs lessons
@@ -599,8 +590,8 @@ with torch.device("meta"):
               f"logits {tuple(published(torch.zeros(2, 3, 513, 513)).shape[2:])}")
 
 # %% [markdown]
-# What does the stride alone cost? The ground truth itself, reduced to logits of stride 8 and of stride 4 and enlarged
-# again, is the best that either grid can hold:
+# What does the stride alone cost? The ground truth, reduced to logits of stride 8 or 4 and enlarged again, is the best that
+# either grid can hold:
 
 # %%
 # needs masks
@@ -618,8 +609,8 @@ for stride in (8, 4):
     print(f"stride {stride}: at most {100 * best:.1f} % mIoU on {len(few)} images")
 
 # %% [markdown]
-# Now a short training of the *other* version from the same start on the same masks. It has far fewer iterations (120 against
-# 900), so this is a look and not a comparison; for that, run the notebook again with `-p deeplab_version v3plus` into another
+# A short training of the *other* version from the same start on the same masks has far fewer iterations (120 against 900), so
+# this is a look and not a comparison; for that, run the notebook again with `-p deeplab_version v3plus` into another
 # `runs_root`.
 
 # %%
@@ -644,12 +635,11 @@ if other_net is not None:
 # %% [markdown]
 # ## 12 Summary and exercises
 #
-# * Dilation keeps resolution, ASPP and three scales bring in the surroundings, frozen batch normalization keeps the
-#   initial statistics.
+# * Dilation keeps resolution, ASPP and three scales bring in the surroundings, frozen batch normalization keeps the initial
+#   statistics.
 # * Labels are names: nearest neighbor only, and no mean counts 255.
-# * In this run the network has 59.8 % on `val` (66.1 % with the CRF); with the ground truth, 77.6 % (82.1 %). On training
-#   images the network stays below its own pseudo-masks.
-# * Written: `deeplab/` and `predictions/`.
+# * In this run the network has 59.8 % on `val` (66.1 % with the CRF); taught the ground truth, 77.6 % (82.1 %). On training
+#   images it stays below its own pseudo-masks.
 #
 # **Exercise 1.** How wide is the field of a 3x3 convolution of rate 24 on a feature map of stride 8, in pixels from the
 # center of its first tap to the center of its last?

@@ -12,17 +12,18 @@
 #
 # **What the stored tables show.** They hold *three* seeds, on generated images; a gain is over CAM of the same seed.
 #
-# * At their best thresholds, the maps of VWE gain 4.9 ± 0.4 points, those of RIB 0.4 ± 0.5; SC-CAM's lose 2.0 ± 1.8, and DRS's, before saliency cuts
-#   them, 12.3 ± 2.8.
-# * AMN's maps gain 25.1 ± 3.3, but a CRF is inside them. On 100 images of seed 0 CAM with a CRF has 70.0 % at its own threshold, AMN with another CRF
-#   84.7 % (section 8).
-# * RIB's gain of 4.3 ± 0.2 points at the inherited threshold, with a CRF, is the threshold's: at their best ones both have 70 %.
-# * At the end of the chain gains are large and unsure: VWE 8.1 ± 6.9, AMN 8.0 ± 7.1, DRS with saliency 12.2 ± 8.2, RIB 2.0 ± 2.7, SC-CAM -6.8 ± 6.3.
-#   With seed 2, whose CAM is best, AMN and VWE gain nothing.
+# * At their best thresholds, the maps of VWE gain 4.9 ± 0.4 points, those of RIB 0.4 ± 0.5; SC-CAM's lose 2.0 ± 1.8, and DRS's,
+#   before saliency cuts them, 12.3 ± 2.8.
+# * AMN's maps gain 25.1 ± 3.3, but hold a CRF. On 100 images of seed 0 CAM with a CRF has 70.0 % at its own threshold, AMN with
+#   another CRF 84.7 % (section 8).
+# * RIB's gain of 4.3 ± 0.2 points at the inherited threshold, with a CRF, is the threshold's: at their best ones both have 70
+#   %.
+# * At the end of the chain gains are large and unsure: VWE 8.1 ± 6.9, AMN 8.0 ± 7.1, DRS with saliency 12.2 ± 8.2, RIB 2.0 ±
+#   2.7, SC-CAM -6.8 ± 6.3. With seed 2, whose CAM is best, AMN and VWE gain nothing.
 # * IRN's masks score below the seed masks with a CRF for all methods but CAM, whose CRF stands at an inherited threshold.
 # * The same network reaches 83.5 ± 1.9 % when it learns from the ground truth.
 #
-# Three seeds are few, and values were tried with more care for some methods than for others: this is no ranking.
+# Three seeds are few, and some methods' values were tried with more care than others': this is no ranking.
 #
 # **Goals.** After this notebook you can
 #
@@ -57,8 +58,8 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# The first check: is anything finished? If not, the next cell stops and says what to run. Cells whose first line is
-# `# needs masks` are left out where a data set has none.
+# If nothing is finished, the next cell says what to run. Cells whose first line is `# needs masks` are left out where a data
+# set has none.
 
 # %%
 finished, rows = finished_stages(run_folder_of(config)), results.collect(run_folder_of(config))
@@ -71,8 +72,7 @@ print("splits:", ", ".join(f"{name} with {len(data)} images" for name, data in w
 # %% [markdown]
 # ## 1 What is finished
 #
-# A cell lists the seeds. A dash is a run that nobody has made, not a method that failed. `truth` is DeepLab trained on
-# the ground truth.
+# A cell lists the seeds. A dash is a run that nobody has made, not a failure. `truth` is DeepLab trained on the ground truth.
 
 # %% tags=["nbval-ignore-output"]
 methods = sorted({name for name, _ in finished}, key=results.place_of_method)
@@ -84,9 +84,9 @@ results.show_table(["method", *names],
 # %% [markdown]
 # ## 2 Counted anew
 #
-# Here all label maps go through *one* piece of code: mean IoU, precision and recall, IoU of every class, and a score of
-# the boundaries, on at most 300 evenly spaced images of each split. Where these are all images of the split, the mean
-# IoU must be the one in the stage's record.
+# Here *one* piece of code gives all label maps a mean IoU, precision and recall, the IoU of every class, and a score of the
+# boundaries, on at most 300 evenly spaced images of each split. Where these are all images, the mean IoU must be that of the
+# stage's record.
 
 # %% tags=["nbval-ignore-output"]
 counted = run(comparison.COMPARISON, config).metrics
@@ -100,10 +100,10 @@ print("where all images are counted, the mean IoU is that of the stage's record"
 # %% [markdown]
 # ## 3 Side by side
 #
-# The table holds the numbers of the stages themselves, on all images: mean and sample standard deviation over the seeds, and in
-# brackets how many seeds there are. **Two things are not equal.** AMN's network learned from CAM's seed masks after the CRF, so compare its
-# 77.1 % with 62.6 %, too. And AMN (0.40) and VWE (0.20) have seed thresholds of their own, chosen with masks of these images, where CAM
-# has 0.15 and loses 4 points with a CRF by it (section 8). DRS's pseudo-labels need saliency, here drawn from the ground truth.
+# The table holds the stages' own numbers, on all images: mean and sample standard deviation over the seeds, and in brackets how
+# many. **Two things are not equal.** AMN's network learned from CAM's seed masks after the CRF, so compare its 77.1 % with 62.6
+# %, too. And AMN (0.40) and VWE (0.20) have their own seed thresholds, chosen with masks of these images, where CAM has 0.15
+# and loses 4 points with a CRF by it (section 8). DRS's pseudo-labels need saliency, here drawn from the ground truth.
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -117,8 +117,8 @@ results.show_table(["mIoU %", "scored on", *methods],
 # %% [markdown]
 # ## 4 Mixed comparisons are refused
 #
-# The function behind this table takes rows that were scored on the same split and the same number of images, both with
-# or both without a CRF. These tables would look as good and be wrong:
+# The function behind this table takes only rows that were scored on the same split and the same number of images, all with or
+# all without a CRF. These tables would look as good and be wrong:
 
 # %%
 example = {"what": "CAM seed", "split": "train", "images": 1464, "crf": False, "seed": 0, "method": "cam", "miou": 48.3}
@@ -129,15 +129,14 @@ for other in ({"images": 10582}, {"split": "val", "images": 1449}, {"crf": True}
         print(error)
 
 # %% [markdown]
-# `check_settings`, called above, refuses a mean over seeds whose runs differ in any other parameter: the records in
-# `run.json` hold them all.
+# `check_settings`, called above, refuses a mean over seeds whose runs differ in any other parameter in `run.json`.
 #
 # ## 5 Gains, seed by seed
 #
-# All methods of a seed start from the same classifier of notebook 10. So the fair question is what a method gains *over plain
-# CAM of the same seed*. The luck of that classifier drops out of the difference; that of the method's own training does not. If
-# a method did nothing, the gains of three seeds would still be **all of one sign in a quarter of the cases** (2 of 8). What to look for: is a gain
-# larger than its spread? Where does it stop being so?
+# All methods of a seed start from the same classifier of notebook 10. So what does a method gain *over plain CAM of the same
+# seed*? The luck of that classifier drops out of the difference; that of the method's own training does not. If a method did
+# nothing, the gains of three seeds would still be **all of one sign in a quarter of the cases** (2 of 8). What to look for:
+# where does a gain stop being larger than its spread?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -155,14 +154,14 @@ viz.show_panels([viz.curves(range(len(others)), of_seed, f"{lines[0]}: gain over
                     f"{name} {' / '.join(f'{value:+.1f}' for value in gained[name].values())}" for name in others), size=(8, 3.2))
 
 # %% [markdown]
-# In the maps gains are alike from seed to seed (RIB with a CRF: 4.5, 4.3, 4.2). At the end of the chain they are not: every step adds luck of its
-# own. AMN's last row ends 0.2 points below CAM's with seed 2; in an earlier run, whose masks scored the same within 0.1 points, it ended 6 points
-# higher.
+# In the maps gains are alike from seed to seed (RIB with a CRF: 4.5, 4.3, 4.2). At the end of the chain they are not, for every
+# step adds luck of its own. AMN's last row ends 0.2 points below CAM's with seed 2; in an earlier run, whose masks scored the
+# same within 0.1 points, it ended 6 points higher.
 #
 # ## 6 Classes, precision and recall
 #
-# A mean over classes can hide that a method wins on one class and loses on another. The cells show the IoU of each class at the
-# maps' best threshold; darker is lower. What to look for: is one class hardest for every method?
+# A mean can hide that a method wins on one class and loses on another. The IoU is at the maps' best threshold; darker is lower.
+# What to look for: is one class hardest for every method?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -177,8 +176,8 @@ viz.show_panels([viz.matrix(np.array(list(class_iou.values())), list(class_iou),
 # %% [markdown]
 # Yes, the checker, whose body has the crosser's color.
 #
-# Precision says how much of what was marked is right, recall how much of the object was marked. At its best threshold CAM has a
-# recall of 77.0 %, but only 61.4 % of what it marks is right. Means over the classes:
+# Precision says how much of what was marked is right, recall how much of the object was marked. At its best threshold CAM has
+# 61.4 and 77.0 %. Means over the classes:
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -187,8 +186,8 @@ results.show_table(["what", "method", "precision %", "recall %", "mIoU %", "boun
 # %% [markdown]
 # ## 7 Boundaries
 #
-# The inside of an object has many pixels and is easy, its edge has few and is hard; so the mean IoU hardly notices a careless edge.
-# *Boundary IoU* compares only the inner edges of both masks, as wide as 2 % of the image's diagonal. In ten lines, on one image:
+# The inside of an object has many pixels and is easy, its edge has few and is hard; so the mean IoU hardly notices a careless
+# edge. *Boundary IoU* compares only the inner edges of both masks, as wide as 2 % of the image's diagonal. In ten lines:
 
 # %%
 truth = np.zeros((96, 96), np.uint8)
@@ -216,15 +215,15 @@ viz.show_panels([viz.points(groups, xlabel=f"mIoU % ({split})", ylabel="boundary
                 f"{highest[2]:.1f} %", size=(4.5, 4))
 
 # %% [markdown]
-# Marks of like mean IoU lie at very different heights: VWE's seed mask + CRF has 74.6 and 40.0 %, its IRN pseudo-mask
-# 72.0 and 20.8 %. The dense CRF (notebook 70) moves label edges to color edges; a random walk at stride 4 cannot draw a
-# finer edge than its grid.
+# Marks of like mean IoU lie at different heights: VWE's seed mask + CRF has 74.6 and 40.0 %, its IRN pseudo-mask 72.0 and 20.8
+# %. The dense CRF (notebook 70) moves label edges to color edges; a random walk at stride 4 cannot draw a finer edge than its
+# grid.
 #
 # ## 8 How much the threshold matters
 #
-# A plain map becomes a mask at a threshold, and the *best* threshold is chosen with the ground truth. Two numbers say
-# how much a method leans on that: what it loses at a threshold that no mask has chosen, and how wide the range is that
-# loses at most 2 points. ("Lowest seed" in the figure is the smallest seed number.)
+# The *best* threshold is chosen with the ground truth. Two numbers say how much a method leans on that: what it loses at a
+# threshold that no mask has chosen, and how wide the range is that loses at most 2 points. ("Lowest seed" in the figure is the
+# smallest number.)
 
 # %% tags=["nbval-ignore-output"]
 # needs masks
@@ -243,15 +242,14 @@ viz.show_threshold_curves(curves, "Curves of mIoU over the threshold; best at "
 
 # %% [markdown]
 # The peaks lie apart. At 0.15 AMN loses 18.3 points on average and DRS 13.4, the others at most 1.5. A comparison at *one*
-# threshold for all praises the method whose peak is there; a comparison at each method's best praises the one that
-# profits most from being tuned. A table must say which one it is.
+# threshold praises the method whose peak is there; one at each method's best praises the method that profits most from being
+# tuned. A table must say which it is.
 #
 # ### The same with a CRF
 #
-# Nobody uses a thresholded map as it is: a dense CRF corrects it first, and gives back much of what a wrong threshold has taken.
-# AMN's maps *hold* a CRF already, that of the seeds which its network learned. So the fair neighbor of AMN is CAM with a
-# CRF, at a threshold of its own. The cell solves the CRF at seven thresholds. What to look for: which methods differ
-# at every threshold, and which only at the inherited one?
+# In use a dense CRF corrects a thresholded map and gives back much of what a wrong threshold has taken. AMN's maps *hold* a CRF
+# already, that of the seeds which its network learned. So the fair neighbor of AMN is CAM with a CRF, at its own threshold.
+# What to look for at seven thresholds: which methods differ at every one, and which only at the inherited one?
 
 # %% tags=["nbval-ignore-output"]
 # needs masks, lessons
@@ -291,9 +289,9 @@ draw()
 # %% [markdown]
 # ## 9 Cost
 #
-# Seconds come from `run.json`, from the beginning of a stage, or of its last resumption.
-# Other work makes them longer (here several programs ran on both cores), so the fastest run counts. A method's cost is the sum of
-# *its own* stages up to its maps, beside CAM's classifier: here 55 s for AMN, 72 s for RIB and 85 s for SC-CAM.
+# Seconds (`run.json`) run from the beginning of a stage, or of its last resumption. Other work makes them longer (here several
+# programs ran on both cores), so the fastest run counts. A method's cost is the sum of *its own* stages up to its maps, beside
+# CAM's classifier: 55 s for AMN, 72 s for RIB and 85 s for SC-CAM.
 
 # %% tags=["nbval-ignore-output"]
 results.show_table(["method", "stage", "seconds, fastest run", "all runs, fastest first", "images/s", "peak memory, MiB", "device"],
@@ -302,9 +300,9 @@ results.show_table(["method", "stage", "seconds, fastest run", "all runs, fastes
 # %% [markdown]
 # ## 10 Published values
 #
-# The table quotes what the papers report for the full VOC 2012 (RIB also for COCO), and what it takes: on which data the
-# networks were trained before, and where masks had a part other than in scoring. A number of ours stands beside one of theirs
-# only if it was scored on the same images.
+# The table quotes what the papers report for the full VOC 2012 (RIB also for COCO), on which data the networks were trained
+# before, and where masks had a part other than in scoring. Our number stands beside theirs only if it was scored on the same
+# images.
 
 # %% tags=["nbval-ignore-output"]
 results.show_table(["method", "what", "split", "published", "ours", "start", "pixel labels", "source"],
@@ -313,29 +311,28 @@ results.show_table(["method", "what", "split", "published", "ours", "start", "pi
 # %% [markdown]
 # ## 11 What these tables say, and what they do not
 #
-# **They say** what each method did *on these images, with these networks, at these settings*: how far its maps reach,
-# how much a CRF and a refinement add to them or take from them, and what it costs.
+# **They say** what each method did *on these images, with these networks, at these settings*: how far its maps reach, what a
+# CRF and a refinement add or take, and what it costs.
 #
 # **They do not say**
 #
 # * *which method is best on VOC.* The smoke networks are small and trained from scratch; a method that needs a strong
 #   classifier cannot show here what it can do.
-# * *that the settings are equally good.* Learning rates and thresholds at smoke size were tried out with masks in view,
-#   more values for some methods than for others ([docs/results.md](../docs/results.md)).
+# * *that the settings are equally good.* Learning rates and thresholds at smoke size were tried with masks in view, more for
+#   some methods than for others ([docs/results.md](../docs/results.md)).
 # * *that a better map makes a better network.* Read down a column: RIB is above CAM in the maps and below it after IRN.
-# * *that DRS is weak or strong.* Its maps alone are made to be cut by a saliency map. Its pseudo-labels (72.4 %) use
-#   saliency maps, which are additional supervision.
-# * *that a gain is not luck.* With three seeds a spread is itself uncertain by about half. The mean gain of
-#   $n$ seeds with spread $s$ is known to $\pm t s/\sqrt n$ (95 %, Student's $t$): three seeds give $\pm 2.5\,s$, and one point
-#   at a spread of one point takes seven.
+# * *that DRS is weak or strong.* Its maps are made to be cut by a saliency map; its pseudo-labels (72.4 %) use saliency maps,
+#   which are additional supervision.
+# * *that a gain is not luck.* With three seeds a spread is itself uncertain by about half. The mean gain of $n$ seeds with
+#   spread $s$ is known to $\pm t s/\sqrt n$ (95 %, Student's $t$): three seeds give $\pm 2.5\,s$, and one point at a spread of
+#   one point takes seven.
 #
 # ## 12 Summary and exercises
 #
 # * Compare what was scored on the same images, at the same stage, with or without a CRF, from the same start.
 # * Gains over the same seed's CAM say more than means over seeds, if there are enough seeds.
 # * Classes, edges, thresholds and cost are what one number hides.
-# * Written: `report/seed0/comparison/`. Next: notebook 99 brings your own images; `docs/adding_a_method.md` your own
-#   method.
+# * Next: notebook 99 brings your own images; `docs/adding_a_method.md` your own method.
 #
 # **Exercise 1.** Method A has 50, 40 and 60 % with seeds 0, 1, 2, and method B 52, 43 and 61 %. Write a function that returns the mean gain
 # of B over A divided by the sample standard deviation of the three gains.

@@ -46,16 +46,17 @@ print(", ".join(f"{method} {len(kept['measured'])} seeds" for method, kept in sa
 # %% [markdown]
 # ## 1 The question and the rules
 #
-# A paper tunes its own method with care and takes the other methods as they are. So a table of published numbers compares methods *and*
-# the care that each was given. In weakly-supervised localization, Choe et al. tuned all methods alike on a small part with ground truth, and most
-# gains over CAM were gone. Here the same is tried for segmentation.
+# A paper tunes its own method with care and takes the others as they are. So a table of published numbers compares methods
+# *and* the care that each was given. In weakly-supervised localization, Choe et al. tuned all methods alike on a small part
+# with ground truth, and most gains over CAM were gone. Here the same is tried for segmentation.
 #
-# * **Every method gets the same number of trials**, CAM too. The first trial has the preset's values, the others are drawn by Optuna.
-# * **100 images tune, other images measure.** The score of a trial is the mIoU of its maps at the best threshold of the 100 images; values *and
-#   threshold* of the best trial are then frozen.
+# * **Every method gets the same number of trials**, CAM too. The first trial has the preset's values, the others are drawn by
+#   Optuna.
+# * **100 images tune, other images measure.** A trial's score is the mIoU of its maps at the best threshold of the 100 images;
+#   values *and threshold* of the best trial are then frozen.
 # * **Three seeds.** A method "helps" if the 95 % interval of its paired gains over CAM lies above zero.
 #
-# [docs/protocol.md](../docs/protocol.md) has all the rules. It was written before the runs. One method's part of this study:
+# [docs/protocol.md](../docs/protocol.md) has all rules and was written before the runs. One method's part of this study:
 #
 # ```
 # python -m wsss_lib.tune vwe --preset voc12-animals --limit 600 --measured 300 --trials 4
@@ -69,7 +70,7 @@ print(f"{some['images']} training images; {some['tuning']} tune, {some['measured
 # %% [markdown]
 # ## 2 What was tried
 #
-# One line of the table for each trial. What to look for: how much worse is a bad trial than a good one, and how much worse than the next method?
+# What to look for in the trials: how much worse is a bad one than a good one, and than the next method?
 
 # %% tags=["nbval-ignore-output"]
 show_table(["method", "trial", "mIoU % where it tunes", "seconds of a shared core", "values"], studies.trial_rows(saved))
@@ -83,24 +84,25 @@ viz.show_panels([viz.curves(range(1, longest + 1), {method: line + [np.nan] * (l
                     f"{method} from {line[0]:.1f} to {line[-1]:.1f} %" for method, line in lines.items()), size=(8, 3.6))
 
 # %% [markdown]
-# (VWE's line lies on CAM's.) In four of six methods the first trial stays the best: random values in wide ranges do not beat those that somebody has tried before. Only RIB
-# (43.6 to 45.5 %) and SC-CAM (38.6 to 38.9 %) find better ones. CAM goes from 43.1 to 31.0 % with a head that learns too fast, and two of
-# VWE's four trials diverge, one of them in its first seconds. **Who compares a tuned method with an untuned CAM can have any gain up to 12 points.** Four trials are few:
-# a method whose first values were poor, as perhaps SC-CAM's, is not done justice.
+# (VWE's line lies on CAM's.) In four of six methods the first trial stays the best: random values in wide ranges do not beat
+# those that somebody has tried before. Only RIB (43.6 to 45.5 %) and SC-CAM (38.6 to 38.9 %) find better ones. CAM goes from
+# 43.1 to 31.0 % with a head that learns too fast, and two of VWE's four trials diverge, one in its first seconds. **Who
+# compares a tuned method with an untuned CAM can have any gain up to 12 points.** Four trials are few: a method whose first
+# values were poor, as perhaps SC-CAM's, is not done justice.
 #
 # ## 3 What was measured
 #
-# From here on all numbers are of images that have tuned nothing. *At its threshold*: the one that was frozen. *At the best*: a bound, which the
-# measuring masks themselves choose. *Area*: under precision over recall of object pixels, for which nobody chooses a threshold. *One class*,
-# *several*: on images with so many. *With CRF*: after the dense CRF, at a threshold that the tuning images choose once more. AMN's maps hold a
-# CRF already, so compare AMN with the others in this column. *Area* pools the pixels of all classes, so that common classes decide; in mIoU
-# every class counts alike.
+# From here on all numbers are of images that have tuned nothing. *At it*: at the threshold that was frozen. *At the best*: a
+# bound, which the measuring masks choose. *Area*: under precision over recall of object pixels, without a threshold; it pools
+# the pixels of all classes, so common classes decide, where in mIoU every class counts alike. *One class*, *several*: on images
+# with so many. *With CRF*: after the dense CRF, at a threshold that the tuning images choose once more. AMN's maps hold a CRF
+# already, so compare AMN with the others in this column.
 
 # %% tags=["nbval-ignore-output"]
 show_table(["method", "threshold", "mIoU % at it", "at the best", "area %", "one class", "several", "with CRF"], studies.measured_rows(saved))
 
 # %% [markdown]
-# **Gains.** CAM and a method share a seed, and for RIB and AMN the classifier itself. So the difference is taken seed by seed.
+# **Gains** are taken seed by seed: CAM and a method share a seed, for RIB and AMN also the classifier itself.
 
 # %% tags=["nbval-ignore-output"]
 for value, words in {"miou": "mIoU at the frozen threshold", "best_miou": "mIoU at the best threshold", "area": "area, without a threshold", "crf_miou": "mIoU after a CRF"}.items():
@@ -128,18 +130,18 @@ viz.show_panels([draw_gains], "Gain over CAM of the same seed: " + "; ".join(
     f"{method} {' / '.join(f'{value:+.1f}' for value in values)}" for method, values in gained.items()), size=(8, 3.2))
 
 # %% [markdown]
-# AMN helps by the protocol's rule in all four ways of counting, RIB too, by less. RIB's gains are as alike as they are (0.8 three times) because it
-# starts at the very classifier that CAM is measured with. **The interval is about seeds, not about images**: on 300 other photographs the
-# number would be another one. DRS is "not shown" twice over: with the frozen threshold it loses 0.4, 9.9 and 8.7 points, and without any
-# threshold it wins 8.1, 1.9 and 7.4 points of area, a wide interval again. Both can be true: the threshold does not carry over from one
-# training to the next, which costs 2.8 points, and at its best threshold DRS still lies 3.6 below CAM, because two of its trainings find no
-# cow at all (section 5). A class that is lost costs a seventh of the mIoU, and hardly anything of a pooled area. After a CRF the order of the methods
-# stays. These are twenty
-# intervals of 95 %, so that one of them would leave zero out by chance if no method did anything.
+# AMN helps by the protocol's rule in all four ways of counting, RIB too, by less. RIB's gains are so alike (0.8 three times)
+# because it starts at the classifier that CAM is measured with. **The interval is about seeds, not about images**: on 300 other
+# photographs the number would be another one. DRS is "not shown" twice: with the frozen threshold it loses 0.4, 9.9 and 8.7
+# points, and without any threshold it wins 8.1, 1.9 and 7.4 points of area, a wide interval again. Both can be true: the
+# threshold does not carry over from one training to the next, which costs 2.8 points, and at its best threshold DRS still lies
+# 3.6 below CAM, because two of its trainings find no cow at all (section 5). A lost class costs a seventh of the mIoU, and
+# hardly anything of a pooled area. After a CRF the order of the methods stays. Of these twenty intervals of 95 % one would
+# leave zero out by chance if no method did anything.
 #
 # ## 4 At every threshold
 #
-# A method whose curve is high in one place and low beside it lives on its threshold.
+# What to look for: a method whose curve is high in one place and low beside it lives on its threshold.
 
 # %% tags=["nbval-ignore-output"]
 curves = {method: np.mean([row["curve"] for row in kept["measured"]], 0) for method, kept in saved.items() if kept["measured"]}
@@ -148,9 +150,9 @@ viz.show_panels([viz.curves(THRESHOLDS, curves, "mean over the seeds", xlabel="t
                     f"{THRESHOLDS[int(np.argmax(line))]:.2f} for {method} ({line.max():.1f} %)" for method, line in curves.items()), size=(8, 3.6))
 
 # %% [markdown]
-# The peaks lie between 0.42 (AMN) and 0.59 (VWE), so one threshold for all would decide the order. At 0.30 CAM has 42.9 % and RIB 36.6 %, at 0.60 it is
-# 43.6 and 46.2 %: RIB's broad maps want a higher threshold, as notebook 95 found on generated images. AMN is highest almost
-# everywhere, and flat.
+# The peaks lie between 0.42 (AMN) and 0.59 (VWE), so one threshold for all would decide the order. At 0.30 CAM has 42.9 % and
+# RIB 36.6 %, at 0.60 43.6 and 46.2 %: RIB's broad maps want a higher threshold, as on generated images (notebook 95). AMN is
+# highest almost everywhere, and flat.
 #
 # **Try it.** Move one threshold that all methods share.
 
@@ -169,7 +171,7 @@ draw()
 # %% [markdown]
 # ## 5 Class by class
 #
-# A mean over classes can hide that a method wins on one and loses on another. Means over the seeds, at the frozen thresholds.
+# What to look for in the means over the seeds, at the frozen thresholds: does a method win on one class and lose on another?
 
 # %% tags=["nbval-ignore-output"]
 names = list(some["measured"][0]["iou"])
@@ -181,14 +183,15 @@ viz.show_panels([viz.matrix(table, methods, names, "IoU % of each class", limits
                 size=(1.2 + 0.9 * len(names), 1.2 + 0.4 * len(methods)))
 
 # %% [markdown]
-# AMN is highest for all classes but one. DRS has the best dogs (37.4 %) and hardly any cows (31.6, 0.0 and 0.0 % with its three seeds): their maps stay empty. RIB gains on sheep (44.8
-# to 48.3 %) and cows, and loses on cats (57.9 to 56.1 %). Dogs and persons, the commonest classes beside cats, stay near 30 % for most
-# methods: in these photographs they stand next to other things that the map covers, too.
+# AMN is highest for all classes but one. DRS has the best dogs (37.4 %) and hardly any cows (31.6, 0.0 and 0.0 % with its three
+# seeds): their maps stay empty. RIB gains on sheep (44.8 to 48.3 %) and cows, and loses on cats (57.9 to 56.1 %). Dogs and
+# persons, the commonest classes beside cats, stay near 30 % for most methods: they stand next to other things that the map
+# covers, too.
 #
 # ## 6 The same photographs
 #
-# One cat, two horses, a herd, and two animals on snow, which are white on white. First AMN, then DRS; those of the others stand in their notebooks (20, 50,
-# 60). What to look for: which map ends where the animal ends?
+# First AMN, then DRS, on one cat, two horses, a herd, and two animals on snow, white on white; the others stand in their
+# notebooks (20, 50, 60). What to look for: which map ends where the animal ends?
 #
 # ![Four rows of photographs, their ground truth, CAM, AMN's map and its mask; AMN's lines lie closer to the cat and to the horses' backs, and follow the snow's edges beside the dog](../docs/figures/photographs_amn.jpg)
 #
@@ -201,19 +204,20 @@ viz.show_panels([viz.matrix(table, methods, names, "IoU % of each class", limits
 #
 # ## 7 What a refinement makes of the maps
 #
-# Nobody uses maps as they are. Here the same tuned maps of seed 0 are left alone, refined by a CRF, by AffinityNet (75) and by IRN (80), which learn from these
-# maps. All begin at the frozen threshold; what follows the walk is chosen on the 100 tuning images, too. What to look for: does the better refinement make up
-# for the worse method?
+# The tuned maps of seed 0 are left alone, refined by a CRF, by AffinityNet (75) and by IRN (80), which learn from them. All
+# begin at the frozen threshold; what follows the walk is chosen on the 100 tuning images, too. What to look for: does the
+# better refinement make up for the worse method?
 
 # %% tags=["nbval-ignore-output"]
 refined = studies.read_refined(project_path(config.study))
 show_table(["mIoU % on the measuring images", "seed", "no refinement", "CRF", "AffinityNet", "IRN"], studies.refined_rows(refined))
 
 # %% [markdown]
-# No: AMN stays five to seven points ahead of CAM in every column. But the refinement is worth as much as the method: IRN over plain CAM (53.6 %) is above AMN's
-# maps as they are (52.6 %). On these photographs IRN gains 7.9 and 5.9 points, the CRF 4.7 and 3.5, AffinityNet 2.7 and 1.5. On generated images IRN's
-# walk alone was no better than a CRF (notebook 80), as colors tell nearly everything there. AffinityNet's published exponent of 8 dissolved CAM's maps (33.9 % where
-# 43.1 came in), so the exponents of both walks were chosen as well; 16 is best for AffinityNet, the published 10 for IRN. One seed.
+# No: AMN stays five to seven points ahead of CAM in every column. But the refinement is worth as much as the method: IRN over
+# plain CAM (53.6 %) is above AMN's maps as they are (52.6 %). With this one seed IRN gains, on these photographs, 7.9 and 5.9
+# points, the CRF 4.7 and 3.5, AffinityNet 2.7 and 1.5. On generated images, where colors tell nearly everything, IRN's walk
+# alone was no better than a CRF (notebook 80). AffinityNet's published exponent of 8 dissolved CAM's maps (33.9 % where 43.1
+# came in), so the exponents of both walks were chosen as well; 16 is best for AffinityNet, the published 10 for IRN.
 #
 # ## 8 What DeepLab makes of the masks
 #
@@ -224,23 +228,26 @@ show_table(["mIoU % on the measuring images", "seed", "no refinement", "CRF", "A
 show_table(["DeepLab-v2, learned from", "seed", "mIoU % of these masks", "mIoU % on val", "with CRF"], studies.deeplab_rows(saved, refined))
 
 # %% [markdown]
-# Little is left: AMN's masks are 5.6 points better than CAM's, its network 2.0, with a CRF 2.1. VWE's masks are 0.4 better and its network 0.8, with a CRF
-# 1.8: on one seed none of this is shown. All networks stay five to nine points below their masks, which know each photograph's label. Taught the ground
-# truth, of all 1,500 photographs, the same network reaches 64.3 %, with a CRF 67.3 (docs/results.md): what better masks could bring is much more
-# than what any method here brings. The other methods' networks have not been trained.
+# Little is left: AMN's masks are 5.6 points better than CAM's, its network 2.0, with a CRF 2.1. VWE's masks are 0.4 better and
+# its network 0.8, with a CRF 1.8: on one seed none of this is shown. All networks stay five to nine points below their masks,
+# which know each photograph's label. Taught the ground truth of all 1,500 photographs, the same network reaches 64.3 %, with a
+# CRF 67.3 (docs/results.md): better masks could bring much more than any method here brings. The other methods' networks have
+# not been trained.
 #
 # ## 9 What this says, and what it does not
 #
-# **It says** what these five methods add to CAM when all are given the same few trials and the same backbone, on photographs that tuned nothing.
+# **It says** what these five methods add to CAM with the same few trials and the same backbone, on photographs that tuned
+# nothing.
 #
 # **It does not say**
 #
-# * *how they rank on VOC.* The photographs have 320 pixels and six classes, the network is EfficientNet-Lite0 and saw 600 of them four times. ResNet-50
-#   on 10,582 images is another start, and SC-CAM's three rounds had one, one and two epochs.
-# * *what saliency adds to DRS.* Saliency maps are further labels; they were not used here.
+# * *how they rank on VOC.* The photographs have 320 pixels and six classes, the network is EfficientNet-Lite0 and saw 600 of
+#   them four times. ResNet-50 on 10,582 images is another start, and SC-CAM's three rounds had one, one and two epochs.
+# * *what saliency adds to DRS.* Saliency maps are further labels, not used here.
 # * *that "not shown" is zero.* With three seeds a gain must be several times its spread to be shown.
-# * *that tuning was equal in all respects.* The first trial's values come from presets that were tried with some masks in view, for all methods,
-#   on 311 other photographs. RIB and AMN begin at CAM's classifier and so inherit CAM's trials; VWE, DRS and SC-CAM have their own four only.
+# * *that tuning was equal in all respects.* The first trial's values come from presets that were tried with some masks in view,
+#   for all methods, on 311 other photographs. RIB and AMN begin at CAM's classifier and so inherit CAM's trials; VWE, DRS and
+#   SC-CAM have only their own four.
 #
 # ## 10 Summary and exercises
 #

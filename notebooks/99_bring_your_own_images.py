@@ -23,9 +23,9 @@ own_longest = 320  # larger photographs are made smaller until their longer side
 seed = 0  # of everything that is random
 
 # %% [markdown]
-# All other parameters come from the preset `voc12-small`, which is made for photographs and a CPU. The dictionary
-# says what a handful of photographs needs otherwise, and `own_values` how long and how fast to train for their number and that of
-# their classes. Whatever you name on papermill's command line wins.
+# All other parameters come from the preset `voc12-small`, for photographs and a CPU. The dictionary says what a handful of
+# photographs needs otherwise, and `own_values` how long and how fast to train for their number and that of their classes. What
+# you name on papermill's command line wins.
 
 # %%
 import numpy as np
@@ -57,15 +57,15 @@ small = {"labels": "", "val_split": "train", "num_workers": 0, "cam_long_side_mi
 # %% [markdown]
 # ## 1 From a folder to a data set
 #
-# A note of what is in each photograph can have three forms, and `python -m data_prep.custom` understands each of them:
+# A note of what is in each photograph can have three forms (`python -m data_prep.custom` understands each):
 #
 # * **class folders**: `photographs/cat/…`, `photographs/dog/…`; a file that lies in two folders has both classes;
 # * **a table** with a line for each photograph: `beach.jpg,dog;person`;
 # * **masks**, where you have them: the classes are read off, and the masks are kept to score the result.
 #
-# This notebook calls the same functions. Without a folder of your own it takes photographs that anybody may use and that
-# come with scikit-image, scikit-learn and matplotlib. They are few, **sixteen and not a thousand**, and half of them show none of
-# the six classes. Those matter as much: they tell the classifier what does *not* count.
+# Without a folder of your own the notebook takes free photographs that come with scikit-image, scikit-learn and matplotlib.
+# They are few, **sixteen and not a thousand**, and half of them show none of the six classes. Those matter as much: they tell
+# the classifier what does *not* count.
 
 # %%
 if source is None:
@@ -86,8 +86,8 @@ config = preset_config("voc12-small", **chosen | given.model_dump(include=given.
 data = open_data(config, "train")
 
 # %% [markdown]
-# A data set is made once for the same photographs and labels; others get a folder of their own. The picture shows them with
-# their labels, which is **everything that the classifier will be told**.
+# The picture shows the photographs with their labels, **all that the classifier will be told**. Other photographs or labels get
+# another data set.
 
 # %% tags=["nbval-ignore-output"]
 print(f"{len(data)} photographs, {data.num_classes} classes: {', '.join(data.classes)}; "
@@ -99,7 +99,7 @@ viz.show_panels([panels[start:start + 8] for start in range(0, len(panels), 8)],
                 f"The first {min(len(data), 24)} of {len(data)} photographs, each with the names of its classes", size=(1.5, 1.9))
 
 # %% [markdown]
-# Count how often each class occurs, alone and with others. What to look for: a class that occurs once, and two classes that
+# How often does each class occur, alone and with others? What to look for: a class that occurs once, and two classes that
 # always occur together. Nothing in image-level labels can tell such two apart.
 
 # %% tags=["nbval-ignore-output"]
@@ -111,18 +111,17 @@ for index, word in enumerate(data.classes):
 # %% [markdown]
 # ## 2 A classifier from very little
 #
-# Sixteen photographs cannot teach a network to see. They need not: the network has seen ImageNet's million photographs
-# already, and only has to learn which of its features mean *cup* and which mean *temple*. So the early stages stay as they are,
-# the statistics of batch normalization too, and a few passes are enough. Random sizes, crops and horizontal flips make each
-# photograph count several times.
+# Sixteen photographs cannot teach a network to see. But it has seen ImageNet's million photographs, and only has to learn which
+# of its features mean *cup* and which *temple*. So the early stages and the statistics of batch normalization stay as they are,
+# and a few passes are enough. Random sizes, crops and horizontal flips make each photograph count several times.
 
 # %%
 classifier = run(cam.CLASSIFIER, config)
 
 # %% [markdown]
-# Does it believe the labels? The next cell asks it about the photographs that it was trained on. **That is no test of the
-# classifier**; with a photograph or two a class there is nothing left to test on. But a label that it does not even believe after
-# training is a warning: its map will be noise.
+# Does it believe the labels of the photographs that it was trained on? **That is no test of the classifier**; with a photograph
+# or two a class there is nothing left to test on. But a label that it does not even believe after training is a warning: its
+# map will be noise.
 
 # %% tags=["nbval-ignore-output"]
 probabilities, present = cam.score_classifier(classifier.net, data, config), data.labels == 1
@@ -133,8 +132,8 @@ print(f"labels that are not there: {probabilities[~present].mean():.2f} on avera
 # %% [markdown]
 # ## 3 Maps
 #
-# A class activation map is the classifier's evidence before it is averaged (notebook 10). It is made at three sizes,
-# each also flipped horizontally, for the classes of the label only. A photograph without a class gets an empty file.
+# A class activation map is the classifier's evidence before it is averaged (notebook 10), at three sizes, each also flipped
+# horizontally, for the classes of the label only. A photograph without a class gets an empty file.
 
 # %%
 maps_folder = run(cam.MAPS, config).folder
@@ -142,8 +141,8 @@ shown = [name for name in data.ids if data.label(name).any()][:8]
 print("a file of maps for every photograph:", {path.stem for path in maps_folder.glob("*.npz")} == set(data.ids))
 
 # %% [markdown]
-# What to look for in the maps: does the light lie on the object, on a part of it, or beside it? Beside it means that
-# something else told the photographs apart. Three people before a flag, a camera and a field do not say what a person is.
+# What to look for: does the light lie on the object, on a part of it, or beside it? Beside it means that something else told
+# the photographs apart. Three people before a flag, a camera and a field do not say what a person is.
 
 # %% tags=["nbval-ignore-output"]
 def first_map(name):
@@ -159,9 +158,9 @@ viz.show_panels([inputs, [first_map(name) for name in shown]],
 # %% [markdown]
 # ## 4 From maps to masks
 #
-# A pixel belongs to the class with the highest score, or to the background where no score exceeds a threshold. A dense CRF
-# then moves the outline to where the colors change (notebook 70). **Which threshold?** Without ground truth nobody can say
-# which is best. The preset's value was chosen on 60 photographs of VOC, with their masks; for yours, look at the strip.
+# A pixel belongs to the class with the highest score, or to the background where no score exceeds a threshold. A dense CRF then
+# moves the outline to where the colors change (notebook 70). **Which threshold?** Without ground truth nobody can say. The
+# preset's was chosen on 60 photographs of VOC, with their masks; for yours, look at the strip.
 
 # %% tags=["nbval-ignore-output"]
 def mask_of(name, threshold, crf=False):
@@ -177,7 +176,7 @@ viz.show_panels([viz.scores(data.image(image_id), full_size_maps(maps_folder, im
                 f"{image_id}: masks shrink as the threshold grows; with the CRF the outline follows the colors", size=2)
 
 # %% [markdown]
-# The slider does the same for any photograph. (It needs JupyterLab; the strip above shows the same.)
+# The slider does the same for any photograph (in JupyterLab).
 
 # %% tags=["nbval-ignore-output"]
 widgets.explore(lambda image_id=shown[0], threshold=config.seed_threshold, crf=True: viz.show_panels(
@@ -185,8 +184,8 @@ widgets.explore(lambda image_id=shown[0], threshold=config.seed_threshold, crf=T
     image_id=list(data.ids), threshold=(0.05, 0.9, 0.05), crf=[True, False])
 
 # %% [markdown]
-# Now all photographs get two masks each: a full one, and one that keeps only what is sure and leaves the rest unknown, which is
-# what AffinityNet and IRN learn from.
+# All photographs get two masks: a full one, and one that keeps only what is sure and leaves the rest unknown, from which
+# AffinityNet and IRN learn.
 
 # %%
 seeds = run(seed_masks.SEEDS, config)
@@ -196,11 +195,10 @@ print("a mask for every photograph:", True)
 # %% [markdown]
 # ## 5 Look, and know what to believe
 #
-# In the project's order: photograph, full mask, what is sure. Without ground truth there is no score, and this notebook
-# prints none. What the eye can check: is the outline the object's? Is a part missing? Is something in the mask that always
-# stands beside the object? Among the samples the rocket is such a case: its mask is evening sky. No photograph has that sky without
-# a rocket, so nothing speaks against the sky, and it is easier to see than the rocket. (The astronaut's photograph has a rocket, too, and no sky;
-# two pictures are soon learned one by one.)
+# Without ground truth there is no score, and this notebook prints none. What to look for: is the outline the object's? Is a
+# part missing? Is something in the mask that always stands beside the object? Among the samples the rocket is such a case: its
+# mask is evening sky. No photograph has that sky without a rocket, so nothing speaks against the sky, which is easier to see.
+# (The astronaut's photograph has a rocket, too, and no sky; two pictures are soon learned one by one.)
 
 # %% tags=["nbval-ignore-output"]
 full, sure = (viz.masks_in(seeds.folder / folder, data) for folder in ("seed_masks", "irn_labels"))
@@ -208,10 +206,10 @@ viz.show_panels([inputs, *([viz.labels(mask_of(name), data.classes, "", data.ima
                 f"{len(shown)} photographs, their masks, and the sure part of these, where hatched pixels are unknown", size=1.7)
 
 # %% [markdown]
-# Four signs need no ground truth. A class whose mask covers nearly the whole photograph has found the background. A large mask whose
-# outline hardly differs in color from what is around it may end anywhere in lawn or sky. A mask that is nearly empty has found a
-# spot. A label with a low probability in section 2 has found nothing. These signs say where to look first. Of the samples
-# they name the camera (mostly lawn) and the rocket (sky), and three photographs whose masks are better.
+# Four signs need no ground truth and say where to look first. A class whose mask covers nearly the whole photograph has found
+# the background. A large mask whose outline hardly differs in color from what is around it may end anywhere in lawn or sky. A
+# mask that is nearly empty has found a spot. A label with a low probability in section 2 has found nothing. Of the samples they
+# name the camera (mostly lawn) and the rocket (sky), and three photographs whose masks are better.
 
 # %% tags=["nbval-ignore-output"]
 for name, believed in zip(data.ids, probabilities, strict=True):
@@ -219,7 +217,7 @@ for name, believed in zip(data.ids, probabilities, strict=True):
         print(f"{name[:20]:20s} {sign}")
 
 # %% [markdown]
-# The next cell writes the same as a page with every photograph, the most doubtful first. Open it in a browser.
+# The next cell writes a page with every photograph, the most doubtful first, for a browser.
 
 # %% tags=["nbval-ignore-output"]
 page = write_contact_sheet(config)
@@ -238,15 +236,14 @@ print("page:", page.relative_to(page.parents[5]), "with", len(data), "photograph
 #
 # What helps, in this order: **more photographs of each class before different backgrounds** (ten each are a good start);
 # photographs of the same places *without* the object; objects that fill a tenth to a half of the photograph; then more passes,
-# `-p cam_epochs 60`. For the whole chain, with refined masks and a network that needs no labels any more, run
-# `make own DATA=/path/to/photographs`; `docs/own_photographs.md` tells the rest. Masks are not needed; if you draw some, what is made is
-# scored on these.
+# `-p cam_epochs 60`. For the whole chain, with refined masks and a network that needs no labels, run `make own
+# DATA=/path/to/photographs` (`docs/own_photographs.md`). If you draw some masks, what is made is scored on these.
 #
 # ## 7 New photographs
 #
-# A segmentation network needs no label. Once `make own` has trained one, it segments any folder of photographs:
-# `python -m wsss_lib.predict RUN FOLDER OUT` writes masks at their own size, pictures with the masks on them, and a page. The next cell
-# does so with the photographs of this notebook, if the network is there.
+# Once `make own` has trained a segmentation network, it needs no label: `python -m wsss_lib.predict RUN FOLDER OUT` segments
+# any folder of photographs and writes masks at their own size, pictures with the masks on them, and a page. The next cell does
+# so with these photographs, if the network is there.
 
 # %% tags=["nbval-ignore-output"]
 if (folder_of(DEEPLAB, config) / "run.json").is_file():
@@ -258,10 +255,9 @@ else:
 # %% [markdown]
 # ## 8 Summary and exercises
 #
-# * A folder and a note of what is in it are enough for masks; the preset for photographs and an ImageNet network do the rest.
+# * A folder and a note of what is in it are enough for masks; a preset and an ImageNet network do the rest.
 # * The masks show what *told the photographs apart*. With one photograph a class that may be the background.
 # * Without ground truth there is no score: look, and distrust what covers too much, too little, or is not believed.
-# * Written: the data set, `classifier/`, `maps/` and `seeds/`.
 #
 # **Exercise 1.** Which classes occur in one photograph only? Write a function that returns how many of them a label table has.
 
