@@ -152,7 +152,7 @@ def rib() -> None:
     sketch.box((3.6, 2), "mean over where\nCAM ≤ τ")
     sketch.box((4.6, 1.2), "push the scores up\nno sigmoid", blue=True, size=7.5)
     sketch.box((2.4, 0.6), "one step of SGD", blue=True)
-    sketch.box((3.6, 0.2), "companions:\nusual loss", size=8)
+    sketch.box((3.6, 0.2), "companions:\nsame loss", size=8)
     sketch.box((0.6, 0.6), "add the maps", "data", blue=True)
     sketch.arrow((0, 2), (1.2, 2), "for each image", where=(0, 0.42))
     sketch.arrow((1.2, 2), (2.4, 2))

@@ -154,10 +154,10 @@ overview.show_methods(config, data)
 # | a first result, or a baseline | CAM and IRN | every other method starts from it | the maps cover little of an object |
 # | you have saliency maps | DRS | it spreads without care for the outside, which saliency supplies | they come from a network that learned from masks |
 # | good seed masks after the CRF, a few masks for a threshold | AMN | it learns from them per pixel, so that one threshold fits all images | a second network; its published threshold costs 8 points here (notebook 40) |
-# | a trained classifier, and no training again | RIB | it tunes that classifier for each image | the slowest maps: several training steps an image |
+# | a trained classifier, and no second network | RIB | it tunes that classifier for each image | the slowest maps: several training steps an image |
 # | classes with several appearances, many images of each | SC-CAM | sub-categories are meant to ask for more than one discriminative region | three rounds of clustering and training |
 # | objects with parts of their own texture | VWE | visual words are meant to ask for all textures that come with a class | no help where classes share textures |
-# | repeating SC-CAM's published numbers | AffinityNet in place of IRN | that paper used it | its random walk is dense |
+# | repeating SC-CAM's published numbers | AffinityNet in place of IRN | that paper used it | its features gained less than a CRF here |
 #
 # Run CAM as well, with the same seeds, and compare as notebook 95 does.
 #
@@ -264,7 +264,7 @@ draw(0.05, (config.seed_threshold, 0.5))
 # ## Which notebook next?
 #
 # To learn, read the chain (02, 10, 70, 80, 90), then a method (20 to 60; 01 goes with 20, and 75 is the older alternative
-# to 80). Notebook 99 takes your own photographs. To reproduce a paper, one command runs the chain for a preset (README). To
+# to 80). 96 compares the methods on photographs, 99 takes your own. To reproduce a paper, one command runs the chain for a preset (README). To
 # add a method, write maps in the format of notebook 10, which all later steps take
 # ([docs/adding_a_method.md](../docs/adding_a_method.md)).
 

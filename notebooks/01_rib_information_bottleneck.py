@@ -498,6 +498,5 @@ widgets.check(factor, "1d2f548bcad2", "exercise 3")
 # | scikit-learn's digits; canvas of 36, digit of 20, shape of 5 pixels; widths and strides; squared error for tanh and softsign; Adam, one pass over 8,000 images; five seeds | our choice |
 # | the controls (hinge, linear, untrained), the test on shapes alone, other fractions of shapes, the updates of section 9 | our additions, **not in the paper** |
 #
-# **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS 2021, and its repository
-# `jbeomlee93/RIB`. Alpaydin, Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998 (scikit-learn's digits). LeCun, Bottou,
+# **References.** The paper's repository is `jbeomlee93/RIB`. Alpaydin, Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998 (scikit-learn's digits). LeCun, Bottou,
 # Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998 (MNIST).

@@ -8,7 +8,7 @@
 # | **Needs** | notebook 02 (the data set) |
 # | **Writes** | `classifier/weights.safetensors`, `maps/ID.npz` |
 # | **Time and memory** | smoke: about 1.5 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 3 minutes, COCO half an hour |
-# | **Paper** | Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016 (figure 2); recipe of Ahn, Cho, Kwak, *IRN*, CVPR 2019, section 3 |
+# | **Paper** | Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016 (figure 2); recipe of Ahn, Cho, Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations* (IRN), CVPR 2019, section 3 |
 #
 # **Goals.** After this notebook you can
 #
@@ -381,5 +381,4 @@ positions = None  # your answer
 widgets.check(positions, "f646c2b12878", "exercise 2")
 
 # %% [markdown]
-# **References.** Zhou, Khosla, Lapedriza, Oliva, Torralba: Learning Deep Features for Discriminative Localization, CVPR 2016.
-# Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019.
+# The papers are named at the top.

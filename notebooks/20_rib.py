@@ -104,7 +104,7 @@ viz.show_panels([viz.histogram({"": present_logits}, 30, "What is left to learn?
 #
 # ## 2 The idea in ten lines
 #
-# ![A loop, for each image anew: a copy of the trained classifier gives raw scores, which are averaged where CAM is at most tau and pushed up without a sigmoid; one step of SGD, together with companions under the usual loss, changes the copy; this is done K times and the maps of all steps are added](../docs/figures/rib.svg)
+# ![A loop, for each image anew: a copy of the trained classifier gives raw scores, which are averaged where CAM is below tau and pushed up without a sigmoid; one step of SGD, together with companions under the same loss, changes the copy; this is done K times and the maps of all steps are added](../docs/figures/rib.svg)
 #
 # **For one image at a time**, RIB pushes the raw logits of the image's classes up in small steps, as if the classifier were not
 # sure, so that the network must use evidence that it ignored. The maps of all steps are added up; then the tuned weights are
@@ -655,6 +655,5 @@ def may_be_companions(labels, label):
 widgets.check(may_be_companions(np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]), np.array([1, 0, 0])), "bc950c9e61a0", "exercise 3")
 
 # %% [markdown]
-# **References.** Lee, Choi, Mok, Yoon: Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation, NeurIPS
-# 2021. Tishby, Zaslavsky: Deep Learning and the Information Bottleneck Principle, ITW 2015. Ahn, Cho, Kwak: Weakly Supervised
+# **References.** Tishby, Zaslavsky: Deep Learning and the Information Bottleneck Principle, ITW 2015. Ahn, Cho, Kwak: Weakly Supervised
 # Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019.

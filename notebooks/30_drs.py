@@ -505,13 +505,13 @@ viz.show_panels([viz.curves(alphas, over_alpha, f"{len(few)} images, with salien
                 size=(6, 4))
 
 # %% [markdown]
-# No. Plain CAM with saliency reaches 82.8 % at $\alpha = 0.02$, more than DRS at any $\alpha$ (80.5 %; with two more seeds 77.8
-# and 78.2, 82.7 and 77.4 %); they meet at 0.05, and at the published 0.2 DRS is 20 points ahead. Saliency without any map has
-# 58.4 %: it cannot tell two classes of one image apart, and plain CAM at 0.2 is hardly better.
+# No. Plain CAM with saliency reaches 82.8 % at $\alpha = 0.02$, DRS at its best $\alpha$ 80.5 % (two more seeds: CAM 77.8 and
+# 82.7, DRS 78.2 and 77.4). The two curves meet at 0.05, and at the published 0.2 DRS is 20 points ahead. Saliency without any
+# map has 58.4 %: it cannot tell two classes of one image apart, and plain CAM at 0.2 is hardly better.
 #
 # In the table, where saliency says what is background, the broader CAMs of DRS are worth more than plain CAM's sharp ones (79.7
-# and 59.9) *at the published* $\alpha = 0.2$: much of the bodies scores lower in plain CAM and stays unexplained. With three
-# seeds (docs/results.md) plain CAM was 2.7 and 4.4 points ahead at 0.05, and once 1.1 behind. In the other three columns what
+# and 59.9) *at the published* $\alpha = 0.2$: much of the bodies scores lower in plain CAM and stays unexplained. On all
+# images, plain CAM at 0.05 is 2.7 and 4.4 points ahead of DRS at 0.2, and once 1.1 behind (docs/results.md). In the other columns what
 # suppression has spread also lies on the background: DRS is 12 to 25 points below CAM. **Suppression makes $\alpha$ uncritical
 # where saliency says what is background, and harms where nothing does.**
 #

@@ -582,6 +582,5 @@ widgets.check(map_value(0.4, 0.1, 0.7, 255), "8521e6b7d958", "exercise 3a")
 widgets.check(map_value(0.4, 0.1, 0.7, 0), "1c92cb92a8a0", "exercise 3b")
 
 # %% [markdown]
-# **References.** Lee, Kim, Shim: Threshold Matters in WSSS: Manipulating the Activation for the Robust and Accurate
-# Segmentation Model Against Thresholds, CVPR 2022. Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with
+# **References.** Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with
 # Inter-pixel Relations, CVPR 2019. Chen, Papandreou, Kokkinos, Murphy, Yuille: DeepLab, PAMI 2018 (ASPP).

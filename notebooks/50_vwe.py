@@ -9,7 +9,7 @@
 # | **Needs** | notebook 02 (the data set), notebook 10 (`classifier/`, `maps/` of CAM with the same seed) |
 # | **Writes** | `network/weights.safetensors`, `maps/ID.npz` |
 # | **Time and memory** | smoke: about 2.5 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 3 minutes, COCO 50 |
-# | **Paper** | VWE: Ru, Du, Wu, *Learning Visual Words for Weakly-Supervised Semantic Segmentation*, IJCAI 2021; VWL: Ru, Du, Zhan, Wu, IJCV 2022, arXiv 2202.04812 |
+# | **Paper** | VWE: Ru, Du, Wu, *Learning Visual Words for Weakly-Supervised Semantic Segmentation*, IJCAI 2021; VWL: Ru, Du, Zhan, Wu, *Weakly-Supervised Semantic Segmentation with Visual Words Learning and Hybrid Pooling*, IJCV 2022, arXiv 2202.04812 |
 #
 # **Goals.** After this notebook you can
 #
@@ -309,6 +309,8 @@ for words, codebook in starts.items():
     print(f"{words:23s} {len(nearest.unique())} of {len(codebook)} words are in use")
 
 # %% [markdown]
+# Random directions leave seven words unused, feature vectors none.
+#
 # **A trap.** The published VWL-M training cannot run: it counts words by `one_hot` of the *soft* assignment. The library
 # uses the nearest words, as was meant.
 
@@ -497,6 +499,8 @@ without, with_crf = (100 * score_masks(few, way).scores().miou for way in (mask_
 print(f"{len(few)} images, background score 0.15: mIoU {without:.1f} % without, {with_crf:.1f} % with VWL's CRF")
 
 # %% [markdown]
+# The CRF adds 13 points.
+#
 # ### Heads and bodies
 #
 # Which pixels of the objects are found at the threshold 0.15 and twice that?
@@ -611,7 +615,7 @@ viz.show_panels(rows, "Two images and the weights of five poolings: the average 
 #   codebook.
 # * HSPP lies between average and maximum.
 # * VWE's maps score 4.9 points above CAM's. The short control shows less than a point for words and for HSPP; three seeds
-#   of a longer one show 3.3 for both. On real images the method loses.
+#   of a longer one show 3.3 for both. On photographs, tuned, no gain is shown.
 # * Next, notebook 70 turns maps into initial seed masks.
 #
 # **Limits.** A word counts alike whether it owns one position or half of the image; VWL-L's fourth loss (section 6), not
@@ -645,6 +649,5 @@ def dead_fraction(labels):
 widgets.check(dead_fraction(np.array([[1, 0, 0, 1], [1, 0, 1, 0]])), "2ebc7e0f07c1", "exercise 3")
 
 # %% [markdown]
-# **References.** Ru, Du, Wu: Learning Visual Words for Weakly-Supervised Semantic Segmentation, IJCAI 2021. Ru, Du, Zhan, Wu:
-# Weakly-Supervised Semantic Segmentation with Visual Words Learning and Hybrid Pooling, IJCV 2022. Ahn, Cho, Kwak: Weakly
+# **References.** Ahn, Cho, Kwak: Weakly
 # Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019.

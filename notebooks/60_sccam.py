@@ -560,7 +560,6 @@ widgets.check(output, "50ed5233d9ff", "exercise 3, first part")
 widgets.check(owner, "9ebe12d86ca5", "exercise 3, second part")
 
 # %% [markdown]
-# **References.** Chang, Wang, Hung, Piramuthu, Tsai, Yang: Weakly-Supervised Semantic Segmentation via Sub-category
-# Exploration, CVPR 2020. Wu, Shen, van den Hengel: Wider or Deeper: Revisiting the ResNet Model for Visual Recognition, Pattern
+# **References.** Wu, Shen, van den Hengel: Wider or Deeper: Revisiting the ResNet Model for Visual Recognition, Pattern
 # Recognition 2019. Ahn, Kwak: Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised
 # Semantic Segmentation, CVPR 2018.

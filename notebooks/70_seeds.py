@@ -9,7 +9,7 @@
 # | **Needs** | notebook 10 (`maps/`), or the notebook of another method, which writes maps of the same form |
 # | **Writes** | `seeds/seed_masks/ID.png`, `seeds/irn_labels/ID.png` |
 # | **Time and memory** | smoke: about 2 minutes of one CPU core, 1 GB. Estimated in docs/costs.md: VOC 7 core hours of CRF, COCO 87; no GPU is used |
-# | **Papers** | Krähenbühl, Koltun, NeurIPS 2011 (dense CRF); Ahn, Cho, Kwak, *IRN*, CVPR 2019 (confident areas) |
+# | **Papers** | Krähenbühl, Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials*, NeurIPS 2011 (dense CRF); Ahn, Cho, Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations* (IRN), CVPR 2019 (confident areas) |
 #
 # **Goals.** After this notebook you can
 #
@@ -652,6 +652,4 @@ probability = None  # your answer
 widgets.check(probability, "5f4fc1fbb251", "exercise 3")
 
 # %% [markdown]
-# **References.** Krähenbühl, Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials,
-# NeurIPS 2011. Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR
-# 2019. Everingham et al.: The PASCAL Visual Object Classes Challenge, IJCV 2015.
+# **References.** Everingham et al.: The PASCAL Visual Object Classes Challenge, IJCV 2015.

@@ -8,7 +8,7 @@
 # | **Needs** | notebook 10 (`maps/`, `classifier/`) or the notebook of another method, notebook 70 (`seeds/`, to compare with) |
 # | **Writes** | `affinity_scores/ID.npz`, `affinitynet/weights.safetensors`, `affinitynet_masks/ID.png` |
 # | **Time and memory** | smoke: about 2 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC 0.6 hours, COCO 5; and CRFs of one step |
-# | **Paper** | Ahn, Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision*, CVPR 2018 (also called PSA) |
+# | **Paper** | Ahn, Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic Segmentation*, CVPR 2018 (also called PSA) |
 #
 # **Goals.** After this notebook you can
 #
@@ -458,8 +458,8 @@ viz.show_panels([[truth, *(refined(*pair) for pair in settings)], [viz.blank(), 
 #   better, too. It gained less than the CRF in three seeds of an earlier run (docs/results.md).
 # * **Limits.** The grid is coarse (8 pixels as published); a class whose map is wrong stays wrong; thin parts vanish in a
 #   cell.
-# * **Paper and code.** The paper says 896 channels, Adam and alpha 24; the released program has 448, SGD (with the momentum
-#   slip of notebook 10) and 32, and no last CRF.
+# * **Paper and code.** The paper says 896 channels, Adam and a weak background of alpha 24; the released program has 448, SGD (with
+#   the momentum slip of notebook 10), 32, and no last CRF.
 # * Next: notebook 90 with `refinement = "affinitynet"`.
 #
 # **Exercise 1.** How many entries has the dense matrix of an image of 375 x 500 pixels at stride 8 (sides rounded up)?
@@ -487,5 +487,4 @@ def break_even(values):
 widgets.check(break_even([0.5, 0.2]), "113ee1b66ac9", "exercise 3")
 
 # %% [markdown]
-# **References.** Ahn, Kwak: Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
-# Segmentation, CVPR 2018. Krähenbühl, Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials, NeurIPS 2011.
+# **References.** Krähenbühl, Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials, NeurIPS 2011.

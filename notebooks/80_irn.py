@@ -8,7 +8,7 @@
 # | **Needs** | notebook 10 (`maps/`), notebook 70 (`seeds/`: seed masks and confident labels) |
 # | **Writes** | `irn/weights.safetensors`, `pseudo_masks/ID.png` |
 # | **Time and memory** | smoke: about 2 minutes of one CPU core, 1 GB. One A100, estimated in docs/costs.md: VOC a minute, COCO 7, beside the walk on the CPU |
-# | **Paper** | IRN: Ahn, Cho, Kwak, *Instance Segmentation with Inter-pixel Relations*, CVPR 2019, the semantic part |
+# | **Paper** | IRN: Ahn, Cho, Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations*, CVPR 2019, the semantic part |
 #
 # **Goals.** After this notebook you can
 #
@@ -65,8 +65,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# If an input is missing, the next cell names the notebook to run. Cells whose first line is `# needs masks` are left out where
-# a data set has none.
+# If an input is missing, the next cell names the notebook to run.
 
 # %%
 train_data, score_data = open_data(config, config.train_split), open_data(config, config.score_split).scored()
@@ -440,8 +439,8 @@ for name, edge in edges.items():
     print(f"{name:10s} {100 * outside:4.0f} % outside, weakest object {weakest:.2f}")
 
 # %% [markdown]
-# A leak costs twice: background gets the score, and the object, averaged with so much zero, loses its own. A gap of a few cells
-# undoes an otherwise perfect outline, and no longer walk repairs it. Change the steps yourself (in JupyterLab):
+# A leak costs twice: background gets the score, and the object, averaged with so much zero, loses its own. No longer walk
+# repairs it. Change the steps yourself (in JupyterLab):
 
 # %%
 widgets.explore(lambda power=4, boundary="with gaps", beta=10.0: viz.show_panels(
@@ -501,7 +500,7 @@ viz.show_panels([viz.image(image, f"input {image_id}"), viz.scores(image, highes
                 "The class activation map of one part, the boundary map, the walked scores and the mask made of them", size=1.9)
 
 # %% [markdown]
-# It joins the two creatures across the ground: the boundary map has gaps there.
+# It joins the two creatures: the boundary map has gaps.
 #
 # ## 8 All images
 #
@@ -667,7 +666,6 @@ example = torch.tensor([0.8, 0.1, 0.3]).view(3, 1, 1)
 widgets.check(vanished(example, [4, 7, 9], 0.25), "0105faa19e30", "exercise 3")
 
 # %% [markdown]
-# **References.** Ahn, Cho, Kwak: Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR
-# 2019. Ahn, Kwak: Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
+# **References.** Ahn, Kwak: Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
 # Segmentation, CVPR 2018. Krähenbühl, Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge
 # Potentials, NeurIPS 2011.

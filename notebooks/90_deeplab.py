@@ -68,8 +68,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# If an input is missing, the next cell names the notebook to run. Cells whose first line is `# needs masks` are left out where
-# a data set has none. With `method = "truth"` the network trains on the ground truth. **That run uses pixel labels**: it is the
+# If an input is missing, the next cell names the notebook to run. With `method = "truth"` the network trains on the ground truth. **That run uses pixel labels**: it is the
 # upper reference and not a weakly-supervised result. (On VOC's `train_aug` the ground truth is in another folder: add `-p
 # mask_folder SegmentationClassAug`.)
 
@@ -462,7 +461,7 @@ for row in with_truth:
     print(f"trained on the ground truth: {row['what']}, {row['miou']:.1f} % on {row['images']} images of {row['split']}")
 
 # %% [markdown]
-# In this run the CRF adds 6.2 points. The pseudo-masks were scored on `train`, the network on `val`: their numbers may not be
+# In this run the CRF adds 6.3 points. The pseudo-masks were scored on `train`, the network on `val`: their numbers may not be
 # subtracted. The fair comparison is the same network, trained on the ground truth (method `truth`) and scored on the same
 # images: 77.6 % without CRF and 82.1 % with it. If your network stays far below a published score, compare initial weights,
 # loss and iterations, and ask whether that score includes a CRF, scales and flips. Class by class:
@@ -525,8 +524,8 @@ for words in nets:
 # On images that it has seen the network scores 62.0 %, 5.8 points less than the masks that it was taught (67.8 %); with a CRF
 # the two have 69.8 and 78.0 %. With the label known it still stays 3.3 points below them (64.5 %). **A part of the mistakes is
 # averaged out, most of them are learned**: the network is right in 22 % of the pixels that its masks have wrong, where the one
-# taught the ground truth is right in 86 %. And it spoils 4.0 % of the right ones, ten times as many, half of that by its own
-# coarseness: the other one spoils 2.1 %. What training does give is a network that needs no label.
+# taught the ground truth is right in 86 %. And it spoils 4.0 % of the right pixels, of which there are ten
+# times as many; the other one, whose errors here are its own coarseness, spoils 2.1 %. What training does give is a network that needs no label.
 #
 # ## 10 Look
 #
@@ -669,7 +668,7 @@ better = None  # your answer
 widgets.check(better, "dbe0a6cc4059", "exercise 3")
 
 # %% [markdown]
-# **References.** Chen, Papandreou, Kokkinos, Murphy, Yuille: DeepLab, TPAMI 2018. Krähenbühl, Koltun: Efficient
+# **References.** Krähenbühl, Koltun: Efficient
 # Inference in Fully Connected CRFs with Gaussian Edge Potentials, NeurIPS 2011. Huang et al.: Weakly-Supervised
 # Semantic Segmentation Network with Deep Seeded Region Growing (DSRG), CVPR 2018. Lee, Kim, Yoon: Anti-Adversarially
 # Manipulated Attributions (AdvCAM), CVPR 2021.

@@ -8,7 +8,7 @@
 # | **Needs** | at least one finished method, e.g. `make smoke`; more: `snakemake --config preset=smoke methods='[cam,rib,drs,amn,vwe,sccam]' seeds='[0,1,2]'` |
 # | **Writes** | `report/seed0/comparison/` |
 # | **Time and memory** | on one CPU core about 2 seconds for each method, stage and seed; below 1 GB |
-# | **Paper** | Cheng et al., *Boundary IoU*, CVPR 2021; Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020 |
+# | **Paper** | Cheng, Girshick, Dollár, Berg, Kirillov, *Boundary IoU: Improving Object-Centric Image Segmentation Evaluation*, CVPR 2021; Choe, Oh, Lee, Chun, Akata, Shim, *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020 |
 #
 # **What the stored tables show.** They hold *three* seeds, on generated images; a gain is over CAM of the same seed.
 #
@@ -58,8 +58,7 @@ config = Config.from_notebook(globals())
 viz.use_style()
 
 # %% [markdown]
-# If nothing is finished, the next cell says what to run. Cells whose first line is `# needs masks` are left out where a data
-# set has none.
+# If nothing is finished, the next cell says what to run.
 
 # %%
 finished, rows = finished_stages(run_folder_of(config)), results.collect(run_folder_of(config))
@@ -289,8 +288,7 @@ draw()
 # %% [markdown]
 # ## 9 Cost
 #
-# Seconds (`run.json`) run from the beginning of a stage, or of its last resumption. Other work makes them longer (here several
-# programs ran on both cores), so the fastest run counts. A method's cost is the sum of *its own* stages up to its maps, beside
+# Other programs lengthen a stage's seconds, so its fastest run counts. A method's cost is the sum of *its own* stages up to its maps, beside
 # CAM's classifier: 55 s for AMN, 72 s for RIB and 85 s for SC-CAM.
 
 # %% tags=["nbval-ignore-output"]
@@ -311,10 +309,7 @@ results.show_table(["method", "what", "split", "published", "ours", "start", "pi
 # %% [markdown]
 # ## 11 What these tables say, and what they do not
 #
-# **They say** what each method did *on these images, with these networks, at these settings*: how far its maps reach, what a
-# CRF and a refinement add or take, and what it costs.
-#
-# **They do not say**
+# They say what each method did *on these images, with these networks, at these settings*. **They do not say**
 #
 # * *which method is best on VOC.* The smoke networks are small and trained from scratch; a method that needs a strong
 #   classifier cannot show here what it can do.
@@ -362,6 +357,4 @@ name_of_function = None  # your answer, a text
 widgets.check(name_of_function, "9cf868953945", "exercise 3")
 
 # %% [markdown]
-# **References.** Cheng, Girshick, Dollár, Berg, Kirillov: Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, CVPR 2021.
-# Choe, Oh, Lee, Chun, Akata, Shim: Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020. The sources of
-# the published values stand beside them.
+# The sources of the published values stand beside them.

@@ -8,7 +8,7 @@
 # | **Needs** | nothing: the results lie in `docs/studies/`. To make them: section 1 |
 # | **Writes** | nothing |
 # | **Time and memory** | seconds; below 1 GB. The study itself: see section 2 |
-# | **Paper** | Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020 |
+# | **Paper** | Choe, Oh, Lee, Chun, Akata, Shim, *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020 |
 #
 # **What the stored results show.** A small network on photographs of six classes: 600 train, 100 of them tune with four trials a method, 300 others
 # measure, three seeds.
@@ -283,5 +283,5 @@ count = None  # a whole number
 widgets.check(count, "50237bbf552f", "exercise 3")
 
 # %% [markdown]
-# **References.** Choe, Oh, Lee, Chun, Akata, Shim: Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020. Akiba, Sano, Yanase,
+# **References.** Akiba, Sano, Yanase,
 # Ohta, Koyama: Optuna, KDD 2019.
