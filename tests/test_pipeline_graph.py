@@ -15,6 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from tests.warm import run_module
 from wsss_lib import costs
 from wsss_lib.config import Config
 from wsss_lib.methods import METHODS
@@ -39,10 +40,8 @@ GRAPH = {
 
 
 def snakemake(*arguments: str, folder: Path = ROOT, config: tuple[str, ...] = ()) -> list[str]:
-    """Return the command line that runs Snakemake as `make smoke` does."""
+    """Return the words after `python -m` that run Snakemake as `make smoke` does."""
     return [
-        sys.executable,
-        "-m",
         "snakemake",
         "--directory",
         str(folder),
@@ -58,11 +57,11 @@ def snakemake(*arguments: str, folder: Path = ROOT, config: tuple[str, ...] = ()
     ]
 
 
-def output_of(command: list[str]) -> str:
-    """Run a command that must succeed; return what it printed."""
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+def output_of(words: list[str]) -> str:
+    """Run a module that must succeed; return what it printed."""
+    done = run_module(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def test_the_four_sizes_are_there():
@@ -169,7 +168,8 @@ def test_any_parameter_can_be_given_on_the_command_line(tmp_path):
 
 def test_the_demo_takes_all_methods_through_the_chain(tmp_path):
     """What `make demo` calls, planned below a new folder."""
-    line = next(line for line in output_of(["make", "-n", "demo"]).replace("\\\n", " ").splitlines() if "--config" in line)
+    planned = subprocess.run(["make", "-n", "demo"], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    line = next(line for line in planned.replace("\\\n", " ").splitlines() if "--config" in line)
     config = shlex.split(line.partition("--config")[2])
     plan = output_of(snakemake("--dry-run", "--printshellcmds", config=(f"runs_root={tmp_path}", *config)))
     counts = Counter(run.split()[1] for run in notebooks_of(plan))
@@ -238,7 +238,7 @@ def test_a_cluster_gets_the_graph_that_the_costs_are_made_for(profile, tmp_path)
     ],
 )
 def test_wrong_settings_give_one_sentence(config, message):
-    done = subprocess.run(snakemake("--dry-run", config=(config,)), text=True, capture_output=True, timeout=120)
+    done = run_module(*snakemake("--dry-run", config=(config,)))
     assert done.returncode != 0 and message in done.stdout + done.stderr
 
 
@@ -304,7 +304,9 @@ def test_killed_run_goes_on(small):
     command = snakemake("runs/toy/cam/seed0/maps/notebook.ipynb", folder=small)
     steps = [f"{stage} {step}" for stage in ("check", "classifier", "maps") for step in range(8)]
 
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    first = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not (maps / "2.txt").exists():
         assert first.poll() is None and time.monotonic() < deadline
@@ -342,13 +344,13 @@ def test_a_notebook_that_fails_leaves_no_output(small):
     command = snakemake("runs/toy/data/seed0/check/notebook.ipynb", folder=small)
 
     write_notebook(notebook, "raise ValueError('labels.csv is missing')")
-    failed = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    failed = run_module(*command)
     assert failed.returncode != 0 and not (folder / "check/notebook.ipynb").exists()
     assert "labels.csv is missing" in failed.stderr and "shows in which cell it stopped" in failed.stderr
     assert "labels.csv is missing" in (folder / "02_datasets_and_labels.running.ipynb").read_text()
 
     write_notebook(notebook, "seed")
-    failed = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    failed = run_module(*command)
     assert failed.returncode != 0 and not (folder / "check/notebook.ipynb").exists()
     assert "left runs/toy/data/seed0/check unfinished" in failed.stderr
 
@@ -380,7 +382,7 @@ def test_images_are_shared_by_shards_and_one_of_them_may_fail(small):
         return {f"{path.parent.name}/{path.stem}": path.read_text() for path in sorted(folder.glob("*/*.txt"))}
 
     write_notebook(notebook, "broken = (2, '3.txt')", SHARED)
-    failed = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    failed = run_module(*command)
     assert failed.returncode != 0 and not (folder / "first/run.json").exists()
     assert "AssertionError" in failed.stderr and "shard2.ipynb shows in which cell it stopped" in failed.stderr
     assert made() == {"first/0": "1", "first/1": "2", "first/2": "1", "first/4": "1"}, "the other shard has done its work"
