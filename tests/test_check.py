@@ -24,6 +24,7 @@ def test_a_sound_data_set_has_no_problems(miniature):
     assert report_of(miniature, splits=["val"]).images == 4
 
 
+@pytest.mark.system
 def test_workers_find_the_same(voc_folder):
     for number in (1, 3, 6):
         (voc_folder / f"JPEGImages/m_{number:02d}.jpg").write_bytes(b"no image")

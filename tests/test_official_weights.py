@@ -22,6 +22,7 @@ from data_prep.weight_layouts import layouts
 from tests.checkout import environment
 from tests.test_checkpoints import official_file, official_list, random_weights
 from tests.test_resnet38 import mxnet_file, mxnet_names
+from tests.warm import run_module
 from wsss_lib.core.check import CHECK
 from wsss_lib.core.files import write_mask
 from wsss_lib.core.stage import run
@@ -100,7 +101,8 @@ def converted(folder: Path, format_name: str, official: str) -> list[str]:
         np.save(folder / "codebook.npy", np.random.default_rng(0).standard_normal((256, 2048), np.float32))
         options = ["--codebook", str(folder / "codebook.npy")]
     command = ["data_prep.checkpoints", "convert", "--format", format_name, *options, str(source), str(made)]
-    done = subprocess.run([sys.executable, "-m", *command], cwd=PROJECT_ROOT, text=True, capture_output=True, check=True)
+    done = run_module(*command)
+    assert done.returncode == 0, done.stderr
     source.unlink()
     words = done.stdout.splitlines()[-1].partition("(")[0]
     return shlex.split(words.removeprefix("take it with a preset of published sizes and"))

@@ -153,6 +153,7 @@ def executed(path: Path, *figures: tuple[str, str]) -> None:
     nbformat.write(new_notebook(cells=cells), path)
 
 
+@pytest.mark.system
 def test_a_report_opens_with_what_the_overview_marks(tmp_path):
     for method, miou in (("amn", 70.0), ("cam", 60.0), ("rib", 65.0)):
         made.finish(made.begin(Config(runs_root=str(tmp_path), method=method), "predictions"), [row("DeepLab-v2 + CRF", miou)])

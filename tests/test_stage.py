@@ -69,6 +69,7 @@ def test_a_finished_stage_holds_its_record(tmp_path):
     assert job.metrics == [{"what": "test", "miou": 1.0}] and job.files.results() == record["results_sha256"]
 
 
+@pytest.mark.system
 def test_the_peak_of_memory_is_that_of_this_process_not_of_the_one_that_started_it():
     ask = [sys.executable, "-c", "from wsss_lib.core.store import peak_memory_mib; print(peak_memory_mib('cpu'))"]
     alone = int(subprocess.check_output(ask, cwd=PROJECT_ROOT))
@@ -395,6 +396,7 @@ def test_removing_ends_what_was_killed_and_never_follows_a_link(tmp_path, capsys
     assert not result.folder.exists() and not left.exists()
 
 
+@pytest.mark.system
 def test_a_result_that_is_being_made_is_not_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "WAIT", 0.1)
     stage = begin(config_of(tmp_path), "maps")

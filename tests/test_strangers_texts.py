@@ -168,6 +168,7 @@ def check_report(run_folder: Path) -> list[str]:
     return links
 
 
+@pytest.mark.system
 def test_the_report_shows_names_of_folders_and_notebooks_as_they_are(tmp_path):
     config = Config(runs_root=str(tmp_path), dataset="micro")
     row = {"what": PAYLOAD, "split": PAYLOAD, "images": 3, "crf": False, "miou": 50.0, "pixel_labels_chose": PAYLOAD}

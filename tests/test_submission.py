@@ -224,6 +224,7 @@ def test_command_line(predictions, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 2
 
 
+@pytest.mark.system
 def test_module_runs_from_the_shell():
     result = subprocess.run([sys.executable, "-m", "wsss_lib.submission", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "Make or check the archive" in result.stdout

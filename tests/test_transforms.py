@@ -344,6 +344,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert order[:50] != order[50:] and order[:50] != other and order[:50] != list(range(50))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_worker_processes_change_nothing(miniature, num_workers):
     data = load_dataset(miniature, "train")

@@ -722,6 +722,7 @@ def test_xml_files_of_own_classes(tmp_path):
 # ---- what comes next
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", ["mine", "my photographs", "it's 2024", "日本"])
 def test_the_printed_command_opens_the_data_set_from_everywhere(tmp_path, name):
     pictures(tmp_path / "in", "cat/a.jpg", "cat/b.jpg", "dog/c.jpg")

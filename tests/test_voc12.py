@@ -203,6 +203,7 @@ def test_an_interrupted_run_is_completed(official, prepared, gone):
     assert not [name for name in after if ".writing" in name]
 
 
+@pytest.mark.system
 def test_workers_make_the_same(official, prepared, tmp_path):
     official.prepare(tmp_path / "two", workers=2)
     assert contents(tmp_path / "two") == contents(prepared)
