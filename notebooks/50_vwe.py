@@ -38,7 +38,6 @@ vwe_schedule_epochs = 0  # epochs for which the learning rate is laid out; 0: as
 vwe_learning_rate = 0.01  # the same in the paper, but there without momentum
 vwe_head_learning_rate = 0.1  # ten times the backbone's
 vwe_momentum = 0.9  # 1e-4 in the official runs, the weight decay: see notebook 10
-vwe_weight_decay = 1.0e-4
 vwe_frozen_batch_norm = False  # True in the paper, where the backbone is pre-trained
 vwe_frozen_stages = 0  # 3 in the paper: stem, layer1 and layer2; 1 in VWL-M
 

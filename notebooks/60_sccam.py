@@ -37,7 +37,6 @@ sccam_color_jitter = 0.0  # 1 in the paper
 sccam_learning_rate = 0.03  # 0.01 in the paper, without momentum
 sccam_head_learning_rate = 0.3  # ten times the backbone's
 sccam_momentum = 0.9  # 5e-4 in the official runs, the weight decay: see notebook 10
-sccam_weight_decay = 5.0e-4
 sccam_frozen_batch_norm = False  # True in the paper, where the backbone is pre-trained
 sccam_frozen_stages = 0  # 1 in the paper: the stem is not trained
 

@@ -34,7 +34,6 @@ affinitynet_epochs = 5  # 8 in the paper
 affinitynet_batch_size = 8
 affinitynet_learning_rate = 0.03  # of the backbone, ten times that for the new layers; 0.01 in the paper, with next to no momentum
 affinitynet_momentum = 0.9  # 5e-4 in the official program, the weight decay: see notebook 10, section 2
-affinitynet_weight_decay = 5.0e-4
 affinitynet_frozen_stages = 0  # of the backbone, from the image on, that are not trained; 1 with ResNet-38 in the paper
 affinitynet_crop = 64  # 448 in the paper
 affinity_walk_alpha = 16.0  # exponent of the background in the walk

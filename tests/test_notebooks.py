@@ -119,8 +119,7 @@ def test_cells_are_short_and_prose_is_near(path):
             continue
         run += 1
         assert run <= 3, "more than three code cells in a row without prose"
-        if "parameters" not in cell.metadata.get("tags", []):  # a list, one line for each
-            assert len(cell.source.splitlines()) <= 20, cell.source[:200]
+        assert len(cell.source.splitlines()) <= 20, cell.source[:200]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
