@@ -495,7 +495,7 @@ def saliency_alone(name):
 
 
 over_alpha["saliency, no map"] = [100 * score_masks(few, saliency_alone).scores().miou] * len(alphas)
-viz.show_panels([viz.curves(alphas, over_alpha, f"{len(few)} images, with saliency", marks={"published": 0.2}, xlabel="alpha", ylabel="mIoU %", ylim=(35, 125))],
+viz.show_panels([viz.curves(alphas, over_alpha, f"{len(few)} images, with saliency", marks={"published": 0.2}, xlabel="alpha", ylabel="mIoU %", ylim=(30, 108))],
                 "mIoU with saliency over alpha; best: " + ", ".join(f"{title} {max(line):.1f} % at {alphas[int(np.argmax(line))]:.2f}" for title, line in over_alpha.items()),
                 size=(6, 4))
 

@@ -257,7 +257,7 @@ refined = {name: comparison.curve_with_crf(few, finished[name, seed]["maps"].fol
            for name, seed in sorted(finished, key=lambda run: (results.place_of_method(run[0]), run[1])) if seed == min(
                other for method, other in finished if method == name) and "maps" in finished[name, seed]}
 viz.show_panels([viz.curves(at, refined, f"{len(few)} images, with the CRF", marks={"threshold of the seed masks": config.seed_threshold},
-                            xlabel="threshold", ylabel="mIoU %", xlim=(0.03, 0.75))],
+                            xlabel="threshold", ylabel="mIoU %", xlim=(0.03, 0.47))],
                 "mIoU after the CRF over the threshold; best: " + ", ".join(f"{name} {max(line):.1f} %" for name, line in refined.items()), size=(8, 3.6))
 
 # %% tags=["nbval-ignore-output"]

@@ -398,7 +398,13 @@ def _finish(axes, title: str, words: Iterable[str], marks: Mapping[str, float], 
         axes.axvline(at, color="grey", linestyle=":", label=mark)
     axes.set(title=title, **settings)
     if any((*words, *marks)):
-        axes.legend()
+        _legend(axes)
+
+
+def _legend(axes) -> None:
+    """Put more than four entries beside the axes, where they hide no curve."""
+    many = len(axes.get_legend_handles_labels()[1]) > 4
+    axes.legend(**{"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False} if many else {})
 
 
 def matrix(
@@ -660,7 +666,7 @@ def show_threshold_curves(
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5.5, 2.8))
+    figure, axes = plt.subplots(figsize=(5.5 if len(rows) < 5 else 8, 2.8))  # many names stand beside the axes
     for name, row in rows.items():
         axes.plot(row["thresholds"], row["curve"], label=name)
         axes.plot(row["threshold"], row["miou"], "o", color="black")
@@ -669,7 +675,7 @@ def show_threshold_curves(
     first = next(iter(rows.values()))
     axes.set(xlabel="background threshold", ylabel="mIoU %", title=title or f"{first['images']} images of {first['split']}")
     if len(rows) > 1 or marks:
-        axes.legend()
+        _legend(axes)
     show(figure, alt)
 
 
