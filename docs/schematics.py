@@ -4,7 +4,7 @@ Boxes are data, rounded boxes are computed, thick frames are what the notebook i
 print too, as what is blue also has a thick frame or a thick line.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -359,7 +359,8 @@ def draw_all() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        FOLDER = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description="Draw all schematics of the notebooks as SVG.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where they are written; default %(default)s")
+    FOLDER = parser.parse_args().folder
     FOLDER.mkdir(parents=True, exist_ok=True)
     draw_all()
