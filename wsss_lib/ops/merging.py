@@ -50,8 +50,8 @@ def merge_views(views: Sequence[Tensor], size: tuple[int, int], grid_stride: int
     Args:
         views: for each scale float (K, h_s, w_s), >= 0.
         size: (H, W) of the result: the stride-4 size, or that of the image.
-        grid_stride: the maps are resized to the area that a grid of this stride covers, and cropped to `size`. 1 resizes straight
-            to `size`; IRN's and RIB's full-size maps use 16, the stride of their network.
+        grid_stride: the maps are resized to the area that a grid of this stride covers and cropped to `size`. 1 resizes
+            straight to `size`; IRN's and RIB's full-size maps use 16, the stride of their network.
 
     Returns:
         float (K, H, W) in [0, 1].
