@@ -351,7 +351,7 @@ def choice_sentence(way: Literal["fixed", "labelled", "best"], threshold: float,
     """Say in one sentence how a threshold was chosen and whether pixel labels were used.
 
     Args:
-        way: "fixed": a value set beforehand; "labelled": the best on a separate labelled set; "best": the best on the very
+        way: "fixed": a value set beforehand; "labelled": the best on a separate labeled set; "best": the best on the very
             images that are scored.
         threshold: the value.
         images: whose masks were used, unless it was fixed.
