@@ -1,4 +1,4 @@
-"""Read annotations that tools write beside photographs: COCO's JSON, LabelMe's JSON files, VOC's XML files."""
+"""Read annotations that tools write for photographs: COCO's JSON, LabelMe's JSON files, VOC's XML files."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from data_prep.voc_xml import read_voc_names
 from wsss_lib.core.files import IGNORE, read_text
 from wsss_lib.errors import DataError
 
-IGNORED = "__ignore__"  # LabelMe's name for what is to be left out
+IGNORED = "__ignore__"  # LabelMe's name for what should be left out
 
 
 class Annotated(NamedTuple):
@@ -40,7 +40,7 @@ class Painted:
 
     Args:
         paint: image id to a function that paints its mask.
-        places: image id to where its annotation is, for messages.
+        places: image id to the location of its annotation, for messages.
     """
 
     def __init__(self, paint: Mapping[str, Callable[[], np.ndarray]], places: Mapping[str, str]):
@@ -121,7 +121,7 @@ def _coco(source: Path, given: Path, found: Mapping[str, Photograph], note: Note
 def _annotated(
     photographs: dict[str, Photograph], classes: tuple[str, ...], masks: Painted, without_mask: int, note: Note
 ) -> Annotated:
-    """Join what was read; masks count only where at least one of them shows a class."""
+    """Join what was read; masks count only if at least one of them shows a class."""
     if without_mask:
         note(f"{without_mask} photographs have objects without an outline, and so no mask")
     any_outline = any(photographs[name].classes for name in masks.paint)
@@ -135,7 +135,7 @@ def _painted(path: Path, places: list[tuple[int, int]], size: tuple[int, int], i
 def _labelme(source: Path, files: Sequence[Path], found: Mapping[str, Photograph], note: Note) -> Annotated:
     contents = {str(path): _read_labelme(path) for path in files}
     find = find_by_name(found, source)
-    names = {  # a photograph that was renamed later may have taken its file along
+    names = {  # a photograph and its file may have been renamed together
         path: content["imagePath"] if find(content["imagePath"]) else Path(path).stem for path, content in contents.items()
     }
     names = {path: name if find(name) else contents[path]["imagePath"] for path, name in names.items()}

@@ -26,7 +26,7 @@ from wsss_lib.data.dataset import VOC_CLASSES, read_classes, read_labels, read_s
 from wsss_lib.errors import DataError
 
 KINDS = ("list", "missing", "unreadable", "size", "palette", "unknown class", "unknown pixels", "class", "label")
-SCORED = "scored"  # the list of the training images that have masks, where not all do
+SCORED = "scored"  # the list of the training images that have masks, if not all do
 
 
 class Problem(NamedTuple):
@@ -86,10 +86,10 @@ def check_dataset(
 
     Args:
         root: devkit folder.
-        splits: lists to check; none: all that are there.
+        splits: lists to check; none: all that exist.
         labels: the label table; empty: `root/labels.csv`.
         mask_folder: folder of the masks of all lists; empty: `SegmentationClass`, and `SegmentationClassAug` for train_aug.
-        progress: show a progress bar where there is a terminal.
+        progress: show a progress bar in a terminal.
         workers: processes; None: up to four for a large set.
 
     Returns:
@@ -169,10 +169,10 @@ def _compare(
     classes: tuple[str, ...],
     report: Report,
 ) -> None:
-    """Hold labels, masks and the list `train` against each other.
+    """Compare labels, masks and the list `train` with each other.
 
-    That a mask lacks a class of its label is common: what is small or hidden has a label and no pixel. Parts of VOC and COCO
-    lack whole classes, and a few of their labels and masks differ, so that for these two it is only noted.
+    A mask often lacks a class of its label: small or hidden objects have a label and no pixel. Parts of VOC and COCO lack
+    whole classes, and a few of their labels and masks differ, so for these two it is only noted.
     """
     problems: list[Problem] = []
     pairs = [(image_id, table[image_id], present) for image_id, present in shown.items() if image_id in table]

@@ -3,8 +3,8 @@
     python -m data_prep.checkpoints convert --format irn-cam res50_cam.pth.pth data/weights/irn_cam.safetensors
     python -m data_prep.checkpoints export --format irn-cam runs/voc12/cam/seed0/classifier/weights.safetensors cam.pth
 
-`convert` compares every name and shape with the official layout, says in one sentence what is missing or foreign, and prints
-the parameters with which a notebook takes the result. Nothing that a file contains is run. `export` writes the `.pth` that the
+`convert` compares every name and shape with the official layout, says in one sentence what is missing or unexpected, and prints
+the parameters with which a notebook uses the result. Nothing that a file contains is run. `export` writes the `.pth` that the
 authors' programs read; the only pickle that this project ever makes.
 """
 
@@ -29,12 +29,12 @@ from wsss_lib.errors import DataError
 
 EXPORTS = ("irn-cam", "irn", "deeplab-v2", "deeplab-v3plus")
 HIGHEST = {"C": 254, "K": 255, "S": 100, "W": 4096}  # values of a layout's letters; masks have 8 bits
-# Sees blue, green, red in Caffe's form, red, green, blue in ours.
+# Its input is blue, green, red in Caffe's form, red, green, blue in ours.
 CAFFE_STEM = {"deeplab-v2": "backbone.conv1.weight", "deeplab-init": "conv1.weight"}
 
 
 class Comparison(NamedTuple):
-    """What a file has of a layout.
+    """What a file contains of a layout.
 
     Attributes:
         found: official name to tensor, second names resolved.
@@ -73,15 +73,15 @@ def convert(
             may have one more prefix, as `module.` of DataParallel or `model.` of Lightning.
         name: of the format, one of `layouts()`.
         source: the file's name, for messages.
-        codebook: float (W, 2048), VWL-M's visual words, which its authors keep in a file of their own.
+        codebook: float (W, 2048), VWL-M's visual words, which its authors keep in a separate file.
         entry: the one that holds the weights; empty: the one that fits.
 
     Returns:
         our name to tensor (floats as float32); the layout that fits; the values of its letters, e.g. {"C": 20}.
 
     Raises:
-        DataError: unknown format, no entry that holds weights or several, a weight that is missing, foreign, of another shape,
-            no finite number, or unlike its second copy, or a codebook that is missing or not wanted.
+        DataError: unknown format, no entry that holds weights or several, a weight that is missing, unexpected, of another
+            shape, not finite, or unlike its second copy, or a codebook that is missing or not wanted.
     """
     if name not in layouts():
         raise DataError(f"unknown format {name!r}; take one of {', '.join(layouts())}")
@@ -114,7 +114,7 @@ def export(tensors: dict[str, Tensor], name: str, source: str) -> dict[str, Any]
         source: the file's name, for messages.
 
     Returns:
-        what the official program expects `torch.load` to give; second names share the tensors of the first.
+        what the official program expects from `torch.load`; second names share the tensors of the first.
 
     Raises:
         DataError: unknown format, or weights of another network.
@@ -178,7 +178,7 @@ def _entries(content: dict[str, Any], deeper: bool = True) -> dict[str, dict[str
 
 
 def _without_prefixes(weights: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the weights as they are, and without each part that stands in front of all their names."""
+    """Yield the weights unchanged, and without each prefix that all their names share."""
     yield weights
     weights = {str(key): value for key, value in weights.items() if key != "n_averaged"}  # of torch's averaged models
     while weights and len(first := {key.partition(".")[:2] for key in weights}) == 1 and "." in next(iter(first)):
@@ -217,7 +217,7 @@ def _compare(weights: dict[str, Any], layout: Layout) -> Comparison:
 
 
 def _first_name(key: str, layout: Layout) -> str | None:
-    """Return the name that a weight has in `layout.keys`; "" if it is to be dropped, None if it is foreign."""
+    """Return the name that a weight has in `layout.keys`; "" if it is to be dropped, None if it is unexpected."""
     if key in layout.keys:
         return key
     for second in sorted(layout.aliases, key=len, reverse=True):
@@ -227,7 +227,7 @@ def _first_name(key: str, layout: Layout) -> str | None:
 
 
 def _fits(shape: tuple[int, ...], expected: Shape, letters: dict[str, int]) -> bool:
-    """Return whether a shape is the expected one, and note the values of letters that are met for the first time."""
+    """Return whether a shape is the expected one, and note the values of letters that appear for the first time."""
     if len(shape) != len(expected):
         return False
     for side, wanted in zip(shape, expected, strict=True):
@@ -293,7 +293,7 @@ def convert_file(
         name: of the format, one of `layouts()`.
         output: the safetensors file to make.
         codebook: VWL-M's `.npy`.
-        overwrite: replace a file that is there with other content.
+        overwrite: replace an existing file with other content.
         entry: of the file, which holds the weights; empty: the one that fits.
 
     Returns:
@@ -327,7 +327,7 @@ def convert_file(
 
 
 def _holds(path: Path, tensors: dict[str, Tensor]) -> bool:
-    """Return whether a file has these weights already, from whatever file they came."""
+    """Return whether a file already has these weights, whatever file they came from."""
     try:
         there = read_tensors(path)
     except (OSError, DataError):
@@ -336,13 +336,13 @@ def _holds(path: Path, tensors: dict[str, Tensor]) -> bool:
 
 
 def export_file(path: Path, name: str, output: Path, overwrite: bool = False) -> str:
-    """Write weights of this project as the authors' programs read them.
+    """Write weights of this project in the form that the authors' programs read.
 
     Args:
         path: safetensors file of a stage.
         name: one of `EXPORTS`.
         output: the `.pth` to make.
-        overwrite: replace a file that is there with other content.
+        overwrite: replace an existing file with other content.
 
     Returns:
         a sentence about the result.
@@ -361,7 +361,7 @@ def export_file(path: Path, name: str, output: Path, overwrite: bool = False) ->
             "deeplab-v3plus what was trained as that"
         )
     content = export(read_tensors(path), name, str(path))
-    buffer = io.BytesIO()  # torch.save itself reports a full disk as no OSError
+    buffer = io.BytesIO()  # torch.save itself does not report a full disk as an OSError
     torch.save(content, buffer)
     write_new(output, buffer.getvalue(), overwrite, [path])
     names = content.get("model_state", content)

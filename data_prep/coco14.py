@@ -5,8 +5,8 @@
 
 The result has the layout that all notebooks read, with ids of twelve digits. Images may lie below ROOT (in `train2014`,
 `val2014`, `JPEGImages`, …) or in the folders given, under either name, `000000000009.jpg` or `COCO_train2014_000000000009.jpg`;
-they are linked, not copied, where that can be done. What is missing is unpacked from the official archives, and these are
-downloaded unless they are there (in ROOT, ROOT/archives or the folder given).
+they are linked, not copied, where possible. What is missing is unpacked from the official archives, and these are
+downloaded unless they exist (in ROOT, ROOT/archives or the folder given).
 """
 
 import argparse
@@ -98,14 +98,14 @@ def prepare_coco14(
             makes a data set with this split only.
         images: more folders in which images may lie.
         archives: folder of the official archives; None: `root/archives`.
-        crowd: "paint" gives crowd regions their class like other instances; "ignore" gives them 255, in masks of a folder of
-            their own, `SegmentationClassCrowd255`.
+        crowd: "paint" gives crowd regions their class like other instances; "ignore" gives them 255, in masks of a separate
+            folder, `SegmentationClassCrowd255`.
         fetch: whether missing archives are downloaded.
         partial_data: accept a part of the official data; images that are in no folder are left out of the lists.
         progress: show progress bars where there is a terminal.
         workers: processes; None: up to four for a large set.
         sources, lists: what the official archives and lists are.
-        overwrite: replace lists, labels and the description of another maker; without it they are a reason to refuse.
+        overwrite: replace lists, labels and a description made by others; without it they are a reason to refuse.
 
     Returns:
         what is there, missing or wrong now.
@@ -114,7 +114,7 @@ def prepare_coco14(
         ValueError: `crowd` is unknown.
         FileNotFoundError: an annotation file, archive or image is missing.
         DataError: a file is damaged or hostile, does not fit the others, or `root` was made from other annotations.
-        OSError: too little space, or a worker was killed; what is whole stays and the same call completes it.
+        OSError: too little space, or a worker was killed; finished files stay and the same call completes it.
         ModuleNotFoundError: pycocotools is not installed.
     """
     root = Path(root)
@@ -175,7 +175,7 @@ def prepare_coco14(
 def survey_coco14(
     root: Path, lists: dict[str, ListFacts] = COCO14_LISTS, crowd: str = "paint", splits: Sequence[str] = ("train", "val")
 ) -> list[Finding]:
-    """Return what of the data set is there, missing or wrong, without decoding an image.
+    """Return which parts of the data set are there, missing or wrong, without decoding an image.
 
     Args:
         root: the folder.
@@ -252,7 +252,7 @@ def _check_found(root: Path, split: str, index: Instances, found: dict[int, Path
 
 
 def _prepare_image(task: Task, root: Path, mask_folder: str, ignore_crowd: bool, index_of_id: dict[int, int]) -> None:
-    """Put one image in its place and write its mask, each unless it is there."""
+    """Put one image in its place and write its mask, each unless it exists."""
     image, mask = root / "JPEGImages" / f"{task.image_id}.jpg", root / mask_folder / f"{task.image_id}.png"
     if not image.is_file():
         _link(task.source, image)

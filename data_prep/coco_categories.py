@@ -103,7 +103,7 @@ _RIB_COLOURS = (
 def rib_palette() -> np.ndarray:
     """Return the colors of the COCO pseudo-masks that RIB and AMN publish: uint8 (81, 3), RGB, background first.
 
-    Only for comparing pictures: masks of this project have VOC's palette, also with 80 classes.
+    Only for comparing figures: masks of this project have VOC's palette, also with 80 classes.
 
     >>> rib_palette()[1].tolist()
     [0, 0, 127]

@@ -1,7 +1,7 @@
-"""COCO's instances JSON, read in bounded memory: an index of where each annotation lies instead of the annotations.
+"""COCO's instances JSON, read in bounded memory: an index of the positions of annotations instead of the annotations.
 
 `instances_train2014.json` holds 330 MB of text and, as Python objects, several gigabytes. One pass over the file keeps a few
-numbers for each annotation; what an image needs is read again when the image is worked on.
+numbers for each annotation; what an image needs is read again when the image is processed.
 """
 
 import codecs
@@ -40,7 +40,7 @@ class CocoImage:
     given: str = ""
 
     def size(self, photograph: Path) -> tuple[int, int]:
-        """Return (H, W), of the photograph where the file does not say."""
+        """Return (H, W), of the photograph if the file does not say."""
         return (self.height, self.width) if self.height else image_size(photograph)[::-1]
 
 
@@ -195,7 +195,7 @@ def _add_image(found: Instances, value: dict[str, Any], own: bool) -> None:
 
 
 def _add_annotation(found: Instances, begin: int, length: int, value: dict[str, Any]) -> int:
-    """Note an annotation and return its category's id: the categories may stand behind the annotations."""
+    """Note an annotation and return its category's id: the categories may follow the annotations."""
     category = _whole(value["category_id"], 0, 10**12 - 1)
     found.image_of.append(_whole(value["image_id"], 0, 10**12 - 1))
     found.begin.append(begin)
@@ -238,7 +238,7 @@ class _Window:
         self.decoder = json.JSONDecoder()
 
     def more(self) -> bool:
-        """Drop what was read and append about as much again as is waiting; return whether there was anything."""
+        """Drop what was read and append about as much again as is left; return whether there was anything."""
         waiting = self.text[self.at :]
         data = self.file.read(max(1 << 20, len(waiting)))
         self.dropped, self.text, self.at = self.dropped + self.at, waiting + data.decode("latin-1"), 0

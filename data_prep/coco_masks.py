@@ -58,7 +58,7 @@ def mask_of_annotations(
     """Return the mask of one image.
 
     Args:
-        annotations: of COCO's form: category_id, and segmentation as polygons or run lengths; where it is empty, bbox. Without
+        annotations: of COCO's form: category_id, and segmentation as polygons or run lengths; if it is empty, bbox. Without
             area, the size of the segmentation counts.
         size: (H, W) in pixels.
         ignore_crowd: give crowd regions the value 255 instead of their class.
@@ -106,7 +106,7 @@ def instance_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         segmentation: a list of polygons [x, y, x, y, …], whose union counts, or {"size", "counts"}: run lengths, column by
-            column, of zeros and ones in turn, as a list or in COCO's compressed form, a text.
+            column, of zeros and ones in turn, as a list or in COCO's compressed form, a string.
         size: (H, W) in pixels.
 
     Returns:
@@ -125,7 +125,7 @@ def instance_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         raise ModuleNotFoundError("pycocotools is needed for COCO's masks; install it with: pip install -e '.[coco]'") from None
     if isinstance(segmentation, dict):
         return coco.decode(_run_lengths(segmentation, size, coco))
-    polygons = [polygon for polygon in _polygons(segmentation, size) if len(polygon) >= 6]  # with less points it has no area
+    polygons = [polygon for polygon in _polygons(segmentation, size) if len(polygon) >= 6]  # with fewer points it has no area
     if not polygons:
         return np.zeros(size, np.uint8, order="F")
     return coco.decode(coco.merge(coco.frPyObjects(polygons, *size)))
@@ -141,7 +141,7 @@ def _area(annotation: dict[str, Any], size: tuple[int, int]) -> float:
 
 
 def _polygons(segmentation: Any, size: tuple[int, int]) -> list[list[float]]:
-    """Check before compiled code sees it: it would reserve memory by the coordinates."""
+    """Check before compiled code sees it: it would reserve memory according to the coordinates."""
     if isinstance(segmentation, list) and len(segmentation) >= 6 and not any(isinstance(part, list) for part in segmentation):
         segmentation = [segmentation]  # one polygon, without the list around it
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
@@ -176,7 +176,7 @@ def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int], coco: Any)
 
 def _unpacked(text: str) -> list[int]:
     """Return the run lengths of COCO's compressed form: five bits a character, and from the fourth on differences to the one
-    before the last. Done here, because pycocotools itself reads beyond what a broken text holds.
+    before the last. Done here, because pycocotools itself reads beyond the end of a broken text.
     """
     counts: list[int] = []
     number = shift = 0

@@ -10,11 +10,11 @@ A table has a line of headings and then one line for each photograph. Either `im
 semicolons (`beach.jpg,dog;person`; none: nothing of interest is there), or `image,cat,dog` with 0 or 1 in each column. The
 same file in two class folders has both classes; photographs of nothing lie in a folder `none`. Folders train and val become
 lists. Masks have the photographs' names and hold class indices: 0 background, then the classes in the order of `--classes`, 255
-unknown; or colors, of which each line of the legend names one: `cat,#ff0000`. Given beside labels, masks are only kept for
+unknown; or colors, of which each line of the legend names one: `cat,#ff0000`. If labels are also given, masks are kept only for
 scoring; then some photographs may be without one, and the list `scored` names those for training that have one.
 
 The data set has the layout that every notebook reads. Photographs are turned upright and, where the longer side exceeds
-`--longest`, made smaller; ready JPEGs are copied as they are.
+`--longest`, resized; ready JPEGs are copied unchanged.
 """
 
 import argparse
@@ -71,9 +71,9 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 def source_hash(
     photographs: Mapping[str, Photograph], classes: Sequence[str], longest: int, masks: MaskSource | None = None
 ) -> str:
-    """Return a hash of what a data set is made of: photographs, what is in them, their masks, and the size that they get.
+    """Return a hash of what a data set is made from: photographs, what is in them, their masks, and the size that they get.
 
-    Of each file its length and its first 64 KiB count, so that ten thousand photographs take seconds.
+    Only the length and the first 64 KiB of each file count, so ten thousand photographs take seconds.
 
     Args:
         longest: as for `make_dataset`.
@@ -92,12 +92,12 @@ def source_hash(
 
 
 def place_of(folder: Path, name: str, source: str) -> Path:
-    """Return where the data set of a source lies, or is to be made: never a place that holds another one.
+    """Return where the data set of a source lies, or will be made: never a place that holds another one.
 
     Args:
         folder: of all data sets.
-        name: that it would like to have.
-        source: of `source_hash`.
+        name: the preferred one.
+        source: from `source_hash`.
     """
     root = folder / name
     if not root.exists():
@@ -121,20 +121,20 @@ def make_dataset(
     """Write a data set folder, whole or not at all.
 
     Args:
-        photographs: image id to photograph; where the classes are not known the mask tells them.
+        photographs: image id to photograph; if the classes are not known, the mask tells them.
         classes: names of the C foreground classes, in order.
         root: the folder to make; it must not exist.
         name: of the data set; empty: the folder's.
-        masks: folder of `NAME.png`, or what gives them; where the classes are known, some may lack. None: there are none.
-        val_share: this share of the photographs, evenly spread, makes the list `val`; 0: there is none. Where only some have
-            masks it is that share of these, and every class keeps a photograph for training.
-        longest: larger photographs are made smaller until their longer side has so many pixels; 0: none is.
+        masks: folder of `NAME.png`, or what returns them; if the classes are known, some may be missing. None: there are none.
+        val_share: this fraction of the photographs, evenly spread, makes the list `val`; 0: there is none. If only some have
+            masks, it is that fraction of these, and every class keeps a photograph for training.
+        longest: larger photographs are resized until their longer side has so many pixels; 0: none is.
         lists: image id to the name of its list; empty or None: `val_share` decides.
-        note: takes sentences about what sources say against each other.
+        note: takes sentences about contradictions between sources.
 
     Returns:
-        {"photographs", "labels", "without a class", "train", "val"}: how many there are; "masks" where some are given, and
-        "scored" where not all have one: those of `train` that do, which the list `scored` names.
+        {"photographs", "labels", "without a class", "train", "val"}: how many there are; "masks" if some are given, and
+        "scored" if not all have one: those of `train` that do, which the list `scored` names.
 
     Raises:
         DataError: the folder exists, a photograph or a mask is missing, cannot be read or does not fit, labels and masks
@@ -274,7 +274,7 @@ def _compare(
     masks: MaskSource,
     note: Note,
 ) -> None:
-    """Hold labels and masks against each other.
+    """Compare labels and masks with each other.
 
     Raises:
         DataError: a class has labels but no pixel in any mask.
@@ -327,7 +327,7 @@ def _split(table: Mapping[str, tuple[str, ...]], val_share: float, shown: Mappin
     left = {word: sum(word in present for present in table.values()) for word in set().union(*table.values())}
     chosen = [image for n, image in enumerate(candidates) if int((n + 1) * val_share) > int(n * val_share)]
     val: list[str] = []
-    for image in chosen or (reversed(candidates) if val_share else ()):  # of a few photographs one
+    for image in chosen or (reversed(candidates) if val_share else ()):  # one of a few photographs
         if len(val) < max(1, len(chosen)) and len(val) < len(table) - 1 and all(left[word] > 1 for word in table[image]):
             val.append(image)
             left = {word: count - (word in table[image]) for word, count in left.items()}
@@ -336,7 +336,7 @@ def _split(table: Mapping[str, tuple[str, ...]], val_share: float, shown: Mappin
 
 
 def sources_of(options: argparse.Namespace) -> tuple[dict[str, Photograph], tuple[str, ...], MaskSource | None]:
-    """Return photographs, classes and masks of what the command was given."""
+    """Return the photographs, classes and masks that the command was given."""
     order = tuple(composed(word) for word in options.classes.split(",")) if options.classes else ()
     if options.masks and _one_in_the_other(options.photographs, options.masks):
         raise DataError(
@@ -386,7 +386,7 @@ def _one_in_the_other(one: Path, other: Path) -> bool:
 
 
 def _are_classes(source: Path, classes: Sequence[str]) -> bool:
-    """Return whether the folders are those of classes, and not any others that hold photographs."""
+    """Return whether the folders are class folders, and not others that hold photographs."""
     return bool({name.casefold() for name in class_folder_names(source)} & {word.casefold() for word in classes})
 
 
@@ -402,7 +402,7 @@ def _shown(folder: Path, photographs: Mapping[str, Photograph], legend: Legend) 
 
 
 def add_sources(parser: argparse.ArgumentParser, val_share: float) -> None:
-    """Add the options that say what is in the photographs, and how a data set is made of them.
+    """Add the options that say what is in the photographs, and how a data set is made from them.
 
     Args:
         val_share: the default of `--val-share`.
@@ -456,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _go_on(root: Path) -> str:
-    """Return the commands that come next, right in every folder."""
+    """Return the commands that come next; they are valid in every folder."""
     preset = root.absolute() / "preset.yaml"
     pipeline = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT_ROOT / "Snakefile"), "--cores", "2"]
     pipeline += ["--config", f"preset={preset}"]

@@ -1,7 +1,7 @@
 """Get an official file: found in a folder or downloaded, always compared with its size and SHA-256.
 
-A download goes to `NAME.wsss-download`; interrupted, it is resumed where the server can do that. It gets its name only when its
-checksum is right.
+A download goes to `NAME.wsss-download`; if interrupted, it is resumed if the server can do that. It gets its name only when its
+checksum is correct.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from data_prep.official import Source
 from wsss_lib.errors import DataError
 
 BLOCK = 1 << 20
-UNFINISHED = ".wsss-download"  # a name that no browser gives: what it names may be continued and deleted
+UNFINISHED = ".wsss-download"  # a name that no browser uses: such a file may be continued and deleted
 ATTEMPTS = 4  # in a row without a single new byte
 
 
 def obtain(source: Source, folders: Sequence[Path], fetch: bool = True, progress: bool = True, pause: float = 2.0) -> Path:
-    """Return the path of an official file whose content is right: one that is there, else a download.
+    """Return the path of an official file with correct content: an existing one, else a download.
 
     Args:
         source: the file with its size and checksum.
@@ -36,7 +36,7 @@ def obtain(source: Source, folders: Sequence[Path], fetch: bool = True, progress
         pause: seconds between two attempts.
 
     Raises:
-        FileNotFoundError: it is not there and was not to be fetched, or the network has failed.
+        FileNotFoundError: it is not there and should not be fetched, or the network has failed.
         DataError: a file of this name is there, or comes from the server, but has other content.
     """
     for path in (folder / source.name for folder in folders):
@@ -54,12 +54,12 @@ def obtain(source: Source, folders: Sequence[Path], fetch: bool = True, progress
 
 
 def readable(size: int) -> str:
-    """Return a number of bytes in words for people, e.g. 2.0 GB."""
+    """Return a number of bytes in readable form, e.g. 2.0 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def difference(path: Path, source: Source, progress: bool = True) -> str:
-    """Return what is wrong with a file, or an empty text.
+    """Return what is wrong with a file, or an empty string.
 
     Args:
         source: its official size and checksum.
@@ -79,7 +79,7 @@ def difference(path: Path, source: Source, progress: bool = True) -> str:
 
 
 def download(source: Source, folder: Path, progress: bool = True, pause: float = 2.0) -> Path:
-    """Download an official file, going on with what an earlier attempt has left.
+    """Download an official file, resuming what an earlier attempt left.
 
     Args:
         source: address, size and checksum.
@@ -88,7 +88,7 @@ def download(source: Source, folder: Path, progress: bool = True, pause: float =
         pause: seconds between two attempts.
 
     Returns:
-        the path of the file, whose checksum is right.
+        the path of the file, whose checksum is correct.
 
     Raises:
         FileNotFoundError: the server cannot be reached or stopped sending; what has come is kept for the next attempt.
@@ -136,7 +136,7 @@ def download(source: Source, folder: Path, progress: bool = True, pause: float =
 
 
 def _receive(source: Source, part: Path, have: int, progress: bool) -> None:
-    """Append to `part` what the server sends from byte `have` on, or write it anew where the server cannot do that."""
+    """Append to `part` what the server sends from byte `have` on, or write it anew if the server cannot do that."""
     headers = {"User-Agent": "wsss-notebooks", **({"Range": f"bytes={have}-"} if have else {})}
     with urlopen(Request(source.url, headers=headers), timeout=60) as response:
         begin = 0

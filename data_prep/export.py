@@ -28,10 +28,10 @@ def export(masks: Path, data_root: Path, out: Path, photographs: Path | None = N
     """Export a folder of masks.
 
     Args:
-        masks: folder of `ID.png`, as a stage has made them.
+        masks: folder of `ID.png`, as a stage made them.
         data_root: the data set; its classes and, without `photographs`, its images' sizes count.
         out: a new folder.
-        photographs: folder of the photographs in their own size, named as the images are; masks are enlarged to it.
+        photographs: folder of the photographs in their own size, named like the images; masks are upsampled to it.
 
     Returns:
         the number of masks.

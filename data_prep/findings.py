@@ -1,4 +1,4 @@
-"""What of a data set is there, missing or wrong: lists, files and labels, compared with the official ones."""
+"""Which parts of a data set are there, missing or wrong: lists, files and labels, compared with the official ones."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -191,7 +191,7 @@ def report(found: Iterable[Finding]) -> bool:
     """Return whether everything is there as it should be, after printing what was found.
 
     Args:
-        found: of `survey`.
+        found: from `survey`.
     """
     found = list(found)
     print("\n".join(map(str, found)))

@@ -1,4 +1,4 @@
-"""Read tables of image-level labels in the forms in which people keep them."""
+"""Read tables of image-level labels in the forms that people use."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ SEVERAL = {"classes", "labels", "tags", "categories", "objects"}  # all classes 
 ONE = {"class", "label", "tag", "category", "class_name", "classname", "label_name", "object"}  # perhaps a line for each class
 YES = {"1", "1.0", "true", "yes", "y", "t", "x", "wahr", "ja", "vrai", "oui"}
 NO = {"0", "0.0", "-1", "false", "no", "n", "f", "", "falsch", "nein", "faux", "non"}
-NO_VALUE = {"nan", "n/a", "#n/a", "null", "-", "?"}  # what programs and people write where they have none
+NO_VALUE = {"nan", "n/a", "#n/a", "null", "-", "?"}  # what programs and people write for a missing value
 NO_TABLES = (".xml", ".yaml", ".yml", ".jsonl", ".ndjson")
 FORMS = "the first line must be image,classes or image and the names of the classes"
 
@@ -151,7 +151,7 @@ def _columns(table: Path, lines: list[tuple[int, list[str]]]) -> tuple[list[str]
 
 
 def _is_list(headings: Sequence[str], rows: list[tuple[int, list[str]]], image: int, column: int) -> bool:
-    """Return whether one column names the classes and the others tell something else, as sizes and boxes."""
+    """Return whether one column names the classes and the others hold something else, such as sizes and boxes."""
     others = [index for index in range(len(headings)) if index not in (image, column)]
     cells = {row[index].lower() for _, row in rows if len(row) == len(headings) for index in others}
     names = {row[column].lower() for _, row in rows if len(row) == len(headings)}
@@ -159,7 +159,7 @@ def _is_list(headings: Sequence[str], rows: list[tuple[int, list[str]]], image: 
 
 
 def _class_columns(headings: Sequence[str], rows: list[tuple[int, list[str]]], image: int) -> list[int]:
-    """Return the columns of classes: all but the image's, and but those that name it in other ways."""
+    """Return the columns of classes: all but the image's and those that name it in other ways."""
     names = [
         index
         for index, word in enumerate(headings)

@@ -1,11 +1,11 @@
-"""Make `labels.csv` of the label file that the authors distribute, `cls_labels.npy`.
+"""Make `labels.csv` from the label file that the authors distribute, `cls_labels.npy`.
 
     python -m data_prep.labels import cls_labels.npy data/voc12/VOC2012/labels.csv
     python -m data_prep.labels import cls_labels_coco.npy data/coco14/labels.csv --classes-from data/coco14/dataset.json
 
-The file is a pickle; it is read by a reader that knows the five names which such a file needs and runs nothing. Its ids are
-integers or texts: 2007000032 is VOC's 2007_000032, any other integer COCO's twelve digits. The table can be made without that
-file too (`python -m data_prep.voc_labels`), and that is the better way.
+The file is a pickle; its reader knows the five names that such a file needs and runs nothing. Its ids are
+integers or strings: 2007000032 is VOC's 2007_000032, any other integer COCO's twelve digits. The table can also be made without
+that file (`python -m data_prep.voc_labels`), which is the better way.
 """
 
 import argparse
@@ -24,10 +24,10 @@ def image_id(key: int | str) -> str:
     """Return the image id that a key of the authors' tables stands for.
 
     Args:
-        key: a text, or an integer that was made of one by leaving out the underscore or the leading zeros.
+        key: a string, or an integer made from one by dropping the underscore or the leading zeros.
 
     Raises:
-        ValueError: it can be no image id.
+        ValueError: it cannot be an image id.
 
     >>> image_id(2007000032), image_id(57870), image_id("2007_000032")
     ('2007_000032', '000000057870', '2007_000032')

@@ -8,11 +8,11 @@ then go on from there with `-p method official_amn`. Formats:
     irn     IRN, RIB, VWE: a pickled dict with `keys` and `cam`, the maps at stride 4
     amn     AMN: the same with the background in front
     psa     AffinityNet, SC-CAM: a pickled dict from class to a map at full size
-    drs     DRS: bytes (C, S, S), the image squeezed to a square
+    drs     DRS: bytes (C, S, S), the image resized to a square
 
-With `map_size: image`, as in the presets of VOC and COCO, maps of full size are kept where a file holds them.
+With `map_size: image`, as in the presets of VOC and COCO, full-size maps are kept if a file holds them.
 
-Pickles are read by a reader that knows the few names which such files need and runs nothing.
+The reader of pickles knows the few names that such files need and runs nothing.
 """
 
 import argparse
@@ -38,11 +38,11 @@ from wsss_lib.ops.merging import stride4_size
 from wsss_lib.parameters import project_path
 from wsss_lib.presets import read_preset
 
-Maps = tuple[np.ndarray, ...]  # classes (K,), scores (K, h, w) and, where the file holds them, maps of full size (K, H, W)
+Maps = tuple[np.ndarray, ...]  # classes (K,), scores (K, h, w) and, if the file holds them, full-size maps (K, H, W)
 
 
 class _Unfit(ValueError):
-    """The content does not have the form that the format asks for; the message says why."""
+    """The content does not have the form that the format needs; the message says why."""
 
 
 def _integers(values: Any) -> np.ndarray:
@@ -71,7 +71,7 @@ def from_irn(content: Any, size: tuple[int, int], background: bool = False) -> M
         background: AMN's form, whose `cam` has one map more, the background's, in front.
 
     Returns:
-        classes int64 (K,), scores float32 (K, h, w), and its `high_res` (K, H, W) where it has one.
+        classes int64 (K,), scores float32 (K, h, w), and its `high_res` (K, H, W) if it has one.
 
     Raises:
         ValueError: another form.
@@ -115,10 +115,10 @@ def from_psa(content: Any, size: tuple[int, int]) -> Maps:
 
 
 def from_drs(content: Any, size: tuple[int, int]) -> Maps:
-    """Read the bytes that DRS writes: floor(255 M) of every class, 0 for classes that the label does not name.
+    """Read the bytes that DRS writes: floor(255 M) of every class, 0 for classes absent from the label.
 
     Args:
-        content: uint8 (C, S, S); the image was squeezed to a square.
+        content: uint8 (C, S, S); the image was resized to a square.
         size: (H, W) of the image.
 
     Returns:
@@ -134,13 +134,13 @@ def from_drs(content: Any, size: tuple[int, int]) -> Maps:
     maps = torch.from_numpy(content[classes].astype(np.float32) / 255)
     if not len(classes):
         return _with_blocks(classes, np.zeros((0, *size), np.float32))
-    # back from the square as the image was brought to it, pixel by pixel
+    # back from the square in the way the image was resized to it, pixel by pixel
     return _with_blocks(classes, F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0].numpy())
 
 
 def _with_blocks(classes: np.ndarray, maps: np.ndarray) -> Maps:
-    """Return the classes, the means of blocks of 4 x 4 pixels, and the maps of full size themselves."""
-    if not len(classes):  # torch pools no empty tensor
+    """Return the classes, the means of blocks of 4 x 4 pixels, and the full-size maps themselves."""
+    if not len(classes):  # torch cannot pool an empty tensor
         return classes, np.zeros((0, *stride4_size(maps.shape[1:])), np.float32), maps
     blocks = F.avg_pool2d(torch.from_numpy(np.ascontiguousarray(maps))[None], 4, ceil_mode=True)[0]
     return classes, blocks.numpy(), maps
@@ -168,7 +168,7 @@ def import_map(
         data: the data set, which has the image.
         name: of the format, one of `FORMATS`.
         output: folder for `ID.npz`.
-        keep_full: keep maps of full size, where the file holds them.
+        keep_full: keep full-size maps, if the file holds them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -197,7 +197,7 @@ def import_map(
 
 
 def import_maps(folder: Path, name: str, config: Config) -> str:
-    """Convert the maps of all training images and finish the stage `maps`; what is there already is kept.
+    """Convert the maps of all training images and finish the stage `maps`; existing files are kept.
 
     Args:
         folder: of the authors' `ID.npy`.
@@ -205,7 +205,7 @@ def import_maps(folder: Path, name: str, config: Config) -> str:
         config: gives the data set, method and seed, which name the stage's folder.
 
     Returns:
-        a sentence about the result; with the maps' score where the data set has masks.
+        a sentence about the result; with the maps' score if the data set has masks.
 
     Raises:
         FileNotFoundError: a map is missing; nothing is written then.

@@ -1,6 +1,6 @@
 """What the official data sets consist of: archives with sizes and checksums, lists, label tables.
 
-Sizes and SHA-256 values of the archives are those that their publishers' files have been downloaded with for years (the data
+Sizes and SHA-256 values of the archives are those with which their publishers' files have been downloaded for years (the data
 set classes of torchvision and TensorFlow state the same). Counts and hashes of lists and labels were counted from the lists
 of the official programs (IRN, RIB, AMN, DRS, L2G).
 """
@@ -38,7 +38,7 @@ class ListFacts:
     Attributes:
         images: number of ids.
         sha256: of the sorted ids, each followed by a newline.
-        labels: way of labelling ("xml", "masks") to the SHA-256 of the 0/1 matrix, rows in the order of the sorted ids.
+        labels: way of labeling ("xml", "masks") to the SHA-256 of the 0/1 matrix, rows in the order of the sorted ids.
     """
 
     images: int
@@ -117,7 +117,7 @@ VOC12_LISTS = {
     ),
     "test": ListFacts(1456, "5e8fe0c14b2e6633fb2e3a0f5db65fb6b8f5217b574478bb21127a48fd33010f"),
 }
-# RIB and AMN use the full lists (`train`, `val`); the shorter ones leave out the images without any annotation.
+# RIB and AMN use the full lists (`train`, `val`); the shorter ones omit the images without any annotation.
 COCO14_LISTS = {
     "train": ListFacts(82783, "af8348f3562ef56b3f916befd81282597ee982284a30b771c73ea8980c7972d4"),
     "val": ListFacts(40504, "4009aef28c44ddfc56a7a5951b173694979c78504b2884a70e8480e801f3e444"),

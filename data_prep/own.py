@@ -1,7 +1,7 @@
 """From a folder of photographs to masks: `python -m data_prep.own PHOTOGRAPHS` makes the data set and runs the pipeline.
 
-`make own DATA=/path/to/photographs` is the same. The options of `data_prep.custom` say what is in the photographs; without any
-they lie in class folders. A command that was stopped goes on; one that is finished finds everything made.
+`make own DATA=/path/to/photographs` is the same. The options of `data_prep.custom` say what is in the photographs; without any,
+they lie in class folders. A command that was stopped resumes; one that is finished finds everything made.
 """
 
 import argparse
@@ -30,7 +30,7 @@ STEPS = {  # name to the stage that ends it, and what it makes
 
 
 def data_set_of(options: argparse.Namespace) -> Path:
-    """Make the data set, or find the one that was made of the same photographs and labels, and return its folder.
+    """Make the data set, or find the one made from the same photographs and labels, and return its folder.
 
     Raises:
         DataError: as `data_prep.custom.make_dataset`.
@@ -45,10 +45,10 @@ def data_set_of(options: argparse.Namespace) -> Path:
 
 
 def with_threshold(preset: Path, config: Config) -> Config:
-    """Choose the thresholds of the seeds by the maps, unless the data set's preset has one, and write them into it.
+    """Choose the seed-mask thresholds from the maps, unless the data set's preset has one, and write them into it.
 
     Args:
-        preset: the data set's `preset.yaml`; the first method that is run decides for all.
+        preset: the data set's `preset.yaml`; the first method run decides for all.
         config: of a run whose maps are finished.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Read masks in the forms in which annotation tools write them: class indices, palettes, and colors with a legend."""
+"""Read masks in the forms that annotation tools write: class indices, palettes, and colors with a legend."""
 
 import json
 import re
@@ -33,7 +33,7 @@ class Legend(NamedTuple):
     Attributes:
         source: where it is written, for messages.
         names: color to class name, in the legend's order; a gray value v stands as (v, v, v).
-        values: whether all are gray values, so that those of palette images count and not their colors.
+        values: whether all are gray values, so that the values of palette images count, not their colors.
     """
 
     source: str
@@ -55,7 +55,7 @@ def read_legend(given: str) -> Legend:
 
     Args:
         given: a file with a line for each class, `cat,#ff0000` or `cat,255,0,0` or, for a gray value, `cat,1` (CVAT's
-            labelmap.txt and JSON {"cat": "#ff0000"} are understood too); or the lines themselves: "cat=255; dog=#00ff00".
+            labelmap.txt and JSON {"cat": "#ff0000"} are understood, too); or the lines themselves: "cat=255; dog=#00ff00".
 
     Raises:
         DataError: there is no such file, a line cannot be understood, or two classes have one color.
@@ -162,7 +162,7 @@ class MaskFolder:
         legend: what colors mean; None: the masks hold class indices.
 
     Attributes:
-        files: image id to the mask of it.
+        files: image id to its mask.
         without_photograph: masks that belong to none.
         values: class indices that were read so far.
 
@@ -276,7 +276,7 @@ class MaskFolder:
         return mask
 
     def _check_palette(self, mask: np.ndarray, image: Image.Image, path: Path) -> None:
-        """Refuse palettes that say that the values mean something else than their order."""
+        """Refuse palettes in which the values mean something other than their order."""
         palette = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
         of_voc = {tuple(color): index for index, color in reversed(list(enumerate(voc_palette().tolist())))}
         for value in np.unique(mask[mask < len(palette)]).tolist():
@@ -311,7 +311,7 @@ def _whole_numbers(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _colors_of(image: Image.Image, path: Path) -> np.ndarray:
-    """Return uint8 (H, W, 3); what is transparent is black."""
+    """Return uint8 (H, W, 3); transparent pixels are black."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info and image.mode != "P":
         pixels = np.asarray(image.convert("RGBA"))
         if not np.isin(pixels[..., 3], (0, 255)).all():
@@ -321,7 +321,7 @@ def _colors_of(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _matched(folder: Path, masks: Sequence[Path], photographs: Mapping[str, Photograph]) -> dict[str, Path]:
-    """Return image id to its mask: by folder and name, by the id, or by the name where one photograph and one mask have it."""
+    """Return image id to its mask: by folder and name, by the id, or by the name if one photograph and one mask have it."""
     plain: dict[str, list[Path]] = defaultdict(list)
     stripped: dict[str, list[Path]] = defaultdict(list)
     for path in masks:
@@ -347,7 +347,7 @@ def _matched(folder: Path, masks: Sequence[Path], photographs: Mapping[str, Phot
 
 
 def _keys(path: Path) -> list[str]:
-    """Return folder/stem, if there is a folder, and stem; in small letters, with composed accents."""
+    """Return folder/stem, if there is a folder, and stem; in lowercase, with composed accents."""
     stem = composed(path.stem).casefold()
     return [*([f"{composed(path.parent.name).casefold()}/{stem}"] if path.parent.name else []), stem]
 

@@ -1,4 +1,4 @@
-"""The file `preset.yaml` of a data set of one's own: what its size and its number of classes ask for, beside `voc12-small`."""
+"""The file `preset.yaml` of a user's own data set: what its size and number of classes need besides `voc12-small`."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import yaml
 
 from wsss_lib.presets import PHOTOGRAPHS, preset_config
 
-CLASSES_OF_RATES = 20  # of VOC, for which the learning rates of the preset were found
+CLASSES_OF_RATES = 20  # of VOC, for which the preset's learning rates were found
 VIEWS = (480, 12_000)  # photographs that a classifier sees in its whole training, at least and at most
 EPOCHS = 12  # between the two
 SCALED = ("cam", "drs", "vwe", "sccam")  # methods whose loss is a mean over the classes

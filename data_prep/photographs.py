@@ -28,7 +28,7 @@ HEIC = (".heic", ".heif")
 SUFFIXES = tuple(
     ".jpg .jpeg .jpe .jfif .jif .mpo .png .bmp .dib .webp .tif .tiff .gif .jp2 .j2k .jpx .ppm .pgm .pbm .pnm .avif".split()
 ) + (HEIC if "HEIF" in FORMATS else ())
-# What is a picture for its owner, and for us only a reason to say that it was left out.
+# What is a picture for its owner; we only report that it was left out.
 OTHER_PICTURES = tuple(
     ".heic .heif .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .svg .psd .xcf .eps .ps .pdf .tga .exr .hdr .jxl .dcm".split()
 )
@@ -92,7 +92,7 @@ def image_id(path: Path) -> str:
 
 
 def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield the files below a folder in order; hidden ones and what systems add to folders are passed over.
+    """Yield the files below a folder in order; hidden ones and what systems add to folders are skipped.
 
     Raises:
         DataError: a link leads nowhere, or to a folder that it lies in, which would never end.
@@ -138,7 +138,7 @@ def find_photographs(files: Iterable[Path], note: Note = print) -> list[Path]:
 
 
 def _opens(path: Path) -> bool:
-    """Return whether a file is a picture that can be opened: a HEIC may not, a download without an ending may."""
+    """Return whether a file is a picture that can be opened: a HEIC may not open, a download without an ending may."""
     try:
         with Image.open(path, formats=FORMATS):
             return True
@@ -227,14 +227,14 @@ def class_folder_names(source: Path) -> list[str]:
 
 
 def given_lists(source: Path, photographs: Mapping[str, Photograph]) -> dict[str, str]:
-    """Return for each photograph the list that its folder train, val or test stands for; empty where there are none.
+    """Return for each photograph the list that its folder train, val or test stands for; empty if there are none.
 
     Args:
         source: folder of the photographs.
         photographs: found below it.
 
     Returns:
-        image id to "train" or "val" or "test"; photographs for tests are for validation where there are no others.
+        image id to "train" or "val" or "test"; photographs for tests are for validation if there are no others.
     """
     source = top_folder(source)
     if _parts(source) == [source] or any(path.parent == source for path, _ in photographs.values()):
@@ -248,10 +248,10 @@ def given_lists(source: Path, photographs: Mapping[str, Photograph]) -> dict[str
 
 
 def top_folder(source: Path) -> Path:
-    """Return the folder itself, or the one folder in it where archives put everything into one more.
+    """Return the folder itself, or the one folder in it if an archive put everything into one more.
 
     Args:
-        source: as the user gives it.
+        source: as given by the user.
     """
     folders = _folders(source)
     if (
@@ -268,7 +268,7 @@ def top_folder(source: Path) -> Path:
 
 
 def _parts(source: Path) -> list[Path]:
-    """Return the folders train, val and test where a folder holds no others, else the folder itself."""
+    """Return the folders train, val and test if a folder holds no others, else the folder itself."""
     folders = _folders(source)
     if len(folders) > 1 and all(folder.name.lower() in SPLIT_FOLDERS for folder in folders):
         return folders
@@ -284,7 +284,7 @@ def named(source: Path, files: Iterable[Path], prefixes: Mapping[Path, str] | No
         prefixes: what goes before the names of different photographs of one name; None: the folder.
 
     Returns:
-        image id to the files that are this photograph: several where the same content lies in several folders under one name.
+        image id to the files that are this photograph: several if the same content lies in several folders under one name.
 
     Raises:
         DataError: a photograph has no name, or two that differ cannot be told apart by their folders.
@@ -325,7 +325,7 @@ def _joined(folder: str, name: str) -> str:
 
 
 def _by_content(paths: Sequence[Path]) -> list[list[Path]]:
-    """Put files of one content together."""
+    """Group files with the same content."""
     if len(paths) == 1:
         return [list(paths)]
     groups: dict[bytes, list[Path]] = defaultdict(list)
@@ -359,8 +359,8 @@ def same_spelling(names: Iterable[str], note: Note = print) -> dict[str, str]:
 def find_by_name(photographs: Mapping[str, Photograph], source: Path) -> Callable[[str], list[str]]:
     """Return a function from what a table calls a photograph to the ids that it may mean.
 
-    Paths of any system are understood, with or without folders and ending; the capitals count only where they have to, and
-    zeros in front, which spreadsheets drop, may be missing.
+    Paths of any system are understood, with or without folders and ending; capitals count only where they must, and
+    leading zeros, which spreadsheets drop, may be missing.
 
     Args:
         photographs: image id to photograph.
@@ -396,7 +396,7 @@ def find_by_name(photographs: Mapping[str, Photograph], source: Path) -> Callabl
 
 
 def _forms(text: str) -> Iterator[str]:
-    """Yield a name as it stands, as the address that it may be, and without what Label Studio adds when it takes a file.
+    """Yield a name unchanged, as the address that it may be, and without what Label Studio adds when it imports a file.
 
     >>> list(_forms("https://x.org/my%20cat.jpg?w=3"))[1], list(_forms("upload/1/1a2b3c4d-cat.jpg"))[-1]
     ('https://x.org/my cat.jpg', 'upload/1/cat.jpg')

@@ -1,11 +1,11 @@
 """Read a pickle as data. Its opcodes are listed by the standard library's `pickletools`, which runs nothing, and followed here.
 
 A pickle is a small program: it names functions, calls them, and changes what they return. The names that a reader allows stand
-for functions of the reader's own. Nothing is ever imported, and nothing that the file does can reach beyond its own data:
+for the reader's own functions. Nothing is ever imported, and nothing that the file does can reach beyond its own data:
 
 * lengths and numbers of memo entries are compared with the file before anything is reserved for them;
 * a file is bounded in operations, in nesting, and in what it stands for when a shared part counts as often as it is used;
-* keys of dicts are texts and numbers, as hashing a nested tuple can take for ever;
+* keys of dicts are strings and numbers, as hashing a nested tuple can take forever;
 * only objects that say so (`Built`) can be given a state.
 """
 
@@ -26,7 +26,7 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A function or class that a pickle names; it is a text and nothing else."""
+    """A function or class that a pickle names; it is a string and nothing else."""
 
     module: str
     name: str
@@ -83,7 +83,7 @@ class Budget:
         """Take some of it.
 
         Raises:
-            RefusedError: there is not so much left.
+            RefusedError: not that much is left.
         """
         self.left -= count
         if self.left < 0:
@@ -94,7 +94,7 @@ def table(pairs: Any) -> dict:
     """Return a dict of (key, value) pairs.
 
     Raises:
-        RefusedError: a key is neither a text nor a number.
+        RefusedError: a key is neither a string nor a number.
     """
     result = {}
     for key, value in pairs:
@@ -110,7 +110,7 @@ def read_pickle(
     """Follow a pickle up to its end.
 
     Args:
-        stream: at the pickle's first byte; afterwards behind its last.
+        stream: at the pickle's first byte; afterwards after its last.
         calls: the names that it may use, and what stands for them.
         persistent: what stands for objects outside the pickle; None: there are none.
 
@@ -240,7 +240,7 @@ def plain(content: Any, leaf: Callable[[Any], Any]) -> Any:
 
     Args:
         content: of the pickle.
-        leaf: what becomes of everything else; it may return another container, which is turned as well.
+        leaf: what becomes of everything else; it may return another container, which is also turned.
 
     Returns:
         the same, where shared parts stay shared.

@@ -61,7 +61,7 @@ def read_mxnet(path: Path | str) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is not such a file, is cut off, or holds sparse arrays.
+        DataError: it is not such a file, is truncated, or holds sparse arrays.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,7 +121,7 @@ def torch_key(name: str) -> str | None:
 
 
 def convert(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Rename the arrays of the MXNet file and check them against the trunk, whose width they tell.
+    """Rename the arrays of the MXNet file and check them against the trunk, whose width they determine.
 
     Args:
         arrays: from `read_mxnet`; the classifier `linear1000` is left out.
@@ -130,7 +130,7 @@ def convert(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         parameter name to float32 tensor, everything that `ResNet38` needs and nothing else.
 
     Raises:
-        DataError: an array is missing, foreign, or of another shape.
+        DataError: an array is missing, unexpected, or of another shape.
     """
     found = {key: torch.tensor(np.asarray(array, np.float32)) for name, array in arrays.items() if (key := torch_key(name))}
     if "conv1a.weight" not in found:

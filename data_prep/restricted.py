@@ -20,7 +20,7 @@ import torch
 from data_prep.pickles import BoundedStream, Budget, Built, Name, RefusedError, plain, read_pickle, table
 from wsss_lib.errors import DataError
 
-GROWTH = 8  # how many times its size a file may become; IRN's weights stand there under three names
+GROWTH = 8  # how many times its size a file may become; IRN's weights appear there under three names
 SLACK = 1 << 20  # bytes that a tiny file may become beyond that
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # in front of files that torch wrote before 1.6
 STORAGES = {
@@ -48,7 +48,7 @@ class _Dtype(Built):
         self.numbers = None if code == "O8" else np.dtype(code)
 
     def build(self, state: Any) -> None:
-        """Take the order of bytes."""
+        """Take the byte order."""
         if not (isinstance(state, tuple) and len(state) >= 5 and state[2:5] == (None, None, None)):
             raise RefusedError("it describes a structured type")
         if self.numbers is not None and state[1] in ("<", ">"):
@@ -132,7 +132,7 @@ class _Other:
 
 
 def _bytes(content: Any, budget: Budget) -> bytes:
-    """Return bytes; a file of Python 2 has a text in their place."""
+    """Return bytes; a Python 2 file has a string instead."""
     if type(content) is str:
         budget.spend(len(content))
         return content.encode("latin1")
@@ -198,7 +198,7 @@ def _named_storage(known: dict[str, _Storage], identity: Any) -> _Storage:
 
 
 def _read_legacy(file: IO[bytes], memory: torch.Tensor, budget: Budget) -> Any:
-    """Read torch's older format: five pickles and then the values of each storage behind their number."""
+    """Read torch's older format: five pickles and then the values of each storage after their number."""
     stream = BoundedStream(file, len(memory))
     known: dict[str, _Storage] = {}
     for expected in (TORCH_MAGIC, 1001):
@@ -239,7 +239,7 @@ def _read_zip(path: Path, memory: torch.Tensor, budget: Budget) -> Any:
         for key, storage in known.items():
             member = members[f"{top}data/{key}"]
             file.seek(member.header_offset + 26)
-            lengths = file.read(4)  # of name and extra field, as they stand in front of the values
+            lengths = file.read(4)  # of name and extra field, as they precede the values
             begin = member.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
             if member.file_size < storage.count * storage.dtype.itemsize:
                 raise RefusedError("it has another number of values than it says")
@@ -310,11 +310,11 @@ def read_npy(path: Path | str, tensors: bool = False) -> Any:
         tensors: also accept torch tensors, as the localization maps of IRN's family hold; they become arrays.
 
     Returns:
-        an array of numbers, or the pickled object: dicts, lists, texts and numbers, with arrays in native byte order.
+        an array of numbers, or the pickled object: dicts, lists, strings and numbers, with arrays in native byte order.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is not a `.npy` file, is cut off, asks for a name that it should not need, or would grow to many times its
+        DataError: it is no `.npy` file, is truncated, asks for a name that it should not need, or would grow to many times its
             size.
     """
     path = Path(path)
@@ -327,7 +327,7 @@ def read_npy(path: Path | str, tensors: bool = False) -> Any:
         raise DataError(f"{path}: not a .npy file that can be read safely ({said}); fetch it again from its authors") from None
 
 
-OTHER_KINDS = {  # first bytes, in small letters, of what downloads leave under the name of weights
+OTHER_KINDS = {  # first bytes, in lowercase, of what downloads leave under the name of weights
     b"pk\x03\x04": "it is cut off, as a download that has stopped is",
     b"<!doctype": "it is a web page",
     b"<html": "it is a web page",
@@ -353,7 +353,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is not such a file, is cut off, compressed, asks for a name that weights do not need, or has tensors that
+        DataError: it is no such file, is truncated, compressed, asks for a name that weights do not need, or has tensors that
             repeat their values.
     """
     path = Path(path)

@@ -58,7 +58,7 @@ def onnx_network(path: Path | str) -> Network:
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (name,) = [entry.name for entry in session.get_inputs()]
-    except Exception as error:  # onnxruntime raises types of its own
+    except Exception as error:  # onnxruntime raises its own types
         raise ValueError(f"{path}: not an ONNX network with one input ({str(error).splitlines()[0]})") from None
     return lambda batch: session.run(None, {name: batch})[0]
 
@@ -78,15 +78,15 @@ def make_saliency(
         data: the split.
         network: float32 (1, 3, side, side) to one map (..., h, w), 1 where salient.
         folder: for the maps.
-        side: square that the images are squeezed to.
+        side: of the square that images are resized to.
         mean, std: of the normalization, RGB in 0..1.
-        logits: the network's answer needs a sigmoid.
+        logits: the network's output needs a sigmoid.
 
     Returns:
         the number of maps made now.
 
     Raises:
-        ValueError: the network's answer is not a map, or leaves 0..1; nothing is written for that image.
+        ValueError: the network's output is not a map, or leaves 0..1; nothing is written for that image.
 
     Explained in notebook 30, section "Pseudo-labels with saliency".
     """

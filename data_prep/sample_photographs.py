@@ -1,4 +1,4 @@
-"""Photographs with a free licence that installed Python packages carry, so that notebook 99 runs without any download."""
+"""Photographs with a free license that installed Python packages carry, so that notebook 99 runs without any download."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ class Sample(NamedTuple):
         package: the module that carries it.
         file: below the module's folder.
         classes: what is in it, of the six classes of notebook 99.
-        licence: as the package states it, with the photographer where it names one.
+        licence: as the package states it, with the photographer if it names one.
     """
 
     package: str

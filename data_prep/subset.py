@@ -1,4 +1,4 @@
-"""Make a data set of some classes out of a larger one in VOC's layout: the images that show them, their masks and labels.
+"""Make a data set of some classes from a larger one in VOC's layout: the images that show them, their masks and labels.
 
     python -m data_prep.subset shared/VOC2012 data/animals --classes cat,dog,horse,sheep,cow,person
 

@@ -2,7 +2,7 @@
 
     python -m data_prep.toy data/toy --seed 0 --train 1500 --val 300
 
-Beside what VOC has (images, class and object masks, annotations, lists) the folder holds `PartMasks/ID.png` (1 body, 2 head),
+Besides what VOC has (images, class and object masks, annotations, lists) the folder holds `PartMasks/ID.png` (1 body, 2 head),
 `saliency_map/ID.png` (imperfect on purpose), `labels.csv`, `subcategories.csv` (the true kind of every image of the one class
 that has two) and `dataset.json`, which is written last.
 """
@@ -26,7 +26,7 @@ from data_prep.writing import description, write_new
 from wsss_lib.core.files import IGNORE, sha256, write_atomically, write_json, write_mask
 from wsss_lib.errors import DataError
 
-VERSION = 1  # raised whenever the same seed gives other pictures
+VERSION = 1  # raised whenever the same seed gives other images
 LISTS = (
     "ImageSets/Segmentation/train.txt",
     "ImageSets/Segmentation/val.txt",
@@ -53,9 +53,9 @@ def make_toy_dataset(
     progress: bool = True,
     workers: int | None = None,
 ) -> Path:
-    """Make the data set, or complete one that was interrupted; a finished one is left as it is.
+    """Make the data set, or complete one that was interrupted; a finished one is left unchanged.
 
-    Every image has a random generator of its own, so that the bytes do not depend on the number of workers.
+    Every image has its own random generator, so the bytes do not depend on the number of workers.
 
     Args:
         root: the folder to fill; absent, empty, or begun with the same parameters.
@@ -70,7 +70,7 @@ def make_toy_dataset(
 
     Raises:
         ValueError: a parameter out of range, or a folder that holds something else.
-        OSError: a file cannot be written; what is whole already stays and the same call completes it.
+        OSError: a file cannot be written; finished files stay and the same call completes it.
 
     Explained in notebook 02, section "The generated data set".
     """

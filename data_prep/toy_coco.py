@@ -1,10 +1,10 @@
-"""Make generated images in the layout of COCO 2014: 80 categories, instances JSON, crowd regions, gray and unlabelled images.
+"""Make generated images in the layout of COCO 2014: 80 categories, instances JSON, crowd regions, gray and unlabeled images.
 
     python -m data_prep.toy_coco data/toy-coco --train 400 --val 100
     python -m data_prep.coco14 data/toy-coco --train data/toy-coco/annotations/instances_train2014.json \\
         --val data/toy-coco/annotations/instances_val2014.json --partial
 
-Each picture is a mosaic of one to nine scenes of the generated data set, with seven objects in the mean as in COCO. The six
+Each image is a mosaic of one to nine scenes of the generated data set, with seven objects on average as in COCO. The six
 creatures become 80 categories by their colors: creature k in the hue v is category 6 v + k, counted from 0.
 """
 
@@ -43,7 +43,7 @@ def make_toy_coco(
     progress: bool = True,
     workers: int | None = None,
 ) -> Path:
-    """Make the images and the two instances JSON files, which are written last; finished ones are left as they are.
+    """Make the images and the two instances JSON files, which are written last; finished ones are left unchanged.
 
     Args:
         root: the folder to fill.
@@ -59,7 +59,7 @@ def make_toy_coco(
 
     Raises:
         ValueError: a parameter out of range.
-        DataError: the folder holds something else, or what was made with other parameters.
+        DataError: the folder holds something else, or files made with other parameters.
     """
     root = Path(root)
     if min(num_train, num_val) < 1 or seed < 0 or width < 3 * TILE or names not in ("2014", "2017"):
@@ -142,7 +142,7 @@ def draw_mosaic(seed: int, index: int, columns: int, rows: int) -> tuple[np.ndar
 
 
 def _turn_hue(picture: np.ndarray, turn: float) -> np.ndarray:
-    """Turn all colors around the gray axis: uint8 (H, W, 3), by `turn` whole circles."""
+    """Rotate all colors around the gray axis: uint8 (H, W, 3), by `turn` full turns."""
     cosine, sine = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn) / np.sqrt(3)
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     matrix = cosine * np.eye(3) + (1 - cosine) / 3 + sine * across

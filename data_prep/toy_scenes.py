@@ -54,7 +54,7 @@ class Creature:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and everything that is known about it.
+    """An image and everything that is known about it.
 
     Attributes:
         image: uint8 (S, S, 3), RGB.
@@ -99,7 +99,7 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
         side: S, height and width in pixels.
 
     Returns:
-        the picture, its masks and its creatures.
+        the image, its masks and its creatures.
 
     Explained in notebook 02, section "The generated data set".
 
@@ -109,7 +109,7 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
     """
     generator = np.random.default_rng([seed, index])
     creatures = [_new_creature(generator) for _ in range(generator.integers(1, 3))]
-    if len(creatures) == 2 and creatures[0].name == creatures[1].name:  # one kind an image: its label has one truth
+    if len(creatures) == 2 and creatures[0].name == creatures[1].name:  # one kind per image: its label has one true kind
         creatures[1] = Creature(creatures[0].name, creatures[0].subcategory, creatures[1].has_head)
     on_water = bool(generator.random() < (0.6 if any(c.name == WATER_CLASS for c in creatures) else 0.25))
     shapes = _place(generator, creatures, side)
@@ -126,7 +126,7 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
         part_mask[shape.head > 0.5] = HEAD
         strength = 0.0 if generator.random() < 0.12 else generator.uniform(0.6, 1.0)
         saliency = np.where(shape.coverage > 0.5, strength, saliency)
-    picture += generator.normal(0, 2.5, picture.shape)  # noise of the sensor
+    picture += generator.normal(0, 2.5, picture.shape)  # sensor noise
 
     visible = [object_mask == number for number in range(1, len(creatures) + 1)]
     creatures = [
@@ -150,7 +150,7 @@ def draw_scene(seed: int, index: int, side: int = 96) -> Scene:
 
 
 def _box(area: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return VOC's box of a truth map: xmin, ymin, xmax, ymax, counted from 1; None when it is empty."""
+    """Return VOC's box of a boolean map: xmin, ymin, xmax, ymax, counted from 1; None when it is empty."""
     if not area.any():
         return None
     rows, columns = np.flatnonzero(area.any(axis=1)) + 1, np.flatnonzero(area.any(axis=0)) + 1
@@ -164,7 +164,7 @@ def _new_creature(generator: np.random.Generator) -> Creature:
 
 
 def _place(generator: np.random.Generator, creatures: list[Creature], side: int) -> list[_Shape]:
-    """Find places where every head is inside the picture and nothing is hidden too far; the second may find none."""
+    """Find positions where every head is inside the image and nothing is hidden too much; the second may find none."""
     shapes: list[_Shape] = []
     for creature in creatures:
         for _ in range(50):
@@ -183,7 +183,7 @@ def _place(generator: np.random.Generator, creatures: list[Creature], side: int)
 
 
 def _random_shape(generator: np.random.Generator, creature: Creature, side: int) -> _Shape | None:
-    """Return a wobbly ellipse with a disc at one end, or None when too much of it lies outside the picture."""
+    """Return a wobbly ellipse with a disc at one end, or None when too much of it lies outside the image."""
     half_length = generator.uniform(0.22, 0.30) * side
     slimness = {"": (0.55, 0.75), "round": (0.75, 0.85), "long": (0.42, 0.52)}[creature.subcategory]
     half_width = half_length * generator.uniform(*slimness)
@@ -213,7 +213,7 @@ def _random_shape(generator: np.random.Generator, creature: Creature, side: int)
 
 
 def _paint(generator: np.random.Generator, picture: np.ndarray, creature: Creature, shape: _Shape) -> np.ndarray:
-    """Lay body and head of one creature over the picture: float32 (S, S, 3)."""
+    """Lay body and head of one creature over the image: float32 (S, S, 3)."""
     side = picture.shape[0]
     color = BODY_COLOURS[CLASSES.index(creature.name) // 2] + generator.normal(0, 5, 3)
     grain = ndimage.gaussian_filter(generator.normal(0, 1, (side, side)), 0.6) * 8
@@ -281,7 +281,7 @@ def _water(generator: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _stretched(grid: np.ndarray, side: int) -> np.ndarray:
-    """Enlarge a small grid (k, k, c) smoothly to (side, side, c)."""
+    """Upsample a small grid (k, k, c) smoothly to (side, side, c)."""
     planes = [
         Image.fromarray(grid[..., c].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
         for c in range(grid.shape[2])

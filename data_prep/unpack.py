@@ -1,9 +1,9 @@
 """Unpack an archive that others made: every member is checked before the first file is written.
 
-Refused as a whole: paths that lead outside the folder, links and devices, two members of one name (also where capitals or
-the form of an accent tell them apart, as not every disk does), archives that grow more than a hundredfold (bombs), encrypted,
-cut or damaged ones, and those that would change a file which is there. Each file is written atomically, so that an interrupted
-run leaves whole files only, and the next one goes on.
+Refused as a whole: paths that lead outside the folder, links and devices, two members of one name (also if only capitals or
+the form of an accent differ, as some disks ignore these), archives that grow more than a hundredfold (bombs), encrypted,
+truncated or damaged ones, and those that would change an existing file. Each file is written atomically, so an interrupted
+run leaves only whole files, and the next one continues.
 """
 
 import gzip
@@ -52,7 +52,7 @@ class Member:
         name: path inside the archive.
         size: of the unpacked file in bytes.
         kind: "file", "folder", or what else it is, in words.
-        packed: bytes that it takes in the archive; None in a tar file, which is packed as a whole.
+        packed: bytes that it takes in the archive; None in a tar file, which is compressed as a whole.
         handle: what the archive's module calls it.
     """
 
@@ -79,7 +79,7 @@ def unpack(
         the number of files written now.
 
     Raises:
-        DataError: the archive is hostile or damaged, or would change a file that is there; nothing was written then, save by a
+        DataError: the archive is hostile or damaged, or would change an existing file; then nothing was written, except by a
             damaged one.
         FileNotFoundError: there is no such archive.
         OSError: there is too little space.
@@ -134,7 +134,7 @@ def _zip_member(info: zipfile.ZipInfo) -> Member:
 
 
 class _Bounded:
-    """A tar stream that cannot grow beyond all measure, be it by its files or by its headers."""
+    """A tar stream that cannot grow without bound, neither through its files nor through its headers."""
 
     def __init__(self, archive: Path, file: BufferedReader | gzip.GzipFile):
         self.archive, self.file, self.limit = archive, file, RATIO * archive.stat().st_size + 16 * BLOCK
@@ -162,7 +162,7 @@ def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[Member]:
     for info in _headers(file):
         kind = "folder" if info.isdir() else "file" if info.isreg() and info.sparse is None else "a link or a device"
         yield Member(info.name, info.size, kind, None, info)
-    file.fileobj.seek(file.offset)  # a broken header ends tarfile's list in silence
+    file.fileobj.seek(file.offset)  # a broken header ends tarfile's list silently
     end = file.fileobj.read(tarfile.BLOCKSIZE)
     if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):
         raise tarfile.ReadError("it ends in the middle" if len(end) < tarfile.BLOCKSIZE else "a header is broken")
@@ -177,7 +177,7 @@ def _headers(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 @contextmanager
 def _malformed() -> Iterator[None]:
-    """Turn into one the dozen types that a malformed header makes the standard library raise."""
+    """Turn the dozen types that the standard library raises on a malformed header into one."""
     try:
         yield
     except (DataError, OSError, *DAMAGED):
@@ -231,12 +231,12 @@ def _check(
 
 
 def _folded(name: str) -> str:
-    """Return the same text for names that some disk takes for one: capitals, and the forms of an accent."""
+    """Return the same string for names that some disk treats as one: capitals, and the forms of an accent."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def _check_free(archive: Path, folder: Path, paths: list[Path], overwrite: bool) -> None:
-    """Refuse to write where something else is already."""
+    """Refuse to write where something else already is."""
     for path in paths:
         taken = next(
             (

@@ -3,8 +3,8 @@
     python -m data_prep.voc12 data/voc12/VOC2012
 
 ROOT becomes (or already is) the devkit folder, the one that holds JPEGImages. What is missing is unpacked from the two official
-archives, VOCtrainval_11-May-2012.tar and benchmark.tgz, and these are downloaded unless they are there (in ROOT, ROOT/archives
-or the folder given). VOC2012test.tar, whose page asks for a login, is unpacked if it is there too.
+archives, VOCtrainval_11-May-2012.tar and benchmark.tgz, and these are downloaded unless they exist (in ROOT, ROOT/archives
+or the folder given). VOC2012test.tar, whose page asks for a login, is unpacked if it is there, too.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def prepare_voc12(
         ValueError: `labels` is unknown.
         FileNotFoundError: a file or archive is missing.
         DataError: a file is damaged, hostile or does not fit the others, or `root` holds another data set.
-        OSError: too little space, or a worker was killed; what is whole stays and the same call completes it.
+        OSError: too little space, or a worker was killed; finished files stay and the same call completes it.
     """
     root = Path(root)
     if labels not in WAYS:
@@ -115,7 +115,7 @@ def prepare_voc12(
 def survey_voc12(
     root: Path, lists: dict[str, ListFacts] = VOC12_LISTS, splits: Sequence[str] = ("train", "val", "train_aug")
 ) -> list[Finding]:
-    """Return what of the data set is there, missing or wrong, without decoding an image.
+    """Return which parts of the data set are there, missing or wrong, without decoding an image.
 
     Args:
         root: the devkit folder.
@@ -189,11 +189,11 @@ def _make_augmented(
     workers: int | None,
     overwrite: bool,
 ) -> None:
-    """Write the list train_aug and a mask for each of its images and of VOC's val: SBD's, and VOC's own where there is one."""
+    """Write the list train_aug and a mask for each of its images and of VOC's val: SBD's, and VOC's own if there is one."""
     voc = {split: set(read_split(root, split)) for split in ("train", "val")}
     augmented = root / AUGMENTED
     there = {path.stem for path in augmented.glob("*.png")}
-    if list_sha256(there - voc["val"]) == lists["train_aug"].sha256:  # made by somebody else, or by us
+    if list_sha256(there - voc["val"]) == lists["train_aug"].sha256:  # made by someone else, or by us
         ids = sorted(there - voc["val"])
     else:
         sbd = _sbd_folder(root)
@@ -213,13 +213,13 @@ def _make_augmented(
     listed = root / "ImageSets/Segmentation/train_aug.txt"
     if not listed.is_file() or set(read_split(root, "train_aug")) != set(ids):  # another order is as good
         write_tables(root, {"ImageSets/Segmentation/train_aug.txt": "".join(f"{image_id}\n" for image_id in ids)}, overwrite)
-    for image_id in sorted(voc["train"] | voc["val"]):  # VOC's own masks, which have the 255 borders, count over SBD's
+    for image_id in sorted(voc["train"] | voc["val"]):  # VOC's own masks, which have the 255 borders, override SBD's
         ours, theirs = augmented / f"{image_id}.png", root / "SegmentationClass" / f"{image_id}.png"
         write_new(ours, theirs.read_bytes(), overwrite)
 
 
 def _sbd_folder(root: Path) -> Path | None:
-    """Return a folder of SBD that is there already and whole, else None."""
+    """Return an existing, complete folder of SBD, else None."""
     for folder in (root / name for name in SBD_FOLDERS):
         if (folder / "train.txt").is_file() and (folder / "val.txt").is_file():
             if not _missing(folder / "cls", ".mat", _lines(folder / "train.txt") | _lines(folder / "val.txt")):
@@ -252,7 +252,7 @@ def _convert(image_id: str, root: Path, sbd: Path) -> None:
 
 
 def _labels_from_masks(root: Path, mask_folders: dict[str, str], progress: bool, workers: int | None) -> dict[str, list[str]]:
-    """Return image id to the classes that its mask shows, in class order; VOC's own mask counts where there is one."""
+    """Return image id to the classes that its mask shows, in class order; VOC's own mask counts if there is one."""
     paths = {
         image_id: root / folder / f"{image_id}.png"
         for split, folder in mask_folders.items()

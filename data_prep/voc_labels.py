@@ -26,7 +26,7 @@ def labels_from_xml(root: Path | str, classes: Sequence[str] = VOC_CLASSES) -> d
         classes: names of the foreground classes.
 
     Returns:
-        image id to its class names in the order of `classes`; none where the annotation has no object.
+        image id to its class names in the order of `classes`; none if the annotation has no object.
 
     Raises:
         FileNotFoundError: an annotation is missing.
@@ -85,11 +85,11 @@ def write_labels(
     Args:
         path: the CSV file to make.
         table, classes: as `label_table`.
-        overwrite: replace a file that is there with other content.
-        inputs: files that the table was made of, which are never replaced.
+        overwrite: replace an existing file with other content.
+        inputs: files that the table was made from, which are never replaced.
 
     Raises:
-        DataError: the file is there with other content, or is one of the inputs.
+        DataError: the file exists with other content, or is one of the inputs.
 
     Explained in notebook 02, section "Image-level labels".
     """

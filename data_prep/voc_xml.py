@@ -21,7 +21,7 @@ class VocObject:
     Attributes:
         name: class name.
         box: around its visible pixels.
-        truncated: whether the picture's edge cuts it.
+        truncated: whether the image border cuts it.
         parts: (name, box) of body parts; their names are not classes.
     """
 
@@ -34,7 +34,7 @@ class VocObject:
 def read_voc_classes(xml_path: Path | str, classes: Sequence[str]) -> list[str]:
     """Return the classes that an annotation names, in the order of `classes`.
 
-    The rule of the published label tables: every element `<name>` anywhere in the file counts whose text is a class. So
+    The rule of the published label tables: every element `<name>` in the file whose text is a class counts. So
     difficult and truncated objects count, and body parts (head, hand, foot) do not.
 
     Args:
@@ -52,7 +52,7 @@ def read_voc_classes(xml_path: Path | str, classes: Sequence[str]) -> list[str]:
 
 
 def read_voc_names(xml_path: Path | str) -> list[str]:
-    """Return the name of every object of an annotation, in the file's order; none where nothing of interest is there.
+    """Return the name of every object of an annotation, in the file's order; none if nothing of interest is there.
 
     Args:
         xml_path: `Annotations/ID.xml`.
@@ -72,7 +72,7 @@ def _parsed(path: Path) -> ElementTree.ElementTree:
         return parse(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: the annotation is missing; put it there or take the id out of the lists") from None
-    except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the latter of unknown encodings
+    except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the last for unknown encodings
         raise DataError(f"{path}: not a readable XML annotation ({error}); fetch it again") from None
 
 

@@ -1,7 +1,7 @@
 """The layouts of official weights: for each format the names and shapes that a file must have, and our names for them.
 
 The long lists of names lie in `layouts/*.json`, one for each trunk. A shape may hold letters: C, the number of foreground
-classes; S, of sub-categories a class; W, of visual words. "C+1" counts the background too. The first weight that has a letter
+classes; S, of sub-categories per class; W, of visual words. "C+1" counts the background too. The first weight that has a letter
 fixes its value for the whole file.
 """
 
@@ -21,10 +21,10 @@ class Layout(NamedTuple):
     Attributes:
         network: in words.
         keys: official name to shape and our name.
-        usage: the parameters with which a notebook takes the converted file, beside those of a published preset; FILE stands
+        usage: the parameters with which a notebook uses the converted file, besides those of a published preset; FILE stands
             for its path, letters in braces for their values.
         aliases: beginning of a second name of the same weights to the beginning of the first; a file may leave them out.
-        dropped: beginnings of names that training needed and nobody else does.
+        dropped: beginnings of names that only training needed.
         prefix: the beginning of all names, which a file may leave out.
     """
 
@@ -47,7 +47,7 @@ def _trunk(name: str, official: str = "", ours: str = "backbone.") -> dict[str, 
 
 
 def _registered_twice(trunk: str, stages: tuple[tuple[str, ...], ...]) -> dict[str, str]:
-    """IRN's family lists its trunk again as `stageN` and as `backbone.N`; `stages` says what stands at which place of them."""
+    """IRN's family lists its trunk again as `stageN` and as `backbone.N`; `stages` says what stands at which position."""
     aliases: dict[str, str] = {}
     for number, parts in enumerate(stages):
         for part in parts:
@@ -206,7 +206,7 @@ def _deeplab_v2() -> Layout:
 
 
 def _deeplab_init() -> Layout:
-    """DeepLab-v1's container of the start weights: the trunk alone; its classifier is not used."""
+    """DeepLab-v1's container of the initial weights: the trunk alone; its classifier is not used."""
     return Layout(
         "the start of DeepLab-v2, ResNet-101 in Caffe's form",
         {caffe_name(key): (shape, key) for key, shape in _names("resnet101").items()},
@@ -228,7 +228,7 @@ def _deeplab_v3plus() -> Layout:
 
 @cache
 def layouts() -> dict[str, tuple[Layout, ...]]:
-    """Return the name of every format to its layouts; a format has several where the authors' files differ.
+    """Return the name of every format to its layouts; a format has several if the authors' files differ.
 
     >>> len(layouts()["irn"][0].keys), layouts()["sccam"][0].keys["fc8_200.weight"]
     (358, (('C*S', 4096, 1, 1), 'subclassifier.weight'))

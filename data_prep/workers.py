@@ -14,7 +14,7 @@ def map_images(
 
     Args:
         work: importable, as worker processes load it by its name; a `functools.partial` of such a function is.
-        items: one an image.
+        items: one per image.
         name: for the progress bar.
         progress: show a progress bar where there is a terminal.
         workers: processes; None: up to four for a large set, this process alone for a small one.

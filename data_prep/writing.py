@@ -1,7 +1,7 @@
-"""The one rule by which every command writes: what it has not made itself is never changed.
+"""The one rule that every command follows in writing: it never changes what it has not made itself.
 
-A file is added; one that is there with the same content is left alone; one with other content is a reason to refuse, before the
-first file is written, unless `overwrite` is asked for. What a command may make anew, such as a data set's label table, it
+A new file is added; an existing one with the same content is left alone; one with other content is a reason to refuse, before
+the first file is written, unless `overwrite` is set. What a command may make anew, such as a data set's label table, it
 remembers: a hidden record in the folder holds the hashes of what was written there.
 """
 
@@ -19,16 +19,16 @@ RECORD = ".made_by_data_prep.json"  # name of a file to the SHA-256 of every con
 
 
 def write_new(path: Path, content: bytes | str, overwrite: bool = False, inputs: Sequence[Path] = ()) -> None:
-    """Write a file atomically, unless it is there with the same content.
+    """Write a file atomically, unless it exists with the same content.
 
     Args:
         path: the file; its folder is made.
-        content: a text is written as UTF-8.
+        content: a string is written as UTF-8.
         overwrite: replace another content.
-        inputs: files that the content was made of, which are never replaced.
+        inputs: files that the content was made from, which are never replaced.
 
     Raises:
-        DataError: the file is one of the inputs, or is there with other content.
+        DataError: the file is one of the inputs, or exists with other content.
         OSError: as `write_atomically`.
     """
     content = content.encode() if isinstance(content, str) else content
@@ -46,10 +46,10 @@ def check_tables(root: Path, texts: Mapping[str, str], overwrite: bool = False) 
     Args:
         root: the data set's folder.
         texts: name of each table below `root` to its new content.
-        overwrite: replace it all the same; then nothing is refused.
+        overwrite: replace it anyway; then nothing is refused.
 
     Raises:
-        DataError: a table is there with other content, which was not written by `write_tables`.
+        DataError: a table exists with other content, which was not written by `write_tables`.
     """
     made = _record(root)
     for name, text in texts.items():
@@ -74,7 +74,7 @@ def write_tables(root: Path, texts: Mapping[str, str], overwrite: bool = False) 
     check_tables(root, texts, overwrite)
     made = _record(root)
     after = made | {name: sorted({*made.get(name, ()), _hash(text.encode())}) for name, text in texts.items()}
-    if after != made:  # noted first, so that a killed run's tables are known as its own
+    if after != made:  # recorded first, so that a killed run's tables are known as its own
         write_atomically(root / RECORD, partial(Path.write_text, data=json.dumps(after, indent=1) + "\n", encoding="utf-8"))
     for name, text in texts.items():
         write_new(root / name, text, overwrite=True)
@@ -116,7 +116,7 @@ def _hash(content: bytes) -> str:
 
 
 def _record(root: Path) -> dict[str, list[str]]:
-    """Return the record of a folder; a damaged one says that nothing was made here."""
+    """Return the record of a folder; a damaged one counts as empty."""
     try:
         content = json.loads((root / RECORD).read_text(encoding="utf-8"))
         return {str(name): [str(value) for value in hashes] for name, hashes in content.items()}

@@ -1,4 +1,4 @@
-"""Methods side by side: every finished stage counted anew in one way, and tables that refuse to mix what differs."""
+"""Methods side by side: every finished stage rescored in one way, and tables that refuse to mix what differs."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def check_settings(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> Non
 
 
 def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
-    """Return every n-th image of a split, so that about `count` of them stay; no random number and no label has a part in it.
+    """Return every n-th image of a split, so that about `count` of them stay; no random number and no label is used.
 
     Args:
         count: of images, at least 1; a smaller split is returned whole.
@@ -60,7 +60,7 @@ def evenly_spaced(data: SegmentationDataset, count: int) -> SegmentationDataset:
 
 
 def label_map_of(stage: StageFolder, row: dict, data: SegmentationDataset) -> Callable[[str], np.ndarray]:
-    """Return the function that gives the label map of an image behind a row of `metrics.json`.
+    """Return the function that returns the label map of an image behind a row of `metrics.json`.
 
     Returns:
         image id to uint8 (H, W).
@@ -106,7 +106,7 @@ def most_refined(stages: dict[str, StageFolder]) -> tuple[Path, str] | None:
     """Return the folder of a method's last training masks and the name of their row, or None if it has none yet.
 
     Args:
-        stages: of one method and seed, as `finished_stages` gives them.
+        stages: of one method and seed, as `finished_stages` returns them.
     """
     of_stage = {stage: (folder, what) for what, (stage, folder) in LABEL_MAPS.items() if folder is not None}
     for name in ("drs_masks", "pseudo_masks", "affinitynet_masks", "seeds"):
@@ -121,7 +121,7 @@ def count_anew(stage: StageFolder, row: dict, data: SegmentationDataset) -> dict
 
     Returns:
         what, split, images (those counted here), crf and pixel_labels_chose; `miou`, mean `precision` and `recall`,
-        `boundary_iou` in percent; `class_iou` and `class_boundary_iou`, one value a class, the background first, None where
+        `boundary_iou` in percent; `class_iou` and `class_boundary_iou`, one value per class, the background first, None where
         undefined.
 
     Raises:
@@ -195,11 +195,11 @@ def side_by_side(rows: Sequence[dict], value: str = "miou") -> dict[str, dict[st
     """Arrange rows as a table: what was made, by which method, with which seed.
 
     Args:
-        rows: of `results.collect` or of `count_anew`, with method and seed.
+        rows: from `results.collect` or `count_anew`, with method and seed.
         value: the number that is shown, e.g. "miou" or "boundary_iou".
 
     Returns:
-        what to method to seed to value; no seed where nothing was scored.
+        what to method to seed to value; no seed if nothing was scored.
 
     Raises:
         ValueError: two rows that would stand in one line were scored on different splits, on different numbers of images, or
@@ -262,7 +262,7 @@ def gains(line: dict[str, dict[int, float]], baseline: str = "cam") -> dict[str,
 
 
 def gain_table(scored: dict[str, dict[str, dict[int, float]]]) -> list[list[str]]:
-    """Say for each line of `side_by_side` and each method what it gains over plain CAM, seed by seed.
+    """Return for each line of `side_by_side` and each method its gain over plain CAM, seed by seed.
 
     Returns:
         one line each: what, method, the gains, their mean and spread, and whether all have one sign.
@@ -300,7 +300,7 @@ def counted_table(counted: Sequence[dict], names: Sequence[str]) -> list[list[st
 
 
 def published_table(summary: Sequence[dict], dataset: str) -> list[list[str]]:
-    """Return a line for each published value, with ours beside it or the reason why none may stand there.
+    """Return a line for each published value, with ours beside it or the reason why none may be shown.
 
     Args:
         dataset: on which ours were scored.
@@ -333,12 +333,12 @@ def threshold_table(
     """Say for each method how much its maps depend on the threshold.
 
     Args:
-        fixed: a threshold that no pixel label has chosen, e.g. the published 0.15.
+        fixed: a threshold chosen without pixel labels, e.g. the published 0.15.
         within: points of mIoU that a threshold may lose to count as near the best.
 
     Returns:
-        one line a method: name, best mIoU, the best threshold of each seed, mean loss at the fixed threshold, mean width of the
-        range near the best, runs.
+        a line per method: name, best mIoU, the best threshold of each seed, mean loss at the fixed threshold, mean width of
+        the range near the best, runs.
 
     Explained in notebook 95, section "How much the threshold matters".
     """
@@ -369,11 +369,11 @@ def threshold_table(
 
 
 def cost_table(stages: dict[tuple[str, int], dict[str, StageFolder]]) -> list[list[str]]:
-    """Say what each stage cost, by its record.
+    """Return what each stage cost, from its record.
 
     Returns:
         one line for each method and stage: method, stage, the fastest run's seconds, all runs' from fastest to slowest, images
-        a second of the fastest, peak memory in MiB, device. The fastest counts, for other work on a machine only slows.
+        per second of the fastest, peak memory in MiB, device. The fastest counts, as other work on a machine only slows it.
 
     Explained in notebook 95, section "Cost".
     """

@@ -56,7 +56,7 @@ class Config(create_model("Fields", __base__=GROUPS)):  # type: ignore[misc]  # 
         """Build a configuration from names and values.
 
         Raises:
-            ValueError: one sentence that names the first unknown or unfitting parameter.
+            ValueError: one sentence that names the first unknown or invalid parameter.
         """
         unknown = [name for name in values if name not in cls.model_fields]
         if unknown:
@@ -91,7 +91,7 @@ class Config(create_model("Fields", __base__=GROUPS)):  # type: ignore[misc]  # 
             except SyntaxError:  # a cell that failed to run
                 continue
             names += [name for node in statements for name in _assigned_names(node)]
-        # No history is kept when nbval runs the cells, each once and in order: then all names so far count, but for modules.
+        # No history is kept when nbval runs the cells, each once and in order: then all names so far count, except modules.
         return cls.from_values(
             {name: namespace[name] for name in cls.model_fields if not isinstance(namespace.get(name, sys), ModuleType)}
         )
@@ -118,7 +118,7 @@ class Config(create_model("Fields", __base__=GROUPS)):  # type: ignore[misc]  # 
         return self.model_dump(mode="json", include=set(self.names_of(*reads)))
 
     def settings(self, reads: tuple[str, ...], stage: str = "") -> Settings:
-        """Return the view that a stage is given: what it declares, and what says how to compute."""
+        """Return the view that a stage gets: what it declares, and what says how to compute."""
         return Settings({name: getattr(self, name) for name in self.names_of(*reads, *RUNTIME)}, stage)
 
 

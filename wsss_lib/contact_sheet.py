@@ -52,7 +52,7 @@ class Entry:
         overlay: file below the page's folder.
         classes: what the mask shows, or should show.
         doubt: from 0 to 1, the order of the page.
-        signs: sentences on what looks wrong; empty where nothing does.
+        signs: sentences on what looks wrong; empty if nothing does.
     """
 
     name: str
@@ -96,9 +96,9 @@ def contrast(image: np.ndarray, area: np.ndarray) -> float:
 def signs_of(
     image: np.ndarray, mask: np.ndarray, label: np.ndarray, classes: Sequence[str], probabilities: np.ndarray | None = None
 ) -> list[str]:
-    """Return what can be wrong with a mask as far as it shows without ground truth.
+    """Return what may be wrong with a mask, as far as this shows without ground truth.
 
-    These signs find gross failures, and some that are none: they say where to look first.
+    These signs find gross failures and raise some false alarms: they say where to look first.
 
     Args:
         image: uint8 (H, W, 3).
@@ -153,14 +153,14 @@ def write_page(path: Path, title: str, words: str, classes: Sequence[str], entri
 def write_contact_sheet(config: Config) -> Path:
     """Write the page of all training images with a method's most refined masks, and return its path.
 
-    The doubt of an image is what its map at the threshold and its refined mask disagree about: one minus their common part over
-    what either of them calls an object.
+    The doubt of an image is the disagreement of its map at the threshold with its refined mask: one minus the intersection
+    over union of their objects.
 
     Args:
-        config: of a finished run, at least up to the seeds.
+        config: of a finished run, at least up to the seed masks.
 
     Raises:
-        DataError: the seeds are not finished, or a mask is broken.
+        DataError: the seed masks are not finished, or a mask is broken.
     """
     data, seeds = open_data(config, config.train_split), open_stage(SEEDS, config)
     stages = finished_stages(run_folder_of(config))[config.method, config.seed]

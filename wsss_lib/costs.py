@@ -26,7 +26,7 @@ DATA = {"voc12": Images(10_582, 1_449, 20, (375, 500)), "coco14": Images(82_081,
 
 
 def stage_costs(preset: str, method: str) -> list[Cost]:
-    """Return the costs of a method's own notebooks in order: its network and maps, seeds, masks, DeepLab.
+    """Return the costs of a method's own notebooks in order: its network and maps, seed masks, masks, DeepLab.
 
     Args:
         preset: "voc12" or "coco14".
@@ -57,7 +57,7 @@ def _without_weights(config: Config) -> Config:
 
 
 def _mask_costs(config: Config, data: Images) -> list[Cost]:
-    """Seeds, and the masks of IRN or AffinityNet; none where a method makes its own."""
+    """Seed masks, and the masks of IRN or AffinityNet; none if a method makes its own."""
     refinement = {module.MASKS: module for module in (irn, affinitynet)}.get(deeplab.masks_of(config))
     if refinement is None:
         return []
@@ -82,7 +82,7 @@ def table(preset: str, methods: list[str], seeds: list[int]) -> str:
 
     Args:
         preset: "voc12" or "coco14".
-        methods: short names; what they need of CAM, and DeepLab on the ground truth, is added.
+        methods: short names; what they need from CAM, and DeepLab on the ground truth, is added.
     """
     needed = list(dict.fromkeys(["cam", *methods, "truth"]))
     lines, hours, cores, disk = [], 0.0, 0.0, 0.0

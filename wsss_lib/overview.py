@@ -1,4 +1,4 @@
-"""The figures of notebook 00 with which a run's report opens: two images through every method, and all scores at a glance."""
+"""The figures of notebook 00 that open a run's report: two images through every method, and all scores at a glance."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +17,11 @@ from wsss_lib.results import place_of_method
 from wsss_lib.segment import deeplab
 
 LOOKED_AT = 200  # images among which the two are chosen
-ENOUGH = 20  # images of two classes that a quartile and a tenth are taken of
+ENOUGH = 20  # images of two classes that a quartile and a tenth are taken from
 
 
 def easy_and_hard(data: SegmentationDataset, result: StageFolder | None, folder: str = "") -> list[str]:
-    """Choose two images to look at by the masks that a stage has made of them; no random number has a part in it.
+    """Choose two images to look at by the masks that a stage has made of them; no random number is used.
 
     Args:
         result: the finished stage; None: there is none.
@@ -29,7 +29,7 @@ def easy_and_hard(data: SegmentationDataset, result: StageFolder | None, folder:
 
     Returns:
         the image at the upper quartile, between the median and the best, and that at the lowest tenth, among images that show
-        two classes (an object, where two classes are rare); the first two of these where fewer than two have a mask.
+        two classes (an object, if two classes are rare); the first two of these if fewer than two have a mask.
     """
     ids = [image_id for image_id in data.ids[:LOOKED_AT] if data.label(image_id).any()]
     pairs = [image_id for image_id in ids if data.label(image_id).sum() == 2]
@@ -77,7 +77,7 @@ def panels_of(method: str, group: dict[str, StageFolder], image_id: str, data: S
 
 
 def show_methods(config: Config, data: SegmentationDataset) -> None:
-    """Show an easy and a hard image through every finished method: a line for each method, a column for each step.
+    """Show an easy and a hard image through every finished method: a row for each method, a column for each step.
 
     Args:
         config: of the method whose last masks tell what is easy.
@@ -103,12 +103,12 @@ def show_methods(config: Config, data: SegmentationDataset) -> None:
 
 
 def show_scores(summary: Sequence[dict]) -> None:
-    """Show the mIoU of every step (lines) and method (columns) as a heat map; an empty cell was not made.
+    """Show the mIoU of every step (rows) and method (columns) as a heat map; a cell is empty if nothing was made.
 
     Explained in notebook 00, section "Results of this run".
     """
     methods = list(dict.fromkeys(row["method"] for row in summary))
-    # What was scored on other images, or with a CRF, has a line of its own.
+    # What was scored on other images, or with a CRF, has its own row.
     kinds = dict.fromkeys((row["what"], row["split"], row["images"], row["crf"]) for row in summary)
     lines = sorted(kinds, key=lambda line: ROWS.index(line[0]) if line[0] in ROWS else len(ROWS))
     values, notes = np.full((len(lines), len(methods)), np.nan), {}

@@ -1,4 +1,4 @@
-"""Types of parameters, the parameters that belong to no single stage, and the view of them that a stage is given.
+"""Types of parameters, the parameters that belong to no single stage, and the view of them that a stage gets.
 
 A parameter is declared once, in the class `Parameters` of the module that reads it. `wsss_lib.config` joins these classes.
 """
@@ -23,7 +23,7 @@ def _require_text(value: Any) -> Any:
 
 
 def _tuple_from_text(value: Any) -> Any:
-    """papermill hands a tuple over as the text "(1.0, 0.5)"."""
+    """papermill passes a tuple as the string "(1.0, 0.5)"."""
     if isinstance(value, str):
         try:
             return tuple(ast.literal_eval(value[:LONGEST_TUPLE]))  # a long nest of brackets can end Python
@@ -58,7 +58,7 @@ class Range(NamedTuple):
 
     low: float
     high: float
-    log: bool = False  # every factor is as likely as any other, not every difference
+    log: bool = False  # equal factors are equally likely, not equal differences
 
 
 class ParameterGroup(BaseModel):
@@ -125,11 +125,11 @@ class Common(ParameterGroup):
 # Every stage may read these: they change how a result is computed, not what it is.
 RUNTIME = ("device", "num_workers", "cpu_workers", "processes", "shards", "shard", "device_batch_size", "checkpoint_every")
 BACKBONE = ("backbone", "backbone_weights", "output_stride")
-TRAINING = ("seed", "mixed_precision")  # what `training.train` reads beside RUNTIME
+TRAINING = ("seed", "mixed_precision")  # what `training.train` reads besides RUNTIME
 
 
 def start_of(init: str) -> tuple[str, ...]:
-    """Return the parameters that a network's start reads: "backbone" asks for its own weights, "classifier" for CAM's."""
+    """Return the parameters that initializing a network reads: "backbone" asks for its own weights, "classifier" for CAM's."""
     return BACKBONE if init == "backbone" else ("backbone", "output_stride")
 
 
@@ -137,7 +137,7 @@ class Settings:
     """A configuration cut down to what a stage declares that it reads; reading anything else is an error.
 
     So the key of a stage, the hash of these values, is complete and minimal by construction. Where the library writes
-    `config: Settings`, a whole `Config` does as well.
+    `config: Settings`, a whole `Config` works, too.
     """
 
     def __init__(self, values: dict[str, Any], stage: str = ""):

@@ -13,7 +13,7 @@ from wsss_lib.segment import deeplab
 SHARED = (*seed_masks.STAGES, *irn.STAGES, *affinitynet.STAGES, *deeplab.STAGES)  # of every method
 STAGES: tuple[Stage, ...] = (CHECK, *(stage for method in METHODS.values() for stage in method.STAGES), *SHARED)
 ROWS = list(dict.fromkeys(name for stage in STAGES for name in stage.shows))  # rows with a mIoU, in the order of tables
-# Row of `metrics.json` to the stage and the folder that hold its label maps; maps become one at a threshold.
+# Row of `metrics.json` to the stage and the folder that hold its label maps; a threshold turns maps into one.
 LABEL_MAPS = {
     name: (stage.name, folder)
     for stage in STAGES
@@ -46,7 +46,7 @@ def needed_by(notebook: str, config: Config) -> list[Stage]:
     if notebook == cam.NOTEBOOK:
         return [CHECK]
     if notebook in {method.NOTEBOOK for method in METHODS.values()}:
-        return list(cam.STAGES)  # every method starts from CAM's classifier, or is shown beside its maps
+        return list(cam.STAGES)  # every method starts from CAM's classifier, or is shown next to its maps
     shown = {seed_masks.NOTEBOOK: [], irn.NOTEBOOK: list(seed_masks.STAGES), affinitynet.NOTEBOOK: list(seed_masks.STAGES)}
     found = dict.fromkeys(shown.get(notebook, []))
     for stage in (stage for stage in SHARED if stage.notebook == notebook):

@@ -1,7 +1,7 @@
 """Segment new photographs, which need no labels, with a trained DeepLab: `python -m wsss_lib.predict RUN PHOTOGRAPHS OUT`.
 
 `OUT` gets `masks/NAME.png` at the photographs' own size, `overlays/NAME.jpg`, `predictions.csv` and `index.html`, the most
-doubtful photograph first. A command that was stopped goes on where it was.
+doubtful photograph first. A command that was stopped resumes where it was.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def open_run(run: Path, device: str = "auto") -> Segmenter:
     values = {"runs_root": str(Path(*root)), "dataset": dataset, "method": method, "seed": int(seed.removeprefix("seed"))}
     job = open_stage(DEEPLAB, Config.from_values(values | {"device": device}))
     recorded = read_json(job.folder / "begun.json").get("classes")
-    classes = tuple(recorded) if recorded else job.data.classes  # a run of an earlier time has no names
+    classes = tuple(recorded) if recorded else job.data.classes  # an older run has no names
     return Segmenter(_built(job.config, classes, job.weights, job.whole), job.config, classes, job.weights)
 
 
@@ -133,12 +133,12 @@ def segment(segmenter: Segmenter, image: Image.Image, longest: int = LONGEST, cr
 
     Args:
         image: RGB, (H, W).
-        longest: a larger photograph is made smaller for the network until its longer side has so many pixels.
+        longest: a larger photograph is resized for the network until its longer side has so many pixels.
         crf: refine the outlines, at that size.
 
     Returns:
-        the mask, uint8 (H, W) at the photograph's size; the doubt in [0, 1], one minus the mean probability of the classes
-        that were chosen.
+        the mask, uint8 (H, W) at the photograph's size; the doubt in [0, 1], one minus the mean probability of the chosen
+        classes.
     """
     factor = min(1.0, longest / max(image.size))
     small = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.BICUBIC)
@@ -159,9 +159,9 @@ def segment(segmenter: Segmenter, image: Image.Image, longest: int = LONGEST, cr
 
 
 def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = LONGEST, crf: bool = False) -> int:
-    """Segment all photographs of a folder, or those that an earlier call has left.
+    """Segment all photographs of a folder, or those that an earlier call left over.
 
-    A photograph that is damaged is named at the end and left out.
+    A damaged photograph is named at the end and left out.
 
     Args:
         out: a new folder, or that of an earlier call with the same network and settings; not below `photographs`.
@@ -212,7 +212,7 @@ def predict(segmenter: Segmenter, photographs: Path, out: Path, longest: int = L
 
 
 def _settings(record: Path) -> Any:
-    """Return what an earlier call noted; None: it was none of this program."""
+    """Return what an earlier call noted; None: it was not by this program."""
     try:
         return read_json(record)
     except (OSError, DataError):
@@ -220,7 +220,7 @@ def _settings(record: Path) -> Any:
 
 
 def _rows(path: Path) -> dict[str, list[str]]:
-    """Return the finished rows of an earlier call; the line that a killed one has left half-written is cut off."""
+    """Return the finished rows of an earlier call; a line that a killed call left half-written is cut off."""
     if not path.is_file():
         return {}
     with open(path, encoding="utf-8", newline="") as file:

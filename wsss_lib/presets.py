@@ -1,7 +1,7 @@
-"""Presets: the YAML files in `configs/` that say how large a run is, and what a method sets otherwise.
+"""Presets: the YAML files in `configs/` that say how large a run is, and what a method sets differently.
 
-`configs/<preset>.yaml` holds the values of a whole pipeline, `configs/methods/<preset>.<method>.yaml` those that one method has
-otherwise. Snakemake hands both files to the notebooks; everything else builds the same configuration with `preset_config`.
+`configs/<preset>.yaml` holds the values of a whole pipeline, `configs/methods/<preset>.<method>.yaml` those that differ for
+one method. Snakemake passes both files to the notebooks; everything else builds the same configuration with `preset_config`.
 """
 
 import re
@@ -13,7 +13,7 @@ import yaml
 from wsss_lib.config import Config
 from wsss_lib.parameters import NAME, PRESETS, project_path
 
-PHOTOGRAPHS = "voc12-small"  # the preset from which that of a data set of one's own differs
+PHOTOGRAPHS = "voc12-small"  # the preset that a user's own data set modifies
 
 
 def read_preset(path: Path | str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def read_preset(path: Path | str) -> dict[str, Any]:
 
 
 def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> list[Path]:
-    """Return the preset's file and, if there is one, the file of what a method sets otherwise.
+    """Return the preset's file and, if there is one, the file of what a method sets differently.
 
     Args:
         preset: name of a file in `configs/`, without ".yaml"; or the path of a file with what differs from
@@ -79,7 +79,7 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
 
 
 def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, /, **values: Any) -> Config:
-    """Build the configuration with which the pipeline runs the stages of a method.
+    """Build the configuration that the pipeline uses for the stages of a method.
 
     Raises:
         ValueError: as `read_preset` and `Config.from_values`.

@@ -1,4 +1,4 @@
-"""The HTML report of a run: one results page with table and pictures, and every executed notebook.
+"""The HTML report of a run: one results page with table and figures, and every executed notebook.
 
 `python -m wsss_lib.report runs/toy` writes `runs/toy/report/index.html`.
 """
@@ -28,7 +28,7 @@ pre{{overflow-x:auto;background:#f5f5f5;padding:1rem}} img{{max-width:100%}} fig
 """
 
 OPENING = "report"  # tag of the cells of notebook 00 whose figures come first
-# From the best on: DeepLab-v2 + CRF of the full smoke run, the mean of three seeds.
+# Best first: DeepLab-v2 + CRF of the full smoke run, the mean of three seeds.
 SMOKE_ORDER = ("drs", "vwe", "amn", "rib", "cam", "sccam")
 # What a notebook's Markdown may bring into a page: text, tables and pictures, nothing that runs.
 TAGS = {
@@ -39,7 +39,7 @@ TAGS = {
 
 
 def _is_allowed(tag: str, name: str, value: str) -> bool:
-    """Return whether an attribute may stay; bleach has looked at the protocol of addresses."""
+    """Return whether an attribute may stay; bleach has checked the protocol of addresses."""
     if name in ("href", "src") and value.lstrip().lower().startswith("data:"):
         return tag == "img" and value.startswith("data:image/") and not value.startswith("data:image/svg")
     allowed = {"a": ("href", "title"), "img": ("src", "alt", "title")}
@@ -100,14 +100,14 @@ def _executed_notebooks(run_folder: Path) -> list[Path]:
 
 def _write_page(paths: tuple[Path, Path]) -> None:
     executed, page = paths
-    # nbconvert's own `clean_html` knows no headings and shows them as text.
+    # nbconvert's own `clean_html` does not know headings and shows them as text.
     exporter = HTMLExporter(template_name="lab", embed_images=True, sanitize_html=True, filters={"clean_html": clean})
     text, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
     write_atomically(page, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def order_of_methods(summary: Sequence[dict]) -> str:
-    """Say in one sentence whether the methods stand in the order of the full smoke run; empty with less than two methods."""
+    """Say in one sentence whether the methods rank as in the full smoke run; empty with fewer than two methods."""
     reached = {row["method"]: row["miou"] for row in summary if row["what"] == "DeepLab-v2 + CRF" and row["miou"] is not None}
     usual = [method for method in SMOKE_ORDER if method in reached]
     if len(usual) < 2:

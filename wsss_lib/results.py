@@ -32,8 +32,8 @@ class Published:
         split: train, val or test of PASCAL VOC 2012, or in words of another data set ("train of COCO 2014").
         value: mIoU in percent.
         source: where it is published, and under which conditions.
-        start: what the networks of this stage were trained on before; "not stated" where the source does not say.
-        pixel_labels: what masks had a part beyond scoring; "none stated" does not prove that there was nothing.
+        start: what the networks of this stage were trained on before; "not stated" if the source does not say.
+        pixel_labels: how masks were used beyond scoring; "none stated" does not prove that they were not.
         crf: whether a dense CRF was applied in the end: "with", "without", "not stated".
     """
 
@@ -89,7 +89,7 @@ def published_beside(row: dict) -> str:
     """Return the published value that may stand beside a row of a full data set, or the reason why none may.
 
     Args:
-        row: of `summarize`, scored on VOC 2012.
+        row: from `summarize`, scored on VOC 2012.
 
     Explained in notebook 95, section "Published values".
 
@@ -128,7 +128,7 @@ def collect(run_folder: Path) -> list[dict]:
     """Return the mIoU rows of all finished stages of a run.
 
     Returns:
-        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added, and a `miou` of None where the
+        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added, and a `miou` of None if the
         row says that it was not scored; without stages that were moved aside and without those that report on others.
     """
     return [
@@ -150,7 +150,7 @@ def summarize(rows: list[dict]) -> list[dict]:
 
     Returns:
         one row for each method, stage, split, number of images and use of a CRF: `miou`, the mean in percent; `spread`, the
-        sample standard deviation in points, None for one run; `runs`; and what pixel labels chose. Where nothing was scored
+        sample standard deviation in points, None for one run; `runs`; and what pixel labels chose. If nothing was scored,
         `miou` is None and `not_scored` says why. Sorted by method, with "truth" last, then in the order of the chain.
 
     >>> row = {"method": "cam", "what": "CAM seed", "split": "train", "images": 9, "crf": False, "pixel_labels_chose": ""}
@@ -185,7 +185,7 @@ def summarize(rows: list[dict]) -> list[dict]:
 
 
 def place_of_method(method: str) -> tuple[int, str]:
-    """Return where a method stands in all tables: the methods in the order of their notebooks, then others, then "truth"."""
+    """Return a method's position in all tables: the methods in the order of their notebooks, then others, then "truth"."""
     known = list(METHODS)
     return (known.index(method) if method in known else len(known) + (method == "truth"), method)
 

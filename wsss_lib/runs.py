@@ -1,4 +1,4 @@
-"""What a run has made: every result with its key, what differs from the present parameters, and its size on disk.
+"""What a run has made: every result with its key, what differs from the current parameters, and its size on disk.
 
 `python -m wsss_lib.runs runs/toy` lists; `--remove KEY ...` and `--remove-kept` delete, after a question.
 """
@@ -24,7 +24,7 @@ class Result:
         key: of its parameters and inputs.
         present: whether later stages read it; else it is kept until its parameters come back.
         finished: whether the stage has finished with it.
-        differs: parameters whose values differ from the present result's, each to its own value.
+        differs: parameters whose values differ from the current result's, each to its own value.
         mib: on disk.
     """
 
@@ -38,7 +38,7 @@ class Result:
 
 
 def results_of(run_folder: Path) -> list[Result]:
-    """Return all results of a run, the present one of each stage first.
+    """Return all results of a run, the current one of each stage first.
 
     Raises:
         DataError: a record is broken.
@@ -79,7 +79,7 @@ def table(results: list[Result]) -> str:
 
 
 def remove(results: list[Result]) -> None:
-    """Delete results; one that another process is making is refused. Of a link only the link goes, which is said.
+    """Delete results; one that another process is making is refused. Of a link, only the link is removed, which is said.
 
     Raises:
         DataError: another process is making the stage.

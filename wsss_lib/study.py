@@ -32,7 +32,7 @@ def read(path: Path) -> Saved:
 
 
 def read_refined(path: Path) -> list[dict]:
-    """Read what `benchmarks/refinement_ablations.py` has written beside a study, STUDY-refined.json; it may be missing.
+    """Read what `benchmarks/refinement_ablations.py` has written next to a study, STUDY-refined.json; it may be missing.
 
     Returns:
         a row for each method, seed and refinement: none, crf, affinitynet and irn have `measured`, the mIoU in percent of
@@ -60,7 +60,7 @@ def of_seeds(study: Saved, method: str, value: str = "miou") -> dict[int, float]
 
 
 def paired_gains(study: Saved, method: str, value: str = "miou", baseline: str = "cam") -> list[float]:
-    """Return what a method gains over another one in points, for each seed that both have.
+    """Return a method's gain over another one in points, for each seed that both have.
 
     >>> measured = lambda *values: {"measured": [{"seed": seed, "miou": miou} for seed, miou in enumerate(values)]}
     >>> paired_gains({"cam": measured(40.0, 42.0), "rib": measured(41.0, 45.0)}, "rib")
@@ -86,7 +86,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
 
 def best_so_far(study: Saved, method: str) -> list[float]:
-    """Return the highest score after each trial, in percent; a trial that was given up or has diverged adds nothing."""
+    """Return the highest score after each trial, in percent; a trial that was stopped early or has diverged adds nothing."""
     return np.maximum.accumulate([trial["score"] or 0.0 for trial in study[method]["trials"]]).tolist()
 
 

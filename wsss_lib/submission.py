@@ -1,4 +1,4 @@
-"""The archive for the PASCAL VOC test server: make it, and check it before anybody uploads it.
+"""The archive for the PASCAL VOC test server: make it, and check it before anyone uploads it.
 
 python -m wsss_lib.submission make PREDICTIONS --ids test.txt --images JPEGImages results.tgz
 python -m wsss_lib.submission check results.tgz --ids test.txt --images JPEGImages
@@ -199,7 +199,7 @@ def image_sizes(folder: Path | str, ids: Sequence[str]) -> dict[str, tuple[int, 
 
     Raises:
         ValueError: as `check_submission` for the list of ids.
-        DataError: an image is missing or no image.
+        DataError: an image is missing or not an image.
     """
     return {image_id: image_size(Path(folder) / f"{image_id}.jpg")[::-1] for image_id in _checked_ids(ids)}
 

@@ -1,11 +1,11 @@
-"""Tune a method's parameters on a few labelled images, with a budget that is the same for every method.
+"""Tune a method's parameters on a few labeled images, with the same budget for every method.
 
     python -m wsss_lib.tune rib --preset voc12-animals --trials 12
     python -m wsss_lib.tune rib --preset voc12-animals --measure --seeds 0 1 2
 
-What counts is the mIoU of the maps at their best single threshold on the images that tune. `--measure` then makes the maps of
-all other training images with the best parameters and scores them at that very threshold. docs/protocol.md has the rules. A
-study that is killed goes on: with the same seed it tries the same values, whether or not it was stopped.
+The score is the mIoU of the maps at their best single threshold on the tuning images. `--measure` then makes the maps of
+all other training images with the best parameters and scores them at the same threshold. docs/protocol.md has the rules. A
+killed study can be resumed: with the same seed it tries the same values, whether or not it was stopped.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from wsss_lib.presets import preset_config
 from wsss_lib.results import markdown_table
 
 TUNING_IMAGES = 100
-PARTS = 4  # of the images that tune; after each the study may give a trial up
+PARTS = 4  # of the tuning images; after each, the study may stop a trial early
 THRESHOLDS = np.linspace(0.01, 0.9, 90)
 CRF_SHIFTS = (-0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2)  # tried around the best threshold without a CRF
 
@@ -43,7 +43,7 @@ CRF_SHIFTS = (-0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2)  # tried arou
 def split_of_tuning(
     data: SegmentationDataset, count: int = TUNING_IMAGES, measured: int = 0
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Return the images that tune and those that measure; an image's side depends on its name alone.
+    """Return the images that tune and those that measure; an image's side depends only on its name.
 
     Args:
         data: a split; images without masks are left out.
@@ -61,7 +61,7 @@ def split_of_tuning(
 
 
 def make_some_maps(config: Config, data: SegmentationDataset, folder: Path, part: int = 1, parts: int = 1) -> None:
-    """Train what a method trains, or find it, and make the maps of one part of some images into a folder of the study."""
+    """Train what a method trains, or find it, and write the maps of one part of some images to a folder of the study."""
     maps = METHODS[config.method].MAPS
     for stage in maps.inputs(config).values():
         run_with_inputs(stage, config)
@@ -81,9 +81,9 @@ def run_with_inputs(stage: Any, config: Config) -> None:
 
 
 def pixel_precision_recall(sweep: ThresholdSweep) -> float:
-    """Return the area under the curve of precision over recall of object pixels, over all thresholds: in [0, 1].
+    """Return the area under the precision-recall curve of object pixels, over all thresholds: in [0, 1].
 
-    A pixel counts as found where its class is right. No threshold is chosen.
+    A pixel counts as found if its class is correct. No threshold is chosen.
     """
     confusions = sweep.confusions()[::-1].astype(float)  # from the highest threshold on, recall grows
     right = np.trace(confusions[:, 1:, 1:], axis1=1, axis2=2)
@@ -103,7 +103,7 @@ def suggested(trial: Any, ranges: dict[str, Range]) -> dict[str, Any]:
 
 
 class Study:
-    """A method's study: its trials lie in a SQLite file, its maps beside it."""
+    """A method's study: its trials lie in a SQLite file, its maps next to it."""
 
     def __init__(self, method: str, preset: str, seed: int = 0, measured: int = 0, **values: Any):
         try:
@@ -128,15 +128,15 @@ class Study:
         )
 
     def finished(self) -> list[Any]:
-        """Return the trials that count: completed, or given up early."""
+        """Return the trials that count: completed, or stopped early."""
         states = self.optuna.trial.TrialState
         return self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
 
     def tune(self, trials: int, seconds: float = float("inf")) -> None:
         """Try values until so many trials are finished, or so many seconds have been spent on all of them.
 
-        The first trial takes the preset's values. The values of each follow from the seed and the trials before it, so that
-        a trial that a kill has interrupted is tried again.
+        The first trial takes the preset's values. The values of each follow from the seed and the trials before it, so
+        a trial interrupted by a kill is tried again.
         """
         states = self.optuna.trial.TrialState
         for killed in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
@@ -160,7 +160,7 @@ class Study:
         for part in range(1, PARTS + 1):
             try:
                 make_some_maps(config, self.tuning, folder, part, PARTS)
-            except Diverged:  # an answer, too
+            except Diverged:  # a result, too
                 return 0.0, states.COMPLETE
             made = [row for row, image_id in enumerate(self.tuning.ids) if (folder / f"{image_id}.npz").is_file()]
             sweep: ThresholdSweep = sweep_maps(self.tuning.part(made), folder, THRESHOLDS)
@@ -177,7 +177,7 @@ class Study:
         return preset_config(self.preset, self.method, **self.values | values | {"seed": self.seed if seed is None else seed})
 
     def measure(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        """Score the best trial's values and threshold on the images that have tuned nothing; one row a seed.
+        """Score the best trial's values and threshold on the images not used for tuning; one row per seed.
 
         Raises:
             DataError: no trial has been completed.
@@ -223,7 +223,7 @@ class Study:
         }
 
     def refine(self) -> list[dict[str, Any]]:
-        """Score what was measured after a dense CRF, too, at the threshold that is then best on the images that tune.
+        """Score what was measured after a dense CRF, too, at the threshold that is then best on the tuning images.
 
         Raises:
             DataError: no trial has been completed.

@@ -1,7 +1,7 @@
 """Figures in one style.
 
 Maps are drawn in cividis over the gray image; label maps carry the class names; unknown pixels are hatched. Every figure
-is shown with a text that says what is seen.
+is shown with a text that describes it.
 """
 
 import io
@@ -35,7 +35,7 @@ def use_style() -> None:
             "axes.spines.right": False,
             "figure.constrained_layout.use": True,
             "text.parse_math": False,  # a class may be named cat$\\foo$
-            # Okabe and Ito's colors, told apart by nearly everybody; line styles repeat the distinction for print in gray.
+            # Okabe and Ito's colors, distinguishable for nearly everyone; line styles repeat the distinction for print in gray.
             "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
             + cycler(linestyle=["-", "--", "-.", ":", "-", "--", "-."]),
         }
@@ -75,7 +75,7 @@ def show(figure, alt: str) -> None:
 
 
 def short(name: str, longest: int = 24) -> str:
-    """Return a name as it is drawn: a long one without its end, which would leave no room for the picture."""
+    """Return a name as it is drawn: a long one is cut, as it would leave no room for the figure."""
     name = str(name)  # matrices are also named by numbers
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
@@ -110,7 +110,7 @@ def draw_image(axes, image: np.ndarray, title: str = "") -> None:
 def draw_outline(axes, values: np.ndarray, threshold: float | None, linestyle: str = "-") -> None:
     """Draw the line at which a map (h, w) crosses a threshold; none if it does not or the threshold is None."""
     if threshold is not None and np.min(values) < threshold < np.max(values):
-        axes.contour(values, levels=[threshold], colors="white", linewidths=3)  # an edge that is seen on any ground
+        axes.contour(values, levels=[threshold], colors="white", linewidths=3)  # an edge that is visible on any background
         axes.contour(values, levels=[threshold], colors="black", linewidths=1.2, linestyles=linestyle)
 
 
@@ -152,8 +152,8 @@ def draw_labels(axes, labels: np.ndarray, classes: Sequence[str], title: str = "
 
     Args:
         labels: uint8 (H, W), 0 background, i + 1 for `classes[i]`, 255 unknown.
-        classes: foreground class names; what has an empty name is not named.
-        image: uint8 (H, W, 3), shines through when given.
+        classes: foreground class names; one with an empty name is not labeled.
+        image: uint8 (H, W, 3), shown under the labels if given.
     """
     colors = voc_palette()[labels].astype(np.float32) / 255
     colors[labels == IGNORE] = 1.0
@@ -213,7 +213,7 @@ def scores(picture: np.ndarray, values: np.ndarray, title: str = "", outline: fl
 def difference(
     before: np.ndarray, after: np.ndarray, title: str = "", limit: float = 1.0, outlines: tuple[float, float] | None = None
 ) -> Panel:
-    """Return a panel for `show_panels` with what a map has won (red) and lost (blue); in gray, a mark tells them apart.
+    """Return a panel for `show_panels` with what a map has gained (red) and lost (blue); in gray, a mark tells them apart.
 
     Args:
         before, after: (h, w) floats.
@@ -297,9 +297,9 @@ def curves(
         x: of all lines.
         lines: words in the legend to values; empty words get no entry.
         dots: words in the legend to a point (x, y) that is marked.
-        marks: words in the legend to where a vertical line stands.
-        level: where a dotted horizontal line is drawn.
-        band: from where to where on the x axis a gray band is drawn.
+        marks: words in the legend to the position of a vertical line.
+        level: height of a dotted horizontal line.
+        band: start and end of a gray band on the x axis.
         settings: of the axes, as `axes.set` takes them.
     """
 
@@ -333,7 +333,7 @@ def bands(
         groups: words in the legend to values, (runs, len(x)).
         dotted: words of a group to values that are drawn dotted in its color, with hollow marks.
         legend: whether there is one.
-        frame: from where to where on the x axis a dashed frame is drawn.
+        frame: start and end of a dashed frame on the x axis.
     """
 
     def draw(axes) -> None:
@@ -357,7 +357,7 @@ def families(groups: Mapping[str, Sequence[Sequence[float]]], title: str = "", l
 
     Args:
         groups: words in the legend to the runs, each a sequence of numbers.
-        level: where a dotted horizontal line is drawn.
+        level: height of a dotted horizontal line.
     """
 
     def draw(axes) -> None:
@@ -424,7 +424,7 @@ def matrix(
         values: (R, C); a cell that is not a number stays empty.
         text: format of the number in each cell; empty: none.
         limits: values of the darkest and the brightest color; None: those of the table.
-        cmap: matplotlib's name of the colors.
+        cmap: matplotlib's name of the color map.
         notes: row and column of an empty cell to the words in it.
     """
 
@@ -593,7 +593,7 @@ def show_examples(
     size: float = 1.8,
     iou: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Draw a row for each image: input, ground truth where the data have any, and the columns.
+    """Draw a row for each image: input, ground truth if the data have any, and the columns.
 
     Args:
         columns: title to a function from an image id to a label map, uint8 (H, W), or to scores in [0, 1], float (H, W).
@@ -680,7 +680,7 @@ def show_threshold_curves(
 
 
 def best_worst_random(values: dict[str, float], count: int = 2, seed: int = 0) -> list[str]:
-    """Choose image ids to look at: the best, random and the worst ones by a value, never the best only.
+    """Choose image ids to look at: the best, random and the worst ones by a value, never only the best.
 
     Args:
         values: image id to a number, high is good; NaN where an image has no mask.

@@ -1,4 +1,4 @@
-"""What a notebook needs beyond figures: sliders, checks of exercises, and cells that are left out where something is missing.
+"""What a notebook needs beyond figures: sliders, checks of exercises, and cells that are left out if something is missing.
 
 A notebook never depends on a slider: the same drawing is shown as a static figure beneath.
 """
@@ -15,7 +15,7 @@ from IPython.display import display
 from wsss_lib.config import Config
 from wsss_lib.data.dataset import SegmentationDataset
 
-NEEDS = "# needs "  # begins a cell that is left out where what it needs is not there
+NEEDS = "# needs "  # begins a cell that is left out if what it needs is missing
 
 
 def explore(draw: Callable, **controls) -> None:
@@ -26,7 +26,7 @@ def explore(draw: Callable, **controls) -> None:
         controls: name to what `ipywidgets.interactive` takes: (low, high, step), a list of choices, …
 
     Raises:
-        TypeError: an argument has no control, or the other way round; without a person, too.
+        TypeError: an argument has no control, or vice versa; without a person, too.
 
     Explained in notebook 00, section "Sliders".
     """
@@ -44,7 +44,7 @@ def check(answer, expected: str, name: str) -> None:
 
     Args:
         answer: a number, a word, or a list of them; None while the exercise is not answered.
-        expected: `digest` of the right answer; numbers are compared to three decimals.
+        expected: `digest` of the correct answer; numbers are compared to three decimals.
 
     Raises:
         AssertionError: the answer is wrong.
@@ -57,7 +57,7 @@ def check(answer, expected: str, name: str) -> None:
 
 
 def digest(answer, name: str) -> str:
-    """Return what stands in a notebook in the place of an exercise's answer.
+    """Return what a notebook holds in place of an exercise's answer.
 
     >>> digest(7, "exercise 1") == digest(np.int64(7), "exercise 1") != digest(7, "exercise 2")
     True
@@ -66,7 +66,7 @@ def digest(answer, name: str) -> str:
 
 
 def _digests(answer, name: str) -> list[str]:
-    """Return the digests of an answer in the forms in which it may have been expected, its own first."""
+    """Return the digests of an answer in the forms that may be expected, its own first."""
     forms = [str(answer)]
     if isinstance(answer, (list, tuple, np.ndarray)):
         forms = [str([str(entry) for entry in answer])]
@@ -80,7 +80,7 @@ def _digests(answer, name: str) -> list[str]:
 def leave_out_cells(config: Config, *splits: SegmentationDataset) -> None:
     """Leave out the cells that this run cannot or need not run, with a sentence for each kind.
 
-    `# needs masks` where a split has no mask at all; `# needs lessons` where the parameter `lessons` is false.
+    `# needs masks` if a split has no mask at all; `# needs lessons` if the parameter `lessons` is false.
 
     Explained in notebook 02, section "Masks", and notebook 00, section "Parameters".
     """
@@ -89,10 +89,10 @@ def leave_out_cells(config: Config, *splits: SegmentationDataset) -> None:
 
 
 def leave_out(what: str, there: bool, because: str) -> None:
-    """Leave out all further cells whose first line is `# needs WHAT` where it is not there; the line may name several.
+    """Leave out all further cells whose first line is `# needs WHAT` if it is not there; the line may name several.
 
     Args:
-        because: why it is not; printed here and in the place of each cell.
+        because: why it is not; printed here and in place of each cell.
     """
     shell = get_ipython()
     if shell is None or there:

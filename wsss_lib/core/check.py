@@ -1,4 +1,4 @@
-"""02: every image and every mask is opened once, so that a broken file stops the first notebook and not a training."""
+"""02: every image and every mask is opened once, so a broken file stops the first notebook and not a training."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def splits_of(job: Job) -> dict[str, SegmentationDataset]:
 
 
 def masked_splits(job: Job) -> dict[str, SegmentationDataset]:
-    """Return the splits whose masks are read; none where there is no folder of masks."""
+    """Return the splits whose masks are read; none if there is no mask folder."""
     scored = {job.whole.score_split, job.whole.val_split}
     return {name: data for name, data in splits_of(job).items() if name in scored and (data.root / data.mask_folder).is_dir()}
 
@@ -33,11 +33,11 @@ def labels_against_masks(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.nda
     """Compare image-level labels with masks.
 
     Args:
-        pixels: of `pixels_of_each_value`.
+        pixels: from `pixels_of_each_value`.
         labels: 0 or 1, (N, C).
 
     Returns:
-        bool (N, C) twice: the label names a class of which the mask has no pixel; the mask shows a class that it denies.
+        bool (N, C) twice: the label names a class without a pixel in the mask; the mask shows a class that the label lacks.
     """
     by_mask, by_label = pixels[:, 1:-1] > 0, labels > 0
     return by_label & ~by_mask, by_mask & ~by_label

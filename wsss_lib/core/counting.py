@@ -17,12 +17,12 @@ from wsss_lib.core.inference import forward_in_parts
 from wsss_lib.core.training import images_at_once
 from wsss_lib.parameters import Settings
 
-PEAK, SUSTAINED = 312e12, 0.30  # float16 matrix peak of an A100, and the fraction of it that is assumed to be reached
+PEAK, SUSTAINED = 312e12, 0.30  # float16 matrix peak of an A100, and the fraction of it assumed to be reached
 PEAK_FLOAT32 = 156e12  # of convolutions in float32, which torch computes in TF32
 CRF_SECONDS = 0.2  # of one core, for ten steps over three labels of 500x375 pixels; other sizes in proportion
-CRF_SHARED = 0.5  # of them, which are spent once on an image, however many of its label maps are refined together
+CRF_SHARED = 0.5  # of them, spent once per image, however many of its label maps are refined together
 WALK_SECONDS = 0.1  # of one core, for one image of that size
-MAPS_KIB, FULL_MAPS_KIB, MASK_KIB = 60, 400, 6  # on disk, an image of that size
+MAPS_KIB, FULL_MAPS_KIB, MASK_KIB = 60, 400, 6  # on disk, per image of that size
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Images:
 
     @property
     def full_maps_mib(self) -> float:
-        """The same where maps of full size are kept beside those of stride 4, as no smaller ones make them (AMN, DRS)."""
+        """The same with full-size maps besides the stride-4 ones, as no smaller ones make them (AMN, DRS)."""
         return self.train * FULL_MAPS_KIB * self.pixels / 1024
 
     @property
@@ -65,7 +65,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage of one seed: operations on the GPU, seconds of CPU cores, bytes on the GPU, MiB on disk.
+    """Cost of one stage for one seed: operations on the GPU, seconds of CPU cores, bytes on the GPU, MiB on disk.
 
     The bytes on the GPU are the most that tensors hold at one time; the allocator and the libraries take more. `half`: the
     convolutions run in float16.
@@ -84,7 +84,7 @@ class Cost:
 
 
 class Memory(TorchDispatchMode):
-    """A context that counts the bytes of the meta tensors that are made in it.
+    """A context that counts the bytes of the meta tensors created in it.
 
     Attributes:
         now: bytes of those that are alive.
@@ -118,7 +118,7 @@ class Memory(TorchDispatchMode):
 
 
 class MetaAutocast(TorchFunctionMode):
-    """What `torch.autocast` to float16 does to a network on a GPU, for meta tensors, which it does not know."""
+    """What `torch.autocast` to float16 does to a network on a GPU, for meta tensors, which it does not support."""
 
     HALF = {"conv2d", "linear", "matmul", "__matmul__", "bmm", "einsum"}
     FLOAT = {
@@ -127,7 +127,7 @@ class MetaAutocast(TorchFunctionMode):
     }
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of torch on arguments of the type that it takes on a GPU."""
+        """Run a torch function on arguments of the type that it takes on a GPU."""
         name = getattr(func, "__name__", "")
         wanted = torch.float16 if name in self.HALF else torch.float32 if name in self.FLOAT else None
 
@@ -185,7 +185,7 @@ def inference_cost(
     """Return the cost of inference in float32, from a batch at the largest scale; operations grow with the pixels.
 
     Args:
-        run: the network, or what of it is run; views (N, 3, H, W) to a tensor with a row for each.
+        run: the network, or the part that is run; views (N, 3, H, W) to a tensor with a row for each.
         size: (H, W) of the image.
         scales: factors on both sides.
         views: 2 with the flipped image.

@@ -1,9 +1,9 @@
-"""Training on several processes of this machine, one for each GPU, started from wherever the training is called.
+"""Training in several processes on this machine, one per GPU, started from wherever the training is called.
 
-A training function of the library that is marked with `in_processes` runs as it is with `processes: 1`. With more, PyTorch's
+A training function of the library that is marked with `in_processes` runs unchanged with `processes: 1`. With more, PyTorch's
 elastic launcher (the one behind `torchrun`) starts that many fresh processes, which run the same function together: gloo joins
-them on CPUs, nccl on GPUs. That works in a notebook, under papermill and within a Slurm job, as nothing is forked. The global
-batch stays what it is; `training.train` gives each rank its part.
+them on CPUs, nccl on GPUs. This works in a notebook, under papermill and in a Slurm job, as nothing is forked. The global
+batch stays the same; `training.train` gives each rank its part.
 """
 
 import copy
@@ -37,13 +37,13 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Return the sum of each value over all processes; alone the very tensor that was given.
+    """Return the sum of each value over all processes; in a single process, the given tensor itself.
 
     Args:
         values: of any shape, the same in all processes; no gradient flows through the sum.
 
     Returns:
-        the same shape, floating point where there are several processes.
+        the same shape, floating point with several processes.
 
     >>> all_reduce_sum(torch.tensor([3, 4]))
     tensor([3, 4])
@@ -56,10 +56,10 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """Return the mean of each value over all processes; alone the very tensor that was given.
+    """Return the mean of each value over all processes; in a single process, the given tensor itself.
 
     A loss that divides by a count (of known pixels, of pairs) divides by this mean of the count. Its average over the
-    processes is then the sum over the whole batch by the count of the whole batch, as in one process.
+    processes is then the whole batch's sum divided by the whole batch's count, as in one process.
 
     >>> all_reduce_mean(torch.tensor([3, 4]))
     tensor([3, 4])
@@ -68,7 +68,7 @@ def all_reduce_mean(values: Tensor) -> Tensor:
 
 
 def broadcast(values: Tensor) -> Tensor:
-    """Overwrite the values with those of rank 0 and return them; alone nothing is touched.
+    """Overwrite the values with those of rank 0 and return them; a single process changes nothing.
 
     Args:
         values: of the same shape and type in all processes.
@@ -90,11 +90,11 @@ def in_processes(train: Callable[..., int]) -> Callable[..., int]:
 
     Args:
         train: function of a module of the library. Its arguments `net` (changed in place), `config` and `folder` have these
-            names, and all of them can be sent to another process: no function that was defined in a notebook.
+            names, and all of them can be sent to another process: no function defined in a notebook.
 
     Returns:
         the function. With several processes it raises a RuntimeError that ends in the message of the process that failed first,
-        and a ValueError where there are fewer GPUs than processes.
+        and a ValueError if there are fewer GPUs than processes.
     """
     signature = inspect.signature(train)
 
@@ -131,7 +131,7 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
         local_addr="localhost",
         start_method="spawn",
     )
-    # Silence torch's advice to leave out the search for parameters that a loss does not use: some losses leave some out.
+    # Silence torch's advice to skip the search for parameters that a loss does not use: some losses leave some out.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     net.cpu()
     if device.type == "cuda":
@@ -161,7 +161,7 @@ def _launch(train: Callable[..., int], given: dict[str, Any]) -> int:
 
 
 def _work(train: Callable[..., int], given: dict[str, Any], first_failure: Path) -> int:
-    """What each process does: join the others, train with them; rank 0 writes the network for the one that started all.
+    """Do the work of each process: join the others, train with them; rank 0 writes the network for the one that started all.
 
     One failure soon fails all others, which lose the connection; the launcher may see any of them first. So the process that
     fails first says why in a file, while the others still wait for it.
@@ -176,7 +176,7 @@ def _work(train: Callable[..., int], given: dict[str, Any], first_failure: Path)
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
         device = seed_everything(config)
-        net = copy.deepcopy(given["net"]).to(device)  # a copy, as the tensors that arrive lie in memory that all share
+        net = copy.deepcopy(given["net"]).to(device)  # a copy, as the received tensors lie in memory that all share
         result = train(**given | {"net": net})
         if rank == 0:
             write_tensors(given["folder"] / TRAINED, net.state_dict())

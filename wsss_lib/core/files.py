@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from wsss_lib.errors import DataError, Diverged
 from wsss_lib.ops.merging import Views, full_size
 
-IGNORE = 255  # the label of a pixel that is not known
+IGNORE = 255  # the label of an unknown pixel
 # Left alone, Pillow tries some seventy formats, and starts Ghostscript for one of them. The MPO of many phones is a JPEG.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
 JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin"}  # what archives and systems add to folders
@@ -32,7 +32,7 @@ LARGEST_MAPS = 1 << 28  # bytes; those of twenty classes on an image of 10,000 x
 
 
 def is_junk(path: Path | str) -> bool:
-    """Return whether a part of a path is hidden, or was added by an archive or a system; give it relative to what was named.
+    """Return whether a part of a path is hidden, or was added by an archive or a system; give it relative to the named folder.
 
     >>> is_junk("cats/._a.jpg"), is_junk("__MACOSX/a.jpg"), is_junk("cats/a.jpg")
     (True, True, False)
@@ -41,10 +41,10 @@ def is_junk(path: Path | str) -> bool:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then move the file into place; on any error nothing remains.
+    """Call `write` with a temporary path next to `path`, then move the file into place; on any error nothing remains.
 
     Args:
-        write: writes the whole content to the path that it is given.
+        write: writes the whole content to the given path.
 
     Raises:
         OSError: the file cannot be written, e.g. because the disk is full; other errors of `write` pass through.
@@ -70,7 +70,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder that takes its place at `path` when the block ends; after any error nothing remains.
+    """Yield an empty folder that moves to `path` when the block ends; after any error nothing remains.
 
     Args:
         path: does not exist, is an empty folder, or is a link to one, which stays a link.
@@ -99,10 +99,10 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON, indented, atomically.
 
     Args:
-        content: what the json module can write: dicts, lists, texts, finite numbers, None.
+        content: what the json module can write: dicts, lists, strings, finite numbers, None.
 
     Raises:
-        ValueError: a number is not finite, which JSON cannot say.
+        ValueError: a number is not finite, which JSON cannot express.
         OSError: as `write_atomically`.
     """
     try:
@@ -147,11 +147,11 @@ def read_text(path: Path, kind: str = "text") -> str:
 
 
 def read_table(path: Path) -> list[tuple[int, list[str]]]:
-    """Read a CSV file with commas, semicolons or tabs, whatever the ends of its lines.
+    """Read a CSV file with commas, semicolons or tabs, with any line endings.
 
     Returns:
-        number of the line, and its cells without spaces around them; empty lines are left out, as are columns at the right end
-        that are empty in all lines.
+        each line's number and its cells without surrounding spaces; empty lines are left out, as are trailing columns that
+        are empty in all lines.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -185,7 +185,7 @@ def write_maps(
         classes: (K,) integers, 0-based foreground classes.
         scores: (K, h, w) floats in [0, 1] at stride 4; stored as float16.
         size: (H, W) of the image in pixels.
-        full: what the maps of full size are made of, or themselves, (K, H, W) in [0, 1]; None: they are not kept.
+        full: what the full-size maps are made of, or these maps, (K, H, W) in [0, 1]; None: they are not kept.
 
     Raises:
         Diverged: a score is NaN, or too large for float16.
@@ -229,7 +229,7 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1] at stride 4; (H, W) of the image in pixels.
 
     Raises:
-        DataError: the file is missing, broken, or its arrays do not belong together.
+        DataError: the file is missing, broken, or its arrays do not match.
 
     Explained in notebook 10, section "All images".
     """
@@ -239,7 +239,7 @@ def read_maps(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
 
 
 def read_full_size_maps(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read localization maps at the size of their image: merged there where the file allows it, else enlarged from stride 4.
+    """Read localization maps at the size of their image: merged there if the file allows it, else upsampled from stride 4.
 
     Returns:
         classes int64 (K,), 0-based; scores float32 (K, H, W) in [0, 1].
@@ -289,7 +289,7 @@ def _checked_maps(path: Path, names: Sequence[str] = ()) -> dict[str, np.ndarray
 
 
 def _full_fits(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether what a file holds beside `classes`, `scores` and `size` are the maps that `write_maps` writes."""
+    """Whether the arrays of a file besides `classes`, `scores` and `size` are the maps that `write_maps` writes."""
     rest = {name: values for name, values in arrays.items() if name not in ("classes", "scores", "size")}
     count, size = len(arrays["classes"]), tuple(arrays["size"].tolist())
     if "full" in rest:
@@ -326,7 +326,7 @@ def voc_palette() -> np.ndarray:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read any image file as RGB, whole.
+    """Read any whole image file as RGB.
 
     Raises:
         DataError: the file is missing or cannot be decoded.
@@ -338,7 +338,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of an image file in pixels, without decoding it.
 
     Raises:
-        DataError: the file is missing or no image.
+        DataError: the file is missing or not an image.
     """
     return _read(path, lambda image: image.size)
 
@@ -365,7 +365,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
         uint8 (H, W), values 0..C and 255.
 
     Raises:
-        DataError: missing, unreadable, another size than the image, or a value that is not a class.
+        DataError: missing, unreadable, of another size than the image, or with a value that is not a class.
 
     Explained in notebook 02, section "Masks".
     """
@@ -394,7 +394,7 @@ def read_mask(path: Path, num_classes: int, size: tuple[int, int] | None = None)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a map of class indices as palette PNG in VOC's colors.
+    """Write a map of class indices as a palette PNG in VOC's colors.
 
     Args:
         mask: (H, W) integers in 0..255; stored as uint8.
@@ -411,9 +411,9 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
 
     Args:
         tensors: name to tensor, of any shape, type and device.
-        metadata: texts by name, stored in the file's header.
+        metadata: strings by name, stored in the file's header.
     """
-    from safetensors.torch import save  # its own save_file reports a full disk as no OSError
+    from safetensors.torch import save  # its own save_file does not report a full disk as an OSError
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_atomically(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
@@ -447,7 +447,7 @@ def sha256(paths: Iterable[Path], root: Path) -> str:
 
     Args:
         paths: files below `root`, in any order.
-        root: the folder from which names are counted, so that it can be moved.
+        root: the folder that names are relative to, so that it can be moved.
     """
     total = hashlib.sha256()
     for path in sorted(paths):

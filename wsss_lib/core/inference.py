@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Pixels of one forward pass, as many as 32 crops of 512 x 512 have. ResNet-38, the largest network, takes 10 GiB for them.
 FORWARD_PIXELS = 32 * 512 * 512
-# Of one on a CPU, as many as four images have: what is larger leaves the caches, and its memory is new pages each time.
+# On a CPU, as many as four images have: what is larger leaves the caches, and its memory is new pages each time.
 CPU_PIXELS = 4 * 375 * 500
 
 
@@ -18,7 +18,7 @@ def views_at_once(views: Tensor) -> int:
 
 
 def forward_in_parts(run: Callable[..., Tensor], views: Tensor, *others: Tensor) -> Tensor:
-    """Return `run(views, *others)`, made of parts that hold a bounded number of pixels, halved while a GPU's memory is short.
+    """Return `run(views, *others)`, computed in parts of a bounded number of pixels, halved while GPU memory is short.
 
     Args:
         run: a network, or a part of one; returns a tensor with a row for each view.

@@ -23,12 +23,12 @@ from wsss_lib.data.dataset import SegmentationDataset
 from wsss_lib.parameters import Settings
 
 # What a method gives `make_maps`: ids, images of one size and labels uint8 (N, C) to each image's classes (K,), scores
-# (K, h, w) in [0, 1] at stride 4, and, where maps of full size are kept, these or the `Views` that they are made of.
+# (K, h, w) in [0, 1] at stride 4, and, where full-size maps are kept, these or the `Views` that they are made of.
 Localize = Callable[[Sequence[str], Sequence[Image.Image], np.ndarray], list[tuple]]
 
 
 class ShardDone(Exception):
-    """This run has done its shard of a stage. No failure: when all have, shard 0 is run again and goes on."""
+    """This run has done its shard of a stage. Not an error: when all have, shard 0 is run again and goes on."""
 
 
 def for_each_image(
@@ -45,7 +45,7 @@ def for_each_image(
     Args:
         output: image id to the file, or the files, that `work` writes (atomically).
         work: makes that file. With workers it must be importable: a function of the library or a `functools.partial` of one.
-        prepare: what this process, which holds the network, makes of an image before `work(image_id, prepared)`: it goes on
+        prepare: what this process, which holds the network, computes for an image before `work(image_id, prepared)`: it goes on
             with the next image while the workers are busy.
 
     Raises:
@@ -77,12 +77,12 @@ def cpu_workers(config: Settings) -> int:
 
 
 def few_workers() -> int:
-    """Return the number of processes for short work outside a stage: one a core, at most four."""
+    """Return the number of processes for short work outside a stage: one per core, at most four."""
     return min(4, os.cpu_count() or 1)
 
 
 def shard_of(items: Sequence, config: Settings) -> Sequence:
-    """Return this run's share: all items, every `shards`-th one from its own on, or for shard 0 none.
+    """Return this run's part: all items, every `shards`-th one from its own on, or for shard 0 none.
 
     Args:
         items: image ids, or batches of them.
@@ -94,9 +94,9 @@ def shard_of(items: Sequence, config: Settings) -> Sequence:
 
 
 def end_of_shard(config: Settings, name: str, others_missing: bool) -> None:
-    """End the notebook of a shard after its images, and that of shard 0 before images that are to be done.
+    """End the notebook of a shard after its images, and that of shard 0 before missing images.
 
-    So shard 0 alone trains, scores and goes on from one stage to the next; the Snakefile calls them in turn.
+    Thus only shard 0 trains, scores and goes from one stage to the next; the Snakefile calls the shards in turn.
 
     Args:
         others_missing: whether images outside this run's shard had no result.
@@ -113,7 +113,7 @@ def batches_of_like_size(ids: Iterable[str], size_of: Callable[[str], tuple[int,
 
     Args:
         size_of: image id to (width, height) in pixels.
-        batch_size: the most images in one batch, at least 1.
+        batch_size: maximum number of images in one batch, at least 1.
 
     Returns:
         batches of ids, ordered by size, then by id.
@@ -133,12 +133,12 @@ Result = TypeVar("Result")
 
 
 def make_maps(localize: Localize, data: SegmentationDataset, config: Settings, folder: Path) -> int:
-    """Write `ID.npz` with the localization maps of every image that has none yet, or of those of this run's shard.
+    """Write `ID.npz` with the localization maps of every image that has none yet, or of those in this run's shard.
 
     Args:
-        localize: a method; (ids, images of one size, labels uint8 (N, C)) to what `write_maps` takes of each image: classes
-            (K,), scores (K, h, w) at stride 4, and perhaps maps of full size. What it draws at random must depend on
-            the id alone, so that a resumed run makes the same maps.
+        localize: a method; (ids, images of one size, labels uint8 (N, C)) to what `write_maps` takes for each image: classes
+            (K,), scores (K, h, w) at stride 4, and perhaps full-size maps. Its random draws must depend on the id
+            alone, so that a resumed run makes the same maps.
 
     Raises:
         ShardDone: as `end_of_shard`.
@@ -165,12 +165,12 @@ def map_in_processes(
 ) -> Iterator[Result]:
     """Return an iterator over `work(item)` of every item, in order.
 
-    When it is interrupted or a piece of work fails, what is being worked on is finished, nothing else is begun, and all
-    processes end. When this process is killed, they end too.
+    If it is interrupted or a call fails, the calls already running are finished, no other is started, and all processes
+    end. If this process is killed, they end, too.
 
     Args:
         work: importable, as worker processes load it by its name: a function of a module or a `functools.partial` of one. It is
-            handed to a process once, not with every item.
+            sent to a process once, not with every item.
         chunk: items that a process takes at once.
 
     Raises:
@@ -224,7 +224,7 @@ def _begin(work: Callable[..., Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone: it would wait for work for ever."""
+    """End this process when its parent is gone: it would wait for work forever."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

@@ -11,7 +11,7 @@ def progress(items: Iterable, name: str, total: int | None = None, initial: int 
     """Iterate with a bar in a terminal or a live notebook; silent when headless (papermill, nbval, tests).
 
     Args:
-        show: False is silent too: of several processes one shows its bar.
+        show: False is silent, too: only one of several processes shows its bar.
     """
     live = sys.stderr.isatty() or os.environ.get("JUPYTERHUB_USER") is not None or bool(os.environ.get("JPY_SESSION_NAME"))
     quiet = os.environ.get("WSSS_PROGRESS", "bar" if live else "none") == "none"

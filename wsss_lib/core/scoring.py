@@ -18,7 +18,7 @@ from wsss_lib.parameters import Settings
 
 
 def score_masks(data: SegmentationDataset, mask_of: Callable[[str], np.ndarray] | Path) -> Evaluation:
-    """Compare masks with the true ones over a split.
+    """Compare masks with the ground truth over a split.
 
     Args:
         mask_of: a folder of `ID.png`, or a function from image id to a uint8 (H, W) map.
@@ -48,10 +48,10 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
 
     Returns:
         what, split, images, crf, pixel_labels_chose; `miou`, mean `precision` and mean `recall` in percent; `class_iou`, one
-        value in percent a class, the background first, None where undefined; `unknown_share` in [0, 1].
+        value in percent per class, the background first, None where undefined; `unknown_share` in [0, 1].
 
     Raises:
-        ValueError: the ground truth holds no labelled pixel, or none of any class.
+        ValueError: the ground truth holds no labeled pixel, or none of any class.
 
     Explained in notebook 70, section "Numbers".
     """
@@ -72,7 +72,7 @@ def metric_row(what: str, data: SegmentationDataset, evaluation: Evaluation, crf
 
 
 def _require_classes(data: SegmentationDataset, pixels: np.ndarray) -> None:
-    """Refuse to score where nothing could be found: a prediction of background alone would be perfect.
+    """Refuse to score if there is nothing to find: a prediction of background alone would be perfect.
 
     Args:
         pixels: of each true class, background first.
@@ -152,7 +152,7 @@ def sweep_maps(
 
 
 def best_threshold_row(data: SegmentationDataset, maps_folder: Path) -> dict:
-    """Return the row of `metrics.json` for maps at their best threshold, which the ground truth chooses, with the whole curve.
+    """Return the row of `metrics.json` for maps at their best threshold, chosen by the ground truth, with the whole curve.
 
     Returns:
         what, split, images, crf, pixel_labels_chose; `miou` in percent; `threshold`; `thresholds` (0.01 to 0.90) and, in
@@ -180,7 +180,7 @@ def part_mask(data: SegmentationDataset, image_id: str) -> np.ndarray:
     """Return where a generated image has bodies (1) and heads (2), uint8 (H, W).
 
     Raises:
-        FileNotFoundError: the data have no part masks; real data never have.
+        FileNotFoundError: the data have no part masks; real data never do.
 
     Explained in notebook 10, section "The flaw, measured".
     """
@@ -190,13 +190,13 @@ def part_mask(data: SegmentationDataset, image_id: str) -> np.ndarray:
 def mean_part_recall(
     data: SegmentationDataset, maps_folder: Path, threshold: float, count: int = 300
 ) -> dict[str, float] | None:
-    """Return which fraction of the heads and of the bodies of generated creatures the maps find.
+    """Return the fraction of the heads and of the bodies of generated creatures that the maps find.
 
     Args:
         threshold: the score of the background.
 
     Returns:
-        {"head": mean over images in 0..1, "body": mean}, or None where the data have no part masks.
+        {"head": mean over images in 0..1, "body": mean}, or None if the data have no part masks.
 
     Explained in notebook 10, section "The flaw, measured".
     """

@@ -1,4 +1,4 @@
-"""A stage of the pipeline, and `run`, which makes it, goes on with it, or finds it finished.
+"""A stage of the pipeline, and `run`, which makes it, resumes it, or finds it finished.
 
 A stage says in one place what it is called, what it needs, which parameters it reads, and which plain function makes it.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.safetensors"
 
 
-@dataclass(frozen=True, eq=False)  # a stage equals itself alone
+@dataclass(frozen=True, eq=False)  # a stage equals only itself
 class Stage:
     """One step of the pipeline.
 
@@ -36,20 +36,20 @@ class Stage:
         name: of its folder `runs/<dataset>/<method>/seed<k>/<name>`.
         notebook: stem of the notebook that runs it.
         make: fills `job.folder`; returns the number of images handled, for the record's speed. It may be called again after
-            a kill and goes on where it stopped.
+            a kill and resumes where it stopped.
         reads: parameters that `make` and `load` may read; "vwe_*" stands for all that begin so. A function of the configuration
-            where one parameter decides whether others are read.
+            if one parameter decides whether others are read.
         inputs: name to the stage whose finished results `make` needs, for a configuration.
         files: name to a hash of whatever else `make` reads, e.g. ground truth.
         split: the parameter that names the split of `job.data`; empty: the stage reads no data set.
-        limit: the parameter that says how many of its first images are used; where that is 0, `limit` does.
-        load: returns the network that `make` has left, on the device, in evaluation mode.
-        score: rows of `metrics.json`; made again, without the stage, when the images or masks that it reads change.
+        limit: the parameter that says how many of its first images are used; if that is 0, `limit` does.
+        load: returns the network that `make` left, on the device, in evaluation mode.
+        score: rows of `metrics.json`; recomputed, without the stage, when the images or masks that it reads change.
         score_reads: parameters that only `score` may read.
         needs_masks: whether `score` reads masks; without any it is not called.
         score_split: the parameter that names the split of `job.score_data`.
-        method: whose folder holds the stage; empty: that of the configuration's method.
-        shows: names of the rows with a mIoU that `score` gives, in the order of all tables, each to the folder of its label
+        method: the one whose folder holds the stage; empty: the configuration's method.
+        shows: names of the rows with a mIoU that `score` returns, in the order of all tables, each to the folder of its label
             maps below the stage's; None where no label maps are stored.
     """
 
@@ -135,7 +135,7 @@ class Job:
         return training.read_log(self.folder)
 
     def scoring(self) -> "Job":
-        """Return the job as `Stage.score` is given it: what only scores depend on may be read, too."""
+        """Return the job for `Stage.score`: what only scores depend on may be read, too."""
         job = Job(replace(self.stage, reads=(*self.stage.read_by(self.whole), *self.stage.score_reads)), self.whole)
         job.inputs = self.inputs
         return job
@@ -147,12 +147,12 @@ def run_folder_of(config: "Config") -> Path:
 
 
 def folder_of(stage: Stage, config: "Config") -> Path:
-    """Return the folder of a stage's present results, whether or not it exists."""
+    """Return the folder of a stage's current results, whether or not it exists."""
     return run_folder_of(config) / (stage.method or config.method) / f"seed{config.seed}" / stage.name
 
 
 def open_stage(stage: Stage, config: "Config") -> Job:
-    """Open what another notebook has made, with whatever parameters it was made.
+    """Open what another notebook has made, whatever parameters it was made with.
 
     Raises:
         DataError: it has not finished.
@@ -172,7 +172,7 @@ def open_stage(stage: Stage, config: "Config") -> Job:
 
 
 def run(stage: Stage, config: "Config") -> Job:
-    """Make a stage, go on with an interrupted one, or find it finished; return it with its results.
+    """Make a stage, resume an interrupted one, or find it finished; return it with its results.
 
     Raises:
         DataError: an input is not finished, or another process is making this stage.
@@ -213,7 +213,7 @@ def _scores(job: Job) -> list[dict[str, Any]]:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """Return what `begun.json` holds: parameters, hashes of inputs, the key (one hash over both), names of classes."""
+    """Return what `begun.json` holds: parameters, hashes of inputs, the key (one hash over both), class names."""
     config, stage = job.whole, job.stage
     parameters = config.parameters_of(*stage.read_by(config))
     for name in RUNTIME:
@@ -244,7 +244,7 @@ def network_made(job: Job, build: Callable[[], Network], train: Callable[[Networ
     """Build a network, train it unless a file of finished weights is named, and save it: the `make` of every network's stage.
 
     Args:
-        build: returns the network with its start weights, or with the finished ones.
+        build: returns the network with its initial weights, or with the finished ones.
         train: changes it in place; returns the number of images seen.
         finished_weights: the parameter that names a file of weights to use instead of training; may be empty.
     """

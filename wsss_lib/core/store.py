@@ -18,10 +18,10 @@ WAIT = 20.0  # seconds for what is left of a killed run: a kernel sees within on
 
 
 def lock_folder(folder: Path) -> FileLock:
-    """Keep other processes from a stage's folder, after a short wait for one that is just ending.
+    """Lock other processes out of a stage's folder, after a short wait for one that is just ending.
 
     Returns:
-        the lock, held until `unlock_folder`, the end of this process or that of the last object that refers to it. The same
+        the lock, held until `unlock_folder`, the end of this process or of the last object that refers to it. The same
         process may take it again.
 
     Raises:
@@ -52,7 +52,7 @@ def lock_folder(folder: Path) -> FileLock:
 def unlock_folder(lock: FileLock) -> None:
     """Let other processes in, and leave no file behind."""
     if lock.is_locked:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it sees that this file is gone
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: whoever waits for it sees that this file is gone
         lock.release(force=True)
 
 
@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 
 
 def randomness(seed: int) -> dict[str, Any]:
-    """Return everything beside parameters, inputs and versions on which the bits of a result depend.
+    """Return everything besides parameters, inputs and versions that the bits of a result depend on.
 
     Returns:
         `generators`, whatever draws random numbers, with what each is seeded from; `order_of_sums`, what decides in which order
@@ -201,7 +201,7 @@ class StageFolder:
 
     def finish(self, seconds: float, num_images: int, device: str) -> None:
         """Write `run.json`; from then on other stages and processes may use the folder."""
-        _remove_leftovers(self.folder, "state.safetensors")  # of a training: until here a killed run goes on from it
+        _remove_leftovers(self.folder, "state.safetensors")  # of a training: until here a killed run resumes from it
         files = self.files()
         content = read_json(self.folder / "begun.json")
         write_json(
@@ -236,7 +236,7 @@ def claim(folder: Path, content: dict[str, Any], shard: int) -> StageFolder:
 
     Args:
         content: of `begun.json`: key, parameters, inputs.
-        shard: of per-image work; 0: the one run that may make the folder ready.
+        shard: of per-image work; 0: the one run that may prepare the folder.
 
     Returns:
         the folder; its `lock` is None if the stage is complete.
@@ -249,7 +249,7 @@ def claim(folder: Path, content: dict[str, Any], shard: int) -> StageFolder:
     if stage.key() == key and stage.is_complete():
         _remove_stale_lock(folder)
         return stage
-    if shard:  # others make their images beside this run; shard 0 has made the folder ready
+    if shard:  # others make their images in parallel; shard 0 has prepared the folder
         if stage.key() != key:
             raise DataError(f"{folder}: not begun with these parameters and inputs; run shard 0 before shard {shard}")
         stage.lock = lock_folder(folder.with_name(f"{name}.shard{shard}"))
@@ -304,7 +304,7 @@ def _remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 def finished_stages(run_folder: Path | str) -> dict[tuple[str, int], dict[str, StageFolder]]:
-    """Return the present finished stages of all methods of a run, without results that are kept of other parameters.
+    """Return the current finished stages of all methods of a run, without the kept results of other parameters.
 
     Returns:
         (method, seed) to stage name to folder, sorted by method, seed and name.

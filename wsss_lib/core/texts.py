@@ -1,9 +1,9 @@
-"""Texts that strangers wrote, such as names of classes and images, made ready to be shown as they are."""
+"""Texts that strangers wrote, such as names of classes and images, escaped to be shown unchanged."""
 
 import re
 import unicodedata
 
-# What Markdown, HTML or MathJax would read as more than a character. An underscore inside of a word is none of these.
+# What Markdown, HTML or MathJax would read as more than a character. An underscore inside a word is not one of these.
 MARKUP = re.compile(r"[&<>|*`~$\\\[\]]|(?<!\w)_|_(?!\w)")
 
 

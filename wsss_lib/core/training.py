@@ -28,9 +28,9 @@ from wsss_lib.nets.weights import load_weights
 from wsss_lib.parameters import Settings
 
 LOG_EVERY = 10
-DIVERGED = 1.1  # the last losses over the first one; less is the noise of single batches
+DIVERGED = 1.1  # the last losses divided by the first; less is the noise of single batches
 LEAST_SCALE = 1.0  # of float16 losses; below it the scale protects nothing and every step has been skipped for long
-HARMLESS = 0.2  # a loss that no diverged network has; one that goes on from trained weights may rise below it
+HARMLESS = 0.2  # a loss that no diverged network has; one that continues from trained weights may rise below it
 
 
 def device_of(config: Settings) -> torch.device:
@@ -60,7 +60,7 @@ def poly_factor(step: int, total: int, power: float = 0.9, every: int = 1) -> fl
     Args:
         step: finished optimizer steps, 0, 1, ...
         total: planned steps T.
-        every: the factor changes only at multiples of `every` and no more after T (DeepLab-v2: 10; all others: 1).
+        every: the factor changes only at multiples of `every` and not after T (DeepLab-v2: 10; all others: 1).
 
     Returns:
         the factor, in [0, 1].
@@ -105,30 +105,30 @@ def train(
 ) -> None:
     """Train `model` in place for `steps` optimizer steps and keep its state in `folder`.
 
-    Several processes (`wsss_lib.core.distributed`) do the same together: each takes its part of every batch, gradients and
-    losses are averaged, process 0 writes. The result is that of one process but for rounding, for batch normalization that
-    is trained (each part of a batch has its own statistics, and those of process 0 are kept), and for dropout. A run may be
-    resumed with another number of processes, and on another device.
+    With several processes (`wsss_lib.core.distributed`), each takes its part of every batch, gradients and losses are
+    averaged, and rank 0 writes. The result is that of one process except for rounding, for trained batch normalization
+    (each part of a batch has its own statistics, and those of rank 0 are kept), and for dropout. A run may be resumed with
+    another number of processes, and on another device.
 
     Args:
         model: the network, in training mode after `model.train()`.
         loss_of: (model, batch on the device) to named scalar losses; the one named "loss" is minimized, and must be a mean
-            over the images of the batch if batches are accumulated; what divides by counts of pixels takes their
+            over the images of the batch if batches are accumulated; what divides by counts of pixels uses their
             `distributed.all_reduce_mean`.
         samples: torch data set that is indexed by (epoch, index), see `wsss_lib.data.samples`.
-        parameter_groups: params, lr and weight_decay of each group; min_lr where the schedule has a floor.
+        parameter_groups: params, lr and weight_decay of each group; min_lr if the schedule has a floor.
         momentum: of SGD; None: Adam with its usual two moments (AMN, DRS's refinement).
         steps: optimizer steps T of the whole run.
         batch_size: images in one optimizer step, whatever a device can hold and however many processes there are.
         schedule: (steps already made, T) to the factor on every group's lr.
         nesterov: the momentum is Nesterov's (DRS).
-        after_step: called with the number of finished steps, by process 0; after a resume also for steps that it has seen
+        after_step: called with the number of finished steps, by rank 0; after a resume also for steps that it has seen
             before.
         keep_last: the short batch at an epoch's end is a step too (DRS).
 
     Raises:
         Diverged: the loss is not finite (says at which step), or higher at the end than at the start.
-        ValueError: this is a shard of per-image work, the batch cannot be shared evenly, the gradients overflow float16 step
+        ValueError: this is a shard of per-image work, the batch cannot be divided evenly, the gradients overflow float16 step
             after step, or `folder` holds the state of another network.
         OSError: a loader process was killed, /dev/shm is too small for the loaded batches, or a file cannot be written.
     """
@@ -161,14 +161,14 @@ def train(
     if world_size > 1:
         together = DistributedDataParallel(losses_of, find_unused_parameters=True)  # heads that this loss does not train
         losses_of, accumulate = together, together.no_sync  # gradients are averaged with the last part of a step
-        torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops other values out
+        torch.manual_seed(random.Random(f"{config.seed}/{done}/{rank}").getrandbits(63))  # each drops different values
     model.train()
     skipped = 0
     last: deque[float] = deque(maxlen=max(1, min(10, steps // 5)))
     unread: list[Tensor] = []  # the losses of the steps since they were last read: on a GPU, reading them waits for it
     with (
         _trim_log(folder / "log.jsonl", done) if rank == 0 else open(os.devnull, "w") as log,
-        torch.backends.cudnn.flags(enabled=True, benchmark=True),  # crops have one size, for which the fastest way is found
+        torch.backends.cudnn.flags(enabled=True, benchmark=True),  # crops have one size, whose fastest algorithm is found
     ):
         for step in progress(range(done, steps), name, total=steps, initial=done, show=rank == 0):
             factor = schedule(step, steps)
@@ -195,7 +195,7 @@ def train(
                         raise Diverged(f"{name}: the loss is {row['loss']} at step {at}; lower the learning rate")
                     last.append(row["loss"])
             scale = scaler.get_scale()
-            scaler.step(optimizer)  # not taken where a gradient is not finite; the scale is then halved
+            scaler.step(optimizer)  # skipped if a gradient is not finite; the scale is then halved
             scaler.update()
             skipped += scaler.get_scale() < scale
             if scaler.get_scale() < LEAST_SCALE:
@@ -219,7 +219,7 @@ def train(
 
 
 class _Losses(nn.Module):
-    """A network with its loss, which together are what `DistributedDataParallel` takes for one."""
+    """A network with its loss, which `DistributedDataParallel` takes together as one module."""
 
     def __init__(self, model: nn.Module, loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]]):
         super().__init__()
@@ -285,7 +285,7 @@ def _load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
             _, index, name = key.split(".")
             state["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(state)
-    if numbers["scaler"]:  # empty where the run has begun without mixed precision, as on a CPU; then scaling begins now
+    if numbers["scaler"]:  # empty if the run began without mixed precision, as on a CPU; then scaling begins now
         scaler.load_state_dict(numbers["scaler"])
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
@@ -314,7 +314,7 @@ def read_log(folder: Path) -> list[dict]:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors; the training state beside them goes when the stage is finished.
+    """Write a network's weights as safetensors; the training state next to them is removed when the stage is finished.
 
     Args:
         path: the file to make, in the folder that was given to `train`.

@@ -22,7 +22,7 @@ from wsss_lib.core.texts import is_one_line
 from wsss_lib.errors import DataError
 from wsss_lib.parameters import Settings, project_path
 
-SCORED = "scored"  # the list of the training images that have a mask, where not all of them do
+SCORED = "scored"  # the list of the training images that have a mask, if not all of them do
 
 VOC_CLASSES = (
     "aeroplane",
@@ -86,14 +86,14 @@ class SegmentationDataset:
         return self.masked is None or not self.masked.isdisjoint(self.ids)
 
     def example(self, num_classes: int, ids: Sequence[str] = ()) -> str:
-        """Return the id of an image to look at, of all or of some: the first with so many classes, or with about so many."""
+        """Return the id of an image to look at, of all or of some: the first with exactly or about so many classes."""
         return min(
             ids or self.ids,
             key=lambda image_id: (self.label(image_id).sum() == 0, abs(int(self.label(image_id).sum()) - num_classes)),
         )
 
     def scored(self) -> "SegmentationDataset":
-        """Return the images that have a mask, or all of them, with unknown masks, where none has."""
+        """Return the images that have a mask; if none has, all of them, with unknown masks."""
         if self.masked is None or not self.has_masks:
             return self
         return self.part([row for row, image_id in enumerate(self.ids) if image_id in self.masked])
@@ -123,7 +123,7 @@ class SegmentationDataset:
         """Return the ground truth of an image id: uint8 (H, W), values 0..C and 255; all 255 for an image without a mask.
 
         Raises:
-            DataError: missing where there should be one, unreadable, another size than the image, or a value that is not a
+            DataError: missing where there should be one, unreadable, of another size than the image, or with a value that is no
                 class.
 
         Explained in notebook 02, section "Masks".
@@ -152,7 +152,7 @@ class SegmentationDataset:
 
 
 def unreadable_images(data: SegmentationDataset) -> dict[str, str]:
-    """Return the ids of the images that cannot be read, each with the sentence that says why; every image is decoded.
+    """Return the ids of the images that cannot be read, each with a sentence that says why; every image is decoded.
 
     Explained in notebook 02, section "The check".
     """
@@ -182,7 +182,7 @@ def check_images(data: SegmentationDataset) -> None:
 
 
 def without_unreadable_images(data: SegmentationDataset) -> SegmentationDataset:
-    """Return a split without the images that cannot be read, which are listed in print.
+    """Return a split without the images that cannot be read, which are printed.
 
     Raises:
         DataError: no image can be read.
@@ -209,8 +209,8 @@ def load_dataset(
         mask_folder: folder of the masks below `root`, e.g. "SegmentationClassAug".
 
     Returns:
-        the split; no image or mask has been decoded yet. A split of which no image has a row in the table has neither
-        labels nor masks.
+        the split; no image or mask has been decoded yet. A split without a row in the table has neither labels nor
+        masks.
 
     Raises:
         DataError: something is missing or contradicts itself; the message names the first such file and how many there are.
@@ -253,11 +253,11 @@ def load_dataset(
 def read_masked(root: Path, mask_folder: str = "SegmentationClass") -> frozenset[str] | None:
     """Return the ids of the images that have a mask; None: all of them should.
 
-    A data set without masks has no folder of them. One with masks for a few images has the list
-    `ImageSets/Segmentation/scored.txt`, and those that lie in the folder count.
+    A data set without masks has no mask folder. One with masks for a few images has the list
+    `ImageSets/Segmentation/scored.txt`, and those in the folder count.
 
     Args:
-        mask_folder: folder of the masks below `root`; another name than the usual one is meant to be there.
+        mask_folder: folder of the masks below `root`; one with an unusual name must exist.
 
     Raises:
         DataError: the folder of another name is missing, or the list is broken.
@@ -317,7 +317,7 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
     """Return the ids of one list, in its order; an id is the first word of a line, as a string.
 
     Raises:
-        DataError: there is no such list, or it is empty, no text, names an id twice or something that is not an id.
+        DataError: there is no such list, or it is empty, not text, or names an id twice or something that is not an id.
 
     Explained in notebook 02, section "The folder".
     """
@@ -346,7 +346,7 @@ def read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
         classes: the C foreground class names that the columns must have.
 
     Raises:
-        DataError: the file is missing or no such table, or an image has two rows.
+        DataError: the file is missing or not such a table, or an image has two rows.
 
     Explained in notebook 02, section "Image-level labels".
     """

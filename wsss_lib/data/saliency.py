@@ -1,4 +1,4 @@
-"""Saliency maps: one 8-bit gray PNG an image, of the image's size; larger is more salient.
+"""Saliency maps: one 8-bit gray PNG per image, of the image's size; larger is more salient.
 
 They come from outside: a saliency network is trained with pixel labels, so results that use its maps must say so.
 """

@@ -72,12 +72,12 @@ class ClassificationSamples(Dataset):
 
 
 class SquareSamples(Dataset):
-    """Images and image-level labels for DRS's classifier: squeezed to a square, horizontal flip, color jitter, random crop.
+    """Images and image-level labels for DRS's classifier: resized to a square, horizontal flip, color jitter, random crop.
 
     Yields image float32 (3, crop, crop), normalized, and label float32 (C,).
 
     Args:
-        resize: side in pixels that images are squeezed to.
+        resize: side in pixels that images are resized to.
         crop: side of the crop in pixels, at most `resize`.
         mean, std: (R, G, B) of the normalization, in 0..1.
 
@@ -111,7 +111,7 @@ class SquareSamples(Dataset):
 
 
 class MapSamples(Dataset):
-    """Images and localization maps for DRS's refinement: both squeezed to a square, color jitter, joint horizontal flip.
+    """Images and localization maps for DRS's refinement: both resized to a square, color jitter, joint horizontal flip.
 
     Yields image float32 (3, side, side), normalized, and maps float32 (C, side, side), 0 for absent classes.
 
@@ -153,7 +153,7 @@ class MapSamples(Dataset):
 
 
 class AffinitySamples(Dataset):
-    """Images and reduced label maps for IRN: joint random scale, flip and crop.
+    """Images and reduced label maps for IRN: joint random scale, horizontal flip and crop.
 
     Yields image float32 (3, crop, crop) and label int64 (crop/4, crop/4) with 255 outside the image.
 
@@ -204,7 +204,7 @@ class AffinitySamples(Dataset):
 
 
 class SegmentationSamples(Dataset):
-    """Images and (pseudo-)masks for DeepLab-v2: one of the scales, fill with the mean color and 255, crop, horizontal flip.
+    """Images and (pseudo-)masks for DeepLab-v2: one of the scales, padding with the mean color and 255, crop, horizontal flip.
 
     Yields image float32 (3, crop, crop) and label int64 (crop, crop), 0..C and 255; with `image_labels` also the
     image-level label with background in front, float32 (1 + C,).
@@ -247,7 +247,7 @@ class SegmentationSamples(Dataset):
         return (*sample, present) if self.image_labels else sample
 
     def augment(self, image: Image.Image, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """Return a randomly changed image and its label.
+        """Return a randomly augmented image and its label.
 
         Args:
             label: uint8 (H, W), 0..C or 255.
@@ -274,7 +274,7 @@ class V3PlusSamples(SegmentationSamples):
         self.label_fill = label_fill
 
     def augment(self, image: Image.Image, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """Return a randomly changed image and its label.
+        """Return a randomly augmented image and its label.
 
         Args:
             label: uint8 (H, W), 0..C or 255.
@@ -311,7 +311,7 @@ def disjoint_pool(labels: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rng: random.Random) -> Iterator[list[int]]:
-    """Yield endless batches of a pool, in which every index has its turn before one comes again.
+    """Yield endless batches of a pool, in which every index is used before one repeats.
 
     Args:
         pool: at least one index.
@@ -319,7 +319,7 @@ def batches_of_pool(pool: Sequence[int], size: int, first_rng: random.Random, rn
         first_rng: draws the first batch.
 
     Returns:
-        an iterator without an end; each batch is a list of `size` indices.
+        an endless iterator; each batch is a list of `size` indices.
 
     >>> batches = batches_of_pool(range(4), 2, random.Random(0), random.Random(1))
     >>> sorted(next(batches) + next(batches))
@@ -343,10 +343,10 @@ class StepSampler(Sampler):
 
     Args:
         parts: a step's batch is yielded in this many equal parts (gradient accumulation); changes no sample's position.
-        ranks: rank and world size; each rank has an equal, contiguous part of every batch, and `parts` counts what that is
-            divided into.
+        ranks: rank and world size; each rank has an equal, contiguous part of every batch, which is divided
+            into `parts`.
         first_step, last_step: half-open range.
-        keep_last: the short batch at an epoch's end is a step too, with as few images again as equal parts need.
+        keep_last: the short batch at an epoch's end is a step too, with as few repeated images as equal parts need.
 
     >>> steps = list(StepSampler(5, 2, 1, 0, 4, seed=0))
     >>> steps[2:] == list(StepSampler(5, 2, 1, 2, 4, seed=0))
@@ -418,7 +418,7 @@ def batches(
         num_workers: loader processes; 0 loads in this one. It changes no sample.
 
     Returns:
-        a loader of (last_step - first_step) * parts batches of batch_size / parts samples, divided by the number of processes.
+        a loader of (last_step - first_step) * parts batches of batch_size / parts samples, divided by the world size.
     """
     count = len(samples)  # type: ignore[arg-type]  # torch's Dataset does not say that it has a length
     sampler = StepSampler(count, batch_size, parts, first_step, last_step, seed, ranks, keep_last)

@@ -24,7 +24,7 @@ def resize_image(image: Image.Image, scale: float) -> Image.Image:
 
 
 def resize_label(label: np.ndarray, scale: float) -> np.ndarray:
-    """Resize a label map by a factor, nearest neighbor, so that no new values arise.
+    """Resize a label map by a factor, nearest neighbor, so no new values appear.
 
     Args:
         label: uint8 (H, W).
@@ -51,7 +51,7 @@ def random_long_side(image: Image.Image, shortest: int, longest: int, rng: rando
 
 
 def resize_square(image: Image.Image, side: int) -> Image.Image:
-    """Squeeze an image to side x side pixels, bilinear; the aspect ratio is lost (DRS).
+    """Resize an image to side x side pixels, bilinear; the aspect ratio is lost (DRS).
 
     Explained in notebook 30, section "Training".
 
@@ -184,7 +184,7 @@ def crop_normalized(
 
 
 def top_left_crop(array: np.ndarray, side: int, fill: float) -> np.ndarray:
-    """Cut the top-left square; a smaller image is filled on the right and bottom.
+    """Cut the top-left square; a smaller image is padded on the right and bottom.
 
     Args:
         array: (H, W) or (H, W, channels), any type.
@@ -223,7 +223,7 @@ def scale_crop_flip(
     """Apply DeepLab-v2's augmentation with the random draws given.
 
     The image is resized bilinearly (no anti-aliasing) and the label by nearest neighbor to int(H scale) x int(W scale),
-    filled on the bottom and right up to the crop with `fill` and 255, cropped at (top, left), flipped last.
+    padded on the bottom and right up to the crop with `fill` and 255, cropped at (top, left), flipped last.
 
     Args:
         image: float32 or uint8 (H, W, 3).
@@ -254,7 +254,7 @@ def scale_crop_flip(
 def _resized_window(image: np.ndarray, size: tuple[int, int], rows: range, columns: range) -> np.ndarray:
     """Return some rows and columns of an image (H, W, 3) resized bilinearly to (height, width): float32 (3, rows, columns).
 
-    They are `torch.nn.functional.interpolate`'s but for float32's rounding; nothing else of the image is computed.
+    They equal `torch.nn.functional.interpolate`'s except for float32 rounding; nothing else of the image is computed.
     """
     (above, below, down), (before, behind, across) = (
         _neighbors(old, new, wanted) for old, new, wanted in zip(image.shape[:2], size, (rows, columns), strict=True)
@@ -291,7 +291,7 @@ def draw_scale_crop_flip(
         rng: four numbers are drawn, in the order of the result.
 
     Returns:
-        scale; top and left of the crop in the scaled and filled image, in pixels; flip, true in half of the cases.
+        scale; top and left of the crop in the scaled and padded image, in pixels; flip, true in half of the cases.
     """
     scale = rng.choice(scales)
     height, width = (max(side, int(length * scale)) for length in size)
@@ -299,14 +299,14 @@ def draw_scale_crop_flip(
 
 
 def pad_all_sides(image: np.ndarray, label: np.ndarray, side: int, label_fill: int = IGNORE) -> tuple[np.ndarray, np.ndarray]:
-    """Fill around an image that is smaller than DeepLab-v3+'s crop, on ALL four sides: black, and `label_fill` as its label.
+    """Pad an image that is smaller than DeepLab-v3+'s crop, on ALL four sides: black, with `label_fill` as its label.
 
     If the width is too small all sides grow by int((1 + side - width) / 2), then likewise for the height.
 
     Args:
         image: (H, W, 3).
         label: (H, W).
-        label_fill: 255; the official code has 0 and so teaches the filling as background.
+        label_fill: 255; the official code has 0 and so teaches the padding as background.
 
     Returns:
         image and label with both sides at least `side`.
@@ -326,7 +326,7 @@ def pad_all_sides(image: np.ndarray, label: np.ndarray, side: int, label_fill: i
 
 
 def centre_crop(image: Image.Image, label: np.ndarray, side: int) -> tuple[Image.Image, np.ndarray]:
-    """Resize so that the shorter side is `side`, and cut the center: the protocol behind published DeepLab-v3+ numbers.
+    """Resize so that the shorter side is `side`, and crop the center: the protocol behind published DeepLab-v3+ numbers.
 
     Args:
         label: its (H, W) label map; resized by nearest neighbor.

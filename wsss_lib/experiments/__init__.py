@@ -1,4 +1,4 @@
-"""What single notebooks try out beside the pipeline."""
+"""What single notebooks try out besides the pipeline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from wsss_lib.errors import Diverged
 
 @contextmanager
 def a_trial() -> Iterator[None]:
-    """Let a lesson's short training end above its start: the sentence is printed, and the network is judged as it is.
+    """Let a lesson's short training end above its start: the sentence is printed, and the network is scored as it is.
 
     A stage of the pipeline stops there, as what follows would learn from a network that has learned nothing.
     """

@@ -1,4 +1,4 @@
-"""AMN with one part changed at a time: what does each part give?
+"""AMN with one part changed at a time: what does each part contribute?
 
 Notebook 40 runs some of these on few images, `benchmarks/amn_ablations.py` all of them on the whole set with three seeds.
 """
@@ -43,9 +43,9 @@ class Variant:
         loss: "balanced": AMN's; "plain": one mean over all known pixels; "image": no pixel labels, but the image-level label
             against the average of the logits; its maps are then made as CAM's, too.
         conditioned: whether the image-level label enters the network.
-        crf: whether the seeds have been refined by a CRF; without it they are CAM at the same two thresholds.
-        seed_rule: whether the maps keep their probabilities where the refined seed says background.
-        settings: parameters set otherwise.
+        crf: whether the seed masks have been refined by a CRF; without it they are CAM at the same two thresholds.
+        seed_rule: whether the maps keep their probabilities where the refined seed mask says background.
+        settings: parameters set differently.
     """
 
     loss: Literal["balanced", "plain", "image"] = "balanced"
@@ -74,7 +74,7 @@ VARIANTS = {  # those that share a trained network follow each other
 
 
 def plain_loss(logits: Tensor, labels: Tensor, smoothing: float) -> dict[str, Tensor]:
-    """Return the mean of the smoothed cross-entropy over all known pixels, whatever kind they are of.
+    """Return the mean of the smoothed cross-entropy over all known pixels, whatever their kind.
 
     Args:
         logits: (N, C, h, w).
@@ -92,10 +92,10 @@ def plain_loss(logits: Tensor, labels: Tensor, smoothing: float) -> dict[str, Te
 
 
 def image_loss(logits: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
-    """Return CAM's loss: the soft-margin loss of the averaged foreground logits; no label of a pixel has a part in it.
+    """Return CAM's loss: the soft-margin loss of the averaged foreground logits; no pixel label is used.
 
     Args:
-        logits: (N, 1 + K, h, w); the background's channel is not looked at.
+        logits: (N, 1 + K, h, w); the background's channel is not used.
         image_labels: float (N, K), 0 or 1.
 
     Explained in notebook 40, section "What helps and what does not".
@@ -104,7 +104,7 @@ def image_loss(logits: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
 
 
 def without_conditioning(net: ActivationManipulationNet) -> ActivationManipulationNet:
-    """Return the network with its condition vector fixed to ones: the features pass unchanged, whatever the label is."""
+    """Return the network with its condition vector fixed to ones: the features pass unchanged, whatever the label."""
     encoder = net.head.label_encoder.requires_grad_(False)
     encoder.weight.zero_()
     encoder.bias.fill_(1)
@@ -114,19 +114,19 @@ def without_conditioning(net: ActivationManipulationNet) -> ActivationManipulati
 def variant_seeds(
     variant: Variant, data: Sequence[SegmentationDataset], seed_folder: Path, maps_folder: Path, config: Settings, folder: Path
 ) -> Path:
-    """Return the folder of `ID.png` from which a variant learns, and make those that have seen no CRF.
+    """Return the folder of `ID.png` that a variant learns from, and make those without a CRF.
 
     Args:
-        data: the images that need seeds: those of training, and those whose maps are made.
-        seed_folder: of the refined seeds.
+        data: the images that need seed masks: those of training, and those whose maps are made.
+        seed_folder: of the refined seed masks.
         maps_folder: of CAM's `ID.npz`.
-        folder: gets the seeds without a CRF.
+        folder: gets the seed masks without a CRF.
 
     Explained in notebook 40, section "What helps and what does not".
     """
     if variant.crf:
         return seed_folder
-    for part in data:  # no step of mean field leaves the labels as they are
+    for part in data:  # zero steps of mean field leave the labels unchanged
         make_refined_seeds(part, maps_folder, config.model_copy(update={"seed_crf_iterations": 0}), folder)
     return folder
 
@@ -134,7 +134,7 @@ def variant_seeds(
 def train_variant(
     variant: Variant, data: SegmentationDataset, seed_folder: Path, classifier_weights: Path, config: Settings, folder: Path
 ) -> ActivationManipulationNet:
-    """Build and train one variant, from the same random start whatever was trained before.
+    """Build and train one variant, from the same random initialization whatever was trained before.
 
     Args:
         classifier_weights: CAM's classifier, for `amn_init` "classifier".
@@ -165,7 +165,7 @@ def variant_localization(
     """Return the function that makes a variant's maps, for `stages.make_maps`.
 
     Raises:
-        DataError: a refined seed is missing.
+        DataError: a refined seed mask is missing.
 
     Explained in notebook 40, section "What helps and what does not".
     """
@@ -209,7 +209,7 @@ def score_variants(
 
 
 class _AsClassifier:
-    """An unconditioned AMN as CAM's extraction wants its network: evidence is the positive part of the foreground logits."""
+    """An unconditioned AMN as CAM's extraction expects it: evidence is the positive part of the foreground logits."""
 
     def __init__(self, net: ActivationManipulationNet):
         self.net, self.classifier = net, net.head.aspp.c0

@@ -2,7 +2,7 @@
 
 Two classes, the digits 2 and 8; a few of the images also hold a small shape that goes with the class. Networks trained on
 them show, layer by layer, how much of the digit, of the shape and of the background their gradients still see. The
-experiment has no published code; notebook 01 tells apart what the paper fixes, what is remembered of it and what is ours.
+experiment has no published code; notebook 01 separates what the paper fixes, what is remembered of it and what is ours.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ class FiveConvolutions(nn.Module):
         )
         side = -(-CANVAS // 8)  # three strides of 2
         self.linear = nn.Linear(widths[-1] * side * side, num_logits)
-        for convolution in self.convolutions:  # torch's own start is too small for five layers with ReLU
+        for convolution in self.convolutions:  # torch's own initialization is too small for five layers with ReLU
             nn.init.kaiming_normal_(convolution.get_parameter("weight"), nonlinearity="relu")
             nn.init.zeros_(convolution.get_parameter("bias"))
 
@@ -86,7 +86,7 @@ class FiveConvolutions(nn.Module):
 
 
 def own_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the logit of each image's own class, (N,): (2y - 1) z where there is one logit, z_y where there are two.
+    """Return the logit of each image's own class, (N,): (2y - 1) z with one logit, z_y with two.
 
     Args:
         logits: float (N, 1) or (N, 2).
@@ -126,7 +126,7 @@ def train_network(
     """Train a network with Adam; the learning rate falls linearly to zero.
 
     Args:
-        seed: of weights and order; torch's own random state stays as it is.
+        seed: of weights and order; torch's own random state stays unchanged.
 
     Raises:
         ValueError: there is no such loss.
@@ -236,7 +236,7 @@ def raise_logit(
     """Push the raw logit of one image up, for a few steps of SGD from the trained weights, and watch its last map.
 
     The loss is minus the sum of the own logits of the image and of one companion of the other class, a new one in each step:
-    nothing saturates, and nothing but the learning rate holds the logits back.
+    nothing saturates, and only the learning rate holds the logits back.
 
     Args:
         image: float (1, H, W).
@@ -245,8 +245,8 @@ def raise_logit(
         learning_rate, steps: of SGD.
 
     Returns:
-        G_6 before each step and after the last, float (steps + 1, H, W), and the image's own logit, float (steps + 1,). When
-        the logit overflows the updates end: the maps that are left are zero and the logits NaN.
+        G_6 before each step and after the last, float (steps + 1, H, W), and the image's own logit, float (steps + 1,). If
+        the logit overflows, the updates end: the remaining maps are zero and the logits NaN.
 
     Raises:
         ValueError: `others` has no image of the other class.

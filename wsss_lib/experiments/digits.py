@@ -112,19 +112,19 @@ class DigitImages:
         return DigitImages(self.images.masked_fill(self.regions[1][:, None], 0), self.labels, self.regions)
 
     def shapes_alone(self) -> "DigitImages":
-        """Return the same images without their digits: they ask what a network has learned of the shapes."""
+        """Return the same images without their digits: they test what a network has learned about the shapes."""
         return DigitImages(self.regions[1].float()[:, None], self.labels, self.regions)
 
 
 def make_images(digits: np.ndarray, labels: np.ndarray, count: int, shape_share: float, seed: int) -> DigitImages:
-    """Put digits at random places on a black canvas and, in some images, the shape that goes with the class beside them.
+    """Put digits at random positions on a black canvas and, in some images, the shape that goes with the class beside them.
 
     Args:
         digits: float32 (N, 20, 20) in [0, 1].
         labels: int64 (N,), 0 or 1.
         count: number of images; each takes a random digit.
         shape_share: fraction of the images that have a shape; exactly round(count * share) have one.
-        seed: of digits, places and choice.
+        seed: of digits, positions and choice.
 
     Returns:
         the images with their labels and regions.

@@ -1,6 +1,6 @@
 """DRS's classifier with different suppression: learnable or fixed, in the last stage or in all.
 
-Notebook 30 trains each variant for two epochs on few images, from the same start; the maps are not refined.
+Notebook 30 trains each variant for two epochs on few images, from the same initialization; the maps are not refined.
 """
 
 from collections.abc import Callable
@@ -44,13 +44,13 @@ MaskOf = Callable[[str], np.ndarray]  # image id to a uint8 (H, W) map
 
 
 def suppressions(net: nn.Module) -> list[drs.Suppression]:
-    """Return a network's modules of suppression, in the order of the layers."""
+    """Return a network's suppression modules, in the order of the layers."""
     return [module for module in net.modules() if isinstance(module, drs.Suppression)]
 
 
 @torch.no_grad()
 def modules_and_inputs(net: nn.Module, images: Tensor) -> list[tuple[drs.Suppression, Tensor]]:
-    """Return each module of suppression with what it is given for normalized images (N, 3, H, W), in the order of the calls."""
+    """Return each suppression module with its input for normalized images (N, 3, H, W), in the order of the calls."""
     seen: list[tuple[drs.Suppression, Tensor]] = []
     handles = [
         module.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
@@ -63,13 +63,13 @@ def modules_and_inputs(net: nn.Module, images: Tensor) -> list[tuple[drs.Suppres
 
 
 def to_square(image: Image, config: Settings) -> Tensor:
-    """Return an image as the network wants it: (1, 3, S, S), resized to a square of `drs_crop` and normalized."""
+    """Return an image in the form that the network needs: (1, 3, S, S), resized to a square of `drs_crop` and normalized."""
     square = transforms.resize_square(image, config.drs_crop)
     return transforms.to_tensor(transforms.normalize(square, *normalization_of(config.drs_backbone)))[None]
 
 
 def fraction_at_bound(net: nn.Module, data: SegmentationDataset, config: Settings, count: int = IMAGES_AT_BOUND) -> float:
-    """Return at which fraction of the positions outside every object the last module's channels sit at their bound.
+    """Return the fraction of positions outside every object at which the last module's channels sit at their bound.
 
     Returns:
         mean over channels, positions and images, in [0, 1]; NaN if no position lies outside.
@@ -89,7 +89,7 @@ def fraction_at_bound(net: nn.Module, data: SegmentationDataset, config: Setting
 
 
 def saliency_maps(data: SegmentationDataset, folder: Path) -> MaskOf:
-    """Return the function from an image id to its saliency map; where there is none, zeros."""
+    """Return the function from an image id to its saliency map; zeros if there is none."""
 
     def saliency_of(image_id: str) -> np.ndarray:
         path, size = folder / f"{image_id}.png", data.image(image_id).size
@@ -118,7 +118,7 @@ def short_config(config: Config, images: int) -> Config:
         images: of the training set; a fifth of them is used, but no more pixels than 300 generated images have.
     """
     count = max(48, min(300, images // 5) * 128**2 // config.drs_crop**2)
-    # One run makes all of it: no shard has a part in so few images.
+    # One run makes all of it: so few images are not divided among shards.
     return config.model_copy(
         update={
             "limit": count,

@@ -1,4 +1,4 @@
-"""RIB on single images, step by step: how the maps grow, what the stops prevent, and what each setting gives.
+"""RIB on single images, step by step: how the maps grow, what the stops prevent, and what each setting contributes.
 
 Used by notebook 20. `data` are the training images, `settings` a whole configuration.
 """
@@ -24,7 +24,7 @@ from wsss_lib.ops.seeds import argmax_with_background
 
 
 class SingleImages:
-    """The steps of single images with any settings; what the frozen layers make of companions is shared.
+    """The steps of single images with any settings; the frozen layers' output for companions is shared.
 
     Args:
         companions: of the same network.
@@ -43,7 +43,7 @@ class SingleImages:
         self._companions_of = companions_of
 
     def steps(self, image_id: str, settings: Any) -> list[rib.Step]:
-        """Return all steps of one image; the network is left as it was."""
+        """Return all steps of one image; the network is left unchanged."""
         label = self.data.label(image_id)
         views = rib.frozen_features(self.net, self.data.image(image_id), self.scales, *normalization_of(self.config.backbone))
         target = torch.from_numpy(label.astype(np.float32)).to(views[0].device)
@@ -70,7 +70,7 @@ class SingleImages:
 
 
 def rise_by_region(data: SegmentationDataset, image_id: str, steps: list[rib.Step]) -> dict[str, tuple[float, float]]:
-    """Return what happens to the first present class's map at scale 1 from the first step to the last, by region.
+    """Return how the first present class's map at scale 1 changes from the first step to the last, by region.
 
     Returns:
         mean rise as a fraction of the map's peak before, and mean change of the map divided by its own peak before and after,
@@ -92,7 +92,7 @@ def rise_by_region(data: SegmentationDataset, image_id: str, steps: list[rib.Ste
 
 
 def total_length(iterations: int) -> float:
-    """Return how long the updates of `iterations` maps are together, in units of the first."""
+    """Return the total length of the updates of `iterations` maps, in units of the first."""
     return sum(poly_factor(k, iterations) for k in range(iterations - 1))
 
 
@@ -110,7 +110,7 @@ def of_length(config: Any, iterations: int, length: float = 1.0, **others: Any) 
 
 
 def until_stopped(steps: list[rib.Step], config: Any, target_rule: bool, explosion_rule: bool) -> list[rib.Step]:
-    """Return the steps that the rules let happen, of a process that was not stopped."""
+    """Return the steps that the rules allow, of a process that was not stopped."""
     for k, step in enumerate(steps):
         if explosion_rule and k > 0 and step.coverage > config.rib_explode_ratio:
             return [*steps[:k], step._replace(maps=step.maps[:1])]

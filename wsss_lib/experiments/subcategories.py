@@ -28,11 +28,11 @@ NAMED = 8  # so many groups have a legend
 def kinds_and_maps(
     data: SegmentationDataset, maps_folder: Path, number: int, kind_of: Mapping[int, str]
 ) -> list[list[viz.Panel]]:
-    """Return panels with images of a class beside their maps: one of each kind, and below them as many others.
+    """Return panels with images of a class next to their maps: one of each kind, and below them as many others.
 
     Args:
         number: of the class, 0-based.
-        kind_of: index of each image of the class to its kind; images with another class are shown only if all are such.
+        kind_of: index of each image of the class to its kind; images with another class are shown only if all have one.
     """
     alone = [index for index in kind_of if data.labels[index].sum() == 1] or list(kind_of)
     first = [next(index for index in alone if kind_of[index] == kind) for kind in sorted({kind_of[index] for index in alone})]
@@ -53,7 +53,7 @@ def kinds_and_maps(
 def nearest_to_center(
     data: SegmentationDataset, features: np.ndarray, members: np.ndarray, title: str, kind_of: Mapping[int, str], count: int = 5
 ) -> list[viz.Panel]:
-    """Return a panel for each of the images whose features lie nearest to their mean, empty ones where there are too few.
+    """Return a panel for each of the images whose features lie nearest to their mean, empty ones if there are too few.
 
     Args:
         features: of all images, (N, D).
@@ -147,7 +147,7 @@ def quick_row(net: Net, data: SegmentationDataset, mean: tuple[float, float, flo
 
 
 def known_kinds(data: SegmentationDataset, kinds: Mapping[tuple[str, str], str], clusters: int) -> np.ndarray:
-    """Return the sub-categories that clustering looks for: the kinds of which the generated images were made.
+    """Return the sub-categories that clustering looks for: the kinds that the generated images were made from.
 
     Args:
         kinds: (image id, class name) to the name of the object's kind, of the classes that have several.

@@ -1,4 +1,4 @@
-"""Visual words looked at, and short trainings with one part of VWE at a time; used by notebook 50."""
+"""Views of visual words, and short trainings with one part of VWE at a time; used by notebook 50."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ WordMaps = dict[str, tuple[Tensor, Tensor]]  # image id to index int64 (h, w) an
 
 def word_panel(index: Tensor, image: Image.Image, title: str) -> viz.Panel:
     """Return a panel for `viz.show_panels` with a word map (h, w): a color for each word, and the numbers of the largest."""
-    labels = index % COLORS + 1  # of more words, two and more share a color
+    labels = index % COLORS + 1  # with more words, two or more share a color
     large = F.interpolate(labels[None, None].float(), size=image.size[::-1], mode="nearest")[0, 0]
     named = labels.flatten().bincount(minlength=COLORS + 1).argsort(descending=True)[:NAMED].tolist()
     names = [str(number) if number + 1 in named else "" for number in range(COLORS)]
@@ -36,7 +36,7 @@ def word_panel(index: Tensor, image: Image.Image, title: str) -> viz.Panel:
 
 
 def half_of_the_weight(weights: np.ndarray) -> float:
-    """Return how many percent of the positions hold half of the weight.
+    """Return the percentage of positions that hold half of the weight.
 
     >>> half_of_the_weight(np.array([[3.0, 1.0], [1.0, 1.0]]))
     25.0
@@ -108,7 +108,7 @@ def _small(patch: np.ndarray, title: str) -> viz.Panel:
 
 
 def fractions_by_class(data: SegmentationDataset, ids: Sequence[str], wins: Tensor) -> dict[str, np.ndarray]:
-    """Return which fraction of an image's positions each word owns, as a mean over the images of one class alone.
+    """Return the fraction of an image's positions that each word owns, averaged over the images of one class alone.
 
     Args:
         ids: of the images, N.
@@ -126,7 +126,7 @@ def fractions_by_class(data: SegmentationDataset, ids: Sequence[str], wins: Tens
 
 
 def first_samples(data: SegmentationDataset, config: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Return the first `count` training images at most: float32 (N, 3, crop, crop), and their labels, (N, C)."""
+    """Return at most the first `count` training images: float32 (N, 3, crop, crop), and their labels, (N, C)."""
     samples = ClassificationSamples(
         data,
         config.seed,
@@ -147,13 +147,13 @@ def short_training(
     classifier_weights: Path,
     config: Any,
 ) -> dict[str, Any]:
-    """Train for a moment with one pooling, with the words' losses or without, and score the maps.
+    """Train briefly with one pooling, with or without the words' losses, and score the maps.
 
     Args:
         pooling: gamma and levels of `vwe.hspp`.
         with_words: whether the words' losses are added.
         scored: those whose maps are made and scored.
-        classifier_weights: CAM's classifier, the start; the network of `vwe_weights`, if given, takes its place.
+        classifier_weights: CAM's classifier, the initialization; the network of `vwe_weights`, if given, replaces it.
 
     Returns:
         the row of `best_threshold_row`.

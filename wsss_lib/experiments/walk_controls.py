@@ -1,4 +1,4 @@
-"""Notebook 80: what in IRN's gain is the walk's, and what is the boundaries'? Walks along other boundaries and affinities.
+"""Notebook 80: is IRN's gain due to the walk or to the boundaries? Walks along other boundaries and affinities.
 
 Every way is scored at the threshold that suits it best, without a CRF and with one, on the same images.
 """
@@ -56,7 +56,7 @@ def true_edges(mask: np.ndarray) -> Tensor:
 
 
 def without_learning(net: IRN) -> IRN:
-    """Return a copy of a network whose boundary head is as it was before any training, drawn from torch's random numbers."""
+    """Return a copy of a network with an untrained boundary head, drawn from torch's random numbers."""
     net = copy.deepcopy(net)
     for name, module in net.named_modules():
         if name.startswith("fc_edge") and hasattr(module, "reset_parameters"):
@@ -70,7 +70,7 @@ def along(edges: Edges, config: Settings) -> Way:
 
 
 def by_color(data: SegmentationDataset, config: Settings) -> Way:
-    """Return AffinityNet's walk with the mean colors of two cells in the place of learned features (notebook 75, section 9)."""
+    """Return AffinityNet's walk with the mean colors of two cells in place of learned features (notebook 75, section 9)."""
 
     def walk(image_id: str, maps: Tensor) -> Tensor:
         pixels = torch.from_numpy(np.array(data.image(image_id), np.float32)).permute(2, 0, 1) / 32
@@ -87,12 +87,12 @@ def compare_walks(
 
     Args:
         data: images with masks.
-        ways: name to what it makes of the maps.
+        ways: name to its function on the maps.
         config: of the maps' power before a walk.
         thresholds: of the background that are tried; the ground truth chooses.
 
     Returns:
-        rows of a table of texts: name, best mIoU in percent without a CRF, its threshold, mIoU with a CRF at that threshold.
+        rows of a table of strings: name, best mIoU in percent without a CRF, its threshold, mIoU with a CRF at that threshold.
     """
     rows = []
     for name, way in ways.items():

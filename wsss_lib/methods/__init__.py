@@ -1,7 +1,7 @@
 """The methods that turn a classifier into class activation maps, one file each.
 
-Every module of this folder is a method of that name. It declares `NOTEBOOK`, `Parameters` and `STAGES`; nothing else has to
-be told that it exists.
+Every module of this folder is a method of the same name. It declares `NOTEBOOK`, `Parameters` and `STAGES`. It need not be
+registered anywhere.
 """
 
 import pkgutil
@@ -21,7 +21,7 @@ METHODS = _find_methods()  # name to module, in the order of their notebooks; "c
 
 
 def maps_of(method: str) -> Stage:
-    """Return the stage of a method's maps; of a name that no file has, that of imported maps (`data_prep.maps`)."""
+    """Return the stage of a method's maps; for a name without a file, the stage of imported maps (`data_prep.maps`)."""
     if method in METHODS:
         return METHODS[method].MAPS
     return Stage("maps", f"of method {method!r}", _refuse, method=method, reads=("backbone",))

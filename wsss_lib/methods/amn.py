@@ -1,10 +1,10 @@
 """AMN: activation manipulation network (Lee, Kim, Shim, CVPR 2022).
 
-A map becomes a mask by one threshold for the whole data set, but the threshold that suits an image best differs from image to
-image. A small segmentation head, trained per pixel on refined seeds and told the image-level label, gives maps whose scores
-fall near two levels, so that one threshold suits nearly all.
+One threshold for the whole data set turns maps into masks, but the best threshold differs from image to image. A small
+segmentation head, trained per pixel on refined seed masks and given the image-level label, produces maps whose scores fall
+near two levels. One threshold then suits nearly all images.
 
-What is said of the paper here rests on its abstract, its project page and its program; the docstrings name the step.
+Statements about the paper rest on its abstract, its project page and its program; the docstrings name the step.
 """
 
 import zlib
@@ -55,9 +55,9 @@ from wsss_lib.parameters import (
 )
 
 NOTEBOOK = "40_amn"
-SETS_FOR_OTHERS = ("seed_*", "walk_*")  # what its presets may set of stages of other notebooks
+SETS_FOR_OTHERS = ("seed_*", "walk_*")  # parameters of other notebooks that its presets may set
 DROPOUT = 0.1
-# What a study tries, the published values inside where the network allows them.
+# The values that a study tries, including the published ones where the network allows them.
 TUNED = {
     "amn_learning_rate": Range(1e-6, 3e-4, log=True),
     "amn_head_learning_rate": Range(3e-5, 1e-2, log=True),
@@ -101,7 +101,7 @@ def smoothed_target(labels: Tensor, num_labels: int, smoothing: float) -> Tensor
         float32 (N, C, h, w), sums to 1 over C.
 
     Raises:
-        ValueError: a label is not in 0..C-1 and not 255.
+        ValueError: a label is neither in 0..C-1 nor 255.
 
     Source: AMN's program, train_amn, the label-smoothed target. Explained in notebook 40, section "Per-pixel classification".
 
@@ -121,7 +121,7 @@ def pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: z, float (N, C, h, w).
-        target: q, float (N, C, h, w), of `smoothed_target`.
+        target: q, float (N, C, h, w), from `smoothed_target`.
 
     Returns:
         float (N, h, w), not below the entropy of the target.
@@ -132,10 +132,10 @@ def pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pixel_means(losses: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of the background pixels and that of the object pixels of the whole batch.
+    """Return the mean loss of the background pixels and of the object pixels of the whole batch.
 
-    Unknown pixels (255) are in neither. A kind of pixel that the batch does not have gives 0, where the official program
-    gives NaN.
+    Unknown pixels (255) count in neither. A kind of pixel that the batch lacks gives 0, where the official program gives
+    NaN.
 
     Args:
         losses: float (N, h, w).
@@ -168,7 +168,7 @@ def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> dic
         {"loss": their sum, "background": scalar, "object": scalar}.
 
     Raises:
-        ValueError: labels and logits differ in size, or a label is not in 0..C-1 and not 255.
+        ValueError: labels and logits differ in size, or a label is neither in 0..C-1 nor 255.
 
     Source: AMN's program, train_amn: per-pixel classification with a balanced cross-entropy.
     Explained in notebook 40, section "Per-pixel classification".
@@ -193,7 +193,7 @@ class ConditionedHead(nn.Module):
 
     Args:
         channels: D, of the features.
-        num_classes: K foreground classes; C = K + 1 logits come out.
+        num_classes: K foreground classes; the output has C = K + 1 logits.
         rates: dilations of the ASPP's branches.
 
     Source: AMN's program, resnet50_amn. Explained in notebook 40, section "Label conditioning".
@@ -225,7 +225,7 @@ class ActivationManipulationNet(nn.Module):
     Batch normalization keeps its running statistics; the stem is not trained, everything else is.
 
     Args:
-        backbone: of `wsss_lib.nets.backbone`.
+        backbone: from `wsss_lib.nets.backbone`.
         num_classes: K foreground classes.
         rates: dilations of the ASPP's branches.
 
@@ -256,7 +256,7 @@ class ActivationManipulationNet(nn.Module):
         return self.head(self.features(images), image_labels)
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return Adam's two groups: what is trained of the backbone; label encoder and ASPP.
+        """Return Adam's two groups: the trained part of the backbone; label encoder and ASPP.
 
         Args:
             learning_rate: of the backbone (published: 5e-6).
@@ -281,7 +281,7 @@ def seed_on_grid(seed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         size: (h, w) wanted.
 
     Returns:
-        uint8 (h, w); no new value arises.
+        uint8 (h, w); no new value appears.
 
     Source: AMN's program, train_amn and make_amn_cam. Explained in notebook 40, section "Refined seeds".
 
@@ -300,14 +300,14 @@ def manipulated_maps(logits: Sequence[Tensor], size: tuple[int, int], classes: T
     """Turn the merged logits of all scales into maps.
 
     The logits are averaged over the scales at `size`, p = softmax over all C channels, and the channels of the background and
-    of the image's classes are kept. With n = (p - min) / (max - min + 1e-5) per channel, the map is p where the refined seed
-    says background and n elsewhere, i.e. on objects and on unknown pixels.
+    of the image's classes are kept. With n = (p - min) / (max - min + 1e-5) per channel, the map is p where the refined
+    seed mask says background and n elsewhere, i.e. on objects and on unknown pixels.
 
     Args:
-        logits: for each scale float (C, h_s, w_s), of `merge_flipped`.
+        logits: for each scale float (C, h_s, w_s), from `merge_flipped`.
         size: (H, W) of the maps: the stride-4 size, or the image's.
         classes: int64 (K,) the image's foreground classes, 0-based.
-        seed: (H, W) integers, the refined seed at `size`; None: n everywhere.
+        seed: (H, W) integers, the refined seed mask at `size`; None: n everywhere.
 
     Returns:
         float (1 + K, H, W) in [0, 1], the background's first.
@@ -335,15 +335,15 @@ def localization_maps(
     dropout_keys: Sequence[str] = (),
     keep_full: bool = False,
 ) -> list[tuple]:
-    """Return the stride-4 foreground maps of a batch of images of equal size.
+    """Return the stride-4 foreground maps of a batch of equally sized images.
 
     Args:
         images: N RGB images of one size (H, W).
         labels: uint8 (N, K), the image-level labels.
-        seeds: for each image its refined seed uint8 (H, W), or None to stretch the maps everywhere.
+        seeds: for each image its refined seed mask uint8 (H, W), or None to stretch the maps everywhere.
         scales: factors on the image's size.
-        dropout_keys: one text for each image leaves dropout on, drawn from that text alone; empty: dropout is off.
-        keep_full: return maps of full size, too: the soft-max stands between them and the scales, so that nothing smaller
+        dropout_keys: one string for each image leaves dropout on, drawn from that string alone; empty: dropout is off.
+        keep_full: also return full-size maps: the softmax stands between them and the scales, so nothing smaller
             holds them.
 
     Returns:
@@ -390,10 +390,10 @@ def _with_dropout(head: ConditionedHead, features: Tensor, image_labels: Tensor,
 
 
 class ConditionedSamples(AffinitySamples):
-    """Images, refined seeds and image-level labels: joint random scale, horizontal flip and crop.
+    """Images, refined seed masks and image-level labels: joint random scale, horizontal flip and crop.
 
     Yields image float32 (3, crop, crop), 0 outside it; label int64 (h, h) on the grid of the logits, 255 outside the image;
-    the WHOLE image's label float32 (K,), even where the crop has lost a class.
+    the WHOLE image's label float32 (K,), even if the crop has lost a class.
 
     Args:
         stride: of the logits.
@@ -414,10 +414,10 @@ class ConditionedSamples(AffinitySamples):
 
 
 def make_refined_seeds(data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:
-    """Write `ID.png`, the refined seed of every image that has none yet: CAM, two thresholds, dense CRF.
+    """Write `ID.png`, the refined seed mask of every image that has none yet: CAM, two thresholds, dense CRF.
 
     Args:
-        maps_folder: of CAM's `ID.npz`.
+        maps_folder: holds CAM's `ID.npz`.
 
     Raises:
         DataError: a map or an image is missing or broken.
@@ -461,7 +461,7 @@ def build_amn(
 
     Args:
         num_classes: foreground classes K.
-        classifier_weights: CAM's classifier, read when amn_init says so.
+        classifier_weights: CAM's classifier, read if amn_init says so.
         weights: a safetensors file of a whole network of this kind; empty: none.
 
     Returns:
@@ -487,16 +487,16 @@ def train_amn(
     folder: Path,
     loss_of: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]] | None = None,
 ) -> int:
-    """Train AMN on refined seeds with Adam at constant rates.
+    """Train AMN on refined seed masks with Adam at constant rates.
 
-    Where a batch does not fit the device (`device_batch_size`), the loss's two means run over each of its parts.
+    If a batch does not fit the device (`device_batch_size`), the loss's two means run over each of its parts.
 
     Args:
-        seed_folder: of `ID.png`, the refined seeds.
+        seed_folder: holds the refined seed masks `ID.png`.
         loss_of: (network, batch of `ConditionedSamples`) to named losses; None: `balanced_loss` with `amn_smoothing`.
 
     Raises:
-        DataError: a refined seed is missing.
+        DataError: a refined seed mask is missing.
         ValueError: as `training.train`.
 
     Source: AMN's program, train_amn. Explained in notebook 40, section "Training".
@@ -542,10 +542,10 @@ def amn_localization(
     """Return the function that makes AMN's maps, for `stages.make_maps`.
 
     Args:
-        seed_folder: of `ID.png`, their refined seeds; None: the maps are stretched everywhere (not the published way).
+        seed_folder: holds the refined seed masks `ID.png`; None: the maps are stretched everywhere (not the published way).
 
     Raises:
-        DataError: a refined seed is missing.
+        DataError: a refined seed mask is missing.
     """
     if seed_folder:
         _check_seeds(data, seed_folder)
@@ -602,7 +602,7 @@ def _make_maps(job: Job) -> int:
 
 
 def _score_maps(job: Job) -> list[dict]:
-    """The best threshold of all images together, and how far those of single images lie apart."""
+    """The best threshold of all images together, and how far apart those of single images lie."""
     sweep = sweep_maps(job.score_data, job.folder, np.linspace(0.01, 0.9, 90), ImageThresholds)
     spread = {"what": "thresholds", "split": job.score_data.split, "images": len(job.score_data), **sweep.summary()}
     return [*score_maps(job), spread]
@@ -657,13 +657,13 @@ STAGES = (REFINED_SEEDS, NETWORK, MAPS)
 
 
 def costs(config: Settings, data: Images) -> list[Cost]:
-    """Count refined seeds, network and maps."""
+    """Count refined seed masks, network and maps."""
     net, batch = build_amn(config, data.classes, ""), crops(config.irn_crop)
 
     def loss_of(count: int) -> Tensor:
         logits = net(batch(count), torch.empty(count, data.classes))
         labels = torch.empty(count, *logits.shape[2:], dtype=torch.long)
-        target = torch.empty(logits.shape)  # as of `smoothed_target`, which looks at the labels' values
+        target = torch.empty(logits.shape)  # as from `smoothed_target`, which looks at the labels' values
         return sum(pixel_means(pixel_losses(logits, target), labels), torch.zeros(()))
 
     seeds = Cost("refined_seeds", core_seconds=data.train * data.crf_seconds(2), disk_mib=data.masks_mib)

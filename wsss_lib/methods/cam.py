@@ -48,10 +48,10 @@ from wsss_lib.parameters import (
 )
 
 NOTEBOOK = "10_cam"
-IRN_GRID = 16  # the stride of its network, whose grid IRN's and RIB's programs lay over the image
+IRN_GRID = 16  # the stride of IRN's network; the programs of IRN and RIB lay this grid over the image
 MAP_FORM = ("map_precision", "map_size")  # how maps are computed and what is kept of them
 CROPS = ("cam_batch_size", "cam_long_side_min", "cam_long_side_max", "cam_crop")  # batches and crops of the classifier's images
-# What a study tries, the published values inside where the network allows them.
+# The values that a study tries, including the published ones where the network allows them.
 TUNED = {
     "cam_learning_rate": Range(3e-4, 0.1, log=True),
     "cam_head_learning_rate": Range(3e-3, 1.0, log=True),
@@ -116,7 +116,7 @@ class ClassActivationNet(nn.Module):
     def activation_maps(self, images: Tensor) -> Tensor:
         """Return the evidence for every class, ReLU(W f), not normalized: (N, C, h, w) at the backbone's stride.
 
-        Of AffinityNet's VGG-16 (`map_power` of the backbone) it is the square root, as published.
+        For AffinityNet's VGG-16 (`map_power` of the backbone) it is the square root, as published.
 
         Args:
             images: float32 (N, 3, H, W), normalized.
@@ -127,7 +127,7 @@ class ClassActivationNet(nn.Module):
         return F.relu(self.classifier(self.backbone(images))) ** self.backbone.map_power
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return SGD's two groups: what is trained of the backbone, and the classifier.
+        """Return SGD's two groups: the trained part of the backbone, and the classifier.
 
         Args:
             head_learning_rate: of the classifier (published: ten times the backbone's).
@@ -156,7 +156,7 @@ def classification_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str
 
 
 class MakesMaps(Protocol):
-    """What `localization_maps` needs of a network: where its weights lie, and its maps."""
+    """What `localization_maps` needs from a network: where its weights lie, and its maps."""
 
     classifier: nn.Conv2d
 
@@ -175,14 +175,14 @@ def localization_maps(
     join: Callable[[Tensor, Tensor], Tensor] = torch.add,
     grid_stride: int = 0,
 ) -> list[tuple]:
-    """Return the stride-4 maps of a batch of images of equal size, and what those of full size are made of.
+    """Return the stride-4 maps of a batch of equally sized images, and what the full-size maps are made of.
 
     Args:
         images: N RGB images of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
         scales: factors on the image's size.
         join: how image and flip become one map, as in `join_flips`.
-        grid_stride: of the maps of full size, as in `merge_views`; 0: they are not kept.
+        grid_stride: of the full-size maps, as in `merge_views`; 0: they are not kept.
 
     Returns:
         for each image: classes int64 (K,), 0-based; scores float32 (K, h, w) in [0, 1]; with a `grid_stride` its `Views`.
@@ -207,7 +207,7 @@ def localization_maps(
 
 
 def grid_stride_of(config: Settings, published: int) -> int:
-    """Return the grid of a method's maps of full size, or 0 where only those of stride 4 are kept."""
+    """Return the grid of a method's full-size maps, or 0 where only the stride-4 maps are kept."""
     return published if config.map_size == "image" else 0
 
 
@@ -305,7 +305,7 @@ def cam_localization(net: ClassActivationNet, config: Settings) -> Localize:
 
 
 def in_precision(localize: Localize, device: torch.device, config: Settings) -> Localize:
-    """Let a method's forward passes compute in config.map_precision, whose maps have float16's or bfloat16's rounding."""
+    """Run a method's forward passes in config.map_precision; in float16 or bfloat16 the maps have that type's rounding."""
     precision = getattr(torch, config.map_precision)
 
     def localize_in_precision(ids: Sequence[str], images: Sequence[Image.Image], labels: np.ndarray) -> list[tuple]:

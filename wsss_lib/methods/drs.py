@@ -1,8 +1,8 @@
 """Discriminative region suppression (DRS; Kim, Han, Kim, AAAI 2021): networks, losses, maps and pseudo-labels.
 
 A module in place of every ReLU caps each channel at a fraction of its own maximum, so that the most discriminative region
-loses its lead and the loss must be earned elsewhere, too. A second network, trained to repeat the first one's maps, completes
-them. Saliency maps, which come from outside, say what is background.
+loses its lead and the network must find evidence elsewhere, too. A second network, trained to reproduce the first one's maps,
+completes them. External saliency maps mark the background.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,10 +43,10 @@ from wsss_lib.ops.seeds import argmax_with_background, irn_labels, seed_mask
 from wsss_lib.parameters import TRAINING, Fraction, FrozenStages, ParameterGroup, Positive, Range, Rate, Settings, Text
 
 NOTEBOOK = "30_drs"
-SETS_FOR_OTHERS = ("refinement", "seed_*", "walk_*", "deeplab_*")  # what its presets may set of stages of other notebooks
+SETS_FOR_OTHERS = ("refinement", "seed_*", "walk_*", "deeplab_*")  # parameters of other notebooks that its presets may set
 REFINEMENT = "drs"  # the value of the parameter `refinement` that names this method's own masks
 CONFLICT = 0.9  # more than two channels above this: the pixel is unknown
-# What a study tries, the published values inside where the network allows them.
+# The values that a study tries, including the published ones where the network allows them.
 TUNED = {
     "drs_delta": Range(0.3, 0.95),
     "drs_learning_rate": Range(3e-4, 0.03, log=True),
@@ -93,7 +93,7 @@ class _Suppress(torch.autograd.Function):
 
     @staticmethod
     def forward(context, x: Tensor, g: Tensor) -> Tensor:
-        m, peak = F.adaptive_max_pool2d(x, 1, return_indices=True)  # (N, C, 1, 1), and where
+        m, peak = F.adaptive_max_pool2d(x, 1, return_indices=True)  # (N, C, 1, 1), and its position
         m = m.relu()
         tau = m * g
         y = x.clamp(min=x.new_zeros(()), max=tau)
@@ -104,7 +104,7 @@ class _Suppress(torch.autograd.Function):
     def backward(context, upstream: Tensor) -> tuple[Tensor, Tensor | None]:
         y, tau, m, g, peak = context.saved_tensors
         positive = y.sign()
-        # Below the bound the gradient G passes as it is.
+        # Below the bound the gradient G passes unchanged.
         grad_x = (tau - y).sign_().mul_(positive).mul_(upstream)
         # What arrives at the clamped positions, S, goes into the bound: to the position of the maximum, and to the controller.
         into_bound = positive.mul_(upstream).sub_(grad_x).sum((2, 3), keepdim=True)  # S: (N, C, 1, 1)
@@ -157,14 +157,14 @@ class ScoreNet(nn.Module):
     """Backbone, three extra 3x3 convolutions and a 1x1 convolution that gives a score map for each class.
 
     With suppression it is DRS's classifier (the logit is the mean of the score map); with `delta=1` it is the refinement
-    network (the score map itself is the answer).
+    network (the score map itself is the output).
 
     Args:
         backbone: a VGG or a network of `wsss_lib.nets.backbone`.
         num_classes: foreground classes C.
         delta: of every `Suppression`; 1: plain ReLUs.
-        stages: in how many of the backbone's five stages, counted from the deepest, the ReLUs are replaced. Published: 5.
-        extra_std: standard deviation of the extra convolutions' start; 0: sqrt(2 / (k k C_out)), the classifier's.
+        stages: how many of the backbone's five stages, counted from the deepest, have their ReLUs replaced. Published: 5.
+        extra_std: standard deviation of the extra convolutions' initial weights; 0: sqrt(2 / (k k C_out)), the classifier's.
 
     Source: section "Network architecture" and the official layout. Explained in notebook 30, section "The network".
     """
@@ -190,7 +190,7 @@ class ScoreNet(nn.Module):
 
 
 class _PerWidth(nn.Module):
-    """One module for each number of channels: torchvision's residual blocks use one ReLU in two or three places."""
+    """One module for each number of channels: torchvision's residual blocks use one ReLU two or three times."""
 
     def __init__(self, widths: Sequence[int], delta: float):
         super().__init__()
@@ -201,9 +201,9 @@ class _PerWidth(nn.Module):
 
 
 def suppress_backbone(backbone: Backbone, delta: float, stages: int = 5) -> None:
-    """Put a `Suppression` in the place of every ReLU of a backbone's deepest stages, in place.
+    """Replace every ReLU of a backbone's deepest stages with a `Suppression`, in place.
 
-    Parameter names stay, so weights fit as before. In a residual block the ReLUs of one width share a module; in EfficientNet
+    Parameter names stay, so weights still fit. In a residual block the ReLUs of one width share a module; in EfficientNet
     the module follows the ReLU6, whose limit the ImageNet weights need.
 
     Args:
@@ -254,7 +254,7 @@ def parameter_groups(net: ScoreNet, learning_rate: float, weight_decay: float) -
 
 
 def staircase(epoch: int, points: Sequence[int]) -> float:
-    """Return the factor on the learning rates in an epoch: a tenth from the start of each of the `points` on.
+    """Return the learning-rate factor of an epoch: it falls to a tenth at the start of each of the `points`.
 
     Args:
         epoch: 1, 2, ...
@@ -319,18 +319,18 @@ def fused_maps(
     """Return the maximum over scales of an image's maps.
 
     Args:
-        images: (N, 3, S, S), normalized, squeezed to a square.
+        images: (N, 3, S, S), normalized, resized to a square.
         classes: of each image, int64 (K,), the classes present.
-        sides: to which the images are resized for each scale (published: 256, 320, 384 of S = 320).
+        sides: of the resized images, one for each scale (published: 256, 320, 384 of S = 320).
         size: (H, W) of the result.
-        normalized: True: the classifier's maps (`class_maps`); False: the refinement network's raw answer.
+        normalized: True: the classifier's maps (`class_maps`); False: the refinement network's raw output.
 
     Returns:
         for each image (K, H, W), at least 0; in [0, 1) when normalized, unbounded otherwise.
 
     Source: official map generation. Explained in notebook 30, section "From score map to class activation map".
     """
-    totals = [images.new_zeros((len(present), *size)) for present in classes]  # from zero: negative answers count as none
+    totals = [images.new_zeros((len(present), *size)) for present in classes]  # from zero: negative outputs count as 0
     for side in sides:
         resized = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
         scores = forward_in_parts(net, resized).float()  # (N, C, h, w)
@@ -358,14 +358,14 @@ def localization_maps(
     Args:
         images: N RGB images of one size (H, W).
         labels: uint8 (N, C), the image-level labels; maps are made for the present classes only.
-        side: S of the square that an image is squeezed to (published: 320).
+        side: S of the square that an image is resized to (published: 320).
         scales: factors on S (published: 0.8, 1, 1.2).
         normalized: see `fused_maps`.
-        keep_full: return maps of full size, too.
+        keep_full: also return full-size maps.
 
     Returns:
         for each image: classes int64 (K,), scores float32 (K, h, w) in [0, 1]: means of blocks of 4 x 4 pixels, values above 1
-        (of the refinement network) cut to 1; with `keep_full` also float32 (K, H, W), the pixels themselves.
+        (of the refinement network) clipped to 1; with `keep_full` also float32 (K, H, W), the pixels themselves.
 
     Explained in notebook 30, section "All images".
     """
@@ -384,7 +384,7 @@ def localization_maps(
 
 
 def refinement_target(maps: Tensor) -> Tensor:
-    """Keep in each pixel only the strongest class, 0 elsewhere; classes that tie are all kept.
+    """Keep only the strongest class at each pixel, 0 elsewhere; tied classes are all kept.
 
     Args:
         maps: (..., C, H, W) in [0, 1], 0 for absent classes.
@@ -401,7 +401,7 @@ def refinement_target(maps: Tensor) -> Tensor:
 
 
 def refinement_loss(net: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Return the mean squared error between the refinement network's answer and the target: {"loss": scalar}.
+    """Return the mean squared error between the refinement network's output and the target: {"loss": scalar}.
 
     Args:
         batch: images (N, 3, S, S) and targets (N, C, S, S).
@@ -435,7 +435,7 @@ class PseudoLabel(NamedTuple):
 def pseudo_label(
     maps: np.ndarray, classes: np.ndarray, saliency: np.ndarray, alpha: float = 0.2, saliency_threshold: int = 50
 ) -> PseudoLabel:
-    """Make a pseudo-label of refined maps (the objects) and a saliency map (the background).
+    """Make a pseudo-label from refined maps (the objects) and a saliency map (the background).
 
     Args:
         maps: float (K, H, W), at least 0; K may be 0.
@@ -469,7 +469,7 @@ def pseudo_label(
     return PseudoLabel(decided, (channels > CONFLICT).sum(0) > 2, salient & (decided == 0))
 
 
-RESIZE = 1.2  # images are squeezed to this multiple of the crop's side before the crop: 384 and 320
+RESIZE = 1.2  # images are resized to this multiple of the crop's side before cropping: 384 and 320
 SCALES = (0.8, 1.0, 1.2)  # of the crop's side, for the maps: 256, 320 and 384
 
 Choose = Callable[[ScoreNet], float]
@@ -482,8 +482,8 @@ def build_drs(
 
     Args:
         num_classes: foreground classes C.
-        classifier: weights of notebook 10's classifier, whose backbone is the start where `drs_backbone_weights` says so.
-        weights: a safetensors file of a whole network of this kind, instead of a start.
+        classifier: weights of notebook 10's classifier; its backbone is the initialization if `drs_backbone_weights` says so.
+        weights: a safetensors file of a whole network of this kind, instead of an initialization.
         delta: None: the configured one.
 
     Raises:
@@ -498,11 +498,11 @@ def build_drs(
 
 
 def build_refinement(config: Settings, num_classes: int, classifier: Path | str = "", weights: Path | str = "") -> ScoreNet:
-    """Build the refinement network: the same start again (not the first network's weights), no suppression.
+    """Build the refinement network: the same initialization (not the first network's weights), no suppression.
 
     Args:
         num_classes, classifier: as for `build_drs`.
-        weights: a safetensors file of a whole refinement network, instead of a start.
+        weights: a safetensors file of a whole refinement network, instead of an initialization.
 
     Raises:
         ValueError: weights of another network.
@@ -515,7 +515,7 @@ def build_refinement(config: Settings, num_classes: int, classifier: Path | str 
 
 
 def _start_backbone(config: Settings, classifier: Path | str, weights: Path | str) -> Backbone:
-    """Build the backbone without suppression, with its start weights unless a whole network's weights will follow."""
+    """Build the backbone without suppression, with its initial weights unless a whole network's weights are loaded later."""
     build = partial(build_backbone, config.drs_backbone, OWN_STRIDE.get(config.drs_backbone, config.output_stride))
     return start_backbone(build, config.drs_backbone_weights, classifier, weights)
 
@@ -533,7 +533,7 @@ def train_drs(net: ScoreNet, data: SegmentationDataset, config: Settings, folder
     """Train the classifier on image-level labels, in place.
 
     Args:
-        choose: None: the last epoch is kept; else the epoch for which this gives the highest value (see `chooser`).
+        choose: None: keep the last epoch; otherwise the epoch for which this returns the highest value (see `chooser`).
 
     Raises:
         ValueError: as `training.train`.
@@ -607,12 +607,12 @@ def drs_localization(net: ScoreNet, config: Settings, normalized: bool = True) -
     """Return the function that makes maps for `stages.make_maps`.
 
     Args:
-        normalized: True: the classifier's maps; False: the refinement network's answers, cut to 0..1.
+        normalized: True: the classifier's maps; False: the refinement network's outputs, clipped to 0..1.
 
     Explained in notebook 30, section "All images".
     """
     net = folded(net)
-    keep_full = not normalized and config.map_size == "image"  # what the refinement network learns is made smaller anyway
+    keep_full = not normalized and config.map_size == "image"  # the refinement network's targets are resized down anyway
     arguments = config.drs_crop, SCALES, *normalization_of(config.drs_backbone), normalized, keep_full
     return in_precision(
         lambda ids, images, labels: localization_maps(net, images, labels, *arguments), net.classifier.weight.device, config
@@ -627,13 +627,13 @@ def make_pseudo_labels(
 ) -> int:
     """Write the pseudo-label `ID.png` of every image that has none yet.
 
-    What says background is `drs_background`. "saliency" is the paper's; the others are this project's, for data without
-    saliency maps: "constant" (`drs_alpha` as the background's score), "crf" (that, then a dense CRF) and "irn" (IRN's confident
-    labels, 255 between the two thresholds).
+    `drs_background` says what marks the background. "saliency" is the paper's; the others are this project's, for data
+    without saliency maps: "constant" (`drs_alpha` as the background's score), "crf" (the same, then a dense CRF) and "irn"
+    (IRN's confident labels, 255 between the two thresholds).
 
     Args:
         maps_folder: holds the refined maps `ID.npz`.
-        saliency_folder: holds `ID.png`; read only where saliency is asked for.
+        saliency_folder: holds `ID.png`; read only if saliency is used.
 
     Raises:
         DataError: a map or a saliency map is missing or broken.
@@ -643,7 +643,7 @@ def make_pseudo_labels(
     work = partial(
         _make_pseudo_label, data=data, maps_folder=maps_folder, saliency_folder=saliency_folder, config=config, folder=folder
     )
-    workers = cpu_workers(config) if config.drs_background in ("crf", "irn") else 0  # they pay where a CRF is to be solved
+    workers = cpu_workers(config) if config.drs_background in ("crf", "irn") else 0  # they pay off only where a CRF runs
     return for_each_image(data.ids, lambda image_id: folder / f"{image_id}.png", work, "pseudo-labels", config, workers)
 
 
@@ -694,17 +694,17 @@ def label_without_saliency(image: Image.Image, maps: np.ndarray, classes: np.nda
 
 
 def chooser(data: SegmentationDataset, saliency_folder: Path, config: Settings, normalized: bool = True) -> Choose | None:
-    """Return what an epoch is chosen by: None (the last one is kept) unless `drs_selection` is "pixel_labels".
+    """Return what an epoch is chosen by: None (keep the last one) unless `drs_selection` is "pixel_labels".
 
-    The official programs keep the epoch whose pseudo-labels are best by the ground truth. Scores that follow have used pixel
-    labels, and must say so.
+    The official programs keep the epoch whose pseudo-labels score best against the ground truth. Later scores have then used
+    pixel labels and must say so.
 
     Args:
-        saliency_folder: of `ID.png`.
+        saliency_folder: holds `ID.png`.
         normalized: see `drs_localization`.
 
     Returns:
-        None, or a function from the network to a value in percent, which can be sent to another process.
+        None, or a function from the network to a value in percent; it can be sent to another process.
 
     Explained in notebook 30, section "Training".
     """
@@ -720,11 +720,11 @@ def _score_network(
 
 
 def pseudo_label_miou(localize: Localize, data: SegmentationDataset, saliency_folder: Path, config: Settings) -> float:
-    """Return the mIoU in percent of pseudo-labels, without the two rules for 255, of maps made just now.
+    """Make maps and return the mIoU in percent of their pseudo-labels without the two rules for 255.
 
     Args:
-        localize: of `drs_localization`.
-        saliency_folder: of `ID.png`.
+        localize: from `drs_localization`.
+        saliency_folder: holds `ID.png`.
 
     Raises:
         DataError: a ground-truth mask or a saliency map is missing or broken.
@@ -868,7 +868,7 @@ MASK_READS = ("drs_background", "drs_saliency_folder", "drs_alpha")
 
 
 def _network_reads(*own: str) -> Callable[[Any], tuple[str, ...]]:
-    """What a training reads; where pseudo-labels choose the epoch, also what makes them."""
+    """What a training reads; if pseudo-labels choose the epoch, also what makes them."""
     common = (
         "drs_backbone",
         "drs_backbone_weights",

@@ -31,11 +31,11 @@ from wsss_lib.ops.merging import Views, join_flips, merge_views, stride4_size
 from wsss_lib.parameters import Fraction, ParameterGroup, Positive, Range, Rate, Settings
 
 NOTEBOOK = "20_rib"
-SETS_FOR_OTHERS = ("seed_*", "walk_*", "deeplab_*")  # what its presets may set of stages of other notebooks
+SETS_FOR_OTHERS = ("seed_*", "walk_*", "deeplab_*")  # parameters of other notebooks that its presets may set
 FROZEN_STAGES = 3  # stem, layer1 and layer2 stay as they are, whatever the classifier's own training froze
 COMPANION_BANK = 512  # images that companions are drawn from: enough for the 9 x 20 of one image
 KEPT_PUSHES = 32  # label sets whose first push is remembered; 90 MB each with ResNet-50
-# What a study tries, the published values inside where the network allows them.
+# The values that a study tries, including the published ones where the network allows them.
 TUNED = {
     "rib_learning_rate": Range(1e-6, 1e-3, log=True),
     "rib_head_learning_rate": Range(1e-5, 1e-2, log=True),
@@ -89,7 +89,7 @@ def pooled_logits(
     """
     seen = maps.detach()
     if variant == "code":
-        kept = seen / seen.amax((2, 3), keepdim=True) < threshold  # of a map that is negative everywhere: nothing
+        kept = seen / seen.amax((2, 3), keepdim=True) < threshold  # nothing of a map that is negative everywhere
         size: int | Tensor = maps[0, 0].numel()
     else:
         seen = seen.clamp(min=0)
@@ -147,7 +147,7 @@ class Step(NamedTuple):
 
 
 class Push(NamedTuple):
-    """What a batch of companions asks of the untouched network; the same for every image that starts with this batch."""
+    """What a batch of companions does to the untouched network; the same for every image that starts with this batch."""
 
     gradients: list[Tensor]  # of `tuned_parameters`
     logits: Tensor  # z, float (B, C)
@@ -162,7 +162,7 @@ def tuned_parameters(net: ClassActivationNet) -> list[nn.Parameter]:
 
 @contextmanager
 def original_weights(net: ClassActivationNet) -> Iterator[None]:
-    """Return a context in which the network may be tuned; afterwards its parameters are what they were, bit by bit."""
+    """Return a context in which the network may be tuned; afterwards its parameters are restored bit for bit."""
     parameters = tuned_parameters(net)
     saved = [parameter.detach().clone() for parameter in parameters]
     try:
@@ -182,7 +182,7 @@ def frozen_features(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> list[Tensor]:
-    """Return what the tuned part of the network sees of an image and its horizontal flip, which is the same in all steps.
+    """Return the input of the network's tuned part for an image and its horizontal flip; it is the same in all steps.
 
     Args:
         scales: factors on its size.
@@ -201,7 +201,7 @@ def frozen_features(
 
 
 def scales_in_order(scales: Sequence[float]) -> list[float]:
-    """Return the scales with 1.0 first: the map of the first is the one that is watched for an explosion."""
+    """Return the scales with 1.0 first: the first scale's map is the one watched for an explosion."""
     return sorted(scales, key=lambda scale: scale != 1.0)
 
 
@@ -215,9 +215,9 @@ def evidence(net: ClassActivationNet, features: Tensor) -> Tensor:
 
 
 def push(raw: Tensor, labels: Tensor, config: Settings) -> Tensor:
-    """Add the gradient of these rows' loss to the parameters'.
+    """Add the gradient of these rows' loss to the parameters' gradients.
 
-    The loss is a plain sum over rows, so that each part's gradient can be taken at once and its activations freed.
+    The loss is a plain sum over rows, so each part's gradient can be computed and its activations freed right away.
 
     Args:
         raw: Z, float (N, C, h, w).
@@ -244,14 +244,14 @@ def tune(
     config: Settings,
     last_update: bool = False,
 ) -> Iterator[Step]:
-    """Make the iterations of one image; call it inside `original_weights`.
+    """Run the iterations of one image; call it inside `original_weights`.
 
     Args:
         views: from `frozen_features`, for each scale float (2, D, h_s, w_s).
-        in_loss: for each scale whether it takes part in the loss (published: all but 0.5).
+        in_loss: for each scale, whether it enters the loss (published: all but 0.5).
         label: y, float (C,).
-        companions: for each update features (B, D, h, w) and labels (B, C) of other images, without a class of this one; the
-            first may be a `Push`.
+        companions: for each update features (B, D, h, w) and labels (B, C) of other images, which share no class with this one;
+            the first may be a `Push`.
         last_update: make the last update too, although no map is computed with its result.
 
     Yields:
@@ -319,10 +319,10 @@ def add_up(steps: Iterable[Step]) -> list[Tensor]:
 class Companions:
     """The other images that an image is tuned together with.
 
-    For every single image they are what they are in the official program: random crops of random disjoint images, new ones
-    in each step. But a bank of images is drawn once for the run, and each is read, cropped and sent through the frozen stages
-    at most once; and images with the same labels share their first batch, whose push on the untouched network is then the
-    same and computed once.
+    For each image they are the same as in the official program: random crops of random disjoint images, new ones in each
+    step. But a bank of images is drawn once per run, and each is read, cropped and passed through the frozen stages at most
+    once. Images with the same labels share their first batch; its push on the untouched network is then the same and is
+    computed once.
 
     Explained in notebook 20, section "Companions".
     """
@@ -359,7 +359,7 @@ class Companions:
         )
 
     def of_image(self, image_id: str, label: np.ndarray) -> Iterator[tuple[Tensor, Tensor] | Push] | None:
-        """Return the same batches read, the first as a `Push`; None as `indices`. Call it while the network is untouched.
+        """Return the same batches loaded, the first as a `Push`; None like `indices`. Call it while the network is untouched.
 
         Args:
             image_id: of the image that is tuned.
@@ -384,7 +384,7 @@ class Companions:
 
     @torch.no_grad()
     def read(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return features (B, D, h, w) behind the frozen stages and labels (B, C) of rows of the data set."""
+        """Return features (B, D, h, w) after the frozen stages and labels (B, C) of rows of the data set."""
         device = self.net.classifier.weight.device
         for index in batch:
             if index not in self.features:
@@ -460,10 +460,10 @@ STAGES = (MAPS,)
 
 
 def rib_flops(config: Settings, num_classes: int, size: tuple[int, int]) -> tuple[float, float]:
-    """Return the operations of RIB's steps on one image, in the plain formulation and in ours.
+    """Count the operations of RIB's steps on one image, in the plain formulation and in ours.
 
     Plain runs the whole network in every step. Ours runs its frozen stages once for all steps, and the last step, whose update
-    nobody uses, without its backward pass.
+    is never used, without its backward pass.
 
     Args:
         num_classes: foreground classes.

@@ -64,9 +64,9 @@ SETS_FOR_OTHERS = (
     "seed_*",
     "walk_*",
     "deeplab_*",
-)  # what its presets may set of stages of other notebooks
+)  # parameters of other notebooks that its presets may set
 STARTS = 10  # of k-means; scikit-learn's default when the method was published, 1 today
-# What a study tries, the published values inside where the network allows them.
+# The values that a study tries, including the published ones where the network allows them.
 TUNED = {
     "sccam_learning_rate": Range(3e-4, 0.03, log=True),
     "sccam_head_learning_rate": Range(3e-3, 3.0, log=True),
@@ -135,10 +135,10 @@ def image_features(
 def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed: int = 0) -> np.ndarray:
     """Split every class into sub-categories: k-means on the features of the images that carry the class.
 
-    A class with fewer images than clusters gets one sub-category an image; its other numbers are never used.
+    A class with fewer images than clusters gets one sub-category per image; its other numbers are never used.
 
     Args:
-        features: f, float (N, D), as they are: not scaled.
+        features: f, float (N, D), not scaled.
         labels: 0 or 1, (N, C).
         seed: of the starts.
 
@@ -146,7 +146,7 @@ def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed
         int64 (N, C): the sub-category 0..K-1 of an image in a class, -1 where it does not carry the class.
 
     Raises:
-        ValueError: shapes that do not fit, or a K below 1.
+        ValueError: the shapes do not fit, or K is below 1.
         Diverged: a feature is not finite.
 
     Source: SC-CAM, equation 1. Explained in notebook 60, section "Sub-categories".
@@ -172,14 +172,14 @@ def cluster_images(features: np.ndarray, labels: np.ndarray, clusters: int, seed
         if not len(members):
             continue
         kmeans = KMeans(min(clusters, len(members)), n_init=STARTS, max_iter=300, random_state=seed)
-        with warnings.catch_warnings():  # equal images: fewer clusters come out than were asked for, which `used` tells
+        with warnings.catch_warnings():  # equal images give fewer clusters than requested, which `used` tells
             warnings.simplefilter("ignore", ConvergenceWarning)
             result[members, number] = kmeans.fit_predict(_with_the_same_distances(features[members]))
     return result
 
 
 def _with_the_same_distances(points: np.ndarray) -> np.ndarray:
-    """Turn n points of D > n numbers, (n, D), into n numbers each: n points span no more, and k-means sees distances only."""
+    """Turn n points of D > n numbers, (n, D), into n numbers each: n points span no more, and k-means uses only distances."""
     if len(points) >= points.shape[1]:
         return points
     different, index = np.unique(points, axis=0, return_inverse=True)  # equal images must stay equal to the last digit
@@ -210,22 +210,22 @@ def class_major_order(labels: np.ndarray) -> np.ndarray:
 
 
 def used_subcategories(assignment: np.ndarray) -> np.ndarray:
-    """Return how many sub-categories each class really has: int64 (C,)."""
+    """Return how many sub-categories each class actually has: int64 (C,)."""
     return np.array([len(np.unique(column[column >= 0])) for column in assignment.T])
 
 
 def purity(assignment: Sequence | np.ndarray, truth: Sequence | np.ndarray) -> float:
-    """Return the fraction of images that are of the commonest true kind of their sub-category.
+    """Return the fraction of images that are of the most common true kind of their sub-category.
 
-    It cannot fall below the fraction of the commonest kind of all, and grows with the number of sub-categories: compare it
-    with the value for the same sub-categories dealt at random.
+    It cannot fall below the fraction of the most common kind overall, and grows with the number of sub-categories: compare
+    it with the value for the same sub-categories assigned at random.
 
     Args:
         assignment: sub-category of each image.
         truth: its true kind.
 
     Raises:
-        ValueError: no images, or not as many of the one as of the other.
+        ValueError: there are no images, or the two lengths differ.
 
     Source: the usual measure of a clustering. Explained in notebook 60, section "Sub-categories".
 
@@ -257,16 +257,16 @@ def write_subcategories(path: Path, data: SegmentationDataset, assignment: np.nd
 
 
 def read_subcategories(path: Path) -> dict[tuple[str, str], str]:
-    """Read such a table.
+    """Read a table of sub-categories.
 
     Args:
-        path: the table; the generated data set has one of the true kinds.
+        path: the table; the generated data set has one with the true kinds.
 
     Returns:
         (image id, class name) to the sub-category's name.
 
     Raises:
-        DataError: the file is missing or has another form.
+        DataError: the file is missing or malformed.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -341,7 +341,7 @@ class SubcategoryNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return M, (N, D, h, w), of normalized images (N, 3, H, W)."""
-        return self.backbone.feature_scale * self.backbone(images)  # the heads' start is made for a ResNet's values
+        return self.backbone.feature_scale * self.backbone(images)  # the heads' initialization is made for a ResNet's values
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits x_p (N, C) and x_s (N, C * K) of normalized images (N, 3, H, W)."""
@@ -395,7 +395,7 @@ def joint_loss(parent_logits: Tensor, sub_logits: Tensor, parents: Tensor, subs:
     return {"loss": parent + weight * sub, "parent": parent, "sub": sub}
 
 
-# ---- response maps of the sub-categories, which are looked at and not used
+# ---- response maps of the sub-categories, which are only looked at, not used
 
 
 def normalize_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
@@ -425,7 +425,7 @@ def merge_subcategory_maps(maps: Tensor, clusters: int) -> Tensor:
 
 
 def subcategory_entropy(maps: Tensor, clusters: int) -> Tensor:
-    """Return how evenly the K maps of each class share a pixel: 0 one map alone, 1 all alike.
+    """Return how evenly the K maps of each class share a pixel: 0: one map alone, 1: all alike.
 
     Args:
         maps: A_cj, (n * K, h, w), >= 0.
@@ -496,7 +496,7 @@ def build_sccam(config: Settings, num_classes: int, weights: Path | str = "") ->
         weights: safetensors file of a trained network; empty: none.
 
     Raises:
-        ValueError: weights of another network or of another number of clusters.
+        ValueError: the weights belong to another network or another number of clusters.
         FileNotFoundError: there is no such file.
 
     Explained in notebook 60, section "The network".
@@ -523,10 +523,10 @@ def make_round(
 ) -> int:
     """Make round `number` (1, 2, …) in its folder: features, sub-categories, weights.
 
-    What is there already is used again, so that an interrupted round goes on where it stopped.
+    What already exists is reused, so an interrupted round resumes where it stopped.
 
     Args:
-        previous: the trunk of the round before, in evaluation mode; in round 1 that of a plain classifier.
+        previous: the trunk of the previous round, in evaluation mode; in round 1 that of a plain classifier.
         normalization: mean and standard deviation for `previous`.
         number: of the round.
 
@@ -558,7 +558,7 @@ def train_sccam(
     The learning rate is laid out for `sccam_schedule_epochs`, of which the round uses the first `sccam_round_epochs`.
 
     Args:
-        assignment: their sub-categories, (N, C), from `cluster_images`.
+        assignment: the images' sub-categories, (N, C), from `cluster_images`.
         number: of the round.
 
     Source: SC-CAM, section 4.1, and its program. Explained in notebook 60, section "Training".
@@ -629,7 +629,7 @@ ROUND_READS = (
 
 
 def round_stage(number: int) -> Stage:
-    """Return the stage of round `number` (1, 2, …), on features of the round before; round 0 is CAM's classifier."""
+    """Return the stage of round `number` (1, 2, …), on features of the previous round; round 0 is CAM's classifier."""
 
     def make(job: Job) -> int:
         previous, normalization = _trunk_before(job)
@@ -674,7 +674,7 @@ def _trunk_before(job: Job) -> tuple[Backbone, tuple[tuple[float, float, float],
 
 
 def rounds(config: Any) -> tuple[Stage, ...]:
-    """Return the stages of all rounds: none where a finished network is given."""
+    """Return the stages of all rounds: none if a finished network is given."""
     count = 0 if config.sccam_weights else len(config.sccam_round_epochs)
     return tuple(round_stage(number) for number in range(1, count + 1))
 

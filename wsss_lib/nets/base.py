@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-Network = TypeVar("Network", bound=nn.Module)  # a function that returns the very network that it was given
+Network = TypeVar("Network", bound=nn.Module)  # for a function that returns the network it was given
 
 
 class Backbone(nn.Module):
@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def shallow(self, images: Tensor, num_stages: int) -> Tensor:
-        """Return what the first `num_stages` (1 to 5) make of images. RIB needs it; ResNets and EfficientNet-Lite0 have it."""
+        """Return the output of the first `num_stages` (1 to 5). RIB needs it; ResNets and EfficientNet-Lite0 have it."""
         raise NotImplementedError
 
     def deep(self, features: Tensor, num_stages: int) -> Tensor:

@@ -20,7 +20,7 @@ from wsss_lib.nets.backbone import Backbone, freeze_batch_norm
 class ASPPV2(nn.Module):
     """Sum of 3x3 convolutions with different dilations: z = sum over r of Conv3x3_r(f), each with a bias.
 
-    Every branch is a classifier of its own; there is no batch norm, no ReLU and no pooled branch.
+    Every branch is a classifier of its own; there is no batch normalization, no ReLU and no pooled branch.
 
     Args:
         in_channels: channels of the features f.
@@ -51,7 +51,7 @@ class ASPPV2(nn.Module):
 class DeepLabV2(nn.Module):
     """DeepLab-v2 at one scale: backbone and ASPP, logits at the backbone's stride.
 
-    Batch normalization is frozen, statistics and affine parameters both, now and after every `train()`.
+    Batch normalization is frozen, both statistics and affine parameters, now and after every `train()`.
 
     Args:
         backbone: a network of `wsss_lib.nets.backbone`, normally with output stride 8.
@@ -79,7 +79,7 @@ def multi_scale_logits(net: nn.Module, images: Tensor, scales: Sequence[float] =
 
     Args:
         images: (N, 3, H, W).
-        scales: the factors p beside 1.
+        scales: the factors p besides 1.
 
     Returns:
         [z_1, z_p for each p at ITS OWN size, z_max at the size of z_1].
@@ -106,7 +106,7 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         size: (h, w) wanted.
 
     Returns:
-        (N, h, w) of the same type; no new value arises. Where H is even a center can fall exactly between two pixels;
+        (N, h, w) of the same type; no new value appears. If H is even, a center can fall exactly between two pixels;
         libraries then differ. With the odd crops of DeepLab (321, 481) that cannot happen.
 
     Source: DeepLab-v2, labels at the size of each logit map. Explained in notebook 90, section "The loss".
@@ -135,7 +135,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Half the mean cross-entropy over background pixels plus half the mean over object pixels.
 
-    Both means run over the whole batch; 255 is in neither. A kind of pixel that is absent contributes 0.
+    Both means run over the whole batch; 255 counts in neither. An absent kind of pixel contributes 0.
 
     Args:
         logits: (N, K, h, w).
@@ -151,10 +151,10 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def self_labels(logits: Tensor, image_labels: Tensor) -> Tensor:
-    """Return the network's own best class among those of the image's label, pixel by pixel: q = arg-max_k (z_k y_k).
+    """Return for each pixel the network's best class among those of the image-level label: q = arg-max_k (z_k y_k).
 
-    An absent class counts with the value 0, not minus infinity: where all present logits are negative, the first absent class
-    is chosen. That is so in the official code.
+    An absent class has the value 0, not minus infinity: where all present logits are negative, the first absent class is
+    chosen, as in the official code.
 
     Args:
         logits: z, (N, K, h, w).
@@ -190,7 +190,7 @@ def multi_scale_loss(
 ) -> Tensor:
     """SUM of the loss over all logit maps, the labels resized to each.
 
-    With gradient accumulation divide by the number of accumulated batches.
+    With gradient accumulation, divide by the number of accumulated batches.
 
     Args:
         logits: result of `multi_scale_logits`.

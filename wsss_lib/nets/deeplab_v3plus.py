@@ -1,4 +1,4 @@
-"""DeepLab-v3+: dilated backbone, pyramid pooling with a view of the whole image, and a decoder at stride 4.
+"""DeepLab-v3+: dilated backbone, pyramid pooling with image-level features, and a decoder at stride 4.
 
 Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018, in the form
 whose published VOC numbers the weakly-supervised papers compare with: ONE 3x3 convolution in the decoder (the paper has two),
@@ -26,7 +26,7 @@ def build_dilated_backbone(name: str, output_stride: int, weights: str = "none")
     """Build a backbone with DeepLab-v3+'s dilations.
 
     A ResNet-50 or -101 keeps torchvision's rule: the last one (stride 16) or two (stride 8) layers lose their stride and get
-    dilation, and the first block of a dilated layer still has the dilation of the layer before. The other backbones are those
+    dilation, and the first block of a dilated layer still has the dilation of the previous layer. The other backbones are those
     of `build_backbone`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Batch normalizations become part of the convolutions before them: the same function with less work, for inference only."""
+"""Fold batch normalization into the convolutions before it: the same function with less work, for inference only."""
 
 import copy
 from itertools import pairwise
@@ -13,9 +13,9 @@ from wsss_lib.nets.base import Network
 def folded(net: Network) -> Network:
     """Return a copy of a network in evaluation mode whose batch normalizations are folded into their convolutions.
 
-    Only a batch normalization that stands right after its convolution among the children of a block is folded: all of a
-    ResNet's and of EfficientNet's, and of ResNet-38 those inside a block. Its outputs differ by float32's rounding alone.
-    Its channels lie last in memory, which convolutions on a CPU like better, and its 1x1 convolutions take torch's fast way.
+    Batch normalization is folded only right after its convolution among the children of a block: all of a ResNet's and of
+    EfficientNet's, and ResNet-38's inside a block. The copy's outputs differ only by float32 rounding. It uses the
+    channels-last memory format, which suits convolutions on a CPU, and its 1x1 convolutions take torch's fast path.
 
     >>> block = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     >>> [type(module).__name__ for module in folded(block)]
@@ -32,10 +32,10 @@ def folded(net: Network) -> Network:
 
 
 def fast_1x1(net: Network) -> Network:
-    """Let 1x1 convolutions on a CPU take torch's fast way, oneDNN's, and return the same network.
+    """Let 1x1 convolutions on a CPU take torch's fast path, oneDNN's, and return the same network.
 
-    On one thread torch takes another, a tenth of a ResNet-50's time slower, for less than 16 views, but not if a convolution
-    is dilated; and dilation changes nothing in a kernel of one pixel. Results differ by float32's rounding alone.
+    On one thread and for fewer than 16 views, torch takes another path, a tenth of a ResNet-50's time slower, unless a
+    convolution is dilated. Dilation changes nothing in a one-pixel kernel. Results differ only by float32 rounding.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.weight.device.type == "cpu":

@@ -1,6 +1,6 @@
 """ResNet-38, the wide and shallow residual network of AffinityNet and SC-CAM, at output stride 8.
 
-Names of parameters are those of the official programs. ImageNet weights come from `python -m data_prep.resnet38_mxnet`.
+Parameter names are those of the official programs. ImageNet weights come from `python -m data_prep.resnet38_mxnet`.
 """
 
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class ResBlock(nn.Module):
 
         Args:
             x: (N, in_channels, H, W).
-            preactivated: p, where it is known already.
+            preactivated: p, if already known.
         """
         p = self.preactivate(x) if preactivated is None else preactivated
         y = self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(p))))
@@ -85,7 +85,7 @@ class BottleneckBlock(nn.Module):
 
         Args:
             x: (N, in_channels, H, W).
-            preactivated: p, where it is known already.
+            preactivated: p, if already known.
         """
         p = self.preactivate(x) if preactivated is None else preactivated
         y = self.conv_branch2b1(self.dropout(F.relu(self.bn_branch2b1(self.conv_branch2a(p)))))
@@ -133,7 +133,7 @@ class ResNet38(Backbone):
     def stages(self, images: Tensor) -> list[Tensor]:
         """Return five maps: the outputs of b2 (pooled to stride 4) and b3, then conv4, conv5 and conv6 of AffinityNet.
 
-        conv4 and conv5 are the pre-activated tensors with which b5 and b6 begin, conv6 is ReLU(bn7(b7)).
+        conv4 and conv5 are the pre-activated tensors that b5 and b6 begin with; conv6 is ReLU(bn7(b7)).
         """
         x = self.b2_2(self.b2_1(self.b2(self.conv1a(images))))  # stride 2
         pooled = F.avg_pool2d(x, 2, ceil_mode=True)

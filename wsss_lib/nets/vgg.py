@@ -15,7 +15,7 @@ from wsss_lib.nets.base import Backbone
 class VGG(Backbone):
     """The convolutions of VGG-16 with output stride 8; one interface with the other backbones (`wsss_lib.nets.backbone`).
 
-    `features` has torchvision's indices (convolution, ReLU, ..., pooling), so that its ImageNet weights fit as they are. Stages
+    `features` has torchvision's indices (convolution, ReLU, ..., pooling), so its ImageNet weights fit unchanged. Stages
     1 to 3 end in a pooling of stride 2, stage 4 in one of stride 1, stage 5 has dilation 2 instead and no pooling.
 
     Args:

@@ -1,6 +1,6 @@
 """VGG-16 as DeepLab-LargeFOV reduced it (20 million parameters): the smaller of AffinityNet's two backbones.
 
-Names of parameters are those of the official program.
+Parameter names are those of the official program.
 """
 
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ LAYERS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convo
 class VGG16LargeFOV(Backbone):
     """VGG-16 at output stride 8: the fourth pooling keeps the resolution, conv5 is dilated, fc6 and fc7 are convolutions.
 
-    Takes RGB images with the mean subtracted, values in 0..255 (`normalization_of`); Caffe's BGR order is made inside.
+    Takes RGB images with the mean subtracted, values in 0..255 (`normalization_of`); they become Caffe's BGR order inside.
 
     Args:
         width: channels of the first convolution; 64 in the published network.

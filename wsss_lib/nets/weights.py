@@ -1,4 +1,4 @@
-"""Weights from which networks start: ImageNet's, a classifier's, a whole network's."""
+"""Initial weights of networks: ImageNet's, a classifier's, a whole network's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
         source: the file's name, for the message.
 
     Raises:
-        ValueError: a parameter is missing, foreign, or of another shape; the module is then unchanged.
+        ValueError: a parameter is missing, unexpected, or of another shape; the module is then unchanged.
     """
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     own = module.state_dict()
@@ -62,7 +62,7 @@ def load_backbone_of_classifier(backbone: nn.Module, weights: Path | str) -> Non
 
 
 def start_backbone(build: Callable[[str], Backbone], start: str, classifier: Path | str, whole: Path | str) -> Backbone:
-    """Build a backbone with the weights from which the training of a network starts.
+    """Build a backbone with its initial weights for training a network.
 
     Args:
         build: the weights' name to the backbone, e.g. `partial(build_backbone, "resnet50", 16)`.
@@ -89,13 +89,13 @@ def start_backbone(build: Callable[[str], Backbone], start: str, classifier: Pat
 
 
 def converted_from(weights: Path | str) -> str:
-    """Return the format from which `data_prep.checkpoints` has made a safetensors file; empty where it has not."""
+    """Return the format from which `data_prep.checkpoints` made a safetensors file; empty if it did not."""
     with safe_open(project_path(weights), framework="pt") as file:
         return (file.metadata() or {}).get("converted_from", "").partition(",")[0]
 
 
 def load_whole(net: Network, weights: Path | str) -> Network:
-    """Load the weights of a whole network, where a file is named.
+    """Load the weights of a whole network, if a file is named.
 
     Args:
         weights: a safetensors file; empty: nothing is loaded.
@@ -157,7 +157,7 @@ def imagenet_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
     weights = get_model_weights(name).IMAGENET1K_V1
     try:
         official = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no way to the network, or a file that is cut off
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no network connection, or a truncated file
         file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
         reason = str(error).partition("\n")[0][:200]
         raise DataError(

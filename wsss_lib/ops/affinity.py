@@ -185,14 +185,14 @@ def path_index(radius: int, size: tuple[int, int]) -> PathIndex:
 def edge_to_affinity(edge: Tensor, radius: int) -> Tensor:
     """Return the affinity of all pairs: one minus the strongest boundary on the path, both ends included.
 
-    The maxima of straight runs of 1..r cells are made once, each from the previous one; a path is a few such runs.
+    The maxima of straight runs of 1..r cells are computed once, each from the previous one; a path is a few such runs.
     Differentiable; at a tie the gradient is shared by the tied cells.
 
     Args:
         edge: e, (B, H, W) floating point, boundary probability in [0, 1].
 
     Returns:
-        a_ij = 1 - max_{k in path(i,j)} e_k, (B, n, S), as `edge` in type and range.
+        a_ij = 1 - max_{k in path(i,j)} e_k, (B, n, S), in the type and range of `edge`.
 
     Raises:
         ValueError: wrong number of dimensions, or a map smaller than a neighborhood.
@@ -272,7 +272,7 @@ def pair_displacement(displacement: Tensor, radius: int) -> Tensor:
 
 
 def displacement_target(radius: int) -> Tensor:
-    """Return where the destination lies from the source: what D(i) - D(j) is if both point at one centroid.
+    """Return the offset from source to destination: the value of D(i) - D(j) if both point at one centroid.
 
     Returns:
         t_ij = x_j - x_i, (1, 2, n, 1) float32, components (dy, dx) in cells.
@@ -368,7 +368,7 @@ def feature_affinity(features: Tensor, radius: int) -> Tensor:
 
 
 def feature_affinity_loss(affinity: Tensor, pairs: PairLabels) -> FeatureLosses:
-    """Return AffinityNet's loss: equal pairs want an affinity of 1, different pairs 0.
+    """Return AffinityNet's loss: the target affinity is 1 for equal pairs, 0 for different ones.
 
     Every term is a mean over the pairs of the whole batch; a term without pairs is 0.
 

@@ -1,9 +1,9 @@
 """Dense CRF: snap a label map or a probability map to the edges of its image.
 
 A fully connected conditional random field over all pixels with two Potts terms: `gaussian` (near pixels agree) and
-`bilateral` (near pixels of like color agree); ten steps of mean field (Kraehenbuehl and Koltun, NeurIPS 2011).
-The filtering is an approximation on the permutohedral lattice, pydensecrf's formulas in a file of C++ of our own
-(`dense_crf.cpp`) or pydensecrf itself: compare labels, not probabilities.
+`bilateral` (near pixels of similar color agree); ten steps of mean field (Kraehenbuehl and Koltun, NeurIPS 2011).
+The filtering is an approximation on the permutohedral lattice: pydensecrf's formulas in our own C++ file
+(`dense_crf.cpp`) or pydensecrf itself. Compare labels, not probabilities.
 """
 
 import ctypes
@@ -38,8 +38,8 @@ def crf_from_labels(
     Args:
         image: (H, W, 3) uint8, RGB.
         labels: (H, W) integers in 0..L-1; 0 is the background, a label like any other. Or a stack (N, H, W) of label maps of
-            this image, each refined by itself: what depends on the image alone, a third of the work, is done once.
-        num_labels: L, the labels that may come out: 1 + the number of classes IN THIS IMAGE, not in the data set.
+            this image, each refined by itself: the work that depends only on the image, a third, is done once.
+        num_labels: L, the number of possible labels: 1 + the number of classes IN THIS IMAGE, not in the data set.
         certainty: p in (0, 1), the trust in the given labels (gt_prob).
         gaussian_sxy: standard deviation of the gaussian term, in pixels.
         gaussian_compat: its weight.
@@ -127,8 +127,8 @@ def crf_segmentation(
 
     The CRF costs time per class. A class that reaches `min_probability` nowhere in the image is left out. This is NOT
     the same computation as with all 21 classes. Measured on 48 probability maps of real images (a trained network's
-    soft-max: 24 as it is, 12 flattened to temperature 2, 12 to temperature 4) the default changed at most 1 label in
-    100,000; on the 24 it kept 6 classes, which take two fifths of the time of 21, at temperature 4 it kept 17.
+    softmax: 24 unchanged, 12 flattened to temperature 2, 12 to temperature 4) the default changed at most 1 label in
+    100,000. On the 24 it kept 6 classes, which take two fifths of the time of 21; at temperature 4 it kept 17.
     Keeping only the classes that win somewhere would change up to 3 labels in 10,000.
 
     Args:
@@ -155,7 +155,7 @@ def crf_segmentation(
 
 
 def crf_from_maps(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, background: float = 0.15) -> np.ndarray:
-    """Refine localization maps as VWL does, which takes the soft-max of the scores themselves for probabilities.
+    """Refine localization maps as VWL does, with the softmax of the scores themselves as probabilities.
 
     Args:
         image: (H, W, 3) uint8, RGB, the image itself.
@@ -173,7 +173,7 @@ def crf_from_maps(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, ba
 
 
 def soft_scores(scores: np.ndarray, background: float) -> np.ndarray:
-    """Return the soft-max of background and scores, rather flat as they lie in [0, 1]: (K + 1, H, W) float32.
+    """Return the softmax of background and scores, rather flat as they lie in [0, 1]: (K + 1, H, W) float32.
 
     Args:
         scores: (K, H, W) float in [0, 1].
@@ -196,7 +196,7 @@ def _check_image(image: np.ndarray, size: tuple[int, ...]) -> None:
 
 @cache
 def _compiled() -> Callable[..., int] | None:
-    """Return the function of `dense_crf.cpp`, or None where it was not compiled, or for another machine."""
+    """Return the function of `dense_crf.cpp`, or None if it was not compiled, or for another machine."""
     found = find_spec("wsss_lib.ops._dense_crf")
     if found is None or found.origin is None:
         return None
@@ -210,12 +210,12 @@ def _compiled() -> Callable[..., int] | None:
 
 
 def whose_crf() -> Literal["compiled", "pydensecrf"]:
-    """Return whose filter this machine uses: they differ in the last bits, and so in a few labels of a million."""
+    """Return whose filter this machine uses: they differ in the last bits, and so in a few labels per million."""
     return "compiled" if _compiled() else "pydensecrf"
 
 
 def _mean_field(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussian: Near, bilateral: Alike) -> np.ndarray:
-    """Return Q, float32 (N, L, H, W), for as many unary energies, by the compiled file where it can."""
+    """Return Q, float32 (N, L, H, W), for as many unary energies, with the compiled file if possible."""
     count, num_labels, height, width = unaries.shape
     longest, widths = max(height, width), (gaussian[0], *bilateral[:2])
     least = (longest / 10_000, longest / 1_000, 255 / 1_000)  # the lattice has no room for more deviations
@@ -233,7 +233,7 @@ def _mean_field(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussia
 
 
 def _pydensecrf(image: np.ndarray, unaries: np.ndarray, iterations: int, gaussian: Near, bilateral: Alike) -> np.ndarray:
-    """Return the same by pydensecrf: the reference for `dense_crf.cpp`, and its stand-in."""
+    """Return the same from pydensecrf: the reference for `dense_crf.cpp`, and its fallback."""
     try:
         import pydensecrf.densecrf as dense_crf
     except ImportError as error:  # not needed by anything else, so imported only here

@@ -1,7 +1,7 @@
 """From the maps of several scales to one map, at stride 4 or at the size of the image.
 
-Published thresholds belong to maps that are merged at the size of the image; a random walk, which is too large for that, takes
-those merged at stride 4. Both come from the same small maps of the single scales.
+Published thresholds belong to maps merged at the size of the image. A random walk would be too large there and takes maps
+merged at stride 4. Both come from the same small maps of the single scales.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Views(NamedTuple):
-    """The maps of one image at each scale, not yet added: what its maps at full size are made of."""
+    """The maps of one image at each scale, not yet added: what its full-size maps are made of."""
 
     scales: list[Tensor]  # each float (K, h_s, w_s), >= 0
     grid_stride: int  # of `merge_views`
@@ -33,7 +33,7 @@ def stride4_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def join_flips(maps: Sequence[Tensor], classes: Tensor, join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> list[Tensor]:
-    """Return, for each scale, one map a class from those of the image and of its horizontal flip: float (K, h_s, w_s).
+    """Return, for each scale, one map per class from those of the image and of its horizontal flip: float (K, h_s, w_s).
 
     Args:
         maps: for each scale a float tensor (2, C, h_s, w_s), >= 0.
@@ -50,8 +50,8 @@ def merge_views(views: Sequence[Tensor], size: tuple[int, int], grid_stride: int
     Args:
         views: for each scale float (K, h_s, w_s), >= 0.
         size: (H, W) of the result: the stride-4 size, or that of the image.
-        grid_stride: the maps are resized to the area that a grid of this stride covers, and cut to `size`. 1 resizes straight
-            to `size`; IRN's and RIB's maps at full size use 16, the stride of their network.
+        grid_stride: the maps are resized to the area that a grid of this stride covers and cropped to `size`. 1 resizes
+            straight to `size`; IRN's and RIB's full-size maps use 16, the stride of their network.
 
     Returns:
         float (K, H, W) in [0, 1].
@@ -63,15 +63,15 @@ def merge_views(views: Sequence[Tensor], size: tuple[int, int], grid_stride: int
     """
     covered = tuple((side - 1) // grid_stride * grid_stride + grid_stride for side in size)
     total = torch.zeros(len(views[0]), *size, dtype=views[0].dtype, device=views[0].device)
-    for view in views if len(total) else ():  # an image without a class has no map; torch resizes no empty tensor
+    for view in views if len(total) else ():  # an image without a class has no map; torch cannot resize an empty tensor
         total += F.interpolate(view[None], size=covered, mode="bilinear", align_corners=False)[0, :, : size[0], : size[1]]
     return total / (total.amax((1, 2), keepdim=True) + 1e-5)
 
 
 def upsample_scores(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bring stored localization maps (stride 4) to the size of their image.
+    """Upsample stored localization maps (stride 4) to the size of their image.
 
-    Bilinear times 4 with `align_corners=False`, cut to (H, W) at the top left.
+    Bilinear times 4 with `align_corners=False`, cropped to (H, W) at the top left.
 
     Args:
         scores: (K, h, w) float, h = (H - 1) // 4 + 1 and w likewise; K may be 0.
@@ -103,13 +103,13 @@ def upsample_scores(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def full_size(scores: np.ndarray, size: tuple[int, int], full: Views | np.ndarray | None = None) -> np.ndarray:
-    """Return an image's maps at its own size, as precisely as what is kept of them allows.
+    """Return an image's maps at its own size, as precisely as what is stored allows.
 
     Args:
         scores: (K, h, w) float at stride 4.
         size: (H, W) of the image.
-        full: what is kept beside them: the maps of each scale, or those of full size; None: nothing, so that `scores` are
-            enlarged.
+        full: what is stored besides them: the maps of each scale, or full-size maps; None: nothing, so `scores` are
+            upsampled.
 
     Returns:
         (K, H, W) float32.

@@ -1,4 +1,4 @@
-"""How good is a label map: confusion matrix, intersection over union, edges, average precision, recall by part.
+"""Measures for label maps: confusion matrix, intersection over union, edges, average precision, recall by part.
 
 Every score of a data set comes from ONE confusion matrix over all its pixels, never from a mean over images.
 """
@@ -20,9 +20,9 @@ Average = Literal["union", "present"]
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     """Count the pixels of every (true class, predicted class) pair.
 
-    Pixels whose truth lies outside 0..K-1 (the void border 255, or -1) are dropped. A prediction of 255
+    Pixels whose ground truth lies outside 0..K-1 (the void border 255, or -1) are dropped. A prediction of 255
     ("unknown") counts as background, as in the evaluation of IRN, RIB and AMN; `Evaluation.unknown_share` says
-    how many pixels that were.
+    how many these were.
 
     Args:
         truth: integer labels, any shape.
@@ -30,7 +30,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
         num_classes: K, background included.
 
     Returns:
-        (K, K) int64; rows are the truth, columns the prediction.
+        (K, K) int64; rows are the ground truth, columns the prediction.
 
     Raises:
         ValueError: the shapes differ, or a counted pixel is predicted as a class that does not exist.
@@ -43,7 +43,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     """
     truth, prediction = _checked_labels(truth, prediction)
     if truth.dtype == prediction.dtype == np.uint8 and num_classes <= IGNORE:
-        # Masks: all 256 x 256 pairs in one count, six times as fast as to look for the valid pixels first.
+        # Masks: all 256 x 256 pairs in one count, six times as fast as finding the valid pixels first.
         pairs = np.bincount((truth.astype(np.uint16) << 8 | prediction).ravel(), minlength=2**16)
         pairs = pairs.reshape(256, 256)[:num_classes].astype(np.int64, copy=False)
         foreign = np.flatnonzero(pairs[:, num_classes:IGNORE].any(0))
@@ -89,12 +89,12 @@ class Scores:
     """Scores of one confusion matrix; all are fractions in [0, 1], NaN where undefined.
 
     Attributes:
-        iou: (K,) n_cc / (row_c + column_c - n_cc); NaN for a class in neither truth nor prediction.
+        iou: (K,) n_cc / (row_c + column_c - n_cc); NaN for a class in neither ground truth nor prediction.
         precision: (K,) n_cc / column_c; NaN for a class that is never predicted.
-        recall: (K,) n_cc / row_c, the "accuracy" of a class; NaN for a class that is not in the truth.
+        recall: (K,) n_cc / row_c, the "accuracy" of a class; NaN for a class not in the ground truth.
         miou: mean of `iou` over the classes that the averaging rule selects.
-        pixel_accuracy: fraction of the counted pixels that are right.
-        mean_accuracy: mean of `recall` over the classes in the truth.
+        pixel_accuracy: fraction of the counted pixels that are correct.
+        mean_accuracy: mean of `recall` over the classes in the ground truth.
         frequency_weighted_iou: mean of `iou` weighted by each class's fraction of the ground truth.
         average: the averaging rule behind `miou`.
     """
@@ -113,10 +113,10 @@ def scores(confusion: np.ndarray, average: Average = "union") -> Scores:
     """Turn a confusion matrix into the scores of semantic segmentation.
 
     Args:
-        confusion: (K, K) counts, rows are the truth.
-        average: "union": the mean IoU runs over the classes found in truth OR prediction, so that a class that is
-            only predicted counts as 0 (DeepLab-v3+, DRS, IRN family). "present": over the classes in the truth
-            (DeepLab-v2, VWE). Both agree when every class occurs in the truth, as on the whole VOC splits.
+        confusion: (K, K) counts, rows are the ground truth.
+        average: "union": the mean IoU runs over the classes in ground truth OR prediction, so a class that is only
+            predicted counts as 0 (DeepLab-v3+, DRS, IRN family). "present": over the classes in the ground truth
+            (DeepLab-v2, VWE). Both agree when the ground truth has every class, as on the whole VOC splits.
 
     Raises:
         ValueError: the matrix is not square, or the rule is unknown.
@@ -169,7 +169,7 @@ class Evaluation:
         num_classes: K, background included.
 
     Attributes:
-        confusion: (K, K) int64, rows are the truth.
+        confusion: (K, K) int64, rows are the ground truth.
         images: number of images added.
 
     Explained in notebook 70, section "Scores".
@@ -275,7 +275,7 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def part_recall(prediction: np.ndarray, part_mask: np.ndarray, class_mask: np.ndarray) -> dict[str, float]:
-    """Return which fraction of the head's and of the body's pixels have the right class.
+    """Return the fraction of the head's and of the body's pixels with the correct class.
 
     Args:
         prediction: int (H, W), 0 background, `i + 1` for class `i`.
@@ -327,11 +327,11 @@ def boundary_band(region: np.ndarray, width: int) -> np.ndarray:
 
 
 class BoundaryEvaluation:
-    """Boundary IoU of a whole data set: like the IoU, but only the inner edges of truth and prediction are compared.
+    """Boundary IoU of a whole data set: like the IoU, but only the inner edges of ground truth and prediction are compared.
 
-    A mask that is right inside and careless at its edge keeps a high IoU and loses most of its boundary IoU. Pixels are
+    A mask that is correct inside and careless at its edge keeps a high IoU and loses most of its boundary IoU. Pixels are
     summed over all images before the division, as for the mean IoU; the background has no edge of its own. A void border
-    (255 in the truth) hides where the true edge runs: it is filled with the nearest label first, and its own pixels are not
+    (255 in the ground truth) hides the true edge: it is filled with the nearest label first, and its own pixels are not
     counted.
 
     Args:

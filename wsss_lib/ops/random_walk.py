@@ -1,4 +1,4 @@
-"""Random walk of class scores over a graph of affinities (IRN, AffinityNet), and the mask made of IRN's result.
+"""Random walk of class scores over a graph of affinities (IRN, AffinityNet), and the mask made from IRN's result.
 
 The radius r is an integer of at least 2, in cells of the map.
 """
@@ -39,7 +39,7 @@ class Graph(NamedTuple):
     def matrix(self) -> Tensor:
         """Return the graph as a torch CSR tensor (h*w, h*w), which can be multiplied by dense columns."""
         size = 2 * (len(self.indptr) - 1,)
-        with warnings.catch_warnings():  # torch announces at the first use that its CSR tensors may still change
+        with warnings.catch_warnings():  # torch warns at first use that its CSR tensors may still change
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             return torch.sparse_csr_tensor(self.indptr, self.indices, self.values, size, check_invariants=False)
 
@@ -48,9 +48,9 @@ class Graph(NamedTuple):
 def affinity_graph(edge: Tensor, radius: int = 5, beta: float = 1) -> Graph:
     """Connect every pixel with its neighbors inside the map, weighted by affinity; the diagonal is 1.
 
-    Beyond the border the boundary map is continued with 1, so a pair that leaves the map has affinity 0 and every
-    pixel can be a source. The entries of a row are laid side by side in the order of their columns, then the ones
-    outside the map are left out: compressed rows without sorting.
+    The boundary map is padded with 1, so a pair that leaves the map has affinity 0 and every pixel can be a source.
+    The entries of a row are laid side by side in the order of their columns, then those outside the map are dropped:
+    this gives compressed rows without sorting.
 
     Args:
         edge: e, (h, w), boundary probability in [0, 1].
@@ -88,8 +88,8 @@ def pair_graph(affinity: Tensor, radius: int) -> Graph:
     """Return the symmetric graph of affinities that are given once for each pair; the diagonal is 1.
 
     Args:
-        affinity: (n, h, w), of every cell to its n neighbors in the order of `search_paths`, >= 0; what belongs to neighbors
-            outside the map is not read.
+        affinity: (n, h, w), of every cell to its n neighbors in the order of `search_paths`, >= 0; values of neighbors
+            outside the map are not read.
 
     Returns:
         float64 values, int32 indices, on the device of `affinity`.
@@ -121,7 +121,7 @@ def pair_graph(affinity: Tensor, radius: int) -> Graph:
 
 
 def _overlap(shift: int, side: int) -> slice:
-    """Positions p of 0..side-1 for which p + shift is one too."""
+    """Positions p in 0..side-1 for which p + shift is one, too."""
     return slice(max(0, -shift), max(0, min(side, side - shift)))
 
 
@@ -146,7 +146,7 @@ def propagate(scores: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, l
         No gradient is recorded.
 
     Raises:
-        ValueError: shapes that do not belong together, scores that are not finite, `edge` outside [0, 1],
+        ValueError: shapes that do not match, scores that are not finite, `edge` outside [0, 1],
             a radius below 2, a negative beta or number of steps.
 
     Source: IRN (Ahn, Cho, Kwak, CVPR 2019), semantic propagation by random walk.
@@ -191,7 +191,7 @@ def random_walk(graph: Graph, scores: Tensor, log2_steps: int) -> Tensor:
 
     start = scores.double().flatten(1).T.contiguous()  # (h*w, C)
     walked = _symmetric_power(matrix, start * root[:, None], 2 ** int(log2_steps)) / root[:, None]
-    # A weighted mean stays between minimum and maximum; rounding and the cut of the series must not break that.
+    # A weighted mean stays between minimum and maximum; rounding and truncation of the series must not break that.
     walked = walked.clamp(start.amin(0), start.amax(0))
     return walked.T.reshape(scores.shape)
 
@@ -227,7 +227,7 @@ def _chebyshev_weights(steps: int) -> tuple[float, ...]:
 
 
 def walk_scores(walk: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring walked scores to full resolution and divide them by their maximum over all classes and pixels.
+    """Upsample walked scores to full resolution and divide them by their maximum over all classes and pixels.
 
     Args:
         walk: v, (K, h, w), at stride 4: h = (H-1)//4+1, w = (W-1)//4+1.
@@ -256,7 +256,7 @@ def walk_scores(walk: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pseudo_mask(walk: Tensor, classes: Sequence[int] | np.ndarray, size: tuple[int, int], threshold: float = 0.25) -> Tensor:
-    """Give every pixel its strongest class, or background where no class exceeds the threshold.
+    """Assign every pixel its strongest class, or background where no class exceeds the threshold.
 
     Args:
         walk: v, (K, h, w), at stride 4.
@@ -268,7 +268,7 @@ def pseudo_mask(walk: Tensor, classes: Sequence[int] | np.ndarray, size: tuple[i
         (H, W) uint8: 0 background, i + 1 for class i. Ties go to the background, then to the first class.
 
     Raises:
-        ValueError: as many classes as maps are needed, each in 0..253, and a size that belongs to the maps.
+        ValueError: classes and maps differ in number, a class is not in 0..253, or the size does not fit the maps.
 
     Source: IRN, synthesis of semantic labels. Explained in notebook 80, section "From the walk to a mask".
 

@@ -11,7 +11,7 @@ from wsss_lib.ops.crf import crf_from_labels
 
 
 def argmax_with_background(scores: np.ndarray, classes: np.ndarray, threshold: float) -> np.ndarray:
-    """Give each pixel its best class, or the background where no score is above the threshold.
+    """Assign each pixel its best class, or the background where no score is above the threshold.
 
     The same as arg-max over [threshold, scores]: a tie goes to the background, then to the first class. As in the
     official code, the threshold is rounded to the type of the scores before it is compared.
@@ -25,7 +25,7 @@ def argmax_with_background(scores: np.ndarray, classes: np.ndarray, threshold: f
         (H, W) uint8, 0 or class + 1.
 
     Raises:
-        ValueError: shapes do not fit, or a class has no place in 1..254.
+        ValueError: shapes do not fit, or a class does not fit into 1..254.
 
     Source: arg-max([t, M]) of the IRN family. Explained in notebook 70, section "Thresholds".
 
@@ -43,7 +43,7 @@ def argmax_with_background(scores: np.ndarray, classes: np.ndarray, threshold: f
 def seed_mask(
     image: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float, crf: bool = True, iterations: int = 10
 ) -> np.ndarray:
-    """Make the seed (pseudo-mask) of one image: threshold, then the dense CRF on the hard labels.
+    """Make the initial seed mask of one image: threshold, then the dense CRF on the hard labels.
 
     Args:
         image: (H, W, 3) uint8 RGB; read only when `crf`.
@@ -121,18 +121,18 @@ def seed_mask_and_irn_labels(
     background_threshold: float,
     iterations: int = 10,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make what `seed_mask` and `irn_labels` make, in three quarters of their time.
+    """Make the results of `seed_mask` and `irn_labels` in three quarters of their time.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         scores: (K, H, W) float in [0, 1]; K may be 0.
         classes: (K,) 0-based foreground classes.
-        threshold: t, of the seed.
+        threshold: t, of the seed mask.
         foreground_threshold: t_f, of the confident labels.
         background_threshold: t_b, of the confident labels.
 
     Returns:
-        two label maps (H, W) uint8: the seed in {0, class + 1} and the confident labels in {0, class + 1, 255}.
+        two label maps (H, W) uint8: the seed mask in {0, class + 1} and the confident labels in {0, class + 1, 255}.
 
     Raises:
         ValueError: the shapes do not fit, or t_f and t_b are in the wrong order.
@@ -159,11 +159,11 @@ def _confident(sure_object: np.ndarray, not_background: np.ndarray) -> np.ndarra
 
 
 def irn_thresholds(seed_threshold: float) -> tuple[float, float]:
-    """Derive IRN's two thresholds from the background threshold t of the seeds.
+    """Derive IRN's two thresholds from the background threshold t of the seed masks.
 
     t_f = t + min(0.15, (1 - t) / 2) and t_b = t - min(0.10, 2 t / 3): the steps that IRN's published values take (0.15 gives
     0.30 and 0.05) and that its users recommend, shortened where they would leave (0, 1). AMN's published pair for its 0.25 is
-    0.45 and 0.15; the rule gives 0.40 and 0.15. It is a rule of thumb and looks at no pixel label.
+    0.45 and 0.15; the rule gives 0.40 and 0.15. It is a rule of thumb and uses no pixel label.
 
     Args:
         seed_threshold: t in (0, 1).

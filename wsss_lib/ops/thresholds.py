@@ -1,7 +1,7 @@
-"""Which threshold: all of them in one pass, each image's own best one, a choice on a few labelled images.
+"""Threshold choice: all of them in one pass, each image's own best one, a choice on a few labeled images.
 
-A threshold turns score maps into masks, and everything that follows depends on it. Whoever chooses it by looking at the ground
-truth has used pixel labels; `choice_sentence` says so in words that a report can print.
+A threshold turns score maps into masks, and everything that follows depends on it. Choosing it with the ground truth uses
+pixel labels; `choice_sentence` says so in words that a report can print.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ CELLS = 4096  # a power of two
 
 
 def _cell(values: np.ndarray) -> np.ndarray:
-    """Return in which of the equal parts of [0, 1] values lie; exact and never decreasing, as CELLS is a power of two."""
+    """Return which of the equal parts of [0, 1] values lie in; exact and never decreasing, as CELLS is a power of two."""
     return (np.clip(values, 0, 1) * np.float32(CELLS)).astype(np.int32)
 
 
@@ -25,8 +25,8 @@ class ThresholdSweep:
 
     A threshold t only decides between the background (score <= t) and the pixel's best class. So each pixel is
     counted once, under (true class, best class, number of thresholds below its score); cumulative sums give the
-    matrix of every threshold. The counts are identical to arg-max([t, scores]) run once for each t, in which a tie
-    goes to the background, and they are compared in float32, the type of the maps.
+    matrix of every threshold. The counts are identical to arg-max([t, scores]) run once for each t, where a tie
+    goes to the background. Scores are compared in float32, the type of the maps.
 
     Args:
         num_classes: K, background included.
@@ -54,7 +54,7 @@ class ThresholdSweep:
                 "The thresholds must be a non-empty, strictly increasing list, for example numpy.arange(0.05, 0.6, 0.01)."
             )
         self._histogram = np.zeros((num_classes, num_classes, self.thresholds.size + 1), np.int64)  # (truth, best class, bin)
-        # Most scores are binned by a look-up of their first 12 binary digits; -1: there a threshold needs all of them.
+        # Most scores are binned by a look-up of their first 12 binary digits; -1: a threshold there needs all of them.
         cell = np.arange(CELLS + 1)
         threshold_cell = _cell(self.thresholds)
         self._bin_of_cell = np.searchsorted(threshold_cell, cell).astype(np.int32)
@@ -75,14 +75,14 @@ class ThresholdSweep:
         self.count(truth, scores, classes)
 
     def count(self, truth: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Count one image and return what was counted.
+        """Count one image and return its counts.
 
         Returns:
             (K, 1 + C, T + 1) int64, pixels by true class, best class (its position in `classes`, from 1; 0 only if there is
             none) and number of thresholds below the score.
 
         Raises:
-            ValueError: the shapes do not fit together, a class does not exist, a score is NaN, or the truth is not an integers.
+            ValueError: the shapes do not fit together, a class does not exist, a score is NaN, or the labels are not integers.
         """
         truth, scores, classes = np.asarray(truth), np.asarray(scores), np.asarray(classes)
         if scores.ndim != 3 or scores.shape[1:] != truth.shape or classes.shape != scores.shape[:1]:
@@ -95,7 +95,7 @@ class ThresholdSweep:
         if truth.dtype.kind not in "iu":
             raise ValueError(f"The truth has the type {truth.dtype}, labels must be integers: read the mask as indices.")
         columns, bins = 1 + classes.size, self.thresholds.size + 1
-        # -1 and 255 become large unsigned numbers, and all that is too large falls into one more row
+        # -1 and 255 become large unsigned numbers, and all that is too large falls into one extra row
         index = np.minimum(truth.astype(f"u{truth.itemsize}"), self.num_classes).astype(np.int32)
         index *= columns * bins
         if classes.size:
@@ -122,7 +122,7 @@ class ThresholdSweep:
         return bins
 
     def confusions(self) -> np.ndarray:
-        """Return the confusion matrix of every threshold: (T, K, K) int64, rows are the truth."""
+        """Return the confusion matrix of every threshold: (T, K, K) int64, rows are the ground truth."""
         # a pixel in bin b scores above thresholds 0..b-1: it is foreground there and background from b on
         confusions = np.moveaxis(_above(self._histogram), -1, 0).copy()  # (T, K, K)
         confusions[:, :, 0] = self._histogram.sum((1, 2)) - confusions[:, :, 1:].sum(2)
@@ -135,7 +135,7 @@ class ThresholdSweep:
     def best(self, average: Average = "union") -> tuple[float, float]:
         """Return the threshold of the highest mean IoU (the lowest such threshold) and that mean IoU, in [0, 1].
 
-        The choice uses pixel labels: a report must say so. `average` is that of the function `scores`.
+        The choice uses pixel labels: a report must say so. `average` as in the function `scores`.
 
         Raises:
             ValueError: nothing was added yet.
@@ -148,10 +148,10 @@ class ThresholdSweep:
 
 
 class ImageThresholds(ThresholdSweep):
-    """A sweep that also keeps each image's own curve: the threshold that suits an image best, beside the one for all.
+    """A sweep that also keeps each image's own curve: the threshold that suits an image best, besides the one for all.
 
     The mean IoU of one image is the mean over the background and the image's own classes. If every image could have its best
-    threshold, the data set would reach `upper_bound()`; how far that is above `best()` is the price of one threshold for all.
+    threshold, the data set would reach `upper_bound()`; its lead over `best()` is the price of one threshold for all.
 
     Args:
         num_classes: K, background included.
@@ -199,11 +199,11 @@ class ImageThresholds(ThresholdSweep):
         return counts
 
     def curves(self) -> np.ndarray:
-        """Return the mean IoU of every image at every threshold: (N, T); NaN for an image without a labelled pixel."""
+        """Return the mean IoU of every image at every threshold: (N, T); NaN for an image without a labeled pixel."""
         return np.stack(self._curves) if self._curves else np.zeros((0, self.thresholds.size))
 
     def best_thresholds(self) -> np.ndarray:
-        """Return each image's best threshold t_i*, the lowest of several: (N,); NaN for an image without a labelled pixel.
+        """Return each image's best threshold t_i*, the lowest of several: (N,); NaN for an image without a labeled pixel.
 
         These choices use pixel labels: a report must say so.
         """
@@ -216,12 +216,12 @@ class ImageThresholds(ThresholdSweep):
     def upper_bound(self, average: Average = "union") -> float:
         """Return the mean IoU of the whole data set with every image at its own best threshold, in [0, 1].
 
-        `average` is that of the function `scores`.
+        `average` as in the function `scores`.
         """
         return scores(self.upper_bound_confusion, average).miou
 
     def summary(self, within: float = 0.02) -> dict[str, float]:
-        """Return what a threshold decides about these maps, in percent of mean IoU where not said otherwise.
+        """Return how a threshold affects these maps, in percent of mean IoU unless stated otherwise.
 
         Args:
             within: the loss of mean IoU that still counts as near the best, a fraction.
@@ -229,7 +229,7 @@ class ImageThresholds(ThresholdSweep):
         Returns:
             "threshold" and "best": the best one for all images and its mean IoU; "low" and "high": the range of thresholds near
             it; "image_mean" and "image_spread": mean and standard deviation of the images' own best thresholds; "upper_bound":
-            with each image at its own; "image_loss": how much an image's own mean IoU loses on average by the one for all.
+            with each image at its own; "image_loss": how much an image's own mean IoU loses on average with the one for all.
         """
         threshold, best = self.best()
         low, high = near_best_range(self.thresholds, self.curve(), within)
@@ -261,7 +261,7 @@ def imbalance_and_gap(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray
         classes: (C,) foreground classes, 0-based.
 
     Returns:
-        (C, 2) float64: imbalance and gap; NaN for a class that the truth does not show, or without background.
+        (C, 2) float64: imbalance and gap; NaN for a class absent from the ground truth, or without background.
 
     Source: AMN's argument; the two numbers are ours. Explained in notebook 40, section "The problem".
 
@@ -314,16 +314,16 @@ def near_best_range(
 
 
 def split_labelled(data: SegmentationDataset, per_class: int = 5) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Set aside a few images on which a threshold may be chosen with their masks, apart from those that are scored.
+    """Set aside a few images whose masks may be used to choose a threshold, apart from those that are scored.
 
     For each class in turn, `per_class` of the images that have it are taken, evenly spaced over the list (all, if there are
-    fewer). No random number, no score and no mask has a part in that, so the set is the same for all methods and seeds.
+    fewer). This uses no random number, no score and no mask, so the set is the same for all methods and seeds.
 
     Args:
         per_class: images for each class; an image with two classes may be taken for both.
 
     Returns:
-        the labelled images, and all the others.
+        the labeled images, and all the others.
 
     Raises:
         ValueError: per_class is below 1, or nothing would be left to score.
@@ -348,19 +348,19 @@ def split_labelled(data: SegmentationDataset, per_class: int = 5) -> tuple[Segme
 
 
 def choice_sentence(way: Literal["fixed", "labelled", "best"], threshold: float, images: int = 0) -> str:
-    """Say in one sentence how a threshold was chosen and whether pixel labels had a part in it.
+    """Say in one sentence how a threshold was chosen and whether pixel labels were used.
 
     Args:
-        way: "fixed": a value set beforehand; "labelled": the best on a separate labelled set; "best": the best on the very
+        way: "fixed": a value set beforehand; "labelled": the best on a separate labeled set; "best": the best on the very
             images that are scored.
         threshold: the value.
-        images: whose masks were looked at, unless it was fixed.
+        images: whose masks were used, unless it was fixed.
 
     Returns:
-        a sentence without its full stop.
+        a sentence without its period.
 
     Raises:
-        ValueError: another way.
+        ValueError: the way is unknown.
 
     Explained in notebook 70, section "How much the choice matters".
 

@@ -1,4 +1,4 @@
-"""AffinityNet (Ahn and Kwak, CVPR 2018): features in which neighboring pixels of one class lie close, and a walk on them."""
+"""AffinityNet (Ahn and Kwak, CVPR 2018): features that lie close for neighboring pixels of one class, and a walk on them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -88,11 +88,11 @@ class Parameters(ParameterGroup):
 
 
 class AffinityHead(nn.Module):
-    """Three 1x1 convolutions side by side, one over all of them: f = ELU(W9 [ELU(W3 c4), ELU(W4 c5), ELU(W5 c6)]).
+    """Three parallel 1x1 convolutions, one over all of them: f = ELU(W9 [ELU(W3 c4), ELU(W4 c5), ELU(W5 c6)]).
 
     Args:
         channels: of the three maps.
-        groups: of the group normalizations before the first three ELUs (published for VGG-16); None: there are none
+        groups: of the group normalizations before the first three ELUs (published for VGG-16); None: none
             (published for ResNet-38).
 
     Source: AffinityNet (Ahn and Kwak, CVPR 2018), section 3.2; names and widths as in its program.
@@ -131,13 +131,13 @@ class AffinityHead(nn.Module):
 
 
 class AffinityNet(nn.Module):
-    """A backbone that is trained along (batch normalization frozen) and the head over its three deepest kinds of maps.
+    """A jointly trained backbone (frozen batch normalization) and the head over its three deepest kinds of maps.
 
-    The published networks have all three maps at stride 8. For other backbones the first of them is the deepest of the
-    shallow three that is as fine as the grid, and the two deeper ones are enlarged to it.
+    The published networks have all three maps at stride 8. For other backbones, the first is the deepest of the three
+    shallow maps that is as fine as the grid; the two deeper ones are upsampled to it.
 
     Args:
-        backbone: of `wsss_lib.nets.backbone`; VGG-16 gets fc6 with dilation 4.
+        backbone: from `wsss_lib.nets.backbone`; VGG-16 gets fc6 with dilation 4.
         stride: of the grid on which pixels are compared; 8 in the paper.
         group_norm: group normalization in the head; published for VGG-16, not for ResNet-38.
 
@@ -173,7 +173,7 @@ class AffinityNet(nn.Module):
         return self.head([_enlarged(maps[level], size) for level in self.levels])
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return SGD's groups as published: new convolutions ten times the rate, biases twice and without decay."""
+        """Return SGD's groups as published: new convolutions at ten times the rate, biases at twice and without decay."""
         groups: dict[tuple[int, bool], list[nn.Parameter]] = {(1, True): [], (2, False): [], (10, True): []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -197,18 +197,18 @@ def _enlarged(maps: Tensor, size: list[int]) -> Tensor:
 
 
 def scores_with_background(scores: np.ndarray, alpha: float) -> np.ndarray:
-    """Put the background's score before the classes': (1 - max_c M_c)^alpha.
+    """Prepend the background's score to the classes': (1 - max_c M_c)^alpha.
 
     Args:
         scores: M, (K, H, W) float in [0, 1]; K may be 0.
-        alpha: exponent; the larger, the weaker is the background.
+        alpha: exponent; the larger, the weaker the background.
 
     Returns:
         (1 + K, H, W) float32.
 
     Raises:
-        ValueError: scores outside [0, 1]. SC-CAM's released program overwrites its maps by a picture of 0 and 255 before it
-            saves them; a background of (1 - 255)^alpha would then win everywhere.
+        ValueError: scores outside [0, 1]. SC-CAM's released program overwrites its maps with an image of 0 and 255 before
+            saving them; a background of (1 - 255)^alpha would then win everywhere.
 
     Source: AffinityNet, equation 2. Explained in notebook 75, section "Two strengths of the background".
 
@@ -225,7 +225,7 @@ def scores_with_background(scores: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def crf_with_alpha(image: np.ndarray, scores: np.ndarray, alpha: float) -> np.ndarray:
-    """Refine maps and background by the dense CRF, with AffinityNet's parameters.
+    """Refine maps and background with the dense CRF and AffinityNet's parameters.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -253,14 +253,14 @@ def crf_with_alpha(image: np.ndarray, scores: np.ndarray, alpha: float) -> np.nd
 
 
 def confident_labels(low: Tensor, high: Tensor) -> Tensor:
-    """Merge the scores of two strengths of the background into a label: an object has to survive the strong one.
+    """Merge the scores of two background strengths into a label: an object must survive the strong one.
 
     Args:
         low, high: (1 + K, h, w), the scores with low alpha (strong background) and high alpha (weak background).
 
     Returns:
         (h, w) int64: position 1..K where the object wins with low alpha; 0 where the background wins with high alpha; 255
-        where neither is so, and where all scores vanish (outside the image).
+        where neither holds, and where all scores vanish (outside the image).
 
     Source: AffinityNet, section 3.3, in the order of its program.
     Explained in notebook 75, section "Two strengths of the background".
@@ -284,7 +284,7 @@ def crop_sample(
 ) -> tuple[Tensor, Tensor]:
     """Crop image and scores together and reduce the scores to a label on the grid.
 
-    The image is normalized after the crop, so that the surroundings of a small image are black. The scores are averaged
+    The image is normalized after the crop, so the surroundings of a small image are black. The scores are averaged
     over the cells of the grid before they are compared; that depends on where the crop lies.
 
     Args:
@@ -314,7 +314,7 @@ def feature_graph(features: Tensor, radius: int, beta: float) -> Graph:
     """Connect the cells of a map by the affinity of their features, V = W^beta; the diagonal is 1.
 
     As published, only cells whose whole neighborhood lies inside the map begin a pair. Cells near the left, right and lower
-    border therefore have fewer neighbors, ten cells of every map (for radius 5) none at all: they keep their scores.
+    border therefore have fewer neighbors, ten cells of every map (for radius 5) have none: they keep their scores.
 
     Args:
         features: f, (D, h, w).
@@ -334,7 +334,7 @@ def feature_graph(features: Tensor, radius: int, beta: float) -> Graph:
 
 
 def graph_of_pairs(affinity: Tensor, size: tuple[int, int], radius: int) -> Graph:
-    """Return the symmetric graph of the affinities that `feature_affinity` gives; see `feature_graph`.
+    """Return the symmetric graph of the affinities that `feature_affinity` returns; see `feature_graph`.
 
     Args:
         affinity: (n, S), float64.
@@ -350,11 +350,11 @@ def graph_of_pairs(affinity: Tensor, size: tuple[int, int], radius: int) -> Grap
 
 
 def pooled_scores(scores: Tensor, alpha: float, stride: int) -> Tensor:
-    """Put the background before the maps and average everything over the cells of the grid.
+    """Prepend the background to the maps and average everything over the cells of the grid.
 
     Args:
         scores: M, (K, H, W) in [0, 1].
-        stride: pixels of a cell; what a cell at the border lacks counts as 0 in every channel, background included.
+        stride: pixels of a cell; missing pixels of a border cell count as 0 in every channel, background included.
 
     Returns:
         (1 + K, ceil(H/stride), ceil(W/stride)), float32.
@@ -370,7 +370,7 @@ def pooled_scores(scores: Tensor, alpha: float, stride: int) -> Tensor:
 
 
 def walk_mask(walk: Tensor, classes: Sequence[int] | np.ndarray, size: tuple[int, int], stride: int) -> Tensor:
-    """Give every pixel the strongest of background and classes.
+    """Assign every pixel the strongest of background and classes.
 
     Args:
         walk: (1 + K, h, w), background first.
@@ -381,7 +381,7 @@ def walk_mask(walk: Tensor, classes: Sequence[int] | np.ndarray, size: tuple[int
         (H, W) uint8: 0 background, i + 1 for class i. Ties go to the background, then to the first class.
 
     Raises:
-        ValueError: as many classes as maps beside the background are needed, each in 0..253.
+        ValueError: classes and maps without the background differ in number, or a class is not in 0..253.
 
     Source: AffinityNet's program. Explained in notebook 75, section "The random walk".
 
@@ -437,7 +437,7 @@ def read_scores(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
 
 
 def make_affinity_scores(data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path) -> int:
-    """Write `ID.npz` with the CRF's scores at both strengths of the background for every image that has none yet.
+    """Write `ID.npz` with the CRF's scores at both background strengths for every image that has none yet.
 
     Explained in notebook 75, section "Two strengths of the background".
     """
@@ -456,7 +456,7 @@ def _make_scores_of_image(image_id: str, data: SegmentationDataset, maps_folder:
 
 
 class AffinityScoreSamples(Dataset):
-    """AffinityNet's recipe: color jitter and a random crop without scaling, and a horizontal flip.
+    """AffinityNet's recipe: color jitter, a random crop without scaling, and a horizontal flip.
 
     Yields image float32 (3, crop, crop), normalized, and label int64 (crop/stride, crop/stride): positions among the classes
     of the image, 0 background, 255 unknown.
@@ -494,7 +494,7 @@ def build_affinitynet(config: Settings, classifier_weights: Path | str, weights:
     """Build AffinityNet on the ImageNet backbone (published) or on the classifier's, or from its own weights.
 
     Args:
-        classifier_weights: safetensors file of notebook 10's classifier, read where `affinitynet_init` is "classifier".
+        classifier_weights: safetensors file of notebook 10's classifier, read if `affinitynet_init` is "classifier".
         weights: safetensors file of a trained AffinityNet; empty: none.
 
     Raises:
@@ -506,7 +506,7 @@ def build_affinitynet(config: Settings, classifier_weights: Path | str, weights:
     backbone = start_backbone(build, start, classifier_weights, weights)
     for module in backbone.shallow_modules(config.affinitynet_frozen_stages):
         module.requires_grad_(False)
-    # Published without group normalization for ResNet-38, with it for VGG-16; the others' maps differ in scale as VGG's do.
+    # Published without group normalization for ResNet-38, with it for VGG-16; the others' maps differ in scale like VGG's.
     net = AffinityNet(backbone, config.affinitynet_stride, group_norm=config.backbone != "resnet38")
     return load_whole(net, weights)
 
@@ -543,7 +543,7 @@ def train_affinitynet(net: AffinityNet, data: SegmentationDataset, score_folder:
 
 @torch.inference_mode()
 def grid_features(net: AffinityNet, image: Image.Image, config: Settings) -> Tensor:
-    """Return f of an image, filled at the right and bottom to whole cells.
+    """Return f of an image, padded at the right and bottom to whole cells.
 
     Returns:
         float32 (D, ceil(H/stride), ceil(W/stride)), on the device of the network.

@@ -1,4 +1,4 @@
-"""IRN: inter-pixel relations (Ahn, Cho, Kwak, CVPR 2019): boundaries learned from confident labels, a walk up to them."""
+"""IRN: inter-pixel relations (Ahn, Cho, Kwak, CVPR 2019): boundaries learned from confident labels, and a walk up to them."""
 
 from functools import partial
 from pathlib import Path
@@ -107,13 +107,13 @@ class IRN(nn.Module):
     """Inter-pixel relation network: class boundaries and displacements towards the object's center.
 
     The backbone is frozen: no gradient enters it, and its batch normalization is frozen, too.
-    Names of parameters are those of the official program, those of the backbone prefixed with `backbone.`.
+    Parameter names are the official program's; the backbone's are prefixed with `backbone.`.
 
     Args:
         backbone: has `channels` and `strides` (five integers each) and `stages(images)`, which returns five maps
             (N, channels[i], about H/strides[i], about W/strides[i]); the first two strides are equal.
-        displacement_width: channels of the displacement head, a multiple of 32; 256 in the paper's program. This head
-            takes most of a training step beside a small backbone, and semantic masks do not need it.
+        displacement_width: channels of the displacement head, a multiple of 32; 256 in the paper's program. With a
+            small backbone this head takes most of a training step. Semantic masks do not need it.
 
     Raises:
         ValueError: a displacement width that is not a positive multiple of 32.
@@ -203,15 +203,15 @@ class IRN(nn.Module):
 
     @torch.no_grad()
     def predict(self, image: Tensor, pad_to: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the boundary map of image and flipped image averaged, and the displacements of the image.
+        """Return the boundary map averaged over the image and its flip, and the image's displacements.
 
-        The padded area takes part in the group normalization, so the result depends on it; the official program pads
-        VOC images to 512 x 512, and those of RIB and AMN do not pad COCO's. No part of a larger image is ever cut off: that
-        side is then padded to a multiple of 16.
+        The padding enters the group normalization, so the result depends on it. The official program pads VOC images to
+        512 x 512; those of RIB and AMN do not pad COCO's. A larger image is never cropped: that side is then padded to a
+        multiple of 16.
 
         Args:
             image: (3, H, W), normalized for the backbone, on the device of the network, which is in evaluation mode.
-            pad_to: pad right and bottom with zeros to this side length, 16 being the least; 0: no padding.
+            pad_to: pad right and bottom with zeros to this side length, at least 16; 0: no padding.
 
         Returns:
             edge (h, w) in [0, 1], sigmoid of the averaged logits; displacement (2, h, w), (dy, dx) in cells;
@@ -228,7 +228,7 @@ class IRN(nn.Module):
 
     @torch.no_grad()
     def predict_boundaries(self, image: Tensor, pad_to: int = 0) -> Tensor:
-        """Return the boundary map of `predict`, the same to the last bit, without the work of the displacements."""
+        """Return the boundary map of `predict`, bit for bit the same, without computing the displacements."""
         pair, height, width = self._pair(image, pad_to)
         return _boundaries(self.edge_logit(pair), height, width)
 
@@ -287,7 +287,7 @@ def train_irn(net: IRN, data: SegmentationDataset, label_folder: Path, config: S
     """Train IRN's two heads on the confident labels, in place.
 
     Args:
-        label_folder: of the confident labels `ID.png`.
+        label_folder: holds the confident labels `ID.png`.
 
     Raises:
         ValueError: as `training.train`.
@@ -324,7 +324,7 @@ def set_mean_displacement(net: IRN, data: SegmentationDataset, config: Settings)
     """Set IRN's mean shift to the average displacement over a split, image by image (top-left crops, as published).
 
     The official program averages the means of full batches of 32 over the list for which masks are made, and drops the last
-    short one. Semantic masks do not use displacements, so that no mask depends on it.
+    short batch. Semantic masks do not use displacements, so no mask depends on it.
 
     Explained in notebook 80, section "The network".
     """

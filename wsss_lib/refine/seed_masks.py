@@ -86,7 +86,7 @@ def labels_without_crf(maps: np.ndarray, classes: np.ndarray, t_f: float, t_b: f
 def confident_row(
     what: str, data: SegmentationDataset, mask_of: Callable[[str], np.ndarray], crf: bool, config: Settings
 ) -> dict:
-    """Return a row about labels of which a part is unknown; no mIoU, as that would punish silence."""
+    """Return a row about partly unknown labels; no mIoU, which would penalize unknown pixels."""
     everything, known = Evaluation(data.num_classes + 1), Evaluation(data.num_classes + 1)
     for image_id in progress(data.ids, what):
         truth, label = data.mask(image_id), mask_of(image_id)
@@ -111,7 +111,7 @@ def _sweep_row(job: Job) -> dict:
     thresholds = sweep_thresholds(job.config.seed_num_thresholds)
     sweep: ThresholdSweep = sweep_maps(data, maps_folder, thresholds)
     tenth: ThresholdSweep = sweep_maps(data.part(slice(None, None, 10)), maps_folder, thresholds)
-    chosen_on = sweep if np.isnan(tenth.curve()).all() else tenth  # few images, and every tenth of them is unknown throughout
+    chosen_on = sweep if np.isnan(tenth.curve()).all() else tenth  # few images, and every tenth is entirely unknown
     return {
         "what": "threshold sweep",
         "split": data.split,

@@ -26,10 +26,10 @@ MARGIN = 0.15  # of the thresholds for confident labels, above and below
 
 
 def agreement(image: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float) -> float:
-    """Return how far the CRF leaves the objects of a mask where they are, times the fraction of the image that is background.
+    """Return how far the CRF leaves a mask's objects in place, times the fraction of the image that is background.
 
-    The CRF moves outlines to where colors change, so that it confirms a mask that ends there. It also confirms a mask that
-    fills the image, which the second factor takes back.
+    The CRF moves outlines to where colors change, so it confirms a mask that ends there. It also confirms a mask that
+    fills the image; the second factor corrects this.
 
     Args:
         image: uint8 (H, W, 3).
@@ -52,7 +52,7 @@ def agreement_curve(data: SegmentationDataset, maps_folder: Path, count: int = C
     """Return the mean agreement of evenly spaced images of a split at all `THRESHOLDS`: (T,).
 
     Args:
-        count: of images at most; those without a class do not count.
+        count: at most so many images; those without a class do not count.
     """
     labelled = [image_id for image_id in data.ids if data.label(image_id).any()]
     chosen = [labelled[int(index)] for index in np.unique(np.linspace(0, len(labelled) - 1, count).round())]
@@ -65,7 +65,7 @@ def agreement_curve(data: SegmentationDataset, maps_folder: Path, count: int = C
 
 
 def chosen_thresholds(curve: np.ndarray) -> dict[str, float]:
-    """Return the parameters of the seeds that a curve asks for.
+    """Return the seed-mask parameters that a curve suggests.
 
     >>> chosen_thresholds(np.eye(len(THRESHOLDS))[8])
     {'seed_threshold': 0.5, 'seed_foreground_threshold': 0.65, 'seed_background_threshold': 0.35}

@@ -58,13 +58,13 @@ from wsss_lib.parameters import (
 from wsss_lib.refine import affinitynet, irn
 
 NOTEBOOK = "90_deeplab"
-# Whose masks may be learned: the values of `refinement`, each to the stage that makes them.
+# The masks that may be learned: the values of `refinement`, each to the stage that makes them.
 MASKS: dict[str, Stage] = {
     module.REFINEMENT: module.MASKS for module in (irn, affinitynet, *METHODS.values()) if hasattr(module, "REFINEMENT")
 }
 
 
-WORKERS_PAY = 10_000_000  # pixels to refine and write; fewer take less time than the start of the processes
+WORKERS_PAY = 10_000_000  # pixels to refine and write; fewer take less time than starting the processes
 
 
 class Parameters(ParameterGroup):
@@ -155,10 +155,10 @@ def train_deeplab(
     """Train DeepLab on (pseudo-)masks, in place.
 
     Args:
-        mask_folder: of the masks `ID.png` to learn from.
+        mask_folder: holds the masks `ID.png` to learn from.
 
     Raises:
-        ValueError: version 3+ with one image at once on the device; as `training.train`.
+        ValueError: version 3+ with one image at a time on the device; as `training.train`.
         DataError: a mask is missing or broken.
 
     Explained in notebook 90, section "Training".
@@ -219,8 +219,8 @@ def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -
         present = [labels[rows] for labels in image_labels]
         return multi_scale_loss([z[rows] for z in scales], masks[rows], lambda z, mask: pixel_loss(z, mask, *present))
 
-    # The official programs accumulate parts of a batch, each with a mean over its own pixels. So it is here, whatever a device
-    # can hold; a device that holds less than such a part has a mean for each of its own.
+    # The official programs accumulate parts of a batch, each with a mean over its own pixels. So does this code, whatever a
+    # device can hold; a device that holds less than such a part has a mean for each of its own.
     together = config.deeplab_batch_size // config.deeplab_accumulation // rank_and_world_size()[1]
     if not together or len(images) % together:
         together = len(images)
@@ -229,7 +229,7 @@ def _deeplab_loss(net: nn.Module, batch: tuple[Tensor, ...], config: Settings) -
 
 
 def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) -> np.ndarray:
-    """Return DeepLab's class probabilities of one image, no image-level label used: float32 (K, H, W) in [0, 1].
+    """Return DeepLab's class probabilities of one image, without image-level labels: float32 (K, H, W) in [0, 1].
 
     Explained in notebook 90, section "Training".
     """
@@ -238,7 +238,7 @@ def class_probabilities(net: nn.Module, image: Image.Image, config: Settings) ->
 
 @torch.inference_mode()
 def _logits(net: nn.Module, image: Image.Image, config: Settings) -> np.ndarray:
-    """Return the network's answer to one image: float32 (K, h, w) at its own stride."""
+    """Return the network's logits of one image: float32 (K, h, w) at its own stride."""
     mean, std = normalization_of(config.deeplab_backbone)
     tensor = transforms.to_tensor(transforms.normalize(image, mean, std))[None].to(next(net.parameters()).device)
     logits = multi_scale_logits(net, tensor, config.deeplab_test_scales)[-1] if config.deeplab_version == "v2" else net(tensor)
@@ -254,8 +254,8 @@ def _probabilities(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def make_predictions(net: nn.Module, data: SegmentationDataset, config: Settings, folder: Path) -> int:
     """Write `plain/ID.png` and, after the CRF, `crf/ID.png` of every image that has none yet.
 
-    A CRF takes a core a hundred times as long as a GPU its network. So this process makes the small logits of one image after
-    the other, and workers enlarge, refine and write them.
+    A CRF takes a core a hundred times as long as the network takes a GPU. So this process computes the small logits image by
+    image, and workers upsample, refine and write them.
 
     Explained in notebook 90, section "All validation images".
     """
@@ -341,14 +341,14 @@ def _score_predictions(job: Job) -> list[dict]:
         else open_stage(masks_of(job.whole), job.whole).metrics[-1].get("pixel_labels_chose", "")
     )
     start = job.whole.deeplab_init
-    if start not in ("imagenet", "classifier", "none"):  # it may have seen masks, as the authors' start has seen COCO's
+    if start not in ("imagenet", "classifier", "none"):  # it may have seen masks, as the authors' weights have seen COCO's
         honest = "; ".join(filter(None, (honest, f"whatever made the start {Path(start).name}")))
     name = deeplab_name(config)
     scored = [
         (name, score_masks(data, job.folder / "plain"), False),
         (f"{name} + CRF", score_masks(data, job.folder / "crf"), True),
     ]
-    if config.deeplab_centre_crop:  # another set of pixels, and said so in the row's name
+    if config.deeplab_centre_crop:  # another set of pixels, as the row's name says
         crops = score_centre_crops(job.inputs["deeplab"].net, data, config)
         scored.append((f"{name} ({config.deeplab_centre_crop} center crop)", crops, False))
     return [
@@ -439,7 +439,7 @@ def costs(config: Settings, data: Images) -> list[Cost]:
         data.val,
         data.size,
         views=1,
-        core_seconds=2 * data.val * data.crf_seconds(),  # twice the labels of a seed: what the network holds possible
+        core_seconds=2 * data.val * data.crf_seconds(),  # twice the labels of a seed mask: what the network considers possible
         disk_mib=2 * data.masks_mib * data.val / data.train,
     )
     return [network, predictions]
