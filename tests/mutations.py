@@ -3,7 +3,7 @@
     python -m tests.mutations              # all of them, a quarter of an hour on one core
     python -m tests.mutations kill fault   # those of some kinds of tests
 
-Works on a copy; docs/reliability.md has the result.  checks that every change still fits the code.
+Works on a copy; docs/reliability.md has the result. A change that no longer fits the code ends the command.
 """
 
 import subprocess
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.checkout import environment, second_checkout
+from wsss_lib.parameters import PROJECT_ROOT
 
 
 class Mutation(NamedTuple):
@@ -135,7 +136,7 @@ MUTATIONS = [
     Mutation(
         "fuzz",
         "wsss_lib/core/files.py",
-        "    if not np.isfinite(scores).all():\n        raise DataError(",
+        "    if not all(np.isfinite(values).all() for values in arrays.values()):\n        raise DataError(",
         "    if False:\n        raise DataError(",
         "tests/test_files.py tests/test_stage.py -k maps",
     ),
@@ -157,13 +158,13 @@ MUTATIONS = [
     # Images of extreme size or content.
     Mutation(
         "extreme images",
-        "wsss_lib/methods/cam.py",
-        "for scale_maps in maps if len(classes) else ():",
-        "for scale_maps in maps:",
+        "wsss_lib/ops/merging.py",
+        "for view in views if len(total) else ():",
+        "for view in views:",
         "tests/test_extreme_images.py tests/test_cam.py",
     ),
     Mutation(
-        "extreme images", "wsss_lib/methods/cam.py", "keepdim=True) + 1e-5)", "keepdim=True))", "tests/test_extreme_images.py"
+        "extreme images", "wsss_lib/ops/merging.py", "keepdim=True) + 1e-5)", "keepdim=True))", "tests/test_extreme_images.py"
     ),
     Mutation(
         "extreme images", "wsss_lib/methods/rib.py", "finite = torch.isfinite(maps).all()", "finite = True", "tests/test_rib.py"
@@ -192,7 +193,7 @@ MUTATIONS = [
     ),
     Mutation(
         "by hand",
-        "wsss_lib/methods/cam.py",
+        "wsss_lib/ops/merging.py",
         "return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1",
         "return size[0] // 4 + 1, size[1] // 4 + 1",
         "tests/test_cam.py",
@@ -214,9 +215,9 @@ MUTATIONS = [
     ),
     Mutation(
         "property",
-        "wsss_lib/methods/cam.py",
-        "join(chosen[0], chosen[1].flip(-1))",
-        "join(chosen[0], chosen[1])",
+        "wsss_lib/ops/merging.py",
+        "join(pair[0], pair[1].flip(-1))",
+        "join(pair[0], pair[1])",
         "tests/test_cam.py",
     ),
     Mutation(
@@ -353,6 +354,9 @@ MUTATIONS = [
 def main(kinds: list[str]) -> int:
     """Try the changes of some kinds, or all; return how many no test has noticed."""
     chosen = [mutation for mutation in MUTATIONS if not kinds or mutation.kind in kinds]
+    for mutation in chosen:
+        if mutation.before not in (PROJECT_ROOT / mutation.file).read_text(encoding="utf-8"):
+            raise SystemExit(f"{mutation.file}: {mutation.before!r} is not there; bring the list in step with the code")
     unnoticed, counts = [], Counter()
     with tempfile.TemporaryDirectory() as folder:
         root = second_checkout(Path(folder))

@@ -128,7 +128,7 @@ def collect(run_folder: Path) -> list[dict]:
     """Return the mIoU rows of all finished stages of a run.
 
     Returns:
-        rows of `metrics.json` (see `stages.metric_row`), each with method, seed and stage added, and a `miou` of None if the
+        rows of `metrics.json` (see `scoring.metric_row`), each with method, seed and stage added, and a `miou` of None if the
         row says that it was not scored; without stages that were moved aside and without those that report on others.
     """
     return [

@@ -162,7 +162,7 @@ def train_variant(
 def variant_localization(
     variant: Variant, net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path, config: Settings
 ) -> Localize:
-    """Return the function that makes a variant's maps, for `stages.make_maps`.
+    """Return the function that makes a variant's maps, for `make_maps`.
 
     Raises:
         DataError: a refined seed mask is missing.

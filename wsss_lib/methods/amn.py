@@ -222,7 +222,7 @@ class ConditionedHead(nn.Module):
 class ActivationManipulationNet(nn.Module):
     """A backbone and the conditioned head; logits at the backbone's stride.
 
-    Batch normalization keeps its running statistics; the stem is not trained, everything else is.
+    Batch normalization is frozen but for its scale and shift; the stem is not trained, everything else is.
 
     Args:
         backbone: from `wsss_lib.nets.backbone`.
@@ -539,7 +539,7 @@ def train_amn(
 def amn_localization(
     net: ActivationManipulationNet, data: SegmentationDataset, seed_folder: Path | None, config: Settings
 ) -> Localize:
-    """Return the function that makes AMN's maps, for `stages.make_maps`.
+    """Return the function that makes AMN's maps, for `make_maps`.
 
     Args:
         seed_folder: holds the refined seed masks `ID.png`; None: the maps are stretched everywhere (not the published way).

@@ -604,7 +604,7 @@ def _train(net, loss_of, samples, groups, epochs, momentum, config, folder, name
 
 
 def drs_localization(net: ScoreNet, config: Settings, normalized: bool = True) -> Localize:
-    """Return the function that makes maps for `stages.make_maps`.
+    """Return the function that makes maps for `make_maps`.
 
     Args:
         normalized: True: the classifier's maps; False: the refinement network's outputs, clipped to 0..1.

@@ -401,7 +401,7 @@ class Companions:
 
 
 def rib_localization(net: ClassActivationNet, data: SegmentationDataset, config: Settings) -> Localize:
-    """Return the function that makes RIB's maps, for `stages.make_maps`.
+    """Return the function that makes RIB's maps, for `make_maps`.
 
     Explained in notebook 20, section "All images".
     """

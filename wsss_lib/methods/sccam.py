@@ -600,7 +600,7 @@ def train_sccam(
 
 
 def sccam_localization(net: SubcategoryNet, config: Settings) -> Localize:
-    """Return the function that makes the parent head's maps, for `stages.make_maps`."""
+    """Return the function that makes the parent head's maps, for `make_maps`."""
     mean, std = normalization_of(config.backbone)
     net, grid = folded(net), cam.grid_stride_of(config, 1)
     return cam.in_precision(

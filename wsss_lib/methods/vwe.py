@@ -454,7 +454,7 @@ def train_vwe(
 
 
 def vwe_localization(net: VisualWordNet, config: Settings) -> Localize:
-    """Return the function that makes the maps, for `stages.make_maps`: CAM's, but with the maximum of image and flip.
+    """Return the function that makes the maps, for `make_maps`: CAM's, but with the maximum of image and flip.
 
     Source: VWE, its program; IRN adds the maps of image and flip. Explained in notebook 50, section "All images".
     """

@@ -1,6 +1,6 @@
 """Backbones behind one interface: five feature maps, their strides and channel counts.
 
-The class `Backbone` states their interface. IRN reads all five maps, everything else the last.
+The class `Backbone` states their interface. IRN reads all five maps, AffinityNet three, DeepLab-v3+ two, all else the last.
 """
 
 from functools import partial

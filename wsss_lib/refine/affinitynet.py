@@ -576,7 +576,7 @@ def refined_mask(
 def make_affinitynet_masks(
     net: AffinityNet, data: SegmentationDataset, maps_folder: Path, config: Settings, folder: Path
 ) -> int:
-    """Write `ID.png`, the maps after AffinityNet's walk, for every image that has none yet."""
+    """Write `ID.png`, the mask after AffinityNet's walk, for every image that has none yet."""
     net = folded(net)
 
     def work(image_id: str) -> None:
