@@ -4,14 +4,15 @@ The notebooks' figures and prose are left out, so that a test can run the chain 
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from data_prep.toy import make_toy_dataset
+from tests.warm import Server
 from wsss_lib import report
 from wsss_lib.comparison import OVERVIEW
 from wsss_lib.config import Config
@@ -19,7 +20,6 @@ from wsss_lib.core import stage
 from wsss_lib.core.check import CHECK
 from wsss_lib.core.stage import run_folder_of
 from wsss_lib.core.store import StageFolder
-from wsss_lib.parameters import PROJECT_ROOT
 from wsss_lib.pipeline import stages_of
 
 TRAIN, VAL, SIDE = 30, 10, 48
@@ -45,30 +45,6 @@ SETTINGS = {
     "deeplab_iterations": 6,
 }
 METHODS = ("cam", "amn")
-# Imports everything once and then runs a chain in a process of its own, in a group of its own, for each line that it reads.
-SERVER = """
-import json, os, sys, traceback
-from pathlib import Path
-import torch
-from tests import small_chain
-from wsss_lib import report
-torch.set_num_threads(1)
-for line in sys.stdin:
-    data, runs, values = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        os.dup2(2, 1)  # what a stage prints is none of the answers
-        try:
-            small_chain.run(Path(data), Path(runs), **values)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    print(child, flush=True)
-    _, status, usage = os.wait4(child, 0)
-    print(os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, flush=True)
-"""
 
 
 def make_data(root: Path) -> Path:
@@ -126,34 +102,23 @@ def unfinished(runs: Path) -> str:
     return next((f"{folder.folder.parts[-3]}/{folder.name}" for folder in begun if not folder.is_complete()), "")
 
 
-class ChainServer:
+class ChainServer(Server):
     """Runs chains, one after the other, each in a process that may be killed."""
 
-    def __init__(self, process: subprocess.Popen):
-        self.process = process
-
-    def begin(self, data: Path, runs: Path, **values) -> int:
+    def begin_chain(self, data: Path, runs: Path, **values) -> int:
         """Begin or continue a run; return the number of its process, which leads a group."""
-        print(json.dumps([str(data), str(runs), values]), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-    def end(self) -> tuple[int, float]:
-        """Wait for the run's end; return its exit status, negative for a signal, and the processor seconds that it took."""
-        status, seconds = self.process.stdout.readline().split()
-        return int(status), float(seconds)
+        return self.begin("tests.small_chain", data, runs, json.dumps(values))
 
 
 @contextmanager
 def chain_server() -> Iterator[ChainServer]:
     """Start a `ChainServer`, and end it."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        cwd=PROJECT_ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    with process:
-        yield ChainServer(process)
-        process.stdin.close()
+    server = ChainServer()
+    with server.process:
+        yield server
+        server.process.stdin.close()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))

@@ -28,7 +28,7 @@ def run(data, tmp_path_factory):
     with chain_server() as server:
 
         def finished(folder: Path, **values) -> Path:
-            server.begin(data, folder, methods=["cam"], **values)
+            server.begin_chain(data, folder, methods=["cam"], **values)
             assert server.end()[0] == 0
             return folder
 

@@ -76,7 +76,7 @@ def kill_after(server: ChainServer, pid: int, seconds: float) -> bool:
 def test_a_chain_that_is_killed_often_ends_in_the_same_bytes(data, tmp_path):
     rng, places, runs = random.Random(0), Counter(), 0
     with chain_server() as server:
-        server.begin(data, tmp_path / "left in peace", num_workers=WORKERS)
+        server.begin_chain(data, tmp_path / "left in peace", num_workers=WORKERS)
         status, total = server.end()
         assert status == 0
         expected = everything(tmp_path / "left in peace")
@@ -85,7 +85,7 @@ def test_a_chain_that_is_killed_often_ends_in_the_same_bytes(data, tmp_path):
         while sum(places.values()) < KILLS:
             folder, runs, killed = tmp_path / f"killed {runs}", runs + 1, True
             while killed:
-                pid = server.begin(data, folder, num_workers=WORKERS)
+                pid = server.begin_chain(data, folder, num_workers=WORKERS)
                 enough = sum(places.values()) >= KILLS
                 if enough:
                     assert server.end()[0] == 0
@@ -122,14 +122,14 @@ def test_no_finished_result_is_lost_when_parameters_change_between_kills(data, t
             folder, known, open_values, rounds = tmp_path / f"runs {rounds}", {}, set(values), rounds + 1
             while open_values and kills < KILLS:  # a run that has all its results ends before it can be killed
                 scales = values[rng.randrange(3)]
-                pid = server.begin(data, folder, num_workers=WORKERS, cam_scales=scales)
+                pid = server.begin_chain(data, folder, num_workers=WORKERS, cam_scales=scales)
                 killed = kill_after(server, pid, rng.uniform(0.3, 4))
                 kills, open_values = kills + killed, open_values - (set() if killed else {scales})
                 now = finished(folder)
                 assert known.items() <= now.items()
                 known = now
         for runs in (folder, tmp_path / "left in peace"):  # the end is that of a run of its own
-            server.begin(data, runs, num_workers=WORKERS, cam_scales=scales)
+            server.begin_chain(data, runs, num_workers=WORKERS, cam_scales=scales)
             assert server.end()[0] == 0
         alone, found = finished(tmp_path / "left in peace"), finished(folder)
         assert len(alone) > 5 and alone.items() <= found.items() and known.items() <= found.items()

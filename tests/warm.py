@@ -16,17 +16,46 @@ from tempfile import TemporaryDirectory
 
 from wsss_lib.parameters import PROJECT_ROOT
 
-IMPORTED = ("IPython", "snakemake.cli", "snakemake.report", "snakemake.workflow", "wsss_lib.pipeline", "wsss_lib.widgets")
+IMPORTED = (
+    "IPython",
+    "snakemake.cli",
+    "snakemake.report",
+    "snakemake.workflow",
+    "tests.small_chain",
+    "wsss_lib.pipeline",
+    "wsss_lib.widgets",
+)
+
+
+class Server:
+    """Runs modules one after the other, each in a process forked for it, which leads a group and may be killed."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"], cwd=PROJECT_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def begin(self, *words: object, cwd: Path = PROJECT_ROOT, out: Path | None = None) -> int:
+        """Begin what `python -m` with these words would do; return the number of its process.
+
+        Args:
+            out: folder for the files `stdout` and `stderr`; None: both go to this process's errors.
+        """
+        job = {"words": [str(word) for word in words], "cwd": str(cwd), "out": str(out or "")}
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def end(self) -> tuple[int, float]:
+        """Wait for its end; return its exit status, negative for a signal, and the processor seconds that it took."""
+        status, seconds = self.process.stdout.readline().split()
+        return int(status), float(seconds)
 
 
 def run_module(*words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess:
     """Return what `python -m` with these words would: return code, and what it printed."""
     with TemporaryDirectory() as folder:
-        job = {"words": [str(word) for word in words], "cwd": str(cwd), "out": folder}
-        server = _server()
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        _server().begin(*words, cwd=cwd, out=Path(folder))
+        code, _ = _server().end()
         printed = [Path(folder, name).read_text(errors="replace") for name in ("stdout", "stderr")]
     return subprocess.CompletedProcess(words, code, *printed)
 
@@ -39,11 +68,9 @@ def run_cells(sources: Sequence[str], folder: Path) -> subprocess.CompletedProce
 
 
 @cache
-def _server() -> subprocess.Popen:
-    """Start the process that forks; it ends with this one, which holds its input."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.warm"], cwd=PROJECT_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def _server() -> Server:
+    """Return the server of all tests of this process; it ends with the process, which holds its input."""
+    return Server()
 
 
 def _serve() -> None:
@@ -55,12 +82,19 @@ def _serve() -> None:
         child = os.fork()
         if not child:
             _become(job)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print(child, flush=True)
+        _, status, usage = os.wait4(child, 0)
+        print(os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, flush=True)
 
 
 def _become(job: dict) -> None:
-    for number, name in ((0, os.devnull), (1, f"{job['out']}/stdout"), (2, f"{job['out']}/stderr")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if job["out"]:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{job['out']}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    else:
+        os.dup2(2, 1)  # what is printed is none of the answers
     os.chdir(job["cwd"])
     sys.argv, code = job["words"], 0
     try:

@@ -19,6 +19,8 @@ from PIL.PngImagePlugin import PngInfo
 from wsss_lib.core.files import IGNORE, read_mask, voc_palette
 from wsss_lib.core.texts import as_markdown
 
+BESIDE = 4  # a legend with more entries stands beside the axes
+
 
 def use_style() -> None:
     """Set fonts, sizes and colors for all figures of the project."""
@@ -402,8 +404,8 @@ def _finish(axes, title: str, words: Iterable[str], marks: Mapping[str, float], 
 
 
 def _legend(axes) -> None:
-    """Put more than four entries beside the axes, where they hide no curve."""
-    many = len(axes.get_legend_handles_labels()[1]) > 4
+    """Put many entries beside the axes, where they hide no curve."""
+    many = len(axes.get_legend_handles_labels()[1]) > BESIDE
     axes.legend(**{"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False} if many else {})
 
 
@@ -666,7 +668,7 @@ def show_threshold_curves(
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5.5 if len(rows) < 5 else 8, 2.8))  # many names stand beside the axes
+    figure, axes = plt.subplots(figsize=(8 if len(rows) + len(marks or {}) > BESIDE else 5.5, 2.8))
     for name, row in rows.items():
         axes.plot(row["thresholds"], row["curve"], label=name)
         axes.plot(row["threshold"], row["miou"], "o", color="black")
