@@ -130,7 +130,7 @@ viz.show_panels([viz.curves(own.detach(), push, "Only the raw logit is pushed wi
 # Now the networks are trained: six losses with five seeds each, and the sigmoid's also with other fractions of shapes
 # (section 8).
 
-# %%
+# %% tags=["nbval-ignore-output"]
 job = run(bottleneck.RUNS, config)
 runs = bottleneck.read_runs(job.folder)
 main = {loss: runs[loss, config.bottleneck_shape_share] for loss in bottleneck.LOSSES}

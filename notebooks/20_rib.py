@@ -279,7 +279,7 @@ results.show_table(["pooling", "region", "rise, % of the old peak", "change of t
 #
 # What to look for: does one of the first six companions show the target's class?
 
-# %%
+# %% tags=["nbval-ignore-output"]
 # needs companions
 pool = [index for index in companions.bank.tolist() if not (train_data.labels[index] & label).any()]
 first_batch = next(companions.indices(image_id, label))
@@ -313,7 +313,7 @@ viz.show_panels([viz.image(image, f"target: {train_data.classes[present]}"), *ma
 # To see them work, a few images (one line each) get ten steps without any stop, together as long as ours or four times as long.
 # What to look for: which lines cross a dotted stop?
 
-# %%
+# %% tags=["nbval-ignore-output"]
 # needs companions
 ten, ten_long = (rib_ablations.of_length(config, 10, length, **never) for length in (1.0, 4.0))
 few = usable[:max(3, min(12, len(score_data) // 100)) if config.dataset == "toy" else 3]

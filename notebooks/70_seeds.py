@@ -312,7 +312,7 @@ for way, threshold, images in (("fixed", fixed, 0), ("labelled", on_few, len(few
 #
 # This rule of thumb looks at no mask.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 for seed_t in sorted({config.seed_threshold, 0.15, 0.25}):
     above, below = irn_thresholds(seed_t)
     print(f"seeds at {seed_t:.2f} -> sure objects above {above:.2f}, sure background below {below:.2f}")

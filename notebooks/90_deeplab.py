@@ -125,7 +125,7 @@ print(f"ResNet-101, 21 classes: strides {published_net.backbone.strides}, "
 for name in ("layer1", "layer2", "layer3", "layer4"):
     print(f"  {name}: rate {getattr(published_net.backbone, name)[-1].conv2.dilation[0]}")
 
-# %%
+# %% tags=["nbval-ignore-output"]
 given = config.deeplab_weights if config.deeplab_version == "v2" else ""
 as_v2 = config.model_copy(update={"deeplab_version": "v2"})  # sections 1 to 5 are about version 2, whatever is trained
 if config.deeplab_weights:  # nothing is trained, so no start is needed
@@ -223,7 +223,7 @@ print("rates of this run:", config.deeplab_atrous_rates)
 # A large object fits the network's view better in the small image, a small one in the full image; the maximum takes
 # whichever is surer. In plain lines:
 
-# %%
+# %% tags=["nbval-ignore-output"]
 net.eval()
 with torch.no_grad():
     z = [net(images)]
@@ -310,7 +310,7 @@ assert own.flatten().tolist() == (z * present[..., None, None]).argmax(1).flatte
 #
 # $$ \eta(t) = \eta_0 \left(1 - \frac{10 \lfloor t / 10 \rfloor}{T}\right)^{0.9} $$
 
-# %%
+# %% tags=["nbval-ignore-output"]
 groups = deeplab_v2.parameter_groups(net, config.deeplab_learning_rate, config.deeplab_weight_decay)
 names = ("backbone", "head, weights", "head, biases")
 iterations = np.arange(config.deeplab_iterations)

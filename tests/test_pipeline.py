@@ -1,4 +1,4 @@
-"""The smoke pipeline from an empty folder to the report, by the same command as `make smoke`; nbval uses its results later."""
+"""The chain of `make demo` for CAM, from an empty folder to the report; nbval uses its results later."""
 
 import json
 import os
@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline import RUN, SNAKEMAKE, finish_smoke_run
+from tests.pipeline import SNAKEMAKE, finish_run
 from wsss_lib import results
 from wsss_lib.config import Config
 from wsss_lib.core.scoring import mean_part_recall
 from wsss_lib.data.dataset import open_data
 from wsss_lib.parameters import PROJECT_ROOT
+from wsss_lib.presets import preset_config
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 
@@ -24,14 +25,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 @pytest.fixture(scope="module")
 def finished_run() -> Path:
     """Run the pipeline to its end; what is finished already is not made again."""
-    return finish_smoke_run()
-
-
-def miou(method: str, what: str) -> float:
-    """Return a score of the run in percent."""
-    rows = [row for row in results.collect(RUN) if (row["method"], row["what"], row["seed"]) == (method, what, 0)]
-    assert len(rows) == 1, f"{what} of {method} was scored {len(rows)} times"
-    return rows[0]["miou"]
+    return finish_run()
 
 
 def times_of_files(run: Path) -> dict[Path, int]:
@@ -52,25 +46,44 @@ def test_no_half_written_file_remains(finished_run):
     assert not [path for path in times_of_files(finished_run) if path.name.startswith(".writing-")]
 
 
-# The goals hold for each of three seeds (docs/results.md); here seed 0 must reach them.
+# What the generated data must show: on the 200 images of `make demo`, and in the smoke run where `make smoke` has made one. Of
+# the smoke run the goals hold for each of three seeds (docs/results.md).
 
 
-def test_refinement_gains(finished_run):
-    assert miou("cam", "IRN pseudo-mask") >= miou("cam", "CAM seed") + 8
+@pytest.fixture(scope="module", params=["demo", "smoke"])
+def scored(request, finished_run) -> tuple[Config, dict[tuple[str, str], float]]:
+    """Return a run's configuration of CAM, and the scores of seed 0 in percent by method and what is scored."""
+    config = preset_config(request.param)
+    rows = [row for row in results.collect(PROJECT_ROOT / config.runs_root / config.dataset) if row["seed"] == 0]
+    scores = {(row["method"], row["what"]): row["miou"] for row in rows}
+    if request.param == "smoke" and ("truth", "DeepLab-v2 + CRF") not in scores:
+        pytest.skip("there is no finished smoke run: make smoke")
+    assert len(scores) == len(rows), "something was scored twice"
+    return config, scores
 
 
-def test_segmentation_stays_near_its_pseudo_masks(finished_run):
+def test_refinement_gains(scored):
+    _, miou = scored
+    assert miou["cam", "IRN pseudo-mask"] >= miou["cam", "CAM seed"] + 8
+
+
+def test_segmentation_stays_near_its_pseudo_masks(scored):
     """As published, DeepLab-v2 includes its CRF: its own grid of stride 8 is coarse for pictures of 96 pixels."""
-    assert miou("cam", "DeepLab-v2 + CRF") >= miou("cam", "IRN pseudo-mask") - 3
+    _, miou = scored
+    assert miou["cam", "DeepLab-v2 + CRF"] >= max(60, miou["cam", "IRN pseudo-mask"] - 3)
 
 
-def test_data_can_be_learned_with_full_supervision(finished_run):
-    assert miou("truth", "DeepLab-v2") >= 75
+def test_data_can_be_learned_with_full_supervision(scored):
+    config, miou = scored
+    assert miou["truth", "DeepLab-v2 + CRF"] >= 75
+    if not config.limit:
+        assert miou["truth", "DeepLab-v2"] >= 75
 
 
-def test_plain_maps_find_heads_but_not_bodies(finished_run):
-    data = open_data(Config(), "train")
-    maps = finished_run / "cam/seed0/maps"
+def test_plain_maps_find_heads_but_not_bodies(scored):
+    config, _ = scored
+    data = open_data(config, "train")
+    maps = PROJECT_ROOT / config.runs_root / "toy/cam/seed0/maps"
     threshold = 0.15  # the published one
     recall = mean_part_recall(data, maps, threshold, count=400)
     assert recall["head"] > 0.95 and recall["head"] - recall["body"] > 0.3, recall
@@ -123,7 +136,7 @@ def test_killed_notebook_goes_on_to_the_same_result(finished_run, tmp_path):
 
 
 def papermill_command(notebook: str, folder: Path, *options: str) -> list[str]:
-    """Return the command that runs one notebook at smoke size."""
+    """Return the command that runs one notebook of the repository."""
     return [
         sys.executable,
         "-m",
@@ -142,5 +155,5 @@ def papermill_command(notebook: str, folder: Path, *options: str) -> list[str]:
 
 
 def papermill(notebook: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
-    """Run one notebook at smoke size."""
+    """Run one notebook of the repository."""
     return subprocess.run(papermill_command(notebook, folder, *options), cwd=PROJECT_ROOT, capture_output=True, text=True)
