@@ -164,3 +164,17 @@ def deeplab_rows(study: Saved, rows: Sequence[dict]) -> list[list[str]]:
         ]
         for row in sorted(learned, key=lambda row: row["val"])
     ]
+
+
+def networks(rows: Sequence[dict]) -> Saved:
+    """Return the networks of `read_refined` that were trained with several seeds as a study, for `gain_rows`.
+
+    >>> rows = [{"method": "cam", "seed": seed, "refinement": "deeplab", "val": 45.0, "val_crf": 47.0} for seed in (0, 1)]
+    >>> of_seeds(networks(rows), "cam", "val_crf")
+    {0: 47.0, 1: 47.0}
+    """
+    trained: Saved = {}
+    for row in rows:
+        if row["refinement"] == "deeplab":
+            trained.setdefault(row["method"], {"measured": []})["measured"].append(row)
+    return {method: kept for method, kept in trained.items() if len(kept["measured"]) > 1}
