@@ -229,6 +229,11 @@ show_table(["mIoU % on the measuring images", "seed", "no refinement", "CRF", "A
 show_table(["DeepLab-v2, learned from", "seed", "mIoU % of these masks", "mIoU % on val", "with CRF"], studies.deeplab_rows(saved, refined))
 
 # %% [markdown]
+# The order of the networks is not that of the masks. With seed 0, RIB's masks are 1.4 points better than CAM's and its network
+# 3.3; DRS's and SC-CAM's masks are 2.4 and 5.0 points worse, and both networks 4.8. All networks but the last stay three to ten points below their
+# masks, which know each photograph's label. The ground truth is far ahead: 61.8 % from the same 600 photographs, with a CRF 64.7 (64.3
+# and 67.3 from all 1,500). Better masks could bring more than four times what any method here brings.
+#
 # CAM's and AMN's masks were learned with three seeds. What to look for: is AMN's lead larger than its spread, and is it still that of
 # its masks, 5.6, 5.7 and 5.7 points?
 
@@ -237,14 +242,8 @@ show_table(["DeepLab-v2 with CRF, learned from", "gains over CAM's in points, a 
            studies.gain_rows(studies.networks(refined), "val_crf"))
 
 # %% [markdown]
-# It is larger than its spread (2.1, 4.0 and 3.3 points, interval 0.8 to 5.4), and about half of what the masks have. The network averages
-# out some of the errors that AMN has fewer of. For the other methods there is one seed, so a lead of two or three points is not shown.
-
-# %% [markdown]
-# The order of the networks is not that of the masks. With seed 0, RIB's masks are 1.4 points better than CAM's and its network
-# 3.3; DRS's and SC-CAM's masks are 2.4 and 5.0 points worse, and both networks 4.8. All networks but the last stay three to nine points below their masks,
-# which know each photograph's label. The ground truth is far ahead: 61.8 % from the same 600 photographs, with a CRF 64.7 (64.3
-# and 67.3 from all 1,500). Better masks could bring more than four times what any method here brings.
+# It is larger than its spread (2.1, 4.0 and 3.3 points, interval 0.8 to 5.4), and about half of what the masks have. For the
+# other methods there is one seed, so a lead of two or three points is not shown.
 #
 # ## 9 What this says, and what it does not
 #

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from wsss_lib.parameters import PROJECT_ROOT
-from wsss_lib.presets import preset_files, read_preset
+from wsss_lib.presets import preset_values
 
 PRESET = "demo"
 RUN = PROJECT_ROOT / "runs" / "demo" / "toy"
@@ -44,8 +44,5 @@ def with_values_of_the_run(source: str, notebook: str) -> str:
     exec(source, names)
     if notebook.startswith("02_") or "dataset" not in names:  # 96 and 99 take their data from elsewhere
         return source
-    values: dict = {}
-    for path in preset_files(PRESET, names.get("method", "cam")):  # values of the later ones win
-        values |= read_preset(path)
-    values |= {"lessons": True, "bottleneck_seeds": 2}
+    values = preset_values(PRESET, names.get("method", "cam")) | {"lessons": True, "bottleneck_seeds": 2}
     return "\n".join([source, *(f"{name} = {value!r}" for name, value in values.items())])

@@ -78,6 +78,20 @@ def preset_files(preset: str, method: str = "cam", folder: Path = PRESETS) -> li
     return [path for path in (common, own) if path.is_file()]
 
 
+def preset_values(preset: str, method: str = "cam", folder: Path = PRESETS) -> dict[str, Any]:
+    """Return what the preset's files say for a method: parameter name to value; a method's own values win.
+
+    Raises:
+        ValueError, FileNotFoundError: as `preset_files` and `read_preset`.
+
+    Explained in notebook 00, section "Parameters".
+    """
+    merged: dict[str, Any] = {}
+    for path in preset_files(preset, method, folder):
+        merged |= read_preset(path)
+    return merged
+
+
 def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, /, **values: Any) -> Config:
     """Build the configuration that the pipeline uses for the stages of a method.
 
@@ -91,7 +105,4 @@ def preset_config(preset: str, method: str = "cam", folder: Path = PRESETS, /, *
     1.3
     """
     method = values.pop("method", method)  # also by name
-    merged: dict[str, Any] = {}
-    for path in preset_files(preset, method, folder):
-        merged |= read_preset(path)
-    return Config.from_values(merged | {"method": method} | values)
+    return Config.from_values(preset_values(preset, method, folder) | {"method": method} | values)
